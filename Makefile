@@ -1,0 +1,74 @@
+# `make` alone lists the targets: each says what it does after its ##.
+PREFIX ?= /usr/local
+DESTDIR ?=
+ARGS ?=
+PYTHON := .venv/bin/python
+LIBRARY := $(PREFIX)/lib/statepipe
+LAUNCHER := $(PREFIX)/bin/statepipe
+MANPAGE := $(PREFIX)/share/man/man1/statepipe.1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test unit faults lint bench man install uninstall clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "ARGS= passes more to pytest or the benchmark; PREFIX= and DESTDIR= say where to install"
+
+demo: ## see a running guest saved, damaged, refused, loaded and moved
+	@tools/setup qemu
+	@$(PYTHON) tools/demo.py $(ARGS)
+
+test: ## all tests, with real QEMUs (a first run fetches what is missing)
+	@tools/setup test
+	@$(PYTHON) -m pytest $(ARGS)
+
+unit: ## the tests that need no QEMU
+	@tools/setup
+	@$(PYTHON) -m pytest tests/unit $(ARGS)
+
+faults: ## the long fault runs that `make test` leaves out
+	@tools/setup test
+	@$(PYTHON) -m pytest -m faults $(ARGS)
+
+lint: ## ruff and mypy --strict
+	@tools/setup
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m mypy
+
+bench: ## how fast, against the tools that people use today
+	@tools/setup bench
+	@$(PYTHON) -m tests.bench $(ARGS)
+
+man: ## check the manual page and show it
+	@mandoc -Tlint -W warning man/statepipe.1
+	@mandoc -Tutf8 man/statepipe.1
+
+# -I keeps the user's environment and current folder off Python's path; as the launcher sets no variable, ours stays out
+# of the programs that statepipe starts. pip's own bin/ goes: its launchers start this checkout's Python.
+define LAUNCHER_TEXT
+import sys
+
+sys.path.insert(0, "$(LIBRARY)")
+from statepipe.cli.main import entry
+
+entry()
+endef
+
+install: export TEXT = $(LAUNCHER_TEXT)
+install: ## into PREFIX (/usr/local), under DESTDIR if given
+	@tools/setup
+	rm -rf "$(DESTDIR)$(LIBRARY)"
+	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --target "$(DESTDIR)$(LIBRARY)" .
+	rm -rf "$(DESTDIR)$(LIBRARY)/bin" build
+	install -d "$(DESTDIR)$(dir $(LAUNCHER))" "$(DESTDIR)$(dir $(MANPAGE))"
+	@printf '%s\n' "#!$$(readlink -f $(PYTHON)) -I" "$$TEXT" >"$(DESTDIR)$(LAUNCHER)"
+	chmod 755 "$(DESTDIR)$(LAUNCHER)"
+	install -m 644 man/statepipe.1 "$(DESTDIR)$(MANPAGE)"
+
+uninstall: ## take away what install put there
+	rm -rf "$(DESTDIR)$(LIBRARY)"
+	rm -f "$(DESTDIR)$(LAUNCHER)" "$(DESTDIR)$(MANPAGE)"
+
+clean: ## remove .venv, caches and build leftovers
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,5 @@
+"""`python -m statepipe`."""
+
+from statepipe.cli.main import entry
+
+entry()

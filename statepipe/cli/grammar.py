@@ -1,0 +1,75 @@
+"""One rule for commands and words: `NAME ARG --opt V` and `NAME:ARG,opt=V` are parsed by the same parser.
+
+The first colon ends the name, as in QEMU's tcp:host:port; commas separate; `opt` alone is a switch. A comma inside
+a value is written twice, as in QEMU's options.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from statepipe.cli.verbs import Verb
+from statepipe.errors import UsageError
+from statepipe.stages import Filter, Param, find
+
+_MANY = {"optional": "?", "any": "*"}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with our errors: it raises UsageError and never exits."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, hint=f"see: {self.prog} --help")
+
+
+def parser_for(verb: Verb | Filter) -> Parser:
+    """The parser of one verb's arguments."""
+    parser = Parser(prog=f"statepipe {verb.name}", description=verb.help, allow_abbrev=False)
+    for param in verb.params:
+        _add(parser, param)
+    return parser
+
+
+def _add(parser: argparse.ArgumentParser, param: Param) -> None:
+    if param.name.startswith("--") and param.metavar is None:
+        parser.add_argument(param.name, action="store_true", help=param.help)
+        return
+    extra: dict[str, Any] = {"nargs": _MANY[param.many]} if param.many in _MANY else {}
+    if param.choices is not None:
+        extra["choices"] = param.choices
+    parser.add_argument(param.name, metavar=param.metavar, default=param.default, help=param.help, **extra)
+
+
+def parse(verb: Verb | Filter, arguments: Sequence[str]) -> dict[str, Any]:
+    """The values of a verb's parameters by name. Raises UsageError; SystemExit(0) after --help."""
+    return vars(parser_for(verb).parse_args(arguments))
+
+
+def parse_word(word: str) -> tuple[Filter, dict[str, Any]]:
+    """A word, as `checksum:sha256,to=FILE`: its filter and parameters. Raises UsageError naming the word."""
+    name, _, rest = word.partition(":")
+    row = find(name)
+    try:
+        return row, parse(row, _arguments(row, rest))
+    except UsageError as error:
+        raise UsageError(f"in the word '{word}': {error}", hint=error.hint) from error
+
+
+def _arguments(row: Filter, rest: str) -> list[str]:
+    """A word's tail as the command line it stands for: options first, what has no option's name after."""
+    options = {param.name.removeprefix("--") for param in row.params if param.name.startswith("--")}
+    named, plain = [], []
+    for item in _split(rest):
+        key, equals, value = item.partition("=")
+        if key in options:
+            named.append(f"--{key}={value}" if equals else f"--{key}")
+        elif item:
+            plain.append(item)
+    return [*named, "--", *plain]
+
+
+def _split(text: str) -> list[str]:
+    return [item.replace(",,", ",") for item in re.split(r"(?<!,),(?!,)", text)]

@@ -1,0 +1,30 @@
+"""How statepipe speaks: one line that says what failed, and one that says what to try."""
+
+from __future__ import annotations
+
+import sys
+
+from statepipe.errors import InterruptedBySignal, StatepipeError
+
+
+def explain(verb: str | None, error: StatepipeError) -> None:
+    """Tell people on standard error. A reader that went away (SIGPIPE) is told nothing: it left by itself."""
+    if isinstance(error, InterruptedBySignal) and error.exit_code == 141:
+        return
+    place = [part for part in (verb, error.stage) if part]
+    if len(place) == 2 and place[0] == place[1]:
+        place.pop()
+    at = f" (at byte {error.offset})" if error.offset is not None and "byte" not in str(error) else ""
+    say(": ".join(["statepipe", *place, f"error: {error}{at}"]))
+    if error.hint:
+        say(f"statepipe: hint: {error.hint}")
+
+
+def warn(verb: str, text: str) -> None:
+    """Something that does not stop us but should be known."""
+    say(f"statepipe: {verb}: warning: {text}")
+
+
+def say(line: str) -> None:
+    """A line on standard error, with no control character of anybody's (a file's name, QEMU's words)."""
+    print("".join(c if c.isprintable() else "?" for c in line), file=sys.stderr, flush=True)

@@ -1,0 +1,65 @@
+"""What was done or found, in words and figures for people."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from statepipe.units import format_size
+
+if TYPE_CHECKING:
+    from statepipe.commands.save_qmp import Outcome
+
+
+def saved(path: str, outcome: Outcome) -> str:
+    """One line on a save that succeeded."""
+    size = os.path.getsize(path)
+    total, down = (outcome.migration.get(key, 0) for key in ("total-time", "downtime"))
+    return (
+        f"statepipe: save: {path}: {format_size(outcome.stream.offset)} of state in {format_size(size)}, "
+        f"{total / 1000:.1f} s, the guest stood still for {down} ms at the end; it is now {outcome.run_state}"
+    )
+
+
+def verified(facts: dict[str, Any]) -> str:
+    """One line on a file that is whole."""
+    proof = "digests, frames and stream agree" if facts["digest"] else "the stream is complete; it carries no digest"
+    return f"{facts['file']}: whole: {facts['format']}, {format_size(facts['bytes'])} of state; {proof}"
+
+
+def inspected(facts: dict[str, Any]) -> str:
+    """Several lines on what is in a file."""
+    header, trailer = facts.get("header") or {}, facts.get("trailer") or facts.get("stream") or {}
+    rows = [("file", facts["file"]), ("format", facts["format"]), *_guest(header, trailer), *_stream(facts, trailer)]
+    rows += [("disk", _disk(disk)) for disk in trailer.get("disks") or []]
+    if trailer.get("disks", []) is None:
+        rows.append(("disks", "not known: load cannot tell whether they changed"))
+    return "\n".join(f"{name + ':':12}{value}" for name, value in rows if value is not None)
+
+
+def _guest(header: dict[str, Any], trailer: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    if "time" in header:
+        yield "saved", f"{time.strftime('%Y-%m-%d %H:%M:%S %z', time.localtime(header['time']))} by {header['writer']}"
+    yield "guest", header.get("name")
+    yield "uuid", trailer.get("uuid") or header.get("uuid")
+    yield "qemu", header.get("qemu")
+    yield "machine", trailer.get("machine")
+    yield "ram", format_size(trailer["ram_bytes"])
+    yield "run state", trailer.get("run_state")
+
+
+def _stream(facts: dict[str, Any], trailer: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    pages = trailer["pages"]
+    ratio = trailer["bytes"] / max(facts["size"], 1)
+    yield "stream", f"{format_size(trailer['bytes'])} in a file of {format_size(facts['size'])} ({ratio:.1f} : 1)"
+    kinds = [f"{count} {kind}" for kind, count in pages.items() if count]
+    yield "pages", f"{', '.join(kinds)}; {trailer['rounds']} rounds"
+    yield "devices", len(trailer["devices"]) or None
+    yield "proof", f"complete by its {trailer['proof']}"
+    yield "blake3", trailer.get("blake3")
+
+
+def _disk(disk: dict[str, Any]) -> str:
+    return f"{disk['path']} ({disk['format']}, {format_size(disk['size'])})"

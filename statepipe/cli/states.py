@@ -1,0 +1,110 @@
+"""The verbs about saved guests: from parsed values to commands/, and from outcomes to words."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from statepipe.cli.filters import build_words
+from statepipe.cli.grammar import parse_word
+from statepipe.cli.messages import warn
+from statepipe.engine.pipeline import NamedStage
+from statepipe.errors import UsageError
+
+Values = dict[str, Any]
+
+
+def run_save(name: str, values: Values) -> int:
+    """save, as a filter or with --qmp."""
+    words, level = _save_words(values["words"])
+    if values["qmp"] is None:
+        if values["then"] or values["live"]:
+            raise UsageError("--then and --live steer QEMU through its monitor", hint="add --qmp SOCKET")
+        from statepipe.commands.save import save_from_stdin
+
+        save_from_stdin(values["file"], level, words)
+        return 0
+    return _save_by_qmp(values, level, words)
+
+
+def _save_by_qmp(values: Values, level: int, words: Sequence[NamedStage]) -> int:
+    from statepipe.cli.report import saved
+    from statepipe.commands.save_qmp import Request, save_by_qmp
+
+    if values["live"] and values["then"]:
+        raise UsageError("a guest saved with --live runs on: --then has no place there")
+    then = "live" if values["live"] else values["then"] or "stay"
+    outcome = save_by_qmp(values["qmp"], Request(values["file"], level, words, then))
+    print(saved(values["file"], outcome), file=sys.stderr)
+    if outcome.doubts:
+        warn("save", outcome.doubts)
+    return 0
+
+
+def _save_words(words: Sequence[str]) -> tuple[list[NamedStage], int]:
+    """The stages that see the plain stream, and the level that the file is compressed at."""
+    from statepipe.stages.compress import DEFAULT_LEVEL, parse_codec
+
+    level = DEFAULT_LEVEL
+    plain = []
+    for word in words:
+        row, parsed = parse_word(word)
+        if row.name == "compress":
+            level = parse_codec(parsed["codec"])
+        elif row.keeps_bytes:
+            plain.append(word)
+        else:
+            raise UsageError(f"'{row.name}' has no place in save", hint="a state file holds the stream unchanged")
+    return build_words(plain), level
+
+
+def run_load(name: str, values: Values) -> int:
+    """load, as a filter, into a QEMU of our own, or into one that waits."""
+    if values["command"] and values["qmp"]:
+        raise UsageError("either a QEMU command or --qmp SOCKET, not both")
+    if values["detach"] and not values["command"]:
+        raise UsageError("--detach is for a QEMU that load starts", hint="give its command line after --")
+    if not values["command"] and not values["qmp"]:
+        from statepipe.commands.load import load_to_stdout
+
+        load_to_stdout(values["file"], force=values["force"], warn=_warn_load)
+        return 0
+    return _load_by_qmp(values)
+
+
+def _load_by_qmp(values: Values) -> int:
+    from statepipe.commands.load_qmp import load_into_new, load_into_waiting
+
+    if values["qmp"]:
+        state = load_into_waiting(values["file"], values["qmp"], force=values["force"], warn=_warn_load)
+        print(f"statepipe: load: {values['file']} is loaded and verified; the guest is {state}", file=sys.stderr)
+        return 0
+    return load_into_new(
+        values["file"], values["command"], force=values["force"], detach=values["detach"], warn=_warn_load
+    )
+
+
+def _warn_load(text: str) -> None:
+    warn("load", text)
+
+
+def run_inspect(name: str, values: Values) -> int:
+    """inspect: both ends of a state file, or a foreign stream read through."""
+    from statepipe.cli.report import inspected
+    from statepipe.commands.inspect import inspect
+
+    facts = inspect(values["file"])
+    print(json.dumps(facts, indent=2) if values["json"] else inspected(facts))
+    return 0
+
+
+def run_verify(name: str, values: Values) -> int:
+    """verify-state: the whole file."""
+    from statepipe.cli.report import verified
+    from statepipe.commands.verify import verify_state
+
+    facts = verify_state(values["file"])
+    print(json.dumps(facts, indent=2) if values["json"] else verified(facts))
+    return 0

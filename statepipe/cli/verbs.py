@@ -1,0 +1,87 @@
+"""Every verb, declared once: the parser, the help, and the test of the manual all read this table.
+
+A verb is a filter from the filters' table, or one of the commands below. `run` names the function in cli/ that
+carries it out, imported only then.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from statepipe.stages import FILTERS, Param
+
+THEN = ("stay", "cont", "quit")
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """A verb of the command line: `run` is `module:function`, which takes the parsed values."""
+
+    name: str
+    help: str
+    params: tuple[Param, ...]
+    run: str
+
+
+_WORDS = "stages, in order: NAME[:ARGUMENT][,OPTION=VALUE]…"
+_FORCE = Param("--force", "load although a disk has changed since the save")
+_JSON = Param("--json", "print JSON")
+_QMP = Param("--qmp", "drive the QEMU whose monitor listens on the unix socket SOCKET", "SOCKET")
+
+COMMANDS = (
+    Verb(
+        "pipe",
+        "run several filters in one process, with one verdict",
+        (Param("words", _WORDS, "WORD", many="any"),),
+        "statepipe.cli.filters:run_pipe",
+    ),
+    Verb(
+        "save",
+        "save a guest to FILE: as QEMU's exec: filter, or driving QEMU with --qmp",
+        (
+            Param("words", "stages on the way: checksum, progress, compress:zstd:LEVEL", "WORD", many="any"),
+            Param("file", "the state file, which exists only once it is complete", "FILE"),
+            _QMP,
+            Param("--then", "what becomes of the guest: stay paused (default), cont, or quit", "WHAT", choices=THEN),
+            Param("--live", "let the guest run on while it is saved as it is now (background-snapshot)"),
+        ),
+        "statepipe.cli.states:run_save",
+    ),
+    Verb(
+        "load",
+        "load a guest from FILE: as QEMU's -incoming exec: filter, or starting or driving QEMU",
+        (
+            Param("file", "the state file, or a migration stream raw, in zstd or in gzip", "FILE"),
+            Param("command", "after --: the QEMU command line that the guest was started with", "QEMU", many="any"),
+            _QMP,
+            Param("--detach", "return once the guest runs, and leave QEMU to itself"),
+            _FORCE,
+        ),
+        "statepipe.cli.states:run_load",
+    ),
+    Verb(
+        "inspect",
+        "say what is in a state file",
+        (Param("file", "the file", "FILE"), _JSON),
+        "statepipe.cli.states:run_inspect",
+    ),
+    Verb(
+        "verify-state",
+        "read a state file whole and say whether every bit of it is as it was written",
+        (Param("file", "the file", "FILE"), _JSON),
+        "statepipe.cli.states:run_verify",
+    ),
+)
+
+VERBS = tuple(Verb(row.name, row.help, row.params, "statepipe.cli.filters:run_filter") for row in FILTERS) + COMMANDS
+
+EXIT_CODES = (
+    (0, "done"),
+    (1, "a failure that was foreseen: no such file, disk full, refused"),
+    (2, "the command line is wrong"),
+    (3, "integrity: corrupt, cut short, wrong digest"),
+    (4, "no key fits"),
+    (5, "the peer or the network failed"),
+    (6, "QEMU refused or failed"),
+)
+"""And 128 + n when signal n ended it; 141 is a reader that went away."""

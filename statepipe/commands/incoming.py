@@ -1,0 +1,147 @@
+"""What loading a state has in common, however it reaches QEMU: open it, ask what it proves, hold the end back.
+
+A file of ours is read at both ends first: without its trailer there is no state, and a disk that changed since the
+save refuses it, before a byte is let out. Then it is decoded, every frame checked before it leaves, and everything
+from QEMU's end mark on is held until the digest of the whole agrees. A stream of other making (raw, gzip, zstd)
+is loaded too, followed by the parser instead; what cannot be proved of it is said.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from statepipe.ends.file import FileSource
+from statepipe.engine.pipeline import NamedStage
+from statepipe.errors import IntegrityError, TruncatedError
+from statepipe.formats.qemustream import QemuStream
+from statepipe.formats.statefile import (
+    META_MAGIC,
+    SEEK_FOOTER_SIZE,
+    TRAILER,
+    Facts,
+    Meta,
+    check_version,
+    decode_meta,
+    last_entries,
+    seek_table_size,
+)
+from statepipe.formats.zstdframe import KEPT_LIMIT
+from statepipe.qemu.disks import refuse_changed
+from statepipe.stages.codec import RAW, decompress, identify
+from statepipe.stages.watch import LATE, hold, watch
+
+HOLD_LIMIT = 256 << 20
+"""Bytes of device state held back at the most: a bare PC has 100 KB, a big GPU some tens of MB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """What both ends of a file say: header and trailer if it is ours, else the codec of a foreign stream."""
+
+    codec: str
+    header: Facts | None = None
+    trailer: Facts | None = None
+
+    @property
+    def is_state(self) -> bool:
+        """Whether it is a state file of ours."""
+        return self.trailer is not None and self.header is not None and self.header.get("kind") == "state"
+
+
+def read_ends(source: FileSource) -> Ends:
+    """Look at both ends of the file without moving its position.
+
+    Raises TruncatedError for a file of ours without its trailer, IntegrityError for one that is damaged there or
+    in no format we know, StatepipeError for one of a later version.
+    """
+    header = _meta_at(source, 0)
+    trailer = _find_trailer(source)
+    if header is None and trailer is None:
+        return Ends(_foreign(source))
+    if header is None:
+        raise IntegrityError("the beginning of the file is damaged: its header is not there", offset=0)
+    check_version(header.facts)
+    if trailer is None:
+        hint = "the file was cut short, or is still being copied: its stream cannot be trusted"
+        raise TruncatedError("the trailer is missing: without it there is no state", hint=hint, offset=source.size())
+    return Ends("zstd", header.facts, trailer.facts)
+
+
+def _foreign(source: FileSource) -> str:
+    head = source.tail(0, 4)
+    codec = identify(head)
+    if codec is None:
+        what = f"it begins with {head.hex()}" if head else "it is empty"
+        hint = "statepipe loads its own files, and QEMU's migration stream raw, in zstd or in gzip"
+        raise IntegrityError(f"{source.name} is no saved state: {what}", hint=hint, offset=0)
+    return codec
+
+
+def _meta_at(source: FileSource, offset: int, size: int | None = None) -> Meta | None:
+    """The metadata frame of ours at `offset`, if there is one."""
+    head = source.tail(offset, 8)
+    length = int.from_bytes(head[4:8], "little")
+    if int.from_bytes(head[:4], "little") != META_MAGIC or length > KEPT_LIMIT or size not in (None, length + 8):
+        return None
+    payload = source.tail(offset + 8, length)
+    return decode_meta(payload, offset) if len(payload) == length else None
+
+
+def _find_trailer(source: FileSource) -> Meta | None:
+    """The frame before the seek table, if that is a trailer."""
+    end = source.size()
+    size = seek_table_size(source.tail(max(end - SEEK_FOOTER_SIZE, 0), SEEK_FOOTER_SIZE))
+    if size is None or size > min(end, KEPT_LIMIT):
+        return None
+    entries = last_entries(source.tail(end - size, size))
+    if not entries or entries[-1][1] or entries[-1][0] > end - size:
+        return None
+    meta = _meta_at(source, end - size - entries[-1][0], entries[-1][0])
+    return meta if meta is not None and meta.kind == TRAILER else None
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A state ready to be loaded: where it comes from, through which stages, and what is not proved of it."""
+
+    source: FileSource
+    stages: list[NamedStage]
+    doubts: str | None
+    ends: Ends
+    stream: QemuStream | None
+
+    @property
+    def run_state(self) -> str | None:
+        """The guest's run state when it was saved; of a foreign stream it is known once it has flowed."""
+        if self.ends.trailer is not None:
+            return self.ends.trailer.get("run_state")
+        return self.stream.run_state if self.stream else None
+
+
+def prepare(source: FileSource, *, force: bool) -> State:
+    """Check what can be checked of an open file before its bytes flow.
+
+    Raises StatepipeError: a changed disk (unless `force`), damage at either end.
+    """
+    ends = read_ends(source)
+    if not ends.is_state or ends.trailer is None:
+        return foreign_state(source, ends)
+    refuse_changed(ends.trailer.get("disks"), force)
+    return State(source, _own_stages(ends.trailer), None, ends, None)
+
+
+def _own_stages(trailer: Facts) -> list[NamedStage]:
+    end_mark = int(trailer["end_mark"])
+    return [("decompress", decompress()), ("hold", hold(lambda offset: offset > end_mark, HOLD_LIMIT))]
+
+
+def foreign_state(source: FileSource, ends: Ends) -> State:
+    """The parser must see the end of the stream before QEMU does."""
+    stream = QemuStream()
+    stages: list[NamedStage] = [] if ends.codec == RAW else [("decompress", decompress())]
+    stages += [("watch", watch(stream)), ("hold", hold(lambda offset: stream.phase in LATE, HOLD_LIMIT))]
+    doubts = (
+        f"{source.name} is a {ends.codec} stream, not a state file: its structure is checked to the end, "
+        "but neither that its pages are unchanged nor that its disks are"
+    )
+    return State(source, stages, doubts, ends, stream)

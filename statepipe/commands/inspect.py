@@ -1,0 +1,49 @@
+"""inspect: what a file says of itself, or, of a stream that says nothing of itself, what its structure shows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from statepipe.commands.incoming import Ends, foreign_state, read_ends
+from statepipe.ends.file import FileSource
+from statepipe.engine.pipeline import pour
+from statepipe.stage import Buffer
+
+
+class Nowhere:
+    """A sink that lets go of everything."""
+
+    bytes = 0
+
+    def __enter__(self) -> Nowhere:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing was kept."""
+
+    def write(self, buffer: Buffer) -> None:
+        self.bytes += len(buffer)
+
+    def commit(self) -> None:
+        """Nothing to complete."""
+
+
+def inspect(path: str) -> dict[str, Any]:
+    """`file`, `size` (bytes), `format`, `header`, `trailer`; for a foreign stream, read whole, `stream` instead.
+
+    Raises StatepipeError as opening and reading do.
+    """
+    with FileSource(path) as source:
+        ends = read_ends(source)
+        facts = {"file": path, "size": source.size(), "format": name_format(ends)}
+        if ends.is_state:
+            return facts | {"header": ends.header, "trailer": ends.trailer}
+        state = foreign_state(source, ends)
+        assert state.stream is not None
+        pour(source, state.stages, Nowhere())
+        return facts | {"stream": state.stream.facts()}
+
+
+def name_format(ends: Ends) -> str:
+    """What to call a file of these ends."""
+    return "statepipe state" if ends.is_state else f"migration stream, {ends.codec}"

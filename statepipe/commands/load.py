@@ -1,0 +1,51 @@
+"""load, as a filter: `qemu-system-x86_64 … -incoming "exec:exec statepipe load FILE"`.
+
+QEMU starts the guest when it has read the end of the stream, and never looks at our exit status: so the end leaves
+only when the whole is verified. A QEMU that gets no byte at all waits for ever at full load: so a failure before
+the first byte sends it one that is no migration stream, and it ends.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+
+from statepipe.commands.incoming import prepare
+from statepipe.ends.fd import FdSink
+from statepipe.ends.file import FileSource
+from statepipe.engine.pipeline import run
+from statepipe.errors import InterruptedBySignal, StatepipeError, UsageError
+
+POISON = b"!"
+"""QEMU says "Not a migration stream" and exits."""
+
+
+def load_to_stdout(path: str, *, force: bool, warn: Callable[[str], None]) -> None:
+    """Verify the state in `path` and write its stream to standard output; `warn` hears what is not proved.
+
+    Raises StatepipeError; QEMU then does not run the guest.
+    """
+    if os.isatty(1):
+        raise UsageError(
+            "standard output is a terminal",
+            hint=f'with QEMU: -incoming "exec:exec statepipe load {path}"; or: statepipe load {path} -- qemu-system-…',
+        )
+    sink = FdSink(1, "standard output")
+    try:
+        with FileSource(path) as source:
+            state = prepare(source, force=force)
+            if state.doubts:
+                warn(state.doubts)
+            run(source, state.stages, sink)
+    except StatepipeError as error:
+        _poison(sink, error)
+        raise
+
+
+def _poison(sink: FdSink, error: StatepipeError) -> None:
+    """Only into a pipe or socket, where a QEMU may wait; a file keeps what it has."""
+    mode = os.fstat(sink.fd).st_mode
+    waiting = stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+    if waiting and not sink.bytes and not isinstance(error, InterruptedBySignal):
+        sink.write(POISON)

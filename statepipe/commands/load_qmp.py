@@ -1,0 +1,146 @@
+"""load, driving QEMU: `load FILE -- qemu-system-…` starts it, `load --qmp SOCKET FILE` takes one that waits.
+
+QEMU is started paused (`-S -incoming defer`) with a monitor of ours. The stream goes over a socketpair whose end is
+held back until everything is verified; the guest runs only when QEMU, too, says `completed`, and only if it ran
+when it was saved. Whatever fails before that, our QEMU is ended and its guest has not run for an instant.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import closing
+
+from statepipe.commands.incoming import State, prepare
+from statepipe.ends.fd import FdSink
+from statepipe.ends.file import FileSource
+from statepipe.engine.pipeline import pour
+from statepipe.engine.signals import held
+from statepipe.errors import InterruptedBySignal, QemuError
+from statepipe.qemu.monitor import Monitor, QemuGone
+from statepipe.qemu.process import Child
+
+Warn = Callable[[str], None]
+
+RAN_AT_SAVE = ("running", None)
+"""A machine older than 2.4 does not tell its run state; QEMU itself then takes it to be running."""
+
+
+def load_into_new(path: str, command: Sequence[str], *, force: bool, detach: bool, warn: Warn) -> int:
+    """Load the state into a QEMU started by `command`; stay until it ends and return its exit status.
+
+    With `detach`, return 0 once the guest is loaded. Raises StatepipeError, and then that QEMU is gone.
+    """
+    with FileSource(path) as source:
+        state = _prepare_state(source, force, warn)
+        child = Child(command, detach)
+        try:
+            monitor = _load(state, child.monitor, runs="-S" not in command)
+        except BaseException as error:
+            _end(child, error)
+            raise
+    if detach:
+        monitor.close()
+        return 0
+    with closing(monitor):
+        return child.wait()
+
+
+def load_into_waiting(path: str, address: str, *, force: bool, warn: Warn) -> str:
+    """Load the state into the QEMU behind the monitor at `address`, started with `-incoming defer`.
+
+    Returns the guest's run state. Raises StatepipeError; unless QEMU has ended by itself, it is told to quit.
+    """
+    with FileSource(path) as source:
+        state = _prepare_state(source, force, warn)
+        with closing(_load(state, address, runs=True)) as monitor:
+            return monitor.run_state()
+
+
+def _prepare_state(source: FileSource, force: bool, warn: Warn) -> State:
+    state = prepare(source, force=force)
+    if state.doubts:
+        warn(state.doubts)
+    return state
+
+
+def _end(child: Child, error: BaseException) -> None:
+    """QEMU's own last words are on standard error; its status says whether it ended before we did."""
+    status = child.status() if isinstance(error, QemuGone) else None
+    child.end()
+    if isinstance(error, QemuGone) and status is not None:
+        raise QemuError(f"QEMU ended with status {status} while loading", hint="its own message is above") from error
+
+
+def _load(state: State, address: str | socket.socket, *, runs: bool) -> Monitor:
+    monitor = Monitor(address)
+    try:
+        _prepare(monitor)
+    except BaseException:  # this QEMU may run a guest that is none of ours: leave it alone
+        monitor.close()
+        raise
+    try:
+        _feed(state, monitor)
+        _finish(monitor)
+        if runs and state.run_state in RAN_AT_SAVE:
+            monitor.execute("cont")
+        return monitor
+    except BaseException:  # half a guest, which can only be ended
+        with held():
+            _quit(monitor)
+        raise
+
+
+def _prepare(monitor: Monitor) -> None:
+    if (found := monitor.run_state()) != "inmigrate":
+        hint = "start it with -incoming defer"
+        raise QemuError(f"QEMU is not waiting for an incoming migration: its guest is {found}", hint=hint)
+    names = {item["capability"] for item in monitor.execute("query-migrate-capabilities")}
+    wanted = [name for name in ("events", "late-block-activate") if name in names]
+    monitor.execute("migrate-set-capabilities", capabilities=[{"capability": n, "state": True} for n in wanted])
+
+
+def _feed(state: State, monitor: Monitor) -> None:
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            monitor.give(theirs.fileno(), "statepipe-load")
+            monitor.execute("migrate-incoming", uri="fd:statepipe-load")
+        try:
+            pour(state.source, state.stages, FdSink(ours.fileno(), "the migration socket"))
+        except InterruptedBySignal as error:
+            raise _why_closed(monitor, error) from error
+        ours.shutdown(socket.SHUT_WR)
+        _drain(ours)
+
+
+def _drain(ours: socket.socket) -> None:
+    """Take what QEMU answers on the return path, until it closes: else it might fail to write it."""
+    try:
+        while ours.recv(4096):
+            continue
+    except ConnectionResetError:  # QEMU closed with bytes of ours unread: its monitor tells why
+        return
+
+
+def _why_closed(monitor: Monitor, error: InterruptedBySignal) -> Exception:
+    """If QEMU closed the socket, ask it why; a real signal stays what it is."""
+    if not isinstance(error.__cause__, BrokenPipeError):
+        return error
+    outcome = monitor.migration_outcome()
+    return QemuError(f"QEMU refused the state: {outcome.get('error-desc', outcome['status'])}")
+
+
+def _finish(monitor: Monitor) -> None:
+    outcome = monitor.migration_outcome()
+    if outcome["status"] != "completed":
+        raise QemuError(f"QEMU says {outcome['status']}: {outcome.get('error-desc', 'its message is above')}")
+
+
+def _quit(monitor: Monitor) -> None:
+    try:
+        monitor.execute("quit")
+    except QemuGone:  # which is what was wanted
+        pass
+    finally:
+        monitor.close()

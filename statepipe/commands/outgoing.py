@@ -1,0 +1,94 @@
+"""What saving a guest has in common, however QEMU hands us its stream: the stages, the facts, the verdict.
+
+The order that makes the verdict true: the stream is parsed to its own end, then the disks' fingerprints are taken
+(QEMU has let go of the images before it writes its end mark), then the trailer is written, the file fsynced and
+named, and only then is QEMU told `SHUT 0`. On any failure before that it is told `SHUT 1`, and the guest runs on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from statepipe import __version__
+from statepipe.ends.fd import FdSource
+from statepipe.ends.file import FileSink
+from statepipe.engine.pipeline import NamedStage, pour
+from statepipe.engine.signals import held
+from statepipe.errors import IntegrityError
+from statepipe.formats.qemustream import QemuStream
+from statepipe.formats.returnpath import shut
+from statepipe.qemu.disks import fingerprint
+from statepipe.stages.compress import pack
+from statepipe.stages.watch import Answer, watch
+
+IDLE = 1000
+"""Milliseconds without a byte after which a stream without vmdesc that could end is taken to have ended."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to save, beside the stream: `words` are stages for the plain stream, `guest` goes into the header."""
+
+    path: str
+    level: int
+    words: Sequence[NamedStage] = ()
+    guest: dict[str, Any] = field(default_factory=dict)
+    disks: Sequence[str] | None = None
+
+
+def save_stream(plan: Plan, source: FdSource, answer: Answer | None, approve: Callable[[], None]) -> QemuStream:
+    """Save the stream from `source`; return once the file has its name and QEMU was answered.
+
+    `approve` is asked after the commit, within the same hold on signals: it takes QEMU's verdict, and if it
+    raises, the file is taken away again. Raises what any stage, the disk or `approve` raises.
+    """
+    stream = QemuStream()
+    try:
+        with FileSink(plan.path) as sink:
+            pour(source, _stages(plan, stream, answer), sink)
+            _refuse_more(stream, source)
+            with held():
+                sink.commit()
+                _conclude(sink, stream, answer, approve)
+    except BaseException:
+        _reply(stream, answer, shut(1))
+        raise
+    return stream
+
+
+def _stages(plan: Plan, stream: QemuStream, answer: Answer | None) -> list[NamedStage]:
+    """watch stands first: what it calls the end is the end for every other stage."""
+    header = {"kind": "state", "time": int(time.time()), "writer": f"statepipe {__version__}", **plan.guest}
+    header["stages"] = [name for name, _ in plan.words] + [f"compress:zstd:{plan.level}"]
+
+    def trailer() -> dict[str, Any]:
+        return {**stream.facts(), "disks": _fingerprints(plan.disks)}
+
+    return [("watch", watch(stream, answer)), *plan.words, ("compress", pack(plan.level, header, trailer))]
+
+
+def _fingerprints(paths: Sequence[str] | None) -> list[dict[str, Any]] | None:
+    return None if paths is None else [fingerprint(path) for path in paths]
+
+
+def _refuse_more(stream: QemuStream, source: FdSource) -> None:
+    """With a return path QEMU waits in silence now; if it does not, what was taken for the end was none."""
+    if stream.return_path and not source.is_quiet():
+        raise IntegrityError("QEMU went on, or away, after the end of its stream", stage="watch", offset=stream.offset)
+
+
+def _conclude(sink: FileSink, stream: QemuStream, answer: Answer | None, approve: Callable[[], None]) -> None:
+    try:
+        _reply(stream, answer, shut(0))
+        approve()
+    except BaseException:
+        sink.withdraw()
+        raise
+
+
+def _reply(stream: QemuStream, answer: Answer | None, message: bytes) -> None:
+    if answer is not None and stream.return_path:
+        answer(message)

@@ -1,0 +1,50 @@
+"""save, as a filter: `migrate "exec:exec statepipe save FILE"` at QEMU's monitor.
+
+Standard input is the stream. Standard output is QEMU's return path: nothing but return-path messages is ever
+written there, and only if the stream opened one. QEMU ignores our exit status, so without a return path the file's
+existence is the truth, and with one QEMU itself reports what became of the file.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from statepipe.commands.outgoing import IDLE, Plan, save_stream
+from statepipe.ends.fd import FdSource, write_all
+from statepipe.engine.pipeline import NamedStage
+from statepipe.errors import UsageError
+from statepipe.formats.qemustream import QemuStream
+from statepipe.qemu.process import parent_qemu
+
+
+def save_from_stdin(path: str, level: int, words: Sequence[NamedStage]) -> QemuStream:
+    """Save the stream on standard input to `path`. Returns what it was; raises StatepipeError."""
+    if os.isatty(0):
+        raise UsageError(
+            "standard input is a terminal, not a migration stream",
+            hint=f'at the monitor: migrate "exec:exec statepipe save {path}"; from a shell: add --qmp SOCKET',
+        )
+    with FdSource(0, "standard input", IDLE) as source:
+        return save_stream(_plan(path, level, words), source, _answer, _approve)
+
+
+def _plan(path: str, level: int, words: Sequence[NamedStage]) -> Plan:
+    """If a QEMU has started us, its process tells what the stream does not: the guest's name and its disks."""
+    qemu = parent_qemu()
+    if qemu is None:
+        return Plan(path, level, words)
+    guest = {"name": qemu.name, "uuid": qemu.option("-uuid"), "command": list(qemu.command)}
+    return Plan(path, level, words, guest, qemu.disks)
+
+
+def _answer(message: bytes) -> None:
+    """Onto the return path. A QEMU that is gone needs no answer: its end shows in the stream itself."""
+    try:
+        write_all(1, message)
+    except BrokenPipeError:
+        return
+
+
+def _approve() -> None:
+    """A pipe carries no verdict of QEMU's back to us: its own status tells what it made of ours."""

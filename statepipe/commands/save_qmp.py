@@ -1,0 +1,171 @@
+"""save --qmp: drive QEMU through its monitor, and leave it as it was found, but for what was asked.
+
+The stream comes over a socketpair whose one end is handed to QEMU: unlike exec: it can be cancelled and yanked, QEMU
+waits for nobody's exit, and the return path carries the verdict. max-bandwidth (128 MiB/s by default) is lifted for
+the save; it and the capabilities are put back afterwards. pause-before-switchover is not needed: until the return
+path has answered, QEMU's guest is its own.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from statepipe.commands.outgoing import IDLE, Plan, save_stream
+from statepipe.ends.fd import FdSource, write_all
+from statepipe.engine.pipeline import NamedStage
+from statepipe.errors import QemuError, StatepipeError
+from statepipe.formats.qemustream import QemuStream
+from statepipe.qemu.guest import describe_guest, image_paths
+from statepipe.qemu.monitor import Monitor, QemuGone
+
+LIVE = "live"
+
+UNWANTED = ("multifd", "postcopy-ram", "pause-before-switchover", "switchover-ack", "x-colo", "mapped-ram")
+"""Capabilities that one stream into a file cannot serve, or need not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A save that succeeded: the stream, QEMU's own figures, how the guest was left, and what to beware of."""
+
+    stream: QemuStream
+    migration: dict[str, Any]
+    run_state: str
+    doubts: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What was asked for: `then` is stay, cont or quit, or LIVE where the guest runs on throughout."""
+
+    path: str
+    level: int
+    words: Sequence[NamedStage]
+    then: str
+
+
+def save_by_qmp(address: str, request: Request) -> Outcome:
+    """Save the guest behind the monitor at `address`. Raises StatepipeError; the guest then is as it was."""
+    with closing(Monitor(address)) as monitor:
+        before = monitor.run_state()
+        disks = image_paths(monitor)
+        with adjusted(monitor, capabilities(request.then)):
+            stream, migration = _save(monitor, request, before, disks)
+        run_state = _leave(monitor, request.then)
+        return Outcome(stream, migration, run_state, _MOVING if disks and run_state == "running" else None)
+
+
+_MOVING = (
+    "the guest runs on and writes to its disks: without a snapshot of them taken at the moment of the save, "
+    "load will refuse this state"
+)
+
+
+def capabilities(then: str) -> dict[str, bool]:
+    """What the save wants on and off."""
+    live = then == LIVE
+    return dict.fromkeys(UNWANTED, False) | {"events": True, "return-path": not live, "background-snapshot": live}
+
+
+@contextmanager
+def adjusted(monitor: Monitor, wanted: dict[str, bool]) -> Iterator[None]:
+    """Within it, the capabilities are as wanted and the bandwidth is unlimited; afterwards as they were."""
+    had = {item["capability"]: item["state"] for item in monitor.execute("query-migrate-capabilities")}
+    wanted = {name: state for name, state in wanted.items() if had.get(name, False) != state}
+    bandwidth = monitor.execute("query-migrate-parameters")["max-bandwidth"]
+    try:
+        _set_capabilities(monitor, wanted)
+        monitor.execute("migrate-set-parameters", max_bandwidth=0)
+        yield
+    finally:
+        _restore(monitor, {name: had.get(name, False) for name in wanted}, bandwidth)
+
+
+def _restore(monitor: Monitor, had: dict[str, bool], bandwidth: int) -> None:
+    try:
+        _set_capabilities(monitor, had)
+        monitor.execute("migrate-set-parameters", max_bandwidth=bandwidth)
+    except QemuGone:  # and its settings with it: the failure that is on its way says so
+        return
+
+
+def _set_capabilities(monitor: Monitor, states: dict[str, bool]) -> None:
+    # Off before on: QEMU refuses combinations, and checks the whole list at once only within one command.
+    if states:
+        items = [{"capability": name, "state": state} for name, state in sorted(states.items(), key=lambda i: i[1])]
+        monitor.execute("migrate-set-capabilities", capabilities=items)
+
+
+def _save(monitor: Monitor, request: Request, before: str, disks: list[str]) -> tuple[QemuStream, dict[str, Any]]:
+    guest = describe_guest(monitor) | {"live": request.then == LIVE, "run_state_before": before}
+    plan = Plan(request.path, request.level, request.words, guest, disks)
+    outcome: dict[str, Any] = {}
+
+    def approve() -> None:
+        outcome.update(monitor.migration_outcome())
+        if outcome["status"] != "completed":
+            raise QemuError(f"QEMU says {outcome['status']}: {outcome.get('error-desc', 'no reason given')}")
+
+    ours = _start(monitor)
+    with ours, FdSource(ours.fileno(), "the migration socket", IDLE) as source:
+        try:
+            stream = save_stream(plan, source, lambda message: _answer(ours, message), approve)
+        except BaseException as error:
+            ours.close()
+            _explain(monitor, error)
+            raise
+    return stream, outcome
+
+
+def _start(monitor: Monitor) -> socket.socket:
+    """Begin the migration into a socketpair; our end of it."""
+    ours, theirs = socket.socketpair()
+    with theirs:
+        try:
+            monitor.give(theirs.fileno(), "statepipe-save")
+            monitor.execute("migrate", uri="fd:statepipe-save")
+        except BaseException:
+            ours.close()
+            raise
+    return ours
+
+
+def _answer(ours: socket.socket, message: bytes) -> None:
+    """Onto the return path. A QEMU that is gone needs no answer: the monitor and the stream tell it."""
+    try:
+        write_all(ours.fileno(), message)
+    except BrokenPipeError:
+        return
+
+
+def _explain(monitor: Monitor, error: BaseException) -> None:
+    """Wait until QEMU has given up too, and add to the error what became of the guest."""
+    if isinstance(error, StatepipeError):
+        try:
+            error.hint = _describe(monitor)
+        except QemuGone:
+            error.hint = "QEMU is gone, and its guest with it"
+
+
+def _describe(monitor: Monitor) -> str:
+    outcome = monitor.migration_outcome()
+    monitor.wait_until_running()
+    reason = f" ({outcome['error-desc']})" if outcome.get("error-desc") else ""
+    return f"QEMU says the migration {_PAST[outcome['status']]}{reason}; the guest is {monitor.run_state()}"
+
+
+_PAST = {"completed": "completed", "failed": "failed", "cancelled": "was cancelled"}
+
+
+def _leave(monitor: Monitor, then: str) -> str:
+    """Do with the guest as asked; its run state afterwards."""
+    if then == "quit":
+        monitor.execute("quit")
+        return "ended"
+    if then == "cont":
+        monitor.execute("cont")
+    return monitor.run_state()

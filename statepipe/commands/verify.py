@@ -1,0 +1,31 @@
+"""verify-state: read a state file whole, as load would, and believe nothing that is not proved."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from statepipe.commands.incoming import read_ends
+from statepipe.commands.inspect import Nowhere, name_format
+from statepipe.ends.file import FileSource
+from statepipe.engine.pipeline import pour
+from statepipe.errors import IntegrityError
+from statepipe.formats.qemustream import QemuStream
+from statepipe.stages.codec import RAW, decompress
+from statepipe.stages.watch import watch
+
+
+def verify_state(path: str) -> dict[str, Any]:
+    """`file`, `size`, `bytes` of the stream, `format`, `digest` (whether one was there to compare).
+
+    The digests are compared, every frame is decoded, and the stream parsed to its end. Raises IntegrityError or
+    TruncatedError with the offset, StatepipeError if the file cannot be read.
+    """
+    with FileSource(path) as source:
+        ends = read_ends(source)
+        stream = QemuStream()
+        decoder = [] if ends.codec == RAW else [("decompress", decompress())]
+        pour(source, [*decoder, ("watch", watch(stream))], Nowhere())
+        if ends.trailer is not None and ends.trailer.get("end_mark", stream.end_mark) != stream.end_mark:
+            raise IntegrityError("the stream's end mark is not where the trailer says", offset=stream.end_mark)
+        facts = {"file": path, "size": source.size(), "format": name_format(ends), "bytes": stream.offset}
+        return facts | {"digest": ends.trailer is not None, "proof": stream.proof}

@@ -1,0 +1,193 @@
+"""A file that exists under its name only when it is whole.
+
+The bytes go to a file without a name (O_TMPFILE), so that whatever kills us, kill -9 and power included, leaves
+nothing behind. `commit` makes them durable and only then names them: fsync, link under a temporary name, rename,
+fsync of the folder. Where the file system has no nameless files, the temporary name is there from the start; it
+is locked while in use, and one that nobody locks is swept by the next save.
+
+The pages are dropped from the host's cache behind the writer: a saved guest as large as the host's memory would
+else push everyone's working set out.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from pathlib import Path
+
+from statepipe.ends.fd import FdSource, failure, write_all
+from statepipe.errors import StatepipeError
+from statepipe.stage import Buffer
+
+DROP_WINDOW = 32 << 20
+"""Bytes after which the written pages are sent to disk, and those of the window before are dropped."""
+
+_NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL)
+
+
+class FileSink:
+    """Writes a new file at `path`, mode 0600, replacing what was there only by `commit`.
+
+    As a context manager it removes every trace on the way out unless committed. Raises StatepipeError.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = os.path.realpath(path)
+        self.name = path
+        self.bytes = 0
+        self._folder, self._base = os.path.split(self.path)
+        self._part = os.path.join(self._folder, f".{self._base}.{os.getpid()}.part")
+        self._linked = False
+        _refuse_special(path, self.path)
+        try:
+            sweep(self._folder, self._base)
+            self._fd = self._open()
+        except OSError as error:
+            raise failure(f"create {path}", error) from error
+
+    def _open(self) -> int:
+        fd = open_nameless(self._folder)
+        if fd is None:
+            fd = os.open(self._part, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            self._linked = True
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        return fd
+
+    def __enter__(self) -> FileSink:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Uncommitted bytes vanish with the descriptor, or with the temporary name."""
+        if self._linked:
+            os.unlink(self._part)
+            self._linked = False
+        os.close(self._fd)
+
+    def write(self, buffer: Buffer) -> None:
+        """Append it. Raises StatepipeError (disk full, quota, error of the device)."""
+        before = self.bytes // DROP_WINDOW
+        try:
+            self.bytes += write_all(self._fd, buffer)
+            if self.bytes // DROP_WINDOW != before:
+                self._drop()
+        except OSError as error:
+            raise failure(f"write {self.name} at byte {self.bytes}", error) from error
+
+    def _drop(self) -> None:
+        """Starts the write-out of the newest window and frees those already on disk, without waiting."""
+        os.posix_fadvise(self._fd, 0, self.bytes, os.POSIX_FADV_DONTNEED)
+
+    def commit(self) -> None:
+        """Make the file durable and give it its name. Raises StatepipeError, and then there is no such file."""
+        try:
+            os.fsync(self._fd)
+            self._drop()
+            if not self._linked:
+                self._link()
+            os.rename(self._part, self.path)
+            self._linked = False
+            self._sync_name()
+        except OSError as error:
+            raise failure(f"complete {self.name}", error) from error
+
+    def _link(self) -> None:
+        """Give the nameless file its temporary name: a link cannot replace a file, a rename can.
+
+        The folder's descriptor is there to have Python call linkat, which alone follows the link in /proc.
+        """
+        descriptors = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.link(str(self._fd), self._part, src_dir_fd=descriptors, follow_symlinks=True)
+        finally:
+            os.close(descriptors)
+        self._linked = True
+
+    def _sync_name(self) -> None:
+        """A name that may not survive a crash is no name: take it away rather than promise it."""
+        try:
+            sync_folder(self._folder)
+        except OSError:
+            os.unlink(self.path)
+            raise
+
+    def withdraw(self) -> None:
+        """Take the committed file away again: another's verdict was no."""
+        os.unlink(self.path)
+        sync_folder(self._folder)
+
+
+def open_nameless(folder: str) -> int | None:
+    """A new file without a name in `folder`, or None where the file system has none. Raises OSError."""
+    try:
+        return os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno in _NO_TMPFILE and os.path.isdir(folder):
+            return None
+        raise
+
+
+def _refuse_special(name: str, path: str) -> None:
+    """A rename would put a file in the place of a device, and cannot put one in the place of a folder."""
+    if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+        raise StatepipeError(f"{name} is not a regular file", hint="name a file; a new one will be made")
+
+
+def sync_folder(folder: str) -> None:
+    """Make a rename or unlink in `folder` durable. Raises OSError."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sweep(folder: str, base: str) -> None:
+    """Remove temporary files of a save of `base` that was killed: those that no process holds locked."""
+    for path in Path(folder).glob(f".{_escape(base)}.*.part"):
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:  # its owner was quicker
+            continue
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(path)
+        except BlockingIOError:  # its owner lives
+            continue
+        finally:
+            os.close(fd)
+
+
+def _escape(text: str) -> str:
+    return "".join(f"[{c}]" if c in "*?[" else c for c in text)
+
+
+class FileSource(FdSource):
+    """Buffers from a file opened by name, from its beginning. Raises StatepipeError if it cannot be opened."""
+
+    def __init__(self, path: str) -> None:
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise failure(f"open {path}", error) from error
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise StatepipeError(f"{path} is not a regular file", hint="a saved state is read at both its ends")
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        super().__init__(fd, path)
+
+    def tail(self, offset: int, size: int) -> bytes:
+        """`size` bytes at `offset`, without moving the reading position. Raises StatepipeError."""
+        try:
+            return os.pread(self.fd, size, offset)
+        except OSError as error:
+            raise failure(f"read {self.name}", error) from error
+
+    def size(self) -> int:
+        """The file's size in bytes."""
+        return os.fstat(self.fd).st_size
+
+    def __exit__(self, *error: object) -> None:
+        os.close(self.fd)
+        super().__exit__(*error)

@@ -1,0 +1,108 @@
+"""The configuration at the head of a migration stream: machine type, and what the two sides must agree on.
+
+    07 be32 len, machine
+    05 len "configuration/target-page-bits" be32 version, be32 bits
+    05 len "configuration/capabilities"     be32 version, be32 n, n times (u8 len, name)
+    05 len "configuration/uuid"             be32 version, 16 bytes
+
+Source: QEMU migration/savevm.c, vmstate_configuration.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from struct import Struct
+
+from statepipe.errors import IntegrityError
+from statepipe.stage import Buffer
+
+SUBSECTION = 5
+MAX_MACHINE = 255  # "pc-i440fx-7.2" and its like; QEMU itself sets no limit
+MAX_CAPABILITIES = 32  # QEMU 10.0 validates two of them, and has 25 in all
+PAGE_BITS = range(10, 21)  # the RAM flags need ten bits
+
+_PREFIX = "configuration/"
+_BE32 = Struct(">I")
+
+
+@dataclass(slots=True)
+class Configuration:
+    """What the configuration said; None and empty where it did not."""
+
+    machine: str | None = None
+    uuid: str | None = None
+    page_size: int | None = None
+    capabilities: tuple[str, ...] = ()
+
+    def machine_at(self, data: Buffer, at: int, end: int) -> int:
+        """Read the configuration section at `at`; the position after it, or `at` if it is cut at `end`.
+
+        Raises IntegrityError, its offset relative to `data`.
+        """
+        if at + 5 > end:
+            return at
+        length = _BE32.unpack_from(data, at + 1)[0]
+        if not 0 < length <= MAX_MACHINE:
+            raise IntegrityError(f"a machine name of {length} bytes, expected 1 to {MAX_MACHINE}", offset=at + 1)
+        after: int = at + 5 + length
+        if after > end:
+            return at
+        self.machine = bytes(data[at + 5 : after]).decode("utf-8", "replace")
+        return after
+
+    def subsection_at(self, data: Buffer, at: int, end: int) -> int:
+        """Read the subsection at `at`; as `machine_at`."""
+        name, body = name_at(data, at + 1, end)
+        if not body or body + 4 + 16 > end:  # 16: the longest fixed payload; more follows any of them
+            return at
+        body += 4
+        if name == _PREFIX + "target-page-bits":
+            return self._page_bits(data, body)
+        if name == _PREFIX + "uuid":
+            return self._uuid(data, body)
+        if name == _PREFIX + "capabilities":
+            return self._capabilities(data, body, end) or at
+        raise IntegrityError(f"an unknown part of the configuration, {name!r}", offset=at)
+
+    def _page_bits(self, data: Buffer, at: int) -> int:
+        bits = _BE32.unpack_from(data, at)[0]
+        if bits not in PAGE_BITS:
+            raise IntegrityError(f"a page of 2^{bits} bytes", offset=at)
+        self.page_size = 1 << bits
+        return at + 4
+
+    def _uuid(self, data: Buffer, at: int) -> int:
+        digits = bytes(data[at : at + 16]).hex()
+        self.uuid = "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+        return at + 16
+
+    def _capabilities(self, data: Buffer, at: int, end: int) -> int:
+        """The position after the list, or 0 if it is cut."""
+        count = _BE32.unpack_from(data, at)[0]
+        if count > MAX_CAPABILITIES:
+            raise IntegrityError(f"{count} capabilities, expected {MAX_CAPABILITIES} at most", offset=at)
+        names, body = [], at + 4
+        for _ in range(count):
+            name, body = name_at(data, body, end)
+            if not body:
+                return 0
+            names.append(name)
+        self.capabilities = tuple(names)
+        self._refuse_mapped_ram(at)
+        return body
+
+    def _refuse_mapped_ram(self, at: int) -> None:
+        if "mapped-ram" in self.capabilities:
+            raise IntegrityError(
+                "a mapped-ram stream: its pages lie at fixed places of a file and do not flow through a pipe",
+                offset=at,
+                hint="migrate without the capability mapped-ram",
+            )
+
+
+def name_at(data: Buffer, at: int, end: int) -> tuple[str, int]:
+    """A length byte and that many bytes of name: the name and the position after, which is 0 if it is cut."""
+    if at >= end or at + 1 + data[at] > end:
+        return "", 0
+    after = at + 1 + data[at]
+    return bytes(data[at + 1 : after]).decode("latin-1"), after

@@ -1,0 +1,238 @@
+"""Zstandard's outer layer: where frames begin and end, without decoding them (RFC 8878 section 3.1).
+
+A zstd file is frames one after another, each readable alone. Walking the three-byte block headers finds the end
+of a frame without a decoder and without a size field, so a reader can cut any multi-frame file into frames as
+it arrives from a pipe and decode them on all cores. A frame that decodes to more than `WHOLE_LIMIT` bytes is
+handed on in parts instead, for a streaming decoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from statepipe.errors import IntegrityError, TruncatedError
+from statepipe.stage import Buffer
+
+FRAME_MAGIC = 0xFD2FB528
+SKIPPABLE_FIRST, SKIPPABLE_LAST = 0x184D2A50, 0x184D2A5F
+SEEK_TABLE_MAGIC = 0x184D2A5E
+
+BLOCK_LIMIT = 128 << 10
+"""No block decodes to more (RFC 8878 section 3.1.1.2)."""
+
+WHOLE_LIMIT = 16 << 20
+"""A frame that may decode to more than this is streamed: pzstd's frames at its default level (8 MiB) still go
+to the pool whole, and four of the largest in flight stay under 100 MiB."""
+
+KEPT_LIMIT = 64 << 20
+"""Of a skippable frame we keep this much at most; a seek table of this size describes 8 TiB in our frames."""
+
+
+@dataclass(frozen=True, slots=True)
+class Skippable:
+    """A skippable frame: metadata to those who know its magic. `data` is empty if it was over KEPT_LIMIT."""
+
+    offset: int
+    magic: int
+    size: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A whole frame, its size on file and, if its header says so, the bytes it decodes to."""
+
+    offset: int
+    data: bytes
+    content_size: int | None
+    plain_limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A piece of a frame too large to keep; `last` marks the one that ends it."""
+
+    offset: int
+    data: bytes
+    last: bool
+
+
+Piece = Skippable | Frame | Part
+
+
+def skippable(magic: int, payload: bytes) -> bytes:
+    """A skippable frame around `payload`."""
+    return magic.to_bytes(4, "little") + len(payload).to_bytes(4, "little") + payload
+
+
+@dataclass(frozen=True, slots=True)
+class FrameHeader:
+    """What a frame's first 2 to 18 bytes say (RFC 8878 section 3.1.1.1). Sizes in bytes."""
+
+    length: int
+    window: int
+    content_size: int | None
+    checksum: bool
+    dictionary: int
+
+
+def parse_header(data: bytes | bytearray, start: int, offset: int) -> FrameHeader | None:
+    """The frame header at `start`, or None while it has not all arrived. Raises IntegrityError, signed `offset`."""
+    if len(data) < start + 5:
+        return None
+    descriptor = data[start + 4]
+    single = descriptor >> 5 & 1
+    size_code = descriptor >> 6
+    size_bytes = (single, 2, 4, 8)[size_code]
+    dictionary_bytes = (0, 1, 2, 4)[descriptor & 3]
+    length = 5 + (1 - single) + dictionary_bytes + size_bytes
+    if descriptor & 8:
+        raise IntegrityError("corrupt zstd frame header: reserved bit set", offset=offset + 4)
+    if len(data) < start + length:
+        return None
+    position = start + 5 + (1 - single)
+    dictionary = int.from_bytes(data[position : position + dictionary_bytes], "little")
+    position += dictionary_bytes
+    content = int.from_bytes(data[position : position + size_bytes], "little") + (256 if size_bytes == 2 else 0)
+    window = content if single else _window(data[start + 5])
+    return FrameHeader(length, window, content if size_bytes else None, bool(descriptor & 4), dictionary)
+
+
+def _window(descriptor: int) -> int:
+    """RFC 8878 section 3.1.1.1.2: exponent and mantissa."""
+    base = 1 << (10 + (descriptor >> 3))
+    return base + (base >> 3) * (descriptor & 7)
+
+
+class FrameSplitter:
+    """Cuts a zstd stream into pieces as it arrives. Sans-IO: `feed` bytes, take pieces; `close` at the end.
+
+    Raises IntegrityError with the offset of what cannot be a frame, TruncatedError for a stream that stops
+    inside one.
+    """
+
+    def __init__(self) -> None:
+        self._held = bytearray()
+        self._start = 0  # stream offset of _held[0]
+        self._frame_offset = 0
+        self._header: FrameHeader | None = None
+        self._next_block = 0  # index in _held of the next block header
+        self._end: int | None = None  # index in _held of the frame's end, once its last block is known
+        self._blocks = self._part_blocks = 0  # in the frame; since its last part
+        self._parts = False
+        self._skip = 0
+
+    def feed(self, data: Buffer) -> Iterator[Piece]:
+        """Take the next bytes; yield every piece they complete."""
+        self._held += data
+        while (piece := self._step()) is not None:
+            yield piece
+
+    def close(self) -> None:
+        """The stream has ended: raises TruncatedError unless it ended between frames."""
+        if self._held or self._skip or self._parts:
+            raise TruncatedError(
+                f"the zstd stream stops inside the frame that begins at byte {self._frame_offset}",
+                offset=self._start + len(self._held),
+            )
+
+    def _step(self) -> Piece | None:
+        if self._skip:
+            self._drop_skipped()
+        if self._header is None and not self._skip:
+            return self._begin()
+        return self._walk() if self._header else None
+
+    def _take(self, count: int) -> bytes:
+        taken = bytes(memoryview(self._held)[:count])
+        del self._held[:count]
+        self._start += count
+        return taken
+
+    def _drop_skipped(self) -> None:
+        count = min(self._skip, len(self._held))
+        self._take(count)
+        self._skip -= count
+
+    def _begin(self) -> Piece | None:
+        """At a frame's first byte: tell a skippable frame from a data frame."""
+        self._frame_offset = self._start
+        if len(self._held) < 4:
+            return None
+        magic = int.from_bytes(self._held[:4], "little")
+        if SKIPPABLE_FIRST <= magic <= SKIPPABLE_LAST:
+            return self._take_skippable(magic)
+        if magic != FRAME_MAGIC:
+            what = "trailing garbage" if self._start else "not a zstd stream"
+            raise IntegrityError(f"{what}: {bytes(self._held[:4]).hex()} is no zstd frame", offset=self._start)
+        return self._begin_frame()
+
+    def _take_skippable(self, magic: int) -> Piece | None:
+        if len(self._held) < 8:
+            return None
+        size = int.from_bytes(self._held[4:8], "little")
+        if size > KEPT_LIMIT:
+            self._take(8)
+            self._skip = size
+            return Skippable(self._frame_offset, magic, size + 8, b"")
+        if len(self._held) < 8 + size:
+            return None
+        return Skippable(self._frame_offset, magic, size + 8, self._take(8 + size)[8:])
+
+    def _begin_frame(self) -> Piece | None:
+        header = parse_header(self._held, 0, self._frame_offset)
+        if header is None:
+            return None
+        if header.dictionary:
+            raise IntegrityError(f"the frame needs dictionary {header.dictionary}", offset=self._frame_offset)
+        self._header, self._next_block, self._blocks, self._end = header, header.length, 0, None
+        self._part_blocks = 0
+        return self._walk()
+
+    def _walk(self) -> Piece | None:
+        """Step from block header to block header as far as the bytes go."""
+        while self._end is None and not self._is_full() and len(self._held) >= self._next_block + 3:
+            self._step_block(int.from_bytes(self._held[self._next_block : self._next_block + 3], "little"))
+        if self._end is not None and len(self._held) >= self._end:
+            return self._finish(self._end)
+        return self._part() if self._is_large() else None
+
+    def _step_block(self, word: int) -> None:
+        """RFC 8878 section 3.1.1.2: last-block bit, type (1 is RLE, 3 reserved), size."""
+        kind, size = word >> 1 & 3, word >> 3
+        if kind == 3 or size > BLOCK_LIMIT:
+            raise IntegrityError("corrupt zstd block header", offset=self._start + self._next_block)
+        self._next_block += 3 + (1 if kind == 1 else size)
+        self._blocks += 1
+        self._part_blocks += 1
+        if word & 1 and self._header:
+            self._end = self._next_block + (4 if self._header.checksum else 0)
+
+    def _is_full(self) -> bool:
+        """A part ends after so many blocks, or a small piece of a hostile file would decode to gigabytes."""
+        return self._part_blocks * BLOCK_LIMIT > WHOLE_LIMIT
+
+    def _is_large(self) -> bool:
+        content = self._header.content_size if self._header else None
+        return self._parts or (content or 0) > WHOLE_LIMIT or self._blocks * BLOCK_LIMIT > WHOLE_LIMIT
+
+    def _part(self) -> Piece | None:
+        """Hand on what is there, up to the next block header, so that the walk can go on."""
+        count = min(self._next_block if self._end is None else self._end, len(self._held))
+        if not count:
+            return None
+        self._parts = True
+        self._part_blocks = 0
+        self._next_block -= count
+        if self._end is not None:
+            self._end -= count
+        return Part(self._frame_offset, self._take(count), last=False)
+
+    def _finish(self, end: int) -> Piece:
+        large, header = self._is_large(), self._header
+        data = self._take(end)
+        self._header, self._parts = None, False
+        if large or header is None:
+            return Part(self._frame_offset, data, last=True)
+        return Frame(self._frame_offset, data, header.content_size, self._blocks * BLOCK_LIMIT)

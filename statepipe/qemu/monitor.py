@@ -1,0 +1,143 @@
+"""QEMU's monitor (QMP), for code that is not asynchronous: qemu.qmp's client in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+import threading
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, QMPClient, QMPError
+
+from statepipe.errors import QemuError
+
+T = TypeVar("T")
+
+Reply = Any
+"""What QEMU returned: JSON of the shape that its QAPI schema gives for the command."""
+
+FINAL = ("completed", "failed", "cancelled")
+"""The states a migration ends in; every other, and any that a later QEMU adds, is on the way."""
+
+
+class QemuGone(QemuError):
+    """The connection to QEMU's monitor ended: in all likelihood so did QEMU."""
+
+
+class Monitor:
+    """A connection to a QMP socket: `execute` commands, hand over descriptors.
+
+    `address` is a path or a connected socket. Raises QemuError when nobody answers there or QEMU goes away.
+    """
+
+    def __init__(self, address: str | socket.socket) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="monitor", daemon=True)
+        self._thread.start()
+        self._client = QMPClient("statepipe")
+        self._migration_events = EventListener("MIGRATION")
+        self._resume_events = EventListener("RESUME")
+        for listener in (self._migration_events, self._resume_events):
+            self._client.register_listener(listener)
+        try:
+            self._call(self._client.connect(address))
+        except (QMPError, OSError, EOFError) as error:
+            self._stop_loop()
+            raise _unreachable(address, error) from error
+
+    def _call(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def execute(self, command: str, **arguments: object) -> Reply:
+        """Run a command. An underscore in an argument's name stands for QMP's hyphen.
+
+        Raises QemuError with QEMU's own words if it refuses, or if it goes away meanwhile.
+        """
+        return self._run(command, {name.replace("_", "-"): value for name, value in arguments.items()}, oob=False)
+
+    def yank(self) -> None:
+        """Break the migration's stalled sockets, out of band: it works when the main loop hangs. Raises QemuError."""
+        self._run("yank", {"instances": [{"type": "migration"}]}, oob=True)
+
+    def _run(self, command: str, arguments: dict[str, object], *, oob: bool) -> Reply:
+        try:
+            return self._call(self._client.execute(command, arguments or None, oob=oob))
+        except ExecuteError as error:
+            raise QemuError(f"QEMU refused {command}: {error}") from error
+        except (ExecInterruptedError, QMPError, OSError, EOFError) as error:
+            raise QemuGone(f"QEMU went away during {command}") from error
+
+    def give(self, fd: int, name: str) -> None:
+        """Hand a descriptor to QEMU under `name` (getfd), as for `fd:NAME`. Raises QemuError."""
+        self._call(self._give(fd))
+        self.execute("getfd", fdname=name)
+
+    async def _give(self, fd: int) -> None:
+        self._client.send_fd_scm(fd)
+
+    def migration(self) -> dict[str, Any]:
+        """query-migrate's answer; `status` is always there ("none" before any migration). Raises QemuError."""
+        return {"status": "none", **self.execute("query-migrate")}
+
+    def migration_outcome(self) -> dict[str, Any]:
+        """Wait until the migration is completed, failed or cancelled; query-migrate's answer.
+
+        Needs the capability `events`. Raises QemuError.
+        """
+        while (answer := self.migration())["status"] not in FINAL:
+            self._call(self._change(self._migration_events))
+        return answer
+
+    def wait_until_running(self) -> None:
+        """Wait until the guest runs: after a failed migration it does so a moment later. Raises QemuError."""
+        while self.run_state() == "finish-migrate":
+            self._call(self._change(self._resume_events))
+
+    async def _change(self, events: EventListener) -> None:
+        """Until one of the events, or the end of the connection."""
+        waits = [asyncio.ensure_future(events.get()), asyncio.ensure_future(self._client.runstate_changed())]
+        _, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in pending:
+            wait.cancel()
+
+    @property
+    def pid(self) -> int:
+        """The process at the other end of the socket, 0 if unknown (SO_PEERCRED)."""
+        return self._call(self._peer())
+
+    async def _peer(self) -> int:
+        writer = self._client._writer  # qemu.qmp has no public way to the socket either; see its send_fd_scm
+        if writer is None:
+            return 0
+        peer: socket.socket = writer.transport.get_extra_info("socket")
+        return int(struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])
+
+    def run_state(self) -> str:
+        """The guest's run state, as "running" or "postmigrate". Raises QemuError."""
+        return str(self.execute("query-status")["status"])
+
+    def close(self) -> None:
+        """Leave; QEMU stays as it is."""
+        try:
+            self._call(self._client.disconnect())
+        except (QMPError, OSError, EOFError):  # it left first, which is as good
+            pass
+        finally:
+            self._stop_loop()
+
+    def _stop_loop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+def _unreachable(address: str | socket.socket, error: Exception) -> QemuError:
+    if isinstance(address, str):
+        reason = getattr(error, "exc", error)
+        return QemuError(
+            f"no QMP monitor answers at {address}: {reason}",
+            hint="start QEMU with -qmp unix:PATH,server=on,wait=off and name that PATH; a monitor serves one client",
+        )
+    return QemuError("QEMU ended before its monitor answered")

@@ -1,0 +1,148 @@
+"""QEMU as a process: what can be told of one that runs, and one of our own to start, feed and reap."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from statepipe.errors import QemuError, UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A QEMU process seen from outside: its command line, and the images it has open for writing."""
+
+    pid: int
+    command: tuple[str, ...]
+    disks: tuple[str, ...]
+
+    @property
+    def name(self) -> str | None:
+        """The guest's name: the value of -name, without its options."""
+        value = self.option("-name")
+        return value.split(",")[0].removeprefix("guest=") if value else None
+
+    def option(self, flag: str) -> str | None:
+        """What follows `flag` (also in its --flag spelling) on the command line."""
+        for word, value in zip(self.command, self.command[1:], strict=False):
+            if word in (flag, "-" + flag):
+                return value
+        return None
+
+
+def parent_qemu() -> Running | None:
+    """The QEMU that started us by exec:, straight or through its shell; None if no ancestor of ours is one."""
+    pid = os.getppid()
+    for _ in range(2):
+        if _is_qemu(pid):
+            return inspect_process(pid)
+        pid = _parent(pid)
+    return None
+
+
+def _is_qemu(pid: int) -> bool:
+    try:
+        return os.path.basename(os.readlink(f"/proc/{pid}/exe")).startswith("qemu")
+    except OSError:  # gone, or not ours to look at: then it is not known to be one
+        return False
+
+
+def _parent(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
+def inspect_process(pid: int) -> Running | None:
+    """Command line and writable images of process `pid`, or None if it may not be looked at."""
+    try:
+        command = tuple(Path(f"/proc/{pid}/cmdline").read_text(errors="surrogateescape").split("\0")[:-1])
+        return Running(pid, command, tuple(_writable_images(pid)))
+    except OSError:
+        return None
+
+
+def _writable_images(pid: int) -> list[str]:
+    """Files and block devices open read-write: QEMU opens logs and serial files write-only, and RAM files stay
+    mapped. Raises OSError."""
+    mapped = Path(f"/proc/{pid}/maps").read_text(errors="surrogateescape")
+    paths = []
+    for entry in os.scandir(f"/proc/{pid}/fd"):
+        try:
+            target = os.readlink(entry.path)
+            mode = os.stat(entry.path).st_mode
+        except FileNotFoundError:  # closed meanwhile
+            continue
+        if _is_image(target, mode) and _is_read_write(pid, entry.name) and f" {target}\n" not in mapped:
+            paths.append(target)
+    return sorted(set(paths))
+
+
+def _is_image(target: str, mode: int) -> bool:
+    return target.startswith("/") and os.path.exists(target) and (stat.S_ISREG(mode) or stat.S_ISBLK(mode))
+
+
+def _is_read_write(pid: int, fd: str) -> bool:
+    for line in Path(f"/proc/{pid}/fdinfo/{fd}").read_text().splitlines():
+        if line.startswith("flags:"):
+            return int(line.split()[1], 8) & os.O_ACCMODE == os.O_RDWR
+    return False
+
+
+class Child:
+    """A QEMU started paused, waiting for an incoming migration, with a monitor of ours.
+
+    `monitor` is our end of its monitor's socket. Raises QemuError if it cannot be started.
+    """
+
+    def __init__(self, command: Sequence[str], detach: bool) -> None:
+        _refuse_incoming(command)
+        self.monitor, theirs = socket.socketpair()
+        with theirs:
+            extra = _paused_and_waiting(theirs.fileno())
+            try:
+                self._process = subprocess.Popen(
+                    [*command, *extra], pass_fds=[theirs.fileno()], start_new_session=detach
+                )
+            except OSError as error:
+                raise QemuError(f"cannot start {command[0]}: {error.strerror}") from error
+
+    def wait(self) -> int:
+        """Stay until QEMU ends; its exit status, or 128 + the signal that killed it. Passes SIGINT and SIGTERM on."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, lambda which, frame: self._process.send_signal(which))
+        status = self._process.wait()
+        return status if status >= 0 else 128 - status
+
+    def end(self) -> None:
+        """Make sure that it is gone: its guest must never run."""
+        self._process.kill()
+        self._process.wait()
+
+    def status(self) -> int | None:
+        """The exit status if it has ended by itself within a second, else None."""
+        try:
+            return self._process.wait(1)
+        except subprocess.TimeoutExpired:
+            return None
+
+
+def _refuse_incoming(command: Sequence[str]) -> None:
+    for word in command:
+        if word in ("-incoming", "--incoming"):
+            raise UsageError(
+                "the QEMU command has its own -incoming", hint="leave it out: statepipe load adds what is needed"
+            )
+
+
+def _paused_and_waiting(fd: int) -> list[str]:
+    name = "statepipe-monitor"
+    monitor = ["-chardev", f"socket,id={name},fd={fd}", "-mon", f"chardev={name},mode=control"]
+    return ["-S", "-incoming", "defer", *monitor]

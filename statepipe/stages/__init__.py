@@ -1,0 +1,148 @@
+"""The filters and the table of them. A filter's module is imported only when it is built: starting is not free.
+
+The same declaration makes the command `statepipe NAME ARG --opt V` and the word `NAME:ARG,opt=V` (cli/grammar.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+from statepipe.errors import UsageError
+from statepipe.stage import Stage
+
+Values = Mapping[str, Any]
+Build = Callable[[Values, TextIO], Stage]
+
+
+@dataclass(frozen=True, slots=True)
+class Param:
+    """An argument or option of a verb. `name` begins with -- for an option; no `metavar` makes it a switch.
+
+    `many`: 'optional' (?), 'any' (*), or 'one' for an argument; 'repeat' for an option that may be given again.
+    """
+
+    name: str
+    help: str
+    metavar: str | None = None
+    default: Any = None
+    many: str = "one"
+    choices: tuple[str, ...] | None = None
+    convert: Callable[[str], Any] = str
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """One row of the table. `build` takes the parameters' values and the stream for messages to people."""
+
+    name: str
+    help: str
+    params: tuple[Param, ...]
+    build: Build
+    inverse: str | None = None
+    keeps_bytes: bool = False
+
+
+def _compress(values: Values, messages: TextIO) -> Stage:
+    from statepipe.stages.compress import compress
+
+    return compress(values["codec"])
+
+
+def _decompress(values: Values, messages: TextIO) -> Stage:
+    from statepipe.stages.codec import decompress
+
+    return decompress()
+
+
+def _checksum(values: Values, messages: TextIO) -> Stage:
+    from statepipe.stages.checksum import checksum
+
+    return checksum(messages.write, values["algorithm"], values["to"])
+
+
+def _verify(values: Values, messages: TextIO) -> Stage:
+    from statepipe.stages.checksum import read_digest, verify
+
+    if (values["digest"] is None) == (values["from"] is None):
+        raise UsageError("verify needs the digest, or --from FILE that holds it, and not both")
+    return verify(values["digest"] or read_digest(values["from"]), values["algorithm"])
+
+
+def _progress(values: Values, messages: TextIO) -> Stage:
+    from statepipe.stages.progress import progress
+    from statepipe.units import parse_size
+
+    size = values["size"]
+    return progress(messages, None if size is None else parse_size(size), values["name"] or "")
+
+
+_ALGORITHM = "sha256, sha512, sha1, md5, blake2b or blake3"
+
+FILTERS = (
+    Filter(
+        "compress",
+        "compress with zstd, as independent frames on all cores",
+        (
+            Param(
+                "codec",
+                "the codec and its level, -7 to 22; the default is zstd:1",
+                "CODEC[:LEVEL]",
+                default="zstd",
+                many="optional",
+            ),
+        ),
+        _compress,
+        inverse="decompress",
+    ),
+    Filter(
+        "decompress",
+        "decompress zstd or gzip, told by its first bytes, on all cores where its frames allow it",
+        (),
+        _decompress,
+        inverse="compress",
+    ),
+    Filter(
+        "checksum",
+        "pass everything on, and write its digest in the format of sha256sum when it has all passed",
+        (
+            Param("algorithm", f"{_ALGORITHM}; the default is sha256", "ALGORITHM", default="sha256", many="optional"),
+            Param("--to", "write the digest to FILE, not to standard error", "FILE"),
+        ),
+        _checksum,
+        inverse="verify",
+        keeps_bytes=True,
+    ),
+    Filter(
+        "verify",
+        "pass everything on, its end only once its digest agrees",
+        (
+            Param("digest", "the digest in hexadecimal", "DIGEST", many="optional"),
+            Param("--from", "read the digest from the first line of FILE", "FILE"),
+            Param("--algorithm", f"{_ALGORITHM}; the default is sha256", "ALGORITHM", default="sha256"),
+        ),
+        _verify,
+        inverse="checksum",
+        keeps_bytes=True,
+    ),
+    Filter(
+        "progress",
+        "show on standard error how much has passed, and how fast",
+        (
+            Param("--size", "how much will pass, for the time left, as in 4G", "SIZE"),
+            Param("--name", "a name to show before the figures", "NAME"),
+        ),
+        _progress,
+        keeps_bytes=True,
+    ),
+)
+"""Every filter, in the order that the help and the manual list them."""
+
+
+def find(name: str) -> Filter:
+    """The filter of that name. Raises UsageError."""
+    for row in FILTERS:
+        if row.name == name:
+            return row
+    raise UsageError(f"there is no filter '{name}'", hint=f"filters are {', '.join(row.name for row in FILTERS)}")

@@ -1,0 +1,101 @@
+"""checksum and verify: a digest of what goes past, in the line format of sha256sum and b3sum."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+from blake3 import blake3
+
+from statepipe.errors import IntegrityError, StatepipeError, UsageError
+from statepipe.stage import Buffer, Stage
+
+ALGORITHMS = ("sha256", "sha512", "sha1", "md5", "blake2b", "blake3")
+
+_LINE = re.compile(r"\\?([0-9a-fA-F]{32,128})(?: [ *].*)?")
+
+
+class Hash(Protocol):
+    def update(self, data: Buffer, /) -> object: ...
+    def hexdigest(self) -> str: ...
+
+
+def new_hash(algorithm: str) -> Hash:
+    """A fresh hash. Raises UsageError for an algorithm not in ALGORITHMS."""
+    if algorithm not in ALGORITHMS:
+        raise UsageError(f"unknown checksum '{algorithm}'", hint=f"one of {', '.join(ALGORITHMS)}")
+    if algorithm == "blake3":
+        return blake3()
+    return hashlib.new(algorithm, usedforsecurity=False)
+
+
+def checksum(report: Callable[[str], object], algorithm: str = "sha256", to: str | None = None) -> Stage:
+    """A stage that passes everything on and writes `DIGEST  -` when the stream has ended cleanly.
+
+    The line goes to the file `to`, or else to `report` (standard error, for standard output is data).
+    """
+    digest = new_hash(algorithm)
+
+    def stage(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
+        for buffer in upstream:
+            digest.update(buffer)
+            yield buffer
+        line = f"{digest.hexdigest()}  -\n"
+        if to is None:
+            report(line)
+        else:
+            _write(to, line)
+
+    return stage
+
+
+def _write(path: str, line: str) -> None:
+    try:
+        Path(path).write_text(line)
+    except OSError as error:
+        raise StatepipeError(f"cannot write the checksum to {path}: {error.strerror}") from error
+
+
+def read_digest(path: str) -> str:
+    """The digest in the first line of a file in sha256sum's format. Raises StatepipeError, UsageError."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            line = file.readline(4096)
+    except OSError as error:
+        raise StatepipeError(f"cannot read {path}: {error.strerror}") from error
+    return parse_digest(line.strip())
+
+
+def parse_digest(text: str) -> str:
+    """A digest from `HEX` or a line of sha256sum. Raises UsageError."""
+    match = _LINE.fullmatch(text)
+    if match is None:
+        raise UsageError(f"'{text[:80]}' holds no digest", hint="give the hexadecimal digest, as sha256sum prints it")
+    return match[1].lower()
+
+
+def verify(expected: str, algorithm: str = "sha256") -> Stage:
+    """A stage that passes everything on, but the last buffer only once the digest of the whole agrees.
+
+    Raises IntegrityError at the end if it does not: the consumer then never sees a clean end.
+    """
+    digest = new_hash(algorithm)
+    wanted = parse_digest(expected)
+
+    def stage(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
+        held: Buffer = b""
+        for buffer in upstream:
+            if not len(buffer):
+                continue
+            digest.update(buffer)
+            if held:
+                yield held
+            held = buffer
+        if digest.hexdigest() != wanted:
+            raise IntegrityError(f"{algorithm} is {digest.hexdigest()}, expected {wanted}")
+        yield held
+
+    return stage

@@ -1,0 +1,231 @@
+"""compress and decompress: zstd as independent frames, on all cores.
+
+The stream is cut into frames of 1 MiB, each with its content size and checksum, each compressed by whichever
+core is free, and put out in order between a header and a trailer (formats/statefile.py) that prove the whole.
+Reading goes the other way: any zstd file is cut at its frames' ends as it arrives, small frames are decoded on
+all cores, a frame too large to keep is decoded as it streams. Nothing leaves before its frame's checksum agreed;
+of a frame that streams, nothing can be promised before its end.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+
+import zstandard
+
+from statepipe.errors import IntegrityError, TruncatedError, UsageError
+from statepipe.formats.statefile import META_MAGIC, Checker, Facts, Writer
+from statepipe.formats.zstdframe import (
+    SEEK_TABLE_MAGIC,
+    Frame,
+    FrameSplitter,
+    Part,
+    Piece,
+    Skippable,
+    skippable,
+)
+from statepipe.stage import FLUSH, Buffer, Over, Stage, parallel
+
+FRAME_SIZE = 1 << 20
+"""Plain bytes in a frame. On a 158 MB Linux guest, level 1, 2 cores: 512 KiB 1160 MB/s and 57.2 MB, 1 MiB 1177
+and 56.7, 2 MiB 1058 and 56.5, 4 MiB 1018 and 56.4; zstd -T0 -1 makes 56.8."""
+
+DEFAULT_LEVEL = 1
+"""Level 3 is 2.4 times slower for 4 % less."""
+
+LEVELS = range(-7, 23)
+
+WINDOW_LIMIT = 1 << 31
+"""What `zstd --long=31` writes."""
+
+
+def parse_codec(text: str) -> int:
+    """The level in `zstd`, `zstd:3`, `3`. Raises UsageError."""
+    codec, _, level = text.partition(":")
+    if not level and codec.lstrip("-").isdigit():
+        codec, level = "zstd", codec
+    if codec != "zstd":
+        raise UsageError(f"unknown codec '{codec}'", hint="this version compresses with zstd, for example zstd:3")
+    if not level:
+        return DEFAULT_LEVEL
+    if not level.lstrip("-").isdigit() or int(level) not in LEVELS:
+        raise UsageError(f"zstd has no level '{level}'", hint=f"levels are {LEVELS[0]} to {LEVELS[-1]}")
+    return int(level)
+
+
+def compress(codec: str = "zstd") -> Stage:
+    """A stage that writes a statepipe stream: zstd frames that prove their own completeness."""
+    return pack(parse_codec(codec), {"kind": "stream"}, lambda: {})
+
+
+def pack(level: int, header: Facts, trailer: Callable[[], Facts]) -> Stage:
+    """A stage that puts the stream between `header` and what `trailer()` says once the stream has ended."""
+
+    def stage(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
+        writer = Writer()
+        yield writer.header(header)
+        blocks = Over(upstream, _cut(upstream, writer))
+        with closing(parallel(_Compressor(level), blocks)) as frames:
+            for frame, content in frames:
+                yield writer.frame(frame, content) if content else FLUSH
+        yield writer.trailer(trailer())
+
+    return stage
+
+
+def _cut(upstream: Iterator[Buffer], writer: Writer) -> Iterator[list[Buffer]]:
+    """Gather buffers into lists of FRAME_SIZE bytes. A flush mark closes the frame early and goes on as []."""
+    held: list[Buffer] = []
+    room = FRAME_SIZE
+    for buffer in upstream:
+        writer.plain(buffer)
+        if not len(buffer):
+            yield from ([held, []] if held else [[]])
+            held, room = [], FRAME_SIZE
+        while len(buffer):
+            held.append(buffer[:room])
+            buffer = buffer[room:]
+            room -= len(held[-1])
+            if not room:
+                yield held
+                held, room = [], FRAME_SIZE
+    if held:
+        yield held
+
+
+class _Compressor:
+    """Compresses a list of buffers to (frame, plain size); one zstd context for each thread."""
+
+    def __init__(self, level: int) -> None:
+        self._level = level
+        self._own = threading.local()
+
+    def __call__(self, buffers: list[Buffer]) -> tuple[bytes, int]:
+        if not buffers:
+            return b"", 0
+        plain = buffers[0] if len(buffers) == 1 else b"".join(buffers)
+        return self._context().compress(plain), len(plain)
+
+    def _context(self) -> zstandard.ZstdCompressor:
+        context: zstandard.ZstdCompressor | None = getattr(self._own, "context", None)
+        if context is None:
+            context = zstandard.ZstdCompressor(level=self._level, write_checksum=True, write_content_size=True)
+            self._own.context = context
+        return context
+
+
+def decompress() -> Stage:
+    """A stage that decodes any zstd stream; one of ours is proved whole as well.
+
+    Raises IntegrityError (with the offset in the compressed stream) and TruncatedError; empty input is an error.
+    """
+    return unpack(Checker())
+
+
+def unpack(checker: Checker) -> Stage:
+    """`decompress` around a checker of the caller's, who may ask it for header and trailer afterwards."""
+
+    def stage(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
+        with closing(parallel(_decode, Over(upstream, _split(upstream)))) as decoded:
+            yield from _checked(decoded, checker)
+
+    return stage
+
+
+_Decoded = tuple[Piece | int | None, bytes]
+
+
+def _split(upstream: Iterator[Buffer]) -> Iterator[Piece | int | None]:
+    """The pieces of a zstd stream; None for a flush mark; at the end, the number of bytes it had."""
+    splitter = FrameSplitter()
+    total = 0
+    for buffer in upstream:
+        total += len(buffer)
+        yield from splitter.feed(buffer)
+        if not len(buffer):
+            yield None
+    splitter.close()
+    if not total:
+        raise TruncatedError("the input is empty", offset=0)
+    yield total
+
+
+def _decode(piece: Piece | int | None) -> _Decoded:
+    """On a worker: a whole frame's bytes. Everything else is for the consumer, in order."""
+    return piece, _decode_frame(piece) if isinstance(piece, Frame) else b""
+
+
+def _decode_frame(frame: Frame) -> bytes:
+    decoder = zstandard.ZstdDecompressor(max_window_size=WINDOW_LIMIT)
+    try:
+        if frame.content_size:
+            return decoder.decompress(frame.data, max_output_size=frame.content_size)
+        return _decode_unsized(decoder.decompressobj(), frame)
+    except zstandard.ZstdError as error:
+        raise _corrupt(frame.offset, error) from error
+
+
+def _decode_unsized(decoder: zstandard.ZstdDecompressionObj, frame: Frame) -> bytes:
+    """A frame without a content size, or an empty one: the block count has bounded what it can hold."""
+    plain = decoder.decompress(frame.data)
+    if not decoder.eof:
+        raise IntegrityError("the frame ends before its data do", offset=frame.offset)
+    return plain
+
+
+def _corrupt(offset: int, error: Exception) -> IntegrityError:
+    return IntegrityError(f"the zstd frame at byte {offset} is corrupt: {error}", offset=offset)
+
+
+def _checked(decoded: Iterator[_Decoded], checker: Checker) -> Iterator[Buffer]:
+    """Tell the checker of every piece in order, and let out what it does not object to."""
+    large = _LargeFrame()
+    for piece, plain in decoded:
+        if isinstance(piece, Frame):
+            checker.frame(piece.data, len(plain), piece.offset)
+            checker.plain(plain)
+            yield plain
+        elif isinstance(piece, Part):
+            checker.large(piece.offset)
+            yield large.feed(piece)
+        elif isinstance(piece, Skippable):
+            _check_skippable(piece, checker)
+        elif piece is None:
+            yield FLUSH
+        else:
+            checker.close(piece)
+
+
+def _check_skippable(piece: Skippable, checker: Checker) -> None:
+    frame = skippable(piece.magic, piece.data)
+    if piece.magic == SEEK_TABLE_MAGIC:
+        checker.seek_table(frame, piece.offset)
+    elif piece.magic == META_MAGIC:
+        checker.meta(piece.data, frame, piece.offset)
+    else:
+        checker.other(frame)
+
+
+class _LargeFrame:
+    """A frame too large to keep, decoded as its parts arrive."""
+
+    def __init__(self) -> None:
+        self._decoder: zstandard.ZstdDecompressionObj | None = None
+
+    def feed(self, part: Part) -> bytes:
+        if self._decoder is None:
+            self._decoder = zstandard.ZstdDecompressor(max_window_size=WINDOW_LIMIT).decompressobj()
+        try:
+            plain = self._decoder.decompress(part.data)
+        except zstandard.ZstdError as error:
+            raise _corrupt(part.offset, error) from error
+        if part.last:
+            self._finish(part.offset)
+        return plain
+
+    def _finish(self, offset: int) -> None:
+        if self._decoder is not None and not self._decoder.eof:
+            raise IntegrityError("the frame ends before its data do", offset=offset)
+        self._decoder = None

@@ -1,0 +1,32 @@
+"""Sizes and rates as people write them, and how we write them back."""
+
+from __future__ import annotations
+
+import re
+
+from statepipe.errors import UsageError
+
+_POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp]?)(i?)b?", re.IGNORECASE)
+
+
+def parse_size(text: str) -> int:
+    """A size in bytes from `4096`, `64K`, `1.5GiB`, `2g`. Letters are powers of 1024, as in QEMU and zstd.
+
+    Raises UsageError for anything else.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise UsageError(f"'{text}' is not a size", hint="write a number and K, M, G or T, for example 64M")
+    number, letter, _ = match.groups()
+    return int(float(number) * 1024 ** _POWERS[letter.lower()])
+
+
+def format_size(count: float) -> str:
+    """A size for people: `812 B`, `3.4 MiB`, `12 GiB`; powers of 1024, three significant digits."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(count) < 1024 or unit == "TiB":
+            break
+        count /= 1024
+    digits = 0 if unit == "B" or count >= 100 else 1
+    return f"{count:.{digits}f} {unit}"
