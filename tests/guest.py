@@ -13,8 +13,8 @@ changes SUM, since each step of the hash is one-to-one in the word and in the ha
 
 The source below is a listing as an assembler prints it, the bytes first, so that building needs no assembler. The
 guest never writes to its disk and uses no interrupt; it looks at the timer instead of sleeping, so it always takes one
-core. Measured with QEMU 7.2 and TCG: the first tick 0.3 s after the start; about 30 of a tick's 50 ms spent working with
-the defaults (24 + 16 MB in 128 MB), 100 ms a tick with FILL 72; a saved state of 57 MiB, of which zstd -1 makes 24.
+core. Measured with QEMU 7.2 and TCG: the first tick 0.3 s after the start; about 30 of a tick's 50 ms spent working
+with the defaults (24 + 16 MB in 128 MB), 100 ms a tick with FILL 72; a saved state of 57 MiB, 24 after zstd -1.
 DIRTY at 20 ticks a second is also a rate: 16 MB are 320 MB/s, and a live migration of 64 MB never converges by itself.
 
     python tests/guest.py IMAGE

@@ -71,7 +71,10 @@ def _print(line: str) -> int:
 
 def entry() -> None:
     """What bin/statepipe and `python -m statepipe` run. Leaves without the interpreter's slow farewell."""
-    code = main()
+    try:
+        code = main()
+    except SystemExit as leaving:  # argparse, after --help
+        code = int(leaving.code or 0)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -27,6 +27,7 @@ from statepipe.formats.statefile import (
 )
 from statepipe.formats.zstdframe import KEPT_LIMIT
 from statepipe.qemu.disks import refuse_changed
+from statepipe.stages.checksum import verify
 from statepipe.stages.codec import RAW, decompress, identify
 from statepipe.stages.watch import LATE, hold, watch
 
@@ -132,7 +133,8 @@ def prepare(source: FileSource, *, force: bool) -> State:
 
 def _own_stages(trailer: Facts) -> list[NamedStage]:
     end_mark = int(trailer["end_mark"])
-    return [("decompress", decompress()), ("hold", hold(lambda offset: offset > end_mark, HOLD_LIMIT))]
+    late = hold(lambda offset: offset > end_mark, HOLD_LIMIT)
+    return [("decompress", decompress()), ("verify", verify(trailer["blake3"], "blake3")), ("hold", late)]
 
 
 def foreign_state(source: FileSource, ends: Ends) -> State:

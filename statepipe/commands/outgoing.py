@@ -21,6 +21,7 @@ from statepipe.errors import IntegrityError
 from statepipe.formats.qemustream import QemuStream
 from statepipe.formats.returnpath import shut
 from statepipe.qemu.disks import fingerprint
+from statepipe.stages.checksum import Digest
 from statepipe.stages.compress import pack
 from statepipe.stages.watch import Answer, watch
 
@@ -64,10 +65,13 @@ def _stages(plan: Plan, stream: QemuStream, answer: Answer | None) -> list[Named
     header = {"kind": "state", "time": int(time.time()), "writer": f"statepipe {__version__}", **plan.guest}
     header["stages"] = [name for name, _ in plan.words] + [f"compress:zstd:{plan.level}"]
 
-    def trailer() -> dict[str, Any]:
-        return {**stream.facts(), "disks": _fingerprints(plan.disks)}
+    digest = Digest("blake3")
 
-    return [("watch", watch(stream, answer)), *plan.words, ("compress", pack(plan.level, header, trailer))]
+    def trailer() -> dict[str, Any]:
+        return {**stream.facts(), "blake3": digest.value, "disks": _fingerprints(plan.disks)}
+
+    packer = pack(plan.level, header, trailer)
+    return [("watch", watch(stream, answer)), *plan.words, ("digest", digest), ("compress", packer)]
 
 
 def _fingerprints(paths: Sequence[str] | None) -> list[dict[str, Any]] | None:

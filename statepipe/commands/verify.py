@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from statepipe.commands.incoming import read_ends
+from statepipe.commands.incoming import Ends, read_ends
 from statepipe.commands.inspect import Nowhere, name_format
 from statepipe.ends.file import FileSource
-from statepipe.engine.pipeline import pour
+from statepipe.engine.pipeline import NamedStage, pour
 from statepipe.errors import IntegrityError
 from statepipe.formats.qemustream import QemuStream
+from statepipe.stages.checksum import verify
 from statepipe.stages.codec import RAW, decompress
 from statepipe.stages.watch import watch
 
@@ -23,9 +24,17 @@ def verify_state(path: str) -> dict[str, Any]:
     with FileSource(path) as source:
         ends = read_ends(source)
         stream = QemuStream()
-        decoder = [] if ends.codec == RAW else [("decompress", decompress())]
-        pour(source, [*decoder, ("watch", watch(stream))], Nowhere())
+        pour(source, [*_decoders(ends), ("watch", watch(stream))], Nowhere())
         if ends.trailer is not None and ends.trailer.get("end_mark", stream.end_mark) != stream.end_mark:
             raise IntegrityError("the stream's end mark is not where the trailer says", offset=stream.end_mark)
         facts = {"file": path, "size": source.size(), "format": name_format(ends), "bytes": stream.offset}
-        return facts | {"digest": ends.trailer is not None, "proof": stream.proof}
+        return facts | {"digest": ends.is_state, "proof": stream.proof}
+
+
+def _decoders(ends: Ends) -> list[NamedStage]:
+    if ends.codec == RAW:
+        return []
+    stages: list[NamedStage] = [("decompress", decompress())]
+    if ends.is_state and ends.trailer is not None:
+        stages.append(("verify", verify(ends.trailer["blake3"], "blake3")))
+    return stages

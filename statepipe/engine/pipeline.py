@@ -12,6 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Protocol
 
+from statepipe.engine.memory import keep_freed_memory
 from statepipe.stage import Buffer, Stage, cancel, chain
 
 
@@ -59,6 +60,7 @@ def run(source: Source, stages: Sequence[NamedStage], sink: Sink) -> Verdict:
 
 def pour(source: Source, stages: Sequence[NamedStage], sink: Sink) -> None:
     """`run` without the commit, for a caller whose commit depends on more than the bytes."""
+    keep_freed_memory()
     with closing(chain(source, stages)) as flow:  # type: ignore[type-var]
         try:
             for buffer in flow:

@@ -32,18 +32,32 @@ def new_hash(algorithm: str) -> Hash:
     return hashlib.new(algorithm, usedforsecurity=False)
 
 
+class Digest:
+    """A stage that passes everything on; `value` is the hexadecimal digest of what has passed."""
+
+    def __init__(self, algorithm: str) -> None:
+        self._hash = new_hash(algorithm)
+
+    @property
+    def value(self) -> str:
+        return self._hash.hexdigest()
+
+    def __call__(self, upstream: Iterator[Buffer]) -> Iterator[Buffer]:
+        for buffer in upstream:
+            self._hash.update(buffer)
+            yield buffer
+
+
 def checksum(report: Callable[[str], object], algorithm: str = "sha256", to: str | None = None) -> Stage:
     """A stage that passes everything on and writes `DIGEST  -` when the stream has ended cleanly.
 
     The line goes to the file `to`, or else to `report` (standard error, for standard output is data).
     """
-    digest = new_hash(algorithm)
+    digest = Digest(algorithm)
 
     def stage(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
-        for buffer in upstream:
-            digest.update(buffer)
-            yield buffer
-        line = f"{digest.hexdigest()}  -\n"
+        yield from digest(upstream)
+        line = f"{digest.value}  -\n"
         if to is None:
             report(line)
         else:

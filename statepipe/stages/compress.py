@@ -66,7 +66,7 @@ def pack(level: int, header: Facts, trailer: Callable[[], Facts]) -> Stage:
     def stage(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
         writer = Writer()
         yield writer.header(header)
-        blocks = Over(upstream, _cut(upstream, writer))
+        blocks = Over(upstream, _cut(upstream))
         with closing(parallel(_Compressor(level), blocks)) as frames:
             for frame, content in frames:
                 yield writer.frame(frame, content) if content else FLUSH
@@ -75,12 +75,11 @@ def pack(level: int, header: Facts, trailer: Callable[[], Facts]) -> Stage:
     return stage
 
 
-def _cut(upstream: Iterator[Buffer], writer: Writer) -> Iterator[list[Buffer]]:
+def _cut(upstream: Iterator[Buffer]) -> Iterator[list[Buffer]]:
     """Gather buffers into lists of FRAME_SIZE bytes. A flush mark closes the frame early and goes on as []."""
     held: list[Buffer] = []
     room = FRAME_SIZE
     for buffer in upstream:
-        writer.plain(buffer)
         if not len(buffer):
             yield from ([held, []] if held else [[]])
             held, room = [], FRAME_SIZE
@@ -128,7 +127,7 @@ def unpack(checker: Checker) -> Stage:
     """`decompress` around a checker of the caller's, who may ask it for header and trailer afterwards."""
 
     def stage(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
-        with closing(parallel(_decode, Over(upstream, _split(upstream)))) as decoded:
+        with closing(parallel(_Decoder(), Over(upstream, _split(upstream)))) as decoded:
             yield from _checked(decoded, checker)
 
     return stage
@@ -152,27 +151,37 @@ def _split(upstream: Iterator[Buffer]) -> Iterator[Piece | int | None]:
     yield total
 
 
-def _decode(piece: Piece | int | None) -> _Decoded:
-    """On a worker: a whole frame's bytes. Everything else is for the consumer, in order."""
-    return piece, _decode_frame(piece) if isinstance(piece, Frame) else b""
+class _Decoder:
+    """On a worker: decodes whole frames, with one zstd context for each thread. Other pieces pass: they are for
+    the consumer, in order."""
 
+    def __init__(self) -> None:
+        self._own = threading.local()
 
-def _decode_frame(frame: Frame) -> bytes:
-    decoder = zstandard.ZstdDecompressor(max_window_size=WINDOW_LIMIT)
-    try:
-        if frame.content_size:
-            return decoder.decompress(frame.data, max_output_size=frame.content_size)
-        return _decode_unsized(decoder.decompressobj(), frame)
-    except zstandard.ZstdError as error:
-        raise _corrupt(frame.offset, error) from error
+    def __call__(self, piece: Piece | int | None) -> _Decoded:
+        return piece, self._decode(piece) if isinstance(piece, Frame) else b""
 
+    def _decode(self, frame: Frame) -> bytes:
+        try:
+            if frame.content_size:
+                return self._context().decompress(frame.data, max_output_size=frame.content_size)
+            return self._decode_unsized(frame)
+        except zstandard.ZstdError as error:
+            raise _corrupt(frame.offset, error) from error
 
-def _decode_unsized(decoder: zstandard.ZstdDecompressionObj, frame: Frame) -> bytes:
-    """A frame without a content size, or an empty one: the block count has bounded what it can hold."""
-    plain = decoder.decompress(frame.data)
-    if not decoder.eof:
-        raise IntegrityError("the frame ends before its data do", offset=frame.offset)
-    return plain
+    def _context(self) -> zstandard.ZstdDecompressor:
+        context: zstandard.ZstdDecompressor | None = getattr(self._own, "context", None)
+        if context is None:
+            context = self._own.context = zstandard.ZstdDecompressor(max_window_size=WINDOW_LIMIT)
+        return context
+
+    def _decode_unsized(self, frame: Frame) -> bytes:
+        """A frame without a content size, or an empty one: the block count has bounded what it can hold."""
+        decoder = self._context().decompressobj()
+        plain = decoder.decompress(frame.data)
+        if not decoder.eof:
+            raise IntegrityError("the frame ends before its data do", offset=frame.offset)
+        return plain
 
 
 def _corrupt(offset: int, error: Exception) -> IntegrityError:
@@ -185,7 +194,6 @@ def _checked(decoded: Iterator[_Decoded], checker: Checker) -> Iterator[Buffer]:
     for piece, plain in decoded:
         if isinstance(piece, Frame):
             checker.frame(piece.data, len(plain), piece.offset)
-            checker.plain(plain)
             yield plain
         elif isinstance(piece, Part):
             checker.large(piece.offset)
