@@ -14,7 +14,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "ARGS= passes more to pytest or the benchmark; PREFIX= and DESTDIR= say where to install"
 
-demo: ## see a running guest saved, damaged, refused, loaded and moved
+demo: ## see a running guest saved, killed and brought back
 	@tools/setup qemu
 	@$(PYTHON) tools/demo.py $(ARGS)
 

@@ -14,11 +14,16 @@ def describe_guest(monitor: Monitor) -> dict[str, Any]:
     memory = monitor.execute("query-memory-size-summary")
     return {
         "name": monitor.execute("query-name").get("name"),
-        "uuid": monitor.execute("query-uuid")["UUID"],
+        "uuid": _given(monitor.execute("query-uuid")["UUID"]),
         "machine": str(monitor.execute("qom-get", path="/machine", property="type")).removesuffix("-machine"),
-        "qemu": "{major}.{minor}.{micro}".format(**version["qemu"]) + version["package"],
+        "qemu": "{major}.{minor}.{micro} ".format(**version["qemu"]) + f"({version['package']})",
         "ram": memory["base-memory"] + memory.get("plugged-memory", 0),
     }
+
+
+def _given(uuid: str) -> str | None:
+    """A guest started without -uuid has all zeros."""
+    return uuid if uuid.strip("0-") else None
 
 
 def image_paths(monitor: Monitor) -> list[str]:
