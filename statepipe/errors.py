@@ -6,7 +6,8 @@
     │   └── TruncatedError    3   the bytes stop before their own end mark
     ├── NoKeyError            4   no identity opens this stream
     ├── PeerError             5   the other host or the network between
-    ├── QemuError             6   QEMU refused, failed or went away
+    ├── QemuError             6   QEMU refused or failed
+    │   └── QemuGone          6   QEMU went away
     └── InterruptedBySignal 128+n a signal asked us to stop
 
 Every error may name the stage it arose in, the byte offset in that stage's input, and a hint: the next
@@ -69,6 +70,10 @@ class QemuError(StatepipeError):
     """QEMU refused a command, reported failure, or is gone."""
 
     exit_code = 6
+
+
+class QemuGone(QemuError):
+    """QEMU, or the connection to it, ended before it said what we waited for."""
 
 
 class InterruptedBySignal(StatepipeError):

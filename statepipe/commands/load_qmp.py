@@ -16,8 +16,8 @@ from statepipe.ends.fd import FdSink
 from statepipe.ends.file import FileSource
 from statepipe.engine.pipeline import pour
 from statepipe.engine.signals import held
-from statepipe.errors import InterruptedBySignal, QemuError
-from statepipe.qemu.monitor import Monitor, QemuGone
+from statepipe.errors import InterruptedBySignal, QemuError, QemuGone
+from statepipe.qemu.monitor import Monitor
 from statepipe.qemu.process import Child
 
 Warn = Callable[[str], None]

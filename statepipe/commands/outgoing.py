@@ -17,7 +17,7 @@ from statepipe.ends.fd import FdSource
 from statepipe.ends.file import FileSink
 from statepipe.engine.pipeline import NamedStage, pour
 from statepipe.engine.signals import held
-from statepipe.errors import IntegrityError
+from statepipe.errors import IntegrityError, QemuGone
 from statepipe.formats.qemustream import QemuStream
 from statepipe.formats.returnpath import shut
 from statepipe.qemu.disks import fingerprint
@@ -43,14 +43,16 @@ class Plan:
 def save_stream(plan: Plan, source: FdSource, answer: Answer | None, approve: Callable[[], None]) -> QemuStream:
     """Save the stream from `source`; return once the file has its name and QEMU was answered.
 
-    `approve` is asked after the commit, within the same hold on signals: it takes QEMU's verdict, and if it
-    raises, the file is taken away again. Raises what any stage, the disk or `approve` raises.
+    `approve` is asked after the commit, within the same hold on signals: it raises if QEMU's verdict is no, and
+    then the file is taken away again. Only a QEMU that went away without a verdict leaves the file: the guest may
+    now be in it alone. Raises what any stage, the disk or `approve` raises.
     """
     stream = QemuStream()
     try:
         with FileSink(plan.path) as sink:
             pour(source, _stages(plan, stream, answer), sink)
             _refuse_more(stream, source)
+            sink.sync()
             with held():
                 sink.commit()
                 _conclude(sink, stream, answer, approve)
@@ -86,13 +88,17 @@ def _refuse_more(stream: QemuStream, source: FdSource) -> None:
 
 def _conclude(sink: FileSink, stream: QemuStream, answer: Answer | None, approve: Callable[[], None]) -> None:
     try:
-        _reply(stream, answer, shut(0))
+        if not _reply(stream, answer, shut(0)):
+            raise QemuGone("QEMU went away before it could be told that its state is saved")
         approve()
+    except QemuGone as error:
+        error.hint = f"{sink.name} holds the whole state; if QEMU still runs the guest, remove the file"
+        raise
     except BaseException:
         sink.withdraw()
         raise
 
 
-def _reply(stream: QemuStream, answer: Answer | None, message: bytes) -> None:
-    if answer is not None and stream.return_path:
-        answer(message)
+def _reply(stream: QemuStream, answer: Answer | None, message: bytes) -> bool:
+    """Tell QEMU, if it asked to be told; False if it is gone."""
+    return answer is None or not stream.return_path or answer(message)

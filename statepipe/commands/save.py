@@ -38,12 +38,13 @@ def _plan(path: str, level: int, words: Sequence[NamedStage]) -> Plan:
     return Plan(path, level, words, guest, qemu.disks)
 
 
-def _answer(message: bytes) -> None:
-    """Onto the return path. A QEMU that is gone needs no answer: its end shows in the stream itself."""
+def _answer(message: bytes) -> bool:
+    """Onto the return path; whether QEMU is still there to read it."""
     try:
         write_all(1, message)
     except BrokenPipeError:
-        return
+        return False
+    return True
 
 
 def _approve() -> None:

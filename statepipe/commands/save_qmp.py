@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from statepipe.commands.outgoing import IDLE, Plan, save_stream
 from statepipe.ends.fd import FdSource, write_all
 from statepipe.engine.pipeline import NamedStage
-from statepipe.errors import QemuError, StatepipeError
+from statepipe.errors import QemuError, QemuGone, StatepipeError
 from statepipe.formats.qemustream import QemuStream
 from statepipe.qemu.guest import describe_guest, image_paths
-from statepipe.qemu.monitor import Monitor, QemuGone
+from statepipe.qemu.monitor import Monitor
 
 LIVE = "live"
 
@@ -134,12 +134,13 @@ def _start(monitor: Monitor) -> socket.socket:
     return ours
 
 
-def _answer(ours: socket.socket, message: bytes) -> None:
-    """Onto the return path. A QEMU that is gone needs no answer: the monitor and the stream tell it."""
+def _answer(ours: socket.socket, message: bytes) -> bool:
+    """Onto the return path; whether QEMU is still there to read it."""
     try:
         write_all(ours.fileno(), message)
     except BrokenPipeError:
-        return
+        return False
+    return True
 
 
 def _explain(monitor: Monitor, error: BaseException) -> None:
@@ -164,7 +165,8 @@ _PAST = {"completed": "completed", "failed": "failed", "cancelled": "was cancell
 def _leave(monitor: Monitor, then: str) -> str:
     """Do with the guest as asked; its run state afterwards."""
     if then == "quit":
-        monitor.execute("quit")
+        with suppress(QemuGone):  # it may end before its answer is out
+            monitor.execute("quit")
         return "ended"
     if then == "cont":
         monitor.execute("cont")

@@ -81,14 +81,21 @@ class FileSink:
 
     def commit(self) -> None:
         """Make the file durable and give it its name. Raises StatepipeError, and then there is no such file."""
+        self.sync()
         try:
-            os.fsync(self._fd)
-            self._drop()
             if not self._linked:
                 self._link()
             os.rename(self._part, self.path)
             self._linked = False
             self._sync_name()
+        except OSError as error:
+            raise failure(f"complete {self.name}", error) from error
+
+    def sync(self) -> None:
+        """Wait until all that was written is on the disk: the long part of a commit. Raises StatepipeError."""
+        try:
+            os.fsync(self._fd)
+            self._drop()
         except OSError as error:
             raise failure(f"complete {self.name}", error) from error
 

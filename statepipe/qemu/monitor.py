@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, QMPClient, QMPError
 
-from statepipe.errors import QemuError
+from statepipe.errors import QemuError, QemuGone
 
 T = TypeVar("T")
 
@@ -20,10 +20,6 @@ Reply = Any
 
 FINAL = ("completed", "failed", "cancelled")
 """The states a migration ends in; every other, and any that a later QEMU adds, is on the way."""
-
-
-class QemuGone(QemuError):
-    """The connection to QEMU's monitor ended: in all likelihood so did QEMU."""
 
 
 class Monitor:

@@ -18,7 +18,8 @@ from statepipe.units import format_size
 LATE = (Phase.DEVICES, Phase.VMDESC, Phase.END)
 """From the first device on; what comes before it leaves a loading QEMU waiting for more."""
 
-Answer = Callable[[bytes], object]
+Answer = Callable[[bytes], bool]
+"""Sends return-path messages to QEMU; False if it is gone."""
 
 
 def watch(stream: QemuStream, answer: Answer | None = None) -> Stage:
