@@ -18,7 +18,7 @@ def saved(path: str, outcome: Outcome) -> str:
     size = os.path.getsize(path)
     total, down = (outcome.migration.get(key, 0) for key in ("total-time", "downtime"))
     return (
-        f"statepipe: save: {path}: {format_size(outcome.stream.offset)} of state in {format_size(size)}, "
+        f"statepipe: save: {path}: {format_size(outcome.saved.stream.offset)} of state in {format_size(size)}, "
         f"{total / 1000:.1f} s, the guest stood still for {down} ms at the end; it is now {outcome.run_state}"
     )
 
@@ -35,7 +35,7 @@ def inspected(facts: dict[str, Any]) -> str:
     rows = [("file", facts["file"]), ("format", facts["format"]), *_guest(header, trailer), *_stream(facts, trailer)]
     rows += [("disk", _disk(disk)) for disk in trailer.get("disks") or []]
     if trailer.get("disks", []) is None:
-        rows.append(("disks", "not known: load cannot tell whether they changed"))
+        rows.append(("disks", "not known"))
     return "\n".join(f"{name + ':':12}{value}" for name, value in rows if value is not None)
 
 
@@ -62,4 +62,6 @@ def _stream(facts: dict[str, Any], trailer: dict[str, Any]) -> Iterator[tuple[st
 
 
 def _disk(disk: dict[str, Any]) -> str:
+    if "unknown" in disk:
+        return f"{disk['path']} (could not be read: {disk['unknown']})"
     return f"{disk['path']} ({disk['format']}, {format_size(disk['size'])})"

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from statepipe.cli.filters import build_words
 from statepipe.cli.grammar import parse_word
 from statepipe.cli.messages import warn
 from statepipe.engine.pipeline import NamedStage
 from statepipe.errors import UsageError
+
+if TYPE_CHECKING:
+    from statepipe.commands.outgoing import Saved
 
 Values = dict[str, Any]
 
@@ -24,7 +27,7 @@ def run_save(name: str, values: Values) -> int:
             raise UsageError("--then and --live steer QEMU through its monitor", hint="add --qmp SOCKET")
         from statepipe.commands.save import save_from_stdin
 
-        save_from_stdin(values["file"], level, words)
+        _warn_of_disks(save_from_stdin(values["file"], level, words))
         return 0
     return _save_by_qmp(values, level, words)
 
@@ -38,9 +41,17 @@ def _save_by_qmp(values: Values, level: int, words: Sequence[NamedStage]) -> int
     then = "live" if values["live"] else values["then"] or "stay"
     outcome = save_by_qmp(values["qmp"], Request(values["file"], level, words, then))
     print(saved(values["file"], outcome), file=sys.stderr)
+    _warn_of_disks(outcome.saved)
     if outcome.doubts:
         warn("save", outcome.doubts)
     return 0
+
+
+def _warn_of_disks(saved: Saved) -> None:
+    from statepipe.qemu.disks import unknown
+
+    if doubts := unknown(saved.disks):
+        warn("save", doubts)
 
 
 def _save_words(words: Sequence[str]) -> tuple[list[NamedStage], int]:

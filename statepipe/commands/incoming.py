@@ -26,7 +26,7 @@ from statepipe.formats.statefile import (
     seek_table_size,
 )
 from statepipe.formats.zstdframe import KEPT_LIMIT
-from statepipe.qemu.disks import refuse_changed
+from statepipe.qemu.disks import refuse_changed, unknown
 from statepipe.stages.checksum import verify
 from statepipe.stages.codec import RAW, decompress, identify
 from statepipe.stages.watch import LATE, hold, watch
@@ -128,7 +128,7 @@ def prepare(source: FileSource, *, force: bool) -> State:
     if not ends.is_state or ends.trailer is None:
         return foreign_state(source, ends)
     refuse_changed(ends.trailer.get("disks"), force)
-    return State(source, _own_stages(ends.trailer), None, ends, None)
+    return State(source, _own_stages(ends.trailer), unknown(ends.trailer.get("disks")), ends, None)
 
 
 def _own_stages(trailer: Facts) -> list[NamedStage]:

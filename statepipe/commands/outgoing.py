@@ -20,7 +20,8 @@ from statepipe.engine.signals import held
 from statepipe.errors import IntegrityError, QemuGone
 from statepipe.formats.qemustream import QemuStream
 from statepipe.formats.returnpath import shut
-from statepipe.qemu.disks import fingerprint
+from statepipe.qemu.disks import Disk, fingerprint
+from statepipe.stage import Stage
 from statepipe.stages.checksum import Digest
 from statepipe.stages.compress import pack
 from statepipe.stages.watch import Answer, watch
@@ -40,7 +41,15 @@ class Plan:
     disks: Sequence[str] | None = None
 
 
-def save_stream(plan: Plan, source: FdSource, answer: Answer | None, approve: Callable[[], None]) -> QemuStream:
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A stream that is saved, and what its trailer says of the disks (None: not known)."""
+
+    stream: QemuStream
+    disks: list[Disk] | None
+
+
+def save_stream(plan: Plan, source: FdSource, answer: Answer | None, approve: Callable[[], None]) -> Saved:
     """Save the stream from `source`; return once the file has its name and QEMU was answered.
 
     `approve` is asked after the commit, within the same hold on signals: it raises if QEMU's verdict is no, and
@@ -48,9 +57,15 @@ def save_stream(plan: Plan, source: FdSource, answer: Answer | None, approve: Ca
     now be in it alone. Raises what any stage, the disk or `approve` raises.
     """
     stream = QemuStream()
+    disks: list[Disk] = []
+
+    def trailer() -> dict[str, Any]:
+        disks.extend(map(fingerprint, plan.disks or ()))
+        return {**stream.facts(), "disks": None if plan.disks is None else disks}
+
     try:
         with FileSink(plan.path) as sink:
-            pour(source, _stages(plan, stream, answer), sink)
+            pour(source, _stages(plan, watch(stream, answer), trailer), sink)
             _refuse_more(stream, source)
             sink.sync()
             with held():
@@ -59,25 +74,16 @@ def save_stream(plan: Plan, source: FdSource, answer: Answer | None, approve: Ca
     except BaseException:
         _reply(stream, answer, shut(1))
         raise
-    return stream
+    return Saved(stream, None if plan.disks is None else disks)
 
 
-def _stages(plan: Plan, stream: QemuStream, answer: Answer | None) -> list[NamedStage]:
+def _stages(plan: Plan, watcher: Stage, trailer: Callable[[], dict[str, Any]]) -> list[NamedStage]:
     """watch stands first: what it calls the end is the end for every other stage."""
     header = {"kind": "state", "time": int(time.time()), "writer": f"statepipe {__version__}", **plan.guest}
     header["stages"] = [name for name, _ in plan.words] + [f"compress:zstd:{plan.level}"]
-
     digest = Digest("blake3")
-
-    def trailer() -> dict[str, Any]:
-        return {**stream.facts(), "blake3": digest.value, "disks": _fingerprints(plan.disks)}
-
-    packer = pack(plan.level, header, trailer)
-    return [("watch", watch(stream, answer)), *plan.words, ("digest", digest), ("compress", packer)]
-
-
-def _fingerprints(paths: Sequence[str] | None) -> list[dict[str, Any]] | None:
-    return None if paths is None else [fingerprint(path) for path in paths]
+    packer = pack(plan.level, header, lambda: {**trailer(), "blake3": digest.value})
+    return [("watch", watcher), *plan.words, ("digest", digest), ("compress", packer)]
 
 
 def _refuse_more(stream: QemuStream, source: FdSource) -> None:

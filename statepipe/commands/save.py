@@ -10,15 +10,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from statepipe.commands.outgoing import IDLE, Plan, save_stream
+from statepipe.commands.outgoing import IDLE, Plan, Saved, save_stream
 from statepipe.ends.fd import FdSource, write_all
 from statepipe.engine.pipeline import NamedStage
 from statepipe.errors import UsageError
-from statepipe.formats.qemustream import QemuStream
 from statepipe.qemu.process import parent_qemu
 
 
-def save_from_stdin(path: str, level: int, words: Sequence[NamedStage]) -> QemuStream:
+def save_from_stdin(path: str, level: int, words: Sequence[NamedStage]) -> Saved:
     """Save the stream on standard input to `path`. Returns what it was; raises StatepipeError."""
     if os.isatty(0):
         raise UsageError(

@@ -14,11 +14,10 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from statepipe.commands.outgoing import IDLE, Plan, save_stream
+from statepipe.commands.outgoing import IDLE, Plan, Saved, save_stream
 from statepipe.ends.fd import FdSource, write_all
 from statepipe.engine.pipeline import NamedStage
 from statepipe.errors import QemuError, QemuGone, StatepipeError
-from statepipe.formats.qemustream import QemuStream
 from statepipe.qemu.guest import describe_guest, image_paths
 from statepipe.qemu.monitor import Monitor
 
@@ -30,9 +29,9 @@ UNWANTED = ("multifd", "postcopy-ram", "pause-before-switchover", "switchover-ac
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A save that succeeded: the stream, QEMU's own figures, how the guest was left, and what to beware of."""
+    """A save that succeeded: the file, QEMU's own figures, how the guest was left, and what to beware of."""
 
-    stream: QemuStream
+    saved: Saved
     migration: dict[str, Any]
     run_state: str
     doubts: str | None
@@ -54,9 +53,9 @@ def save_by_qmp(address: str, request: Request) -> Outcome:
         before = monitor.run_state()
         disks = image_paths(monitor)
         with adjusted(monitor, capabilities(request.then)):
-            stream, migration = _save(monitor, request, before, disks)
+            saved, migration = _save(monitor, request, before, disks)
         run_state = _leave(monitor, request.then)
-        return Outcome(stream, migration, run_state, _MOVING if disks and run_state == "running" else None)
+        return Outcome(saved, migration, run_state, _MOVING if disks and run_state == "running" else None)
 
 
 _MOVING = (
@@ -100,7 +99,7 @@ def _set_capabilities(monitor: Monitor, states: dict[str, bool]) -> None:
         monitor.execute("migrate-set-capabilities", capabilities=items)
 
 
-def _save(monitor: Monitor, request: Request, before: str, disks: list[str]) -> tuple[QemuStream, dict[str, Any]]:
+def _save(monitor: Monitor, request: Request, before: str, disks: list[str]) -> tuple[Saved, dict[str, Any]]:
     guest = describe_guest(monitor) | {"live": request.then == LIVE, "run_state_before": before}
     plan = Plan(request.path, request.level, request.words, guest, disks)
     outcome: dict[str, Any] = {}
@@ -113,12 +112,12 @@ def _save(monitor: Monitor, request: Request, before: str, disks: list[str]) -> 
     ours = _start(monitor)
     with ours, FdSource(ours.fileno(), "the migration socket", IDLE) as source:
         try:
-            stream = save_stream(plan, source, lambda message: _answer(ours, message), approve)
+            saved = save_stream(plan, source, lambda message: _answer(ours, message), approve)
         except BaseException as error:
             ours.close()
             _explain(monitor, error)
             raise
-    return stream, outcome
+    return saved, outcome
 
 
 def _start(monitor: Monitor) -> socket.socket:
@@ -145,7 +144,7 @@ def _answer(ours: socket.socket, message: bytes) -> bool:
 
 def _explain(monitor: Monitor, error: BaseException) -> None:
     """Wait until QEMU has given up too, and add to the error what became of the guest."""
-    if isinstance(error, StatepipeError):
+    if isinstance(error, StatepipeError) and not isinstance(error, QemuGone):
         try:
             error.hint = _describe(monitor)
         except QemuGone:

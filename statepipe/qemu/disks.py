@@ -24,16 +24,16 @@ Disk = dict[str, Any]
 def fingerprint(path: str) -> Disk:
     """Path, format, size (bytes), mtime (ns, None for a device) and sampled digest of a disk image.
 
-    Raises StatepipeError if it cannot be read.
+    Of one that cannot be read (another user's, or the unlinked overlay of -snapshot): path and `unknown`, the reason.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return _fingerprint(fd, path)
+        finally:
+            os.close(fd)
     except OSError as error:
-        raise StatepipeError(f"cannot read the disk {path}: {error.strerror}") from error
-    try:
-        return _fingerprint(fd, path)
-    finally:
-        os.close(fd)
+        return {"path": path, "unknown": os.strerror(error.errno or 0)}
 
 
 def _fingerprint(fd: int, path: str) -> Disk:
@@ -61,16 +61,24 @@ def _format(magic: bytes) -> str:
     return {b"QFI\xfb": "qcow2", b"KDMV": "vmdk", b"vhdx": "vhdx"}.get(magic, "raw")
 
 
+def unknown(disks: list[Disk] | None) -> str | None:
+    """Why nobody can tell whether some of these disks changed, or None if all fingerprints are there."""
+    if disks is None:
+        return "the state does not say which disks the guest had: load cannot tell whether they changed"
+    missing = [f"{disk['path']} ({disk['unknown']})" for disk in disks if "unknown" in disk]
+    what = "these disks could not be read, load cannot tell whether they changed"
+    return f"{what}: {', '.join(missing)}" if missing else None
+
+
 def changes(saved: list[Disk]) -> list[str]:
     """For each disk that is not as it was saved, a line that names it and says what differs."""
-    return [line for disk in saved if (line := _change(disk))]
+    return [line for disk in saved if "unknown" not in disk and (line := _change(disk))]
 
 
 def _change(saved: Disk) -> str | None:
-    try:
-        now = fingerprint(saved["path"])
-    except StatepipeError as error:
-        return str(error)
+    now = fingerprint(saved["path"])
+    if "unknown" in now:
+        return f"{saved['path']} cannot be read: {now['unknown']}"
     differ = [name for name in ("size", "mtime_ns", "samples_blake3") if saved[name] != now[name]]
     words = {"size": "its size", "mtime_ns": "its modification time", "samples_blake3": "its content"}
     return f"{saved['path']}: {' and '.join(words[name] for name in differ)} changed" if differ else None

@@ -49,17 +49,11 @@ class Monitor:
     def execute(self, command: str, **arguments: object) -> Reply:
         """Run a command. An underscore in an argument's name stands for QMP's hyphen.
 
-        Raises QemuError with QEMU's own words if it refuses, or if it goes away meanwhile.
+        Raises QemuError with QEMU's own words if it refuses, QemuGone if it goes away meanwhile.
         """
-        return self._run(command, {name.replace("_", "-"): value for name, value in arguments.items()}, oob=False)
-
-    def yank(self) -> None:
-        """Break the migration's stalled sockets, out of band: it works when the main loop hangs. Raises QemuError."""
-        self._run("yank", {"instances": [{"type": "migration"}]}, oob=True)
-
-    def _run(self, command: str, arguments: dict[str, object], *, oob: bool) -> Reply:
+        words = {name.replace("_", "-"): value for name, value in arguments.items()}
         try:
-            return self._call(self._client.execute(command, arguments or None, oob=oob))
+            return self._call(self._client.execute(command, words or None))
         except ExecuteError as error:
             raise QemuError(f"QEMU refused {command}: {error}") from error
         except (ExecInterruptedError, QMPError, OSError, EOFError) as error:
