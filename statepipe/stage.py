@@ -88,8 +88,10 @@ class Link:
         cancel(self._upstream)
 
     def close(self) -> None:
-        close(self._downstream)
-        close(self._upstream)
+        try:
+            close(self._downstream)
+        finally:
+            close(self._upstream)
 
 
 def chain(source: Iterator[Buffer], stages: Iterable[tuple[str, Stage]]) -> Iterator[Buffer]:
@@ -117,8 +119,10 @@ class Over(Generic[T]):
         cancel(self._upstream)
 
     def close(self) -> None:
-        close(self._generator)
-        close(self._upstream)
+        try:
+            close(self._generator)
+        finally:
+            close(self._upstream)
 
 
 class _Failure:
@@ -140,17 +144,17 @@ def ahead(upstream: Iterator[T], depth: int) -> Generator[T, None, None]:
     def pull() -> None:
         outcome: object = _END
         try:
-            for item in upstream:
-                items.put(item)
-                room.acquire()
-                if stopped.is_set():
+            while room.acquire() and not stopped.is_set():
+                if (item := next(upstream, _END)) is _END:
                     break
+                items.put(item)
+                del item
         except BaseException as error:  # handed over whole: the consumer's thread raises it
             outcome = _Failure(error)
         try:
             close(upstream)
         except BaseException as error:
-            outcome = _Failure(error)
+            outcome = outcome if isinstance(outcome, _Failure) else _Failure(error)
         items.put(outcome)
 
     thread = threading.Thread(target=pull, name="ahead", daemon=True)
@@ -222,7 +226,7 @@ class _Pool(Generic[T, R]):
 def parallel(function: Callable[[T], R], upstream: Iterator[T], workers: int | None = None) -> Generator[R, None, None]:
     """Yield `function(item)` for each item of `upstream`, in order, worked out on `workers` threads.
 
-    At most `workers` + 2 items are in flight, so memory is bounded by the items' size. The upstream is pulled
+    At most `workers` + 4 items are in flight, so memory is bounded by the items' size. The upstream is pulled
     from a thread of its own: a result is handed on as soon as it and all before it are ready, even while the
     upstream is silent.
     """
@@ -233,7 +237,7 @@ def parallel(function: Callable[[T], R], upstream: Iterator[T], workers: int | N
         for item in upstream:
             yield pool.submit(item)
 
-    pending = ahead(Over(upstream, submitted()), workers + 2)
+    pending = ahead(Over(upstream, submitted()), workers + 3)
     try:
         for slot in pending:
             yield slot.get()

@@ -7,7 +7,7 @@ import re
 from statepipe.errors import UsageError
 
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp]?)(i?)b?", re.IGNORECASE)
+_SIZE = re.compile(r"([0-9]{1,18})(?:\.([0-9]{1,18}))?\s*(?:([kmgtp])i?)?b?", re.IGNORECASE)
 
 
 def parse_size(text: str) -> int:
@@ -18,8 +18,9 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise UsageError(f"'{text}' is not a size", hint="write a number and K, M, G or T, for example 64M")
-    number, letter, _ = match.groups()
-    return int(float(number) * 1024 ** _POWERS[letter.lower()])
+    whole, part, letter = (group or "" for group in match.groups())
+    unit = 1 << 10 * _POWERS[letter.lower()]
+    return int(whole) * unit + int(part or 0) * unit // int("1" + "0" * len(part))
 
 
 def format_size(count: float) -> str:

@@ -1,16 +1,16 @@
 """One rule for commands and words: `NAME ARG --opt V` and `NAME:ARG,opt=V` are parsed by the same parser.
 
 The first colon ends the name, as in QEMU's tcp:host:port; commas separate; `opt` alone is a switch. A comma inside
-a value is written twice, as in QEMU's options.
+a value is written twice, as in QEMU's options. On a command line options stand anywhere before `--`.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from statepipe.cli.messages import show
 from statepipe.cli.verbs import Verb
 from statepipe.errors import UsageError
 from statepipe.stages import Filter, Param, find
@@ -23,6 +23,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, hint=f"see: {self.prog} --help")
+
+    def print_help(self, file: object = None) -> None:
+        show(self.format_help())
 
 
 def parser_for(verb: Verb | Filter) -> Parser:
@@ -45,7 +48,29 @@ def _add(parser: argparse.ArgumentParser, param: Param) -> None:
 
 def parse(verb: Verb | Filter, arguments: Sequence[str]) -> dict[str, Any]:
     """The values of a verb's parameters by name. Raises UsageError; SystemExit(0) after --help."""
-    return vars(parser_for(verb).parse_args(arguments))
+    return vars(parser_for(verb).parse_args(_options_first(verb, arguments)))
+
+
+def _options_first(verb: Verb | Filter, arguments: Sequence[str]) -> list[str]:
+    """The same, with every option before `--` and all others after: argparse gives up where they alternate."""
+    taking_value = {param.name for param in verb.params if param.metavar is not None}
+    named, plain = [], []
+    rest = iter(arguments)
+    for word in rest:
+        if word == "--":
+            break
+        if not _is_option(word):
+            plain.append(word)
+        elif word in taking_value:
+            named += [word] if (value := next(rest, None)) is None else [f"{word}={value}"]
+        else:
+            named.append(word)
+    plain += rest
+    return [*named, "--", *plain] if plain else named  # a lone `--` is refused where no argument can follow
+
+
+def _is_option(word: str) -> bool:
+    return word.startswith("-") and word != "-" and not word[1:].isdigit()
 
 
 def parse_word(word: str) -> tuple[Filter, dict[str, Any]]:
@@ -72,4 +97,5 @@ def _arguments(row: Filter, rest: str) -> list[str]:
 
 
 def _split(text: str) -> list[str]:
-    return [item.replace(",,", ",") for item in re.split(r"(?<!,),(?!,)", text)]
+    """At single commas; NUL, which no argument can hold, stands for a doubled one meanwhile."""
+    return [item.replace("\0", ",") for item in text.replace(",,", "\0").split(",")]

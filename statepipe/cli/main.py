@@ -8,25 +8,34 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from statepipe import __version__
-from statepipe.cli.messages import explain
+from statepipe.cli.messages import explain, say, show
 from statepipe.cli.verbs import EXIT_CODES, VERBS, Verb
 from statepipe.engine.signals import as_exceptions
-from statepipe.errors import StatepipeError, UsageError
+from statepipe.errors import InterruptedBySignal, StatepipeError, UsageError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (sys.argv by default); the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    verb: str | None = None
     try:
         with as_exceptions():
-            if not words or words[0] in ("-h", "--help", "help"):
-                return _help(words)
-            if words[0] == "--version":
-                return _print(f"statepipe {__version__}")
-            found = _find(words[0])
-            verb = found.name
-            return _dispatch(found, words[1:])
+            return _run(words)
+    except InterruptedBySignal as error:  # it came while another failure was being told
+        return error.exit_code
+
+
+def _run(words: Sequence[str]) -> int:
+    verb: str | None = None
+    try:
+        if not words:
+            return _show_usage()
+        if words[0] in ("-h", "--help", "help"):
+            return _show(_help())
+        if words[0] == "--version":
+            return _show(f"statepipe {__version__}")
+        found = _find(words[0])
+        verb = found.name
+        return _dispatch(found, words[1:])
     except StatepipeError as error:
         explain(verb, error)
         return error.exit_code
@@ -48,7 +57,7 @@ def _dispatch(verb: Verb, words: Sequence[str]) -> int:
     return code
 
 
-def _help(words: Sequence[str]) -> int:
+def _help() -> str:
     width = max(len(verb.name) for verb in VERBS)
     lines = [
         "usage: statepipe VERB [ARGUMENT…]",
@@ -60,21 +69,41 @@ def _help(words: Sequence[str]) -> int:
         "exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES) + "; 128+n signal n",
         "statepipe VERB --help tells more, man statepipe all.",
     ]
-    print("\n".join(lines), file=sys.stdout if words else sys.stderr)
-    return 0 if words else UsageError.exit_code
+    return "\n".join(lines)
 
 
-def _print(line: str) -> int:
-    print(line)
+def _show(text: str) -> int:
+    show(text)
     return 0
+
+
+def _show_usage() -> int:
+    for line in _help().splitlines():
+        say(line)
+    return UsageError.exit_code
 
 
 def entry() -> None:
     """What bin/statepipe and `python -m statepipe` run. Leaves without the interpreter's slow farewell."""
+    _fill_standard_descriptors()
     try:
         code = main()
     except SystemExit as leaving:  # argparse, after --help
         code = int(leaving.code or 0)
-    sys.stdout.flush()
-    sys.stderr.flush()
     os._exit(code)
+
+
+def _fill_standard_descriptors() -> None:
+    """Put something in the place of a closed one, that reads and writes fail on.
+
+    Else the next file we open takes its number: standard output's bytes or people's messages would go into it.
+    """
+    for fd, flags in ((0, os.O_WRONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open("/dev/null", flags)  # the lowest number that is free: this one
+    sys.stdout = sys.stdout or open(1, "w")  # noqa: SIM115 (for as long as the process lives)
+    sys.stderr = sys.stderr or open(2, "w")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a real file's, not a test's

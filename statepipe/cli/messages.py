@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+from contextlib import suppress
 
 from statepipe.errors import InterruptedBySignal, StatepipeError
 
@@ -14,7 +16,7 @@ def explain(verb: str | None, error: StatepipeError) -> None:
     place = [part for part in (verb, error.stage) if part]
     if len(place) == 2 and place[0] == place[1]:
         place.pop()
-    at = f" (at byte {error.offset})" if error.offset is not None and "byte" not in str(error) else ""
+    at = f" (at byte {error.offset})" if error.offset is not None and f"byte {error.offset}" not in str(error) else ""
     say(": ".join(["statepipe", *place, f"error: {error}{at}"]))
     if error.hint:
         say(f"statepipe: hint: {error.hint}")
@@ -26,5 +28,23 @@ def warn(verb: str, text: str) -> None:
 
 
 def say(line: str) -> None:
-    """A line on standard error, with no control character of anybody's (a file's name, QEMU's words)."""
-    print("".join(c if c.isprintable() else "?" for c in line), file=sys.stderr, flush=True)
+    """A line on standard error. Where nobody can hear it, the exit code still speaks."""
+    with suppress(OSError):
+        print(clean(line), file=sys.stderr, flush=True)
+
+
+def show(text: str) -> None:
+    """A result on standard output, at once. Raises StatepipeError, as any command whose output nobody takes."""
+    from statepipe.ends.fd import failure
+
+    try:
+        print(text.rstrip("\n"), flush=True)
+    except BrokenPipeError as error:
+        raise InterruptedBySignal(signal.SIGPIPE) from error
+    except OSError as error:
+        raise failure("write standard output", error) from error
+
+
+def clean(text: str) -> str:
+    """One line for a terminal, with no control character of anybody's (a file's name, QEMU's words)."""
+    return "".join(c if c.isprintable() else "?" for c in text)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from statepipe.cli.messages import clean
 from statepipe.units import format_size
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def saved(path: str, outcome: Outcome) -> str:
 def verified(facts: dict[str, Any]) -> str:
     """One line on a file that is whole."""
     proof = "digests, frames and stream agree" if facts["digest"] else "the stream is complete; it carries no digest"
-    return f"{facts['file']}: whole: {facts['format']}, {format_size(facts['bytes'])} of state; {proof}"
+    return f"{clean(facts['file'])}: whole: {facts['format']}, {format_size(facts['bytes'])} of state; {proof}"
 
 
 def inspected(facts: dict[str, Any]) -> str:
@@ -36,7 +37,7 @@ def inspected(facts: dict[str, Any]) -> str:
     rows += [("disk", _disk(disk)) for disk in trailer.get("disks") or []]
     if trailer.get("disks", []) is None:
         rows.append(("disks", "not known"))
-    return "\n".join(f"{name + ':':12}{value}" for name, value in rows if value is not None)
+    return "\n".join(f"{name + ':':12}{clean(str(value))}" for name, value in rows if value is not None)
 
 
 def _guest(header: dict[str, Any], trailer: dict[str, Any]) -> Iterator[tuple[str, Any]]:

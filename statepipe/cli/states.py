@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from statepipe.cli.filters import build_words
 from statepipe.cli.grammar import parse_word
-from statepipe.cli.messages import warn
+from statepipe.cli.messages import say, show, warn
 from statepipe.engine.pipeline import NamedStage
 from statepipe.errors import UsageError
 
@@ -40,7 +39,7 @@ def _save_by_qmp(values: Values, level: int, words: Sequence[NamedStage]) -> int
         raise UsageError("a guest saved with --live runs on: --then has no place there")
     then = "live" if values["live"] else values["then"] or "stay"
     outcome = save_by_qmp(values["qmp"], Request(values["file"], level, words, then))
-    print(saved(values["file"], outcome), file=sys.stderr)
+    say(saved(values["file"], outcome))
     _warn_of_disks(outcome.saved)
     if outcome.doubts:
         warn("save", outcome.doubts)
@@ -90,7 +89,7 @@ def _load_by_qmp(values: Values) -> int:
 
     if values["qmp"]:
         state = load_into_waiting(values["file"], values["qmp"], force=values["force"], warn=_warn_load)
-        print(f"statepipe: load: {values['file']} is loaded and verified; the guest is {state}", file=sys.stderr)
+        say(f"statepipe: load: {values['file']} is loaded and verified; the guest is {state}")
         return 0
     return load_into_new(
         values["file"], values["command"], force=values["force"], detach=values["detach"], warn=_warn_load
@@ -107,7 +106,7 @@ def run_inspect(name: str, values: Values) -> int:
     from statepipe.commands.inspect import inspect
 
     facts = inspect(values["file"])
-    print(json.dumps(facts, indent=2) if values["json"] else inspected(facts))
+    show(json.dumps(facts, indent=2) if values["json"] else inspected(facts))
     return 0
 
 
@@ -117,5 +116,5 @@ def run_verify(name: str, values: Values) -> int:
     from statepipe.commands.verify import verify_state
 
     facts = verify_state(values["file"])
-    print(json.dumps(facts, indent=2) if values["json"] else verified(facts))
+    show(json.dumps(facts, indent=2) if values["json"] else verified(facts))
     return 0

@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 
 from statepipe.commands.outgoing import IDLE, Plan, Saved, save_stream
-from statepipe.ends.fd import FdSource, write_all
+from statepipe.ends.fd import FdSource, failure, write_all
 from statepipe.engine.pipeline import NamedStage
 from statepipe.errors import UsageError
 from statepipe.qemu.process import parent_qemu
@@ -43,6 +43,8 @@ def _answer(message: bytes) -> bool:
         write_all(1, message)
     except BrokenPipeError:
         return False
+    except OSError as error:
+        raise failure("answer QEMU on standard output", error) from error
     return True
 
 

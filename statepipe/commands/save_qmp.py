@@ -17,7 +17,7 @@ from typing import Any
 from statepipe.commands.outgoing import IDLE, Plan, Saved, save_stream
 from statepipe.ends.fd import FdSource, write_all
 from statepipe.engine.pipeline import NamedStage
-from statepipe.errors import QemuError, QemuGone, StatepipeError
+from statepipe.errors import InterruptedBySignal, QemuError, QemuGone, StatepipeError, TruncatedError
 from statepipe.qemu.guest import describe_guest, image_paths
 from statepipe.qemu.monitor import Monitor
 
@@ -80,6 +80,9 @@ def adjusted(monitor: Monitor, wanted: dict[str, bool]) -> Iterator[None]:
         _set_capabilities(monitor, wanted)
         monitor.execute("migrate-set-parameters", max_bandwidth=0)
         yield
+    except InterruptedBySignal:
+        monitor.hurry()
+        raise
     finally:
         _restore(monitor, {name: had.get(name, False) for name in wanted}, bandwidth)
 
@@ -144,11 +147,14 @@ def _answer(ours: socket.socket, message: bytes) -> bool:
 
 def _explain(monitor: Monitor, error: BaseException) -> None:
     """Wait until QEMU has given up too, and add to the error what became of the guest."""
+    if isinstance(error, InterruptedBySignal):
+        monitor.hurry()
     if isinstance(error, StatepipeError) and not isinstance(error, QemuGone):
         try:
-            error.hint = _describe(monitor)
-        except QemuGone:
-            error.hint = "QEMU is gone, and its guest with it"
+            advice = None if isinstance(error, TruncatedError) else error.hint  # which only guesses what QEMU knows
+            error.hint = "; ".join(filter(None, [_describe(monitor), advice]))
+        except QemuGone as gone:
+            error.hint = str(gone)
 
 
 def _describe(monitor: Monitor) -> str:

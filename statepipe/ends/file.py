@@ -2,8 +2,9 @@
 
 The bytes go to a file without a name (O_TMPFILE), so that whatever kills us, kill -9 and power included, leaves
 nothing behind. `commit` makes them durable and only then names them: fsync, link under a temporary name, rename,
-fsync of the folder. Where the file system has no nameless files, the temporary name is there from the start; it
-is locked while in use, and one that nobody locks is swept by the next save.
+fsync of the folder. The file that is replaced keeps a second name until the new one stands for good. Where the file
+system has no nameless files, the temporary name is there from the start; it is locked while in use, and one that
+nobody locks is swept by the next save.
 
 The pages are dropped from the host's cache behind the writer: a saved guest as large as the host's memory would
 else push everyone's working set out.
@@ -15,6 +16,7 @@ import errno
 import fcntl
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 from statepipe.ends.fd import FdSource, failure, write_all
@@ -40,6 +42,8 @@ class FileSink:
         self._folder, self._base = os.path.split(self.path)
         self._part = os.path.join(self._folder, f".{self._base}.{os.getpid()}.part")
         self._linked = False
+        self._older: int | None = None
+        self._older_name = os.path.join(self._folder, f".{self._base}.{os.getpid()}.older.part")
         _refuse_special(path, self.path)
         try:
             sweep(self._folder, self._base)
@@ -60,9 +64,11 @@ class FileSink:
 
     def __exit__(self, *error: object) -> None:
         """Uncommitted bytes vanish with the descriptor, or with the temporary name."""
-        if self._linked:
-            os.unlink(self._part)
-            self._linked = False
+        with suppress(OSError):  # what cannot be removed now, the next save sweeps
+            if self._linked:
+                os.unlink(self._part)
+        self._linked = False
+        self._forget_older()
         os.close(self._fd)
 
     def write(self, buffer: Buffer) -> None:
@@ -85,6 +91,7 @@ class FileSink:
         try:
             if not self._linked:
                 self._link()
+            self._keep_older()
             os.rename(self._part, self.path)
             self._linked = False
             self._sync_name()
@@ -116,13 +123,40 @@ class FileSink:
         try:
             sync_folder(self._folder)
         except OSError:
-            os.unlink(self.path)
+            self._take_back()
             raise
 
     def withdraw(self) -> None:
-        """Take the committed file away again: another's verdict was no."""
-        os.unlink(self.path)
-        sync_folder(self._folder)
+        """Take the committed file away again, as another's verdict was no. Raises StatepipeError."""
+        try:
+            self._take_back()
+            sync_folder(self._folder)
+        except OSError as error:
+            raise failure(f"take back {self.name}", error) from error
+
+    def _keep_older(self) -> None:
+        """Give the file that is about to be replaced a second name, locked against sweeping.
+
+        Where that is not possible (another's file, a file system without links) there will be nothing to put back.
+        """
+        with suppress(OSError):
+            self._older = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fcntl.flock(self._older, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            os.link(self.path, self._older_name)
+
+    def _take_back(self) -> None:
+        """Undo the rename: the older file is back, or there is none."""
+        try:
+            os.rename(self._older_name, self.path)
+        except FileNotFoundError:
+            os.unlink(self.path)
+
+    def _forget_older(self) -> None:
+        if self._older is not None:
+            with suppress(OSError):
+                os.unlink(self._older_name)
+            os.close(self._older)
+            self._older = None
 
 
 def open_nameless(folder: str) -> int | None:
@@ -151,19 +185,22 @@ def sync_folder(folder: str) -> None:
 
 
 def sweep(folder: str, base: str) -> None:
-    """Remove temporary files of a save of `base` that was killed: those that no process holds locked."""
+    """Remove temporary files of a save of `base` that was killed: those that no process holds locked.
+
+    What cannot be removed (its owner lives, or was quicker, or is another user) is no reason not to save.
+    """
     for path in Path(folder).glob(f".{_escape(base)}.*.part"):
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except FileNotFoundError:  # its owner was quicker
-            continue
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.unlink(path)
-        except BlockingIOError:  # its owner lives
-            continue
-        finally:
-            os.close(fd)
+        with suppress(OSError):
+            _sweep_one(path)
+
+
+def _sweep_one(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.unlink(path)
+    finally:
+        os.close(fd)
 
 
 def _escape(text: str) -> str:

@@ -8,12 +8,12 @@ sink undone, and the exception goes on to the caller. Returning is the only succ
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from typing import Protocol
 
 from statepipe.engine.memory import keep_freed_memory
-from statepipe.stage import Buffer, Stage, cancel, chain
+from statepipe.engine.signals import held
+from statepipe.stage import Buffer, Stage, cancel, chain, close
 
 
 class Source(Iterator[Buffer], Protocol):
@@ -61,10 +61,12 @@ def run(source: Source, stages: Sequence[NamedStage], sink: Sink) -> Verdict:
 def pour(source: Source, stages: Sequence[NamedStage], sink: Sink) -> None:
     """`run` without the commit, for a caller whose commit depends on more than the bytes."""
     keep_freed_memory()
-    with closing(chain(source, stages)) as flow:  # type: ignore[type-var]
-        try:
-            for buffer in flow:
-                if len(buffer):
-                    sink.write(buffer)
-        finally:
+    flow = chain(source, stages)
+    try:
+        for buffer in flow:
+            if len(buffer):
+                sink.write(buffer)
+    finally:
+        with held():  # a Ctrl-C ends our reader and us at once: the second news must not find the threads half joined
             cancel(flow)
+            close(flow)

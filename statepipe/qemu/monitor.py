@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 import struct
 import threading
@@ -21,6 +22,12 @@ Reply = Any
 FINAL = ("completed", "failed", "cancelled")
 """The states a migration ends in; every other, and any that a later QEMU adds, is on the way."""
 
+HURRY = 0.3
+"""Seconds that QEMU has for each answer once we were told to stop: so all is over within one second."""
+
+LOOK_AGAIN = 0.05
+"""Seconds between two looks at what no event tells."""
+
 
 class Monitor:
     """A connection to a QMP socket: `execute` commands, hand over descriptors.
@@ -29,9 +36,10 @@ class Monitor:
     """
 
     def __init__(self, address: str | socket.socket) -> None:
+        self._patience: float | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="monitor", daemon=True)
-        self._thread.start()
+        _start_undisturbed(self._thread)
         self._client = QMPClient("statepipe")
         self._migration_events = EventListener("MIGRATION")
         self._resume_events = EventListener("RESUME")
@@ -44,7 +52,16 @@ class Monitor:
             raise _unreachable(address, error) from error
 
     def _call(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result(self._patience)
+        except TimeoutError as error:
+            future.cancel()
+            raise QemuGone("QEMU does not answer: look whether its guest runs, its settings as before") from error
+
+    def hurry(self) -> None:
+        """From now on, wait for nothing longer than HURRY: whoever told us to stop does not wait for ever either."""
+        self._patience = HURRY
 
     def execute(self, command: str, **arguments: object) -> Reply:
         """Run a command. An underscore in an argument's name stands for QMP's hyphen.
@@ -81,14 +98,17 @@ class Monitor:
         return answer
 
     def wait_until_running(self) -> None:
-        """Wait until the guest runs: after a failed migration it does so a moment later. Raises QemuError."""
-        while self.run_state() == "finish-migrate":
-            self._call(self._change(self._resume_events))
+        """Wait until the guest is settled: after a failed migration it runs again a moment later. Raises QemuError.
 
-    async def _change(self, events: EventListener) -> None:
-        """Until one of the events, or the end of the connection."""
+        One that was paused before leaves finish-migrate without an event, so it is looked at again and again.
+        """
+        while self.run_state() == "finish-migrate":
+            self._call(self._change(self._resume_events, LOOK_AGAIN))
+
+    async def _change(self, events: EventListener, patience: float | None = None) -> None:
+        """Until one of the events, the end of the connection, or `patience` seconds have passed."""
         waits = [asyncio.ensure_future(events.get()), asyncio.ensure_future(self._client.runstate_changed())]
-        _, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        _, pending = await asyncio.wait(waits, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
         for wait in pending:
             wait.cancel()
 
@@ -112,7 +132,7 @@ class Monitor:
         """Leave; QEMU stays as it is."""
         try:
             self._call(self._client.disconnect())
-        except (QMPError, OSError, EOFError):  # it left first, which is as good
+        except (QMPError, OSError, EOFError, QemuGone):  # it left first, which is as good
             pass
         finally:
             self._stop_loop()
@@ -121,6 +141,15 @@ class Monitor:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+def _start_undisturbed(thread: threading.Thread) -> None:
+    """Start it while signals wait, as an exception of theirs would leave `threading` in disorder. It gets none."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        thread.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _unreachable(address: str | socket.socket, error: Exception) -> QemuError:

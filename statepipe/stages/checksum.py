@@ -11,7 +11,7 @@ from typing import Protocol
 from blake3 import blake3
 
 from statepipe.errors import IntegrityError, StatepipeError, UsageError
-from statepipe.stage import Buffer, Stage
+from statepipe.stage import FLUSH, Buffer, Stage
 
 ALGORITHMS = ("sha256", "sha512", "sha1", "md5", "blake2b", "blake3")
 
@@ -58,19 +58,13 @@ def checksum(report: Callable[[str], object], algorithm: str = "sha256", to: str
     def stage(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
         yield from digest(upstream)
         line = f"{digest.value}  -\n"
-        if to is None:
-            report(line)
-        else:
-            _write(to, line)
+        try:
+            report(line) if to is None else Path(to).write_text(line)
+        except OSError as error:
+            place = "standard error" if to is None else to
+            raise StatepipeError(f"cannot write the checksum to {place}: {error.strerror}") from error
 
     return stage
-
-
-def _write(path: str, line: str) -> None:
-    try:
-        Path(path).write_text(line)
-    except OSError as error:
-        raise StatepipeError(f"cannot write the checksum to {path}: {error.strerror}") from error
 
 
 def read_digest(path: str) -> str:
@@ -91,21 +85,28 @@ def parse_digest(text: str) -> str:
     return match[1].lower()
 
 
+_WHICH = "say which it is with --algorithm, or look whether the digest is cut"
+
+
 def verify(expected: str, algorithm: str = "sha256") -> Stage:
     """A stage that passes everything on, but the last buffer only once the digest of the whole agrees.
 
-    Raises IntegrityError at the end if it does not: the consumer then never sees a clean end.
+    Raises IntegrityError at the end if it does not: the consumer then never sees a clean end. Raises UsageError for
+    a digest that no stream of this algorithm can have.
     """
     digest = new_hash(algorithm)
     wanted = parse_digest(expected)
+    if len(wanted) != (length := len(digest.hexdigest())):
+        raise UsageError(f"the digest has {len(wanted)} digits, one of {algorithm} has {length}", hint=_WHICH)
 
     def stage(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
         held: Buffer = b""
         for buffer in upstream:
             if not len(buffer):
+                yield FLUSH
                 continue
             digest.update(buffer)
-            if held:
+            if len(held):
                 yield held
             held = buffer
         if digest.hexdigest() != wanted:

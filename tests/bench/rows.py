@@ -1,0 +1,194 @@
+"""The rows of the table: what is compared with what, and what it should come to."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+from tests.bench.data import ROOT, STATEPIPE, Inputs
+from tests.bench.measure import Broken, Job, Series, interleave, spread
+from tests.bench.table import Row
+
+ZSTD = ("zstd", "-q", "-T0", "-1", "-c")
+
+START_RUNS = 15
+"""Starts are short and cheap, and noisy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What every row needs."""
+
+    inputs: Inputs
+    rounds: int
+
+
+def statepipe(*words: str) -> tuple[str, ...]:
+    """A command line of ours."""
+    return (*STATEPIPE, *words)
+
+
+def speed(series: Series) -> str:
+    """`812 MB/s ±4% cpu 1.20`"""
+    return f"{series.rate / 1e6:.0f} MB/s ±{series.spread:.0%} cpu {series.cpu_per_gb:.2f}"
+
+
+def pair(bench: Bench, what: str, ours: Job, peer: Job, target: float | None = None) -> Row:
+    """Two jobs in turns, and how many times as fast ours is."""
+    if shutil.which(peer.command[0]) is None:
+        (mine,) = interleave([ours], bench.rounds)
+        return Row(what, speed(mine), f"{peer.command[0]} is not installed", runs={"ours": asdict(mine)})
+    mine, theirs = interleave([ours, peer], bench.rounds)
+    ratio = mine.rate / theirs.rate
+    return Row(
+        what,
+        speed(mine),
+        f"{peer.name}: {speed(theirs)}",
+        ratio,
+        "" if target is None else f">= {target:g}",
+        None if target is None else ratio >= target,
+        {"ours": asdict(mine), "peer": asdict(theirs)},
+    )
+
+
+def compress(bench: Bench) -> list[Row]:
+    """zstd at level 1 on all cores, by the clock and by the size of what comes out."""
+    plain, size = bench.inputs.plain, bench.inputs.size
+    ours = Job("statepipe", statepipe("compress", "zstd:1"), size, plain)
+    return [pair(bench, "compress zstd:1", ours, Job("zstd -T0 -1", ZSTD, size, plain), 1.25), _size(bench)]
+
+
+def _size(bench: Bench) -> Row:
+    what, ours = "compress zstd:1, size", _our_file(bench).stat().st_size
+    if shutil.which("zstd") is None:
+        return Row(what, f"{ours / 1e6:.1f} MB", "zstd is not installed")
+    theirs = bench.inputs.compressed("zstd.zst", ZSTD).stat().st_size
+    ratio = ours / theirs
+    return Row(what, f"{ours / 1e6:.1f} MB", f"zstd -T0 -1: {theirs / 1e6:.1f} MB", ratio, "<= 1.01", ratio <= 1.01)
+
+
+def _our_file(bench: Bench) -> Path:
+    return bench.inputs.compressed("ours.zst", statepipe("compress", "zstd:1"))
+
+
+def decompress(bench: Bench) -> list[Row]:
+    """Each on the file it made itself, and both on ours."""
+    size, ours = bench.inputs.size, _our_file(bench)
+    mine = Job("statepipe", statepipe("decompress"), size, ours)
+    rows = [pair(bench, "decompress, our file for both", mine, _unzstd(size, ours), 1.4)]
+    if shutil.which("zstd") is not None:
+        theirs = bench.inputs.compressed("zstd.zst", ZSTD)
+        rows.append(pair(bench, "decompress, each its own file", mine, _unzstd(size, theirs), 1.4))
+    return rows
+
+
+def _unzstd(size: int, source: Path) -> Job:
+    return Job("zstd -d", ("zstd", "-q", "-d", "-c"), size, source)
+
+
+def save(bench: Bench) -> list[Row]:
+    """A whole guest through standard input into a file; the peers get a part of it, and are compared by the byte."""
+    inputs = bench.inputs
+    state, packed = inputs.folder / "state", inputs.folder / "packed"
+    ours = Job("statepipe", statepipe("save", str(state)), inputs.size, inputs.plain, makes=state)
+    part = inputs.part.stat().st_size
+    gzip = Job(f"gzip -c of {part / 1e6:.0f} MB", ("gzip", "-c"), part, inputs.part, packed)
+    pigz = Job(f"pigz -c of {part / 1e6:.0f} MB", ("pigz", "-c"), part, inputs.part, packed)
+    return [pair(bench, "save, to a file", ours, gzip, 15), pair(bench, "save, to a file", ours, pigz)]
+
+
+def start(bench: Bench) -> list[Row]:
+    """What a filter costs that has nothing to do. zstd's figure is there to compare with, not to reach."""
+    jobs = [Job("statepipe", statepipe("compress"), 0)]
+    if shutil.which("zstd") is not None:
+        jobs.append(Job("zstd", ZSTD, 0))
+    mine, *theirs = interleave(jobs, max(bench.rounds, START_RUNS))
+    figures = [_milliseconds(each) for each in (mine, *theirs)]
+    peer = f"zstd: {figures[1]}" if theirs else "zstd is not installed"
+    runs = {each.name: asdict(each) for each in (mine, *theirs)}
+    return [Row("start-up CPU, empty input", figures[0], peer, None, "<= 70 ms", mine.cpu <= 0.070, runs)]
+
+
+def _milliseconds(series: Series) -> str:
+    return f"{series.cpu * 1e3:.0f} ms ±{spread([run.cpu for run in series.runs]):.0%}"
+
+
+def memory(bench: Bench) -> list[Row]:
+    """The largest resident memory of ours over the whole input."""
+    inputs = bench.inputs
+    state = inputs.folder / "state"
+    jobs = [
+        Job("compress", statepipe("compress", "zstd:1"), inputs.size, inputs.plain),
+        Job("decompress", statepipe("decompress"), inputs.size, _our_file(bench)),
+        Job("save", statepipe("save", str(state)), inputs.size, inputs.plain, makes=state),
+    ]
+    series = interleave(jobs, 1)
+    largest = max(each.rss for each in series)
+    words = ", ".join(f"{each.name} {each.rss / 1e6:.0f}" for each in series)
+    runs = {each.name: asdict(each) for each in series}
+    return [Row("resident memory", f"{words} MB", "", None, "< 150 MB", largest < 150e6, runs)]
+
+
+def parser(bench: Bench) -> list[Row]:
+    """The stream parser alone, by CPU seconds; ordinary pages are what most of a stream is made of."""
+    sample = [] if bench.inputs.sample is None else [str(bench.inputs.sample)]
+    figures = [_parse(sample) for _ in range(bench.rounds)]
+    rows = [_parser_row("parser, ordinary RAM pages", [each["ordinary"] for each in figures], 3)]
+    if sample:
+        rows.append(_parser_row("parser, a real stream", [each["sample"] for each in figures], None))
+    return rows
+
+
+def _parse(sample: Sequence[str]) -> dict[str, float]:
+    command = [sys.executable, "-m", "tests.bench.parsing", *sample]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    if done.returncode:
+        raise Broken(f"'{' '.join(command)}': {done.stderr.strip()}")
+    figures: dict[str, float] = json.loads(done.stdout)
+    return figures
+
+
+def _parser_row(what: str, rates: Sequence[float], target: float | None) -> Row:
+    rate = median(rates) / 1e9
+    ok = None if target is None else rate >= target
+    ours = f"{rate:.1f} GB/CPU s ±{spread(rates):.0%}"
+    return Row(what, ours, "", None, "" if target is None else f">= {target:g}", ok, {"bytes_per_cpu_second": rates})
+
+
+def checksum(bench: Bench) -> list[Row]:
+    """Digests. The peers only read; ours passes everything on as well."""
+    plain, size = bench.inputs.plain, bench.inputs.size
+    return [
+        pair(
+            bench,
+            f"checksum {algorithm}",
+            Job("statepipe", statepipe("checksum", algorithm), size, plain),
+            Job(peer, (peer,), size, plain),
+        )
+        for algorithm, peer in (("sha256", "sha256sum"), ("blake3", "b3sum"))
+    ]
+
+
+def passing(bench: Bench) -> list[Row]:
+    """Passing bytes on between two pipes, and counting them."""
+    plain, size = bench.inputs.plain, bench.inputs.size
+    ours = Job("statepipe", statepipe("progress"), size, plain, piped=True)
+    return [pair(bench, "progress, between two pipes", ours, Job("pv -f", ("pv", "-f"), size, plain, piped=True))]
+
+
+ROWS: dict[str, Callable[[Bench], list[Row]]] = {
+    "compress": compress,
+    "decompress": decompress,
+    "save": save,
+    "start": start,
+    "memory": memory,
+    "parser": parser,
+    "checksum": checksum,
+    "pass": passing,
+}

@@ -1,0 +1,136 @@
+"""The QEMUs to test with, and disks that fail."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.qemu.harness import Guest
+from tests.qemu.saving import Save
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SBIN = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+
+
+@pytest.fixture(scope="session")
+def qemu72() -> str:
+    """The QEMU that is installed: 7.2 on Debian 12, where most was measured."""
+    found = shutil.which("qemu-system-x86_64")
+    if found is None:
+        pytest.skip("qemu-system-x86_64 is not installed: tools/setup qemu")
+    return found
+
+
+@pytest.fixture(scope="session")
+def qemu10() -> str:
+    """A QEMU of the 10.x series (tools/qemu10 fetches it once)."""
+    done = subprocess.run([ROOT / "tools" / "qemu10"], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"no QEMU 10: {done.stderr.strip().splitlines()[-1:]}")
+    return done.stdout.strip()
+
+
+@pytest.fixture(params=["qemu72", "qemu10"])
+def qemu(request: pytest.FixtureRequest) -> str:
+    """Each of them in turn."""
+    path: str = request.getfixturevalue(request.param)
+    return path
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Callable[[int], Path]]:
+    """`small_disk(size)`: a folder on a file system of its own of `size` bytes."""
+    with ExitStack() as stack:
+        yield lambda size: stack.enter_context(_tmpfs(size))
+
+
+@contextmanager
+def _tmpfs(size: int) -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="small-disk-"))
+    try:
+        _or_skip("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder)
+        try:
+            yield folder
+        finally:
+            _unmount(folder)
+    finally:
+        folder.rmdir()
+
+
+@pytest.fixture
+def loop_disk(small_disk: Callable[[int], Path]) -> Iterator[Path]:
+    """An ext4 that promises more than there is: writes succeed, and fsync says "no space left".
+
+    It lies on a sparse file in a tmpfs too small for it, and allocates as late as ext4 does by default.
+    """
+    backing = small_disk(4 << 20) / "disk.img"
+    with backing.open("wb") as file:
+        file.truncate(256 << 20)
+    _or_skip("mkfs.ext4", "-q", "-F", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard", backing)
+    with tempfile.TemporaryDirectory(prefix="loop-disk-") as folder:
+        _or_skip("mount", "-o", "loop", backing, folder)
+        try:
+            yield Path(folder)
+        finally:
+            _unmount(Path(folder))
+
+
+def _or_skip(*command: object) -> None:
+    words = [str(word) for word in command]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "PATH": SBIN})
+    except FileNotFoundError:
+        pytest.skip(f"{words[0]} is not installed")
+    if done.returncode:
+        pytest.skip(f"{words[0]} is not allowed here: {done.stderr.strip()}")
+
+
+def _unmount(folder: Path) -> None:
+    subprocess.run(["umount", folder], check=True)
+
+
+@pytest.fixture
+def guest(tmp_path: Path, qemu72: str) -> Iterator[Guest]:
+    """A guest that counts and keeps dirtying 16 MB."""
+    with Guest(tmp_path, qemu=qemu72) as running:
+        running.wait_ticks(2)
+        yield running
+
+
+@pytest.fixture
+def calm_guest(tmp_path: Path, qemu72: str) -> Iterator[Guest]:
+    """A guest that counts and dirties next to nothing: its stream comes to its end however slow the way is."""
+    with Guest(tmp_path, qemu=qemu72, dirty=0) as running:
+        running.wait_ticks(2)
+        yield running
+
+
+@pytest.fixture
+def states(tmp_path: Path) -> Path:
+    """An empty folder to save into."""
+    folder = tmp_path / "states"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def start_save() -> Iterator[Callable[..., Save]]:
+    """Starts saves as Save does, and ends what is left of them."""
+    started: list[Save] = []
+
+    def start(*arguments: Any, **more: Any) -> Save:
+        started.append(Save(*arguments, **more))
+        return started[-1]
+
+    yield start
+    for save in started:
+        save.end()

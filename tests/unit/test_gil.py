@@ -1,0 +1,89 @@
+"""The native libraries release the GIL, on which every placed thread counts (DESIGN section 2).
+
+A second thread takes a step each half millisecond, and needs the GIL for each. How many steps it takes during one
+call of tens of milliseconds tells whether the call kept it; on a busy machine the call only takes longer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import zstandard
+from blake3 import blake3
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+SIZE = 64 << 20
+STEPS = 8
+"""In one call: one that keeps the GIL lets through the step before it and the one after."""
+TRIALS = 20
+
+TEXT = bytes(i * i % 251 for i in range(65521)) * (SIZE // 65521)
+PACKED = zstandard.ZstdCompressor(level=1).compress(TEXT)
+NOISE = hashlib.shake_128(b"statepipe").digest(4 << 20)
+
+
+@contextmanager
+def metronome() -> Iterator[list[int]]:
+    """A list whose one item another thread counts up."""
+    steps, stopped = [0], threading.Event()
+
+    def count() -> None:
+        while not stopped.is_set():
+            time.sleep(0.0005)
+            steps[0] += 1
+
+    thread = threading.Thread(target=count)
+    thread.start()
+    try:
+        yield steps
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def most_steps(call: Callable[[], object], trials: int) -> int:
+    """The most steps another thread took during one call, of so many trials or until there were enough."""
+    most = 0
+    with metronome() as steps:
+        for _ in range(trials):
+            before = steps[0]
+            call()
+            most = max(most, steps[0] - before)
+            if most >= STEPS:
+                break
+    return most
+
+
+def seal_into() -> object:
+    return ChaCha20Poly1305(bytes(32)).encrypt_into(bytes(12), TEXT, None, bytearray(len(TEXT) + 16))
+
+
+CALLS = {
+    "zstd compress": lambda: zstandard.ZstdCompressor(level=12).compress(NOISE),
+    "zstd decompress": lambda: zstandard.ZstdDecompressor().decompress(PACKED),
+    "zstd decompressobj": lambda: zstandard.ZstdDecompressor().decompressobj().decompress(PACKED),
+    "blake3": lambda: blake3().update(TEXT),
+    "sha256": lambda: hashlib.sha256(TEXT),
+    "blake2b": lambda: hashlib.blake2b(TEXT),
+    "ChaCha20-Poly1305 encrypt": lambda: ChaCha20Poly1305(bytes(32)).encrypt(bytes(12), TEXT, None),
+    "ChaCha20-Poly1305 encrypt_into": seal_into,
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_another_thread_goes_on_meanwhile(name: str) -> None:
+    assert most_steps(CALLS[name], TRIALS) >= STEPS
+
+
+def test_the_criterion_knows_a_call_that_keeps_it() -> None:
+    assert most_steps(lambda: sum(range(SIZE // 8)), 5) < STEPS
+
+
+def test_this_python_has_a_gil() -> None:
+    assert getattr(sys, "_is_gil_enabled", lambda: True)()

@@ -1,0 +1,203 @@
+"""The layout of DESIGN section 3, kept true over the syntax trees: who imports whom, who does I/O, who speaks."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import statepipe
+
+PACKAGE = Path(statepipe.__file__).parent
+
+LAYERS = (
+    "statepipe",
+    "statepipe.errors",
+    "statepipe.units",
+    "statepipe.stage",
+    "statepipe.formats",
+    "statepipe.stages",
+    "statepipe.ends",
+    "statepipe.qemu",
+    "statepipe.engine",
+    "statepipe.commands",
+    "statepipe.cli",
+    "statepipe.__main__",
+)
+"""From the bottom up: a module imports from lines before its own, and from its own folder."""
+
+IO = {"os", "io", "socket", "time", "threading", "subprocess", "select", "selectors", "fcntl", "asyncio", "pathlib"}
+PROCESSES = {"subprocess", "multiprocessing", "pty", "signal"}
+CLOCKS = {"time", "sched", "datetime"}
+
+Problems = Iterator[str]
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+SOURCES = {name_of(path): path.read_text() for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def layer(module: str) -> int:
+    """The line of LAYERS a module stands on; the longest name that fits."""
+    fitting = [each for each in LAYERS if module == each or module.startswith(f"{each}.")]
+    return LAYERS.index(max(fitting, key=len))
+
+
+def imports(source: str) -> set[str]:
+    """Every module imported anywhere in `source`; `from a import b` counts as a.b where that is a module."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "no relative imports"
+            joined = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= joined & set(SOURCES) or {node.module or ""}
+    return found
+
+
+def ours(source: str) -> set[str]:
+    return {name for name in imports(source) if name.partition(".")[0] == "statepipe"}
+
+
+def upward(module: str, source: str) -> Problems:
+    for name in sorted(ours(source)):
+        if layer(name) > layer(module):
+            yield f"{module} imports {name}, which stands above it"
+
+
+def foreign(module: str, source: str, refused: set[str]) -> Problems:
+    for name in sorted(imports(source)):
+        if name.partition(".")[0] in refused:
+            yield f"{module} imports {name}"
+
+
+def talkers(module: str, source: str) -> Problems:
+    """Uses of print, sys.stdout and sys.stderr."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("print", "input"):
+            yield f"{module}:{node.lineno} calls {node.func.id}"
+        if isinstance(node, ast.Attribute) and node.attr in ("stdout", "stderr") and ast.unparse(node.value) == "sys":
+            yield f"{module}:{node.lineno} uses sys.{node.attr}"
+
+
+def swallowers(module: str, source: str) -> Problems:
+    """Handlers that catch the whole error tree, or everything, and let it end there."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ExceptHandler) and not any(isinstance(each, ast.Raise) for each in ast.walk(node)):
+            caught = ast.unparse(node.type) if node.type else "everything"
+            if {"StatepipeError", "Exception", "everything"} & set(caught.strip("()").split(", ")):
+                yield f"{module}:{node.lineno} swallows {caught}"
+
+
+def long_ones(module: str, source: str) -> Problems:
+    if (count := len(source.splitlines())) >= 300:
+        yield f"{module} has {count} lines"
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            size = (node.end_lineno or 0) - node.lineno + 1
+            if size >= 40:
+                yield f"{module}.{node.name} has {size} lines"
+
+
+def below(*layers: str) -> dict[str, str]:
+    return {name: source for name, source in SOURCES.items() if LAYERS[layer(name)] in layers}
+
+
+def outside_cli() -> dict[str, str]:
+    return below(*LAYERS[:-2])
+
+
+def assert_none(problems: Problems) -> None:
+    assert list(problems) == []
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_a_module_imports_only_from_the_lines_above_it(module: str) -> None:
+    assert_none(upward(module, SOURCES[module]))
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    TopologicalSorter(graph(SOURCES)).prepare()
+
+
+def graph(sources: dict[str, str]) -> dict[str, set[str]]:
+    return {name: ours(source) - {name} for name, source in sources.items()}
+
+
+@pytest.mark.parametrize("module", below("statepipe.formats"))
+def test_formats_do_no_io(module: str) -> None:
+    assert_none(foreign(module, SOURCES[module], IO))
+
+
+@pytest.mark.parametrize("module", below("statepipe.stages"))
+def test_a_stage_owns_no_process_and_no_clock(module: str) -> None:
+    refused = CLOCKS if module == "statepipe.stages.external" else CLOCKS | PROCESSES
+    assert_none(foreign(module, SOURCES[module], refused))
+
+
+@pytest.mark.parametrize("module", outside_cli())
+def test_only_cli_speaks(module: str) -> None:
+    assert_none(talkers(module, SOURCES[module]))
+
+
+@pytest.mark.parametrize("module", outside_cli())
+def test_only_cli_has_the_last_word_on_an_error(module: str) -> None:
+    assert_none(swallowers(module, SOURCES[module]))
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_modules_and_functions_are_short(module: str) -> None:
+    assert_none(long_ones(module, SOURCES[module]))
+
+
+def test_every_folder_is_on_a_line() -> None:
+    assert {name for name in SOURCES if layer(name) == 0} == {"statepipe"}
+
+
+BAD_IMPORTS = [
+    ("statepipe.formats.x", "from statepipe.stages import find"),
+    ("statepipe.stage", "import statepipe.formats.statefile"),
+    ("statepipe.units", "def f():\n    from statepipe import stage"),
+    ("statepipe.qemu.x", "from statepipe.engine.pipeline import run"),
+    ("statepipe.errors", "if TYPE_CHECKING:\n    from statepipe.units import parse_size"),
+]
+
+
+@pytest.mark.parametrize(("module", "source"), BAD_IMPORTS)
+def test_the_check_finds_an_import_from_above(module: str, source: str) -> None:
+    assert len(list(upward(module, source))) == 1
+
+
+def test_the_check_finds_a_cycle() -> None:
+    sources = {"statepipe.errors": "import statepipe.units", "statepipe.units": "import statepipe.errors"}
+    with pytest.raises(CycleError):
+        TopologicalSorter(graph(sources)).prepare()
+
+
+def test_the_check_finds_io_and_clocks() -> None:
+    assert len(list(foreign("x", "import os.path\nfrom time import sleep", IO))) == 2
+
+
+def test_the_check_finds_who_speaks() -> None:
+    assert len(list(talkers("x", "print(1)\nsys.stderr.write('')\nself.print()"))) == 2
+
+
+def test_the_check_finds_who_swallows() -> None:
+    bad = "try: f()\nexcept (OSError, StatepipeError): pass\ntry: f()\nexcept: pass"
+    good = "try: f()\nexcept StatepipeError as error: raise g(error)\ntry: f()\nexcept OSError: pass"
+    assert len(list(swallowers("x", bad))) == 2
+    assert_none(swallowers("x", good))
+
+
+def test_the_check_finds_what_is_long() -> None:
+    function = "def f():\n" + "    pass\n" * 39
+    assert len(list(long_ones("x", function + "\n" * 300))) == 2
+    assert_none(long_ones("x", "def f():\n" + "    pass\n" * 38))
