@@ -15,6 +15,9 @@ from statepipe.cli.verbs import Verb
 from statepipe.errors import UsageError
 from statepipe.stages import Filter, Param, find
 
+COMMAND = "command"
+"""The name of the parameter that takes a command line of another program."""
+
 _MANY = {"optional": "?", "any": "*"}
 
 
@@ -48,7 +51,17 @@ def _add(parser: argparse.ArgumentParser, param: Param) -> None:
 
 def parse(verb: Verb | Filter, arguments: Sequence[str]) -> dict[str, Any]:
     """The values of a verb's parameters by name. Raises UsageError; SystemExit(0) after --help."""
-    return vars(parser_for(verb).parse_args(_options_first(verb, arguments)))
+    own, command = _cut_command(verb, arguments)
+    values = vars(parser_for(verb).parse_args(_options_first(verb, own)))
+    return values | command
+
+
+def _cut_command(verb: Verb | Filter, arguments: Sequence[str]) -> tuple[Sequence[str], dict[str, list[str]]]:
+    """Take what follows `--` from a verb that runs a command: argparse would swallow a `--` of the command's own."""
+    if "--" not in arguments or not any(param.name == COMMAND for param in verb.params):
+        return arguments, {}
+    at = arguments.index("--")
+    return arguments[:at], {COMMAND: list(arguments[at + 1 :])}
 
 
 def _options_first(verb: Verb | Filter, arguments: Sequence[str]) -> list[str]:

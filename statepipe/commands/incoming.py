@@ -142,8 +142,6 @@ def foreign_state(source: FileSource, ends: Ends) -> State:
     stream = QemuStream()
     stages: list[NamedStage] = [] if ends.codec == RAW else [("decompress", decompress())]
     stages += [("watch", watch(stream)), ("hold", hold(lambda offset: stream.phase in LATE, HOLD_LIMIT))]
-    doubts = (
-        f"{source.name} is a {ends.codec} stream, not a state file: its structure is checked to the end, "
-        "but neither that its pages are unchanged nor that its disks are"
-    )
+    unproved = "not that its disks are unchanged" if ends.trailer else "neither its pages nor its disks are"
+    doubts = f"{source.name} is a {ends.codec} stream, not a state file: its structure is checked, {unproved}"
     return State(source, stages, doubts, ends, stream)

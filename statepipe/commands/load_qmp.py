@@ -35,7 +35,7 @@ def load_into_new(path: str, command: Sequence[str], *, force: bool, detach: boo
         state = _prepare_state(source, force, warn)
         child = Child(command, detach)
         try:
-            monitor = _load(state, child.monitor, runs="-S" not in command)
+            monitor = _load(state, child.monitor, runs=not {"-S", "--S"} & set(command))
         except BaseException as error:
             _end(child, error)
             raise
@@ -68,7 +68,7 @@ def _end(child: Child, error: BaseException) -> None:
     """QEMU's own last words are on standard error; its status says whether it ended before we did."""
     status = child.status() if isinstance(error, QemuGone) else None
     child.end()
-    if isinstance(error, QemuGone) and status is not None:
+    if status is not None:
         raise QemuError(f"QEMU ended with status {status} while loading", hint="its own message is above") from error
 
 
@@ -138,6 +138,7 @@ def _finish(monitor: Monitor) -> None:
 
 
 def _quit(monitor: Monitor) -> None:
+    monitor.hurry()
     try:
         monitor.execute("quit")
     except QemuGone:  # which is what was wanted

@@ -22,7 +22,7 @@ from statepipe.engine.signals import ENDING, held
 from statepipe.errors import IntegrityError, QemuGone, StatepipeError
 from statepipe.formats.qemustream import QemuStream
 from statepipe.formats.returnpath import shut
-from statepipe.qemu.disks import Disk, fingerprint
+from statepipe.qemu.disks import Disk
 from statepipe.stage import Stage
 from statepipe.stages.checksum import Digest
 from statepipe.stages.compress import pack
@@ -34,13 +34,16 @@ IDLE = 1000
 
 @dataclass(frozen=True)
 class Plan:
-    """What to save, beside the stream: `words` are stages for the plain stream, `guest` goes into the header."""
+    """What to save, beside the stream: `words` are stages for the plain stream, `guest` goes into the header.
+
+    `disks` is called once the stream has ended and gives the disks' fingerprints, or None if they are not known.
+    """
 
     path: str
     level: int
     words: Sequence[NamedStage] = ()
     guest: dict[str, Any] = field(default_factory=dict)
-    disks: Sequence[str] | None = None
+    disks: Callable[[], list[Disk] | None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +62,11 @@ def save_stream(plan: Plan, source: FdSource, answer: Answer | None, approve: Ca
     now be in it alone. Raises what any stage, the disk or `approve` raises.
     """
     stream = QemuStream()
-    disks: list[Disk] = []
+    last: dict[str, Any] = {}
 
     def trailer() -> dict[str, Any]:
-        disks.extend(map(fingerprint, plan.disks or ()))
-        return {**stream.facts(), "disks": None if plan.disks is None else disks}
+        last.update(stream.facts(), disks=plan.disks())
+        return last
 
     try:
         with FileSink(plan.path) as sink:
@@ -78,7 +81,7 @@ def save_stream(plan: Plan, source: FdSource, answer: Answer | None, approve: Ca
         with suppress(StatepipeError):  # the first failure is the one to tell
             _reply(stream, answer, shut(1))
         raise
-    return Saved(stream, None if plan.disks is None else disks)
+    return Saved(stream, last["disks"])
 
 
 def _stages(plan: Plan, watcher: Stage, trailer: Callable[[], dict[str, Any]]) -> list[NamedStage]:

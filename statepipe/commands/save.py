@@ -14,6 +14,7 @@ from statepipe.commands.outgoing import IDLE, Plan, Saved, save_stream
 from statepipe.ends.fd import FdSource, failure, write_all
 from statepipe.engine.pipeline import NamedStage
 from statepipe.errors import UsageError
+from statepipe.qemu.disks import fingerprints
 from statepipe.qemu.process import parent_qemu
 
 
@@ -34,7 +35,7 @@ def _plan(path: str, level: int, words: Sequence[NamedStage]) -> Plan:
     if qemu is None:
         return Plan(path, level, words)
     guest = {"name": qemu.name, "uuid": qemu.option("-uuid"), "command": list(qemu.command)}
-    return Plan(path, level, words, guest, qemu.disks)
+    return Plan(path, level, words, guest, lambda: fingerprints(qemu.disks))
 
 
 def _answer(message: bytes) -> bool:

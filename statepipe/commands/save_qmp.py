@@ -9,7 +9,7 @@ path has answered, QEMU's guest is its own.
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,7 @@ from statepipe.commands.outgoing import IDLE, Plan, Saved, save_stream
 from statepipe.ends.fd import FdSource, write_all
 from statepipe.engine.pipeline import NamedStage
 from statepipe.errors import InterruptedBySignal, QemuError, QemuGone, StatepipeError, TruncatedError
+from statepipe.qemu.disks import Disk, fingerprints
 from statepipe.qemu.guest import describe_guest, image_paths
 from statepipe.qemu.monitor import Monitor
 
@@ -104,7 +105,7 @@ def _set_capabilities(monitor: Monitor, states: dict[str, bool]) -> None:
 
 def _save(monitor: Monitor, request: Request, before: str, disks: list[str]) -> tuple[Saved, dict[str, Any]]:
     guest = describe_guest(monitor) | {"live": request.then == LIVE, "run_state_before": before}
-    plan = Plan(request.path, request.level, request.words, guest, disks)
+    plan = Plan(request.path, request.level, request.words, guest, _look(disks, request.then))
     outcome: dict[str, Any] = {}
 
     def approve() -> None:
@@ -123,6 +124,14 @@ def _save(monitor: Monitor, request: Request, before: str, disks: list[str]) -> 
     return saved, outcome
 
 
+def _look(disks: list[str], then: str) -> Callable[[], list[Disk]]:
+    """When to look at the disks: a live save holds the guest of its first moment, any other that of its last."""
+    if then != LIVE:
+        return lambda: fingerprints(disks)
+    early = fingerprints(disks)
+    return lambda: early
+
+
 def _start(monitor: Monitor) -> socket.socket:
     """Begin the migration into a socketpair; our end of it."""
     ours, theirs = socket.socketpair()
@@ -137,11 +146,9 @@ def _start(monitor: Monitor) -> socket.socket:
 
 
 def _answer(ours: socket.socket, message: bytes) -> bool:
-    """Onto the return path; whether QEMU is still there to read it."""
-    try:
+    """Onto the return path. QEMU closes it when it is cancelled too, so only the monitor tells whether it is gone."""
+    with suppress(BrokenPipeError):
         write_all(ours.fileno(), message)
-    except BrokenPipeError:
-        return False
     return True
 
 

@@ -28,7 +28,7 @@ def verify_state(path: str) -> dict[str, Any]:
         if ends.trailer is not None and ends.trailer.get("end_mark", stream.end_mark) != stream.end_mark:
             raise IntegrityError("the stream's end mark is not where the trailer says", offset=stream.end_mark)
         facts = {"file": path, "size": source.size(), "format": name_format(ends), "bytes": stream.offset}
-        return facts | {"digest": ends.is_state, "proof": stream.proof}
+        return facts | {"digest": ends.trailer is not None, "proof": stream.proof}
 
 
 def _decoders(ends: Ends) -> list[NamedStage]:

@@ -15,9 +15,9 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import stat
 from contextlib import suppress
-from pathlib import Path
 
 from statepipe.ends.fd import FdSource, failure, write_all
 from statepipe.errors import StatepipeError
@@ -189,22 +189,20 @@ def sweep(folder: str, base: str) -> None:
 
     What cannot be removed (its owner lives, or was quicker, or is another user) is no reason not to save.
     """
-    for path in Path(folder).glob(f".{_escape(base)}.*.part"):
-        with suppress(OSError):
-            _sweep_one(path)
+    ours = re.compile(re.escape(f".{base}.") + r"\d+(\.older)?\.part")
+    for entry in os.scandir(folder):
+        if ours.fullmatch(entry.name):
+            with suppress(OSError):
+                _sweep_one(entry.path)
 
 
-def _sweep_one(path: Path) -> None:
+def _sweep_one(path: str) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.unlink(path)
     finally:
         os.close(fd)
-
-
-def _escape(text: str) -> str:
-    return "".join(f"[{c}]" if c in "*?[" else c for c in text)
 
 
 class FileSource(FdSource):

@@ -159,4 +159,4 @@ def _unreachable(address: str | socket.socket, error: Exception) -> QemuError:
             f"no QMP monitor answers at {address}: {reason}",
             hint="start QEMU with -qmp unix:PATH,server=on,wait=off and name that PATH; a monitor serves one client",
         )
-    return QemuError("QEMU ended before its monitor answered")
+    return QemuGone("QEMU ended before its monitor answered")

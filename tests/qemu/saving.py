@@ -151,3 +151,12 @@ def assert_resumes_at_a_past_moment(guest: Guest, file: Path, qemu: str) -> None
 def inject(*calls: str) -> str:
     """strace as a wrapper that makes system calls fail."""
     return " ".join(["strace", "-f", "-qq", "-o", "/dev/null", *(f"-e inject={call}" for call in calls)])
+
+
+def child_of(pid: int) -> int:
+    """The only child of a process; 0 when there is none."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except FileNotFoundError:
+        return 0
+    return int(children[0]) if children else 0

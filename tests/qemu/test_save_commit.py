@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.qemu.harness import Guest, assert_runs_on
-from tests.qemu.saving import EXEC_MODE, QMP_MODE, Save, assert_failed, assert_whole, inject
+from tests.qemu.harness import Guest, assert_runs_on, wait_for
+from tests.qemu.saving import EXEC_MODE, QMP_MODE, Save, assert_failed, assert_whole, child_of, inject
 
 Start = Callable[..., Save]
 
@@ -71,3 +72,45 @@ def test_killed_after_the_rename_the_file_is_whole(
     assert answered_guest.wait_status()["status"] == "failed"
     assert_runs_on(answered_guest)
     assert_whole(states / "s")
+
+
+def test_a_cancel_during_the_commit_takes_the_file_away_again(
+    answered_guest: Guest, states: Path, start_save: Start
+) -> None:
+    """QEMU closes the socket as if it were gone; its monitor tells that it is not, and its guest runs on."""
+    (states / "s").write_bytes(b"older")
+    save = slow_commit(answered_guest, states / "s", QMP_MODE, start_save)
+    answered_guest.qmp("migrate_cancel")
+    assert "QEMU says cancelled" in assert_failed(save, 6, kept=b"older")
+    assert_runs_on(answered_guest)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_qemu_killed_during_the_commit_leaves_the_whole_file(
+    answered_guest: Guest, states: Path, start_save: Start, mode: str
+) -> None:
+    """It had sent everything, so the guest may now be in the file alone."""
+    save = slow_commit(answered_guest, states / "s", mode, start_save)
+    answered_guest.kill()
+    assert save.status() == 6
+    assert "holds the whole state" in save.stderr()
+    assert_whole(states / "s")
+
+
+def slow_commit(guest: Guest, file: Path, mode: str, start_save: Start) -> Save:
+    """A save in the midst of its commit, on a disk that takes two seconds for it."""
+    save = start_save(guest, file, mode, wrapper=inject("fsync:delay_enter=2s:when=2"))
+    guest.wait_run_state("finish-migrate")
+    wait_for("the commit", lambda: in_call(child_of(save.pid), FSYNC))
+    return save
+
+
+FSYNC = 74
+"""Its number on x86-64."""
+
+
+def in_call(pid: int, number: int) -> bool:
+    """Whether the main thread is in this system call."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/syscall").read_text().split()[0] == str(number)
+    return False

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.qemu.harness import Guest, assert_runs_on
-from tests.qemu.saving import EXEC_MODE, QMP_MODE, Save, assert_failed, assert_whole, inject, reach, slow_down
+from tests.qemu.saving import EXEC_MODE, QMP_MODE, Save, assert_failed, assert_whole, child_of, inject, reach, slow_down
 
 Start = Callable[..., Save]
 SmallDisk = Callable[[int], Path]
@@ -160,15 +160,6 @@ def interference(save: Save, *calls: str) -> Iterator[None]:
         finally:
             tracer.terminate()
             tracer.communicate()
-
-
-def child_of(pid: int) -> int:
-    """The only child of a process; 0 when there is none."""
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except FileNotFoundError:
-        return 0
-    return int(children[0]) if children else 0
 
 
 def peak_memory(pid: int) -> int:

@@ -1,0 +1,94 @@
+"""What the suite must know of a filter to try it: the arguments it needs, what goes in, what undoes it.
+
+A new filter's test is one line in ADAPTERS.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import zstandard
+
+from statepipe.cli.grammar import parse
+from statepipe.stage import Buffer, Stage, close
+from statepipe.stages import find
+
+Bytes = Callable[[bytes], bytes]
+
+
+def same(data: bytes) -> bytes:
+    return data
+
+
+def nothing(data: bytes) -> list[str]:
+    return []
+
+
+def frames(data: bytes) -> bytes:
+    """A zstd file of many frames, as pzstd and we write them, by none of our code."""
+    packer = zstandard.ZstdCompressor(write_checksum=True)
+    cut = [data[at : at + 300_000] for at in range(0, len(data), 300_000)]
+    return b"".join(packer.compress(part) for part in cut or [b""])
+
+
+def unzstd(data: bytes) -> bytes:
+    """Every frame of `data` decoded, metadata skipped; what was cut off its end is not missed."""
+    plain = b""
+    while data:
+        if data[1:4] == b"\x2a\x4d\x18":
+            data = data[8 + int.from_bytes(data[4:8], "little") :]
+            continue
+        decoder = zstandard.ZstdDecompressor().decompressobj()
+        plain += decoder.decompress(data)
+        data = decoder.unused_data
+    return plain
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """`feed` makes the filter's input of plain data, `undo` plain data of its output.
+
+    `arguments` are those of the command line, given the plain data. `speaks`: it writes to standard error of itself.
+    """
+
+    arguments: Callable[[bytes], list[str]] = nothing
+    feed: Bytes = same
+    undo: Bytes = same
+    speaks: bool = False
+    holds_back: bool = False
+
+
+ADAPTERS = {
+    "compress": Adapter(undo=unzstd),
+    "decompress": Adapter(feed=frames),
+    "checksum": Adapter(speaks=True),
+    "verify": Adapter(arguments=lambda data: [hashlib.sha256(data).hexdigest()], holds_back=True),
+    "progress": Adapter(speaks=True),
+}
+
+
+def build(name: str, data: bytes) -> Stage:
+    """The filter's stage for plain `data`, as the command line would make it."""
+    row = find(name)
+    return row.build(parse(row, ADAPTERS[name].arguments(data)), io.StringIO())
+
+
+def through(name: str, data: bytes, buffers: Iterable[Buffer]) -> bytes:
+    """What comes out of the filter for these buffers of its input; each is looked at again when all have come."""
+    flow = build(name, data)(iter(buffers))
+    out = [(buffer, bytes(buffer)) for buffer in flow]
+    close(flow)
+    assert all(buffer == then for buffer, then in out), "a buffer was written again after it was yielded"
+    return b"".join(then for _, then in out)
+
+
+def cut(data: bytes, sizes: Sequence[int]) -> Iterator[bytes]:
+    """`data` in pieces of these sizes, round and round; a size of 0 is a flush mark."""
+    position = turn = 0
+    while position < len(data):
+        size = sizes[turn % len(sizes)]
+        yield data[position : position + size]
+        position, turn = position + size, turn + 1

@@ -1,0 +1,173 @@
+"""What every filter must do as a stage, in one suite over the table of filters."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import os
+import threading
+from collections.abc import Iterator
+from itertools import cycle
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from statepipe.errors import PeerError
+from statepipe.stage import FLUSH, Buffer, close, cores
+from statepipe.stages import FILTERS, find
+from tests.conformance.adapters import ADAPTERS, build, cut, through
+
+PATIENCE = 30
+
+every_filter = pytest.mark.parametrize("name", [row.name for row in FILTERS])
+
+NOISE = hashlib.shake_128(b"conformance").digest(9 << 20)
+
+EDGES = (1, 4 << 10, 64 << 10, 128 << 10, 256 << 10, 1 << 20, 4 << 20)
+SIZES = sorted({0, *(edge + near for edge in EDGES for near in (-1, 0, 1))})
+"""Around a page, age's chunk, zstd's block, a read, a frame, and what is decoded whole."""
+
+
+def threads_and_descriptors() -> tuple[set[threading.Thread], set[str]]:
+    gc.collect()
+    return set(threading.enumerate()), set(os.listdir("/proc/self/fd"))
+
+
+def test_every_filter_has_an_adapter() -> None:
+    assert set(ADAPTERS) == {row.name for row in FILTERS}
+
+
+@every_filter
+@given(data=st.binary(max_size=3000), sizes=st.lists(st.integers(0, 700), min_size=1, max_size=8).filter(any))
+def test_any_split_gives_the_same(name: str, data: bytes, sizes: list[int]) -> None:
+    adapter = ADAPTERS[name]
+    assert adapter.undo(through(name, data, cut(adapter.feed(data), sizes))) == data
+
+
+@every_filter
+@pytest.mark.parametrize("size", SIZES)
+def test_sizes_around_every_boundary(name: str, size: int) -> None:
+    data, adapter = NOISE[:size], ADAPTERS[name]
+    given = adapter.feed(data)
+    for sizes in ([256 << 10], [len(given) or 1], [65521, 0, 300_007]):
+        assert adapter.undo(through(name, data, cut(given, sizes))) == data
+
+
+@every_filter
+def test_each_byte_by_itself(name: str) -> None:
+    data, adapter = NOISE[:2000], ADAPTERS[name]
+    assert adapter.undo(through(name, data, cut(adapter.feed(data), [1]))) == data
+
+
+@every_filter
+def test_every_kind_of_buffer(name: str) -> None:
+    data, adapter = NOISE[:200_000], ADAPTERS[name]
+    kinds = cycle([bytes, bytearray, memoryview])
+    buffers = [kind(part) for part, kind in zip(cut(adapter.feed(data), [30_000]), kinds, strict=False)]
+    assert adapter.undo(through(name, data, buffers)) == data
+
+
+@every_filter
+def test_flush_marks_alone_are_no_data(name: str) -> None:
+    marks, adapter = [FLUSH] * 5, ADAPTERS[name]
+    assert adapter.undo(through(name, b"", [*marks, adapter.feed(b""), *marks])) == b""
+
+
+@every_filter
+def test_a_flush_mark_pushes_everything_out(name: str) -> None:
+    """While its source says nothing more, all that came before the mark can be had from below, and the mark."""
+    data, adapter = NOISE[:400_000], ADAPTERS[name]
+    heard, given = threading.Event(), adapter.feed(data)
+
+    def source() -> Iterator[Buffer]:
+        yield from cut(given, [150_000])
+        yield FLUSH
+        assert heard.wait(PATIENCE), "the flush mark did not arrive below"
+
+    flow = build(name, data)(source())
+    out = b""
+    for buffer in flow:
+        if not len(buffer):
+            break
+        out += buffer
+    plain = adapter.undo(out)
+    heard.set()
+    out += b"".join(flow)
+    assert adapter.undo(out) == data
+    assert plain == data or (adapter.holds_back and data.startswith(plain))
+
+
+@every_filter
+def test_an_early_close_leaves_nothing(name: str) -> None:
+    adapter = ADAPTERS[name]
+    given = adapter.feed(NOISE)
+    before = threads_and_descriptors()
+    flow = build(name, NOISE)(cut(given, [100_000]))
+    next(flow)
+    close(flow)
+    assert threads_and_descriptors() == before
+
+
+@every_filter
+def test_what_is_forgotten_leaves_nothing(name: str) -> None:
+    given = ADAPTERS[name].feed(NOISE)
+    before = threads_and_descriptors()
+    flow = build(name, NOISE)(cut(given, [100_000]))
+    next(flow)
+    del flow
+    assert threads_and_descriptors() == before
+
+
+@every_filter
+def test_an_error_from_above_arrives_as_it_is(name: str) -> None:
+    given = ADAPTERS[name].feed(NOISE[: 3 << 20])
+    error = PeerError("the peer is gone")
+
+    def source() -> Iterator[Buffer]:
+        yield from cut(given[: len(given) // 2], [100_000])
+        raise error
+
+    before = threads_and_descriptors()
+    flow = build(name, NOISE)(source())
+    with pytest.raises(PeerError) as caught:
+        list(flow)
+    assert caught.value is error
+    del flow, caught
+    error.__traceback__ = None
+    assert threads_and_descriptors() == before
+
+
+@every_filter
+def test_a_slow_reader_holds_the_source_back(name: str) -> None:
+    """What is between them is bounded; the noise passes each filter at its size."""
+    taken = behind = 0
+
+    def source() -> Iterator[Buffer]:
+        nonlocal behind
+        sent = 0
+        for buffer in cut(ADAPTERS[name].feed(NOISE), [256 << 10]):
+            sent += len(buffer)
+            behind = max(behind, sent - taken)
+            yield buffer
+
+    for buffer in build(name, NOISE)(source()):
+        taken += len(buffer)
+    assert behind <= (cores() + 6) << 20
+
+
+@pytest.mark.parametrize("row", [row for row in FILTERS if row.inverse], ids=lambda row: row.name)
+def test_the_inverse_undoes_it(row: object) -> None:
+    """`inverse` names a filter that takes what this one puts out and gives what this one took."""
+    name, inverse = row.name, row.inverse  # type: ignore[attr-defined]
+    assert find(inverse).inverse == name
+    data = NOISE[: 2 << 20]
+    given = ADAPTERS[name].feed(data)
+    out = through(name, data, cut(given, [256 << 10]))
+    assert ADAPTERS[inverse].undo(through(inverse, data, cut(out, [100_003]))) == data
+
+
+@every_filter
+def test_a_filter_that_keeps_the_bytes_keeps_them(name: str) -> None:
+    if find(name).keeps_bytes:
+        assert through(name, NOISE, cut(NOISE, [1 << 20])) == NOISE
