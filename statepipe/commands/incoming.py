@@ -142,6 +142,7 @@ def foreign_state(source: FileSource, ends: Ends) -> State:
     stream = QemuStream()
     stages: list[NamedStage] = [] if ends.codec == RAW else [("decompress", decompress())]
     stages += [("watch", watch(stream)), ("hold", hold(lambda offset: stream.phase in LATE, HOLD_LIMIT))]
-    unproved = "not that its disks are unchanged" if ends.trailer else "neither its pages nor its disks are"
-    doubts = f"{source.name} is a {ends.codec} stream, not a state file: its structure is checked, {unproved}"
+    unproved = "its disks are" if ends.trailer else "its pages and its disks are"
+    what = f"{source.name} is a {ends.codec} stream, not a state file"
+    doubts = f"{what}: its structure is checked, but that {unproved} unchanged cannot be proved"
     return State(source, stages, doubts, ends, stream)
