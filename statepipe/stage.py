@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import os
 import queue
+import signal
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Generic, TypeVar
 
-from statepipe.errors import StatepipeError
+from statepipe.errors import InterruptedBySignal, StatepipeError
 
 Buffer = bytes | bytearray | memoryview
 """Bytes in flight. Never written again once yielded."""
@@ -30,6 +31,10 @@ Stage = Callable[[Iterator[Buffer]], Iterator[Buffer]]
 
 FLUSH = b""
 """An empty buffer: nothing more for now, push out what you hold."""
+
+LOOK_UP = 0.5
+"""Seconds that a wait without a bound lasts at the most before it begins anew. Python looks for signals between two
+bytecodes: one that comes in the instant before a system call waits as long as the call does."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -78,8 +83,8 @@ class Link:
         return buffer
 
     def _sign(self, error: StatepipeError) -> None:
-        """The first link an error passes is the one it arose in."""
-        if error.stage is None:
+        """The first link an error passes is the one it arose in. A signal arises in none."""
+        if error.stage is None and not isinstance(error, InterruptedBySignal):
             error.stage = self.name
             if error.offset is None:
                 error.offset = getattr(self._upstream, "bytes", None)
@@ -158,9 +163,9 @@ def ahead(upstream: Iterator[T], depth: int) -> Generator[T, None, None]:
         items.put(outcome)
 
     thread = threading.Thread(target=pull, name="ahead", daemon=True)
-    thread.start()
     try:
-        while (item := items.get()) is not _END:
+        _start(thread)
+        while (item := _get(items)) is not _END:
             if isinstance(item, _Failure):
                 raise item.error
             room.release()
@@ -169,6 +174,32 @@ def ahead(upstream: Iterator[T], depth: int) -> Generator[T, None, None]:
         stopped.set()
         cancel(upstream)
         room.release()
+        _join(thread)
+
+
+def _get(items: queue.SimpleQueue[object]) -> object:
+    while True:
+        try:
+            return items.get(timeout=LOOK_UP)
+        except queue.Empty:
+            continue
+
+
+def _start(thread: threading.Thread) -> None:
+    """Start a thread that gets none of the signals that end us: they are for the main thread, which can act on them.
+
+    Nor does one come between the start and its outcome.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    try:
+        thread.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _join(thread: threading.Thread) -> None:
+    """Wait for its end, if it was started."""
+    if thread.ident is not None:
         thread.join()
 
 
@@ -199,8 +230,10 @@ class _Pool(Generic[T, R]):
         self._function = function
         self._tasks: queue.SimpleQueue[tuple[T, _Slot[R]] | None] = queue.SimpleQueue()
         self._threads = [threading.Thread(target=self._work, name="worker", daemon=True) for _ in range(workers)]
+
+    def start(self) -> None:
         for thread in self._threads:
-            thread.start()
+            _start(thread)
 
     def submit(self, item: T) -> _Slot[R]:
         slot: _Slot[R] = _Slot()
@@ -220,7 +253,7 @@ class _Pool(Generic[T, R]):
         for _ in self._threads:
             self._tasks.put(None)
         for thread in self._threads:
-            thread.join()
+            _join(thread)
 
 
 def parallel(function: Callable[[T], R], upstream: Iterator[T], workers: int | None = None) -> Generator[R, None, None]:
@@ -239,6 +272,7 @@ def parallel(function: Callable[[T], R], upstream: Iterator[T], workers: int | N
 
     pending = ahead(Over(upstream, submitted()), workers + 3)
     try:
+        pool.start()
         for slot in pending:
             yield slot.get()
     finally:

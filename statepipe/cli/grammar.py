@@ -25,7 +25,7 @@ class Parser(argparse.ArgumentParser):
     """argparse with our errors: it raises UsageError and never exits."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(message, hint=f"see: {self.prog} --help")
+        raise UsageError(message.replace(": -- ", ": "), hint=f"see: {self.prog} --help")
 
     def print_help(self, file: object = None) -> None:
         show(self.format_help())
@@ -75,11 +75,18 @@ def _options_first(verb: Verb | Filter, arguments: Sequence[str]) -> list[str]:
         if not _is_option(word):
             plain.append(word)
         elif word in taking_value:
-            named += [word] if (value := next(rest, None)) is None else [f"{word}={value}"]
+            named.append(f"{word}={_value(verb, word, next(rest, '--'))}")
         else:
             named.append(word)
     plain += rest
     return [*named, "--", *plain] if plain else named  # a lone `--` is refused where no argument can follow
+
+
+def _value(verb: Verb | Filter, option: str, word: str) -> str:
+    """What follows an option, unless that is another option: the value was forgotten then."""
+    if _is_option(word):
+        raise UsageError(f"{option} needs a value", hint=f"see: statepipe {verb.name} --help")
+    return word
 
 
 def _is_option(word: str) -> bool:

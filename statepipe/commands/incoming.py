@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from statepipe.ends.file import FileSource
 from statepipe.engine.pipeline import NamedStage
 from statepipe.errors import IntegrityError, TruncatedError
-from statepipe.formats.qemustream import QemuStream
+from statepipe.formats.qemustream import Phase, QemuStream
 from statepipe.formats.statefile import (
+    HEADER,
     META_MAGIC,
     SEEK_FOOTER_SIZE,
     TRAILER,
@@ -22,7 +23,7 @@ from statepipe.formats.statefile import (
     Meta,
     check_version,
     decode_meta,
-    last_entries,
+    seek_entries,
     seek_table_size,
 )
 from statepipe.formats.zstdframe import KEPT_LIMIT
@@ -56,16 +57,27 @@ def read_ends(source: FileSource) -> Ends:
     in no format we know, StatepipeError for one of a later version.
     """
     header = _meta_at(source, 0)
+    if header is not None and header.kind == HEADER:
+        check_version(header.facts)
     trailer = _find_trailer(source)
     if header is None and trailer is None:
         return Ends(_foreign(source))
-    if header is None:
+    if header is None or header.kind != HEADER:
         raise IntegrityError("the beginning of the file is damaged: its header is not there", offset=0)
-    check_version(header.facts)
     if trailer is None:
-        hint = "the file was cut short, or is still being copied: its stream cannot be trusted"
+        hint = "the file was cut short, is still being copied, or something was added to it: it cannot be trusted"
         raise TruncatedError("the trailer is missing: without it there is no state", hint=hint, offset=source.size())
-    return Ends("zstd", header.facts, trailer.facts)
+    ends = Ends("zstd", header.facts, trailer.facts)
+    if ends.is_state:
+        _check_facts(trailer.facts)
+    return ends
+
+
+def _check_facts(trailer: Facts) -> None:
+    """What loading rests on; a trailer without it belongs to another file."""
+    end_mark, digest = trailer.get("end_mark"), trailer.get("blake3")
+    if not (isinstance(end_mark, int) and isinstance(digest, str)):
+        raise IntegrityError("the trailer is not that of a saved state", offset=0)
 
 
 def _foreign(source: FileSource) -> str:
@@ -89,16 +101,20 @@ def _meta_at(source: FileSource, offset: int, size: int | None = None) -> Meta |
 
 
 def _find_trailer(source: FileSource) -> Meta | None:
-    """The frame before the seek table, if that is a trailer."""
+    """The frame before the seek table, if that is a trailer. Raises IntegrityError if bytes were lost or added."""
     end = source.size()
     size = seek_table_size(source.tail(max(end - SEEK_FOOTER_SIZE, 0), SEEK_FOOTER_SIZE))
     if size is None or size > min(end, KEPT_LIMIT):
         return None
-    entries = last_entries(source.tail(end - size, size))
+    entries = seek_entries(source.tail(end - size, size))
     if not entries or entries[-1][1] or entries[-1][0] > end - size:
         return None
     meta = _meta_at(source, end - size - entries[-1][0], entries[-1][0])
-    return meta if meta is not None and meta.kind == TRAILER else None
+    if meta is None or meta.kind != TRAILER:
+        return None
+    if (listed := sum(entry for entry, _ in entries) + size) != end:
+        raise IntegrityError(f"the file has {end} bytes, its seek table lists {listed}", offset=end - size)
+    return meta
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +148,18 @@ def prepare(source: FileSource, *, force: bool) -> State:
 
 
 def _own_stages(trailer: Facts) -> list[NamedStage]:
-    end_mark = int(trailer["end_mark"])
-    late = hold(lambda offset: offset > end_mark, HOLD_LIMIT)
-    return [("decompress", decompress()), ("verify", verify(trailer["blake3"], "blake3")), ("hold", late)]
+    """What the trailer says of the end mark holds for a whole file; in one that is not, QEMU may meet one before."""
+    stream, end_mark = QemuStream(), int(trailer["end_mark"])
+
+    def late(offset: int) -> bool:
+        return offset > end_mark or stream.phase in (Phase.VMDESC, Phase.END) or stream.could_end_here
+
+    return [
+        ("decompress", decompress()),
+        ("verify", verify(trailer["blake3"], "blake3")),
+        ("watch", watch(stream)),
+        ("hold", hold(late, HOLD_LIMIT)),
+    ]
 
 
 def foreign_state(source: FileSource, ends: Ends) -> State:

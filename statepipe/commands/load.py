@@ -8,14 +8,16 @@ the first byte sends it one that is no migration stream, and it ends.
 from __future__ import annotations
 
 import os
+import select
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 
 from statepipe.commands.incoming import prepare
 from statepipe.ends.fd import FdSink
 from statepipe.ends.file import FileSource
 from statepipe.engine.pipeline import run
-from statepipe.errors import InterruptedBySignal, StatepipeError, UsageError
+from statepipe.errors import StatepipeError, UsageError
 
 POISON = b"!"
 """QEMU says "Not a migration stream" and exits."""
@@ -38,14 +40,22 @@ def load_to_stdout(path: str, *, force: bool, warn: Callable[[str], None]) -> No
             if state.doubts:
                 warn(state.doubts)
             run(source, state.stages, sink)
-    except StatepipeError as error:
-        _poison(sink, error)
+    except BaseException:  # a signal too, and what nobody foresaw: QEMU waits all the same
+        with suppress(StatepipeError):  # the first failure is the one to tell
+            _poison(sink)
         raise
 
 
-def _poison(sink: FdSink, error: StatepipeError) -> None:
+def _poison(sink: FdSink) -> None:
     """Only into a pipe or socket, where a QEMU may wait; a file keeps what it has."""
     mode = os.fstat(sink.fd).st_mode
     waiting = stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
-    if waiting and not sink.bytes and not isinstance(error, InterruptedBySignal):
+    if waiting and not sink.bytes and _has_room(sink.fd):
         sink.write(POISON)
+
+
+def _has_room(fd: int) -> bool:
+    """One that is full holds bytes already, and waiting for its reader could take for ever."""
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    return bool(poll.poll(0))

@@ -31,19 +31,19 @@ def load_into_new(path: str, command: Sequence[str], *, force: bool, detach: boo
 
     With `detach`, return 0 once the guest is loaded. Raises StatepipeError, and then that QEMU is gone.
     """
-    with FileSource(path) as source:
-        state = _prepare_state(source, force, warn)
-        child = Child(command, detach)
-        try:
-            monitor = _load(state, child.monitor, runs=not {"-S", "--S"} & set(command))
-        except BaseException as error:
+    child: Child | None = None
+    try:
+        with FileSource(path) as source:
+            state = _prepare_state(source, force, warn)
+            with held():  # a QEMU that was started must be known to us
+                child = Child(command, detach)
+            monitor = _load(state, child.monitor, runs=not child.stays_paused)
+        with closing(monitor):
+            return 0 if detach else child.wait()
+    except BaseException as error:
+        if child is not None:
             _end(child, error)
-            raise
-    if detach:
-        monitor.close()
-        return 0
-    with closing(monitor):
-        return child.wait()
+        raise
 
 
 def load_into_waiting(path: str, address: str, *, force: bool, warn: Warn) -> str:
@@ -76,11 +76,13 @@ def _load(state: State, address: str | socket.socket, *, runs: bool) -> Monitor:
     monitor = Monitor(address)
     try:
         _prepare(monitor)
-    except BaseException:  # this QEMU may run a guest that is none of ours: leave it alone
+        ours = _open(monitor)
+    except BaseException:  # this QEMU may run or receive a guest that is none of ours: leave it alone
         monitor.close()
         raise
     try:
-        _feed(state, monitor)
+        with ours:
+            _feed(state, monitor, ours)
         _finish(monitor)
         if runs and state.run_state in RAN_AT_SAVE:
             monitor.execute("cont")
@@ -100,18 +102,26 @@ def _prepare(monitor: Monitor) -> None:
     monitor.execute("migrate-set-capabilities", capabilities=[{"capability": n, "state": True} for n in wanted])
 
 
-def _feed(state: State, monitor: Monitor) -> None:
+def _open(monitor: Monitor) -> socket.socket:
+    """Our end of a socket that QEMU loads from. Raises QemuError if it takes none, as it loads already."""
     ours, theirs = socket.socketpair()
-    with ours:
+    try:
         with theirs:
             monitor.give(theirs.fileno(), "statepipe-load")
             monitor.execute("migrate-incoming", uri="fd:statepipe-load")
-        try:
-            pour(state.source, state.stages, FdSink(ours.fileno(), "the migration socket"))
-        except InterruptedBySignal as error:
-            raise _why_closed(monitor, error) from error
-        ours.shutdown(socket.SHUT_WR)
-        _drain(ours)
+    except BaseException:
+        ours.close()
+        raise
+    return ours
+
+
+def _feed(state: State, monitor: Monitor, ours: socket.socket) -> None:
+    try:
+        pour(state.source, state.stages, FdSink(ours.fileno(), "the migration socket"))
+    except InterruptedBySignal as error:
+        raise _why_closed(monitor, error) from error
+    ours.shutdown(socket.SHUT_WR)
+    _drain(ours)
 
 
 def _drain(ours: socket.socket) -> None:

@@ -49,8 +49,8 @@ class Meta:
 
 
 def encode_meta(kind: bytes, facts: Facts) -> bytes:
-    """A metadata frame, whole."""
-    text = json.dumps(facts, separators=(",", ":"), ensure_ascii=False).encode()
+    """A metadata frame, whole. The JSON is ASCII: a path that is no UTF-8 comes as surrogates, which it can escape."""
+    text = json.dumps(facts, separators=(",", ":")).encode()
     return skippable(META_MAGIC, _TAG + kind + blake3(kind + text).digest(_CHECK) + text)
 
 
@@ -106,18 +106,20 @@ class SeekTable:
 
 
 def seek_table_size(footer: bytes) -> int | None:
-    """From a file's last 9 bytes: the size of its seek table's whole frame, or None if there is no table."""
+    """From a file's last 9 bytes: the size of its seek table's whole frame, or None if it is none like ours.
+
+    A descriptor other than 0 stands for entries with checksums, or for what is reserved: another's, or damage.
+    """
     if len(footer) != SEEK_FOOTER_SIZE:
         return None
     count, descriptor, magic = _SEEK_FOOTER.unpack(footer)
-    if magic != _SEEK_FOOTER_MAGIC:
+    if magic != _SEEK_FOOTER_MAGIC or descriptor:
         return None
-    entry = 12 if descriptor & 0x80 else 8
-    return int(count) * entry + SEEK_FOOTER_SIZE + 8
+    return int(count) * _SEEK_ENTRY.size + SEEK_FOOTER_SIZE + 8
 
 
-def last_entries(table: bytes) -> list[tuple[int, int]]:
-    """The entries of a whole seek-table frame without checksums, as (size, content size)."""
+def seek_entries(table: bytes) -> list[tuple[int, int]]:
+    """The entries of a whole seek-table frame like ours, as (size, content size)."""
     return list(_SEEK_ENTRY.iter_unpack(table[8:-SEEK_FOOTER_SIZE]))
 
 
@@ -168,7 +170,7 @@ class Checker:
 
     def meta(self, payload: bytes, frame: bytes, offset: int) -> None:
         """A skippable frame with the metadata magic; `frame` is all its bytes."""
-        self._first_piece()
+        self._first_piece(offset)
         meta = decode_meta(payload, offset)
         if self._pieces == 1 and meta is not None and meta.kind == HEADER:
             check_version(meta.facts)
@@ -181,7 +183,7 @@ class Checker:
 
     def frame(self, frame: bytes, content: int, offset: int) -> None:
         """A data frame of the file, before it is decoded or after; `content` is its decoded size in bytes."""
-        self._first_piece()
+        self._first_piece(offset)
         if self.header is None:
             return
         if self.trailer is not None:
@@ -193,20 +195,20 @@ class Checker:
 
     def large(self, offset: int) -> None:
         """A part of a frame too large to keep: we write none."""
-        self._first_piece()
+        self._first_piece(offset)
         if self.header is not None:
             raise IntegrityError("a frame larger than statepipe writes", offset=offset)
 
-    def other(self, frame: bytes) -> None:
+    def other(self, frame: bytes, offset: int) -> None:
         """A skippable frame of someone else's."""
-        self._first_piece()
+        self._first_piece(offset)
         if self.header is not None:
             self._seek.add(len(frame), 0)
             self._file.update(frame)
 
     def seek_table(self, frame: bytes, offset: int) -> None:
         """The seek table, all its bytes."""
-        self._first_piece()
+        self._first_piece(offset)
         if self.header is None:
             return
         if self.trailer is None or frame != self._seek.encode():
@@ -224,10 +226,10 @@ class Checker:
             if self.trailer.get(name) != value:
                 raise IntegrityError(f"{name}: the trailer says {self.trailer.get(name)}, found {value}", offset=offset)
 
-    def _first_piece(self) -> None:
+    def _first_piece(self, offset: int) -> None:
         self._pieces += 1
         if self._ended:
-            raise IntegrityError("bytes after the seek table")
+            raise IntegrityError("bytes after the seek table", offset=offset)
 
     def _take_trailer(self, facts: Facts, offset: int) -> None:
         if self.header is None:

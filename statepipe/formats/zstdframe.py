@@ -21,9 +21,13 @@ SEEK_TABLE_MAGIC = 0x184D2A5E
 BLOCK_LIMIT = 128 << 10
 """No block decodes to more (RFC 8878 section 3.1.1.2)."""
 
-WHOLE_LIMIT = 16 << 20
-"""A frame that may decode to more than this is streamed: pzstd's frames at its default level (8 MiB) still go
-to the pool whole, and four of the largest in flight stay under 100 MiB."""
+WHOLE_LIMIT = 8 << 20
+"""A frame that decodes to more than this is streamed: pzstd's frames at its default level still go to the pool
+whole (64 full blocks and an empty one), and four of the largest in flight stay under 40 MiB."""
+
+PART_LIMIT = 2 << 20
+"""A part of a frame that is streamed decodes to no more than this, but for the first, which was kept as a frame
+until it proved too large."""
 
 KEPT_LIMIT = 64 << 20
 """Of a skippable frame we keep this much at most; a seek table of this size describes 8 TiB in our frames."""
@@ -211,11 +215,11 @@ class FrameSplitter:
 
     def _is_full(self) -> bool:
         """A part ends after so many blocks, or a small piece of a hostile file would decode to gigabytes."""
-        return self._part_blocks * BLOCK_LIMIT > WHOLE_LIMIT
+        return self._part_blocks * BLOCK_LIMIT > (PART_LIMIT if self._parts else WHOLE_LIMIT + BLOCK_LIMIT)
 
     def _is_large(self) -> bool:
         content = self._header.content_size if self._header else None
-        return self._parts or (content or 0) > WHOLE_LIMIT or self._blocks * BLOCK_LIMIT > WHOLE_LIMIT
+        return self._parts or (content or 0) > WHOLE_LIMIT or self._blocks * BLOCK_LIMIT > WHOLE_LIMIT + BLOCK_LIMIT
 
     def _part(self) -> Piece | None:
         """Hand on what is there, up to the next block header, so that the walk can go on."""

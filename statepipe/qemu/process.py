@@ -13,6 +13,9 @@ from pathlib import Path
 
 from statepipe.errors import QemuError, UsageError
 
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""The signals that end a command."""
+
 
 @dataclass(frozen=True, slots=True)
 class Running:
@@ -104,20 +107,26 @@ class Child:
 
     def __init__(self, command: Sequence[str], detach: bool) -> None:
         _refuse_incoming(command)
+        self.stays_paused = _has_option(command, "-S")
         self.monitor, theirs = socket.socketpair()
         with theirs:
             extra = _paused_and_waiting(theirs.fileno())
             try:
                 self._process = subprocess.Popen(
-                    [*command, *extra], pass_fds=[theirs.fileno()], start_new_session=detach
+                    [*command, *extra], pass_fds=[theirs.fileno()], start_new_session=detach, preexec_fn=_hear_signals
                 )
             except OSError as error:
+                self.monitor.close()
                 raise QemuError(f"cannot start {command[0]}: {error.strerror}") from error
 
     def wait(self) -> int:
-        """Stay until QEMU ends; its exit status, or 128 + the signal that killed it. Passes SIGINT and SIGTERM on."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, lambda which, frame: self._process.send_signal(which))
+        """Stay until QEMU ends; its exit status, or 128 + the signal that killed it.
+
+        Passes SIGINT, SIGTERM and SIGHUP on; one that was ignored (nohup) stays ignored.
+        """
+        for number in ENDING:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, lambda which, frame: self._process.send_signal(which))
         status = self._process.wait()
         return status if status >= 0 else 128 - status
 
@@ -135,11 +144,20 @@ class Child:
 
 
 def _refuse_incoming(command: Sequence[str]) -> None:
-    for word in command:
-        if word in ("-incoming", "--incoming"):
-            raise UsageError(
-                "the QEMU command has its own -incoming", hint="leave it out: statepipe load adds what is needed"
-            )
+    if _has_option(command, "-incoming"):
+        raise UsageError(
+            "the QEMU command has its own -incoming", hint="leave it out: statepipe load adds what is needed"
+        )
+
+
+def _has_option(command: Sequence[str], flag: str) -> bool:
+    """QEMU takes its options with one dash or two."""
+    return flag in command or f"-{flag}" in command
+
+
+def _hear_signals() -> None:
+    """In QEMU, before it is one: our own hold on signals is not for it."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
 
 def _paused_and_waiting(fd: int) -> list[str]:

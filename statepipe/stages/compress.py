@@ -213,7 +213,7 @@ def _check_skippable(piece: Skippable, checker: Checker) -> None:
     elif piece.magic == META_MAGIC:
         checker.meta(piece.data, frame, piece.offset)
     else:
-        checker.other(frame)
+        checker.other(frame, piece.offset)
 
 
 class _LargeFrame:

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Iterator
 
 from statepipe.errors import IntegrityError, TruncatedError
-from statepipe.stage import Buffer, Stage
+from statepipe.stage import FLUSH, Buffer, Stage
 
 _GZIP = 16 + zlib.MAX_WBITS
 _SLICE = 1 << 20
@@ -18,7 +18,7 @@ def gunzip() -> Stage:
     def stage(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
         members = _Members()
         for buffer in upstream:
-            yield from members.feed(buffer)
+            yield from members.feed(buffer) if len(buffer) else (FLUSH,)
         members.close()
 
     return stage

@@ -18,6 +18,11 @@ from statepipe.units import format_size
 LATE = (Phase.DEVICES, Phase.VMDESC, Phase.END)
 """From the first device on; what comes before it leaves a loading QEMU waiting for more."""
 
+_SIGN_OF_LIFE = pong(0)
+"""Sent while QEMU is silent. A QEMU that was cancelled waits, guest and monitor stopped, for its return path's reader,
+which sees the cancel only when a message comes; without one, QEMU would wait for us and we for its end (10.0, exec:).
+A PONG that answers no PING changes nothing else there: migration.c, source_return_path_thread."""
+
 Answer = Callable[[bytes], bool]
 """Sends return-path messages to QEMU; False if it is gone."""
 
@@ -39,8 +44,11 @@ def watch(stream: QemuStream, answer: Answer | None = None) -> Stage:
             yield buffer[:count] if len(buffer) else buffer
             if count < len(buffer):
                 raise _goes_on(stream)
-            if answer is not None and stream.return_path and _has_ended(stream, buffer):
-                break
+            if answer is not None and stream.return_path:
+                if _has_ended(stream, buffer):
+                    break
+                if not len(buffer):
+                    answer(_SIGN_OF_LIFE)
         _close(stream)
 
     return stage

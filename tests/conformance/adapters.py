@@ -76,6 +76,16 @@ def build(name: str, data: bytes) -> Stage:
     return row.build(parse(row, ADAPTERS[name].arguments(data)), io.StringIO())
 
 
+def filtered(data: bytes, name: str, *arguments: str) -> tuple[bytes, str]:
+    """What the filter with these arguments makes of `data`, and what it says."""
+    said = io.StringIO()
+    row = find(name)
+    flow = row.build(parse(row, arguments), said)(cut(data, [256 << 10]))
+    out = b"".join(flow)
+    close(flow)
+    return out, said.getvalue()
+
+
 def through(name: str, data: bytes, buffers: Iterable[Buffer]) -> bytes:
     """What comes out of the filter for these buffers of its input; each is looked at again when all have come."""
     flow = build(name, data)(iter(buffers))

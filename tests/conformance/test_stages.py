@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from itertools import cycle
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from statepipe.errors import PeerError
@@ -39,6 +39,7 @@ def test_every_filter_has_an_adapter() -> None:
 
 
 @every_filter
+@settings(deadline=None)
 @given(data=st.binary(max_size=3000), sizes=st.lists(st.integers(0, 700), min_size=1, max_size=8).filter(any))
 def test_any_split_gives_the_same(name: str, data: bytes, sizes: list[int]) -> None:
     adapter = ADAPTERS[name]

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.qemu.harness import Guest
+from tests.qemu.loading import Saved, save_guest
 from tests.qemu.saving import Save
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -134,3 +135,28 @@ def start_save() -> Iterator[Callable[..., Save]]:
     yield start
     for save in started:
         save.end()
+
+
+@pytest.fixture(scope="session")
+def state72(tmp_path_factory: pytest.TempPathFactory, qemu72: str) -> Saved:
+    """A guest saved by QEMU 7.2 while it ran."""
+    return save_guest(tmp_path_factory.mktemp("state72"), qemu72)
+
+
+@pytest.fixture(scope="session")
+def state10(tmp_path_factory: pytest.TempPathFactory, qemu10: str) -> Saved:
+    """A guest saved by QEMU 10 while it ran."""
+    return save_guest(tmp_path_factory.mktemp("state10"), qemu10)
+
+
+@pytest.fixture(scope="session")
+def paused72(tmp_path_factory: pytest.TempPathFactory, qemu72: str) -> Saved:
+    """A guest saved by QEMU 7.2 while it was paused."""
+    return save_guest(tmp_path_factory.mktemp("paused72"), qemu72, paused=True)
+
+
+@pytest.fixture(params=["state72", "state10"])
+def state(request: pytest.FixtureRequest) -> Saved:
+    """Each of the running ones in turn."""
+    saved: Saved = request.getfixturevalue(request.param)
+    return saved

@@ -137,3 +137,19 @@ def test_bytes_after_the_end_are_refused(guest: Guest, states: Path, start_save:
     done = subprocess.run(command, input=plain + b"\0", capture_output=True, timeout=30)
     assert (done.returncode, (states / "longer").exists()) == (3, False)
     assert b"goes on after the end" in done.stderr
+
+
+def test_cancels_with_a_return_path_never_hang_qemu(
+    tmp_path: Path, states: Path, qemu10: str, start_save: Start
+) -> None:
+    """QEMU 10 stops its monitor and guest for good, one cancel in three, unless its return path's reader is woken."""
+    with Guest(tmp_path, qemu=qemu10, memory=64, fill=12, dirty=4) as guest:
+        guest.wait_ticks(1)
+        guest.capabilities(return_path=True)
+        for _ in range(4):
+            save = start_save(guest, states / "s", EXEC_MODE)
+            guest.wait_transferred(2 << 20)
+            guest.qmp("migrate_cancel")
+            assert_failed(save, 3)
+            assert guest.wait_status()["status"] == "cancelled"
+            assert_runs_on(guest, 1)

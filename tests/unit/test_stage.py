@@ -10,11 +10,11 @@ from contextlib import closing
 from itertools import count
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from statepipe.ends.fd import FdSource
-from statepipe.errors import IntegrityError, StatepipeError
+from statepipe.errors import IntegrityError, InterruptedBySignal, StatepipeError
 from statepipe.stage import FLUSH, Buffer, Cancelled, Link, Over, Stage, ahead, cancel, chain, close, cores, parallel
 
 PATIENCE = 30
@@ -167,6 +167,7 @@ def test_an_error_arrives_in_its_place(place: Place) -> None:
     assert list(flow) == []
 
 
+@settings(deadline=None)
 @given(st.integers(1, 4), st.integers(0, 30), st.integers(0, 30))
 def test_a_function_that_raises_does_so_in_order(workers: int, size: int, bad: int) -> None:
     def function(item: int) -> int:
@@ -314,6 +315,12 @@ def test_an_error_is_signed_across_threads() -> None:
     assert (caught.value.stage, caught.value.offset) == ("bad", 6)
 
 
+def test_a_signal_is_no_fault_of_the_stage_it_came_in() -> None:
+    with pytest.raises(InterruptedBySignal) as caught:
+        list(chain(iter([b"a"]), [("bad", failing(InterruptedBySignal(15)))]))
+    assert (caught.value.stage, caught.value.offset) == (None, None)
+
+
 def test_other_exceptions_pass_untouched() -> None:
     with pytest.raises(ZeroDivisionError):
         list(chain(iter([b"a"]), [("bad", failing(ZeroDivisionError()))]))
@@ -323,7 +330,7 @@ def noting(name: str, closed: list[str], error: BaseException | None = None) -> 
     def stage(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
         try:
             for buffer in upstream:
-                yield buffer
+                yield bytes(buffer)
         finally:
             closed.append(name)
             if error:

@@ -1,0 +1,111 @@
+"""One byte short, one bit flipped: decompress and verify refuse it, say where, and let nothing wrong out before."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+
+import pytest
+import zstandard
+
+from statepipe.errors import IntegrityError, TruncatedError
+from statepipe.stage import Stage, chain, close
+from tests.conformance.adapters import build, cut, frames, through
+from tests.conformance.running import assert_one_error, run
+
+DATA = b"".join(hashlib.sha256(bytes([number])).digest()[: number % 31] for number in range(40))
+LONG = hashlib.shake_128(b"damage").digest(1_300_000)
+
+
+def one_frame(data: bytes) -> bytes:
+    """As `zstd` writes from a pipe: checksum, but no size."""
+    packer = zstandard.ZstdCompressor(write_checksum=True).compressobj()
+    return packer.compress(data) + packer.flush()
+
+
+FORMATS = {
+    "ours": lambda data: through("compress", data, cut(data, [500_000, 0])),
+    "frames": frames,
+    "one frame": one_frame,
+    "gzip": gzip.compress,
+}
+
+every_format = pytest.mark.parametrize("name", FORMATS)
+
+UNUSED = {"one frame": (4, 5), "frames": (4,), "ours": (), "gzip": range(3, 10)}
+"""Bytes in which a flip may be none: an unused bit and the window's size in zstd, gzip's flags, time and system."""
+
+
+def attempt(stage: Stage, data: bytes) -> tuple[bytes, IntegrityError | None]:
+    """What comes out, and the refusal."""
+    flow = chain(iter(cut(data, [40, 1 << 20])), [("it", stage)])
+    out = b""
+    try:
+        for buffer in flow:
+            out += buffer
+    except IntegrityError as error:
+        return out, error
+    finally:
+        close(flow)
+    return out, None
+
+
+@every_format
+def test_every_cut_is_found(name: str) -> None:
+    packed = FORMATS[name](DATA)
+    for size in range(len(packed)):
+        out, error = attempt(build("decompress", b""), packed[:size])
+        assert isinstance(error, TruncatedError) or (error and size < 4), size
+        assert error.offset is not None and 0 <= error.offset <= size
+        assert DATA.startswith(out)
+
+
+@every_format
+def test_every_flip_is_found(name: str) -> None:
+    packed = FORMATS[name](DATA)
+    for at in range(len(packed)):
+        flipped = bytearray(packed)
+        flipped[at] ^= 1 << at % 8
+        out, error = attempt(build("decompress", b""), bytes(flipped))
+        if error is None:
+            assert at in UNUSED[name] and out == DATA, at
+        else:
+            assert error.offset is not None and 0 <= error.offset <= len(packed), at
+            assert name == "gzip" or DATA.startswith(out), at
+
+
+@every_format
+def test_what_follows_the_end_is_found(name: str) -> None:
+    out, error = attempt(build("decompress", b""), FORMATS[name](DATA) + b"garbage")
+    assert error is not None and error.offset is not None
+    assert DATA.startswith(out)
+
+
+@every_format
+@pytest.mark.parametrize("at", [0.0, 0.3, 0.7, 0.999999])
+def test_the_command_says_where(name: str, at: float) -> None:
+    packed = FORMATS[name](LONG)
+    position = int(len(packed) * at)
+    flipped = packed[:position] + bytes([packed[position] ^ 4]) + packed[position + 1 :]
+    for damaged in (flipped, packed[:position] or packed[:1]):
+        done = run("decompress", data=damaged)
+        assert done.returncode == 3
+        assert_one_error(done.stderr, "decompress", "byte ")
+        assert name in ("gzip", "one frame") or LONG.startswith(done.stdout)
+
+
+def test_verify_finds_every_flip_and_cut_before_the_last_byte() -> None:
+    for at in range(len(DATA)):
+        flipped = DATA[:at] + bytes([DATA[at] ^ 1 << at % 8]) + DATA[at + 1 :]
+        for damaged in (flipped, DATA[:at], DATA + b"x"):
+            out, error = attempt(build("verify", DATA), damaged)
+            assert error is not None
+            assert len(out) < max(len(damaged), 1)
+
+
+def test_a_file_of_ours_that_lost_its_trailer_is_cut_short() -> None:
+    """To zstd it is whole: gzip and zstd accept a file cut at a member's boundary."""
+    packed = FORMATS["ours"](LONG)
+    trailer = packed.rindex(b"\x55\x2a\x4d\x18")
+    _, error = attempt(build("decompress", b""), packed[:trailer])
+    assert isinstance(error, TruncatedError)

@@ -1,0 +1,277 @@
+"""The command as a whole: verbs, help, exit codes, messages, and what a start does not load."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from statepipe import __version__
+from statepipe.cli import messages
+from statepipe.cli.main import main
+from statepipe.cli.verbs import EXIT_CODES, VERBS
+from statepipe.errors import IntegrityError, InterruptedBySignal, StatepipeError, UsageError
+from tests.conformance.running import STATEPIPE, STREAM, assert_one_error, run, started, wait_until_read
+
+every_verb = pytest.mark.parametrize("verb", [verb.name for verb in VERBS])
+
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """A saved state."""
+    path = tmp_path / "state"
+    assert run("save", str(path), data=STREAM).returncode == 0
+    return path
+
+
+def test_every_verb_has_its_function() -> None:
+    for verb in VERBS:
+        module, _, function = verb.run.partition(":")
+        assert callable(getattr(import_module(module), function))
+
+
+@every_verb
+def test_every_verb_has_help(verb: str) -> None:
+    done = run(verb, "--help")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.startswith(f"usage: statepipe {verb}".encode())
+
+
+@pytest.mark.parametrize("word", ["--help", "-h", "help"])
+def test_help_lists_verbs_and_exit_codes(word: str, capsys: Captured) -> None:
+    assert main([word]) == 0
+    out, err = capsys.readouterr()
+    assert all(f"\n  {verb.name} " in out for verb in VERBS) and not err
+    assert all(f"{code} {meaning}" in out for code, meaning in EXIT_CODES)
+
+
+def test_no_verb_at_all_is_helped_on_standard_error(capsys: Captured) -> None:
+    assert main([]) == 2
+    out, err = capsys.readouterr()
+    assert not out and err.startswith("usage: statepipe VERB")
+
+
+def test_the_version(capsys: Captured) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"statepipe {__version__}\n"
+
+
+@pytest.mark.parametrize("word", ["", "Compress", "--compress", "compres", "compress:zstd"])
+def test_an_unknown_verb(word: str, capsys: Captured) -> None:
+    assert main([word]) == 2
+    error = f"statepipe: error: there is no verb '{word}'\nstatepipe: hint: see: statepipe --help\n"
+    assert capsys.readouterr() == ("", error)
+
+
+USAGE = [
+    ["compress", "lzma"],
+    ["compress", "zstd:23"],
+    ["compress", "zstd:x"],
+    ["compress", "--no-such"],
+    ["decompress", "x"],
+    ["checksum", "crc32"],
+    ["verify"],
+    ["verify", "xyz"],
+    ["verify", "00" * 32, "--from", "f"],
+    ["progress", "--size", "much"],
+    ["progress", "--size", "9" * 500],
+    ["pipe", "no-such"],
+    ["pipe", "compress:lzma"],
+    ["pipe", "pipe:compress"],
+    ["save"],
+    ["save", "decompress", "f"],
+    ["save", "no-such", "f"],
+    ["save", "--then", "stay", "f"],
+    ["save", "--live", "f"],
+    ["load", "f", "--detach"],
+    ["load", "f", "--qmp", "s", "--", "qemu"],
+    ["inspect", "a", "b"],
+]
+
+
+@pytest.mark.parametrize("line", USAGE, ids=" ".join)
+def test_a_line_that_cannot_be_meant(line: list[str], capsys: Captured) -> None:
+    """Exit 2, one error, a hint, before a byte is read or a file made."""
+    assert main(line) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert_one_error(err.encode(), line[0])
+    assert "hint: " in err or "both" in err
+    assert not os.path.lexists("f")
+
+
+FORESEEN = [
+    (["verify", "--from", "/nonexistent"], 1),
+    (["load", "/nonexistent"], 1),
+    (["load", "/"], 1),
+    (["load", "/dev/null"], 1),
+    (["inspect", "/nonexistent"], 1),
+    (["verify-state", "/nonexistent"], 1),
+    (["save", "/nonexistent/f"], 1),
+    (["save", "/dev/null"], 1),
+    (["decompress"], 3),
+    (["verify", "00" * 32], 3),
+    (["pipe", "compress", "decompress", "decompress"], 3),
+    (["save", "--qmp", "/nonexistent", "f"], 6),
+]
+
+
+@pytest.mark.parametrize(("line", "code"), FORESEEN, ids=str)
+def test_the_exit_code_says_what_it_was(line: list[str], code: int, tmp_path: Path) -> None:
+    done = run(*line, data=b"neither this nor that", cwd=tmp_path)
+    assert done.returncode == code
+    verb = line[0] if line[0] != "pipe" else "pipe: decompress"
+    assert_one_error(done.stderr, verb)
+    assert done.stdout == (b"!" if line[0] == "load" else b"")
+    assert not os.listdir(tmp_path)
+
+
+def test_a_name_cannot_speak_to_the_terminal(tmp_path: Path, state: Path) -> None:
+    """Control characters, invalid bytes and reversed text of a file's name come out as question marks."""
+    bad = b"\x1b[31m\r\x07\n\xff\xe2\x80\xae"
+    name = os.fsencode(tmp_path) + b"/" + bad
+    error = run("load", os.fsdecode(name + b"none")).stderr
+    os.rename(state, name)
+    for verb in ("inspect", "verify-state"):
+        done = run(verb, os.fsdecode(name))
+        assert done.returncode == 0
+        for text in (done.stdout, error):
+            assert not any(part in text for part in (b"\x1b", b"\r", b"\x07", b"\xff", b"\xe2\x80\xae"))
+            assert b"?[31m???" in text
+        assert os.fsencode(json.loads(run(verb, os.fsdecode(name), "--json").stdout)["file"]) == name
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8", "POSIX"])
+def test_it_speaks_in_any_locale(locale: str, state: Path) -> None:
+    environment = {**os.environ, "LC_ALL": locale, "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    for line in (["--help"], ["inspect", str(state)], ["compress", "--help"]):
+        done = run(*line, env=environment)
+        assert (done.returncode, done.stderr) == (0, b"")
+
+
+RESULTS = [["--help"], ["--version"], ["compress", "--help"], ["inspect", "STATE"], ["verify-state", "STATE", "--json"]]
+
+
+@pytest.mark.parametrize("line", RESULTS, ids=" ".join)
+def test_a_result_that_nobody_takes_is_no_success(line: list[str], state: Path) -> None:
+    line = [str(state) if word == "STATE" else word for word in line]
+    with open("/dev/full", "wb") as full:
+        done = run(*line, stdout=full)
+    assert done.returncode == 1
+    lines = done.stderr.decode().splitlines()
+    assert lines[0].endswith("error: cannot write standard output: No space left on device") and len(lines) == 2
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "wb") as gone:
+        done = run(*line, stdout=gone)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+# ---- messages
+
+
+def told(error: StatepipeError, capsys: Captured, verb: str | None = "load") -> list[str]:
+    messages.explain(verb, error)
+    out, err = capsys.readouterr()
+    assert not out
+    return err.splitlines()
+
+
+def test_an_error_names_stage_offset_and_hint(capsys: Captured) -> None:
+    error = IntegrityError("broken", stage="decompress", offset=7, hint="try again")
+    lines = ["statepipe: load: decompress: error: broken (at byte 7)", "statepipe: hint: try again"]
+    assert told(error, capsys) == lines
+
+
+def test_what_is_said_already_is_not_repeated(capsys: Captured) -> None:
+    assert told(UsageError("no", stage="load"), capsys) == ["statepipe: load: error: no"]
+    assert told(IntegrityError("broken at byte 7", offset=7), capsys) == ["statepipe: load: error: broken at byte 7"]
+    assert told(UsageError("no"), capsys, verb=None) == ["statepipe: error: no"]
+
+
+def test_a_name_with_the_word_byte_does_not_hide_the_offset(capsys: Captured) -> None:
+    assert told(IntegrityError("kilobytes.zst is broken", offset=7), capsys)[0].endswith("broken (at byte 7)")
+
+
+def test_one_error_is_one_line(capsys: Captured) -> None:
+    assert told(UsageError("a\nb\tc\x1b"), capsys) == ["statepipe: load: error: a?b?c?"]
+
+
+def test_a_reader_that_left_is_told_nothing(capsys: Captured) -> None:
+    assert told(InterruptedBySignal(signal.SIGPIPE), capsys) == []
+    assert told(InterruptedBySignal(signal.SIGTERM), capsys) == ["statepipe: load: error: stopped by SIGTERM"]
+
+
+# ---- what a start loads
+
+
+HEAVY = {"asyncio", "qemu", "cryptography", "gnupg", "tqdm", "ssl", "subprocess", "concurrent", "multiprocessing"}
+
+WATCHED = """
+import os, sys
+def leave(code):
+    sys.stderr.write(" ".join(sorted({name.partition(".")[0] for name in sys.modules})))
+    sys.stderr.flush()
+    exit_(code)
+exit_, os._exit = os._exit, leave
+from statepipe.cli.main import entry
+entry()
+"""
+
+
+def loaded(*line: str, data: bytes = b"") -> set[str]:
+    done = subprocess.run([sys.executable, "-c", WATCHED, *line], input=data, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    return set(done.stderr.decode().splitlines()[-1].split())
+
+
+CHEAP = [["compress"], ["pipe", "compress", "decompress"], ["--version"], ["--help"], ["save", "FILE"]]
+
+
+@pytest.mark.parametrize("line", CHEAP, ids=" ".join)
+def test_a_start_loads_nothing_heavy(line: list[str], tmp_path: Path) -> None:
+    line = [str(tmp_path / "f") if word == "FILE" else word for word in line]
+    allowed = {"subprocess"} if line[0] == "save" else set()
+    assert not loaded(*line, data=STREAM) & HEAVY - allowed
+
+
+def test_help_needs_no_parser() -> None:
+    assert not loaded("--help") & {"argparse", "zstandard", "blake3", "hashlib"}
+
+
+def test_the_check_sees_what_is_loaded() -> None:
+    assert {"argparse", "zstandard"} <= loaded("compress")
+
+
+# ---- the processes around
+
+
+def test_a_signal_at_any_moment_leaves_no_traceback() -> None:
+    """From the first byte read on. Before, Python itself decides what SIGINT does."""
+    for count in (1, 1000, 300_000):
+        with started([*STATEPIPE, "pipe", "compress", "decompress", "checksum"], stdout=subprocess.DEVNULL) as process:
+            assert process.stdin and process.stderr
+            process.stdin.write(bytes(count))
+            wait_until_read(process)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 143
+            assert_one_error(process.stderr.read(), "pipe", "stopped by SIGTERM")
+
+
+def test_standard_descriptors_that_are_closed_are_not_given_to_files(tmp_path: Path) -> None:
+    """Messages for people and QEMU, which go to descriptors 1 and 2, must not get into the state file."""
+    stream = tmp_path / "stream"
+    stream.write_bytes(STREAM)
+    path = tmp_path / "state"
+    with open(stream, "rb") as source:
+        shell = ["/bin/sh", "-c", 'exec "$@" >&- 2>&-', "sh", *STATEPIPE, "save", str(path)]
+        subprocess.run(shell, stdin=source, check=False)
+    assert run("verify-state", str(path)).returncode == 0

@@ -1,0 +1,189 @@
+"""One rule for commands and words: both say the same, whatever the values are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from statepipe.cli.grammar import parse, parse_word, parser_for
+from statepipe.cli.verbs import VERBS, Verb
+from statepipe.errors import UsageError
+from statepipe.stages import FILTERS, Filter
+
+every_verb = pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
+
+VALUES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=12)
+
+
+def verb(name: str) -> Verb:
+    return next(row for row in VERBS if row.name == name)
+
+
+def key(name: str) -> str:
+    return name.removeprefix("--").replace("-", "_")
+
+
+@st.composite
+def said(draw: st.DrawFn) -> tuple[Filter, dict[str, Any]]:
+    """A filter and values for some of its parameters."""
+    row = draw(st.sampled_from(FILTERS))
+    values: dict[str, Any] = {}
+    for param in row.params:
+        if draw(st.booleans()):
+            values[param.name] = draw(VALUES) if param.metavar else True
+    options = {param.name.removeprefix("--") for param in row.params if param.name.startswith("--")}
+    for name, value in list(values.items()):
+        positional = not name.startswith("--")
+        if positional and (value.partition("=")[0] in options or value.startswith("-")):
+            del values[name]  # such a value has to be named, or stand after --
+    return row, values
+
+
+def as_word(row: Filter, values: dict[str, Any]) -> str:
+    items = []
+    for name, value in values.items():
+        text = str(value).replace(",", ",,")
+        items.append(text if not name.startswith("--") else f"{name[2:]}={text}" if value is not True else name[2:])
+    return f"{row.name}:{','.join(items)}"
+
+
+def as_line(values: dict[str, Any]) -> list[str]:
+    line = []
+    for name, value in values.items():
+        if not name.startswith("--"):
+            line.append(value)
+        elif value is True:
+            line.append(name)
+        else:
+            line += [f"{name}={value}"] if value.startswith("-") else [name, value]
+    return line
+
+
+@settings(deadline=None)
+@given(said())
+def test_a_word_and_a_command_line_say_the_same(case: tuple[Filter, dict[str, Any]]) -> None:
+    row, values = case
+    found, parsed = parse_word(as_word(row, values))
+    assert found is row
+    assert parsed == parse(row, as_line(values))
+    assert all(parsed[key(name)] == value for name, value in values.items())
+
+
+@pytest.mark.parametrize("row", FILTERS, ids=lambda row: row.name)
+def test_a_bare_word_is_a_bare_command(row: Filter) -> None:
+    assert parse_word(row.name) == parse_word(f"{row.name}:") == (row, parse(row, []))
+
+
+WORDS = {
+    "compress:zstd:3": {"codec": "zstd:3"},
+    "compress:-3": {"codec": "-3"},
+    "checksum:blake3": {"algorithm": "blake3", "to": None},
+    "checksum:to=a=b": {"algorithm": "sha256", "to": "a=b"},
+    "checksum:to=a,,b,sha1": {"algorithm": "sha1", "to": "a,b"},
+    "checksum:to=a,,,sha1": {"algorithm": "sha1", "to": "a,"},
+    "checksum:to=,,,,": {"algorithm": "sha256", "to": ",,"},
+    "checksum:to=": {"algorithm": "sha256", "to": ""},
+    "checksum:to=--to": {"algorithm": "sha256", "to": "--to"},
+    "checksum:,,": {"algorithm": ",", "to": None},
+    "progress:name=a:b,size=4G": {"name": "a:b", "size": "4G"},
+    "verify:from=/x/y": {"digest": None, "from": "/x/y", "algorithm": "sha256"},
+}
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_a_word(word: str) -> None:
+    assert parse_word(word)[1] == WORDS[word]
+
+
+BAD_WORDS = {
+    "": "there is no filter ''",
+    ":": "there is no filter ''",
+    "pipe": "there is no filter 'pipe'",
+    "Compress": "there is no filter 'Compress'",
+    "decompress:x": "in the word 'decompress:x': unrecognized arguments: x",
+    "decompress:--x": "in the word 'decompress:--x': ",
+    "checksum:to": "in the word 'checksum:to': --to needs a value",
+    "checksum:a,b": "in the word 'checksum:a,b': unrecognized arguments: b",
+}
+
+
+@pytest.mark.parametrize("word", BAD_WORDS)
+def test_a_word_that_is_none(word: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_word(word)
+    assert str(caught.value).startswith(BAD_WORDS[word])
+    assert caught.value.hint
+
+
+def test_a_word_can_not_ask_for_help() -> None:
+    """--help would end the program in the middle of a pipeline."""
+    with pytest.raises(UsageError):
+        parse_word("decompress:-h")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["f", "--force", "--", "qemu", "-m", "128", "--", "-x", "--force"],
+        ["--force", "f", "--", "qemu", "-m", "128", "--", "-x", "--force"],
+    ],
+)
+def test_the_command_after_the_dashes_is_not_looked_at(line: list[str]) -> None:
+    values = parse(verb("load"), line)
+    assert (values["file"], values["force"]) == ("f", True)
+    assert values["command"] == ["qemu", "-m", "128", "--", "-x", "--force"]
+
+
+@pytest.mark.parametrize("at", range(4))
+def test_options_stand_anywhere(at: int) -> None:
+    line = ["checksum", "compress:zstd:3", "FILE"]
+    line[at:at] = ["--then", "quit", "--qmp=S"]
+    values = parse(verb("save"), line)
+    assert values["words"] == ["checksum", "compress:zstd:3"]
+    assert (values["file"], values["then"], values["qmp"]) == ("FILE", "quit", "S")
+
+
+def test_a_name_that_looks_like_an_option_stands_after_the_dashes() -> None:
+    assert parse(verb("inspect"), ["--json", "--", "--json"]) == {"file": "--json", "json": True}
+
+
+@every_verb
+@pytest.mark.parametrize("line", [["--no-such"], ["--no-such=x"], ["-z"]], ids=" ".join)
+def test_an_unknown_option(verb: Verb, line: list[str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(verb, ["FILE", *line])
+    assert caught.value.hint == f"see: statepipe {verb.name} --help"
+
+
+def test_options_are_not_abbreviated() -> None:
+    """A script that says --forc would change its meaning with the next option."""
+    with pytest.raises(UsageError):
+        parse(verb("load"), ["f", "--forc"])
+
+
+INCOMPLETE = [
+    ("save", [], "the following arguments are required: FILE"),
+    ("load", ["--", "qemu"], "the following arguments are required: FILE"),
+    ("inspect", [], "the following arguments are required: FILE"),
+    ("save", ["--then", "x", "f"], "argument --then: invalid choice: 'x'"),
+    ("save", ["--qmp", "--then", "quit", "f"], "--qmp needs a value"),
+    ("save", ["f", "--qmp"], "--qmp needs a value"),
+    ("checksum", ["--to", "--", "f"], "--to needs a value"),
+    ("decompress", ["f"], "unrecognized arguments: f"),
+]
+
+
+@pytest.mark.parametrize(("name", "line", "message"), INCOMPLETE)
+def test_what_is_missing_or_too_much(name: str, line: list[str], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(verb(name), line)
+    assert str(caught.value).startswith(message)
+
+
+@every_verb
+def test_help_names_every_parameter(verb: Verb) -> None:
+    text = parser_for(verb).format_help()
+    assert all((param.name if param.name.startswith("--") else param.metavar) in text for param in verb.params)
