@@ -210,7 +210,7 @@ class FileSource(FdSource):
 
     def __init__(self, path: str) -> None:
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO would wait for a writer
         except OSError as error:
             raise failure(f"open {path}", error) from error
         if not stat.S_ISREG(os.fstat(fd).st_mode):

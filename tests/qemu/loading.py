@@ -83,13 +83,15 @@ def run_load(
 
 
 @contextmanager
-def loaded(folder: Path, saved: Saved, *options: str, qemu: str | None = None, args: Sequence[str] = ()) -> Iterator[Guest]:
+def loaded(
+    folder: Path, saved: Saved, *options: str, qemu: str | None = None, args: Sequence[str] = ()
+) -> Iterator[Guest]:
     """The guest in a QEMU that `statepipe load FILE -- QEMU…` started; the Guest's process is statepipe."""
     wrapper = [*statepipe_command(), "load", *options, str(saved.file), "--"]
     words = ["-pidfile", f"{folder}/pid", *args]
-    image = saved.image
+    image, program = saved.image, qemu or saved.qemu
     try:
-        with Guest(folder, qemu=qemu or saved.qemu, memory=MEMORY, image=image, wrapper=wrapper, args=words) as guest:
+        with Guest(folder, qemu=program, memory=MEMORY, image=image, wrapper=wrapper, args=words) as guest:
             yield guest
     finally:
         end_qemu(folder)
@@ -177,7 +179,7 @@ def reach(pid: int, file: Path, share: float) -> None:
 
 def _position(pid: int, file: Path) -> int | None:
     with contextlib.suppress(OSError):
-        for entry in os.scandir(f"/proc/{pid}/fd"):
-            if os.readlink(entry.path) == str(file):
-                return int(Path(f"/proc/{pid}/fdinfo/{entry.name}").read_text().split()[1])
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            if os.readlink(f"/proc/{pid}/fd/{fd}") == str(file):
+                return int(Path(f"/proc/{pid}/fdinfo/{fd}").read_text().split()[1])
     return None

@@ -14,7 +14,7 @@ from tests.qemu.loading import MEMORY, Saved, assert_never_ran, load_uri, run_qe
 from tests.statefiles import layout, seal, state_file
 
 
-def destination(folder: Path, saved: Saved, *options: str, qemu: str | None = None, args: tuple[str, ...] = ()) -> Guest:
+def destination(folder: Path, saved: Saved, *options: str, qemu: str = "", args: tuple[str, ...] = ()) -> Guest:
     uri = load_uri(saved, *options)
     return Guest(folder, qemu=qemu or saved.qemu, memory=MEMORY, image=saved.image, incoming=uri, args=args)
 
@@ -89,7 +89,8 @@ DAMAGES = {
 def swap(data: bytes, a: int, b: int) -> bytes:
     first, second = layout(data)[a], layout(data)[b]
     middle = data[first.end : second.start]
-    return data[: first.start] + data[second.start : second.end] + middle + data[first.start : first.end] + data[second.end :]
+    swapped = data[second.start : second.end] + middle + data[first.start : first.end]
+    return data[: first.start] + swapped + data[second.end :]
 
 
 @pytest.mark.parametrize("damage", DAMAGES.keys())
@@ -97,7 +98,7 @@ def test_a_damaged_file_never_runs_and_ends_qemu(tmp_path: Path, state72: Saved,
     assert_refused(tmp_path, state72.damaged(tmp_path, DAMAGES[damage](state72.file.read_bytes())))
 
 
-@pytest.mark.parametrize("damage", ["cut in the midst", "a bit flipped in the midst", "empty", "the last frame too early"])
+@pytest.mark.parametrize("damage", ["cut in the midst", "a bit flipped in the midst", "empty"])
 def test_a_damaged_file_never_runs_and_ends_qemu_10(tmp_path: Path, state10: Saved, damage: str) -> None:
     assert_refused(tmp_path, state10.damaged(tmp_path, DAMAGES[damage](state10.file.read_bytes())))
 

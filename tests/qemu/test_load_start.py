@@ -232,8 +232,8 @@ def test_a_disk_that_another_qemu_writes_is_refused(tmp_path: Path, state72: Sav
     [
         ("/nonexistent/qemu", "cannot start /nonexistent/qemu: No such file or directory"),
         ("/etc/passwd", "cannot start /etc/passwd: Permission denied"),
-        ("/bin/true", "QEMU ended before its monitor answered"),
-        ("/bin/cat", "QEMU ended before its monitor answered"),
+        ("/bin/true", "QEMU ended with status 0 while loading"),
+        ("/bin/cat", "QEMU ended with status 1 while loading"),
     ],
 )
 def test_a_program_that_is_no_qemu_is_told(tmp_path: Path, state72: Saved, program: str, says: str) -> None:
@@ -245,7 +245,7 @@ def test_a_program_that_is_no_qemu_is_told(tmp_path: Path, state72: Saved, progr
 def test_an_option_that_qemu_refuses_is_told(tmp_path: Path, state72: Saved) -> None:
     done = run_load(tmp_path, state72, args=["-nonsense"])
     assert done.returncode == 6
-    assert "-nonsense" in done.stderr and "QEMU ended before its monitor answered" in done.stderr
+    assert "-nonsense" in done.stderr and "QEMU ended with status 1 while loading" in done.stderr
 
 
 @pytest.mark.parametrize("flag", ["-incoming", "--incoming"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from statepipe.ends.fd import FdSource
+from statepipe.engine.signals import as_exceptions
 from statepipe.errors import IntegrityError, InterruptedBySignal, StatepipeError
 from statepipe.stage import FLUSH, Buffer, Cancelled, Link, Over, Stage, ahead, cancel, chain, close, cores, parallel
 
@@ -235,6 +237,36 @@ def test_the_first_error_is_the_one_that_counts() -> None:
 
     with pytest.raises(IntegrityError, match="first"):
         list(ahead(Bad(), 1))
+
+
+@every_place
+def test_signals_are_for_the_main_thread(place: Place) -> None:
+    """One that another thread got would not wake the main thread out of its wait."""
+    masks: list[set[int]] = []
+
+    def source() -> Iterator[int]:
+        masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+        yield 1
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    assert list(place(source())) == [1]
+    assert masks[0] >= {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+
+
+def test_a_signal_as_the_threads_are_started_ends_them() -> None:
+    """It waits for the start to be over, and then finds somebody who cares for the thread."""
+
+    class Rude(threading.Thread):
+        def start(self) -> None:
+            super().start()
+            signal.raise_signal(signal.SIGTERM)
+
+    source = Blocked(0)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InterruptedBySignal), as_exceptions():
+        patch.setattr(threading, "Thread", Rude)
+        list(parallel(same, source, 2))
+    assert not [thread for thread in threading.enumerate() if isinstance(thread, Rude)]
 
 
 # ---- chain and Link
