@@ -32,10 +32,6 @@ Stage = Callable[[Iterator[Buffer]], Iterator[Buffer]]
 FLUSH = b""
 """An empty buffer: nothing more for now, push out what you hold."""
 
-LOOK_UP = 0.5
-"""Seconds that a wait without a bound lasts at the most before it begins anew. Python looks for signals between two
-bytecodes: one that comes in the instant before a system call waits as long as the call does."""
-
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -165,7 +161,7 @@ def ahead(upstream: Iterator[T], depth: int) -> Generator[T, None, None]:
     thread = threading.Thread(target=pull, name="ahead", daemon=True)
     try:
         _start(thread)
-        while (item := _get(items)) is not _END:
+        while (item := items.get()) is not _END:
             if isinstance(item, _Failure):
                 raise item.error
             room.release()
@@ -175,14 +171,6 @@ def ahead(upstream: Iterator[T], depth: int) -> Generator[T, None, None]:
         cancel(upstream)
         room.release()
         _join(thread)
-
-
-def _get(items: queue.SimpleQueue[object]) -> object:
-    while True:
-        try:
-            return items.get(timeout=LOOK_UP)
-        except queue.Empty:
-            continue
 
 
 def _start(thread: threading.Thread) -> None:

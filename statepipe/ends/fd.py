@@ -15,7 +15,7 @@ import stat
 from typing import Self
 
 from statepipe.errors import InterruptedBySignal, StatepipeError
-from statepipe.stage import FLUSH, LOOK_UP, Buffer, Cancelled
+from statepipe.stage import FLUSH, Buffer, Cancelled
 
 READ_SIZE = 256 << 10
 PIPE_SIZE = 1 << 20
@@ -84,9 +84,7 @@ class FdSource:
     def _read(self) -> bytes | None:
         """The next bytes, b"" at the end of the file, None when idle."""
         while True:
-            ready = self._poll.poll(LOOK_UP * 1000 if self._idle is None else self._idle)
-            if not ready and self._idle is None:
-                continue
+            ready = self._poll.poll(self._idle)
             if not ready:
                 return None
             if any(fd == self._wake for fd, _ in ready):

@@ -4,11 +4,17 @@ SIGINT, SIGTERM and SIGHUP end a command like any other failure: an exception in
 `finally` on the way runs, and the exit code 128 + n. One signal is enough: those that follow are ignored while
 things are put in order. `held` keeps them back over the few steps that must happen together, as between a file
 getting its name and QEMU being told of it.
+
+Python acts on a signal between two bytecodes: one that comes in the instant before a system call, or to another
+thread, would wait as long as that call does, and a write into a full pipe may last for ever. So a thread of ours
+hears of each signal at once, by the wake-up descriptor, and sends it to the main thread again until it is acted on.
 """
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -32,10 +38,43 @@ def as_exceptions() -> Iterator[None]:
         if handler is not signal.SIG_IGN:
             signal.signal(number, _stop)
     try:
-        yield
+        with _insisted():
+            yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+INSIST = 0.05
+"""Seconds between one attempt to interrupt the main thread and the next."""
+
+
+@contextmanager
+def _insisted() -> Iterator[None]:
+    """Within it, no system call of the main thread outlasts a signal that `_stop` is to act on."""
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(writing, False)
+    done = threading.Event()
+    thread = threading.Thread(target=_insist, args=(reading, threading.get_ident(), done), name="signals", daemon=True)
+    with held():
+        thread.start()
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        with held():
+            signal.set_wakeup_fd(before)
+            done.set()
+            os.close(writing)
+            thread.join()
+            os.close(reading)
+
+
+def _insist(reading: int, main: int, done: threading.Event) -> None:
+    """Each byte is the number of a signal that Python has noted; acting on it puts another handler in its place."""
+    while number := os.read(reading, 1):
+        while signal.getsignal(number[0]) is _stop and not done.wait(INSIST):
+            signal.pthread_kill(main, number[0])
 
 
 @contextmanager

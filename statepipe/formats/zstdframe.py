@@ -215,11 +215,26 @@ class FrameSplitter:
 
     def _is_full(self) -> bool:
         """A part ends after so many blocks, or a small piece of a hostile file would decode to gigabytes."""
+        if self._is_declared_small():
+            return False
         return self._part_blocks * BLOCK_LIMIT > (PART_LIMIT if self._parts else WHOLE_LIMIT + BLOCK_LIMIT)
 
     def _is_large(self) -> bool:
+        return self._parts or (not self._is_declared_small() and self._may_be_large())
+
+    def _is_declared_small(self) -> bool:
+        """Its header bounds what it decodes to, and the decoder holds it to that: its blocks need not be counted.
+
+        At higher levels zstd cuts a megabyte into a hundred small blocks and more. What has come of it is bounded
+        too: a frame that is so much larger than its content is nobody's.
+        """
         content = self._header.content_size if self._header else None
-        return self._parts or (content or 0) > WHOLE_LIMIT or self._blocks * BLOCK_LIMIT > WHOLE_LIMIT + BLOCK_LIMIT
+        return content is not None and content <= WHOLE_LIMIT and self._next_block <= WHOLE_LIMIT + BLOCK_LIMIT
+
+    def _may_be_large(self) -> bool:
+        """By its header, or by the number of its blocks, where the header does not tell."""
+        content = self._header.content_size if self._header else None
+        return content is not None or self._blocks * BLOCK_LIMIT > WHOLE_LIMIT + BLOCK_LIMIT
 
     def _part(self) -> Piece | None:
         """Hand on what is there, up to the next block header, so that the walk can go on."""

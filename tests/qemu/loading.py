@@ -84,10 +84,15 @@ def run_load(
 
 @contextmanager
 def loaded(
-    folder: Path, saved: Saved, *options: str, qemu: str | None = None, args: Sequence[str] = ()
+    folder: Path,
+    saved: Saved,
+    *options: str,
+    qemu: str | None = None,
+    args: Sequence[str] = (),
+    wrapper: Sequence[str] = (),
 ) -> Iterator[Guest]:
     """The guest in a QEMU that `statepipe load FILE -- QEMU…` started; the Guest's process is statepipe."""
-    wrapper = [*statepipe_command(), "load", *options, str(saved.file), "--"]
+    wrapper = [*wrapper, *statepipe_command(), "load", *options, str(saved.file), "--"]
     words = ["-pidfile", f"{folder}/pid", *args]
     image, program = saved.image, qemu or saved.qemu
     try:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.qemu.harness import Guest, assert_continues, wait_for
+from tests import streams
+from tests.qemu.harness import Guest, assert_continues, statepipe_command, wait_for
 from tests.qemu.loading import (
     MEMORY,
     Load,
@@ -30,6 +31,7 @@ from tests.qemu.loading import (
     run_qemu,
     slow,
 )
+from tests.statefiles import state_file
 
 AT_ONCE = 5.0
 """Seconds; what is promised is 1, on a machine that does nothing else."""
@@ -185,18 +187,45 @@ def test_a_slow_disk_changes_nothing(tmp_path: Path, state72: Saved) -> None:
 
 
 def test_a_qemu_that_stands_still_for_a_while_changes_nothing(tmp_path: Path, state72: Saved) -> None:
-    """It reads nothing then, and statepipe keeps what is in flight and no more."""
     with waiting(tmp_path, state72) as guest:
         with Load(tmp_path, state72, "--qmp", guest.socket, state72.file, delay=20) as load:
             load.reach(0.2)
             os.kill(guest.pid, signal.SIGSTOP)
             try:
-                assert resident(load.pid) < 150 << 10
+                wait_for("statepipe at a stand", lambda: stands_still(load.pid))
             finally:
                 os.kill(guest.pid, signal.SIGCONT)
             assert load.status() == 0, load.stderr()
         guest.wait_ticks(2)
         assert_continues(state72.before, guest.serial())
+
+
+def test_a_slow_reader_does_not_make_it_keep_more(tmp_path: Path) -> None:
+    """A state of 400 MB and a reader that takes 1 MB of it and then nothing."""
+    page = streams.record(0x08, 1, None, bytes(streams.PAGE))
+    rounds = [streams.ram(streams.record(0x08, 1, "pc.ram", bytes(streams.PAGE)), *[page] * 255)] * 400
+    parts = [streams.setup(), *rounds, streams.ram(kind=3), streams.devices() + b"\0" + streams.vmdesc(*streams.DEVICES)]
+    file = tmp_path / "state"
+    file.write_bytes(state_file(parts))
+    with subprocess.Popen([*statepipe_command(), "load", file], stdout=subprocess.PIPE) as load:
+        assert load.stdout is not None
+        left = sum(map(len, parts)) - len(load.stdout.read(1 << 20))
+        wait_for("statepipe at a stand", lambda: stands_still(load.pid))
+        assert resident(load.pid) < 150 << 10
+        while part := load.stdout.read(1 << 20):
+            left -= len(part)
+        assert load.wait() == 0 and left == 0
+
+
+def stands_still(pid: int) -> bool:
+    """It sleeps, and uses no time while we look."""
+    before = cpu_time(pid)
+    time.sleep(0.2)
+    return before == cpu_time(pid)
+
+
+def cpu_time(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
 
 
 def resident(pid: int) -> int:

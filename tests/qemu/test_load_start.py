@@ -105,6 +105,36 @@ def test_signals_are_passed_on_and_qemus_status_is_ours(tmp_path: Path, state72:
         assert qemu_pid(tmp_path) is None
 
 
+def test_a_signal_that_nohup_ignores_stays_ignored(tmp_path: Path, state72: Saved) -> None:
+    with loaded(tmp_path, state72, wrapper=["sh", "-c", "trap '' HUP; exec \"$@\"", "sh"]) as guest:
+        guest.wait_ticks(1)
+        os.kill(guest.pid, signal.SIGHUP)
+        guest.wait_ticks(2)
+        assert_continues(state72.before, guest.serial())
+
+
+def test_a_qemu_that_becomes_a_daemon_runs_on(tmp_path: Path, state72: Saved) -> None:
+    """Its first process ends at once, and so do we, with its status, once the guest runs."""
+    command = qemu_command(tmp_path, state72, "-daemonize")
+    try:
+        assert run_statepipe("load", state72.file, "--", *command, capture_output=False).returncode == 0
+        serial = tmp_path / "serial"
+        wait_for("2 ticks", lambda: serial.read_text().count("\n") >= 2)
+        assert_continues(state72.before, serial.read_text())
+    finally:
+        end_qemu(tmp_path)
+
+
+def test_a_daemon_with_a_damaged_file_never_runs(tmp_path: Path, state72: Saved) -> None:
+    bad = state72.damaged(tmp_path, flip_last(state72.file.read_bytes()))
+    command = qemu_command(tmp_path, bad, "-daemonize")
+    try:
+        assert run_statepipe("load", bad.file, "--", *command).returncode == 3
+        assert_never_ran(tmp_path)
+    finally:
+        end_qemu(tmp_path)
+
+
 def test_a_qemu_that_is_killed_gives_128_and_the_signal(tmp_path: Path, state72: Saved) -> None:
     with loaded(tmp_path, state72) as guest:
         guest.wait_ticks(1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -69,3 +71,45 @@ def test_holds_can_stand_in_one_another() -> None:
             signal.raise_signal(signal.SIGINT)
         steps.append("still held")
     assert steps == ["still held"]
+
+
+def unnoticed(number: signal.Signals) -> threading.Thread:
+    """The signal comes where it interrupts nothing: to another thread, which is as if to the main one too early."""
+
+    def take() -> None:
+        signal.pthread_kill(threading.get_ident(), number)
+
+    return threading.Thread(target=take)
+
+
+def full_pipe(writing: int) -> None:
+    while True:
+        os.write(writing, bytes(4096))
+
+
+@every_signal
+@pytest.mark.parametrize("call", ["lock", "read", "write"])
+def test_a_call_that_lasts_for_ever_is_interrupted(number: signal.Signals, call: str) -> None:
+    reading, writing = os.pipe()
+    lock = threading.Lock()
+    lock.acquire()
+    calls = {"lock": lock.acquire, "read": lambda: os.read(reading, 1), "write": lambda: full_pipe(writing)}
+    thread = unnoticed(number)
+    try:
+        with pytest.raises(InterruptedBySignal) as caught, as_exceptions():
+            thread.start()
+            calls[call]()
+    finally:
+        thread.join()
+        os.close(reading)
+        os.close(writing)
+    assert caught.value.exit_code == 128 + number
+
+
+def test_nothing_is_left_of_it() -> None:
+    before = threading.enumerate(), os.listdir("/proc/self/fd"), signal.set_wakeup_fd(-1)
+    with as_exceptions():
+        pass
+    with pytest.raises(InterruptedBySignal), as_exceptions():
+        signal.raise_signal(signal.SIGINT)
+    assert (threading.enumerate(), os.listdir("/proc/self/fd"), signal.set_wakeup_fd(-1)) == before

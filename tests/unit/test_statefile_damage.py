@@ -73,8 +73,8 @@ def test_a_cut_anywhere_is_found(tmp_path: Path, size: int) -> None:
 
 
 def test_a_small_file_cut_at_every_byte_is_found(tmp_path: Path) -> None:
-    for size in range(len(SMALL)):
-        assert_damaged(tmp_path / "state", SMALL[:size], SMALL_STREAM)
+    for size in range(len(TERSE)):
+        assert_damaged(tmp_path / "state", TERSE[:size], SMALL_STREAM)
 
 
 # --- row 16: one bit

@@ -281,3 +281,13 @@ def test_any_bytes_after_a_magic_raise_nothing_but_integrity_errors(data: bytes)
             decode([magic + data])
         except IntegrityError as error:
             assert error.offset is not None
+
+
+def test_a_frame_of_ours_cut_into_many_small_blocks_is_still_a_frame_of_ours() -> None:
+    blocks = [block(0, 64, bytes([n & 255]) * 64, last=False) for n in range(2000)]
+    plain = b"".join(bytes([n & 255]) * 64 for n in range(2000)) + b"end"
+    blocks.append(block(0, 3, b"end", last=True))
+    data = frame(*blocks, descriptor=0x80, rest=b"\x58" + len(plain).to_bytes(4, "little"))
+    pieces = list(FrameSplitter().feed(data))
+    assert [type(piece) for piece in pieces] == [Frame]
+    assert decode([data]) == plain
