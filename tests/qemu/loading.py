@@ -62,9 +62,9 @@ def qemu_command(folder: Path, saved: Saved, *args: object, qemu: str | None = N
     return [qemu or saved.qemu, *fixed.split(), *drive, *map(str, args)]
 
 
-def run_qemu(folder: Path, saved: Saved, uri: str, **more: int) -> subprocess.CompletedProcess[str]:
+def run_qemu(folder: Path, saved: Saved, uri: str, memory: int = MEMORY) -> subprocess.CompletedProcess[str]:
     """A QEMU that loads by exec: and must end by itself, soon."""
-    command = [*qemu_command(folder, saved, **more), "-incoming", uri]
+    command = [*qemu_command(folder, saved, memory=memory), "-incoming", uri]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, stdin=subprocess.DEVNULL)
     finally:

@@ -204,7 +204,8 @@ def test_a_slow_reader_does_not_make_it_keep_more(tmp_path: Path) -> None:
     """A state of 400 MB and a reader that takes 1 MB of it and then nothing."""
     page = streams.record(0x08, 1, None, bytes(streams.PAGE))
     rounds = [streams.ram(streams.record(0x08, 1, "pc.ram", bytes(streams.PAGE)), *[page] * 255)] * 400
-    parts = [streams.setup(), *rounds, streams.ram(kind=3), streams.devices() + b"\0" + streams.vmdesc(*streams.DEVICES)]
+    end = streams.ram(kind=3) + streams.devices() + b"\0" + streams.vmdesc(*streams.DEVICES)
+    parts = [streams.setup(), *rounds, end]
     file = tmp_path / "state"
     file.write_bytes(state_file(parts))
     with subprocess.Popen([*statepipe_command(), "load", file], stdout=subprocess.PIPE) as load:

@@ -6,6 +6,7 @@ is not of the stream, and not its end: QEMU runs a guest as soon as it has read 
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,11 +42,19 @@ TERSE = terse(SMALL)
 
 def assert_damaged(path: Path, data: bytes, stream: bytes = STREAM) -> IntegrityError:
     """Both verbs find it, and load lets out the beginning of the stream at most."""
-    path.write_bytes(data)
+    rewrite(path, data)
     with pytest.raises(IntegrityError) as caught:
         verify_state(str(path))
     assert caught.value.offset is not None
     return assert_not_loaded(path, stream)
+
+
+def rewrite(path: Path, data: bytes) -> None:
+    """Without emptying it first, which takes longer than all the rest."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT)
+    os.pwrite(fd, data, 0)
+    os.ftruncate(fd, len(data))
+    os.close(fd)
 
 
 def assert_not_loaded(path: Path, stream: bytes) -> IntegrityError:
