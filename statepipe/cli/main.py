@@ -38,7 +38,18 @@ def _run(words: Sequence[str]) -> int:
         return _dispatch(found, words[1:])
     except StatepipeError as error:
         explain(verb, error)
+        if verb == "load" and isinstance(error, UsageError):
+            _give_up_loading(words)
         return error.exit_code
+
+
+def _give_up_loading(words: Sequence[str]) -> None:
+    """A slip in an `-incoming exec:` command must not leave its QEMU waiting for ever."""
+    from statepipe.commands.load import poison
+    from statepipe.ends.fd import FdSink
+
+    if not any(word == "--" or word.startswith("--qmp") for word in words):
+        poison(FdSink(1, "standard output"))
 
 
 def _find(name: str) -> Verb:

@@ -16,6 +16,7 @@ from statepipe.errors import IntegrityError, TruncatedError
 from statepipe.formats.qemustream import Phase, QemuStream
 from statepipe.formats.statefile import (
     HEADER,
+    META_LIMIT,
     META_MAGIC,
     SEEK_FOOTER_SIZE,
     TRAILER,
@@ -94,7 +95,7 @@ def _meta_at(source: FileSource, offset: int, size: int | None = None) -> Meta |
     """The metadata frame of ours at `offset`, if there is one."""
     head = source.tail(offset, 8)
     length = int.from_bytes(head[4:8], "little")
-    if int.from_bytes(head[:4], "little") != META_MAGIC or length > KEPT_LIMIT or size not in (None, length + 8):
+    if int.from_bytes(head[:4], "little") != META_MAGIC or length > META_LIMIT or size not in (None, length + 8):
         return None
     payload = source.tail(offset + 8, length)
     return decode_meta(payload, offset) if len(payload) == length else None

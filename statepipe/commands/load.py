@@ -41,9 +41,14 @@ def load_to_stdout(path: str, *, force: bool, warn: Callable[[str], None]) -> No
                 warn(state.doubts)
             run(source, state.stages, sink)
     except BaseException:  # a signal too, and what nobody foresaw: QEMU waits all the same
-        with suppress(StatepipeError):  # the first failure is the one to tell
-            _poison(sink)
+        poison(sink)
         raise
+
+
+def poison(sink: FdSink) -> None:
+    """Have a QEMU that may wait behind `sink`, and has got nothing yet, give up."""
+    with suppress(StatepipeError):  # the first failure is the one to tell
+        _poison(sink)
 
 
 def _poison(sink: FdSink) -> None:

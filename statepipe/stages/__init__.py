@@ -20,7 +20,7 @@ Build = Callable[[Values, TextIO], Stage]
 class Param:
     """An argument or option of a verb. `name` begins with -- for an option; no `metavar` makes it a switch.
 
-    `many`: 'optional' (?), 'any' (*), or 'one' for an argument; 'repeat' for an option that may be given again.
+    `many`, of an argument: 'one', 'optional' (?) or 'any' (*).
     """
 
     name: str
@@ -29,7 +29,6 @@ class Param:
     default: Any = None
     many: str = "one"
     choices: tuple[str, ...] | None = None
-    convert: Callable[[str], Any] = str
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,10 +72,15 @@ def run_qemu(folder: Path, saved: Saved, uri: str, memory: int = MEMORY) -> subp
 
 
 def run_load(
-    folder: Path, saved: Saved, *options: object, args: Sequence[object] = (), qemu: str | None = None, **more: int
+    folder: Path,
+    saved: Saved,
+    *options: object,
+    args: Sequence[object] = (),
+    qemu: str | None = None,
+    memory: int = MEMORY,
 ) -> subprocess.CompletedProcess[str]:
     """`statepipe load FILE -- QEMU…` that must end by itself, as it fails."""
-    command = qemu_command(folder, saved, *args, qemu=qemu, **more)
+    command = qemu_command(folder, saved, *args, qemu=qemu, memory=memory)
     try:
         return run_statepipe("load", *options, saved.file, "--", *command)
     finally:
@@ -121,7 +126,10 @@ def end_qemu(folder: Path) -> None:
 
 def assert_never_ran(folder: Path) -> None:
     """QEMU is gone, and its guest has printed nothing."""
-    wait_for("end of QEMU", lambda: qemu_pid(folder) is None, 10)
+    try:
+        wait_for("end of QEMU", lambda: qemu_pid(folder) is None, 10)
+    finally:
+        end_qemu(folder)
     serial = folder / "serial"
     assert not serial.exists() or serial.read_bytes() == b""
 
@@ -130,7 +138,7 @@ class Load:
     """A `statepipe load` in progress, its reading of the file slowed by `delay` ms a call."""
 
     def __init__(self, folder: Path, saved: Saved, *words: object, delay: int = 60, stdout: int | None = None) -> None:
-        self._file = saved.file
+        self._file, self._folder = saved.file, folder
         self._stderr = folder / "load-stderr"
         command = [*slow(saved.file, delay), *statepipe_command(), "load", *map(str, words)]
         with self._stderr.open("w") as stderr:
@@ -163,6 +171,8 @@ class Load:
     def __exit__(self, *error: object) -> None:
         self._process.kill()
         self._process.wait()
+        if error[0] is not None:
+            end_qemu(self._folder)
 
 
 def slow(file: Path, delay: int) -> list[str]:

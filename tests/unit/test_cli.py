@@ -275,3 +275,16 @@ def test_standard_descriptors_that_are_closed_are_not_given_to_files(tmp_path: P
         shell = ["/bin/sh", "-c", 'exec "$@" >&- 2>&-', "sh", *STATEPIPE, "save", str(path)]
         subprocess.run(shell, stdin=source, check=False)
     assert run("verify-state", str(path)).returncode == 0
+
+
+def test_a_slip_in_an_incoming_exec_command_still_ends_the_qemu_that_waits() -> None:
+    done = subprocess.run([*STATEPIPE, "load", "--forc", "file"], capture_output=True, timeout=30)
+    assert done.returncode == 2
+    assert done.stdout == b"!"
+
+
+@pytest.mark.parametrize("tail", (["--forc", "--", "qemu"], ["--forc", "--qmp", "socket"]))
+def test_a_slip_where_no_qemu_waits_on_standard_output_writes_nothing_there(tail: list[str]) -> None:
+    done = subprocess.run([*STATEPIPE, "load", "file", *tail], capture_output=True, timeout=30)
+    assert done.returncode == 2
+    assert done.stdout == b""
