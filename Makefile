@@ -37,6 +37,7 @@ lint: ## ruff and mypy --strict
 
 bench: ## how fast, against the tools that people use today
 	@tools/setup bench
+	@$(PYTHON) -m compileall -q statepipe
 	@$(PYTHON) -m tests.bench $(ARGS)
 
 man: ## check the manual page and show it
