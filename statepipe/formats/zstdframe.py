@@ -50,7 +50,6 @@ class Frame:
     offset: int
     data: bytes
     content_size: int | None
-    plain_limit: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,4 +253,4 @@ class FrameSplitter:
         self._header, self._parts = None, False
         if large or header is None:
             return Part(self._frame_offset, data, last=True)
-        return Frame(self._frame_offset, data, header.content_size, self._blocks * BLOCK_LIMIT)
+        return Frame(self._frame_offset, data, header.content_size)

@@ -32,8 +32,9 @@ def watch(stream: QemuStream, answer: Answer | None = None) -> Stage:
 
     `answer`, given where QEMU itself is above, gets the return-path messages to send back at once; such a stream
     ends before its source does. A flush mark (the source was idle for a while) is what lets one without vmdesc
-    end while QEMU waits on the return path. Raises IntegrityError where the
-    stream breaks or goes on after its end, TruncatedError where it stops short.
+    end while QEMU waits on the return path; else it is answered with a sign of life, for QEMU 10, when cancelled,
+    waits for its return-path reader while we wait for it. Raises IntegrityError where the stream breaks or goes on
+    after its end, TruncatedError where it stops short.
     """
 
     def stage(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
