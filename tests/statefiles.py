@@ -20,8 +20,8 @@ from statepipe.errors import StatepipeError
 from statepipe.formats.qemustream import QemuStream
 from statepipe.stage import Buffer
 from statepipe.stages.checksum import Digest
-from statepipe.stages.compress import pack
 from statepipe.stages.watch import watch
+from statepipe.stages.zstd import pack
 from tests import streams
 
 META, SEEK_TABLE, DATA = 0x184D2A55, 0x184D2A5E, 0xFD2FB528

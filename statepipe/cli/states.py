@@ -55,14 +55,17 @@ def _warn_of_disks(saved: Saved) -> None:
 
 def _save_words(words: Sequence[str]) -> tuple[list[NamedStage], int]:
     """The stages that see the plain stream, and the level that the file is compressed at."""
-    from statepipe.stages.compress import DEFAULT_LEVEL, parse_codec
+    from statepipe.stages.codec import ZSTD, parse_codec
 
-    level = DEFAULT_LEVEL
+    level = ZSTD.level
     plain = []
     for word in words:
         row, parsed = parse_word(word)
         if row.name == "compress":
-            level = parse_codec(parsed["codec"])
+            codec, level = parse_codec(parsed["codec"])
+            if codec is not ZSTD:
+                hint = "a state file is zstd: write compress:zstd:LEVEL"
+                raise UsageError(f"save does not compress with {codec.name}", hint=hint)
         elif row.keeps_bytes:
             plain.append(word)
         else:

@@ -25,8 +25,8 @@ from statepipe.formats.returnpath import shut
 from statepipe.qemu.disks import Disk
 from statepipe.stage import Stage
 from statepipe.stages.checksum import Digest
-from statepipe.stages.compress import pack
 from statepipe.stages.watch import Answer, watch
+from statepipe.stages.zstd import pack
 
 IDLE = 1000
 """Milliseconds without a byte after which a stream without vmdesc that could end is taken to have ended."""

@@ -44,7 +44,7 @@ class Filter:
 
 
 def _compress(values: Values, messages: TextIO) -> Stage:
-    from statepipe.stages.compress import compress
+    from statepipe.stages.codec import compress
 
     return compress(values["codec"])
 

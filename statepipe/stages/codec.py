@@ -1,26 +1,106 @@
-"""Which codec a stream is in, by its first bytes."""
+"""The codecs, and the table of them: how a stream's first bytes tell which it is in, and who reads and writes it.
+
+A codec's module is imported when its first stage is made: it brings a native library, and the others must not wait
+for that.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import chain as concatenate
 
-from statepipe.errors import IntegrityError, TruncatedError
+from statepipe.errors import IntegrityError, TruncatedError, UsageError
 from statepipe.formats.statefile import Checker
 from statepipe.stage import Buffer, Over, Stage
-from statepipe.stages.compress import unpack
-from statepipe.stages.gzip import gunzip
 
-RAW, ZSTD, GZIP = "raw", "zstd", "gzip"
 
-_MAGICS = ((b"\x28\xb5\x2f\xfd", ZSTD), (b"\x1f\x8b", GZIP), (b"QEVM", RAW))
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """One row of the table. `levels` are those that `compressor` takes, `level` is the one it has unasked."""
+
+    name: str
+    magics: tuple[bytes, ...]
+    levels: range
+    level: int
+    compressor: Callable[[int], Stage] | None
+    decompressor: Callable[[Checker | None], Stage]
+
+
+def _to_zstd(level: int) -> Stage:
+    from statepipe.stages import zstd
+
+    return zstd.compress(level)
+
+
+def _of_zstd(checker: Checker | None) -> Stage:
+    from statepipe.stages import zstd
+
+    return zstd.unpack(checker or Checker())
+
+
+def _of_gzip(checker: Checker | None) -> Stage:
+    from statepipe.stages import gzip
+
+    return gzip.gunzip()
+
+
+RAW = "raw"
+"""What `identify` calls a bare migration stream."""
+
+SKIPPABLE_MAGICS = tuple(bytes((low, 0x2A, 0x4D, 0x18)) for low in range(0x50, 0x60))
+"""Skippable frames, with which a file of ours begins."""
+
+CODECS = (
+    Codec("zstd", (b"\x28\xb5\x2f\xfd", *SKIPPABLE_MAGICS), range(-7, 23), 1, _to_zstd, _of_zstd),
+    Codec("gzip", (b"\x1f\x8b",), range(0), 0, None, _of_gzip),
+)
+"""Every codec; the first is the one that a bare level means. zstd's level 3 is 2.4 times slower for 4 % less."""
+
+ZSTD = CODECS[0]
+
+_WRITTEN = tuple(codec for codec in CODECS if codec.compressor)
+
+
+def parse_codec(text: str) -> tuple[Codec, int]:
+    """The codec and level in `gzip`, `gzip:6`, `zstd:3`, `3`. Raises UsageError."""
+    name, _, level = text.partition(":")
+    if not level and name.lstrip("-").isdigit():
+        name, level = ZSTD.name, name
+    codec = next((codec for codec in _WRITTEN if codec.name == name), None)
+    if codec is None:
+        raise UsageError(f"unknown codec '{name}'", hint=f"codecs are {_names(_WRITTEN, 'and')}, as in zstd:3")
+    if not level:
+        return codec, codec.level
+    if not level.lstrip("-").isdigit() or int(level) not in codec.levels:
+        levels = f"levels are {codec.levels[0]} to {codec.levels[-1]}"
+        raise UsageError(f"{codec.name} has no level '{level}'", hint=levels)
+    return codec, int(level)
+
+
+def _names(codecs: tuple[Codec, ...], word: str) -> str:
+    """`zstd, gzip or xz`"""
+    *most, last = (codec.name for codec in codecs)
+    return f"{', '.join(most)} {word} {last}" if most else last
 
 
 def identify(head: bytes) -> str | None:
     """The codec a stream that begins with `head` (4 bytes or more) is in; RAW is a bare migration stream."""
-    if head[1:4] == b"\x2a\x4d\x18" and head[0] >> 4 == 5:  # any skippable frame
-        return ZSTD
-    return next((codec for magic, codec in _MAGICS if head.startswith(magic)), None)
+    codec = _find(head)
+    if codec is not None:
+        return codec.name
+    return RAW if head.startswith(b"QEVM") else None
+
+
+def _find(head: bytes) -> Codec | None:
+    return next((codec for codec in CODECS if head.startswith(codec.magics)), None)
+
+
+def compress(text: str = ZSTD.name) -> Stage:
+    """A stage that compresses with the codec and level of `text`. Raises UsageError."""
+    codec, level = parse_codec(text)
+    assert codec.compressor is not None
+    return codec.compressor(level)
 
 
 def decompress(checker: Checker | None = None) -> Stage:
@@ -31,13 +111,13 @@ def decompress(checker: Checker | None = None) -> Stage:
 
     def stage(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
         head, whole = peek(upstream)
-        codec = identify(head)
         if not head:
             raise TruncatedError("the input is empty", offset=0)
-        if codec not in (ZSTD, GZIP):
-            raise IntegrityError(f"the input begins with {head.hex()}: neither zstd nor gzip", offset=0)
-        decoder = gunzip() if codec == GZIP else unpack(checker or Checker())
-        yield from decoder(whole)
+        codec = _find(head)
+        if codec is None:
+            hint = f"decompress reads {_names(CODECS, 'and')}"
+            raise IntegrityError(f"the input begins with {head.hex()}: no compressed stream", hint=hint, offset=0)
+        yield from codec.decompressor(checker)(whole)
 
     return stage
 

@@ -17,7 +17,7 @@ from statepipe.errors import IntegrityError, StatepipeError
 from statepipe.formats.statefile import Checker, Writer, decode_meta, encode_meta
 from statepipe.formats.zstdframe import skippable
 from statepipe.stage import FLUSH
-from statepipe.stages.compress import decompress, unpack
+from statepipe.stages.zstd import decompress, unpack
 from tests.qemu.harness import run_statepipe, statepipe_command
 from tests.statefiles import DATA, META, SEEK_TABLE, cut, layout, load, noisy_stream, seal, seek_entries, state_file
 

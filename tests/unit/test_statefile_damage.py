@@ -17,7 +17,7 @@ from blake3 import blake3
 from statepipe.commands.inspect import inspect
 from statepipe.commands.verify import verify_state
 from statepipe.errors import IntegrityError, StatepipeError, TruncatedError
-from statepipe.stages.compress import compress
+from statepipe.stages.codec import compress
 from tests.qemu.harness import run_statepipe
 from tests.statefiles import cut, layout, load, noisy_stream, seal, state_file
 from tests.streams import whole

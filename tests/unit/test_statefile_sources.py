@@ -12,7 +12,7 @@ import pytest
 
 from statepipe.commands.verify import verify_state
 from statepipe.errors import IntegrityError, TruncatedError
-from statepipe.stages.compress import compress
+from statepipe.stages.codec import compress
 from tests.qemu.harness import run_statepipe, statepipe_command
 from tests.statefiles import cut, load, noisy_stream, state_file
 

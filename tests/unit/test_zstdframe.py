@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from statepipe.errors import IntegrityError, TruncatedError
 from statepipe.formats.zstdframe import KEPT_LIMIT, WHOLE_LIMIT, Frame, FrameSplitter, Part, Piece, Skippable, skippable
 from statepipe.stage import FLUSH, Buffer
-from statepipe.stages.compress import compress, decompress
+from statepipe.stages.codec import compress
+from statepipe.stages.zstd import decompress
 
 PLAIN = random.Random(1).randbytes(300_000) + b"words and words " * 20_000 + bytes(200_000)
 
@@ -187,7 +188,7 @@ BOMBS = {
 # VmHWM, for ru_maxrss is inherited: it would be the test runner's.
 MEASURE = """
 import re, sys
-from statepipe.stages.compress import decompress
+from statepipe.stages.zstd import decompress
 data = sys.stdin.buffer.read()
 largest = total = 0
 for part in decompress()(data[i:i + 262144] for i in range(0, len(data), 262144)):

@@ -1,0 +1,65 @@
+"""What every compressor has in common: the stream cut into blocks, each worked on by whichever core is free.
+
+A block is a list of buffers, joined only on the worker that takes it. A flush mark closes a block early, so that
+what came before it can leave, and goes on behind it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from typing import Generic, TypeVar
+
+from statepipe.stage import Buffer, Over, parallel
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def cut(upstream: Iterator[Buffer], size: int) -> Iterator[list[Buffer]]:
+    """Gather buffers into lists of `size` bytes. A flush mark closes the block early and goes on as []."""
+    held: list[Buffer] = []
+    room = size
+    for buffer in upstream:
+        if not len(buffer):
+            yield from ([held, []] if held else [[]])
+            held, room = [], size
+        while len(buffer):
+            held.append(buffer[:room])
+            buffer = buffer[room:]
+            room -= len(held[-1])
+            if not room:
+                yield held
+                held, room = [], size
+    if held:
+        yield held
+
+
+def over_blocks(
+    function: Callable[[Buffer], R], upstream: Iterator[Buffer], size: int
+) -> Generator[R | None, None, None]:
+    """`function` of each block of `size` bytes, on all cores, in order; None stands for a flush mark."""
+
+    def work(buffers: list[Buffer]) -> R | None:
+        if not buffers:
+            return None
+        return function(buffers[0] if len(buffers) == 1 else b"".join(buffers))
+
+    with closing(parallel(work, Over(upstream, cut(upstream, size)))) as results:
+        yield from results
+
+
+class PerThread(Generic[T]):
+    """A native library's context is for one thread at a time: this makes one for each that asks."""
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._own = threading.local()
+
+    def get(self) -> T:
+        """The calling thread's own."""
+        context: T | None = getattr(self._own, "context", None)
+        if context is None:
+            context = self._own.context = self._make()
+        return context
