@@ -10,8 +10,8 @@
     │   └── QemuGone          6   QEMU went away
     └── InterruptedBySignal 128+n a signal asked us to stop
 
-Every error may name the stage it arose in, the byte offset in that stage's input, and a hint: the next
-thing for the user to try.
+Every error may name the stage it arose in, the byte offset in that stage's input, how many bytes the stage had put
+out, and a hint: the next thing for the user to try.
 """
 
 from __future__ import annotations
@@ -31,11 +31,13 @@ class StatepipeError(Exception):
         hint: str | None = None,
         stage: str | None = None,
         offset: int | None = None,
+        out: int | None = None,
     ) -> None:
         super().__init__(message)
         self.hint = hint
         self.stage = stage
         self.offset = offset
+        self.out = out
 
 
 class UsageError(StatepipeError):

@@ -15,7 +15,7 @@ from blake3 import blake3
 
 from statepipe.commands.incoming import prepare
 from statepipe.ends.file import FileSource
-from statepipe.engine.pipeline import pour
+from statepipe.engine.pipeline import Pipeline
 from statepipe.errors import StatepipeError
 from statepipe.formats.qemustream import QemuStream
 from statepipe.stage import Buffer
@@ -140,7 +140,7 @@ def load(path: Path, *, force: bool = False) -> Loaded:
         with FileSource(str(path)) as source:
             state = prepare(source, force=force)
             doubts = state.doubts
-            pour(source, state.stages, sink)
+            Pipeline(source, state.stages, sink).pour()
     except StatepipeError as error:
         return Loaded(bytes(sink.data), error, doubts)
     return Loaded(bytes(sink.data), None, doubts)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from typing import Any
 
+from statepipe.cli.context import context
 from statepipe.cli.grammar import parse_word
 from statepipe.ends.fd import FdSink, FdSource
-from statepipe.engine.pipeline import NamedStage, run
+from statepipe.engine.pipeline import NamedStage, Pipeline
 from statepipe.errors import UsageError
 from statepipe.stages import Filter, find
 
@@ -32,12 +32,12 @@ def build_words(words: Sequence[str]) -> list[NamedStage]:
 
 
 def _build(row: Filter, values: Values) -> NamedStage:
-    return row.name, row.build(values, sys.stderr)
+    return row.name, row.build(values, context())
 
 
 def _run(stages: Sequence[NamedStage]) -> int:
     if os.isatty(0) or (os.isatty(1) and any(name == "compress" for name, _ in stages)):
         raise UsageError("a filter stands between two pipes or files, not at a terminal", hint="use < FILE and > FILE")
     with FdSource(0, "standard input") as source:
-        run(source, stages, FdSink(1, "standard output"))
+        Pipeline(source, stages, FdSink(1, "standard output")).run()
     return 0

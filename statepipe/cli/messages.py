@@ -16,10 +16,17 @@ def explain(verb: str | None, error: StatepipeError) -> None:
     place = [part for part in (verb, error.stage) if part]
     if len(place) == 2 and place[0] == place[1]:
         place.pop()
-    at = f" (at byte {error.offset})" if error.offset is not None and f"byte {error.offset}" not in str(error) else ""
-    say(": ".join(["statepipe", *place, f"error: {error}{at}"]))
+    say(": ".join(["statepipe", *place, f"error: {error}{_where(error)}"]))
     if error.hint:
         say(f"statepipe: hint: {error.hint}")
+
+
+def _where(error: StatepipeError) -> str:
+    """The offsets in and out, as far as they are known and not told already."""
+    told = error.offset is None or f"byte {error.offset}" in str(error)
+    if error.out is None:
+        return "" if told else f" (at byte {error.offset})"
+    return f" ({error.out} bytes out)" if told else f" (at byte {error.offset} in, {error.out} out)"
 
 
 def warn(verb: str, text: str) -> None:

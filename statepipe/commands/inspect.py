@@ -6,7 +6,7 @@ from typing import Any
 
 from statepipe.commands.incoming import Ends, foreign_state, read_ends
 from statepipe.ends.file import FileSource
-from statepipe.engine.pipeline import pour
+from statepipe.engine.pipeline import Pipeline
 from statepipe.stage import Buffer
 
 
@@ -40,7 +40,7 @@ def inspect(path: str) -> dict[str, Any]:
             return facts | {"header": ends.header, "trailer": ends.trailer}
         state = foreign_state(source, ends)
         assert state.stream is not None
-        pour(source, state.stages, Nowhere())
+        Pipeline(source, state.stages, Nowhere()).pour()
         return facts | {"stream": state.stream.facts()}
 
 

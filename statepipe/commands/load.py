@@ -16,7 +16,7 @@ from contextlib import suppress
 from statepipe.commands.incoming import prepare
 from statepipe.ends.fd import FdSink
 from statepipe.ends.file import FileSource
-from statepipe.engine.pipeline import run
+from statepipe.engine.pipeline import Pipeline
 from statepipe.errors import StatepipeError, UsageError
 
 POISON = b"!"
@@ -39,7 +39,7 @@ def load_to_stdout(path: str, *, force: bool, warn: Callable[[str], None]) -> No
             state = prepare(source, force=force)
             if state.doubts:
                 warn(state.doubts)
-            run(source, state.stages, sink)
+            Pipeline(source, state.stages, sink).run()
     except BaseException:  # a signal too, and what nobody foresaw: QEMU waits all the same
         poison(sink)
         raise

@@ -14,7 +14,7 @@ from contextlib import closing
 from statepipe.commands.incoming import State, prepare
 from statepipe.ends.fd import FdSink
 from statepipe.ends.file import FileSource
-from statepipe.engine.pipeline import pour
+from statepipe.engine.pipeline import Pipeline
 from statepipe.engine.signals import held
 from statepipe.errors import InterruptedBySignal, QemuError, QemuGone
 from statepipe.qemu.monitor import Monitor
@@ -117,7 +117,7 @@ def _open(monitor: Monitor) -> socket.socket:
 
 def _feed(state: State, monitor: Monitor, ours: socket.socket) -> None:
     try:
-        pour(state.source, state.stages, FdSink(ours.fileno(), "the migration socket"))
+        Pipeline(state.source, state.stages, FdSink(ours.fileno(), "the migration socket")).pour()
     except InterruptedBySignal as error:
         raise _why_closed(monitor, error) from error
     ours.shutdown(socket.SHUT_WR)

@@ -17,7 +17,7 @@ from typing import Any
 from statepipe import __version__
 from statepipe.ends.fd import FdSource
 from statepipe.ends.file import FileSink
-from statepipe.engine.pipeline import NamedStage, pour
+from statepipe.engine.pipeline import NamedStage, Pipeline
 from statepipe.engine.signals import ENDING, held
 from statepipe.errors import IntegrityError, QemuGone, StatepipeError
 from statepipe.formats.qemustream import QemuStream
@@ -70,7 +70,7 @@ def save_stream(plan: Plan, source: FdSource, answer: Answer | None, approve: Ca
 
     try:
         with FileSink(plan.path) as sink:
-            pour(source, _stages(plan, watch(stream, answer), trailer), sink)
+            Pipeline(source, _stages(plan, watch(stream, answer), trailer), sink).pour()
             _refuse_more(stream, source)
             sink.sync()
             with held():

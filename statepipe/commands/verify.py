@@ -7,7 +7,7 @@ from typing import Any
 from statepipe.commands.incoming import Ends, read_ends
 from statepipe.commands.inspect import Nowhere, name_format
 from statepipe.ends.file import FileSource
-from statepipe.engine.pipeline import NamedStage, pour
+from statepipe.engine.pipeline import NamedStage, Pipeline
 from statepipe.errors import IntegrityError
 from statepipe.formats.qemustream import QemuStream
 from statepipe.stages.checksum import verify
@@ -24,7 +24,7 @@ def verify_state(path: str) -> dict[str, Any]:
     with FileSource(path) as source:
         ends = read_ends(source)
         stream = QemuStream()
-        pour(source, [*_decoders(ends), ("watch", watch(stream))], Nowhere())
+        Pipeline(source, [*_decoders(ends), ("watch", watch(stream))], Nowhere()).pour()
         if ends.trailer is not None and ends.trailer.get("end_mark", stream.end_mark) != stream.end_mark:
             raise IntegrityError("the stream's end mark is not where the trailer says", offset=stream.end_mark)
         facts = {"file": path, "size": source.size(), "format": name_format(ends), "bytes": stream.offset}

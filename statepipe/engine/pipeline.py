@@ -7,13 +7,15 @@ sink undone, and the exception goes on to the caller. Returning is the only succ
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from statepipe.engine.memory import keep_freed_memory
 from statepipe.engine.signals import held
-from statepipe.stage import Buffer, Stage, cancel, chain, close
+from statepipe.errors import StatepipeError
+from statepipe.stage import Adjustable, Buffer, Link, Stage, cancel, chain, close, links
 
 
 class Source(Iterator[Buffer], Protocol):
@@ -50,23 +52,49 @@ class Verdict:
     bytes_out: int
 
 
-def run(source: Source, stages: Sequence[NamedStage], sink: Sink) -> Verdict:
-    """Carry the source's bytes through the stages into the sink and commit it. Raises what any of them raises."""
-    with sink:
-        pour(source, stages, sink)
-        sink.commit()
-    return Verdict(source.bytes, sink.bytes)
+class Pipeline:
+    """A source, stages and a sink. `run` it once; what it tells meanwhile may be asked from any thread."""
 
+    def __init__(self, source: Source, stages: Sequence[NamedStage], sink: Sink) -> None:
+        self._source, self._stages, self._sink = source, stages, sink
+        self._links: list[Link] = []
+        self._started = time.monotonic()
 
-def pour(source: Source, stages: Sequence[NamedStage], sink: Sink) -> None:
-    """`run` without the commit, for a caller whose commit depends on more than the bytes."""
-    keep_freed_memory()
-    flow = chain(source, stages)
-    try:
-        for buffer in flow:
-            if len(buffer):
-                sink.write(buffer)
-    finally:
-        with held():  # a Ctrl-C ends our reader and us at once: the second news must not find the threads half joined
-            cancel(flow)
-            close(flow)
+    def run(self) -> Verdict:
+        """Carry the source's bytes through the stages into the sink and commit it. Raises what any of them raises."""
+        with self._sink:
+            self.pour()
+            self._sink.commit()
+        return Verdict(self._source.bytes, self._sink.bytes)
+
+    def pour(self) -> None:
+        """`run` without the sink's context and commit, for a caller whose commit depends on more than the bytes."""
+        keep_freed_memory()
+        flow = chain(self._source, self._stages)
+        self._links = links(flow)
+        try:
+            for buffer in flow:
+                if len(buffer):
+                    self._sink.write(buffer)
+        finally:
+            with held():  # a Ctrl-C ends our reader and us at once: the second must not find the threads half joined
+                cancel(flow)
+                close(flow)
+
+    def status(self) -> dict[str, Any]:
+        """How far it is: seconds since the start, bytes in and out, and what each stage tells. Ready for JSON."""
+        return {
+            "seconds": round(time.monotonic() - self._started, 3),
+            "bytes_in": self._source.bytes,
+            "bytes_out": self._sink.bytes,
+            "stages": [link.facts() for link in self._links],
+        }
+
+    def set_rate(self, rate: int | None) -> None:
+        """Change the rate of its throttle, in bytes a second; None lifts it. Raises StatepipeError if it has none."""
+        stages: list[object] = [stage for _, stage in self._stages]
+        throttles = [stage for stage in stages if isinstance(stage, Adjustable)]
+        if not throttles:
+            raise StatepipeError("there is no throttle in this pipeline", hint="start it with the word throttle:RATE")
+        for stage in throttles:
+            stage.set_rate(rate)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import Any
 
 from statepipe.errors import UsageError
 from statepipe.stage import Stage
+from statepipe.stages.context import Context
 
 Values = Mapping[str, Any]
-Build = Callable[[Values, TextIO], Stage]
+Build = Callable[[Values, Context], Stage]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class Param:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """One row of the table. `build` takes the parameters' values and the stream for messages to people."""
+    """One row of the table. `build` takes the parameters' values and what the stage may use of the world."""
 
     name: str
     help: str
@@ -43,25 +44,25 @@ class Filter:
     keeps_bytes: bool = False
 
 
-def _compress(values: Values, messages: TextIO) -> Stage:
+def _compress(values: Values, context: Context) -> Stage:
     from statepipe.stages.codec import compress
 
     return compress(values["codec"])
 
 
-def _decompress(values: Values, messages: TextIO) -> Stage:
+def _decompress(values: Values, context: Context) -> Stage:
     from statepipe.stages.codec import decompress
 
     return decompress()
 
 
-def _checksum(values: Values, messages: TextIO) -> Stage:
+def _checksum(values: Values, context: Context) -> Stage:
     from statepipe.stages.checksum import checksum
 
-    return checksum(messages.write, values["algorithm"], values["to"])
+    return checksum(context.messages.write, values["algorithm"], values["to"])
 
 
-def _verify(values: Values, messages: TextIO) -> Stage:
+def _verify(values: Values, context: Context) -> Stage:
     from statepipe.stages.checksum import read_digest, verify
 
     if (values["digest"] is None) == (values["from"] is None):
@@ -69,12 +70,12 @@ def _verify(values: Values, messages: TextIO) -> Stage:
     return verify(values["digest"] or read_digest(values["from"]), values["algorithm"])
 
 
-def _progress(values: Values, messages: TextIO) -> Stage:
+def _progress(values: Values, context: Context) -> Stage:
     from statepipe.stages.progress import progress
     from statepipe.units import parse_size
 
     size = values["size"]
-    return progress(messages, None if size is None else parse_size(size), values["name"] or "")
+    return progress(context.messages, None if size is None else parse_size(size), values["name"] or "")
 
 
 _ALGORITHM = "sha256, sha512, sha1, md5, blake2b or blake3"

@@ -11,7 +11,8 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from typing import Generic, TypeVar
 
-from statepipe.stage import Buffer, Over, parallel
+from statepipe.stage import Buffer, Over
+from statepipe.threads import parallel
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -25,8 +25,9 @@ from statepipe.formats.zstdframe import (
     Skippable,
     skippable,
 )
-from statepipe.stage import FLUSH, Buffer, Over, Stage, parallel
+from statepipe.stage import FLUSH, Buffer, Over, Stage
 from statepipe.stages.blocks import PerThread, over_blocks
+from statepipe.threads import parallel
 
 FRAME_SIZE = 1 << 20
 """Plain bytes in a frame. On a 158 MB Linux guest, level 1, 2 cores: 512 KiB 1160 MB/s and 57.2 MB, 1 MiB 1177

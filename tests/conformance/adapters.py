@@ -15,6 +15,7 @@ import zstandard
 from statepipe.cli.grammar import parse
 from statepipe.stage import Buffer, Stage, close
 from statepipe.stages import find
+from tests.world import world
 
 Bytes = Callable[[bytes], bytes]
 
@@ -73,14 +74,14 @@ ADAPTERS = {
 def build(name: str, data: bytes) -> Stage:
     """The filter's stage for plain `data`, as the command line would make it."""
     row = find(name)
-    return row.build(parse(row, ADAPTERS[name].arguments(data)), io.StringIO())
+    return row.build(parse(row, ADAPTERS[name].arguments(data)), world())
 
 
 def filtered(data: bytes, name: str, *arguments: str) -> tuple[bytes, str]:
     """What the filter with these arguments makes of `data`, and what it says."""
     said = io.StringIO()
     row = find(name)
-    flow = row.build(parse(row, arguments), said)(cut(data, [256 << 10]))
+    flow = row.build(parse(row, arguments), world(said))(cut(data, [256 << 10]))
     out = b"".join(flow)
     close(flow)
     return out, said.getvalue()

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from statepipe.errors import PeerError
-from statepipe.stage import FLUSH, Buffer, close, cores
+from statepipe.stage import FLUSH, Buffer, close
 from statepipe.stages import FILTERS, find
+from statepipe.threads import cores
 from tests.conformance.adapters import ADAPTERS, build, cut, through
 
 PATIENCE = 30

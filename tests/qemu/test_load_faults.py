@@ -246,9 +246,7 @@ def test_a_reader_that_goes_away_is_told_quietly(state72: Saved, reader: str) ->
     ("redirection", "reason"), [(">&-", "Bad file descriptor"), (">/dev/full", "No space left on device")]
 )
 def test_no_place_to_write_is_a_failure(state72: Saved, redirection: str, reason: str) -> None:
-    done = subprocess.run(
-        ["sh", "-c", f"{command(state72)} {redirection}"], capture_output=True, text=True, timeout=30
-    )
+    done = subprocess.run(["sh", "-c", f"{command(state72)} {redirection}"], capture_output=True, text=True, timeout=30)
     assert done.returncode == 1
     assert f"cannot write standard output: {reason}" in done.stderr and "Traceback" not in done.stderr
 

@@ -9,7 +9,8 @@ from contextlib import closing
 import pytest
 
 from statepipe.errors import IntegrityError, InterruptedBySignal, StatepipeError
-from statepipe.stage import FLUSH, Buffer, Link, Over, Stage, ahead, cancel, chain, close
+from statepipe.stage import FLUSH, Buffer, Link, Over, Stage, cancel, chain, close, links
+from statepipe.threads import ahead
 
 
 def upper(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
@@ -183,3 +184,38 @@ def test_over_closes_its_generator_before_its_upstream() -> None:
 def test_what_cannot_be_closed_or_cancelled_is_left_alone() -> None:
     close(iter([1]))
     cancel(iter([1]))
+
+
+def test_the_links_of_a_chain_stand_in_order() -> None:
+    flow = chain(iter([b"a"]), [("first", upper), ("second", upper)])
+    assert [link.name for link in links(flow)] == ["first", "second"]
+    assert links(iter([b"a"])) == []
+
+
+def test_an_error_tells_what_its_stage_put_out() -> None:
+    with pytest.raises(StatepipeError) as caught:
+        list(chain(iter([b"abc", b"de"]), [("one", doubled), ("bad", failing(StatepipeError("no")))]))
+    assert (caught.value.offset, caught.value.out) == (6, 6)
+
+
+def test_cancel_reaches_what_a_stage_waits_for() -> None:
+    """A stage that waits for something of its own (time, another program) is woken as its source is."""
+    woken = threading.Event()
+
+    class Waiting:
+        def __iter__(self) -> Waiting:
+            return self
+
+        def __next__(self) -> Buffer:
+            assert woken.wait(30)
+            raise StopIteration
+
+        def cancel(self) -> None:
+            woken.set()
+
+    flow = chain(iter([b"a"]), [("waits", lambda upstream: Waiting()), ("above", upper)])
+    thread = threading.Thread(target=lambda: list(flow))
+    thread.start()
+    cancel(flow)
+    thread.join(30)
+    assert not thread.is_alive()

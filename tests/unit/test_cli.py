@@ -201,6 +201,11 @@ def test_a_name_with_the_word_byte_does_not_hide_the_offset(capsys: Captured) ->
     assert told(IntegrityError("kilobytes.zst is broken", offset=7), capsys)[0].endswith("broken (at byte 7)")
 
 
+def test_the_offset_out_is_told_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert told(IntegrityError("broken", offset=7, out=3), capsys)[0].endswith("broken (at byte 7 in, 3 out)")
+    assert told(IntegrityError("broken at byte 7", offset=7, out=3), capsys)[0].endswith("at byte 7 (3 bytes out)")
+
+
 def test_one_error_is_one_line(capsys: Captured) -> None:
     assert told(UsageError("a\nb\tc\x1b"), capsys) == ["statepipe: load: error: a?b?c?"]
 

@@ -18,6 +18,7 @@ LAYERS = (
     "statepipe.errors",
     "statepipe.units",
     "statepipe.stage",
+    "statepipe.threads",
     "statepipe.formats",
     "statepipe.stages",
     "statepipe.ends",
@@ -166,7 +167,7 @@ BAD_IMPORTS = [
     ("statepipe.formats.x", "from statepipe.stages import find"),
     ("statepipe.stage", "import statepipe.formats.statefile"),
     ("statepipe.units", "def f():\n    from statepipe import stage"),
-    ("statepipe.qemu.x", "from statepipe.engine.pipeline import run"),
+    ("statepipe.qemu.x", "from statepipe.engine.pipeline import Pipeline"),
     ("statepipe.errors", "if TYPE_CHECKING:\n    from statepipe.units import parse_size"),
 ]
 

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from statepipe.engine.pipeline import Verdict, pour, run
+from statepipe.engine.pipeline import Pipeline, Verdict
 from statepipe.engine.signals import as_exceptions
 from statepipe.errors import IntegrityError, InterruptedBySignal, StatepipeError
-from statepipe.stage import FLUSH, Buffer, Stage, ahead
+from statepipe.stage import FLUSH, Buffer, Stage
+from statepipe.threads import ahead
 
 
 class Source:
@@ -87,24 +88,24 @@ def noting(closed: list[str], name: str) -> Stage:
 
 def test_success_is_a_verdict() -> None:
     sink = Sink()
-    assert run(Source(b"abc", b"d"), [("doubled", doubled)], sink) == Verdict(4, 8)
+    assert Pipeline(Source(b"abc", b"d"), [("doubled", doubled)], sink).run() == Verdict(4, 8)
     assert (sink.kept, sink.ended) == ([b"abcabc", b"dd"], ["committed", "left"])
 
 
 def test_no_stage_at_all() -> None:
     sink = Sink()
-    assert run(Source(b"abc"), [], sink) == Verdict(3, 3)
+    assert Pipeline(Source(b"abc"), [], sink).run() == Verdict(3, 3)
 
 
 def test_flush_marks_are_not_written() -> None:
     sink = Sink()
-    run(Source(b"a", FLUSH, b"b", FLUSH), [], sink)
+    Pipeline(Source(b"a", FLUSH, b"b", FLUSH), [], sink).run()
     assert sink.kept == [b"a", b"b"]
 
 
 def test_pour_commits_nothing() -> None:
     sink = Sink()
-    pour(Source(b"a"), [], sink)
+    Pipeline(Source(b"a"), [], sink).pour()
     assert (sink.kept, sink.ended) == ([b"a"], [])
 
 
@@ -114,7 +115,7 @@ def test_a_failure_anywhere_is_the_outcome(fault: str) -> None:
     sink = Sink(limit=3 if fault == "sink" else 99, refuses=fault == "commit")
     stages = [("one", noting(closed, "one")), ("two", failing if fault == "stage" else noting(closed, "two"))]
     with pytest.raises(StatepipeError):
-        run(source, stages, sink)
+        Pipeline(source, stages, sink).run()
     assert sink.ended == ["left"]
     assert closed == (["one"] if fault == "stage" else ["two", "one"]) or fault == "commit"
     assert source.cancelled
@@ -137,7 +138,7 @@ def test_a_signal_during_the_clean_up_waits_for_its_end() -> None:
     before = set(threading.enumerate())
     stages = [("one", noting(closed, "one")), ("placed", placed), ("rude", rude), ("two", noting(closed, "two"))]
     with pytest.raises(InterruptedBySignal), as_exceptions():
-        run(Source(b"abc", b"def"), stages, Sink(limit=3))
+        Pipeline(Source(b"abc", b"def"), stages, Sink(limit=3)).run()
     assert closed == ["two", "one"]
     assert set(threading.enumerate()) == before
 
@@ -171,6 +172,42 @@ def test_a_signal_while_it_waits_for_another_thread() -> None:
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(InterruptedBySignal) as caught, as_exceptions():
-        run(Silent(), [("placed", placed)], Sink())
+        Pipeline(Silent(), [("placed", placed)], Sink()).run()
     thread.join()
     assert caught.value.exit_code == 143
+
+
+class Throttle:
+    """A stage that is an object: it tells facts and takes a rate."""
+
+    rate: int | None = 7
+
+    def __call__(self, upstream: Iterator[Buffer]) -> Iterator[Buffer]:
+        yield from upstream
+
+    def set_rate(self, rate: int | None) -> None:
+        self.rate = rate
+
+    def facts(self) -> dict[str, object]:
+        return {"rate": self.rate}
+
+
+def test_a_pipeline_tells_what_passes_where() -> None:
+    pipeline = Pipeline(Source(b"abc", b"d"), [("doubled", doubled), ("throttle", Throttle())], Sink())
+    assert pipeline.status()["stages"] == []
+    pipeline.run()
+    status = pipeline.status()
+    assert status.pop("seconds") >= 0
+    stages = [{"name": "doubled", "in": 4, "out": 8}, {"name": "throttle", "in": 8, "out": 8, "rate": 7}]
+    assert status == {"bytes_in": 4, "bytes_out": 8, "stages": stages}
+
+
+def test_a_new_rate_goes_to_the_stages_that_take_one() -> None:
+    throttle = Throttle()
+    Pipeline(Source(), [("doubled", doubled), ("throttle", throttle)], Sink()).set_rate(None)
+    assert throttle.rate is None
+
+
+def test_a_pipeline_without_throttle_takes_no_rate() -> None:
+    with pytest.raises(StatepipeError, match="no throttle"):
+        Pipeline(Source(), [("doubled", doubled)], Sink()).set_rate(5)

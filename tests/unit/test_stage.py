@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from statepipe.ends.fd import FdSource
 from statepipe.engine.signals import as_exceptions
 from statepipe.errors import IntegrityError, InterruptedBySignal
-from statepipe.stage import Cancelled, Over, ahead, close, cores, parallel
+from statepipe.stage import Cancelled, Over, close
+from statepipe.threads import ahead, cores, parallel
 
 PATIENCE = 30
 """Seconds after which a wait for another thread is a failure; no test takes them."""

@@ -1,0 +1,60 @@
+"""The world that stages are let to see: standard error, the clock, the terminal, files."""
+
+from __future__ import annotations
+
+import os
+import sys
+import termios
+import time
+
+from statepipe.cli.messages import say
+from statepipe.ends.file import FileSink
+from statepipe.errors import StatepipeError
+from statepipe.stages.context import Context
+
+
+def context() -> Context:
+    """The real one."""
+    return Context(sys.stderr, _warn, time.monotonic, ask, FileSink)
+
+
+def _warn(text: str) -> None:
+    say(f"statepipe: warning: {text}")
+
+
+SECRET_LIMIT = 4096
+"""Bytes of a line that is typed: the terminal itself hands over no more (n_tty, canonical mode)."""
+
+
+def ask(prompt: str) -> str:
+    """Show `prompt` at the terminal, and return the line that is typed there unseen.
+
+    The terminal is the process's own, not standard input, which is data. Raises StatepipeError where there is none,
+    or the answer ends before its line.
+    """
+    try:
+        terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError as error:
+        raise StatepipeError(
+            f"there is no terminal to ask at: {prompt}", hint="give the secret in a file that only you can read"
+        ) from error
+    try:
+        return _ask(terminal, prompt)
+    finally:
+        os.close(terminal)
+
+
+def _ask(terminal: int, prompt: str) -> str:
+    before = termios.tcgetattr(terminal)
+    unseen = termios.tcgetattr(terminal)
+    unseen[3] &= ~termios.ECHO
+    try:
+        termios.tcsetattr(terminal, termios.TCSAFLUSH, unseen)
+        os.write(terminal, f"{prompt}: ".encode())
+        line = os.read(terminal, SECRET_LIMIT)
+        os.write(terminal, b"\n")
+    finally:
+        termios.tcsetattr(terminal, termios.TCSAFLUSH, before)
+    if not line.endswith(b"\n"):
+        raise StatepipeError("nothing was typed")
+    return line[:-1].decode(errors="surrogateescape")

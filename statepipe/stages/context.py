@@ -1,0 +1,38 @@
+"""What a stage may use of the world outside its stream. cli makes the real one, tests make theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, Self, TextIO
+
+from statepipe.stage import Buffer
+
+
+class Output(Protocol):
+    """A file that appears under its name only by `commit`; leaving the context without it leaves no trace."""
+
+    bytes: int
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *error: object) -> object: ...
+
+    def write(self, buffer: Buffer) -> None: ...
+
+    def commit(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """`messages` is for people, `warn` takes what they should know; `clock` gives monotonic seconds.
+
+    `ask` shows a prompt at the terminal and returns the secret that was typed; it raises StatepipeError where there
+    is no terminal. `new_file` begins a file by name; it raises StatepipeError.
+    """
+
+    messages: TextIO
+    warn: Callable[[str], None]
+    clock: Callable[[], float]
+    ask: Callable[[str], str]
+    new_file: Callable[[str], Output]

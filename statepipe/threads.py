@@ -1,0 +1,169 @@
+"""Threads are placed, not woven in: what runs beside what is decided here, and nowhere else.
+
+`ahead` pulls its upstream from a thread of its own, so that what lies above it works while what lies below writes;
+`parallel` maps a function over a pool in order and within bounds. Both stand on the same two facts: the native
+libraries we call release the GIL (tests/unit/test_gil.py), and a bounded queue between two threads is back-pressure.
+
+A generator may be closed only by the thread that pulls it, so `ahead` closes its upstream from inside its thread.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterator
+from typing import Generic, TypeVar
+
+from statepipe.stage import Over, cancel, close
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class _Failure:
+    """An exception on its way from one thread to another."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+_END = object()
+
+
+def ahead(upstream: Iterator[T], depth: int) -> Generator[T, None, None]:
+    """Pull `upstream` from a thread of its own, at most `depth` items ahead of the consumer."""
+    items: queue.SimpleQueue[object] = queue.SimpleQueue()
+    room = threading.Semaphore(depth)
+    stopped = threading.Event()
+
+    def pull() -> None:
+        outcome: object = _END
+        try:
+            while room.acquire() and not stopped.is_set():
+                if (item := next(upstream, _END)) is _END:
+                    break
+                items.put(item)
+                del item
+        except BaseException as error:  # handed over whole: the consumer's thread raises it
+            outcome = _Failure(error)
+        try:
+            close(upstream)
+        except BaseException as error:
+            outcome = outcome if isinstance(outcome, _Failure) else _Failure(error)
+        items.put(outcome)
+
+    thread = threading.Thread(target=pull, name="ahead", daemon=True)
+    try:
+        _start(thread)
+        while (item := items.get()) is not _END:
+            if isinstance(item, _Failure):
+                raise item.error
+            room.release()
+            yield item  # type: ignore[misc]
+    finally:
+        stopped.set()
+        cancel(upstream)
+        room.release()
+        _join(thread)
+
+
+def _start(thread: threading.Thread) -> None:
+    """Start a thread that gets none of the signals that end us: they are for the main thread, which can act on them.
+
+    Nor does one come between the start and its outcome.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    try:
+        thread.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _join(thread: threading.Thread) -> None:
+    """Wait for its end, if it was started."""
+    if thread.ident is not None:
+        thread.join()
+
+
+class _Slot(Generic[R]):
+    """The place of one result, kept in order while the pool works out of order."""
+
+    def __init__(self) -> None:
+        self._done = threading.Lock()
+        self._done.acquire()
+        self._value: R | _Failure
+
+    def set(self, value: R | _Failure) -> None:
+        self._value = value
+        self._done.release()
+
+    def get(self) -> R:
+        with self._done:
+            pass
+        if isinstance(self._value, _Failure):
+            raise self._value.error
+        return self._value
+
+
+class _Pool(Generic[T, R]):
+    """Worker threads over one function. concurrent.futures would do, but costs 15 ms of every start."""
+
+    def __init__(self, function: Callable[[T], R], workers: int) -> None:
+        self._function = function
+        self._tasks: queue.SimpleQueue[tuple[T, _Slot[R]] | None] = queue.SimpleQueue()
+        self._threads = [threading.Thread(target=self._work, name="worker", daemon=True) for _ in range(workers)]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            _start(thread)
+
+    def submit(self, item: T) -> _Slot[R]:
+        slot: _Slot[R] = _Slot()
+        self._tasks.put((item, slot))
+        return slot
+
+    def _work(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            item, slot = task
+            try:
+                slot.set(self._function(item))
+            except BaseException as error:  # raised again by get(), in the consumer's thread
+                slot.set(_Failure(error))
+            del item, slot, task
+
+    def close(self) -> None:
+        for _ in self._threads:
+            self._tasks.put(None)
+        for thread in self._threads:
+            _join(thread)
+
+
+def parallel(function: Callable[[T], R], upstream: Iterator[T], workers: int | None = None) -> Generator[R, None, None]:
+    """Yield `function(item)` for each item of `upstream`, in order, worked out on `workers` threads.
+
+    At most `workers` + 4 items are in flight, so memory is bounded by the items' size. The upstream is pulled
+    from a thread of its own: a result is handed on as soon as it and all before it are ready, even while the
+    upstream is silent.
+    """
+    workers = workers or cores()
+    pool = _Pool(function, workers)
+
+    def submitted() -> Iterator[_Slot[R]]:
+        for item in upstream:
+            yield pool.submit(item)
+
+    pending = ahead(Over(upstream, submitted()), workers + 3)
+    try:
+        pool.start()
+        for slot in pending:
+            yield slot.get()
+    finally:
+        close(pending)
+        pool.close()
+
+
+def cores() -> int:
+    """The number of cores this process may run on."""
+    return len(os.sched_getaffinity(0))
