@@ -71,6 +71,20 @@ COMMANDS = (
         (Param("file", "the file", "FILE"), _JSON),
         "statepipe.cli.states:run_verify",
     ),
+    Verb(
+        "pki",
+        "make certificates for hosts, in folders that QEMU, libvirt and statepipe all load",
+        (
+            Param("action", "init, issue, revoke or show", "ACTION", choices=("init", "issue", "revoke", "show")),
+            Param("names", "init: the authority's name; issue, revoke: hosts' names, addresses", "NAME", many="any"),
+            Param("--ca", "the authority's folder; the default is ca among statepipe's settings", "CA"),
+            Param("--dir", "issue: the host's new folder; revoke: put the list there too; show: look there", "DIR"),
+            Param("--for", "issue for one end only: server or client", "USE", choices=("server", "client")),
+            Param("--days", "how long it is good; the default is 3650 for init, 397 for issue", "DAYS"),
+            _JSON,
+        ),
+        "statepipe.cli.pki:run_pki",
+    ),
 )
 
 VERBS = tuple(Verb(row.name, row.help, row.params, "statepipe.cli.filters:run_filter") for row in FILTERS) + COMMANDS
