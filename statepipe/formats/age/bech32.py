@@ -1,0 +1,73 @@
+"""Bech32 (BIP 173), in which age writes keys: a name, a 1, the data in 32 letters, and six letters of checksum.
+
+age sets no limit to the length. A text is all in lower or all in upper case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+ALPHABET = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
+_GENERATOR = (0x3B6A57B2, 0x26508E6D, 0x1EA119FA, 0x3D4233DD, 0x2A1462B3)
+
+
+def encode(name: str, data: bytes) -> str:
+    """Bytes under `name`, in the case of `name`."""
+    low = name.lower()
+    values = _regroup(data, 8, 5)
+    checked = _polymod([*_spread(low), *values, *[0] * 6]) ^ 1
+    values += [checked >> 5 * (5 - at) & 31 for at in range(6)]
+    text = f"{low}1{''.join(ALPHABET[value] for value in values)}"
+    return text if low == name else text.upper()
+
+
+def decode(text: str) -> tuple[str, bytes]:
+    """The name, in the case that it was written in, and the bytes. Raises ValueError."""
+    low = text.lower()
+    if text not in (low, text.upper()):
+        raise ValueError("upper and lower case are mixed")
+    name, separator, letters = low.rpartition("1")
+    if not (separator and name and name.isascii() and name.isprintable()) or len(letters) < 6:
+        raise ValueError("it is no bech32 text")
+    if not set(letters) <= set(ALPHABET):
+        raise ValueError("it has letters that bech32 has not")
+    values = [ALPHABET.index(letter) for letter in letters]
+    if _polymod([*_spread(name), *values]) != 1:
+        raise ValueError("its checksum is wrong: a letter was lost or mistyped")
+    return text[: len(name)], bytes(_regroup_strictly(values[:-6]))
+
+
+def _polymod(values: Iterable[int]) -> int:
+    check = 1
+    for value in values:
+        top = check >> 25
+        check = (check & 0x1FFFFFF) << 5 ^ value
+        for at, factor in enumerate(_GENERATOR):
+            check ^= factor if top >> at & 1 else 0
+    return check
+
+
+def _spread(name: str) -> list[int]:
+    codes = name.encode()
+    return [*(code >> 5 for code in codes), 0, *(code & 31 for code in codes)]
+
+
+def _regroup(values: Iterable[int], width: int, to: int) -> list[int]:
+    """Bits in groups of `width` as groups of `to`, the last one filled with zeros."""
+    held = bits = 0
+    groups = []
+    for value in values:
+        held, bits = (held << width | value) & 0xFFFF, bits + width
+        while bits >= to:
+            bits -= to
+            groups.append(held >> bits & (1 << to) - 1)
+    return [*groups, held << to - bits & (1 << to) - 1] if bits else groups
+
+
+def _regroup_strictly(values: list[int]) -> list[int]:
+    """Groups of five bits as bytes; what is left over must be fewer than five bits, all zero."""
+    whole, left = divmod(len(values) * 5, 8)
+    groups = _regroup(values, 5, 8)
+    if left >= 5 or any(groups[whole:]):
+        raise ValueError("it has bits to spare at its end")
+    return groups[:whole]

@@ -1,0 +1,203 @@
+"""The text that an age file begins with: a version line, a stanza for each recipient, and a MAC over all of it.
+
+    age-encryption.org/v1
+    -> X25519 TEiF0ypqr+bpvcqXNyCVJpL7OuwPdVwPL7KQEbFDOCc
+    EmECAEcKN+n/Vs9SbWiV+Hu0r+E8R77DdWYyd83nw7U
+    --- Vn+54jqiiUCE+WZcEVY3f1sqHjlu/z1LCQ/T7Xm7qI0
+
+Everything is read strictly, as the specification (C2SP age.md) demands: one way to write a thing, so that no two
+headers mean the same. The plugins of age speak in stanzas as well, so that these are parsed line by line.
+"""
+
+from __future__ import annotations
+
+import binascii
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NoReturn
+
+from statepipe.errors import IntegrityError, TruncatedError
+from statepipe.stage import Buffer
+
+VERSION = b"age-encryption.org/v1\n"
+
+COLUMNS = 64
+"""Of a body's lines; the last one is shorter."""
+
+HEADER_LIMIT = 1 << 20
+"""Bytes of a header: some 600 post-quantum recipients. The format has no bound, memory has."""
+
+STANZA_LIMIT = 8192
+"""Stanzas in a header: each costs each identity an X25519, 50 µs, and more of post-quantum ones."""
+
+_BASE64 = re.compile(rb"[A-Za-z0-9+/]*")
+_ARGUMENT = re.compile(rb"[\x21-\x7e]+")
+
+
+class HeaderError(IntegrityError):
+    """The header is not one that age writes."""
+
+
+class HeaderCut(HeaderError, TruncatedError):
+    """The bytes end within the header."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stanza:
+    """What one recipient needs to find the file key again: a kind, arguments, and up to a few KiB of body."""
+
+    kind: str
+    arguments: tuple[str, ...]
+    body: bytes
+
+    def __bytes__(self) -> bytes:
+        """As it is written: the body wrapped, its last line short."""
+        text = encode(self.body).encode()
+        lines = [text[at : at + COLUMNS] for at in range(0, len(text) + 1, COLUMNS)]
+        return b"\n".join([" ".join(("->", self.kind, *self.arguments)).encode(), *lines, b""])
+
+
+def encode(data: bytes) -> str:
+    """Base64 without padding."""
+    return binascii.b2a_base64(data, newline=False).rstrip(b"=").decode()
+
+
+def decode(text: bytes | str) -> bytes:
+    """What canonical base64 without padding stands for. Raises HeaderError."""
+    data = text.encode("ascii", "replace") if isinstance(text, str) else text
+    if not _BASE64.fullmatch(data) or len(data) % 4 == 1:
+        raise HeaderError("a value in the age header is not base64")
+    decoded = binascii.a2b_base64(data + b"=" * (-len(data) % 4))
+    if encode(decoded).encode() != data:
+        raise HeaderError("a value in the age header is not canonical base64")
+    return decoded
+
+
+class StanzaParser:
+    """Stanzas from lines, one after another."""
+
+    def __init__(self) -> None:
+        self._arguments: list[str] | None = None
+        self._body = b""
+
+    @property
+    def between(self) -> bool:
+        """No stanza has been begun and not ended."""
+        return self._arguments is None
+
+    def feed(self, line: bytes) -> Stanza | None:
+        """The next line, without its end; the stanza that ends with it. Raises HeaderError."""
+        if self._arguments is None:
+            self._arguments = _first_line(line)
+            return None
+        if len(line) > COLUMNS:
+            raise HeaderError("a line of a stanza in the age header is too long")
+        self._body += decode(line)
+        return self._finish(self._arguments) if len(line) < COLUMNS else None
+
+    def _finish(self, arguments: list[str]) -> Stanza:
+        stanza = Stanza(arguments[0], tuple(arguments[1:]), self._body)
+        self._arguments, self._body = None, b""
+        return stanza
+
+
+def _first_line(line: bytes) -> list[str]:
+    mark, *arguments = line.split(b" ")
+    if mark != b"->" or not arguments or not all(map(_ARGUMENT.fullmatch, arguments)):
+        raise HeaderError("a stanza in the age header does not begin as one")
+    return [argument.decode() for argument in arguments]
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A header as it was read: the stanzas, the bytes that the MAC is over, the MAC, and the length of it all."""
+
+    stanzas: tuple[Stanza, ...]
+    covered: bytes
+    mac: bytes
+    size: int
+
+
+def covered(stanzas: Iterable[Stanza]) -> bytes:
+    """A header up to its MAC: what the MAC is taken over."""
+    return VERSION + b"".join(map(bytes, stanzas)) + b"---"
+
+
+def written(stanzas: Iterable[Stanza], mac: bytes) -> bytes:
+    """A whole header."""
+    return covered(stanzas) + b" " + encode(mac).encode() + b"\n"
+
+
+class HeaderReader:
+    """Gathers the header from the first bytes of a file, and `behind` bytes that must follow it.
+
+    Feed it until it gives a header; `rest` is then what lies behind it.
+    """
+
+    def __init__(self, behind: int) -> None:
+        self._behind = behind
+        self._held = bytearray()
+        self._header: Header | None = None
+
+    @property
+    def rest(self) -> bytes:
+        """What came behind the header."""
+        return bytes(self._held)
+
+    def feed(self, buffer: Buffer) -> Header | None:
+        """The header, once all is there. Raises HeaderError."""
+        self._held += buffer
+        if self._header is None:
+            self._header = self._cut_header()
+        return self._header if len(self._held) >= self._behind else None
+
+    def _cut_header(self) -> Header | None:
+        _check_version(bytes(self._held[: len(VERSION)]))
+        mark = self._held.find(b"\n---", 0, HEADER_LIMIT)
+        end = self._held.find(b"\n", mark + 1, HEADER_LIMIT) + 1 if mark >= 0 else 0
+        if not end and len(self._held) >= HEADER_LIMIT:
+            raise HeaderError(f"the age header is larger than {HEADER_LIMIT} bytes", offset=0)
+        if not end:
+            return None
+        header = parse(bytes(self._held[:end]))
+        del self._held[:end]
+        return header
+
+    def close(self) -> NoReturn:
+        """The bytes have ended. Raises HeaderCut."""
+        size = len(self._held) + (self._header.size if self._header else 0)
+        raise HeaderCut("the stream ends within the age header", offset=size)
+
+
+def _check_version(start: bytes) -> None:
+    if VERSION.startswith(start):
+        return
+    if start.startswith(b"age-encryption.org/"):
+        raise HeaderError("this is age of another version than v1", offset=0)
+    raise HeaderError("this is no age file: it does not begin as one", offset=0, hint="is it encrypted at all?")
+
+
+def parse(data: bytes) -> Header:
+    """A whole header, from its version line to the end of its MAC's line. Raises HeaderError."""
+    body, _, last = data[len(VERSION) : -1].rpartition(b"---")
+    stanzas = _stanzas(body.split(b"\n")[:-1])
+    if not stanzas:
+        raise HeaderError("the age header has no stanza", offset=0)
+    mac = decode(last[1:]) if last.startswith(b" ") else b""
+    if len(mac) != 32:
+        raise HeaderError("the age header does not end with a MAC", offset=len(data) - len(last))
+    return Header(stanzas, data[: -len(last) - 1], mac, len(data))
+
+
+def _stanzas(lines: Iterable[bytes]) -> tuple[Stanza, ...]:
+    parser = StanzaParser()
+    found = []
+    for line in lines:
+        if stanza := parser.feed(line):
+            found.append(stanza)
+        if len(found) > STANZA_LIMIT:
+            raise HeaderError(f"the age header has more than {STANZA_LIMIT} stanzas", offset=0)
+    if not parser.between:
+        raise HeaderError("a stanza in the age header has no last line")
+    return tuple(found)

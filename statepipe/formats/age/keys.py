@@ -1,0 +1,105 @@
+"""Recipients and identities as people write them: on a command line, or one a line in a file with comments."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from statepipe.errors import UsageError
+from statepipe.formats.age import bech32, hybrid, x25519
+from statepipe.formats.age.hybrid import HybridIdentity, HybridRecipient
+from statepipe.formats.age.ssh import Ed25519Recipient, RsaRecipient
+from statepipe.formats.age.sshkey import ED25519, parse_line
+from statepipe.formats.age.x25519 import X25519Identity, X25519Recipient
+
+T = TypeVar("T")
+
+_PLUGIN_RECIPIENT = re.compile(r"age1([a-z0-9+._-]+)")
+_PLUGIN_IDENTITY = re.compile(r"AGE-PLUGIN-([A-Z0-9+._-]+)-")
+
+
+@dataclass(frozen=True, slots=True)
+class PluginKey:
+    """A key that only the program age-plugin-NAME understands. An identity's text is a secret."""
+
+    name: str
+    text: str = field(repr=False)
+
+
+NativeIdentity = X25519Identity | HybridIdentity
+AnyIdentity = NativeIdentity | PluginKey
+AnyRecipient = X25519Recipient | HybridRecipient | Ed25519Recipient | RsaRecipient | PluginKey
+
+
+def parse_recipient(text: str) -> AnyRecipient:
+    """`age1…`, `age1pq1…`, `age1NAME1…`, or a line as in `id_ed25519.pub`. Raises UsageError."""
+    try:
+        if text.startswith("ssh-"):
+            return _parse_ssh(text)
+        return _parse_recipient(text)
+    except ValueError as error:
+        shown = text if len(text) < 80 else f"{text[:60]}…"
+        hint = "a recipient is age1… or a public key of ssh"
+        if text.upper().startswith("AGE-"):
+            raise UsageError("this is a secret key, and no recipient", hint="give the public key") from None
+        raise UsageError(f"'{shown}' is no recipient: {error}", hint=hint) from error
+
+
+def _parse_ssh(text: str) -> Ed25519Recipient | RsaRecipient:
+    blob = parse_line(text)
+    return Ed25519Recipient(blob) if text.startswith(f"{ED25519} ") else RsaRecipient(blob)
+
+
+def _parse_recipient(text: str) -> AnyRecipient:
+    name, data = bech32.decode(text)
+    if name == x25519.NAME:
+        return X25519Recipient(_sized(data, 32))
+    if name == hybrid.NAME:
+        recipient = HybridRecipient(_sized(data, hybrid.PUBLIC_SIZE))
+        recipient.check()
+        return recipient
+    plugin = _PLUGIN_RECIPIENT.fullmatch(name)
+    if plugin is None:
+        raise ValueError("it is of no kind that is known")
+    return PluginKey(plugin[1], text)
+
+
+def parse_identity(text: str) -> AnyIdentity:
+    """`AGE-SECRET-KEY-1…`, `AGE-SECRET-KEY-PQ-1…`, `AGE-PLUGIN-NAME-1…`. Raises ValueError, which tells no secret."""
+    name, data = bech32.decode(text)
+    if name == x25519.SECRET_NAME:
+        return X25519Identity(_sized(data, 32))
+    if name == hybrid.SECRET_NAME:
+        return HybridIdentity(_sized(data, hybrid.SEED_SIZE))
+    plugin = _PLUGIN_IDENTITY.fullmatch(name)
+    if plugin is None:
+        raise ValueError("it is of no kind that is known")
+    return PluginKey(plugin[1].lower(), text)
+
+
+def _sized(data: bytes, size: int) -> bytes:
+    if len(data) != size:
+        raise ValueError(f"it holds {len(data)} bytes and not {size}")
+    return data
+
+
+def parse_file(text: str, name: str, parse: Callable[[str], T]) -> list[T]:
+    """One key a line; empty lines and those that begin with # are none. Raises UsageError, which quotes no line."""
+    return [_parse_line(line, f"line {number} of {name}", parse) for number, line in _lines(text)]
+
+
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip() and not line.startswith("#"):
+            yield number, line.strip()
+
+
+def _parse_line(line: str, place: str, parse: Callable[[str], T]) -> T:
+    try:
+        return parse(line)
+    except ValueError as error:
+        raise UsageError(f"{place} is no identity: {error}", hint="see: statepipe keygen --help") from error
+    except UsageError as error:
+        raise UsageError(f"{place} is no recipient of age", hint=error.hint) from error

@@ -1,0 +1,87 @@
+"""Behind the header: a nonce of 16 bytes, then the plaintext in chunks of 64 KiB, each sealed by itself (STREAM).
+
+    key = HKDF(file key, salt = nonce, "payload")
+    a chunk's nonce = its number, 11 bytes, big-endian, and a byte that is 1 for the last chunk
+
+A chunk that was taken away, doubled or moved does not open under its number, nor does a file open that ends without
+its last chunk. Only the last may be short; it is empty only in an empty file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+from statepipe.errors import IntegrityError, TruncatedError
+from statepipe.formats.age.derive import hkdf
+from statepipe.stage import Buffer
+
+NONCE_SIZE = 16
+CHUNK = 64 << 10
+TAG_SIZE = 16
+SEALED = CHUNK + TAG_SIZE
+
+
+class PayloadError(IntegrityError):
+    """A chunk is not what was written, or not where it was."""
+
+
+class PayloadCut(PayloadError, TruncatedError):
+    """The payload ends without its last chunk."""
+
+
+def payload_key(file_key: bytes, nonce: bytes) -> ChaCha20Poly1305:
+    """What seals and opens the chunks of one file."""
+    return ChaCha20Poly1305(hkdf(file_key, nonce, b"payload"))
+
+
+def chunk_nonce(number: int, last: int = 0) -> bytes:
+    """Of the chunk with that number, from 0; `last` is 1 for the last one."""
+    return (number << 8 | last).to_bytes(12, "big")
+
+
+def open_chunk(key: ChaCha20Poly1305, number: int, sealed: Buffer, into: Buffer) -> int | None:
+    """Open a chunk into `into`, which is of its plain size: 1 if it is the last one, 0 if not, None if it is damaged.
+
+    A short chunk can only be the last.
+    """
+    for last in (0, 1) if len(sealed) == SEALED else (1,):
+        try:
+            key.decrypt_into(chunk_nonce(number, last), sealed, None, into)
+        except InvalidTag:
+            continue
+        return last
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the bytes of a plaintext lie in a file of `total` bytes whose payload's nonce ends at byte `start`."""
+
+    start: int
+    total: int
+
+    @property
+    def chunks(self) -> int:
+        """How many there are. Raises PayloadError if no whole number of them fits."""
+        count, rest = divmod(self.total - self.start, SEALED)
+        if self.total <= self.start or 0 < rest < TAG_SIZE or (rest == TAG_SIZE and count):
+            raise PayloadCut("the payload is cut short: its last chunk is not there", offset=self.total)
+        return count + (rest > 0)
+
+    @property
+    def size(self) -> int:
+        """Bytes of plaintext."""
+        return self.total - self.start - self.chunks * TAG_SIZE
+
+    def sealed(self, number: int) -> tuple[int, int]:
+        """Offset and size of a chunk in the file."""
+        offset = self.start + number * SEALED
+        return offset, min(SEALED, self.total - offset)
+
+    def covering(self, offset: int, size: int) -> range:
+        """The numbers of the chunks that hold `size` bytes of plaintext from `offset` on."""
+        end = min(offset + size, self.size)
+        return range(offset // CHUNK, -(-end // CHUNK) if end > offset else offset // CHUNK)

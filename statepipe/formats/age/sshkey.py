@@ -1,0 +1,139 @@
+"""Keys as ssh writes them: public ones in a line, private ones in a PEM (PROTOCOL.key in OpenSSH's source).
+
+A private key in OpenSSH's own form carries its public key in the clear: so that of a key under a passphrase we know
+which file it opens before we ask for the passphrase.
+"""
+
+from __future__ import annotations
+
+import binascii
+from collections.abc import Callable
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPublicKey, RSAPublicNumbers
+from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_ssh_private_key
+
+ED25519 = "ssh-ed25519"
+RSA = "ssh-rsa"
+
+SMALLEST_MODULUS = 2048
+"""Bits, as in age."""
+
+LARGEST_MODULUS = 16384
+"""Bits, as in OpenSSH: more would only take time."""
+
+OPENSSH = b"-----BEGIN OPENSSH PRIVATE KEY-----"
+_MAGIC = b"openssh-key-v1\0"
+
+Blob = bytes
+"""A public key as ssh sends it."""
+
+
+def parse_line(text: str) -> Blob:
+    """The public key in a line of `authorized_keys`, without options. Raises ValueError."""
+    words = text.split()
+    try:
+        blob = binascii.a2b_base64(words[1], strict_mode=True)
+    except (IndexError, binascii.Error) as error:
+        raise ValueError("it is no public key of ssh") from error
+    check_blob(blob)
+    if _strings(blob)[0].decode(errors="replace") != words[0]:
+        raise ValueError("it is a key of another kind than it says")
+    return blob
+
+
+def check_blob(blob: Blob) -> None:
+    """Raises ValueError unless it is an Ed25519 or RSA key that may be encrypted for."""
+    kind = (_strings(blob) or [b""])[0].decode(errors="replace")
+    if kind == ED25519:
+        read_ed25519(blob)
+    elif kind == RSA:
+        read_rsa(blob)
+    else:
+        raise ValueError(f"ssh keys of the kind {kind[:40]} cannot be encrypted for, only {ED25519} and {RSA}")
+
+
+def read_ed25519(blob: Blob) -> bytes:
+    """The 32 bytes of the key. Raises ValueError."""
+    _, key, *more = [*_strings(blob), b""]
+    if len(key) != 32 or more != [b""] or int.from_bytes(key, "little") & ~(1 << 255) in (0, 1):
+        raise ValueError("it is no Ed25519 key")
+    return key
+
+
+def read_rsa(blob: Blob) -> RSAPublicKey:
+    """The key. Raises ValueError for one that is too small."""
+    parts = _strings(blob)
+    if len(parts) != 3:
+        raise ValueError("it is no RSA key")
+    exponent, modulus = (int.from_bytes(part, "big") for part in parts[1:])
+    if not SMALLEST_MODULUS <= modulus.bit_length() <= LARGEST_MODULUS:
+        raise ValueError(f"an RSA key of {modulus.bit_length()} bits is not safe: {SMALLEST_MODULUS} are the least")
+    return RSAPublicNumbers(exponent, modulus).public_key()
+
+
+def _strings(data: bytes) -> list[bytes]:
+    """The strings that `data` is made of, each behind its length. Raises ValueError."""
+    found = []
+    while data:
+        size = int.from_bytes(data[:4], "big")
+        if len(data) < 4 + size:
+            raise ValueError("it is cut short")
+        found.append(data[4 : 4 + size])
+        data = data[4 + size :]
+    return found
+
+
+def public_part(pem: bytes) -> tuple[Blob, bool]:
+    """The public key in a private one of OpenSSH's form, and whether a passphrase protects the rest.
+
+    Raises ValueError.
+    """
+    inner = pem.strip().removeprefix(OPENSSH).partition(b"-----")[0]
+    try:
+        data = binascii.a2b_base64(inner)
+    except binascii.Error as error:
+        raise ValueError("it is no private key of OpenSSH") from error
+    fields = [b""]
+    if data.startswith(_MAGIC):
+        cipher, rest = _cut(data[len(_MAGIC) :])
+        for _ in range(2):  # the key derivation and its options
+            _, rest = _cut(rest)
+        fields = [cipher, _cut(rest[4:])[0]]
+    if len(fields) < 2:
+        raise ValueError("it is no private key of OpenSSH")
+    check_blob(fields[1])
+    return fields[1], fields[0] != b"none"
+
+
+def _cut(data: bytes) -> tuple[bytes, bytes]:
+    size = int.from_bytes(data[:4], "big")
+    if len(data) < 4 + size:
+        raise ValueError("it is cut short")
+    return data[4 : 4 + size], data[4 + size :]
+
+
+PrivateKey = Ed25519PrivateKey | RSAPrivateKey
+
+
+def load_private(pem: bytes, ask: Callable[[], bytes]) -> PrivateKey:
+    """The private key; `ask` is called for its passphrase if it has one. Raises ValueError."""
+    load = load_ssh_private_key if pem.startswith(OPENSSH) else load_pem_private_key
+    try:
+        try:
+            key: object = load(pem, None)
+        except TypeError:  # it is encrypted
+            key = load(pem, ask())
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise ValueError("the key does not open: a wrong passphrase, or it is damaged") from error
+    if not isinstance(key, Ed25519PrivateKey | RSAPrivateKey):
+        raise ValueError(f"only {ED25519} and {RSA} keys open an age file")
+    return key
+
+
+def blob_of(key: PrivateKey) -> Blob:
+    """The public key that belongs to it."""
+    line = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+    return parse_line(line.decode())

@@ -1,0 +1,82 @@
+"""The usual recipient of age: an X25519 key, `age1…`, whose identity is `AGE-SECRET-KEY-1…`.
+
+wrapping key = HKDF(X25519(ephemeral, recipient), salt = ephemeral share and recipient, "age-encryption.org/v1/X25519")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+
+from statepipe.formats.age import bech32
+from statepipe.formats.age.derive import check_stanza, decode_argument, hkdf, unwrap, wrap
+from statepipe.formats.age.envelope import Wrapped
+from statepipe.formats.age.header import HeaderError, Stanza, encode
+
+KIND = "X25519"
+NAME = "age"
+SECRET_NAME = "AGE-SECRET-KEY-"
+INFO = b"age-encryption.org/v1/X25519"
+
+
+@dataclass(frozen=True, slots=True)
+class X25519Recipient:
+    """A public key of 32 bytes."""
+
+    key: bytes
+
+    def __str__(self) -> str:
+        return bech32.encode(NAME, self.key)
+
+    def wrap(self, file_key: bytes) -> Wrapped:
+        """One stanza, with a share that is used once."""
+        ephemeral = X25519PrivateKey.generate()
+        share = ephemeral.public_key().public_bytes_raw()
+        shared = ephemeral.exchange(X25519PublicKey.from_public_bytes(self.key))
+        body = wrap(hkdf(shared, share + self.key, INFO), file_key)
+        return Wrapped((Stanza(KIND, (encode(share),), body),))
+
+
+@dataclass(frozen=True, slots=True)
+class X25519Identity:
+    """A secret key of 32 bytes."""
+
+    secret: bytes = field(repr=False)
+
+    @classmethod
+    def generate(cls) -> X25519Identity:
+        """A new one."""
+        return cls(X25519PrivateKey.generate().private_bytes_raw())
+
+    @property
+    def recipient(self) -> X25519Recipient:
+        """The recipient whose files this identity opens."""
+        return X25519Recipient(self._key().public_key().public_bytes_raw())
+
+    def text(self) -> str:
+        """As it stands in an identity file. Not for any other eye."""
+        return bech32.encode(SECRET_NAME, self.secret)
+
+    def unwrap(self, stanzas: Sequence[Stanza]) -> bytes | None:
+        """The file key, or None if no stanza is for us. Raises HeaderError."""
+        found = (self._unwrap(stanza) for stanza in stanzas if stanza.kind == KIND)
+        return next((key for key in found if key is not None), None)
+
+    def _unwrap(self, stanza: Stanza) -> bytes | None:
+        check_stanza(stanza, 1)
+        share = decode_argument(stanza, 0, 32)
+        shared = exchange(self._key(), share)
+        return unwrap(hkdf(shared, share + self.recipient.key, INFO), stanza.body)
+
+    def _key(self) -> X25519PrivateKey:
+        return X25519PrivateKey.from_private_bytes(self.secret)
+
+
+def exchange(secret: X25519PrivateKey, share: bytes) -> bytes:
+    """What both sides can work out. Raises HeaderError for a share of low order: anyone could work that out."""
+    try:
+        return secret.exchange(X25519PublicKey.from_public_bytes(share))
+    except ValueError as error:
+        raise HeaderError("a share in the age header is one that makes every key the same") from error

@@ -1,0 +1,141 @@
+"""age's payload over all cores: buffers cut into chunks, sixteen of them a batch, each batch one core's work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+from statepipe.formats.age.payload import CHUNK, SEALED, TAG_SIZE, PayloadCut, PayloadError, chunk_nonce, open_chunk
+from statepipe.stage import FLUSH, Buffer
+
+BATCH = 16
+"""Chunks that go to a core at once: 1 MiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Chunks with their numbers from `number` on; `last` if the stream ends with them. None stands for a flush mark."""
+
+    number: int
+    chunks: list[Buffer]
+    last: bool = False
+
+
+def cut(upstream: Iterator[Buffer], size: int) -> Iterator[Buffer]:
+    """Pieces of `size` bytes, each in one buffer, copied only where it lay in two; the last one may be short.
+
+    Flush marks go by: what is short stays until more comes.
+    """
+    held: list[Buffer] = []
+    lacking = size
+    for buffer in upstream:
+        if not len(buffer):
+            yield FLUSH
+        left = memoryview(buffer)
+        while len(left) >= lacking:
+            held.append(left[:lacking])
+            left = left[lacking:]
+            yield held[0] if len(held) == 1 else b"".join(held)
+            held, lacking = [], size
+        if len(left):
+            held.append(left)
+            lacking -= len(left)
+    if held:
+        yield b"".join(held)
+
+
+def batches(pieces: Iterator[Buffer], keep: int) -> Iterator[Batch | None]:
+    """Pieces in batches, numbered; `keep` of them are held back, even from a flush mark, until more is known."""
+    held: list[Buffer] = []
+    number = 0
+    for piece in pieces:
+        if len(piece):
+            held.append(piece)
+        ready = len(held) - keep
+        if ready == BATCH or (ready > 0 and not len(piece)):
+            yield Batch(number, held[:ready])
+            number, held = number + ready, held[ready:]
+        if not len(piece):
+            yield None
+    yield Batch(number, held, last=True)
+
+
+def plain_batches(upstream: Iterator[Buffer]) -> Iterator[Batch | None]:
+    """What is to be sealed. A chunk is held back, as it may turn out to be the last."""
+    return batches(cut(upstream, CHUNK), keep=1)
+
+
+def sealed_batches(upstream: Iterator[Buffer]) -> Iterator[Batch | None]:
+    """What is to be opened: a chunk says itself whether it is the last."""
+    return batches(cut(upstream, SEALED), keep=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Sealer:
+    """On a worker: batches of plaintext to sealed chunks."""
+
+    key: ChaCha20Poly1305
+
+    def __call__(self, batch: Batch | None) -> Buffer:
+        if batch is None:
+            return FLUSH
+        chunks = batch.chunks or [b""]
+        out = bytearray(sum(map(len, chunks)) + TAG_SIZE * len(chunks))
+        view, at = memoryview(out), 0
+        final = batch.number + len(chunks) - 1 if batch.last else -1
+        for number, chunk in enumerate(chunks, batch.number):
+            end = at + len(chunk) + TAG_SIZE
+            self.key.encrypt_into(chunk_nonce(number, int(number == final)), chunk, None, view[at:end])
+            at = end
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What a batch held as far as it opened, whether the stream's last chunk was in it, and what was wrong then."""
+
+    plain: Buffer
+    ended: bool = False
+    failure: PayloadError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Opener:
+    """On a worker: batches of sealed chunks to plaintext. `start` is where the first chunk lies in the stream."""
+
+    key: ChaCha20Poly1305
+    start: int
+
+    def __call__(self, batch: Batch | None) -> tuple[Batch, Opened] | None:
+        return None if batch is None else (batch, self._open(batch))
+
+    def _open(self, batch: Batch) -> Opened:
+        out = memoryview(bytearray(sum(map(len, batch.chunks))))
+        at = 0
+        for number, chunk in enumerate(batch.chunks, batch.number):
+            end = at + len(chunk) - TAG_SIZE
+            last = None if end < at else open_chunk(self.key, number, chunk, out[at:end])
+            if last is None or (end == at and number):
+                return Opened(out[:at], failure=self._unopened(number, chunk))
+            at = end
+            if last:
+                more = number + 1 < batch.number + len(batch.chunks)
+                return Opened(out[:at], ended=True, failure=self.goes_on(number + 1) if more else None)
+        return Opened(out[:at])
+
+    def _unopened(self, number: int, chunk: Buffer) -> PayloadError:
+        offset = self.start + number * SEALED
+        if len(chunk) == SEALED:
+            return PayloadError(f"chunk {number} of the payload is damaged: it does not open", offset=offset)
+        return PayloadCut(f"the last chunk of the payload, {number}, is cut short or damaged", offset=offset)
+
+    def goes_on(self, number: int) -> PayloadError:
+        """The error of a stream that has a chunk after its last one."""
+        return PayloadError("the stream goes on after its last chunk", offset=self.start + number * SEALED)
+
+    def cut_off(self, number: int) -> PayloadError:
+        """The error of a stream that ends before the chunk with that number, which should be there."""
+        offset = self.start + number * SEALED
+        return PayloadCut(f"the stream is cut short: it ends before chunk {number} of the payload", offset=offset)
