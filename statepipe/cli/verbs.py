@@ -51,7 +51,7 @@ COMMANDS = (
         "load",
         "load a guest from FILE: as QEMU's -incoming exec: filter, or starting or driving QEMU",
         (
-            Param("file", "the state file, or a migration stream raw, in zstd or in gzip", "FILE"),
+            Param("file", "the state file, or a migration stream raw or compressed", "FILE"),
             Param("command", "after --: the QEMU command line that the guest was started with", "QEMU", many="any"),
             _QMP,
             Param("--detach", "return once the guest runs, and leave QEMU to itself"),

@@ -2,7 +2,7 @@
 
 A file of ours is read at both ends first: without its trailer there is no state, and a disk that changed since the
 save refuses it, before a byte is let out. Then it is decoded, every frame checked before it leaves, and everything
-from QEMU's end mark on is held until the digest of the whole agrees. A stream of other making (raw, gzip, zstd)
+from QEMU's end mark on is held until the digest of the whole agrees. A stream of other making (raw, or in any codec)
 is loaded too, followed by the parser instead; what cannot be proved of it is said.
 """
 
@@ -86,7 +86,7 @@ def _foreign(source: FileSource) -> str:
     codec = identify(head)
     if codec is None:
         what = f"it begins with {head.hex()}" if head else "it is empty"
-        hint = "statepipe loads its own files, and QEMU's migration stream raw, in zstd or in gzip"
+        hint = "statepipe loads its own files, and QEMU's migration stream raw or compressed"
         raise IntegrityError(f"{source.name} is no saved state: {what}", hint=hint, offset=0)
     return codec
 

@@ -83,11 +83,11 @@ _ALGORITHM = "sha256, sha512, sha1, md5, blake2b or blake3"
 FILTERS = (
     Filter(
         "compress",
-        "compress with zstd, as independent frames on all cores",
+        "compress with zstd, gzip, bzip2, xz or lz4, as independent frames on all cores",
         (
             Param(
                 "codec",
-                "the codec and its level, -7 to 22; the default is zstd:1",
+                "the codec and its level, as in gzip:6; the default is zstd:1",
                 "CODEC[:LEVEL]",
                 default="zstd",
                 many="optional",
@@ -98,7 +98,7 @@ FILTERS = (
     ),
     Filter(
         "decompress",
-        "decompress zstd or gzip, told by its first bytes, on all cores where its frames allow it",
+        "decompress zstd, gzip, bzip2, xz or lz4, told by the first bytes, on all cores where the format allows it",
         (),
         _decompress,
         inverse="compress",

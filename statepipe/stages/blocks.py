@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from typing import Generic, TypeVar
 
-from statepipe.stage import Buffer, Over
+from statepipe.stage import FLUSH, Buffer, Over, Stage
 from statepipe.threads import parallel
 
 T = TypeVar("T")
@@ -49,6 +49,24 @@ def over_blocks(
 
     with closing(parallel(work, Over(upstream, cut(upstream, size)))) as results:
         yield from results
+
+
+def in_blocks(function: Callable[[Buffer], bytes], size: int) -> Stage:
+    """A stage that puts out `function` of each block, of which a reader sees only what they hold together.
+
+    The empty stream is one block too: nothing at all is what a failed program writes.
+    """
+
+    def stage(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
+        empty = True
+        with closing(over_blocks(function, upstream, size)) as packed:
+            for block in packed:
+                empty = empty and block is None
+                yield FLUSH if block is None else block
+        if empty:
+            yield function(b"")
+
+    return stage
 
 
 class PerThread(Generic[T]):

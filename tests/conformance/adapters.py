@@ -1,15 +1,19 @@
 """What the suite must know of a filter to try it: the arguments it needs, what goes in, what undoes it.
 
-A new filter's test is one line in ADAPTERS.
+A new filter's test is one line in ADAPTERS, and one more for each way of it that is worth trying (`compress:gzip`).
 """
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import hashlib
 import io
+import lzma
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import lz4.frame
 import zstandard
 
 from statepipe.cli.grammar import parse
@@ -48,11 +52,32 @@ def unzstd(data: bytes) -> bytes:
     return plain
 
 
+def joined(pack: Bytes) -> Bytes:
+    """Streams, members or frames one after another, by none of our code."""
+
+    def feed(data: bytes) -> bytes:
+        return b"".join(pack(data[at : at + 300_000]) for at in range(0, len(data) or 1, 300_000))
+
+    return feed
+
+
+def unlz4(data: bytes) -> bytes:
+    """Every frame of `data` decoded, by the library's own reader."""
+    plain = b""
+    while data:
+        decoder = lz4.frame.LZ4FrameDecompressor()
+        plain += decoder.decompress(data)
+        assert decoder.eof
+        data = decoder.unused_data or b""
+    return plain
+
+
 @dataclass(frozen=True, slots=True)
 class Adapter:
     """`feed` makes the filter's input of plain data, `undo` plain data of its output.
 
     `arguments` are those of the command line, given the plain data. `speaks`: it writes to standard error of itself.
+    `block`: the plain bytes it works on at once, if that is more than a mebibyte.
     """
 
     arguments: Callable[[bytes], list[str]] = nothing
@@ -60,20 +85,39 @@ class Adapter:
     undo: Bytes = same
     speaks: bool = False
     holds_back: bool = False
+    block: int = 1 << 20
+
+
+def compress(codec: str, undo: Bytes, block: int = 1 << 20) -> Adapter:
+    return Adapter(arguments=lambda data: [codec], undo=undo, block=block)
 
 
 ADAPTERS = {
     "compress": Adapter(undo=unzstd),
+    "compress:gzip": compress("gzip", gzip.decompress),
+    "compress:gzip:6": compress("gzip:6", gzip.decompress),
+    "compress:bzip2": compress("bzip2", bz2.decompress),
+    "compress:xz": compress("xz:0", lzma.decompress, block=4 << 20),
+    "compress:lz4": compress("lz4", unlz4),
     "decompress": Adapter(feed=frames),
+    "decompress:gzip": Adapter(feed=joined(gzip.compress)),
+    "decompress:bzip2": Adapter(feed=joined(bz2.compress)),
+    "decompress:xz": Adapter(feed=joined(lambda data: lzma.compress(data, preset=0))),
+    "decompress:lz4": Adapter(feed=joined(lz4.frame.compress)),
     "checksum": Adapter(speaks=True),
     "verify": Adapter(arguments=lambda data: [hashlib.sha256(data).hexdigest()], holds_back=True),
     "progress": Adapter(speaks=True),
 }
 
 
+def filter_of(name: str) -> str:
+    """The filter that an adapter's name begins with."""
+    return name.partition(":")[0]
+
+
 def build(name: str, data: bytes) -> Stage:
     """The filter's stage for plain `data`, as the command line would make it."""
-    row = find(name)
+    row = find(filter_of(name))
     return row.build(parse(row, ADAPTERS[name].arguments(data)), world())
 
 

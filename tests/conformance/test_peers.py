@@ -52,6 +52,21 @@ PACKERS = (
     ["pzstd", "-c"],
     ["gzip", "-1"],
     ["gzip", "-9"],
+    ["pigz", "-1"],
+    ["pigz", "-11"],
+    ["bzip2", "-1"],
+    ["bzip2", "-9"],
+    ["pbzip2", "-c"],
+    ["lbzip2", "-c"],
+    ["xz", "-0"],
+    ["xz", "-6"],
+    ["xz", "-T2", "-0", "--block-size=1MiB"],
+    ["xz", "-0", "--check=sha256"],
+    ["xz", "-0", "--x86", "--lzma2=preset=0"],
+    ["lz4", "-1"],
+    ["lz4", "-9"],
+    ["lz4", "-BD", "-B4"],
+    ["lz4", "-l"],
 )
 
 
@@ -64,7 +79,31 @@ def test_we_read_what_others_compress(packer: list[str], data: bytes) -> None:
     assert filtered(packed, "decompress") == (data, "")
 
 
-@pytest.mark.parametrize("packer", [["zstd", "-1"], ["gzip", "-1"]], ids=" ".join)
+READERS = (
+    ("gzip", ["gzip", "-dc"]),
+    ("gzip:6", ["pigz", "-dc"]),
+    ("bzip2", ["bzip2", "-dc"]),
+    ("bzip2:1", ["pbzip2", "-dc"]),
+    ("bzip2:4", ["lbzip2", "-dc"]),
+    ("xz:0", ["xz", "-dc"]),
+    ("xz:6", ["xz", "-dcT2"]),
+    ("lz4", ["lz4", "-dc"]),
+    ("lz4:9", ["lz4", "-dc"]),
+)
+
+
+@inputs
+@pytest.mark.parametrize(("codec", "reader"), READERS, ids=lambda it: it if isinstance(it, str) else " ".join(it))
+def test_others_read_what_we_compress(codec: str, reader: list[str], data: bytes) -> None:
+    packed, said = filtered(data, "compress", codec)
+    assert packed and peer(*reader, data=packed) == data
+    assert not said
+
+
+JOINERS = (["zstd", "-1"], ["gzip", "-1"], ["bzip2", "-1"], ["xz", "-0"], ["lz4", "-1"])
+
+
+@pytest.mark.parametrize("packer", JOINERS, ids=" ".join)
 def test_we_read_what_others_have_joined(packer: list[str]) -> None:
     packed = peer(*packer, data=NOISE) + peer(*packer, data=b"") + peer(*packer, data=MIXED)
     assert through("decompress", b"", [packed]) == NOISE + MIXED

@@ -6,17 +6,23 @@ call of tens of milliseconds tells whether the call kept it; on a busy machine t
 
 from __future__ import annotations
 
+import bz2
 import hashlib
+import lzma
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import deflate
+import lz4.block
 import pytest
+import xxhash
 import zstandard
 from blake3 import blake3
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from isal import igzip_lib, isal_zlib
 
 SIZE = 64 << 20
 STEPS = 8
@@ -26,6 +32,10 @@ TRIALS = 20
 TEXT = bytes(i * i % 251 for i in range(65521)) * (SIZE // 65521)
 PACKED = zstandard.ZstdCompressor(level=1).compress(TEXT)
 NOISE = hashlib.shake_128(b"statepipe").digest(4 << 20)
+DEFLATED = igzip_lib.compress(TEXT)
+BZIPPED = bz2.compress(NOISE[:900_000])
+XZ = lzma.compress(NOISE.hex().encode(), preset=0)
+LZ4 = lz4.block.compress(TEXT)
 
 
 @contextmanager
@@ -68,6 +78,18 @@ CALLS = {
     "zstd compress": lambda: zstandard.ZstdCompressor(level=12).compress(NOISE),
     "zstd decompress": lambda: zstandard.ZstdDecompressor().decompress(PACKED),
     "zstd decompressobj": lambda: zstandard.ZstdDecompressor().decompressobj().decompress(PACKED),
+    "ISA-L compress": lambda: igzip_lib.compress(TEXT, 2, igzip_lib.COMP_DEFLATE, igzip_lib.MEM_LEVEL_SMALL),
+    "ISA-L decompress": lambda: igzip_lib.IgzipDecompressor().decompress(DEFLATED),
+    "ISA-L crc32": lambda: isal_zlib.crc32(TEXT * 8),
+    "libdeflate": lambda: deflate.deflate_compress(NOISE, 6),
+    "bzip2 compress": lambda: bz2.compress(NOISE[:900_000]),
+    "bzip2 decompress": lambda: bz2.BZ2Decompressor().decompress(BZIPPED),
+    "xz compress": lambda: lzma.compress(NOISE, preset=0),
+    "xz decompress": lambda: lzma.LZMADecompressor().decompress(XZ),
+    "lz4 compress": lambda: lz4.block.compress(TEXT),
+    "lz4 decompress": lambda: lz4.block.decompress(LZ4),
+    "xxh32": lambda: xxhash.xxh32_intdigest(TEXT),
+    "xxh32 update": lambda: xxhash.xxh32().update(TEXT),
     "blake3": lambda: blake3().update(TEXT),
     "sha256": lambda: hashlib.sha256(TEXT),
     "blake2b": lambda: hashlib.blake2b(TEXT),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import lzma
 import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import lz4.frame
 import pytest
 
 from statepipe.commands.verify import verify_state
@@ -35,6 +38,9 @@ FOREIGN: dict[str, Callable[[], bytes]] = {
     "zst in two frames": lambda: zstd(STREAM[:9000]) + zstd(STREAM[9000:]),
     "gz": lambda: gzip.compress(STREAM),
     "gz in two members": lambda: gzip.compress(STREAM[:9000]) + gzip.compress(STREAM[9000:]),
+    "bz2": lambda: bz2.compress(STREAM),
+    "xz": lambda: lzma.compress(STREAM),
+    "lz4": lambda: lz4.frame.compress(STREAM, content_checksum=True),
     "statepipe compress": lambda: b"".join(compress()(iter([STREAM]))),
 }
 
@@ -96,6 +102,9 @@ NOT_OURS: dict[str, bytes] = {
     "plain compress of something else": b"".join(compress()(iter([b"a letter"]))),
     "zstd's magic alone": b"\x28\xb5\x2f\xfd",
     "gzip's magic alone": b"\x1f\x8b",
+    "bzip2's magic alone": b"BZh",
+    "xz of something else": lzma.compress(b"a letter" * 1000),
+    "lz4 of nothing": lz4.frame.compress(b""),
     "an older stream": b"QEVM\0\0\0\x02" + bytes(100),
 }
 

@@ -1,0 +1,200 @@
+"""LZ4's outer layer: frames, and the blocks in them, cut out without decoding (lz4_Frame_format.md, version 1.6.1).
+
+Every block says how long it is, so a reader can cut a stream into blocks as it arrives from a pipe and decode those
+that do not look back at others on all cores. The older frames of `lz4 -l` are read too; they have neither checksum
+nor end, so of their damage only what cannot be decoded is found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import xxhash
+
+from statepipe.errors import IntegrityError, TruncatedError
+from statepipe.stage import Buffer
+
+MAGIC = 0x184D2204
+LEGACY_MAGIC = 0x184C2102
+SKIPPABLE_FIRST, SKIPPABLE_LAST = 0x184D2A50, 0x184D2A5F
+
+LEGACY_BLOCK = 8 << 20
+"""Plain bytes in a block of an older frame."""
+
+_STORED = 1 << 31
+"""In a block's size: its bytes are as they were."""
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """A frame's header. Sizes in bytes; `block_size` is the most that a block decodes to."""
+
+    offset: int
+    block_size: int
+    independent: bool = True
+    block_checksums: bool = False
+    checksum: bool = False
+    content_size: int | None = None
+    legacy: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A block of the frame that began last; `checksum` is of `data`, if there is one."""
+
+    offset: int
+    data: bytes
+    stored: bool
+    checksum: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The end of a frame, with the checksum of all it held, if it has one."""
+
+    offset: int
+    checksum: int | None
+
+
+Item = Begin | Block | End
+
+
+def frame(plain_size: int, checksum: int, block: bytes, *, stored: bool) -> bytes:
+    """A whole frame of one block of up to 1 MiB, with its content size and checksum."""
+    descriptor = _FLAGS + _ONE_MEBIBYTE + plain_size.to_bytes(8, "little")
+    size = (len(block) | (_STORED if stored else 0)).to_bytes(4, "little") if block else b""
+    head = MAGIC.to_bytes(4, "little") + descriptor + _header_checksum(descriptor)
+    return b"".join((head, size, block, bytes(4), checksum.to_bytes(4, "little")))
+
+
+_FLAGS = b"\x6c"  # version 1, independent blocks, content size, content checksum
+_ONE_MEBIBYTE = b"\x60"
+
+
+def _header_checksum(descriptor: bytes | bytearray) -> bytes:
+    return bytes((xxhash.xxh32_intdigest(descriptor) >> 8 & 0xFF,))
+
+
+def parse_header(data: bytes | bytearray, offset: int) -> tuple[Begin, int] | None:
+    """The frame header that `data` begin with and its length, None while it has not all arrived.
+
+    Raises IntegrityError, signed `offset`.
+    """
+    if len(data) < 7:
+        return None
+    flags, sizes = data[4], data[5]
+    length = 7 + (8 if flags & 8 else 0) + (4 if flags & 1 else 0)
+    if len(data) < length:
+        return None
+    if _header_checksum(data[4 : length - 1]) != data[length - 1 : length]:
+        raise IntegrityError("corrupt lz4 frame header: its checksum is another", offset=offset)
+    if flags >> 6 != 1 or flags & 2 or sizes & 0x8F or sizes >> 4 < 4:
+        raise IntegrityError("corrupt lz4 frame header: reserved bits are set", offset=offset)
+    if flags & 1:
+        raise IntegrityError("the lz4 frame needs a dictionary", offset=offset)
+    content = int.from_bytes(data[6:14], "little") if flags & 8 else None
+    block_size = 1 << 8 + 2 * (sizes >> 4)
+    return Begin(offset, block_size, bool(flags & 0x20), bool(flags & 0x10), bool(flags & 4), content), length
+
+
+class Splitter:
+    """Cuts an LZ4 stream into headers, blocks and ends as it arrives. Sans-IO: `feed` bytes, take items; `close`.
+
+    Raises IntegrityError with the offset of what is neither, TruncatedError for a stream that stops inside a frame.
+    """
+
+    def __init__(self) -> None:
+        self._held = bytearray()
+        self._start = 0  # stream offset of _held[0]
+        self._frame: Begin | None = None
+        self._skip = 0
+
+    def feed(self, data: Buffer) -> Iterator[Item]:
+        """Take the next bytes; yield every item they complete."""
+        self._held += data
+        while (item := self._step()) is not None:
+            yield item
+
+    def close(self) -> None:
+        """The stream has ended: raises TruncatedError unless it ended between frames."""
+        end = self._start + len(self._held)
+        if not end:
+            raise TruncatedError("the input is empty", offset=0)
+        if self._held or self._skip or (self._frame and not self._frame.legacy):
+            begin = self._frame.offset if self._frame else self._start
+            raise TruncatedError(f"the lz4 stream stops inside the frame that begins at byte {begin}", offset=end)
+
+    def _take(self, count: int) -> bytes:
+        taken = bytes(memoryview(self._held)[:count])
+        del self._held[:count]
+        self._start += len(taken)
+        return taken
+
+    def _step(self) -> Item | None:
+        if self._skip:
+            self._skip -= len(self._take(min(self._skip, len(self._held))))
+        if self._skip or len(self._held) < 4:
+            return None
+        if self._frame is None:
+            return self._begin()
+        return self._legacy_block() if self._frame.legacy else self._block(self._frame)
+
+    def _begin(self) -> Item | None:
+        """At a frame's first byte."""
+        magic = int.from_bytes(self._held[:4], "little")
+        if SKIPPABLE_FIRST <= magic <= SKIPPABLE_LAST:
+            return self._begin_skipping()
+        if magic == LEGACY_MAGIC:
+            self._frame = Begin(self._start, LEGACY_BLOCK, legacy=True)
+            self._take(4)
+            return self._frame
+        if magic != MAGIC:
+            what = "trailing garbage" if self._start else "not an lz4 stream"
+            raise IntegrityError(f"{what}: {bytes(self._held[:4]).hex()} is no lz4 frame", offset=self._start)
+        parsed = parse_header(self._held, self._start)
+        if parsed is None:
+            return None
+        self._frame, length = parsed
+        self._take(length)
+        return self._frame
+
+    def _begin_skipping(self) -> Item | None:
+        if len(self._held) < 8:
+            return None
+        self._skip = int.from_bytes(self._held[4:8], "little")
+        self._take(8)
+        return self._step()
+
+    def _block(self, frame: Begin) -> Item | None:
+        word = int.from_bytes(self._held[:4], "little")
+        if not word:
+            return self._end(frame)
+        size, more = word & ~_STORED, 4 if frame.block_checksums else 0
+        if size > frame.block_size:
+            raise IntegrityError(f"corrupt lz4 block: {size} bytes are too many", offset=self._start)
+        if len(self._held) < 4 + size + more:
+            return None
+        offset, data = self._start, self._take(4 + size)[4:]
+        checksum = int.from_bytes(self._take(4), "little") if more else None
+        return Block(offset, data, bool(word & _STORED), checksum)
+
+    def _end(self, frame: Begin) -> Item | None:
+        length = 8 if frame.checksum else 4
+        if len(self._held) < length:
+            return None
+        offset, data = self._start, self._take(length)
+        self._frame = None
+        return End(offset, int.from_bytes(data[4:], "little") if frame.checksum else None)
+
+    def _legacy_block(self) -> Item | None:
+        """An older frame ends where the stream ends, or another frame begins."""
+        size = int.from_bytes(self._held[:4], "little")
+        if size in (MAGIC, LEGACY_MAGIC) or SKIPPABLE_FIRST <= size <= SKIPPABLE_LAST:
+            self._frame = None
+            return End(self._start, None)
+        if size > LEGACY_BLOCK + LEGACY_BLOCK // 255 + 16:
+            raise IntegrityError(f"corrupt lz4 block: {size} bytes are too many", offset=self._start)
+        if len(self._held) < 4 + size:
+            return None
+        return Block(self._start, self._take(4 + size)[4:], stored=False, checksum=None)

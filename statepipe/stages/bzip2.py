@@ -1,0 +1,47 @@
+"""bzip2, both ways: a stream for each block, which every bunzip2 reads as one, as pbzip2 writes them.
+
+A stream of many blocks, as bzip2 and lbzip2 write them, is decoded by one core: its blocks begin in the middle of
+bytes, where a search would cost more than half a core to feed the other.
+"""
+
+from __future__ import annotations
+
+import bz2
+
+from statepipe.stage import Stage
+from statepipe.stages.blocks import in_blocks
+from statepipe.stages.joined import Format, reader
+
+_BLOCK = b"1AY&SY"
+"""What a block begins with, and so a stream after its first four bytes."""
+
+_LIMIT = 1 << 20
+"""Compressed bytes of a stream that is decoded whole: one block, of 900 kB, is never larger."""
+
+
+def compress(level: int) -> Stage:
+    """A stage that writes bzip2 streams of one block of `level` times 100,000 bytes."""
+    return in_blocks(lambda plain: bz2.compress(plain, level), level * 100_000)
+
+
+def decompress() -> Stage:
+    """A stage that decodes bzip2. Raises IntegrityError and TruncatedError with the compressed offset."""
+    return reader(_FORMAT)
+
+
+def _find(data: bytes | bytearray, start: int) -> int:
+    while (at := data.find(b"BZh", start)) >= 0:
+        if data[at + 4 : at + 10] == _BLOCK:
+            return at
+        start = at + 1
+    return -1
+
+
+_FORMAT = Format(
+    name="bzip2",
+    begin=bz2.BZ2Decompressor,
+    errors=(OSError, ValueError),
+    find=_find,
+    magic=b"BZh",
+    limit=_LIMIT,
+)

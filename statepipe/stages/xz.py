@@ -1,0 +1,56 @@
+"""xz, both ways: a stream for each block, which every xz reads as one.
+
+Reading, streams that were joined so are decoded on all cores; one stream of many blocks, as `xz -T2` writes it, by
+one core: what tells where its blocks are stands at its end.
+"""
+
+from __future__ import annotations
+
+import lzma
+
+from statepipe.stage import Buffer, Stage
+from statepipe.stages.blocks import in_blocks
+from statepipe.stages.joined import Format, reader
+
+BLOCK_SIZE = 4 << 20
+"""Plain bytes in a stream; also the dictionary, as more could hold nothing."""
+
+MEMORY_LIMIT = 1 << 30
+"""What a decoder may take: `xz -9` needs 65 MiB, but a dictionary of 4 GiB is ten bytes of header."""
+
+_MAGIC = b"\xfd7zXZ\0"
+
+
+def compress(level: int) -> Stage:
+    """A stage that writes xz streams of BLOCK_SIZE bytes with CRC64, at xz's levels 0 to 9."""
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": level, "dict_size": min(BLOCK_SIZE, _dictionary(level))}]
+
+    def pack(plain: Buffer) -> bytes:
+        return lzma.compress(plain, filters=filters)
+
+    return in_blocks(pack, BLOCK_SIZE)
+
+
+def _dictionary(level: int) -> int:
+    """xz(1), -0 ... -9: 256 KiB at level 0, 1 MiB at 1, then larger than a block."""
+    return (256 << 10, 1 << 20)[level] if level < 2 else BLOCK_SIZE
+
+
+def decompress() -> Stage:
+    """A stage that decodes xz. Raises IntegrityError and TruncatedError with the compressed offset."""
+    return reader(_FORMAT)
+
+
+def _begin() -> lzma.LZMADecompressor:
+    return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MEMORY_LIMIT)
+
+
+_FORMAT = Format(
+    name="xz",
+    begin=_begin,
+    errors=(lzma.LZMAError,),
+    find=lambda data, start: data.find(_MAGIC, start),
+    magic=_MAGIC,
+    limit=BLOCK_SIZE + (64 << 10),
+    padding=4,
+)
