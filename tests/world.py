@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 from statepipe.ends.file import FileSink
+from statepipe.ends.program import program
 from statepipe.errors import StatepipeError
 from statepipe.stages.context import Context
 
@@ -14,7 +15,7 @@ from statepipe.stages.context import Context
 def world(messages: io.StringIO | None = None, clock: Callable[[], float] = time.monotonic) -> Context:
     """A context that writes messages and warnings to `messages`."""
     said = messages if messages is not None else io.StringIO()
-    return Context(said, lambda text: print(text, file=said), clock, _nobody, FileSink)
+    return Context(said, lambda text: print(text, file=said), clock, _nobody, FileSink, program)
 
 
 def _nobody(prompt: str) -> str:

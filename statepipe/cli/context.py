@@ -6,16 +6,24 @@ import os
 import sys
 import termios
 import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 from statepipe.cli.messages import say
 from statepipe.ends.file import FileSink
 from statepipe.errors import StatepipeError
-from statepipe.stages.context import Context
+from statepipe.stages.context import Context, Talking
 
 
 def context() -> Context:
     """The real one."""
-    return Context(sys.stderr, _warn, time.monotonic, ask, FileSink)
+    return Context(sys.stderr, _warn, time.monotonic, ask, FileSink, _program)
+
+
+def _program(command: Sequence[str]) -> AbstractContextManager[Talking]:
+    from statepipe.ends.program import program
+
+    return program(command)
 
 
 def _warn(text: str) -> None:

@@ -1,7 +1,8 @@
 """One rule for commands and words: `NAME ARG --opt V` and `NAME:ARG,opt=V` are parsed by the same parser.
 
 The first colon ends the name, as in QEMU's tcp:host:port; commas separate; `opt` alone is a switch. A comma inside
-a value is written twice, as in QEMU's options. On a command line options stand anywhere before `--`.
+a value is written twice, as in QEMU's options. On a command line options stand anywhere before `--`. An option's one
+letter, if it has one, stands for its name in both.
 """
 
 from __future__ import annotations
@@ -40,13 +41,17 @@ def parser_for(verb: Verb | Filter) -> Parser:
 
 
 def _add(parser: argparse.ArgumentParser, param: Param) -> None:
-    if param.name.startswith("--") and param.metavar is None:
-        parser.add_argument(param.name, action="store_true", help=param.help)
+    if param.names and param.metavar is None:
+        parser.add_argument(*param.names, action="store_true", help=param.help)
         return
-    extra: dict[str, Any] = {"nargs": _MANY[param.many]} if param.many in _MANY else {}
+    extra: dict[str, Any] = {"default": param.default}
+    if param.names and param.many == "any":
+        extra = {"action": "append", "default": []}
+    elif param.many in _MANY:
+        extra["nargs"] = _MANY[param.many]
     if param.choices is not None:
         extra["choices"] = param.choices
-    parser.add_argument(param.name, metavar=param.metavar, default=param.default, help=param.help, **extra)
+    parser.add_argument(*param.names or (param.name,), metavar=param.metavar, help=param.help, **extra)
 
 
 def parse(verb: Verb | Filter, arguments: Sequence[str]) -> dict[str, Any]:
@@ -66,7 +71,7 @@ def _cut_command(verb: Verb | Filter, arguments: Sequence[str]) -> tuple[Sequenc
 
 def _options_first(verb: Verb | Filter, arguments: Sequence[str]) -> list[str]:
     """The same, with every option before `--` and all others after: argparse gives up where they alternate."""
-    taking_value = {param.name for param in verb.params if param.metavar is not None}
+    taking_value = {name: param.name for param in verb.params if param.metavar is not None for name in param.names}
     named, plain = [], []
     rest = iter(arguments)
     for word in rest:
@@ -75,7 +80,7 @@ def _options_first(verb: Verb | Filter, arguments: Sequence[str]) -> list[str]:
         if not _is_option(word):
             plain.append(word)
         elif word in taking_value:
-            named.append(f"{word}={_value(verb, word, next(rest, '--'))}")
+            named.append(f"{taking_value[word]}={_value(verb, word, next(rest, '--'))}")
         else:
             named.append(word)
     plain += rest
@@ -105,12 +110,12 @@ def parse_word(word: str) -> tuple[Filter, dict[str, Any]]:
 
 def _arguments(row: Filter, rest: str) -> list[str]:
     """A word's tail as the command line it stands for: options first, what has no option's name after."""
-    options = {param.name.removeprefix("--") for param in row.params if param.name.startswith("--")}
+    options = {name.lstrip("-"): param.name for param in row.params for name in param.names}
     named, plain = [], []
     for item in _split(rest):
         key, equals, value = item.partition("=")
         if key in options:
-            named.append(f"--{key}={value}" if equals else f"--{key}")
+            named.append(f"{options[key]}={value}" if equals else options[key])
         elif item:
             plain.append(item)
     return [*named, "--", *plain]

@@ -85,6 +85,17 @@ COMMANDS = (
         ),
         "statepipe.cli.pki:run_pki",
     ),
+    Verb(
+        "keygen",
+        "make an identity that decrypts, in the format of age-keygen, and tell its recipient",
+        (
+            Param("--output", "write to FILE, which must not be there yet, for your eyes only", "FILE", short="-o"),
+            Param("--pq", "make a post-quantum identity"),
+            Param("--recipients", "tell the recipients of the identities in IDENTITIES", short="-y"),
+            Param("file", "an identity file; the default is standard input", "IDENTITIES", many="optional"),
+        ),
+        "statepipe.cli.keygen:run_keygen",
+    ),
 )
 
 VERBS = tuple(Verb(row.name, row.help, row.params, "statepipe.cli.filters:run_filter") for row in FILTERS) + COMMANDS

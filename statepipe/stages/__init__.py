@@ -21,7 +21,8 @@ Build = Callable[[Values, Context], Stage]
 class Param:
     """An argument or option of a verb. `name` begins with -- for an option; no `metavar` makes it a switch.
 
-    `many`, of an argument: 'one', 'optional' (?) or 'any' (*).
+    `many`, of an argument: 'one', 'optional' (?) or 'any' (*); an option with 'any' may be given again and again.
+    `short` is an option's one letter, with its dash.
     """
 
     name: str
@@ -30,6 +31,14 @@ class Param:
     default: Any = None
     many: str = "one"
     choices: tuple[str, ...] | None = None
+    short: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every way to write an option, the long one last; none for an argument."""
+        if not self.name.startswith("--"):
+            return ()
+        return (self.short, self.name) if self.short else (self.name,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +87,31 @@ def _progress(values: Values, context: Context) -> Stage:
     return progress(context.messages, None if size is None else parse_size(size), values["name"] or "")
 
 
+def _encrypt(values: Values, context: Context) -> Stage:
+    from statepipe.stages.agekeys import recipients
+    from statepipe.stages.encrypt import encrypt, encrypt_armored
+
+    return (encrypt_armored if values["armor"] else encrypt)(recipients(values, context))
+
+
+def _decrypt(values: Values, context: Context) -> Stage:
+    from statepipe.stages.agekeys import identities
+    from statepipe.stages.encrypt import decrypt
+
+    return decrypt(identities(values, context))
+
+
 _ALGORITHM = "sha256, sha512, sha1, md5, blake2b or blake3"
+
+
+def _passphrase(ask: str) -> tuple[Param, ...]:
+    """The ways to give a passphrase: none of them on the command line or in the environment, where others see it."""
+    return (
+        Param("--passphrase", ask, short="-p"),
+        Param("--passphrase-file", "take the passphrase from the first line of FILE", "FILE"),
+        Param("--passphrase-fd", "take it from the first line that the descriptor FD gives", "FD"),
+    )
+
 
 FILTERS = (
     Filter(
@@ -102,6 +135,29 @@ FILTERS = (
         (),
         _decompress,
         inverse="compress",
+    ),
+    Filter(
+        "encrypt",
+        "encrypt with age, for keys or for a passphrase",
+        (
+            Param("recipients", "age1…, or a public key of ssh: who can decrypt", "RECIPIENT", many="any"),
+            Param("--recipient", "the same, and as often as there are recipients", "RECIPIENT", many="any", short="-r"),
+            Param("--recipients-file", "a file with a recipient in each line", "FILE", many="any", short="-R"),
+            *_passphrase("ask at the terminal, twice, for a passphrase that decrypts"),
+            Param("--armor", "write text, in the PEM of age", short="-a"),
+        ),
+        _encrypt,
+        inverse="decrypt",
+    ),
+    Filter(
+        "decrypt",
+        "decrypt what age or encrypt has encrypted, armored or not",
+        (
+            Param("--identity", "a file of keygen's or ssh's that holds the key", "FILE", many="any", short="-i"),
+            *_passphrase("ask at the terminal for the passphrase"),
+        ),
+        _decrypt,
+        inverse="encrypt",
     ),
     Filter(
         "checksum",

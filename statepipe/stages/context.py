@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, Self, TextIO
 
@@ -23,12 +24,21 @@ class Output(Protocol):
     def commit(self) -> None: ...
 
 
+class Talking(Protocol):
+    """A program that was started to talk with."""
+
+    def write(self, data: bytes) -> None: ...
+
+    def said(self) -> Iterator[bytes]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """`messages` is for people, `warn` takes what they should know; `clock` gives monotonic seconds.
 
     `ask` shows a prompt at the terminal and returns the secret that was typed; it raises StatepipeError where there
-    is no terminal. `new_file` begins a file by name; it raises StatepipeError.
+    is no terminal. `new_file` begins a file by name; it raises StatepipeError. `program` starts a command
+    and ends it with the context that it gives; it raises StatepipeError.
     """
 
     messages: TextIO
@@ -36,3 +46,4 @@ class Context:
     clock: Callable[[], float]
     ask: Callable[[str], str]
     new_file: Callable[[str], Output]
+    program: Callable[[Sequence[str]], AbstractContextManager[Talking]]

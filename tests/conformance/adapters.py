@@ -19,6 +19,7 @@ import zstandard
 from statepipe.cli.grammar import parse
 from statepipe.stage import Buffer, Stage, close
 from statepipe.stages import find
+from tests import agefiles
 from tests.world import world
 
 Bytes = Callable[[bytes], bytes]
@@ -104,6 +105,8 @@ ADAPTERS = {
     "decompress:bzip2": Adapter(feed=joined(bz2.compress)),
     "decompress:xz": Adapter(feed=joined(lambda data: lzma.compress(data, preset=0))),
     "decompress:lz4": Adapter(feed=joined(lz4.frame.compress)),
+    "encrypt": Adapter(arguments=lambda data: ["-r", agefiles.RECIPIENT], undo=agefiles.opened, holds_back=True),
+    "decrypt": Adapter(arguments=lambda data: ["-i", str(agefiles.KEY_FILE)], feed=agefiles.sealed, holds_back=True),
     "checksum": Adapter(speaks=True),
     "verify": Adapter(arguments=lambda data: [hashlib.sha256(data).hexdigest()], holds_back=True),
     "progress": Adapter(speaks=True),

@@ -26,34 +26,42 @@ def key(name: str) -> str:
     return name.removeprefix("--").replace("-", "_")
 
 
+Said = list[tuple[str, Any]]
+"""What is said: how a parameter is written, and its value."""
+
+
 @st.composite
-def said(draw: st.DrawFn) -> tuple[Filter, dict[str, Any]]:
-    """A filter and values for some of its parameters."""
+def said(draw: st.DrawFn) -> tuple[Filter, Said, dict[str, Any]]:
+    """A filter, what is said of some of its parameters, and what that comes to."""
     row = draw(st.sampled_from(FILTERS))
+    things: Said = []
     values: dict[str, Any] = {}
     for param in row.params:
-        if draw(st.booleans()):
-            values[param.name] = draw(VALUES) if param.metavar else True
-    options = {param.name.removeprefix("--") for param in row.params if param.name.startswith("--")}
-    for name, value in list(values.items()):
-        positional = not name.startswith("--")
-        if positional and (value.partition("=")[0] in options or value.startswith("-")):
-            del values[name]  # such a value has to be named, or stand after --
-    return row, values
+        given = draw(st.lists(VALUES, max_size=3 if param.many == "any" else 1)) if param.metavar else [True]
+        if draw(st.booleans()) and (given := [each for each in given if param.names or can_stand_alone(each, row)]):
+            things += [(draw(st.sampled_from(param.names or (param.name,))), each) for each in given]
+            values[key(param.name)] = given if param.many == "any" else given[0]
+    return row, things, values
 
 
-def as_word(row: Filter, values: dict[str, Any]) -> str:
+def can_stand_alone(value: str, row: Filter) -> bool:
+    """Other values have to be named, or stand after `--`."""
+    options = {name.lstrip("-") for param in row.params for name in param.names}
+    return value.partition("=")[0] not in options and not value.startswith("-")
+
+
+def as_word(row: Filter, things: Said) -> str:
     items = []
-    for name, value in values.items():
-        text = str(value).replace(",", ",,")
-        items.append(text if not name.startswith("--") else f"{name[2:]}={text}" if value is not True else name[2:])
+    for name, value in things:
+        text, option = str(value).replace(",", ",,"), name.lstrip("-")
+        items.append(text if not name.startswith("-") else f"{option}={text}" if value is not True else option)
     return f"{row.name}:{','.join(items)}"
 
 
-def as_line(values: dict[str, Any]) -> list[str]:
+def as_line(things: Said) -> list[str]:
     line = []
-    for name, value in values.items():
-        if not name.startswith("--"):
+    for name, value in things:
+        if not name.startswith("-"):
             line.append(value)
         elif value is True:
             line.append(name)
@@ -64,18 +72,20 @@ def as_line(values: dict[str, Any]) -> list[str]:
 
 @settings(deadline=None)
 @given(said())
-def test_a_word_and_a_command_line_say_the_same(case: tuple[Filter, dict[str, Any]]) -> None:
-    row, values = case
-    found, parsed = parse_word(as_word(row, values))
+def test_a_word_and_a_command_line_say_the_same(case: tuple[Filter, Said, dict[str, Any]]) -> None:
+    row, things, values = case
+    found, parsed = parse_word(as_word(row, things))
     assert found is row
-    assert parsed == parse(row, as_line(values))
-    assert all(parsed[key(name)] == value for name, value in values.items())
+    assert parsed == parse(row, as_line(things))
+    assert all(parsed[name] == value for name, value in values.items())
 
 
 @pytest.mark.parametrize("row", FILTERS, ids=lambda row: row.name)
 def test_a_bare_word_is_a_bare_command(row: Filter) -> None:
     assert parse_word(row.name) == parse_word(f"{row.name}:") == (row, parse(row, []))
 
+
+NO_PASSPHRASE = {"passphrase": False, "passphrase_file": None, "passphrase_fd": None}
 
 WORDS = {
     "compress:zstd:3": {"codec": "zstd:3"},
@@ -90,6 +100,15 @@ WORDS = {
     "checksum:,,": {"algorithm": ",", "to": None},
     "progress:name=a:b,size=4G": {"name": "a:b", "size": "4G"},
     "verify:from=/x/y": {"digest": None, "from": "/x/y", "algorithm": "sha256"},
+    "decrypt:i=a,identity=b": {"identity": ["a", "b"]} | NO_PASSPHRASE,
+    "decrypt:p": {"identity": []} | NO_PASSPHRASE | {"passphrase": True},
+    "encrypt:age1x,r=age1y,R=f,a,recipient=ssh-rsa A== b": {
+        "recipients": ["age1x"],
+        "recipient": ["age1y", "ssh-rsa A== b"],
+        "recipients_file": ["f"],
+        "armor": True,
+    }
+    | NO_PASSPHRASE,
 }
 
 

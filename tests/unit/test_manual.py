@@ -58,15 +58,14 @@ def synopsis(verb: Verb) -> list[str]:
 
 
 def items(verb: Verb) -> set[tuple[str, ...]]:
-    """The list items of a verb's subsection that stand for a parameter: `("--to", "FILE")`, `("ALGORITHM",)`."""
+    """The list items of a verb's subsection that stand for a parameter: `("--to", "FILE")`, `("-a", "--armor")`."""
     rows = re.findall(r"^\.It ((?:Fl|Ar) .*)$", part("Ss", verb.name), re.MULTILINE)
     return {tuple(marked(row)) for row in rows}
 
 
 def words_of(param: Param) -> tuple[str, ...]:
     """How the page should name a parameter."""
-    names = [param.name] if param.name.startswith("--") else []
-    return (*names, *([param.metavar] if param.metavar else []))
+    return (*param.names, *([param.metavar] if param.metavar else []))
 
 
 def examples() -> list[str]:
@@ -147,7 +146,7 @@ def test_help_tells_the_same_options_as_the_table(verb: Verb, capsys: pytest.Cap
     with pytest.raises(SystemExit) as left:
         main([verb.name, "--help"])
     assert left.value.code == 0
-    options = re.findall(r"^  (?:-h, )?(--[a-z-]+)", capsys.readouterr().out, re.MULTILINE)
+    options = re.findall(r"^  (?:-\w(?: [A-Z]+)?, )?(--[a-z-]+)", capsys.readouterr().out, re.MULTILINE)
     assert sorted(options) == sorted(["--help", *(p.name for p in verb.params if p.name.startswith("--"))])
 
 

@@ -1,0 +1,157 @@
+"""From the options of encrypt and decrypt to recipients and identities: files read, passphrases asked for, keys opened.
+
+All of it happens while the stage is built: whoever must type something does so before a byte flows, and a slip ends
+the command before it has begun.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from statepipe.errors import NoKeyError, StatepipeError, UsageError
+from statepipe.formats.age.armor import BEGIN, SPACE_LIMIT
+from statepipe.formats.age.envelope import Identity, Recipient
+from statepipe.formats.age.header import VERSION
+from statepipe.formats.age.keys import PluginKey, parse_file, parse_identity, parse_recipient
+from statepipe.formats.age.scrypt import PassphraseIdentity, PassphraseRecipient
+from statepipe.formats.age.ssh import Ed25519Identity, RsaIdentity
+from statepipe.formats.age.sshkey import OPENSSH, blob_of, load_private, public_part
+from statepipe.stages.ageplugin import PluginIdentity, PluginRecipient
+from statepipe.stages.context import Context
+from statepipe.stages.encrypt import decrypt
+
+Values = Mapping[str, Any]
+
+KEY_FILE_LIMIT = 1 << 20
+"""Bytes of a file of keys: 500 post-quantum recipients."""
+
+PASSPHRASE_LIMIT = 4096
+"""Bytes, as of what is typed."""
+
+
+def recipients(values: Values, context: Context) -> list[Recipient]:
+    """Whom `encrypt` is to encrypt for. Raises UsageError, and StatepipeError for files."""
+    given = [*values["recipients"], *values["recipient"]]
+    keys = [parse_recipient(text) for text in given]
+    for path in values["recipients_file"]:
+        keys += parse_file(_read(path).decode(errors="replace"), path, parse_recipient)
+    found: list[Recipient] = [PluginRecipient(key, context) if isinstance(key, PluginKey) else key for key in keys]
+    passphrase = _passphrase(values, context)
+    if values["passphrase"]:
+        passphrase = _new_passphrase(context)
+    if passphrase is not None:
+        found.append(PassphraseRecipient(passphrase))
+    if not found:
+        raise UsageError("encrypt needs a recipient", hint="give -r age1…, -R FILE, or -p for a passphrase")
+    return found
+
+
+def identities(values: Values, context: Context) -> list[Identity]:
+    """What `decrypt` is to decrypt with. Raises UsageError, NoKeyError, and StatepipeError for files."""
+    found = [identity for path in values["identity"] for identity in read_identities(path, context)]
+    passphrase = _passphrase(values, context)
+    if values["passphrase"]:
+        passphrase = _typed(context, "passphrase")
+    if passphrase is not None:
+        found.append(PassphraseIdentity(lambda: passphrase))
+    if not found:
+        raise UsageError("decrypt needs an identity", hint="give -i FILE, or -p for a passphrase")
+    return found
+
+
+def read_identities(path: str, context: Context) -> list[Identity]:
+    """The identities in a file: of age (encrypted or not) or a private key of ssh. Raises StatepipeError."""
+    data = _read(path)
+    if data.startswith(VERSION) or BEGIN in data[:SPACE_LIMIT]:
+        data = _opened(data, path, context)
+    elif data.lstrip().startswith(b"-----BEGIN"):
+        return [_ssh_identity(data.lstrip(), path, context)]
+    return list(parse_identities(data, path, context))
+
+
+def parse_identities(data: bytes, path: str, context: Context) -> Iterator[Identity]:
+    """Those in the lines of an identity file. Raises UsageError."""
+    keys = parse_file(data.decode(errors="replace"), path, parse_identity)
+    if not keys:
+        raise UsageError(f"there is no identity in {path}")
+    for key in keys:
+        yield PluginIdentity(key, context) if isinstance(key, PluginKey) else key
+
+
+def _opened(data: bytes, path: str, context: Context) -> bytes:
+    """An identity file that is itself encrypted, with a passphrase."""
+    passphrase = _typed(context, f"passphrase of {path}")
+    try:
+        return b"".join(decrypt([PassphraseIdentity(lambda: passphrase)])(iter([data])))
+    except NoKeyError as error:
+        raise NoKeyError(f"the passphrase does not open {path}", hint=error.hint) from error
+
+
+def _ssh_identity(pem: bytes, path: str, context: Context) -> Identity:
+    try:
+        if pem.startswith(OPENSSH):
+            public_part(pem)  # a key of a kind that is of no use is told before its passphrase is asked for
+        key = load_private(pem, lambda: _typed(context, f"passphrase of {path}"))
+        blob = blob_of(key)
+    except ValueError as error:
+        raise NoKeyError(f"cannot use {path}: {error}") from error
+    return Ed25519Identity(blob, key) if isinstance(key, Ed25519PrivateKey) else RsaIdentity(blob, key)
+
+
+def _read(path: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            data = file.read(KEY_FILE_LIMIT + 1)
+    except OSError as error:
+        raise StatepipeError(f"cannot read {path}: {error.strerror}", hint="look at the path") from error
+    if len(data) > KEY_FILE_LIMIT:
+        raise UsageError(f"{path} is too large for a file of keys")
+    return data
+
+
+def _passphrase(values: Values, context: Context) -> bytes | None:
+    """From a file or a descriptor, if one was given; which excludes every other way."""
+    ways = [values["passphrase"], values["passphrase_file"] is not None, values["passphrase_fd"] is not None]
+    if sum(map(bool, ways)) > 1:
+        raise UsageError("a passphrase is given in one way only")
+    if values["passphrase_file"] is not None:
+        return _not_empty(_read(values["passphrase_file"])[:PASSPHRASE_LIMIT])
+    if values["passphrase_fd"] is not None:
+        return _not_empty(_read_line(values["passphrase_fd"]))
+    return None
+
+
+def _not_empty(data: bytes) -> bytes:
+    line = data.partition(b"\n")[0].removesuffix(b"\r")
+    if not line:
+        raise UsageError("the passphrase is empty")
+    return line
+
+
+def _read_line(text: str) -> bytes:
+    """The first line that a descriptor gives, and not a byte more: what follows is for others."""
+    if not text.isdigit() or int(text) < 3:
+        raise UsageError(f"'{text}' is no descriptor to take a passphrase from", hint="for example: 3, with 3< FILE")
+    line = b""
+    try:
+        while len(line) < PASSPHRASE_LIMIT and not line.endswith(b"\n") and (byte := os.read(int(text), 1)):
+            line += byte
+    except OSError as error:
+        raise StatepipeError(f"cannot read the passphrase from descriptor {text}: {error.strerror}") from error
+    return line
+
+
+def _typed(context: Context, prompt: str) -> bytes:
+    return context.ask(prompt).encode(errors="surrogateescape")
+
+
+def _new_passphrase(context: Context) -> bytes:
+    """Asked for twice: what was mistyped once would never open again."""
+    first = _not_empty(_typed(context, "new passphrase"))
+    if _typed(context, "the same again") != first:
+        raise StatepipeError("the two passphrases differ", hint="try again")
+    return first
