@@ -92,6 +92,67 @@ def _unzstd(size: int, source: Path) -> Job:
     return Job("zstd -d", ("zstd", "-q", "-d", "-c"), size, source)
 
 
+def gzip(bench: Bench) -> list[Row]:
+    """Level 1 against pigz by the clock and against gzip by the size; reading, each the file of the other's making."""
+    plain, size = bench.inputs.plain, bench.inputs.size
+    ours = Job("statepipe", statepipe("compress", "gzip"), size, plain)
+    rows = [
+        pair(bench, "compress gzip", ours, Job("pigz -1", ("pigz", "-1", "-c"), size, plain), 2.5),
+        _sizes(bench, "gzip", ("gzip", "-1", "-c"), "<= 1", 1.0),
+    ]
+    return rows + _reads(bench, "gzip", ("gzip", "-1", "-c"), ("pigz", "-d", "-c"))
+
+
+def lz4(bench: Bench) -> list[Row]:
+    """Level 1 against lz4(1), both ways."""
+    plain, size = bench.inputs.plain, bench.inputs.size
+    ours = Job("statepipe", statepipe("compress", "lz4"), size, plain)
+    rows = [
+        pair(bench, "compress lz4", ours, Job("lz4 -1", ("lz4", "-1", "-c"), size, plain), 1.5),
+        _sizes(bench, "lz4", ("lz4", "-1", "-c")),
+    ]
+    return rows + _reads(bench, "lz4", ("lz4", "-1", "-c"), ("lz4", "-d", "-c"))
+
+
+def slow(bench: Bench) -> list[Row]:
+    """bzip2 and xz, both ways, on a part of the stream: they take a second for 20 MB."""
+    inputs = bench.inputs
+    part = Inputs(inputs.folder, inputs.part, inputs.part.stat().st_size, inputs.origin, None, inputs.part)
+    bench = Bench(part, bench.rounds)
+    rows = []
+    for codec, peer, reader in (
+        ("bzip2", ("pbzip2", "-c"), ("pbzip2", "-d", "-c")),
+        ("xz:1", ("xz", "-T0", "-1", "-c"), ("xz", "-T0", "-d", "-c")),
+    ):
+        ours = Job("statepipe", statepipe("compress", codec), part.size, part.plain)
+        rows.append(pair(bench, f"compress {codec}", ours, Job(" ".join(peer), peer, part.size, part.plain)))
+        if shutil.which(peer[0]) is not None:
+            rows += [_sizes(bench, codec, peer), *_reads(bench, codec, peer, reader)]
+    return rows
+
+
+def _sizes(bench: Bench, codec: str, peer: Sequence[str], target: str = "", limit: float | None = None) -> Row:
+    ours = bench.inputs.compressed(f"ours.{codec}", statepipe("compress", codec)).stat().st_size
+    theirs = bench.inputs.compressed(f"peer.{codec}", peer).stat().st_size
+    ratio = ours / theirs
+    words = f"{' '.join(peer)}: {theirs / 1e6:.1f} MB"
+    ok = None if limit is None else ratio <= limit
+    return Row(f"compress {codec}, size", f"{ours / 1e6:.1f} MB", words, ratio, target, ok)
+
+
+def _reads(bench: Bench, codec: str, packer: Sequence[str], reader: Sequence[str]) -> list[Row]:
+    """Our file and the packer's, each for both readers."""
+    size = bench.inputs.size
+    rows = []
+    for whose, path in (
+        ("our file", bench.inputs.compressed(f"ours.{codec}", statepipe("compress", codec))),
+        (f"{packer[0]}'s file", bench.inputs.compressed(f"peer.{codec}", packer)),
+    ):
+        mine = Job("statepipe", statepipe("decompress"), size, path)
+        rows.append(pair(bench, f"decompress {codec}, {whose}", mine, Job(" ".join(reader), reader, size, path)))
+    return rows
+
+
 def save(bench: Bench) -> list[Row]:
     """A whole guest through standard input into a file; the peers get a part of it, and are compared by the byte."""
     inputs = bench.inputs
@@ -185,6 +246,9 @@ def passing(bench: Bench) -> list[Row]:
 ROWS: dict[str, Callable[[Bench], list[Row]]] = {
     "compress": compress,
     "decompress": decompress,
+    "gzip": gzip,
+    "lz4": lz4,
+    "slow": slow,
     "save": save,
     "start": start,
     "memory": memory,
