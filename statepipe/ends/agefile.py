@@ -1,0 +1,111 @@
+"""An age file on disk, read at any offset of its plaintext, without what lies before.
+
+The last chunk is opened first: only that proves that the file has not been cut. Of what is read later, each chunk
+proves itself and its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from statepipe.errors import StatepipeError
+from statepipe.formats.age.armor import looks_armored
+from statepipe.formats.age.envelope import Identity, open_header
+from statepipe.formats.age.header import Header, HeaderReader
+from statepipe.formats.age.payload import (
+    CHUNK,
+    NONCE_SIZE,
+    SEALED,
+    TAG_SIZE,
+    Layout,
+    PayloadError,
+    open_chunk,
+    payload_key,
+)
+
+HEADER_READ = 4 << 10
+"""Bytes to look for the header in at a time: one read does for two post-quantum recipients."""
+
+READ_CHUNKS = 16
+"""Sealed chunks that are in memory at once: 1 MiB."""
+
+
+class ReadableAt(Protocol):
+    """A file whose bytes can be had anywhere, as ends.file.FileSource."""
+
+    def size(self) -> int: ...
+
+    def tail(self, offset: int, size: int) -> bytes: ...
+
+
+class AgeReaderAt:
+    """The plaintext of an age file, opened by the first identity that fits.
+
+    Raises NoKeyError, IntegrityError with the offset in the file, and StatepipeError for armor, which has no fixed
+    places. The last chunk that was opened is kept, so that small reads in a row open it once.
+    """
+
+    def __init__(self, file: ReadableAt, identities: Iterable[Identity]) -> None:
+        self._file = file
+        header, nonce = self._read_header()
+        self._key = payload_key(open_header(header, identities), nonce)
+        self._layout = Layout(header.size + NONCE_SIZE, file.size())
+        self._kept: tuple[int, memoryview] = self._last_chunk()
+
+    def _read_header(self) -> tuple[Header, bytes]:
+        reader = HeaderReader(NONCE_SIZE)
+        offset, header = 0, None
+        while header is None:
+            data = self._file.tail(offset, HEADER_READ)
+            if not offset and looks_armored(data):
+                raise StatepipeError(
+                    "an armored age file can only be read from its beginning", hint="take the armor off: age -d, age"
+                )
+            if not data:
+                reader.close()
+            header = reader.feed(data)
+            offset += len(data)
+        return header, reader.rest[:NONCE_SIZE]
+
+    def size(self) -> int:
+        """Bytes of plaintext."""
+        return self._layout.size
+
+    def read(self, offset: int, size: int) -> bytes:
+        """`size` bytes of plaintext from `offset` on, fewer at its end. Raises IntegrityError."""
+        end = min(offset + size, self.size())
+        numbers = self._layout.covering(offset, size)
+        out = []
+        for first in range(numbers.start, numbers.stop, READ_CHUNKS):
+            for number, plain in self._chunks(range(first, min(first + READ_CHUNKS, numbers.stop))):
+                start = number * CHUNK
+                out.append(plain[max(offset - start, 0) : end - start])
+        return b"".join(out)
+
+    def _last_chunk(self) -> tuple[int, memoryview]:
+        number = self._layout.chunks - 1
+        offset, size = self._layout.sealed(number)
+        return number, self._open(number, memoryview(self._file.tail(offset, size)))
+
+    def _chunks(self, numbers: range) -> Iterable[tuple[int, memoryview]]:
+        """Chunks in a row, read at once; or the one that is kept."""
+        if numbers == range(self._kept[0], self._kept[0] + 1):
+            yield self._kept
+            return
+        start, _ = self._layout.sealed(numbers.start)
+        last, size = self._layout.sealed(numbers.stop - 1)
+        sealed = memoryview(self._file.tail(start, last + size - start))
+        for number in numbers:
+            at = (number - numbers.start) * SEALED
+            self._kept = number, self._open(number, sealed[at : at + SEALED])
+            yield self._kept
+
+    def _open(self, number: int, sealed: memoryview) -> memoryview:
+        is_last = int(number == self._layout.chunks - 1)
+        plain = memoryview(bytearray(max(len(sealed) - TAG_SIZE, 0)))
+        if len(sealed) < TAG_SIZE or open_chunk(self._key, number, sealed, plain) != is_last:
+            offset = self._layout.sealed(number)[0]
+            what = "the file is cut short or damaged: its last chunk" if is_last else f"chunk {number} of the payload"
+            raise PayloadError(f"{what} does not open", offset=offset)
+        return plain
