@@ -14,11 +14,10 @@ from statepipe.ends.fd import failure, write_all
 from statepipe.errors import StatepipeError, UsageError
 from statepipe.formats.age.envelope import Identity
 from statepipe.formats.age.hybrid import HybridIdentity
-from statepipe.formats.age.keys import NativeIdentity
 from statepipe.formats.age.x25519 import X25519Identity
 
 
-def identity_file(identity: NativeIdentity, created: datetime) -> str:
+def identity_file(identity: X25519Identity | HybridIdentity, created: datetime) -> str:
     """The text of its file, as age-keygen writes it: two comments, and the secret key."""
     when = created.isoformat(timespec="seconds")
     return f"# created: {when}\n# public key: {identity.recipient}\n{identity.text()}\n"

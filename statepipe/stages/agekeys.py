@@ -10,16 +10,11 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from statepipe.errors import NoKeyError, StatepipeError, UsageError
 from statepipe.formats.age.armor import BEGIN, SPACE_LIMIT
 from statepipe.formats.age.envelope import Identity, Recipient
 from statepipe.formats.age.header import VERSION
 from statepipe.formats.age.keys import PluginKey, parse_file, parse_identity, parse_recipient
-from statepipe.formats.age.scrypt import PassphraseIdentity, PassphraseRecipient
-from statepipe.formats.age.ssh import Ed25519Identity, RsaIdentity
-from statepipe.formats.age.sshkey import OPENSSH, blob_of, load_private, public_part
 from statepipe.stages.ageplugin import PluginIdentity, PluginRecipient
 from statepipe.stages.context import Context
 from statepipe.stages.encrypt import decrypt
@@ -44,6 +39,8 @@ def recipients(values: Values, context: Context) -> list[Recipient]:
     if values["passphrase"]:
         passphrase = _new_passphrase(context)
     if passphrase is not None:
+        from statepipe.formats.age.scrypt import PassphraseRecipient
+
         found.append(PassphraseRecipient(passphrase))
     if not found:
         raise UsageError("encrypt needs a recipient", hint="give -r age1…, -R FILE, or -p for a passphrase")
@@ -57,7 +54,7 @@ def identities(values: Values, context: Context) -> list[Identity]:
     if values["passphrase"]:
         passphrase = _typed(context, "passphrase")
     if passphrase is not None:
-        found.append(PassphraseIdentity(lambda: passphrase))
+        found.append(_by_passphrase(passphrase))
     if not found:
         raise UsageError("decrypt needs an identity", hint="give -i FILE, or -p for a passphrase")
     return found
@@ -86,20 +83,27 @@ def _opened(data: bytes, path: str, context: Context) -> bytes:
     """An identity file that is itself encrypted, with a passphrase."""
     passphrase = _typed(context, f"passphrase of {path}")
     try:
-        return b"".join(decrypt([PassphraseIdentity(lambda: passphrase)])(iter([data])))
+        return b"".join(decrypt([_by_passphrase(passphrase)])(iter([data])))
     except NoKeyError as error:
         raise NoKeyError(f"the passphrase does not open {path}", hint=error.hint) from error
 
 
+def _by_passphrase(passphrase: bytes) -> Identity:
+    from statepipe.formats.age.scrypt import PassphraseIdentity
+
+    return PassphraseIdentity(lambda: passphrase)
+
+
 def _ssh_identity(pem: bytes, path: str, context: Context) -> Identity:
+    from statepipe.formats.age.ssh import identity_of
+    from statepipe.formats.age.sshkey import OPENSSH, load_private, public_part
+
     try:
         if pem.startswith(OPENSSH):
             public_part(pem)  # a key of a kind that is of no use is told before its passphrase is asked for
-        key = load_private(pem, lambda: _typed(context, f"passphrase of {path}"))
-        blob = blob_of(key)
+        return identity_of(load_private(pem, lambda: _typed(context, f"passphrase of {path}")))
     except ValueError as error:
         raise NoKeyError(f"cannot use {path}: {error}") from error
-    return Ed25519Identity(blob, key) if isinstance(key, Ed25519PrivateKey) else RsaIdentity(blob, key)
 
 
 def _read(path: str) -> bytes:

@@ -8,7 +8,7 @@ so itself, so that none is held back; what is short is the end or a cut, which t
 
 from __future__ import annotations
 
-import secrets
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from itertools import chain
@@ -25,11 +25,11 @@ from statepipe.threads import parallel
 
 def encrypt(recipients: Sequence[Recipient]) -> Stage:
     """A stage that writes an age file for these recipients. Raises UsageError if they do not go together."""
-    file_key = secrets.token_bytes(FILE_KEY_SIZE)
+    file_key = os.urandom(FILE_KEY_SIZE)
     header = seal(file_key, recipients)
 
     def stage(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
-        nonce = secrets.token_bytes(NONCE_SIZE)
+        nonce = os.urandom(NONCE_SIZE)
         yield header + nonce
         sealer = Sealer(payload_key(file_key, nonce))
         with closing(parallel(sealer, Over(upstream, plain_batches(upstream)))) as sealed:

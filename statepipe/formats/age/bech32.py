@@ -27,7 +27,7 @@ def decode(text: str) -> tuple[str, bytes]:
     if text not in (low, text.upper()):
         raise ValueError("upper and lower case are mixed")
     name, separator, letters = low.rpartition("1")
-    if not (separator and name and name.isascii() and name.isprintable()) or len(letters) < 6:
+    if not (separator and name and all("!" <= letter <= "~" for letter in name)) or len(letters) < 6:
         raise ValueError("it is no bech32 text")
     if not set(letters) <= set(ALPHABET):
         raise ValueError("it has letters that bech32 has not")

@@ -1,20 +1,27 @@
-"""Recipients and identities as people write them: on a command line, or one a line in a file with comments."""
+"""Recipients and identities as people write them: on a command line, or one a line in a file with comments.
+
+What each kind of key needs is imported with the first key of it: the usual one shall not wait 30 ms for the others.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from statepipe.errors import UsageError
-from statepipe.formats.age import bech32, hybrid, x25519
-from statepipe.formats.age.hybrid import HybridIdentity, HybridRecipient
-from statepipe.formats.age.ssh import Ed25519Recipient, RsaRecipient
-from statepipe.formats.age.sshkey import ED25519, parse_line
+from statepipe.formats.age import bech32, x25519
+from statepipe.formats.age.envelope import Recipient
 from statepipe.formats.age.x25519 import X25519Identity, X25519Recipient
 
+if TYPE_CHECKING:
+    from statepipe.formats.age.hybrid import HybridIdentity
+
 T = TypeVar("T")
+
+HYBRID_NAME = "age1pq"
+HYBRID_SECRET_NAME = "AGE-SECRET-KEY-PQ-"
 
 _PLUGIN_RECIPIENT = re.compile(r"age1([a-z0-9+._-]+)")
 _PLUGIN_IDENTITY = re.compile(r"AGE-PLUGIN-([A-Z0-9+._-]+)-")
@@ -28,12 +35,7 @@ class PluginKey:
     text: str = field(repr=False)
 
 
-NativeIdentity = X25519Identity | HybridIdentity
-AnyIdentity = NativeIdentity | PluginKey
-AnyRecipient = X25519Recipient | HybridRecipient | Ed25519Recipient | RsaRecipient | PluginKey
-
-
-def parse_recipient(text: str) -> AnyRecipient:
+def parse_recipient(text: str) -> Recipient | PluginKey:
     """`age1…`, `age1pq1…`, `age1NAME1…`, or a line as in `id_ed25519.pub`. Raises UsageError."""
     try:
         if text.startswith("ssh-"):
@@ -47,17 +49,22 @@ def parse_recipient(text: str) -> AnyRecipient:
         raise UsageError(f"'{shown}' is no recipient: {error}", hint=hint) from error
 
 
-def _parse_ssh(text: str) -> Ed25519Recipient | RsaRecipient:
+def _parse_ssh(text: str) -> Recipient:
+    from statepipe.formats.age.ssh import Ed25519Recipient, RsaRecipient
+    from statepipe.formats.age.sshkey import ED25519, parse_line
+
     blob = parse_line(text)
     return Ed25519Recipient(blob) if text.startswith(f"{ED25519} ") else RsaRecipient(blob)
 
 
-def _parse_recipient(text: str) -> AnyRecipient:
+def _parse_recipient(text: str) -> Recipient | PluginKey:
     name, data = bech32.decode(text)
     if name == x25519.NAME:
         return X25519Recipient(_sized(data, 32))
-    if name == hybrid.NAME:
-        recipient = HybridRecipient(_sized(data, hybrid.PUBLIC_SIZE))
+    if name == HYBRID_NAME:
+        from statepipe.formats.age.hybrid import PUBLIC_SIZE, HybridRecipient
+
+        recipient = HybridRecipient(_sized(data, PUBLIC_SIZE))
         recipient.check()
         return recipient
     plugin = _PLUGIN_RECIPIENT.fullmatch(name)
@@ -66,13 +73,15 @@ def _parse_recipient(text: str) -> AnyRecipient:
     return PluginKey(plugin[1], text)
 
 
-def parse_identity(text: str) -> AnyIdentity:
+def parse_identity(text: str) -> X25519Identity | HybridIdentity | PluginKey:
     """`AGE-SECRET-KEY-1…`, `AGE-SECRET-KEY-PQ-1…`, `AGE-PLUGIN-NAME-1…`. Raises ValueError, which tells no secret."""
     name, data = bech32.decode(text)
     if name == x25519.SECRET_NAME:
         return X25519Identity(_sized(data, 32))
-    if name == hybrid.SECRET_NAME:
-        return HybridIdentity(_sized(data, hybrid.SEED_SIZE))
+    if name == HYBRID_SECRET_NAME:
+        from statepipe.formats.age.hybrid import SEED_SIZE, HybridIdentity
+
+        return HybridIdentity(_sized(data, SEED_SIZE))
     plugin = _PLUGIN_IDENTITY.fullmatch(name)
     if plugin is None:
         raise ValueError("it is of no kind that is known")

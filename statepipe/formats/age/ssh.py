@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from statepipe.formats.age.derive import check_stanza, decode_argument, hkdf, unwrap, wrap
 from statepipe.formats.age.envelope import Wrapped
 from statepipe.formats.age.header import HeaderError, Stanza, encode
-from statepipe.formats.age.sshkey import ED25519, RSA, Blob, read_ed25519, read_rsa
+from statepipe.formats.age.sshkey import ED25519, RSA, Blob, PrivateKey, blob_of, read_ed25519, read_rsa
 from statepipe.formats.age.x25519 import exchange
 
 ED25519_INFO = b"age-encryption.org/v1/ssh-ed25519"
@@ -129,3 +129,9 @@ class RsaIdentity:
             return self.key.decrypt(stanza.body, _oaep())
         except ValueError as error:
             raise HeaderError("the ssh-rsa stanza for this key does not open: it was changed") from error
+
+
+def identity_of(key: PrivateKey) -> Ed25519Identity | RsaIdentity:
+    """The identity that a private key is. Raises ValueError for an RSA key that is too small."""
+    blob = blob_of(key)
+    return Ed25519Identity(blob, key) if isinstance(key, Ed25519PrivateKey) else RsaIdentity(blob, key)
