@@ -81,6 +81,6 @@ class QemuGone(QemuError):
 class InterruptedBySignal(StatepipeError):
     """A signal asked us to stop; the exit code is 128 + its number, as a shell would report it."""
 
-    def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name}")
+    def __init__(self, number: int, message: str | None = None) -> None:
+        super().__init__(message or f"stopped by {signal.Signals(number).name}")
         self.exit_code = 128 + number

@@ -6,10 +6,12 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any
 
 from statepipe import __version__
 from statepipe.cli.messages import explain, say, show
 from statepipe.cli.verbs import EXIT_CODES, VERBS, Verb
+from statepipe.engine.desk import Desk
 from statepipe.engine.signals import as_exceptions
 from statepipe.errors import InterruptedBySignal, StatepipeError, UsageError
 
@@ -17,14 +19,27 @@ from statepipe.errors import InterruptedBySignal, StatepipeError, UsageError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (sys.argv by default); the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    desk = Desk(_complain)
     try:
-        with as_exceptions():
-            return _run(words)
+        with as_exceptions(lambda: _tell(desk)):
+            return _run(words, desk)
     except InterruptedBySignal as error:  # it came while another failure was being told
         return error.exit_code
 
 
-def _run(words: Sequence[str]) -> int:
+def _complain(text: str) -> None:
+    """Only where a person can act on it: in a script's log it would stand once a run, and `ps` itself says it."""
+    if os.isatty(2):
+        say(f"statepipe: warning: {text}")
+
+
+def _tell(desk: Desk) -> None:
+    from statepipe.cli.jobs import tell_status
+
+    tell_status(desk)
+
+
+def _run(words: Sequence[str], desk: Desk) -> int:
     verb: str | None = None
     try:
         if not words:
@@ -35,7 +50,7 @@ def _run(words: Sequence[str]) -> int:
             return _show(f"statepipe {__version__}")
         found = _find(words[0])
         verb = found.name
-        return _dispatch(found, words[1:])
+        return _dispatch(found, words[1:], desk)
     except StatepipeError as error:
         explain(verb, error)
         if verb == "load" and isinstance(error, UsageError):
@@ -59,13 +74,20 @@ def _find(name: str) -> Verb:
     raise UsageError(f"there is no verb '{name}'", hint="see: statepipe --help")
 
 
-def _dispatch(verb: Verb, words: Sequence[str]) -> int:
+def _dispatch(verb: Verb, words: Sequence[str], desk: Desk) -> int:
     from statepipe.cli.grammar import parse
 
     values = parse(verb, words)
     module, _, function = verb.run.partition(":")
-    code: int = getattr(import_module(module), function)(verb.name, values)
+    with desk.open(verb.name, _what(verb, values)):
+        code: int = getattr(import_module(module), function)(verb.name, values)
     return code
+
+
+def _what(verb: Verb, values: dict[str, Any]) -> str:
+    """What a verb works on, for `ps`: its plain arguments, but not words or commands: who knows what is in them."""
+    names = [param.name for param in verb.params if not param.name.startswith("--") and param.many != "any"]
+    return " ".join(str(values[name]) for name in names if name != "command" and values[name] is not None)
 
 
 def _help() -> str:

@@ -26,6 +26,7 @@ class Verb:
 _WORDS = "stages, in order: NAME[:ARGUMENT][,OPTION=VALUE]…"
 _FORCE = Param("--force", "load although a disk has changed since the save")
 _JSON = Param("--json", "print JSON")
+_ID = Param("id", "which one: the ID that ps shows", "ID")
 _QMP = Param("--qmp", "drive the QEMU whose monitor listens on the unix socket SOCKET", "SOCKET")
 
 COMMANDS = (
@@ -70,6 +71,31 @@ COMMANDS = (
         "read a state file whole and say whether every bit of it is as it was written",
         (Param("file", "the file", "FILE"), _JSON),
         "statepipe.cli.states:run_verify",
+    ),
+    Verb(
+        "ps",
+        "list your running statepipes, and how far each is",
+        (
+            Param("seconds", "with --watch: how long between two looks; the default is 2", "SECONDS", many="optional"),
+            Param("--watch", "look again and again, until interrupted"),
+            _JSON,
+        ),
+        "statepipe.cli.jobs:run_ps",
+    ),
+    Verb(
+        "rate",
+        "give a running statepipe's throttle a new rate",
+        (
+            _ID,
+            Param("rate", "bytes a second, as in 200M, or unlimited", "RATE"),
+        ),
+        "statepipe.cli.jobs:run_rate",
+    ),
+    Verb(
+        "cancel",
+        "end a running statepipe, as SIGTERM would, and wait until everything is undone",
+        (_ID,),
+        "statepipe.cli.jobs:run_cancel",
     ),
     Verb(
         "pki",

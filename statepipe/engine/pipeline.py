@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from statepipe.engine.desk import at_work
 from statepipe.engine.memory import keep_freed_memory
 from statepipe.engine.signals import held
 from statepipe.errors import StatepipeError
@@ -73,13 +74,17 @@ class Pipeline:
         flow = chain(self._source, self._stages)
         self._links = links(flow)
         try:
-            for buffer in flow:
-                if len(buffer):
-                    self._sink.write(buffer)
+            with at_work(self):
+                self._carry(flow)
         finally:
             with held():  # a Ctrl-C ends our reader and us at once: the second must not find the threads half joined
                 cancel(flow)
                 close(flow)
+
+    def _carry(self, flow: Iterator[Buffer]) -> None:
+        for buffer in flow:
+            if len(buffer):
+                self._sink.write(buffer)
 
     def status(self) -> dict[str, Any]:
         """How far it is: seconds since the start, bytes in and out, and what each stage tells. Ready for JSON."""

@@ -8,6 +8,9 @@ getting its name and QEMU being told of it.
 Python acts on a signal between two bytecodes: one that comes in the instant before a system call, or to another
 thread, would wait as long as that call does, and a write into a full pipe may last for ever. So a thread of ours
 hears of each signal at once, by the wake-up descriptor, and sends it to the main thread again until it is acted on.
+
+SIGUSR1 asks how it goes. That thread answers it by itself, at any time, however long the main one is busy; system
+calls that it interrupts go on as if nothing had been (SA_RESTART).
 """
 
 from __future__ import annotations
@@ -15,13 +18,14 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from statepipe.errors import InterruptedBySignal
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ASKING = signal.SIGUSR1
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -30,15 +34,23 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise InterruptedBySignal(number)
 
 
+def _note(number: int, frame: FrameType | None) -> None:
+    """The thread of `_insisted` does the rest."""
+
+
 @contextmanager
-def as_exceptions() -> Iterator[None]:
-    """Within it, an ending signal raises InterruptedBySignal. One that was ignored (nohup) stays ignored."""
-    before = {number: signal.getsignal(number) for number in ENDING}
+def as_exceptions(tell: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Within it, an ending signal raises InterruptedBySignal, and SIGUSR1 calls `tell`, from a thread of its own.
+
+    A signal that was ignored (nohup) stays ignored.
+    """
+    before = {number: signal.getsignal(number) for number in (*ENDING, ASKING)}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
-            signal.signal(number, _stop)
+            signal.signal(number, _note if number == ASKING else _stop)
+    signal.siginterrupt(ASKING, False)
     try:
-        with _insisted():
+        with _insisted(tell):
             yield
     finally:
         for number, handler in before.items():
@@ -50,12 +62,13 @@ INSIST = 0.05
 
 
 @contextmanager
-def _insisted() -> Iterator[None]:
+def _insisted(tell: Callable[[], None]) -> Iterator[None]:
     """Within it, no system call of the main thread outlasts a signal that `_stop` is to act on."""
     reading, writing = os.pipe2(os.O_CLOEXEC)
     os.set_blocking(writing, False)
     done = threading.Event()
-    thread = threading.Thread(target=_insist, args=(reading, threading.get_ident(), done), name="signals", daemon=True)
+    heard = (reading, threading.get_ident(), done, tell)
+    thread = threading.Thread(target=_insist, args=heard, name="signals", daemon=True)
     with held():
         thread.start()
     before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
@@ -70,9 +83,11 @@ def _insisted() -> Iterator[None]:
             os.close(reading)
 
 
-def _insist(reading: int, main: int, done: threading.Event) -> None:
+def _insist(reading: int, main: int, done: threading.Event, tell: Callable[[], None]) -> None:
     """Each byte is the number of a signal that Python has noted; acting on it puts another handler in its place."""
     while number := os.read(reading, 1):
+        if number[0] == ASKING and signal.getsignal(ASKING) is _note:
+            tell()
         while signal.getsignal(number[0]) is _stop and not done.wait(INSIST):
             signal.pthread_kill(main, number[0])
 

@@ -113,3 +113,36 @@ def test_nothing_is_left_of_it() -> None:
     with pytest.raises(InterruptedBySignal), as_exceptions():
         signal.raise_signal(signal.SIGINT)
     assert (threading.enumerate(), os.listdir("/proc/self/fd"), signal.set_wakeup_fd(-1)) == before
+
+
+@pytest.mark.parametrize("call", ["lock", "read"])
+def test_one_that_asks_is_answered_while_the_main_thread_waits(call: str) -> None:
+    reading, writing = os.pipe()
+    lock = threading.Lock()
+    lock.acquire()
+
+    def tell() -> None:
+        os.write(writing, b"x")
+        lock.release()
+
+    try:
+        with as_exceptions(tell):
+            thread = unnoticed(signal.SIGUSR1)
+            thread.start()
+            if call == "lock":
+                assert lock.acquire(timeout=30)
+            assert os.read(reading, 1) == b"x"
+            thread.join()
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def test_one_that_asks_and_is_ignored_is_not_answered() -> None:
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    try:
+        with as_exceptions(lambda: pytest.fail("it was ignored")):
+            signal.raise_signal(signal.SIGUSR1)
+            assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGUSR1, before)

@@ -1,0 +1,139 @@
+"""ps, rate, cancel, and the line that SIGUSR1 asks for: how far it is, for people."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from statepipe.cli.messages import clean, show
+from statepipe.engine.desk import Desk
+from statepipe.errors import StatepipeError, UsageError
+from statepipe.units import format_size, parse_size
+
+if TYPE_CHECKING:
+    from statepipe.commands.jobs import Found
+
+Values = dict[str, Any]
+
+LINE = 4000
+"""Bytes of a status line at most. What fits into a page goes into a pipe that has room at once, and whole."""
+
+CLEAR = "\x1b[H\x1b[J"
+"""The cursor to the top left, and all behind it blank (ECMA-48)."""
+
+
+def run_ps(name: str, values: Values) -> int:
+    """The running statepipes, once or again and again."""
+    from statepipe.commands.jobs import find_jobs
+
+    if values["seconds"] is not None and not values["watch"]:
+        raise UsageError("SECONDS goes with --watch")
+    pause = _seconds(values["seconds"] or "2")
+    jobs = find_jobs()
+    _show(jobs, [], values)
+    while values["watch"]:
+        time.sleep(pause)
+        before, jobs = jobs, find_jobs()
+        _show(jobs, before, values)
+    return 0
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0
+    if not 0.1 <= seconds <= 86400:
+        raise UsageError(f"'{text}' is not a number of seconds", hint="write 0.1 to 86400")
+    return seconds
+
+
+def _show(jobs: Sequence[Found], before: Sequence[Found], values: Values) -> None:
+    if values["json"]:
+        rows = [{"id": job.id, **(job.status or {"error": "does not answer"})} for job in jobs]
+        show(json.dumps(rows, indent=None if values["watch"] else 2))
+    else:
+        top = CLEAR if values["watch"] and sys.stdout.isatty() else ""
+        show(top + table(jobs, before))
+
+
+COLUMNS = ("ID", "VERB", "TIME", "IN", "OUT", "RATE", "WHAT", "STAGES")
+
+
+def table(jobs: Sequence[Found], before: Sequence[Found] = ()) -> str:
+    """One line a job. The rate is that since the look `before`, or since its start."""
+    earlier = {job.id: job.status for job in before}
+    lines = [COLUMNS, *(_row(job, earlier.get(job.id)) for job in jobs)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS) - 1)]
+    return "\n".join("  ".join([*map(str.ljust, line, widths), line[-1]]).rstrip() for line in lines)
+
+
+def _row(job: Found, earlier: dict[str, Any] | None) -> tuple[str, ...]:
+    if (status := job.status) is None:
+        return (job.id, "?", "", "", "", "", "does not answer", "")
+    stages = " ".join(stage["name"] for stage in status["stages"])
+    sizes = (format_size(status["bytes_in"]), format_size(status["bytes_out"]))
+    row = (job.id, status["verb"], _clock(status["seconds"]), *sizes, _rate(status, earlier), status["what"], stages)
+    return tuple(map(clean, row))
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
+def _rate(status: dict[str, Any], earlier: dict[str, Any] | None = None) -> str:
+    then = earlier or {"seconds": 0, "bytes_in": 0}
+    passed = status["seconds"] - then["seconds"]
+    return f"{format_size((status['bytes_in'] - then['bytes_in']) / passed)}/s" if passed > 0 else "-"
+
+
+def run_rate(name: str, values: Values) -> int:
+    """A new rate for a job's throttle."""
+    from statepipe.commands.jobs import set_rate
+
+    set_rate(values["id"], parse_rate(values["rate"]))
+    return 0
+
+
+def parse_rate(text: str) -> int | None:
+    """Bytes a second; None for `unlimited`. Raises UsageError."""
+    if text == "unlimited":
+        return None
+    if not (rate := parse_size(text.removesuffix("/s"))):
+        raise UsageError("a rate of 0 would never end", hint="statepipe cancel ends it")
+    return rate
+
+
+def run_cancel(name: str, values: Values) -> int:
+    """The end of a job."""
+    from statepipe.commands.jobs import cancel
+
+    cancel(values["id"])
+    return 0
+
+
+def tell_status(desk: Desk) -> None:
+    """A line on standard error, if there is room for it at once: nobody's data shall wait for who reads it."""
+    try:
+        line = f"statepipe: {desk.verb}: {status_line(desk.status())}"
+    except StatepipeError:
+        line = f"statepipe: {desk.verb or 'starting'}: no bytes are on their way now"
+    poll = select.poll()
+    poll.register(2, select.POLLOUT)
+    if any(event & select.POLLOUT for _, event in poll.poll(0)):
+        with suppress(OSError):
+            os.write(2, clean(line).encode(errors="backslashreplace")[:LINE] + b"\n")
+
+
+def status_line(status: dict[str, Any]) -> str:
+    """A status in one line."""
+    flow = f"{format_size(status['bytes_in'])} in, {format_size(status['bytes_out'])} out"
+    stages = [f"{each['name']} {format_size(each['in'])} to {format_size(each['out'])}" for each in status["stages"]]
+    return "; ".join([f"{_clock(status['seconds'])}, {flow}, {_rate(status)}", *stages])

@@ -1,0 +1,125 @@
+"""Where a command keeps what it is at, for whoever asks: `statepipe ps`, `rate` and `cancel`, or SIGUSR1.
+
+cli opens the desk with the verb; each pipeline lays itself on it for as long as its bytes flow (`at_work`), and only
+then does the process listen. So a process can be asked exactly while it has something to tell: a `load` that stays as
+QEMU's parent once the guest runs is no job any more, and cannot be cancelled by mistake.
+
+The desk is found through a context variable, as the decimal module finds its precision: between the verb and its
+pipeline stand functions that have nothing to do with it. Where there is no desk, as in a test of a pipeline alone,
+nobody listens. A thread starts without one; whoever runs a pipeline there takes the context along.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Protocol
+
+from statepipe.engine.signals import held
+from statepipe.errors import InterruptedBySignal, StatepipeError
+
+if TYPE_CHECKING:
+    from statepipe.engine.control import Listener
+
+
+class Job(Protocol):
+    """What can be asked of work that goes on. Both may be called from any thread."""
+
+    def status(self) -> dict[str, Any]: ...
+
+    def set_rate(self, rate: int | None) -> None: ...
+
+
+class Desk:
+    """One command: its verb, what it works on, and the job at hand, if there is one.
+
+    `complain` hears why nobody can ask, where that is so.
+    """
+
+    def __init__(self, complain: Callable[[str], None]) -> None:
+        self.verb = self.what = ""
+        self.job: Job | None = None
+        self.cancelled = False
+        self._deaf = False
+        self._complain = complain
+        self._listener: Listener | None = None
+
+    def status(self) -> dict[str, Any]:
+        """The job's status after who does it: `pid`, `verb`, `what`. Raises StatepipeError between two jobs."""
+        return {"pid": os.getpid(), "verb": self.verb, "what": self.what, **self._at_hand().status()}
+
+    def set_rate(self, rate: int | None) -> None:
+        """As the job's. Raises StatepipeError."""
+        self._at_hand().set_rate(rate)
+
+    def cancel(self) -> None:
+        """End this process as SIGTERM would: everything is undone. Raises StatepipeError if it ignores SIGTERM."""
+        self._at_hand()
+        if self._deaf:
+            raise StatepipeError("it was started with SIGTERM ignored", hint=f"kill -INT {os.getpid()}")
+        self.cancelled = True
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def _at_hand(self) -> Job:
+        if (job := self.job) is None:
+            raise StatepipeError("it has just ended")
+        return job
+
+    @contextmanager
+    def open(self, verb: str, what: str) -> Iterator[None]:
+        """Within it, the pipelines of this thread can be asked for. `what`: file names and the like, for people."""
+        self.verb, self.what = verb, what
+        self._deaf = signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+        token = _DESK.set(self)
+        try:
+            yield
+        except InterruptedBySignal as error:
+            if self.cancelled and error.exit_code == 128 + signal.SIGTERM:
+                raise InterruptedBySignal(signal.SIGTERM, "cancelled by statepipe cancel") from error
+            raise
+        finally:
+            _DESK.reset(token)
+            self._clear()
+
+    @contextmanager
+    def lay(self, job: Job) -> Iterator[None]:
+        """Within it, `job` is the one at hand."""
+        try:
+            with held():
+                self._listen()
+                self.job = job
+            yield
+        finally:
+            self._clear()
+
+    def _listen(self) -> None:
+        from statepipe.engine.control import Listener
+
+        if self._listener is None:
+            try:
+                self._listener = Listener(self)
+            except OSError as error:  # no reason to fail: the data do not need it
+                self._complain(f"'statepipe ps' will not show this: {error.strerror or error}")
+
+    def _clear(self) -> None:
+        with held():
+            self.job = None
+            listener, self._listener = self._listener, None
+            if listener is not None:
+                listener.close()
+
+
+_DESK: ContextVar[Desk | None] = ContextVar("desk", default=None)
+
+
+@contextmanager
+def at_work(job: Job) -> Iterator[None]:
+    """Within it, `job` is what this command does, if a command it is."""
+    if (desk := _DESK.get()) is None:
+        yield
+    else:
+        with desk.lay(job):
+            yield

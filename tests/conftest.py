@@ -1,0 +1,22 @@
+"""What every test gets: a runtime folder of its own. What it starts is not seen from outside, nor sees others."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def runtimes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where this session's runtime folders are."""
+    return tmp_path_factory.mktemp("runtimes")
+
+
+@pytest.fixture(autouse=True)
+def runtime(runtimes: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The runtime folder of this test, not made yet."""
+    base = tempfile.mkdtemp(dir=runtimes)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", base)
+    return Path(base) / "statepipe"
