@@ -107,6 +107,11 @@ less. bzip2 is no quicker at its lower levels."""
 
 ZSTD = CODECS[0]
 
+_SKIPPERS = tuple(codec for codec in CODECS if codec.name in ("zstd", "lz4"))
+
+SKIPPED_LIMIT = 64 << 10
+"""Bytes of skippable frames that are held while the codec is not known; our own header takes some hundreds."""
+
 
 def parse_codec(text: str) -> tuple[Codec, int]:
     """The codec and level in `gzip`, `gzip:6`, `zstd:3`, `3`. Raises UsageError."""
@@ -154,7 +159,7 @@ def decompress(checker: Checker | None = None) -> Stage:
     """
 
     def stage(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
-        head, whole = peek(upstream)
+        head, whole = _first_magic(upstream)
         if not head:
             raise TruncatedError("the input is empty", offset=0)
         codec = _find(head)
@@ -164,6 +169,20 @@ def decompress(checker: Checker | None = None) -> Stage:
         yield from codec.decompressor(checker)(whole)
 
     return stage
+
+
+def _first_magic(upstream: Iterator[Buffer]) -> tuple[bytes, Iterator[Buffer]]:
+    """The magic that tells the codec: not that of a skippable frame, which zstd and lz4 have in common, if one of
+    theirs is found within SKIPPED_LIMIT bytes."""
+    first, whole = peek(upstream)
+    head, skipped = first, 0
+    while head in SKIPPABLE_MAGICS and skipped < SKIPPED_LIMIT:
+        sized, whole = peek(whole, skipped + 8)
+        skipped += 8 + int.from_bytes(sized[skipped + 4 :], "little")
+        if skipped < SKIPPED_LIMIT:
+            taken, whole = peek(whole, skipped + 4)
+            head = taken[skipped:]
+    return head if _find(head) in _SKIPPERS else first, whole
 
 
 def peek(upstream: Iterator[Buffer], size: int = 4) -> tuple[bytes, Iterator[Buffer]]:

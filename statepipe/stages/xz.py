@@ -1,7 +1,8 @@
 """xz, both ways: a stream for each block, which every xz reads as one.
 
 Reading, streams that were joined so are decoded on all cores; one stream of many blocks, as `xz -T2` writes it, by
-one core: what tells where its blocks are stands at its end.
+one core, at 58 MB/s where `xz -T2 -d` has 133. Its blocks say how long they are, but at xz's default level they hold
+24 MiB each: the six in flight and what they came from would take 200 MB of memory, and less than that is not parallel.
 """
 
 from __future__ import annotations

@@ -243,7 +243,8 @@ def loaded(*line: str, data: bytes = b"") -> set[str]:
     return set(done.stderr.decode().splitlines()[-1].split())
 
 
-CHEAP = [["compress"], ["pipe", "compress", "decompress"], ["--version"], ["--help"], ["save", "FILE"]]
+CODECS = [["compress", codec] for codec in ("gzip", "bzip2", "xz", "lz4")]
+CHEAP = [["compress"], *CODECS, ["pipe", "compress", "decompress"], ["--version"], ["--help"], ["save", "FILE"]]
 
 
 @pytest.mark.parametrize("line", CHEAP, ids=" ".join)
@@ -251,6 +252,14 @@ def test_a_start_loads_nothing_heavy(line: list[str], tmp_path: Path) -> None:
     line = [str(tmp_path / "f") if word == "FILE" else word for word in line]
     allowed = {"subprocess"} if line[0] == "save" else set()
     assert not loaded(*line, data=STREAM) & HEAVY - allowed
+
+
+def test_a_codec_does_not_load_the_others() -> None:
+    """bz2 and lzma are not asked for: shutil brings them."""
+    native = {"zstandard", "deflate", "isal", "lz4", "xxhash"}
+    own = {"zstd": {"zstandard"}, "gzip": {"deflate", "isal"}, "xz": set(), "lz4": {"lz4", "xxhash"}}
+    for codec, libraries in own.items():
+        assert loaded("compress", codec) & native == libraries
 
 
 def test_help_needs_no_parser() -> None:
