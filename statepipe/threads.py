@@ -56,7 +56,7 @@ def ahead(upstream: Iterator[T], depth: int) -> Generator[T, None, None]:
 
     thread = threading.Thread(target=pull, name="ahead", daemon=True)
     try:
-        _start(thread)
+        start(thread)
         while (item := items.get()) is not _END:
             if isinstance(item, _Failure):
                 raise item.error
@@ -69,7 +69,7 @@ def ahead(upstream: Iterator[T], depth: int) -> Generator[T, None, None]:
         _join(thread)
 
 
-def _start(thread: threading.Thread) -> None:
+def start(thread: threading.Thread) -> None:
     """Start a thread that gets none of the signals that end us: they are for the main thread, which can act on them.
 
     Nor does one come between the start and its outcome.
@@ -117,7 +117,7 @@ class _Pool(Generic[T, R]):
 
     def start(self) -> None:
         for thread in self._threads:
-            _start(thread)
+            start(thread)
 
     def submit(self, item: T) -> _Slot[R]:
         slot: _Slot[R] = _Slot()

@@ -28,6 +28,8 @@ _FORCE = Param("--force", "load although a disk has changed since the save")
 _JSON = Param("--json", "print JSON")
 _ID = Param("id", "which one: the ID that ps shows", "ID")
 _QMP = Param("--qmp", "drive the QEMU whose monitor listens on the unix socket SOCKET", "SOCKET")
+_INSECURE = Param("--insecure", "allow plain TCP beyond this host: anyone on the way can read and change it")
+_TIMEOUT = Param("--timeout", "give up when the peer is silent for so many seconds; the default is never", "SECONDS")
 
 COMMANDS = (
     Verb(
@@ -96,6 +98,31 @@ COMMANDS = (
         "end a running statepipe, as SIGTERM would, and wait until everything is undone",
         (_ID,),
         "statepipe.cli.jobs:run_cancel",
+    ),
+    Verb(
+        "send",
+        "send standard input to ADDRESS, and end as the receiver does",
+        (
+            Param("words", "stages on the way: compress:zstd:3, checksum, progress", "WORD", many="any"),
+            Param("address", "tcp://HOST:PORT or unix:///PATH", "ADDRESS"),
+            _INSECURE,
+            _TIMEOUT,
+            Param("--retry", "where nobody listens yet, try again for so many seconds", "SECONDS"),
+            Param("--bind", "connect from this address of ours", "HOST"),
+        ),
+        "statepipe.cli.network:run_send",
+    ),
+    Verb(
+        "recv",
+        "receive one stream at ADDRESS, to standard output or into a file",
+        (
+            Param("address", "tcp://HOST:PORT, tcp://:PORT or unix:///PATH", "ADDRESS"),
+            Param("words", "stages on the way: decompress, checksum, progress", "WORD", many="any"),
+            Param("--output", "a file, which exists only once the stream is there whole", "FILE", short="-o"),
+            _INSECURE,
+            _TIMEOUT,
+        ),
+        "statepipe.cli.network:run_recv",
     ),
     Verb(
         "pki",

@@ -94,6 +94,11 @@ class FdSource:
             except BlockingIOError:  # another reader of a non-blocking descriptor was quicker
                 continue
 
+    def wait(self) -> None:
+        """Until there is something to read, or the end, for a caller who moves it by other means. Raises Cancelled."""
+        if any(fd == self._wake for fd, _ in self._poll.poll()):
+            raise Cancelled
+
     def is_quiet(self) -> bool:
         """Nothing to read at this moment, and not the end either."""
         return not any(fd == self.fd for fd, _ in self._poll.poll(0))

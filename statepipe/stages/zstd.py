@@ -146,14 +146,15 @@ def _checked(decoded: Iterator[_Decoded], checker: Checker) -> Iterator[Buffer]:
             checker.large(piece.offset)
             yield large.feed(piece)
         elif isinstance(piece, Skippable):
-            _check_skippable(piece, checker)
+            check_skippable(piece, checker)
         elif piece is None:
             yield FLUSH
         else:
             checker.close(piece)
 
 
-def _check_skippable(piece: Skippable, checker: Checker) -> None:
+def check_skippable(piece: Skippable, checker: Checker) -> None:
+    """Tell the checker of a frame that holds no data. Raises what it raises."""
     frame = skippable(piece.magic, piece.data)
     if piece.magic == SEEK_TABLE_MAGIC:
         checker.seek_table(frame, piece.offset)

@@ -1,0 +1,68 @@
+"""The verbs send and recv: from parsed values to commands/plain.py."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from statepipe.cli.filters import build_words
+from statepipe.cli.messages import say, warn
+from statepipe.errors import UsageError
+
+if TYPE_CHECKING:
+    from statepipe.commands.plain import Plan
+
+Values = dict[str, Any]
+
+
+def run_send(name: str, values: Values) -> int:
+    """Standard input to an address."""
+    if os.isatty(0):
+        raise UsageError("standard input is a terminal, not a stream", hint="use < FILE, or a pipe")
+    from statepipe.commands.plain import send
+
+    _doubt(name, send(_plan(values)))
+    return 0
+
+
+def run_recv(name: str, values: Values) -> int:
+    """From an address to standard output, or into a file."""
+    from statepipe.commands.plain import recv_to_file, recv_to_stdout
+
+    def tell(text: str) -> None:
+        say(f"statepipe: recv: {text}")
+
+    if values["output"] is not None:
+        _doubt(name, recv_to_file(_plan(values), values["output"], tell))
+    elif os.isatty(1):
+        raise UsageError("standard output is a terminal", hint="use > FILE, a pipe, or --output FILE")
+    else:
+        _doubt(name, recv_to_stdout(_plan(values), tell))
+    return 0
+
+
+def _doubt(name: str, proved: bool) -> None:
+    if not proved:
+        warn(name, "plain connections do not prove that a stream is whole, and this one does not do so itself")
+
+
+def _plan(values: Values) -> Plan:
+    from statepipe.commands.plain import Plan
+    from statepipe.ends.address import parse_address
+    from statepipe.ends.net import Patience
+
+    silence = _seconds(values["timeout"]) if values["timeout"] else None
+    patience = Patience(silence, _seconds(values.get("retry") or "0"))
+    words = build_words(values["words"])
+    return Plan(parse_address(values["address"]), words, patience, values["insecure"], values.get("bind"))
+
+
+def _seconds(text: str) -> float:
+    """Raises UsageError."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1
+    if not 0 <= seconds <= 1e6:
+        raise UsageError(f"'{text}' is not a number of seconds")
+    return seconds

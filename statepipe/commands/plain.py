@@ -1,0 +1,238 @@
+"""send and recv over a plain connection: what nc does, with a verdict.
+
+The sender half-closes and waits for the receiver's close, which comes only once the bytes are where they belong (for
+a file: on the disk and under its name); any failure is a reset, on both sides. A stream that can prove itself is
+followed by both (stages/prove.py). One that cannot, and that no stage changes, never enters this process.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from statepipe.ends.address import UNIX, Address
+from statepipe.ends.dial import accepted, connected, listening, port_of
+from statepipe.ends.fd import FdSink, FdSource, failure, write_all
+from statepipe.ends.file import FileSink
+from statepipe.ends.net import Patience, SocketSink, SocketSource, is_network, reset
+from statepipe.ends.relay import Backflow, can_relay, relay
+from statepipe.engine.desk import at_work
+from statepipe.engine.pipeline import NamedStage, Pipeline
+from statepipe.engine.signals import held
+from statepipe.errors import InterruptedBySignal, PeerError, StatepipeError
+from statepipe.formats.returnpath import shut
+from statepipe.stage import Buffer, Cancelled, Stage
+from statepipe.stages.prove import Proof, is_undecided, prove, proves_itself
+
+IDLE = 1000
+"""Milliseconds of silence after which a sending QEMU gets a sign of life (stages/watch.py)."""
+
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Where, through which stages, how patiently, and from which address of ours (`bind`, for send)."""
+
+    address: Address
+    words: Sequence[NamedStage]
+    patience: Patience
+    insecure: bool = False
+    bind: str | None = None
+
+
+class Looked:
+    """A source whose first bytes have been looked at, and still come."""
+
+    def __init__(self, source: FdSource) -> None:
+        self.source = source
+        self.taken: list[Buffer] = []
+        while is_undecided(self.head) and (buffer := next(source, None)) is not None:
+            self.taken.append(buffer)
+        self.bytes = source.bytes
+
+    @property
+    def head(self) -> bytes:
+        """What has been looked at and not been taken since."""
+        return b"".join(self.taken)
+
+    def __iter__(self) -> Iterator[Buffer]:
+        return self
+
+    def __next__(self) -> Buffer:
+        buffer = self.taken.pop(0) if self.taken else next(self.source)
+        self.bytes = self.source.bytes
+        return buffer
+
+    def cancel(self) -> None:
+        """As the source's own."""
+        self.source.cancel()
+
+
+# --- send
+
+
+def send(plan: Plan) -> bool:
+    """Send standard input; whether it proved itself whole. Raises StatepipeError.
+
+    What the receiver sends back goes to standard output, unless that is a terminal: it is QEMU's return path, where
+    we are its exec: filter.
+    """
+    name, proof = str(plan.address), Proof()
+    with (
+        FdSource(0, "standard input") as source,
+        connected(plan.address, plan.patience, plan.bind, insecure=plan.insecure) as connection,
+        SocketSource(connection, name, Patience()) as returning,
+    ):
+        back = Backflow(returning, _to_stdout, source.cancel)
+        back.start()
+        try:
+            sink = SocketSink(connection, name, plan.patience, lambda: back.wait(plan.patience.silence))
+            with sink:
+                _carry(source, [("stream", prove(proof))], plan.words, sink)
+                sink.commit()
+        except Cancelled:
+            back.wait(None)  # raises what broke it
+            raise
+        finally:
+            back.stop()
+    return proof.holds
+
+
+def _to_stdout(buffer: Buffer) -> None:
+    if not os.isatty(1):
+        write_all(1, buffer)
+
+
+def _carry(
+    source: FdSource, followers: Sequence[NamedStage], words: Sequence[NamedStage], sink: SocketSink | FdSink
+) -> None:
+    """From the source to the sink; through the kernel alone where there is nothing to follow and nothing to do."""
+    looked = Looked(source)
+    if words or proves_itself(looked.head) or not can_relay(source.fd, sink.fd):
+        Pipeline(looked, [*followers, *words], sink).pour()
+        return
+    while looked.taken:
+        sink.write(next(looked))
+
+    def moved(count: int) -> None:
+        looked.bytes = source.bytes = source.bytes + count
+        sink.bytes += count
+
+    try:
+        with at_work(Pipeline(looked, [], sink)):  # which it is, but for who moves the bytes
+            relay(source, sink.fd, moved)
+    except OSError as error:
+        raise _explain(error, source, sink) from error
+
+
+def _explain(error: OSError, source: FdSource, sink: SocketSink | FdSink) -> StatepipeError:
+    """Whose error it was: a relay has one system call for both ends."""
+    if isinstance(sink, FdSink):
+        if isinstance(error, BrokenPipeError):
+            return InterruptedBySignal(signal.SIGPIPE)
+        if isinstance(source, SocketSource) and is_network(error):
+            return source.lost(error)
+        return failure(f"write {sink.name}", error)
+    ours = is_network(error) or isinstance(error, BrokenPipeError)
+    return sink.lost(error) if ours else failure(f"read {source.name}", error)
+
+
+# --- recv
+
+
+def recv_to_file(plan: Plan, path: str, say: Say) -> bool:
+    """Receive one stream into a file that exists only once it is there whole; whether it proved itself so.
+
+    A QEMU that sends it is answered as by save: its migration completes only if the file does. Raises StatepipeError.
+    """
+    proof = Proof()
+    with FileSink(path) as sink, _visited(plan, say, IDLE) as (connection, source):
+
+        def answer(message: bytes) -> bool:
+            return _answer(connection, message)
+
+        try:
+            Pipeline(source, [("stream", prove(proof, answer)), *plan.words], sink).pour()
+            sink.sync()
+            with held():
+                sink.commit()
+                told = not proof.return_path or answer(shut(0))
+        except BaseException:
+            if proof.return_path:
+                answer(shut(1))
+            raise
+    if not told:
+        hint = f"{path} holds the whole state; if QEMU still runs the guest, remove the file"
+        raise PeerError("QEMU went away before it could be told that its state is here", hint=hint)
+    return proof.holds
+
+
+def _answer(connection: socket.socket, message: bytes) -> bool:
+    try:
+        connection.sendall(message)
+    except OSError:
+        return False
+    return True
+
+
+def recv_to_stdout(plan: Plan, say: Say) -> bool:
+    """Receive one stream to standard output; whether it proved itself whole. Raises StatepipeError.
+
+    A QEMU that sends it and waits for answers gets those that come on standard input: from another QEMU, whose
+    exec: filter we are.
+    """
+    proof = Proof()
+    with _visited(plan, say) as (connection, source), FdSource(0, "standard input") as stdin:
+        back = Backflow(stdin, connection.sendall)
+        followers = [("stream", prove(proof)), ("return path", _answered(proof, back))]
+        try:
+            _carry(source, followers, plan.words, FdSink(1, "standard output"))
+        finally:
+            back.stop()
+    return proof.holds
+
+
+def _answered(proof: Proof, back: Backflow) -> Stage:
+    """A stage that begins to carry answers back once they are waited for."""
+
+    def stage(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
+        begun = False
+        for buffer in upstream:
+            if proof.return_path and not begun:
+                _begin(back)
+                begun = True
+            yield buffer
+
+    return stage
+
+
+def _begin(back: Backflow) -> None:
+    mode = os.fstat(0).st_mode
+    if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
+        raise StatepipeError(
+            "QEMU waits for answers, and standard output cannot tell what became of its stream",
+            hint="receive into a file, with --output FILE, or turn the capability return-path off",
+        )
+    back.start()
+
+
+@contextmanager
+def _visited(plan: Plan, say: Say, idle: int | None = None) -> Iterator[tuple[socket.socket, SocketSource]]:
+    """The first connection at the plan's address. Any failure ends it with a reset."""
+    with listening(plan.address, insecure=plan.insecure) as listener:
+        if plan.address.scheme != UNIX and not plan.address.port:
+            say(f"listening at port {port_of(listener)}")
+        with accepted(listener, plan.patience) as connection:
+            listener.close()
+            try:
+                with SocketSource(connection, "the sender", plan.patience, idle) as source:
+                    yield connection, source
+            except BaseException:
+                reset(connection)
+                raise

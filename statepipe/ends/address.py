@@ -1,0 +1,54 @@
+"""Addresses: where another host, or another process, is met.
+
+tcp://HOST:PORT  tcp://[2001:db8::7]:PORT  tcp://:PORT  unix:///PATH
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from statepipe.errors import UsageError
+
+TCP, UNIX = "tcp", "unix"
+
+PATH_LIMIT = 107
+"""Bytes in a unix socket's path: sockaddr_un has 108 with the NUL."""
+
+_HINT = "write tcp://HOST:PORT, tcp://[::1]:PORT, tcp://:PORT or unix:///PATH"
+_HOST_PORT = re.compile(r"(?:\[([0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|([^\[\]:/@?#\s]*)):([0-9]{1,5})")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A place to meet. `host` is empty for all of this host's addresses; `path` is for a unix socket."""
+
+    scheme: str
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+    def __str__(self) -> str:
+        if self.scheme == UNIX:
+            return f"unix://{self.path}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}:{self.port}"
+
+
+def parse_address(text: str) -> Address:
+    """An address as people write it. Raises UsageError."""
+    scheme, separator, rest = text.partition("://")
+    if separator and scheme == UNIX:
+        return _unix(text, rest)
+    if not separator or scheme != TCP:
+        raise UsageError(f"'{text}' is no address that is known here", hint=_HINT)
+    found = _HOST_PORT.fullmatch(rest)
+    if found is None or int(found[3]) > 65535:
+        raise UsageError(f"'{text}' is not a host and a port", hint=_HINT)
+    return Address(scheme, found[1] or found[2], int(found[3]))
+
+
+def _unix(text: str, path: str) -> Address:
+    if not path.startswith("/") or "\0" in path or len(path.encode(errors="surrogateescape")) > PATH_LIMIT:
+        raise UsageError(f"'{text}' is not an absolute path of at most {PATH_LIMIT} bytes", hint=_HINT)
+    return Address(UNIX, path=path)

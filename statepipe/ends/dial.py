@@ -1,0 +1,170 @@
+"""How two ends meet: connect to an address, or listen at one. What plain TCP may not carry is refused here."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+import socket
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from statepipe.ends.address import UNIX, Address
+from statepipe.ends.net import Patience, tune
+from statepipe.errors import PeerError, UsageError
+
+CONNECT_TIMEOUT = 20.0
+"""Seconds to wait for one address to answer: the kernel's own SYN retries take two minutes."""
+
+RETRY_PAUSE = 0.25
+"""Seconds between attempts, where the first found nobody: a receiver that is being started by hand."""
+
+BACKLOG = 16
+
+
+@contextmanager
+def connected(address: Address, patience: Patience, bind: str | None, *, insecure: bool) -> Iterator[socket.socket]:
+    """A connection to `address`, closed on leaving. Raises PeerError, UsageError where it would need `insecure`."""
+    targets = _targets(address, passive=False)
+    _refuse_open_country(address, targets, insecure=insecure)
+    deadline = time.monotonic() + patience.retry
+    while (connection := _try_each(address, targets, patience, bind, time.monotonic() >= deadline)) is None:
+        time.sleep(RETRY_PAUSE)
+    with connection:
+        tune(connection, patience)
+        yield connection
+
+
+Target = tuple[socket.AddressFamily, str | tuple[str, int] | tuple[str, int, int, int]]
+
+
+def _targets(address: Address, *, passive: bool) -> list[Target]:
+    """What the address's name stands for. An empty host is every address of ours, or, to connect to, the loopback."""
+    if address.scheme == UNIX:
+        return [(socket.AF_UNIX, address.path)]
+    flags = socket.AI_PASSIVE if passive else 0
+    try:
+        found = socket.getaddrinfo(address.host or None, address.port, type=socket.SOCK_STREAM, flags=flags)
+    except (socket.gaierror, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no host's name"
+        raise PeerError(f"cannot find {address}: {reason}", hint="look at the host's name") from error
+    return [(family, where) for family, _, _, _, where in found]  # type: ignore[misc]
+
+
+def _refuse_open_country(address: Address, targets: list[Target], *, insecure: bool) -> None:
+    """A guest's memory in the clear is for the loopback alone, unless that is said outright."""
+    if insecure or address.scheme == UNIX:
+        return
+    if not all(ipaddress.ip_address(str(where[0]).partition("%")[0]).is_loopback for _, where in targets):
+        raise UsageError(
+            f"{address} is not this host alone, and plain TCP neither hides nor authenticates what it carries",
+            hint="use 127.0.0.1 or [::1] (through ssh -L, say), or add --insecure if everyone there may read it",
+        )
+
+
+def _try_each(
+    address: Address, targets: list[Target], patience: Patience, bind: str | None, last: bool
+) -> socket.socket | None:
+    """A connection to the first that answers; None if none does and it is not the last attempt."""
+    failure: OSError | None = None
+    for family, where in targets:
+        try:
+            return _connect(family, where, patience, bind)
+        except OSError as error:
+            failure = error
+    if not last and isinstance(failure, ConnectionRefusedError | TimeoutError | FileNotFoundError):
+        return None
+    assert failure is not None
+    reason = os.strerror(failure.errno) if failure.errno else "it did not answer in time"
+    hint = "is it listening there? --retry SECONDS waits for it"
+    raise PeerError(f"cannot connect to {address}: {reason}", hint=hint) from failure
+
+
+def _connect(family: socket.AddressFamily, where: object, patience: Patience, bind: str | None) -> socket.socket:
+    connection = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        if bind is not None and family != socket.AF_UNIX:
+            connection.bind((bind, 0))
+        connection.settimeout(min(CONNECT_TIMEOUT, patience.silence or CONNECT_TIMEOUT))
+        connection.connect(where)  # type: ignore[arg-type]  # as getaddrinfo gave it
+        connection.settimeout(None)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+@contextmanager
+def listening(address: Address, *, insecure: bool) -> Iterator[socket.socket]:
+    """A listening socket at `address`; an empty host means every address, IPv4 and IPv6. Raises as `connected`."""
+    targets = _targets(address, passive=True)
+    _refuse_open_country(address, targets, insecure=insecure)
+    try:
+        listener = _listen_unix(address.path) if address.scheme == UNIX else _listen_tcp(address, targets)
+    except OSError as error:
+        hint = "another process has it; look with: ss -ltnp" if error.errno == errno.EADDRINUSE else None
+        raise PeerError(f"cannot listen at {address}: {os.strerror(error.errno or 0)}", hint=hint) from error
+    try:
+        with listener:
+            yield listener
+    finally:
+        if address.scheme == UNIX:
+            with suppress(FileNotFoundError):
+                os.unlink(address.path)
+
+
+def _listen_tcp(address: Address, targets: list[Target]) -> socket.socket:
+    if not address.host and socket.has_dualstack_ipv6():
+        where = ("::", address.port)
+        return socket.create_server(where, family=socket.AF_INET6, backlog=BACKLOG, dualstack_ipv6=True)
+    family, found = targets[0]
+    return socket.create_server(found, family=family, backlog=BACKLOG)
+
+
+def _listen_unix(path: str) -> socket.socket:
+    """For its owner alone. A socket that nobody listens on any more gives way."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        os.fchmod(listener.fileno(), 0o600)  # before it has a name: the name takes this mode
+        if _is_left_over(path):
+            os.unlink(path)
+        listener.bind(path)
+        listener.listen(BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _is_left_over(path: str) -> bool:
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            return False
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.connect(path)
+    except ConnectionRefusedError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False
+
+
+@contextmanager
+def accepted(listener: socket.socket, patience: Patience) -> Iterator[socket.socket]:
+    """The first connection that comes, closed on leaving. Raises PeerError when none comes in time."""
+    listener.settimeout(patience.silence)
+    try:
+        connection, _ = listener.accept()
+    except TimeoutError as error:
+        raise PeerError(f"nobody came within {patience.silence:g} s") from error
+    with connection:
+        tune(connection, patience)
+        yield connection
+
+
+def port_of(listener: socket.socket) -> int:
+    """The port that a listener got where 0 was asked for; 0 for a unix socket."""
+    where = listener.getsockname()
+    return int(where[1]) if isinstance(where, tuple) else 0

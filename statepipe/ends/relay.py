@@ -1,0 +1,115 @@
+"""Bytes that nothing is done to: moved inside the kernel, and what flows the other way meanwhile.
+
+Where one side is a pipe, splice hands its pages on without copying them; from a file to a socket sendfile does.
+Everything else is read and written through one buffer. Which it was, the caller cannot tell but by the CPU.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+from collections.abc import Callable
+
+from statepipe.ends.fd import READ_SIZE, FdSource, enlarge_pipe, write_all
+from statepipe.stage import Buffer, Cancelled
+from statepipe.threads import start
+
+PIECE = 1 << 20
+"""Bytes asked for in one call: what an enlarged pipe holds."""
+
+Moved = Callable[[int], object]
+"""Told how many bytes each step moved."""
+
+
+def can_relay(*fds: int) -> bool:
+    """Whether the descriptors wait by themselves: one that does not block is shared with a program that needs it so."""
+    return all(map(os.get_blocking, fds))
+
+
+def relay(source: FdSource, sink: int, moved: Moved) -> None:
+    """Move every byte from the source to a descriptor. Raises OSError of either, and what the source's wait raises."""
+    move = _mover(source.fd, sink)
+    try:
+        _move(source, move, moved)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EPERM):  # a file that knows no such shortcut
+            raise
+        _move(source, lambda: _copy(source.fd, sink), moved)
+
+
+def _move(source: FdSource, move: Callable[[], int], moved: Moved) -> None:
+    source.wait()
+    while count := move():
+        moved(count)
+        source.wait()
+
+
+def _mover(source: int, sink: int) -> Callable[[], int]:
+    modes = [os.fstat(fd).st_mode for fd in (source, sink)]
+    if any(map(stat.S_ISFIFO, modes)):
+        enlarge_pipe(source)
+        enlarge_pipe(sink)
+        return lambda: os.splice(source, sink, PIECE)
+    if stat.S_ISREG(modes[0]) and stat.S_ISSOCK(modes[1]):
+        return lambda: os.sendfile(sink, source, None, PIECE)  # from where it stands
+    return lambda: _copy(source, sink)
+
+
+def _copy(source: int, sink: int) -> int:
+    return write_all(sink, os.read(source, READ_SIZE))
+
+
+class Backflow:
+    """A thread that carries what comes back on a connection while the stream goes the other way.
+
+    `write` takes each buffer; once it fails the rest is read and dropped: the stream itself must not stand still.
+    When the connection breaks, `broken` is called: the stream's own source may be silent for long yet.
+    """
+
+    def __init__(
+        self, source: FdSource, write: Callable[[Buffer], object], broken: Callable[[], object] = lambda: None
+    ) -> None:
+        self._source, self._broken = source, broken
+        self._write: Callable[[Buffer], object] | None = write
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._carry, name="backflow", daemon=True)
+
+    def start(self) -> None:
+        """Begin; once."""
+        start(self._thread)
+
+    def _carry(self) -> None:
+        try:
+            for buffer in self._source:
+                self._hand_on(buffer)
+        except Cancelled:
+            return
+        except BaseException as error:  # raised again by wait(), in the consumer's thread
+            self._error = error
+            self._broken()
+
+    def _hand_on(self, buffer: Buffer) -> None:
+        try:
+            if self._write is not None:
+                self._write(buffer)
+        except OSError:
+            self._write = None
+
+    def wait(self, silence: float | None) -> None:
+        """Until the other side has ended. Raises what reading it raised; TimeoutError after seconds of silence."""
+        before = -1
+        while self._thread.is_alive():
+            if self._source.bytes == before:
+                raise TimeoutError
+            before = self._source.bytes
+            self._thread.join(silence)
+        if self._error is not None:
+            raise self._error
+
+    def stop(self) -> None:
+        """End it, wherever it is."""
+        if self._thread.ident is not None:
+            self._source.cancel()
+            self._thread.join()
