@@ -6,6 +6,7 @@ for that.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain as concatenate
@@ -113,17 +114,20 @@ SKIPPED_LIMIT = 64 << 10
 """Bytes of skippable frames that are held while the codec is not known; our own header takes some hundreds."""
 
 
+_LEVEL = re.compile("-?[0-9]{1,3}")
+
+
 def parse_codec(text: str) -> tuple[Codec, int]:
     """The codec and level in `gzip`, `gzip:6`, `zstd:3`, `3`. Raises UsageError."""
     name, _, level = text.partition(":")
-    if not level and name.lstrip("-").isdigit():
+    if not level and _LEVEL.fullmatch(name):
         name, level = ZSTD.name, name
     codec = next((codec for codec in CODECS if codec.name == name), None)
     if codec is None:
         raise UsageError(f"unknown codec '{name}'", hint=f"codecs are {_names()}, as in gzip:6")
     if not level:
         return codec, codec.level
-    if not level.lstrip("-").isdigit() or int(level) not in codec.levels:
+    if not _LEVEL.fullmatch(level) or int(level) not in codec.levels:
         levels = f"levels are {codec.levels[0]} to {codec.levels[-1]}"
         raise UsageError(f"{codec.name} has no level '{level}'", hint=levels)
     return codec, int(level)
@@ -188,6 +192,8 @@ def _first_magic(upstream: Iterator[Buffer]) -> tuple[bytes, Iterator[Buffer]]:
 def peek(upstream: Iterator[Buffer], size: int = 4) -> tuple[bytes, Iterator[Buffer]]:
     """The first `size` bytes (fewer if there are no more), and an iterator that still gives all of them."""
     taken: list[Buffer] = []
-    while sum(map(len, taken)) < size and (buffer := next(upstream, None)) is not None:
+    count = 0
+    while count < size and (buffer := next(upstream, None)) is not None:
         taken.append(buffer)
+        count += len(buffer)
     return b"".join(taken)[:size], Over(upstream, concatenate(taken, upstream))

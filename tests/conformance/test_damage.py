@@ -10,6 +10,8 @@ import lzma
 import lz4.frame
 import pytest
 import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from statepipe.errors import IntegrityError, TruncatedError
 from statepipe.stage import Stage, chain, close
@@ -91,6 +93,30 @@ def test_every_flip_is_found(name: str) -> None:
         else:
             assert error.offset is not None and 0 <= error.offset <= len(packed), at
             assert SHORT.startswith(out), at
+
+
+DAMAGE = {
+    "zeros": lambda data, a, b: data[:a] + bytes(b - a) + data[b:],
+    "lost": lambda data, a, b: data[:a] + data[b:],
+    "repeated": lambda data, a, b: data[:b] + data[a:b] + data[b:],
+    "turned round": lambda data, a, b: data[:a] + data[a:b][::-1] + data[b:],
+    "moved to the end": lambda data, a, b: data[:a] + data[b:] + data[a:b],
+}
+
+
+@every_format
+@settings(deadline=None, max_examples=60)
+@given(damage=st.sampled_from(sorted(DAMAGE)), edges=st.lists(st.integers(0, 2000), min_size=2, max_size=2))
+def test_any_damage_is_found_or_is_none(name: str, damage: str, edges: list[int]) -> None:
+    packed = FORMATS[name](DATA)
+    first, last = sorted(min(edge, len(packed)) for edge in edges)
+    damaged = DAMAGE[damage](packed, first, last)
+    out, error = attempt(build("decompress", b""), damaged)
+    if error is None:
+        assert out == DATA or (damaged == packed * 2 and out == DATA * 2)
+    else:
+        assert error.offset is not None and 0 <= error.offset <= len(damaged)
+        assert (DATA * 2).startswith(out)
 
 
 @every_format

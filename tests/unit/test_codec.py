@@ -38,9 +38,11 @@ def test_a_codec_and_its_level(text: str) -> None:
     assert (codec.name, level) == SAID[text]
 
 
-@pytest.mark.parametrize(
-    "text", ["", ":3", "lzma", "GZIP", "gzip:0", "gzip:x", "gzip:1:1", "bzip2:0", "xz:10", "lz4:-1", "23"]
-)
+NONE = ("", ":3", "lzma", "GZIP", "gzip:0", "gzip:x", "gzip:1:1", "bzip2:0", "xz:10", "lz4:-1", "23")
+NO_NUMBERS = ("--3", "zstd:--3", "zstd:²", "zstd:1000000", "zstd:1.5", "zstd: 3")
+
+
+@pytest.mark.parametrize("text", (*NONE, *NO_NUMBERS))
 def test_what_is_none(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_codec(text)
