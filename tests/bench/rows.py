@@ -7,54 +7,18 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 
-from tests.bench.data import ROOT, STATEPIPE, Inputs
+from tests.bench.data import ROOT, Inputs
+from tests.bench.encryption import decrypt, encrypt, sealed
 from tests.bench.measure import Broken, Job, Series, interleave, spread
+from tests.bench.pairs import ZSTD, Bench, pair, statepipe
 from tests.bench.table import Row
-
-ZSTD = ("zstd", "-q", "-T0", "-1", "-c")
 
 START_RUNS = 15
 """Starts are short and cheap, and noisy."""
-
-
-@dataclass(frozen=True, slots=True)
-class Bench:
-    """What every row needs."""
-
-    inputs: Inputs
-    rounds: int
-
-
-def statepipe(*words: str) -> tuple[str, ...]:
-    """A command line of ours."""
-    return (*STATEPIPE, *words)
-
-
-def speed(series: Series) -> str:
-    """`812 MB/s ±4% cpu 1.20`"""
-    return f"{series.rate / 1e6:.0f} MB/s ±{series.spread:.0%} cpu {series.cpu_per_gb:.2f}"
-
-
-def pair(bench: Bench, what: str, ours: Job, peer: Job, target: float | None = None) -> Row:
-    """Two jobs in turns, and how many times as fast ours is."""
-    if shutil.which(peer.command[0]) is None:
-        (mine,) = interleave([ours], bench.rounds)
-        return Row(what, speed(mine), f"{peer.command[0]} is not installed", runs={"ours": asdict(mine)})
-    mine, theirs = interleave([ours, peer], bench.rounds)
-    ratio = mine.rate / theirs.rate
-    return Row(
-        what,
-        speed(mine),
-        f"{peer.name}: {speed(theirs)}",
-        ratio,
-        "" if target is None else f">= {target:g}",
-        None if target is None else ratio >= target,
-        {"ours": asdict(mine), "peer": asdict(theirs)},
-    )
 
 
 def compress(bench: Bench) -> list[Row]:
@@ -249,6 +213,9 @@ ROWS: dict[str, Callable[[Bench], list[Row]]] = {
     "gzip": gzip,
     "lz4": lz4,
     "slow": slow,
+    "encrypt": encrypt,
+    "decrypt": decrypt,
+    "sealed": sealed,
     "save": save,
     "start": start,
     "memory": memory,
