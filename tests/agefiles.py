@@ -67,6 +67,18 @@ def opened(data: bytes) -> bytes:
     return _open_chunks(payload[16:], ChaCha20Poly1305(_hkdf(file_key, payload[:16], b"payload")))
 
 
+def armored(data: bytes) -> bytes:
+    """As text, without the newline at the end, which need not be there."""
+    lines = [base64.b64encode(data[at : at + 48]) + b"\n" for at in range(0, len(data), 48)]
+    return b"".join([b"-----BEGIN AGE ENCRYPTED FILE-----\n", *lines, b"-----END AGE ENCRYPTED FILE-----"])
+
+
+def dearmored(text: bytes) -> bytes:
+    """Out of text, as far as it goes."""
+    letters = b"".join(line for line in text.splitlines() if not line.startswith(b"-"))
+    return base64.b64decode(letters[: len(letters) // 4 * 4], validate=True)
+
+
 def _open_chunks(payload: bytes, cipher: ChaCha20Poly1305) -> bytes:
     plain = b""
     for number, at in enumerate(range(0, len(payload), _CHUNK + 16)):

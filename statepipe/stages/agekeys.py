@@ -48,15 +48,16 @@ def recipients(values: Values, context: Context) -> list[Recipient]:
 
 
 def identities(values: Values, context: Context) -> list[Identity]:
-    """What `decrypt` is to decrypt with. Raises UsageError, NoKeyError, and StatepipeError for files."""
+    """What `decrypt` is to decrypt with: with nothing, the header is read and tells what it would take.
+
+    Raises UsageError, NoKeyError, and StatepipeError for files.
+    """
     found = [identity for path in values["identity"] for identity in read_identities(path, context)]
     passphrase = _passphrase(values, context)
     if values["passphrase"]:
         passphrase = _typed(context, "passphrase")
     if passphrase is not None:
         found.append(_by_passphrase(passphrase))
-    if not found:
-        raise UsageError("decrypt needs an identity", hint="give -i FILE, or -p for a passphrase")
     return found
 
 

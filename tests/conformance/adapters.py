@@ -107,6 +107,17 @@ ADAPTERS = {
     "decompress:lz4": Adapter(feed=joined(lz4.frame.compress)),
     "encrypt": Adapter(arguments=lambda data: ["-r", agefiles.RECIPIENT], undo=agefiles.opened, holds_back=True),
     "decrypt": Adapter(arguments=lambda data: ["-i", str(agefiles.KEY_FILE)], feed=agefiles.sealed, holds_back=True),
+    "encrypt:armor": Adapter(
+        arguments=lambda data: ["-a", agefiles.RECIPIENT],
+        undo=lambda data: agefiles.opened(agefiles.dearmored(data)),
+        holds_back=True,
+    ),
+    "decrypt:armor": Adapter(
+        arguments=lambda data: ["-i", str(agefiles.KEY_FILE)],
+        feed=lambda data: agefiles.armored(agefiles.sealed(data)),
+        holds_back=True,
+        block=3 << 19,  # text is a third longer
+    ),
     "checksum": Adapter(speaks=True),
     "verify": Adapter(arguments=lambda data: [hashlib.sha256(data).hexdigest()], holds_back=True),
     "progress": Adapter(speaks=True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 
 import pytest
@@ -236,10 +237,19 @@ def test_bech32_that_is_wrong(text: str) -> None:
         bech32.decode(text)
 
 
+def ssh_line(key: bytes) -> str:
+    blob = b"\0\0\0\x0bssh-ed25519\0\0\0\x20" + key
+    return f"ssh-ed25519 {base64.b64encode(blob).decode()} comment"
+
+
 NO_RECIPIENTS = {
     "": "is no recipient",
     IDENTITY.text(): "this is a secret key, and no recipient",
     bech32.encode("age", bytes(31)): "it holds 31 bytes and not 32",
+    bech32.encode("age", bytes(32)): "it is a key that protects nothing",
+    ssh_line(b"\1" + bytes(31)): "is no recipient",
+    ssh_line(bytes(32)): "it is a key that protects nothing",
+    ssh_line((2**255 - 18).to_bytes(32, "little")): "is no recipient",
     bech32.encode("bitcoin", bytes(32)): "it is of no kind that is known",
     bech32.encode("age1../x", bytes(32)): "it is of no kind that is known",
     "ssh-ed25519 AAAA": "is no recipient",

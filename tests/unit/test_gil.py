@@ -22,6 +22,7 @@ import xxhash
 import zstandard
 from blake3 import blake3
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 from isal import igzip_lib, isal_zlib
 
 SIZE = 64 << 20
@@ -74,6 +75,13 @@ def seal_into() -> object:
     return ChaCha20Poly1305(bytes(32)).encrypt_into(bytes(12), TEXT, None, bytearray(len(TEXT) + 16))
 
 
+SEALED = ChaCha20Poly1305(bytes(32)).encrypt(bytes(12), TEXT, None)
+
+
+def open_into() -> object:
+    return ChaCha20Poly1305(bytes(32)).decrypt_into(bytes(12), SEALED, None, bytearray(len(TEXT)))
+
+
 CALLS = {
     "zstd compress": lambda: zstandard.ZstdCompressor(level=12).compress(NOISE),
     "zstd decompress": lambda: zstandard.ZstdDecompressor().decompress(PACKED),
@@ -95,6 +103,8 @@ CALLS = {
     "blake2b": lambda: hashlib.blake2b(TEXT),
     "ChaCha20-Poly1305 encrypt": lambda: ChaCha20Poly1305(bytes(32)).encrypt(bytes(12), TEXT, None),
     "ChaCha20-Poly1305 encrypt_into": seal_into,
+    "ChaCha20-Poly1305 decrypt_into": open_into,
+    "scrypt": lambda: Scrypt(bytes(16), 32, 1 << 17, 8, 1).derive(b"x"),
 }
 
 

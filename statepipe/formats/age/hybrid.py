@@ -20,7 +20,7 @@ from statepipe.formats.age import bech32
 from statepipe.formats.age.derive import check_stanza, decode_argument
 from statepipe.formats.age.envelope import Wrapped
 from statepipe.formats.age.header import Stanza, encode
-from statepipe.formats.age.x25519 import exchange
+from statepipe.formats.age.x25519 import check_point, exchange
 
 KIND = "mlkem768x25519"
 NAME = "age1pq"
@@ -52,6 +52,7 @@ class HybridRecipient:
     def check(self) -> None:
         """Raises ValueError if these are no keys."""
         self._public()
+        check_point(self.key[MLKEM_SIZE:])
 
     def wrap(self, file_key: bytes) -> Wrapped:
         """One stanza."""

@@ -54,13 +54,19 @@ def _parse_ssh(text: str) -> Recipient:
     from statepipe.formats.age.sshkey import ED25519, parse_line
 
     blob = parse_line(text)
-    return Ed25519Recipient(blob) if text.startswith(f"{ED25519} ") else RsaRecipient(blob)
+    if not text.startswith(f"{ED25519} "):
+        return RsaRecipient(blob)
+    recipient = Ed25519Recipient(blob)
+    recipient.check()
+    return recipient
 
 
 def _parse_recipient(text: str) -> Recipient | PluginKey:
     name, data = bech32.decode(text)
     if name == x25519.NAME:
-        return X25519Recipient(_sized(data, 32))
+        usual = X25519Recipient(_sized(data, 32))
+        usual.check()
+        return usual
     if name == HYBRID_NAME:
         from statepipe.formats.age.hybrid import PUBLIC_SIZE, HybridRecipient
 

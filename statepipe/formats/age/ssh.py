@@ -20,7 +20,7 @@ from statepipe.formats.age.derive import check_stanza, decode_argument, hkdf, un
 from statepipe.formats.age.envelope import Wrapped
 from statepipe.formats.age.header import HeaderError, Stanza, encode
 from statepipe.formats.age.sshkey import ED25519, RSA, Blob, PrivateKey, blob_of, read_ed25519, read_rsa
-from statepipe.formats.age.x25519 import exchange
+from statepipe.formats.age.x25519 import check_point, exchange
 
 ED25519_INFO = b"age-encryption.org/v1/ssh-ed25519"
 RSA_LABEL = b"age-encryption.org/v1/ssh-rsa"
@@ -49,6 +49,10 @@ class Ed25519Recipient:
     """A key as in `id_ed25519.pub`: `blob` is its second word, decoded."""
 
     blob: Blob
+
+    def check(self) -> None:
+        """Raises ValueError for a key with which every secret would be the same."""
+        check_point(montgomery(read_ed25519(self.blob)))
 
     def wrap(self, file_key: bytes) -> Wrapped:
         """One stanza."""

@@ -30,6 +30,10 @@ class X25519Recipient:
     def __str__(self) -> str:
         return bech32.encode(NAME, self.key)
 
+    def check(self) -> None:
+        """Raises ValueError for a key with which every secret would be the same."""
+        check_point(self.key)
+
     def wrap(self, file_key: bytes) -> Wrapped:
         """One stanza, with a share that is used once."""
         ephemeral = X25519PrivateKey.generate()
@@ -72,6 +76,14 @@ class X25519Identity:
 
     def _key(self) -> X25519PrivateKey:
         return X25519PrivateKey.from_private_bytes(self.secret)
+
+
+def check_point(point: bytes) -> None:
+    """Raises ValueError for a point of low order: whatever the secret, the exchange gives zeros (RFC 7748, 6.1)."""
+    try:
+        X25519PrivateKey.from_private_bytes(bytes(range(32))).exchange(X25519PublicKey.from_public_bytes(point))
+    except ValueError as error:
+        raise ValueError("it is a key that protects nothing") from error
 
 
 def exchange(secret: X25519PrivateKey, share: bytes) -> bytes:
