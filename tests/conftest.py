@@ -1,4 +1,4 @@
-"""What every test gets: a runtime folder of its own. What it starts is not seen from outside, nor sees others."""
+"""What every test gets: a runtime folder of its own and nobody's settings. What it starts is not seen from outside."""
 
 from __future__ import annotations
 
@@ -20,3 +20,11 @@ def runtime(runtimes: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     base = tempfile.mkdtemp(dir=runtimes)
     monkeypatch.setenv("XDG_RUNTIME_DIR", base)
     return Path(base) / "statepipe"
+
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty configuration, and nothing in the environment in its place."""
+    monkeypatch.setenv("STATEPIPE_CONFIG", "/dev/null")
+    for name in ("CODEC", "RECIPIENTS", "IDENTITIES"):
+        monkeypatch.delenv(f"STATEPIPE_{name}", raising=False)

@@ -14,7 +14,7 @@ from typing import Any
 from blake3 import blake3
 
 from statepipe.commands.incoming import prepare
-from statepipe.ends.file import FileSource
+from statepipe.ends.state import Identities, open_state
 from statepipe.engine.pipeline import Pipeline
 from statepipe.errors import StatepipeError
 from statepipe.formats.qemustream import QemuStream
@@ -104,6 +104,11 @@ def seal(frames: Sequence[tuple[bytes, int]], facts: dict[str, Any]) -> bytes:
     return body + trailer + struct.pack("<II", SEEK_TABLE, len(table)) + table
 
 
+def no_keys() -> list[Any]:
+    """For files that are not encrypted: nobody must ask."""
+    raise AssertionError("a key was asked for")
+
+
 class Kept:
     """A sink that keeps what reaches it."""
 
@@ -133,11 +138,11 @@ class Loaded:
     doubts: str | None = None
 
 
-def load(path: Path, *, force: bool = False) -> Loaded:
+def load(path: Path, *, force: bool = False, identities: Identities = no_keys) -> Loaded:
     """Load as every way of `statepipe load` does, into memory."""
     sink, doubts = Kept(), None
     try:
-        with FileSource(str(path)) as source:
+        with open_state(str(path), identities) as source:
             state = prepare(source, force=force)
             doubts = state.doubts
             Pipeline(source, state.stages, sink).pour()

@@ -1,8 +1,8 @@
 """What a user or a host has set once, so that it need not be typed: the codec, who may open, and with which keys.
 
 The command line wins over the environment, the environment over the file. The file is the first there is of
-$STATEPIPE_CONFIG, $XDG_CONFIG_HOME/statepipe/config.toml (~/.config/…) and /etc/statepipe/config.toml: a save that
-QEMU starts by exec: has QEMU's environment, which often has no home.
+$STATEPIPE_CONFIG, config.toml in the folder of ends/config.py, ~/.config/statepipe and /etc/statepipe: a save that QEMU
+starts by exec: has QEMU's environment, which often has no home.
 
     codec = "zstd:3"
     recipients = ["age1…", "gpg:KEY"]
@@ -12,12 +12,12 @@ QEMU starts by exec: has QEMU's environment, which often has no home.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from statepipe.ends.config import config_folder
 from statepipe.errors import StatepipeError, UsageError
 
-SYSTEM = "/etc/statepipe/config.toml"
+SYSTEM = "/etc/statepipe"
 
 SIZE_LIMIT = 1 << 20
 """Bytes of a configuration file: a few lines, or a folder of somebody's keys in one list."""
@@ -32,37 +32,29 @@ class Config:
     identities: tuple[str, ...] = ()
 
 
-def load_config(environment: Mapping[str, str] = os.environ) -> Config:
+def load_config() -> Config:
     """The settings of file and environment together. Raises StatepipeError, UsageError naming file and setting."""
-    path = _find(environment)
-    config = _read(path, environment) if path else Config()
-    if codec := environment.get("STATEPIPE_CODEC"):
+    path = _find()
+    config = _read(path) if path else Config()
+    if codec := os.environ.get("STATEPIPE_CODEC"):
         config = replace(config, codec=codec)
-    if recipients := environment.get("STATEPIPE_RECIPIENTS"):
+    if recipients := os.environ.get("STATEPIPE_RECIPIENTS"):
         config = replace(config, recipients=tuple(recipients.split()))
-    if identities := environment.get("STATEPIPE_IDENTITIES"):
-        config = replace(config, identities=_paths(identities.split(":"), environment))
+    if identities := os.environ.get("STATEPIPE_IDENTITIES"):
+        config = replace(config, identities=_paths(identities.split(":")))
     return config
 
 
-def _find(environment: Mapping[str, str]) -> str | None:
+def _find() -> str | None:
     """The file that was named must be there; of the others the first that is."""
-    if named := environment.get("STATEPIPE_CONFIG"):
+    if named := os.environ.get("STATEPIPE_CONFIG"):
         return named
-    candidates = [SYSTEM]
-    if (folder := folder_of_user(environment)) is not None:
-        candidates.insert(0, os.path.join(folder, "config.toml"))
-    return next((path for path in candidates if os.path.exists(path)), None)
+    folders = dict.fromkeys([config_folder(), os.path.expanduser("~/.config/statepipe"), SYSTEM])
+    paths = [os.path.join(folder, "config.toml") for folder in folders]
+    return next((path for path in paths if os.path.exists(path)), None)
 
 
-def folder_of_user(environment: Mapping[str, str] = os.environ) -> str | None:
-    """The folder of the user's own settings and keys; None for one without a home."""
-    if base := environment.get("XDG_CONFIG_HOME"):
-        return os.path.join(base, "statepipe")
-    return os.path.join(home, ".config", "statepipe") if (home := environment.get("HOME")) else None
-
-
-def _read(path: str, environment: Mapping[str, str]) -> Config:
+def _read(path: str) -> Config:
     import tomllib
 
     try:
@@ -73,12 +65,12 @@ def _read(path: str, environment: Mapping[str, str]) -> Config:
     if len(text) > SIZE_LIMIT:
         raise UsageError(f"{path} is larger than {SIZE_LIMIT} bytes: that is no configuration")
     try:
-        return _config(path, tomllib.loads(text.decode()), environment)
+        return _config(path, tomllib.loads(text.decode()))
     except ValueError as error:  # what TOML and UTF-8 are refused with
         raise UsageError(f"{path}: {error}", hint="man statepipe, CONFIGURATION, shows what it may hold") from error
 
 
-def _config(path: str, table: dict[str, object], environment: Mapping[str, str]) -> Config:
+def _config(path: str, table: dict[str, object]) -> Config:
     for key in table:
         if key not in Config.__slots__:
             raise UsageError(f"{path}: no setting '{key}'", hint=f"settings are {', '.join(Config.__slots__)}")
@@ -86,7 +78,7 @@ def _config(path: str, table: dict[str, object], environment: Mapping[str, str])
     if not isinstance(codec, str | None):
         raise UsageError(f'{path}: codec is a string, as "zstd:3"')
     recipients, identities = (_strings(path, key, table.get(key, [])) for key in ("recipients", "identities"))
-    return Config(codec, tuple(recipients), _paths(identities, environment))
+    return Config(codec, tuple(recipients), _paths(identities))
 
 
 def _strings(path: str, key: str, value: object) -> list[str]:
@@ -95,7 +87,6 @@ def _strings(path: str, key: str, value: object) -> list[str]:
     raise UsageError(f"{path}: {key} is a list of strings")
 
 
-def _paths(names: list[str], environment: Mapping[str, str]) -> tuple[str, ...]:
+def _paths(names: list[str]) -> tuple[str, ...]:
     """With ~ for the home."""
-    home = environment.get("HOME", "~")
-    return tuple(home + name[1:] if name == "~" or name.startswith("~/") else name for name in names if name)
+    return tuple(os.path.expanduser(name) for name in names if name)

@@ -8,6 +8,7 @@ from typing import Any
 
 from statepipe.cli.context import context
 from statepipe.cli.grammar import parse_word
+from statepipe.cli.keys import with_defaults
 from statepipe.ends.fd import FdSink, FdSource
 from statepipe.engine.pipeline import NamedStage, Pipeline
 from statepipe.errors import UsageError
@@ -32,7 +33,7 @@ def build_words(words: Sequence[str]) -> list[NamedStage]:
 
 
 def _build(row: Filter, values: Values) -> NamedStage:
-    return row.name, row.build(values, context())
+    return row.name, row.build(with_defaults(row.name, values), context())
 
 
 def _run(stages: Sequence[NamedStage]) -> int:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from statepipe.cli.config import load_config
 from statepipe.cli.filters import build_words
 from statepipe.cli.grammar import parse_word
+from statepipe.cli.keys import identities, seals
 from statepipe.cli.messages import say, show, warn
 from statepipe.engine.pipeline import NamedStage
 from statepipe.errors import UsageError
@@ -20,25 +23,26 @@ Values = dict[str, Any]
 
 def run_save(name: str, values: Values) -> int:
     """save, as a filter or with --qmp."""
-    words, level = _save_words(values["words"])
+    words = _save_words(values["words"])
+    seal = seals(values, words.encrypt)
     if values["qmp"] is None:
         if values["then"] or values["live"]:
             raise UsageError("--then and --live steer QEMU through its monitor", hint="add --qmp SOCKET")
         from statepipe.commands.save import save_from_stdin
 
-        _warn_of_disks(save_from_stdin(values["file"], level, words))
+        _warn_of_disks(save_from_stdin(values["file"], words.level, words.plain, seal))
         return 0
-    return _save_by_qmp(values, level, words)
+    return _save_by_qmp(values, words, seal)
 
 
-def _save_by_qmp(values: Values, level: int, words: Sequence[NamedStage]) -> int:
+def _save_by_qmp(values: Values, words: _Words, seal: Sequence[NamedStage]) -> int:
     from statepipe.cli.report import saved
     from statepipe.commands.save_qmp import Request, save_by_qmp
 
     if values["live"] and values["then"]:
         raise UsageError("a guest saved with --live runs on: --then has no place there")
     then = "live" if values["live"] else values["then"] or "stay"
-    outcome = save_by_qmp(values["qmp"], Request(values["file"], level, words, then))
+    outcome = save_by_qmp(values["qmp"], Request(values["file"], words.level, words.plain, seal, then))
     say(saved(values["file"], outcome))
     _warn_of_disks(outcome.saved)
     if outcome.doubts:
@@ -53,24 +57,41 @@ def _warn_of_disks(saved: Saved) -> None:
         warn("save", doubts)
 
 
-def _save_words(words: Sequence[str]) -> tuple[list[NamedStage], int]:
-    """The stages that see the plain stream, and the level that the file is compressed at."""
-    from statepipe.stages.codec import ZSTD, parse_codec
+@dataclass(frozen=True, slots=True)
+class _Words:
+    """What the words of a save come to: stages for the plain stream, the level of the file, who may open it."""
 
-    level = ZSTD.level
-    plain = []
+    plain: list[NamedStage]
+    level: int
+    encrypt: list[Values]
+
+
+def _save_words(words: Sequence[str]) -> _Words:
+    """Raises UsageError for a word that has no place in a save."""
+    codec = load_config().codec
+    plain: list[str] = []
+    encrypt: list[Values] = []
     for word in words:
         row, parsed = parse_word(word)
         if row.name == "compress":
-            codec, level = parse_codec(parsed["codec"])
-            if codec is not ZSTD:
-                hint = "a state file is zstd: write compress:zstd:LEVEL"
-                raise UsageError(f"save does not compress with {codec.name}", hint=hint)
+            codec = parsed["codec"] or codec
+        elif row.name == "encrypt":
+            encrypt.append(parsed)
         elif row.keeps_bytes:
             plain.append(word)
         else:
             raise UsageError(f"'{row.name}' has no place in save", hint="a state file holds the stream unchanged")
-    return build_words(plain), level
+    return _Words(build_words(plain), _level(codec), encrypt)
+
+
+def _level(text: str | None) -> int:
+    from statepipe.stages.codec import ZSTD, parse_codec
+
+    codec, level = parse_codec(text or ZSTD.name)
+    if codec is not ZSTD:
+        hint = "a state file is zstd: write compress:zstd:LEVEL"
+        raise UsageError(f"save does not compress with {codec.name}", hint=hint)
+    return level
 
 
 def run_load(name: str, values: Values) -> int:
@@ -82,7 +103,7 @@ def run_load(name: str, values: Values) -> int:
     if not values["command"] and not values["qmp"]:
         from statepipe.commands.load import load_to_stdout
 
-        load_to_stdout(values["file"], force=values["force"], warn=_warn_load)
+        load_to_stdout(values["file"], identities(values), force=values["force"], warn=_warn_load)
         return 0
     return _load_by_qmp(values)
 
@@ -90,12 +111,13 @@ def run_load(name: str, values: Values) -> int:
 def _load_by_qmp(values: Values) -> int:
     from statepipe.commands.load_qmp import load_into_new, load_into_waiting
 
+    keys = identities(values)
     if values["qmp"]:
-        state = load_into_waiting(values["file"], values["qmp"], force=values["force"], warn=_warn_load)
+        state = load_into_waiting(values["file"], values["qmp"], keys, force=values["force"], warn=_warn_load)
         say(f"statepipe: load: {values['file']} is loaded and verified; the guest is {state}")
         return 0
     return load_into_new(
-        values["file"], values["command"], force=values["force"], detach=values["detach"], warn=_warn_load
+        values["file"], values["command"], keys, force=values["force"], detach=values["detach"], warn=_warn_load
     )
 
 
@@ -108,7 +130,7 @@ def run_inspect(name: str, values: Values) -> int:
     from statepipe.cli.report import inspected
     from statepipe.commands.inspect import inspect
 
-    facts = inspect(values["file"])
+    facts = inspect(values["file"], identities(values))
     show(json.dumps(facts, indent=2) if values["json"] else inspected(facts))
     return 0
 
@@ -118,6 +140,6 @@ def run_verify(name: str, values: Values) -> int:
     from statepipe.cli.report import verified
     from statepipe.commands.verify import verify_state
 
-    facts = verify_state(values["file"])
+    facts = verify_state(values["file"], identities(values))
     show(json.dumps(facts, indent=2) if values["json"] else verified(facts))
     return 0

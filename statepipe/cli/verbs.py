@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from statepipe.stages import FILTERS, Param
+from statepipe.stages import FILTERS, IDENTITIES, RECIPIENTS, Param
 
 THEN = ("stay", "cont", "quit")
 
@@ -42,11 +42,13 @@ COMMANDS = (
         "save",
         "save a guest to FILE: as QEMU's exec: filter, or driving QEMU with --qmp",
         (
-            Param("words", "stages on the way: checksum, progress, compress:zstd:LEVEL", "WORD", many="any"),
+            Param("words", "stages on the way: checksum, progress, compress:zstd:LEVEL, encrypt", "WORD", many="any"),
             Param("file", "the state file, which exists only once it is complete", "FILE"),
             _QMP,
             Param("--then", "what becomes of the guest: stay paused (default), cont, or quit", "WHAT", choices=THEN),
             Param("--live", "let the guest run on while it is saved as it is now (background-snapshot)"),
+            *RECIPIENTS,
+            Param("--plain", "do not encrypt, although the configuration names recipients"),
         ),
         "statepipe.cli.states:run_save",
     ),
@@ -59,19 +61,20 @@ COMMANDS = (
             _QMP,
             Param("--detach", "return once the guest runs, and leave QEMU to itself"),
             _FORCE,
+            *IDENTITIES,
         ),
         "statepipe.cli.states:run_load",
     ),
     Verb(
         "inspect",
         "say what is in a state file",
-        (Param("file", "the file", "FILE"), _JSON),
+        (Param("file", "the file", "FILE"), _JSON, *IDENTITIES),
         "statepipe.cli.states:run_inspect",
     ),
     Verb(
         "verify-state",
         "read a state file whole and say whether every bit of it is as it was written",
-        (Param("file", "the file", "FILE"), _JSON),
+        (Param("file", "the file", "FILE"), _JSON, *IDENTITIES),
         "statepipe.cli.states:run_verify",
     ),
     Verb(

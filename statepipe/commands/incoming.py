@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from statepipe.ends.file import FileSource
+from statepipe.ends.state import StateFile
 from statepipe.engine.pipeline import NamedStage
 from statepipe.errors import IntegrityError, TruncatedError
 from statepipe.formats.qemustream import Phase, QemuStream
@@ -51,7 +51,7 @@ class Ends:
         return self.trailer is not None and self.header is not None and self.header.get("kind") == "state"
 
 
-def read_ends(source: FileSource) -> Ends:
+def read_ends(source: StateFile) -> Ends:
     """Look at both ends of the file without moving its position.
 
     Raises TruncatedError for a file of ours without its trailer, IntegrityError for one that is damaged there or
@@ -81,7 +81,7 @@ def _check_facts(trailer: Facts) -> None:
         raise IntegrityError("the trailer is not that of a saved state", offset=0)
 
 
-def _foreign(source: FileSource) -> str:
+def _foreign(source: StateFile) -> str:
     head = source.tail(0, 4)
     codec = identify(head)
     if codec is None:
@@ -91,7 +91,7 @@ def _foreign(source: FileSource) -> str:
     return codec
 
 
-def _meta_at(source: FileSource, offset: int, size: int | None = None) -> Meta | None:
+def _meta_at(source: StateFile, offset: int, size: int | None = None) -> Meta | None:
     """The metadata frame of ours at `offset`, if there is one."""
     head = source.tail(offset, 8)
     length = int.from_bytes(head[4:8], "little")
@@ -101,7 +101,7 @@ def _meta_at(source: FileSource, offset: int, size: int | None = None) -> Meta |
     return decode_meta(payload, offset) if len(payload) == length else None
 
 
-def _find_trailer(source: FileSource) -> Meta | None:
+def _find_trailer(source: StateFile) -> Meta | None:
     """The frame before the seek table, if that is a trailer. Raises IntegrityError if bytes were lost or added."""
     end = source.size()
     size = seek_table_size(source.tail(max(end - SEEK_FOOTER_SIZE, 0), SEEK_FOOTER_SIZE))
@@ -122,7 +122,7 @@ def _find_trailer(source: FileSource) -> Meta | None:
 class State:
     """A state ready to be loaded: where it comes from, through which stages, and what is not proved of it."""
 
-    source: FileSource
+    source: StateFile
     stages: list[NamedStage]
     doubts: str | None
     ends: Ends
@@ -136,7 +136,7 @@ class State:
         return self.stream.run_state if self.stream else None
 
 
-def prepare(source: FileSource, *, force: bool) -> State:
+def prepare(source: StateFile, *, force: bool) -> State:
     """Check what can be checked of an open file before its bytes flow.
 
     Raises StatepipeError: a changed disk (unless `force`), damage at either end.
@@ -163,7 +163,7 @@ def _own_stages(trailer: Facts) -> list[NamedStage]:
     ]
 
 
-def foreign_state(source: FileSource, ends: Ends) -> State:
+def foreign_state(source: StateFile, ends: Ends) -> State:
     """The parser must see the end of the stream before QEMU does."""
     stream = QemuStream()
     stages: list[NamedStage] = [] if ends.codec == RAW else [("decompress", decompress())]

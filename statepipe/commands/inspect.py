@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from statepipe.commands.incoming import Ends, foreign_state, read_ends
-from statepipe.ends.file import FileSource
+from statepipe.ends.state import Identities, open_state
 from statepipe.engine.pipeline import Pipeline
 from statepipe.stage import Buffer
 
@@ -28,14 +28,15 @@ class Nowhere:
         """Nothing to complete."""
 
 
-def inspect(path: str) -> dict[str, Any]:
+def inspect(path: str, identities: Identities) -> dict[str, Any]:
     """`file`, `size` (bytes), `format`, `header`, `trailer`; for a foreign stream, read whole, `stream` instead.
 
+    Of an encrypted state no more is opened than its two ends.
     Raises StatepipeError as opening and reading do.
     """
-    with FileSource(path) as source:
+    with open_state(path, identities) as source:
         ends = read_ends(source)
-        facts = {"file": path, "size": source.size(), "format": name_format(ends)}
+        facts = {"file": path, "size": source.stored(), "format": name_format(ends, source.sealed)}
         if ends.is_state:
             return facts | {"header": ends.header, "trailer": ends.trailer}
         state = foreign_state(source, ends)
@@ -44,6 +45,7 @@ def inspect(path: str) -> dict[str, Any]:
         return facts | {"stream": state.stream.facts()}
 
 
-def name_format(ends: Ends) -> str:
-    """What to call a file of these ends."""
-    return "statepipe state" if ends.is_state else f"migration stream, {ends.codec}"
+def name_format(ends: Ends, sealed: str | None) -> str:
+    """What to call a file of these ends, encrypted as `sealed` says."""
+    name = "statepipe state" if ends.is_state else f"migration stream, {ends.codec}"
+    return f"{name}, encrypted ({sealed})" if sealed else name

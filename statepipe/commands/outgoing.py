@@ -34,14 +34,16 @@ IDLE = 1000
 
 @dataclass(frozen=True)
 class Plan:
-    """What to save, beside the stream: `words` are stages for the plain stream, `guest` goes into the header.
+    """What to save, beside the stream: `words` are stages for the plain stream, `seal` those that encrypt the file.
 
-    `disks` is called once the stream has ended and gives the disks' fingerprints, or None if they are not known.
+    `guest` goes into the header. `disks` is called once the stream has ended and gives the disks' fingerprints, or
+    None if they are not known.
     """
 
     path: str
     level: int
     words: Sequence[NamedStage] = ()
+    seal: Sequence[NamedStage] = ()
     guest: dict[str, Any] = field(default_factory=dict)
     disks: Callable[[], list[Disk] | None] = lambda: None
 
@@ -88,9 +90,10 @@ def _stages(plan: Plan, watcher: Stage, trailer: Callable[[], dict[str, Any]]) -
     """watch stands first: what it calls the end is the end for every other stage."""
     header = {"kind": "state", "time": int(time.time()), "writer": f"statepipe {__version__}", **plan.guest}
     header["stages"] = [name for name, _ in plan.words] + [f"compress:zstd:{plan.level}"]
+    header["stages"] += [name for name, _ in plan.seal]
     digest = Digest("blake3")
     packer = pack(plan.level, header, lambda: {**trailer(), "blake3": digest.value})
-    return [("watch", watcher), *plan.words, ("digest", digest), ("compress", packer)]
+    return [("watch", watcher), *plan.words, ("digest", digest), ("compress", packer), *plan.seal]
 
 
 def _refuse_more(stream: QemuStream, source: FdSource) -> None:

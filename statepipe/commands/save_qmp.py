@@ -45,6 +45,7 @@ class Request:
     path: str
     level: int
     words: Sequence[NamedStage]
+    seal: Sequence[NamedStage]
     then: str
 
 
@@ -105,7 +106,7 @@ def _set_capabilities(monitor: Monitor, states: dict[str, bool]) -> None:
 
 def _save(monitor: Monitor, request: Request, before: str, disks: list[str]) -> tuple[Saved, dict[str, Any]]:
     guest = describe_guest(monitor) | {"live": request.then == LIVE, "run_state_before": before}
-    plan = Plan(request.path, request.level, request.words, guest, _look(disks, request.then))
+    plan = Plan(request.path, request.level, request.words, request.seal, guest, _look(disks, request.then))
     outcome: dict[str, Any] = {}
 
     def approve() -> None:

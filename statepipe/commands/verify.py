@@ -6,7 +6,7 @@ from typing import Any
 
 from statepipe.commands.incoming import Ends, read_ends
 from statepipe.commands.inspect import Nowhere, name_format
-from statepipe.ends.file import FileSource
+from statepipe.ends.state import Identities, open_state
 from statepipe.engine.pipeline import NamedStage, Pipeline
 from statepipe.errors import IntegrityError
 from statepipe.formats.qemustream import QemuStream
@@ -15,19 +15,24 @@ from statepipe.stages.codec import RAW, decompress
 from statepipe.stages.watch import watch
 
 
-def verify_state(path: str) -> dict[str, Any]:
+def verify_state(path: str, identities: Identities) -> dict[str, Any]:
     """`file`, `size`, `bytes` of the stream, `format`, `digest` (whether one was there to compare).
 
     The digests are compared, every frame is decoded, and the stream parsed to its end. Raises IntegrityError or
     TruncatedError with the offset, StatepipeError if the file cannot be read.
     """
-    with FileSource(path) as source:
+    with open_state(path, identities) as source:
         ends = read_ends(source)
         stream = QemuStream()
         Pipeline(source, [*_decoders(ends), ("watch", watch(stream))], Nowhere()).pour()
         if ends.trailer is not None and ends.trailer.get("end_mark", stream.end_mark) != stream.end_mark:
             raise IntegrityError("the stream's end mark is not where the trailer says", offset=stream.end_mark)
-        facts = {"file": path, "size": source.size(), "format": name_format(ends), "bytes": stream.offset}
+        facts = {
+            "file": path,
+            "size": source.stored(),
+            "format": name_format(ends, source.sealed),
+            "bytes": stream.offset,
+        }
         return facts | {"digest": ends.trailer is not None, "proof": stream.proof}
 
 

@@ -54,9 +54,9 @@ class Filter:
 
 
 def _compress(values: Values, context: Context) -> Stage:
-    from statepipe.stages.codec import compress
+    from statepipe.stages.codec import ZSTD, compress
 
-    return compress(values["codec"])
+    return compress(values["codec"] or ZSTD.name)
 
 
 def _decompress(values: Values, context: Context) -> Stage:
@@ -104,7 +104,7 @@ def _decrypt(values: Values, context: Context) -> Stage:
 _ALGORITHM = "sha256, sha512, sha1, md5, blake2b or blake3"
 
 
-def _passphrase(ask: str) -> tuple[Param, ...]:
+def _passphrases(ask: str) -> tuple[Param, ...]:
     """The ways to give a passphrase: none of them on the command line or in the environment, where others see it."""
     return (
         Param("--passphrase", ask, short="-p"),
@@ -112,6 +112,19 @@ def _passphrase(ask: str) -> tuple[Param, ...]:
         Param("--passphrase-fd", "take it from the first line that the descriptor FD gives", "FD"),
     )
 
+
+RECIPIENTS = (
+    Param("--recipient", "who can decrypt; as often as there are recipients", "RECIPIENT", many="any", short="-r"),
+    Param("--recipients-file", "a file with a recipient in each line", "FILE", many="any", short="-R"),
+    *_passphrases("ask at the terminal, twice, for a passphrase that decrypts"),
+)
+"""The options of every verb that encrypts."""
+
+IDENTITIES = (
+    Param("--identity", "a file of keygen's or ssh's that holds the key", "FILE", many="any", short="-i"),
+    *_passphrases("ask at the terminal for the passphrase"),
+)
+"""The options of every verb that decrypts."""
 
 FILTERS = (
     Filter(
@@ -122,7 +135,6 @@ FILTERS = (
                 "codec",
                 "the codec and its level, as in gzip:6; the default is zstd:1",
                 "CODEC[:LEVEL]",
-                default="zstd",
                 many="optional",
             ),
         ),
@@ -141,9 +153,7 @@ FILTERS = (
         "encrypt with age, for keys or for a passphrase",
         (
             Param("recipients", "age1…, or a public key of ssh: who can decrypt", "RECIPIENT", many="any"),
-            Param("--recipient", "the same, and as often as there are recipients", "RECIPIENT", many="any", short="-r"),
-            Param("--recipients-file", "a file with a recipient in each line", "FILE", many="any", short="-R"),
-            *_passphrase("ask at the terminal, twice, for a passphrase that decrypts"),
+            *RECIPIENTS,
             Param("--armor", "write text, in the PEM of age", short="-a"),
         ),
         _encrypt,
@@ -152,10 +162,7 @@ FILTERS = (
     Filter(
         "decrypt",
         "decrypt what age or encrypt has encrypted, armored or not",
-        (
-            Param("--identity", "a file of keygen's or ssh's that holds the key", "FILE", many="any", short="-i"),
-            *_passphrase("ask at the terminal for the passphrase"),
-        ),
+        IDENTITIES,
         _decrypt,
         inverse="encrypt",
     ),

@@ -16,35 +16,39 @@ identities = ["~/key.txt", "/other"]
 """
 
 
-def written(tmp_path: Path, text: str) -> dict[str, str]:
-    """An environment whose configuration holds `text`."""
+@pytest.fixture(autouse=True)
+def nothing_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A user with a home and no settings."""
+    monkeypatch.delenv("STATEPIPE_CONFIG")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "settings"))
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The configuration that is read."""
     path = tmp_path / "config.toml"
-    path.write_text(text)
-    return {"STATEPIPE_CONFIG": str(path)}
+    monkeypatch.setenv("STATEPIPE_CONFIG", str(path))
+    return path
 
 
-def test_nothing_is_set_unless_somebody_did(tmp_path: Path) -> None:
-    assert load_config({"HOME": str(tmp_path)}) == Config()
-    assert load_config({}) == Config()
+def test_nothing_is_set_unless_somebody_did() -> None:
+    assert load_config() == Config()
 
 
-def test_the_file_of_the_user(tmp_path: Path) -> None:
-    (tmp_path / ".config" / "statepipe").mkdir(parents=True)
-    (tmp_path / ".config" / "statepipe" / "config.toml").write_text(WHOLE)
-    config = load_config({"HOME": str(tmp_path)})
-    assert (config.codec, config.recipients) == ("zstd:3", ("age1one", "gpg:KEY"))
-    assert config.identities == (f"{tmp_path}/key.txt", "/other")
-    assert load_config({"XDG_CONFIG_HOME": str(tmp_path / ".config")}).codec == "zstd:3"
+@pytest.mark.parametrize("folder", ["settings/statepipe", ".config/statepipe"])
+def test_the_file_of_the_user(tmp_path: Path, folder: str) -> None:
+    (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / folder / "config.toml").write_text(WHOLE)
+    assert load_config() == Config("zstd:3", ("age1one", "gpg:KEY"), (f"{tmp_path}/key.txt", "/other"))
 
 
-def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
-    environment = written(tmp_path, WHOLE) | {"STATEPIPE_CODEC": "zstd:9", "HOME": "/home/me"}
-    assert load_config(environment).codec == "zstd:9"
-    assert load_config(environment | {"STATEPIPE_RECIPIENTS": "age1two  age1three"}).recipients == (
-        "age1two",
-        "age1three",
-    )
-    assert load_config(environment | {"STATEPIPE_IDENTITIES": "~/a:/b"}).identities == ("/home/me/a", "/b")
+def test_the_environment_wins_over_the_file(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file.write_text(WHOLE)
+    monkeypatch.setenv("STATEPIPE_CODEC", "zstd:9")
+    monkeypatch.setenv("STATEPIPE_RECIPIENTS", "age1two  age1three")
+    monkeypatch.setenv("STATEPIPE_IDENTITIES", "~/a:/b")
+    assert load_config() == Config("zstd:9", ("age1two", "age1three"), (f"{tmp_path}/a", "/b"))
 
 
 @pytest.mark.parametrize(
@@ -57,22 +61,22 @@ def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
         ("codec = ", "Invalid value"),
     ],
 )
-def test_a_slip_is_told_with_its_file(tmp_path: Path, text: str, words: str) -> None:
+def test_a_slip_is_told_with_its_file(file: Path, text: str, words: str) -> None:
+    file.write_text(text)
     with pytest.raises(UsageError, match=words) as caught:
-        load_config(written(tmp_path, text))
+        load_config()
     assert "config.toml" in str(caught.value)
 
 
-def test_what_is_no_text_or_too_long_is_refused(tmp_path: Path) -> None:
-    environment = written(tmp_path, "")
-    Path(environment["STATEPIPE_CONFIG"]).write_bytes(b"codec = '\xff'")
+def test_what_is_no_text_or_too_long_is_refused(file: Path) -> None:
+    file.write_bytes(b"codec = '\xff'")
     with pytest.raises(UsageError, match="utf-8"):
-        load_config(environment)
-    Path(environment["STATEPIPE_CONFIG"]).write_bytes(b"#" * (SIZE_LIMIT + 1))
+        load_config()
+    file.write_bytes(b"#" * (SIZE_LIMIT + 1))
     with pytest.raises(UsageError, match="larger"):
-        load_config(environment)
+        load_config()
 
 
-def test_a_file_that_was_named_must_be_there(tmp_path: Path) -> None:
+def test_a_file_that_was_named_must_be_there(file: Path) -> None:
     with pytest.raises(StatepipeError, match=r"cannot read .*: No such file"):
-        load_config({"STATEPIPE_CONFIG": str(tmp_path / "none")})
+        load_config()

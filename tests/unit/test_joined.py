@@ -50,9 +50,7 @@ def refused(data: bytes) -> IntegrityError:
 @every_codec
 @settings(max_examples=30, deadline=None)
 @given(cuts=st.lists(st.integers(0, 2000), max_size=12), sizes=st.lists(st.integers(0, 400), min_size=1, max_size=6))
-def test_joined_streams_split_anywhere(
-    pack: Callable[[bytes], bytes], cuts: list[int], sizes: list[int]
-) -> None:
+def test_joined_streams_split_anywhere(pack: Callable[[bytes], bytes], cuts: list[int], sizes: list[int]) -> None:
     """An empty cut is a flush mark, in the middle of a stream too."""
     data = b"".join(pack(NOISE[:size]) for size in sizes)
     edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
@@ -61,9 +59,7 @@ def test_joined_streams_split_anywhere(
 
 @every_codec
 @pytest.mark.parametrize("inner", PACK.values(), ids=PACK)
-def test_a_beginning_inside_a_stream_is_none(
-    pack: Callable[[bytes], bytes], inner: Callable[[bytes], bytes]
-) -> None:
+def test_a_beginning_inside_a_stream_is_none(pack: Callable[[bytes], bytes], inner: Callable[[bytes], bytes]) -> None:
     """What is packed holds streams of its own, and some codecs store what they cannot make smaller as it is."""
     packed = inner(NOISE[:5000]) + inner(NOISE[:100]) + inner(b"")
     data = pack(packed) + pack(packed * 3)

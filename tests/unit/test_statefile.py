@@ -19,7 +19,19 @@ from statepipe.formats.zstdframe import skippable
 from statepipe.stage import FLUSH
 from statepipe.stages.zstd import decompress, unpack
 from tests.qemu.harness import run_statepipe, statepipe_command
-from tests.statefiles import DATA, META, SEEK_TABLE, cut, layout, load, noisy_stream, seal, seek_entries, state_file
+from tests.statefiles import (
+    DATA,
+    META,
+    SEEK_TABLE,
+    cut,
+    layout,
+    load,
+    no_keys,
+    noisy_stream,
+    seal,
+    seek_entries,
+    state_file,
+)
 
 STREAM = noisy_stream()
 FILE = state_file(cut(STREAM, 5))
@@ -92,10 +104,10 @@ def test_each_frame_can_be_read_alone() -> None:
 
 
 def test_a_whole_file_is_verified_inspected_and_loaded(saved: Path) -> None:
-    facts = verify_state(str(saved))
+    facts = verify_state(str(saved), no_keys)
     assert (facts["format"], facts["digest"], facts["proof"]) == ("statepipe state", True, "vmdesc")
     assert (facts["bytes"], facts["size"]) == (len(STREAM), saved.stat().st_size)
-    assert inspect(str(saved))["trailer"]["pages"]["normal"] == 7
+    assert inspect(str(saved), no_keys)["trailer"]["pages"]["normal"] == 7
     loaded = load(saved)
     assert loaded.error is None and loaded.data == STREAM
 
@@ -104,7 +116,7 @@ def test_a_frame_of_a_kind_yet_unknown_is_skipped(tmp_path: Path) -> None:
     """So that the format can grow: here a page index, and another's frame, before the trailer."""
     path = tmp_path / "state"
     path.write_bytes(grown(encode_meta(b"I", {"pages": [1, 2]}), skippable(0x184D2A50, b"another's")))
-    assert verify_state(str(path))["digest"]
+    assert verify_state(str(path), no_keys)["digest"]
     assert load(path).data == STREAM
 
 

@@ -1,0 +1,70 @@
+"""Who can open and with what: from options, or from the configuration where there are none, to keys and stages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from statepipe.cli.config import load_config
+from statepipe.cli.context import context
+from statepipe.engine.pipeline import NamedStage
+from statepipe.errors import NoKeyError, UsageError
+from statepipe.stages import find
+
+if TYPE_CHECKING:
+    from statepipe.ends.state import Identities
+    from statepipe.formats.age.envelope import Identity
+
+Values = dict[str, Any]
+
+_PASSPHRASES = ("passphrase", "passphrase_file", "passphrase_fd")
+_RECIPIENTS = ("recipients", "recipient", "recipients_file", *_PASSPHRASES)
+_IDENTITIES = ("identity", *_PASSPHRASES)
+
+
+def with_defaults(name: str, values: Values) -> Values:
+    """The values of a filter, completed by what the configuration says of what was not given."""
+    if name == "compress" and values["codec"] is None:
+        return values | {"codec": load_config().codec}
+    if name == "encrypt" and not _given(values, _RECIPIENTS):
+        return values | {"recipient": load_config().recipients}
+    if name == "decrypt" and not _given(values, _IDENTITIES):
+        return values | {"identity": load_config().identities}
+    return values
+
+
+def _given(values: Values, names: Sequence[str]) -> bool:
+    return any(values.get(name) for name in names)
+
+
+def seals(values: Values, words: Sequence[Values]) -> list[NamedStage]:
+    """The stages that encrypt the file of a save: of its options or its `encrypt` word, or of the configuration.
+
+    Raises UsageError.
+    """
+    options = {name: values[name] for name in _RECIPIENTS if name in values}
+    asked = [options | {"recipients": [], "armor": False}] if _given(options, _RECIPIENTS) else []
+    asked += words
+    if len(asked) > 1 or (asked and values["plain"]):
+        raise UsageError("a state is encrypted once", hint="give all recipients in one place, and not --plain")
+    if not asked and not values["plain"] and (recipients := load_config().recipients):
+        asked = [options | {"recipients": [], "recipient": list(recipients), "armor": False}]
+    if any(each["armor"] for each in asked):
+        raise UsageError("a state is not armored", hint="armor has no fixed places, so its trailer would come last")
+    row = find("encrypt")
+    return [(row.name, row.build(with_defaults(row.name, each), context())) for each in asked]
+
+
+def identities(values: Values) -> Identities:
+    """What opens an encrypted state, asked for once there is one. Calling it raises NoKeyError and StatepipeError."""
+
+    def read() -> Sequence[Identity]:
+        from statepipe.stages.agekeys import identities
+
+        completed = with_defaults("decrypt", values)
+        if not _given(completed, _IDENTITIES):
+            hint = "give -i FILE, or -p for a passphrase, or name identities in the configuration"
+            raise NoKeyError(f"{values['file']} is encrypted, and there is no identity to open it", hint=hint)
+        return identities(completed, context())
+
+    return read

@@ -1,0 +1,111 @@
+"""A saved state that is encrypted, read as if it were not: at any offset, and from its beginning to its end.
+
+An age file is opened at any place (agefile.py), so its trailer is read before anything is let out. What has no fixed
+places (armor) is decrypted twice: the first time to see both ends and that all of it opens, the second time for its
+bytes; nothing of it is ever kept on a disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from typing import Protocol, Self
+
+from statepipe.ends.agefile import AgeReaderAt
+from statepipe.ends.file import FileSource
+from statepipe.errors import StatepipeError
+from statepipe.formats.age.envelope import Identity
+from statepipe.formats.statefile import META_LIMIT
+from statepipe.formats.zstdframe import KEPT_LIMIT
+from statepipe.stage import Buffer, Over, Stage, cancel, chain, close
+from statepipe.stages.encrypt import decrypt
+
+HEAD_LIMIT, TAIL_LIMIT = META_LIMIT + 8, META_LIMIT + KEPT_LIMIT
+"""What is kept of both ends of a file that is decrypted twice: a header, and a trailer with its seek table."""
+
+
+class SealedFile:
+    """The plaintext of an encrypted file; `bytes` counts it. Raises what decrypt raises."""
+
+    def __init__(self, file: FileSource, sealed: str, identities: Sequence[Identity]) -> None:
+        self.name = file.name
+        self.bytes = 0
+        self.sealed: str | None = sealed
+        self._file = file
+        stage = decrypt(identities)
+        self._reader: Reader = AgeReaderAt(file, identities) if sealed == "age" else ReadThrough(file.name, stage)
+        self._flow = chain(file, [("decrypt", stage)])
+
+    def __iter__(self) -> SealedFile:
+        return self
+
+    def __next__(self) -> Buffer:
+        buffer = next(self._flow)
+        self.bytes += len(buffer)
+        return buffer
+
+    def cancel(self) -> None:
+        cancel(self._flow)
+
+    def tail(self, offset: int, size: int) -> bytes:
+        """`size` bytes of plaintext at `offset`, without moving the reading position."""
+        return self._reader.read(offset, size)
+
+    def size(self) -> int:
+        """Bytes of plaintext."""
+        return self._reader.size()
+
+    def stored(self) -> int:
+        """Bytes on the disk."""
+        return self._file.stored()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            cancel(self._flow)
+            close(self._flow)
+        finally:
+            self._file.__exit__(*error)
+
+
+class Reader(Protocol):
+    """Gives plaintext at any offset."""
+
+    def size(self) -> int: ...
+
+    def read(self, offset: int, size: int) -> bytes: ...
+
+
+class ReadThrough:
+    """Both ends of a plaintext that has no fixed places, found by decrypting all of it once."""
+
+    def __init__(self, path: str, stage: Stage) -> None:
+        self._name = path
+        self._head, self._tail = bytearray(), bytearray()
+        self._size = 0
+        with FileSource(path) as file, closing(Over(file, chain(file, [("decrypt", stage)]))) as flow:
+            for buffer in flow:
+                self._keep(buffer)
+
+    def _keep(self, buffer: Buffer) -> None:
+        self._size += len(buffer)
+        self._head += buffer[: HEAD_LIMIT - len(self._head)]
+        self._tail += buffer
+        if len(self._tail) > 2 * TAIL_LIMIT:
+            del self._tail[:-TAIL_LIMIT]
+
+    def size(self) -> int:
+        """Bytes of plaintext."""
+        return self._size
+
+    def read(self, offset: int, size: int) -> bytes:
+        """What lies there. Raises StatepipeError for what is at neither end."""
+        end = min(offset + size, self._size)
+        if end <= len(self._head):
+            return bytes(self._head[offset:end])
+        start = offset - (self._size - len(self._tail))
+        if start < 0:
+            raise StatepipeError(f"{self._name} can only be read from its beginning", offset=offset)
+        return bytes(self._tail[start : start + max(end - offset, 0)])
