@@ -11,7 +11,8 @@ from statepipe.formats.age.payload import CHUNK, SEALED, TAG_SIZE, PayloadCut, P
 from statepipe.stage import FLUSH, Buffer
 
 BATCH = 16
-"""Chunks that go to a core at once: 1 MiB."""
+"""Chunks that go to a core at once, 1 MiB. Over 900 MB and 2 cores, sealing: 4 took 0.334 s (CPU 0.531), 8 0.315
+(0.506), 16 0.306 (0.500), 32 0.319 (0.478), 64 0.308 (0.501); opening: 0.354, 0.312, 0.324, 0.343, 0.346."""
 
 
 @dataclass(frozen=True, slots=True)

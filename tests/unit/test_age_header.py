@@ -72,6 +72,7 @@ def test_a_stanza_that_age_would_not_write(text: bytes) -> None:
 
 MACS = {
     "no space": b"---AAAA",
+    "two of them": b"--- AAAA" + MAC_LINE[:-1],
     "two spaces": b"---  " + b"A" * 43,
     "nothing": b"---",
     "padding": MAC_LINE[:-1] + b"=",

@@ -153,10 +153,11 @@ class Dearmor:
 
 
 def _full_lines(data: bytes, at: int) -> tuple[bytes, int] | None:
-    """The text of all full lines in a row from `at`, and how many bytes they take; None if they end otherwise."""
-    count = (len(data) - at) // (COLUMNS + 1)
+    """The text of full lines in a row from `at`, and how many bytes they take; None if there are none, or too hard."""
+    ends = data[at + COLUMNS :: COLUMNS + 1]
+    count = len(ends) - len(ends.lstrip(b"\n"))
     bulk = data[at : at + count * (COLUMNS + 1)]
-    if not count or bulk[COLUMNS :: COLUMNS + 1] != b"\n" * count or bulk.count(b"\n") != count:
+    if not count or bulk.count(b"\n") != count:
         return None
     return bulk.replace(b"\n", b""), len(bulk)
 

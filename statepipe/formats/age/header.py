@@ -147,14 +147,16 @@ class HeaderReader:
 
     def feed(self, buffer: Buffer) -> Header | None:
         """The header, once all is there. Raises HeaderError."""
+        seen = len(self._held)
         self._held += buffer
         if self._header is None:
-            self._header = self._cut_header()
+            self._header = self._cut_header(seen)
         return self._header if len(self._held) >= self._behind else None
 
-    def _cut_header(self) -> Header | None:
+    def _cut_header(self, seen: int) -> Header | None:
+        """The header, if it ends in what came behind the bytes that were seen, or in the line they end in."""
         _check_version(bytes(self._held[: len(VERSION)]))
-        mark = self._held.find(b"\n---", 0, HEADER_LIMIT)
+        mark = self._held.find(b"\n---", max(0, self._held.rfind(b"\n", 0, seen)), HEADER_LIMIT)
         end = self._held.find(b"\n", mark + 1, HEADER_LIMIT) + 1 if mark >= 0 else 0
         if not end and len(self._held) >= HEADER_LIMIT:
             raise HeaderError(f"the age header is larger than {HEADER_LIMIT} bytes", offset=0)
@@ -180,14 +182,15 @@ def _check_version(start: bytes) -> None:
 
 def parse(data: bytes) -> Header:
     """A whole header, from its version line to the end of its MAC's line. Raises HeaderError."""
-    body, _, last = data[len(VERSION) : -1].rpartition(b"---")
-    stanzas = _stanzas(body.split(b"\n")[:-1])
+    *lines, last = data[len(VERSION) : -1].split(b"\n")
+    stanzas = _stanzas(lines)
     if not stanzas:
         raise HeaderError("the age header has no stanza", offset=0)
-    mac = decode(last[1:]) if last.startswith(b" ") else b""
+    mac = decode(last[4:]) if last.startswith(b"--- ") else b""
+    start = len(data) - len(last) - 1
     if len(mac) != 32:
-        raise HeaderError("the age header does not end with a MAC", offset=len(data) - len(last))
-    return Header(stanzas, data[: -len(last) - 1], mac, len(data))
+        raise HeaderError("the age header does not end with a MAC", offset=start)
+    return Header(stanzas, data[: start + 3], mac, len(data))
 
 
 def _stanzas(lines: Iterable[bytes]) -> tuple[Stanza, ...]:
