@@ -1,7 +1,8 @@
 """bzip2, both ways: a stream for each block, which every bunzip2 reads as one, as pbzip2 writes them.
 
-A stream of many blocks, as bzip2 and lbzip2 write them, is decoded by one core: its blocks begin in the middle of
-bytes, where a search would cost more than half a core to feed the other.
+A stream of many blocks, as bzip2 and lbzip2 write them, is decoded by one core at about 25 MB/s: its blocks begin in
+the middle of bytes, and to decode them apart takes a search at every bit, as lbunzip2 does it with a decoder of its
+own. libbz2 has none, and who hurries does not choose bzip2.
 """
 
 from __future__ import annotations
