@@ -24,7 +24,7 @@ _IDENTITIES = ("identity", *_PASSPHRASES)
 
 def with_defaults(name: str, values: Values) -> Values:
     """The values of a filter, completed by what the configuration says of what was not given."""
-    if name == "compress" and values["codec"] is None:
+    if name == "compress" and values["codec"] is None and not values["adapt"]:
         return values | {"codec": load_config().codec}
     if name == "encrypt" and not _given(values, _RECIPIENTS):
         return values | {"recipient": load_config().recipients}

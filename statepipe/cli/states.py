@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,8 +18,12 @@ from statepipe.errors import UsageError
 
 if TYPE_CHECKING:
     from statepipe.commands.outgoing import Saved
+    from statepipe.stages.packing import Packing
 
 Values = dict[str, Any]
+
+AT_ONE_LEVEL: Values = {"adapt": False, "min": None, "max": None}
+"""compress without its options."""
 
 
 def run_save(name: str, values: Values) -> int:
@@ -30,7 +35,7 @@ def run_save(name: str, values: Values) -> int:
             raise UsageError("--then and --live steer QEMU through its monitor", hint="add --qmp SOCKET")
         from statepipe.commands.save import save_from_stdin
 
-        _warn_of_disks(save_from_stdin(values["file"], words.level, words.plain, seal))
+        _warn_of_disks(save_from_stdin(values["file"], words.packing, words.plain, seal))
         return 0
     return _save_by_qmp(values, words, seal)
 
@@ -42,7 +47,7 @@ def _save_by_qmp(values: Values, words: _Words, seal: Sequence[NamedStage]) -> i
     if values["live"] and values["then"]:
         raise UsageError("a guest saved with --live runs on: --then has no place there")
     then = "live" if values["live"] else values["then"] or "stay"
-    outcome = save_by_qmp(values["qmp"], Request(values["file"], words.level, words.plain, seal, then))
+    outcome = save_by_qmp(values["qmp"], Request(values["file"], words.packing, words.plain, seal, then))
     say(saved(values["file"], outcome))
     _warn_of_disks(outcome.saved)
     if outcome.doubts:
@@ -59,39 +64,31 @@ def _warn_of_disks(saved: Saved) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Words:
-    """What the words of a save come to: stages for the plain stream, the level of the file, who may open it."""
+    """What the words of a save come to: stages for the plain stream, how the file is compressed, who may open it."""
 
     plain: list[NamedStage]
-    level: int
+    packing: Packing
     encrypt: list[Values]
 
 
 def _save_words(words: Sequence[str]) -> _Words:
     """Raises UsageError for a word that has no place in a save."""
-    codec = load_config().codec
+    from statepipe.stages.packing import packing
+
+    chosen: Values = AT_ONE_LEVEL | {"codec": load_config().codec}
     plain: list[str] = []
     encrypt: list[Values] = []
     for word in words:
         row, parsed = parse_word(word)
         if row.name == "compress":
-            codec = parsed["codec"] or codec
+            chosen = parsed if parsed["codec"] or parsed["adapt"] else parsed | {"codec": chosen["codec"]}
         elif row.name == "encrypt":
             encrypt.append(parsed)
         elif row.keeps_bytes:
             plain.append(word)
         else:
             raise UsageError(f"'{row.name}' has no place in save", hint="a state file holds the stream unchanged")
-    return _Words(build_words(plain), _level(codec), encrypt)
-
-
-def _level(text: str | None) -> int:
-    from statepipe.stages.codec import ZSTD, parse_codec
-
-    codec, level = parse_codec(text or ZSTD.name)
-    if codec is not ZSTD:
-        hint = "a state file is zstd: write compress:zstd:LEVEL"
-        raise UsageError(f"save does not compress with {codec.name}", hint=hint)
-    return level
+    return _Words(build_words(plain), packing(chosen, time.monotonic), encrypt)
 
 
 def run_load(name: str, values: Values) -> int:

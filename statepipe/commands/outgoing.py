@@ -25,8 +25,8 @@ from statepipe.formats.returnpath import shut
 from statepipe.qemu.disks import Disk
 from statepipe.stage import Stage
 from statepipe.stages.checksum import Digest
+from statepipe.stages.packing import Packing
 from statepipe.stages.watch import Answer, watch
-from statepipe.stages.zstd import pack
 
 IDLE = 1000
 """Milliseconds without a byte after which a stream without vmdesc that could end is taken to have ended."""
@@ -41,7 +41,7 @@ class Plan:
     """
 
     path: str
-    level: int
+    packing: Packing
     words: Sequence[NamedStage] = ()
     seal: Sequence[NamedStage] = ()
     guest: dict[str, Any] = field(default_factory=dict)
@@ -89,10 +89,10 @@ def save_stream(plan: Plan, source: FdSource, answer: Answer | None, approve: Ca
 def _stages(plan: Plan, watcher: Stage, trailer: Callable[[], dict[str, Any]]) -> list[NamedStage]:
     """watch stands first: what it calls the end is the end for every other stage."""
     header = {"kind": "state", "time": int(time.time()), "writer": f"statepipe {__version__}", **plan.guest}
-    header["stages"] = [name for name, _ in plan.words] + [f"compress:zstd:{plan.level}"]
+    header["stages"] = [name for name, _ in plan.words] + [plan.packing.word]
     header["stages"] += [name for name, _ in plan.seal]
     digest = Digest("blake3")
-    packer = pack(plan.level, header, lambda: {**trailer(), "blake3": digest.value})
+    packer = plan.packing.pack(header, lambda: {**trailer(), "blake3": digest.value})
     return [("watch", watcher), *plan.words, ("digest", digest), ("compress", packer), *plan.seal]
 
 

@@ -16,9 +16,10 @@ from statepipe.engine.pipeline import NamedStage
 from statepipe.errors import UsageError
 from statepipe.qemu.disks import fingerprints
 from statepipe.qemu.process import parent_qemu
+from statepipe.stages.packing import Packing
 
 
-def save_from_stdin(path: str, level: int, words: Sequence[NamedStage], seal: Sequence[NamedStage]) -> Saved:
+def save_from_stdin(path: str, packing: Packing, words: Sequence[NamedStage], seal: Sequence[NamedStage]) -> Saved:
     """Save the stream on standard input to `path`, encrypted by `seal`. Returns what it was; raises StatepipeError."""
     if os.isatty(0):
         raise UsageError(
@@ -26,16 +27,16 @@ def save_from_stdin(path: str, level: int, words: Sequence[NamedStage], seal: Se
             hint=f'at the monitor: migrate "exec:exec statepipe save {path}"; from a shell: add --qmp SOCKET',
         )
     with FdSource(0, "standard input", IDLE) as source:
-        return save_stream(_plan(path, level, words, seal), source, _answer, _approve)
+        return save_stream(_plan(path, packing, words, seal), source, _answer, _approve)
 
 
-def _plan(path: str, level: int, words: Sequence[NamedStage], seal: Sequence[NamedStage]) -> Plan:
+def _plan(path: str, packing: Packing, words: Sequence[NamedStage], seal: Sequence[NamedStage]) -> Plan:
     """If a QEMU has started us, its process tells what the stream does not: the guest's name and its disks."""
     qemu = parent_qemu()
     if qemu is None:
-        return Plan(path, level, words, seal)
+        return Plan(path, packing, words, seal)
     guest = {"name": qemu.name, "uuid": qemu.option("-uuid"), "command": list(qemu.command)}
-    return Plan(path, level, words, seal, guest, lambda: fingerprints(qemu.disks))
+    return Plan(path, packing, words, seal, guest, lambda: fingerprints(qemu.disks))
 
 
 def _answer(message: bytes) -> bool:

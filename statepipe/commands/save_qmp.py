@@ -21,6 +21,7 @@ from statepipe.errors import InterruptedBySignal, QemuError, QemuGone, Statepipe
 from statepipe.qemu.disks import Disk, fingerprints
 from statepipe.qemu.guest import describe_guest, image_paths
 from statepipe.qemu.monitor import Monitor
+from statepipe.stages.packing import Packing
 
 LIVE = "live"
 
@@ -43,7 +44,7 @@ class Request:
     """What was asked for: `then` is stay, cont or quit, or LIVE where the guest runs on throughout."""
 
     path: str
-    level: int
+    packing: Packing
     words: Sequence[NamedStage]
     seal: Sequence[NamedStage]
     then: str
@@ -106,7 +107,7 @@ def _set_capabilities(monitor: Monitor, states: dict[str, bool]) -> None:
 
 def _save(monitor: Monitor, request: Request, before: str, disks: list[str]) -> tuple[Saved, dict[str, Any]]:
     guest = describe_guest(monitor) | {"live": request.then == LIVE, "run_state_before": before}
-    plan = Plan(request.path, request.level, request.words, request.seal, guest, _look(disks, request.then))
+    plan = Plan(request.path, request.packing, request.words, request.seal, guest, _look(disks, request.then))
     outcome: dict[str, Any] = {}
 
     def approve() -> None:

@@ -55,7 +55,10 @@ class Filter:
 
 def _compress(values: Values, context: Context) -> Stage:
     from statepipe.stages.codec import ZSTD, compress
+    from statepipe.stages.packing import adaptive, is_auto
 
+    if is_auto(values):
+        return adaptive(values, context.clock).pack({"kind": "stream"}, lambda: {})
     return compress(values["codec"] or ZSTD.name)
 
 
@@ -133,10 +136,13 @@ FILTERS = (
         (
             Param(
                 "codec",
-                "the codec and its level, as in gzip:6; the default is zstd:1",
+                "the codec and its level, as in gzip:6, or zstd:auto; the default is zstd:1",
                 "CODEC[:LEVEL]",
                 many="optional",
             ),
+            Param("--adapt", "choose zstd's level from frame to frame, so that the least time is lost: zstd:auto"),
+            Param("--min", "the lowest level that zstd:auto may choose (-7)", "LEVEL"),
+            Param("--max", "the highest (19, or what fits into 256 MiB)", "LEVEL"),
         ),
         _compress,
         inverse="decompress",

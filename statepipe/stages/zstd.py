@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from typing import Any
 
 import zstandard
 
@@ -25,7 +26,7 @@ from statepipe.formats.zstdframe import (
     Skippable,
     skippable,
 )
-from statepipe.stage import FLUSH, Buffer, Over, Stage
+from statepipe.stage import FLUSH, Buffer, Over, Stage, Telling, close
 from statepipe.stages.blocks import PerThread, over_blocks
 from statepipe.threads import parallel
 
@@ -44,16 +45,32 @@ def compress(level: int) -> Stage:
 
 def pack(level: int, header: Facts, trailer: Callable[[], Facts]) -> Stage:
     """A stage that puts the stream between `header` and what `trailer()` says once the stream has ended."""
+    return Packer(lambda upstream: over_blocks(_Compressor(level), upstream, FRAME_SIZE), header, trailer)
 
-    def stage(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
+
+Frames = Callable[[Iterator[Buffer]], Iterator[tuple[bytes, int] | None]]
+"""Compresses a stream to frames with their plain sizes; None stands for a flush mark."""
+
+
+class Packer:
+    """A stage that puts what `frames` makes of the stream between `header` and `trailer()`; it tells what they tell."""
+
+    def __init__(self, frames: Frames, header: Facts, trailer: Callable[[], Facts]) -> None:
+        self._frames, self._header, self._trailer = frames, header, trailer
+
+    def facts(self) -> dict[str, Any]:
+        return self._frames.facts() if isinstance(self._frames, Telling) else {}
+
+    def __call__(self, upstream: Iterator[Buffer]) -> Iterator[Buffer]:
         writer = Writer()
-        yield writer.header(header)
-        with closing(over_blocks(_Compressor(level), upstream, FRAME_SIZE)) as frames:
+        yield writer.header(self._header)
+        frames = self._frames(upstream)
+        try:
             for frame in frames:
                 yield writer.frame(*frame) if frame else FLUSH
-        yield writer.trailer(trailer())
-
-    return stage
+        finally:
+            close(frames)
+        yield writer.trailer(self._trailer())
 
 
 class _Compressor:

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 
+from tests.bench.adapt import rows
 from tests.bench.data import ROOT, Inputs
 from tests.bench.encryption import decrypt, encrypt, sealed
 from tests.bench.measure import Broken, Job, Series, interleave, spread
@@ -207,6 +208,11 @@ def passing(bench: Bench) -> list[Row]:
     return [pair(bench, "progress, between two pipes", ours, Job("pv -f", ("pv", "-f"), size, plain, piped=True))]
 
 
+def adapt(bench: Bench) -> list[Row]:
+    """zstd:auto into sinks of given speeds, beside the best level for each."""
+    return rows(bench.inputs)
+
+
 ROWS: dict[str, Callable[[Bench], list[Row]]] = {
     "compress": compress,
     "decompress": decompress,
@@ -222,4 +228,5 @@ ROWS: dict[str, Callable[[Bench], list[Row]]] = {
     "parser": parser,
     "checksum": checksum,
     "pass": passing,
+    "adapt": adapt,
 }

@@ -95,6 +95,7 @@ def compress(codec: str, undo: Bytes, block: int = 1 << 20) -> Adapter:
 
 ADAPTERS = {
     "compress": Adapter(undo=unzstd),
+    "compress:zstd:auto": compress("zstd:auto", unzstd),
     "compress:gzip": compress("gzip", gzip.decompress),
     "compress:gzip:6": compress("gzip:6", gzip.decompress),
     "compress:bzip2": compress("bzip2", bz2.decompress),

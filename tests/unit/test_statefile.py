@@ -63,6 +63,16 @@ def test_header_data_trailer_and_seek_table_are_where_the_design_says(saved: Pat
         assert meta(file, 0)["frame"] == "H" and meta(file, -2)["frame"] == "T"
 
 
+def test_a_level_that_adapts_makes_the_same_file(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    (tmp_path / "stream").write_bytes(STREAM)
+    with open(tmp_path / "stream", "rb") as source:
+        assert run_statepipe("save", "compress:zstd:auto,min=1,max=9", path, stdin=source).returncode == 0
+    assert meta(path.read_bytes(), 0)["stages"] == ["compress:zstd:auto"]
+    assert run_statepipe("verify-state", path).returncode == 0
+    assert run_statepipe("load", path, text=False).stdout == STREAM
+
+
 def test_header_and_trailer_tell_the_facts(saved: Path) -> None:
     file = saved.read_bytes()
     header, trailer = meta(file, 0), meta(file, -2)
