@@ -6,6 +6,9 @@ PYTHON := .venv/bin/python
 LIBRARY := $(PREFIX)/lib/statepipe
 LAUNCHER := $(PREFIX)/bin/statepipe
 MANPAGE := $(PREFIX)/share/man/man1/statepipe.1
+COMPLETION_bash := $(PREFIX)/share/bash-completion/completions/statepipe
+COMPLETION_zsh := $(PREFIX)/share/zsh/site-functions/_statepipe
+COMPLETION_fish := $(PREFIX)/share/fish/vendor_completions.d/statepipe.fish
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test unit faults lint bench man install uninstall clean
@@ -55,6 +58,13 @@ from statepipe.cli.main import entry
 entry()
 endef
 
+define install_completion
+install -d "$(DESTDIR)$(dir $(2))"
+	bin/statepipe completion $(1) >"$(DESTDIR)$(2)"
+	chmod 644 "$(DESTDIR)$(2)"
+
+endef
+
 install: export TEXT = $(LAUNCHER_TEXT)
 install: ## into PREFIX (/usr/local), under DESTDIR if given
 	@tools/setup
@@ -65,10 +75,12 @@ install: ## into PREFIX (/usr/local), under DESTDIR if given
 	@printf '%s\n' "#!$$(readlink -f $(PYTHON)) -I" "$$TEXT" >"$(DESTDIR)$(LAUNCHER)"
 	chmod 755 "$(DESTDIR)$(LAUNCHER)"
 	install -m 644 man/statepipe.1 "$(DESTDIR)$(MANPAGE)"
+	$(foreach shell,bash zsh fish,$(call install_completion,$(shell),$(COMPLETION_$(shell))))
 
 uninstall: ## take away what install put there
 	rm -rf "$(DESTDIR)$(LIBRARY)"
 	rm -f "$(DESTDIR)$(LAUNCHER)" "$(DESTDIR)$(MANPAGE)"
+	rm -f $(foreach shell,bash zsh fish,"$(DESTDIR)$(COMPLETION_$(shell))")
 
 clean: ## remove .venv, caches and build leftovers
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

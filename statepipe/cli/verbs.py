@@ -103,6 +103,16 @@ COMMANDS = (
         "statepipe.cli.jobs:run_cancel",
     ),
     Verb(
+        "completion",
+        "print the completion of bash, zsh or fish",
+        (
+            Param("shell", "which shell", "SHELL", many="optional", choices=("bash", "zsh", "fish")),
+            Param("command", "after --: the words of a line, the last of them unfinished", "LINE", many="any"),
+            Param("--words", "print what the last word of LINE may become: what the scripts ask"),
+        ),
+        "statepipe.cli.completion:run_completion",
+    ),
+    Verb(
         "send",
         "send standard input to ADDRESS, and end as the receiver does",
         (
