@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from statepipe.cli.context import context
-from statepipe.cli.grammar import parse_word
+from statepipe.cli.grammar import naming, parse_word
 from statepipe.cli.keys import with_defaults
 from statepipe.ends.fd import FdSink, FdSource
 from statepipe.engine.pipeline import NamedStage, Pipeline
@@ -29,7 +29,13 @@ def run_pipe(name: str, values: Values) -> int:
 
 def build_words(words: Sequence[str]) -> list[NamedStage]:
     """Stages from words. Raises UsageError."""
-    return [_build(*parse_word(word)) for word in words]
+    return [_of_word(word) for word in words]
+
+
+def _of_word(word: str) -> NamedStage:
+    row, values = parse_word(word)
+    with naming(word):
+        return _build(row, values)
 
 
 def _build(row: Filter, values: Values) -> NamedStage:

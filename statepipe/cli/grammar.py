@@ -8,7 +8,8 @@ letter, if it has one, stands for its name in both.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from statepipe.cli.messages import show
@@ -102,8 +103,15 @@ def parse_word(word: str) -> tuple[Filter, dict[str, Any]]:
     """A word, as `checksum:sha256,to=FILE`: its filter and parameters. Raises UsageError naming the word."""
     name, _, rest = word.partition(":")
     row = find(name)
-    try:
+    with naming(word):
         return row, parse(row, _arguments(row, rest))
+
+
+@contextmanager
+def naming(word: str) -> Iterator[None]:
+    """Within it, what is wrong with a word is told with the word: there may be many."""
+    try:
+        yield
     except UsageError as error:
         raise UsageError(f"in the word '{word}': {error}", hint=error.hint) from error
 

@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Iterator
 from itertools import cycle
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -30,9 +31,12 @@ SIZES = sorted({0, *(edge + near for edge in EDGES for near in (-1, 0, 1))})
 """Around a page, age's chunk, zstd's block, a read, a frame, and what is decoded whole."""
 
 
-def threads_and_descriptors() -> tuple[set[threading.Thread], set[str]]:
+def threads_and_descriptors() -> tuple[set[threading.Thread], set[str], set[str]]:
+    """And the children, which the kernel lists by the thread that started them."""
     gc.collect()
-    return set(threading.enumerate()), set(os.listdir("/proc/self/fd"))
+    tasks = Path("/proc/self/task")
+    started = {child for task in os.listdir(tasks) for child in (tasks / task / "children").read_text().split()}
+    return set(threading.enumerate()), set(os.listdir("/proc/self/fd")), started
 
 
 def test_every_filter_has_an_adapter() -> None:

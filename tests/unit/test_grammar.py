@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from statepipe.cli.grammar import parse, parse_word, parser_for
+from statepipe.cli.main import main
 from statepipe.cli.verbs import VERBS, Verb
 from statepipe.errors import UsageError
 from statepipe.stages import FILTERS, Filter
@@ -211,3 +213,26 @@ def test_what_is_missing_or_too_much(name: str, line: list[str], message: str) -
 def test_help_names_every_parameter(verb: Verb) -> None:
     text = parser_for(verb).format_help()
     assert all((param.name if param.name.startswith("--") else param.metavar) in text for param in verb.params)
+
+
+WRONG_WORDS = [
+    ("verify", "verify needs the digest"),
+    ("progress:size=x", "'x' is not a size"),
+    ("checksum:crc", "crc"),
+    ("checksum:sha256,md5", "unrecognized arguments: md5"),
+    ("checksum:to", "--to needs a value"),
+    ("progress:to=F", "unrecognized arguments: to=F"),
+]
+
+
+@pytest.mark.parametrize("verb", [verb.name for verb in VERBS if any(p.metavar == "WORD" for p in verb.params)])
+@pytest.mark.parametrize(("word", "reason"), WRONG_WORDS)
+def test_what_is_wrong_with_a_word_names_it_whatever_the_verb(
+    verb: str, word: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also what only the stage's making finds out."""
+    address = f"unix://{tmp_path}/socket"
+    behind = {"pipe": [word], "save": [word, str(tmp_path / "state")], "send": [word, address], "recv": [address, word]}
+    assert main([verb, *behind[verb]]) == 2
+    said = capsys.readouterr().err
+    assert f"in the word '{word}': " in said and reason in said
