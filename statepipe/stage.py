@@ -3,8 +3,9 @@
 The iterator's normal end is a clean end of the stream; anything else is an exception, which simply propagates.
 Back-pressure is laziness. A test of a stage is `b"".join(stage(iter([...])))`.
 
-A stage that is an object may have more to offer than the call: `Telling` (facts for whoever asks how it goes) and
-`Adjustable` (a rate that changes while it runs). What it returns may have `cancel` and `close`.
+A stage that is an object may have more to offer than the call: `Telling` (facts for whoever asks how it goes),
+`Adjustable` (a rate that changes while it runs) and `Meter` (it need not see the bytes). What it returns may have
+`cancel` and `close`.
 
 Closing goes from the sink to the source, by the thread that pulls. `cancel` is what any thread may call: it wakes
 whatever in the chain is blocked, in a read, in a wait for time to pass or for another program.
@@ -42,6 +43,21 @@ class Adjustable(Protocol):
     def set_rate(self, rate: int | None) -> None: ...
 
 
+@runtime_checkable
+class Meter(Protocol):
+    """A stage that may do with counting bytes: while all of a pipeline's are `blind`, the kernel moves them."""
+
+    @property
+    def blind(self) -> bool:
+        """Whether it need not see the bytes from here on."""
+
+    def admit(self, wanted: int) -> int:
+        """Wait until something may pass; how many of `wanted` bytes. Raises Cancelled."""
+
+    def passed(self, count: int) -> None:
+        """So many bytes have passed."""
+
+
 class Cancelled(Exception):
     """Raised by a source whose `cancel` was called: nobody is left to want its bytes."""
 
@@ -69,7 +85,7 @@ class Link:
     def __init__(self, name: str, stage: Stage, upstream: Iterator[Buffer]) -> None:
         self.name = name
         self.bytes = 0
-        self._stage = stage
+        self.stage = stage
         self.upstream = upstream
         self._downstream = stage(upstream)
 
@@ -95,7 +111,7 @@ class Link:
 
     def facts(self) -> dict[str, Any]:
         """Name, bytes in and out, and what the stage itself tells."""
-        told: dict[str, Any] = self._stage.facts() if isinstance(self._stage, Telling) else {}
+        told: dict[str, Any] = self.stage.facts() if isinstance(self.stage, Telling) else {}
         return {"name": self.name, "in": getattr(self.upstream, "bytes", 0), "out": self.bytes, **told}
 
     def cancel(self) -> None:

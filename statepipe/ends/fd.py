@@ -99,6 +99,11 @@ class FdSource:
         if any(fd == self._wake for fd, _ in self._poll.poll()):
             raise Cancelled
 
+    @property
+    def marks_idle(self) -> bool:
+        """Whether it puts out flush marks when nothing comes."""
+        return self._idle is not None
+
     def is_quiet(self) -> bool:
         """Nothing to read at this moment, and not the end either."""
         return not any(fd == self.fd for fd, _ in self._poll.poll(0))

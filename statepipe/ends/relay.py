@@ -11,6 +11,7 @@ import os
 import stat
 import threading
 from collections.abc import Callable
+from functools import partial
 
 from statepipe.ends.fd import READ_SIZE, FdSource, enlarge_pipe, write_all
 from statepipe.stage import Buffer, Cancelled
@@ -22,43 +23,51 @@ PIECE = 1 << 20
 Moved = Callable[[int], object]
 """Told how many bytes each step moved."""
 
+Room = Callable[[int], int]
+"""Waits until something may move; how many bytes of so many."""
+
 
 def can_relay(*fds: int) -> bool:
     """Whether the descriptors wait by themselves: one that does not block is shared with a program that needs it so."""
     return all(map(os.get_blocking, fds))
 
 
-def relay(source: FdSource, sink: int, moved: Moved) -> None:
+def relay(source: FdSource, sink: int, moved: Moved, room: Room = lambda wanted: wanted) -> None:
     """Move every byte from the source to a descriptor. Raises OSError of either, and what the source's wait raises."""
-    move = _mover(source.fd, sink)
+    copy = partial(_copy, source.fd, sink)
     try:
-        _move(source, move, moved)
+        move(source, mover(source.fd, sink) or copy, moved, room)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EPERM):  # a file that knows no such shortcut
             raise
-        _move(source, lambda: _copy(source.fd, sink), moved)
+        move(source, copy, moved, room)
 
 
-def _move(source: FdSource, move: Callable[[], int], moved: Moved) -> None:
+def move(source: FdSource, step: Callable[[int], int], moved: Moved, room: Room) -> None:
+    """Steps until one finds the end. Raises what a step and the source's wait raise."""
     source.wait()
-    while count := move():
+    while count := step(room(PIECE)):
         moved(count)
         source.wait()
 
 
-def _mover(source: int, sink: int) -> Callable[[], int]:
+def mover(source: int, sink: int) -> Callable[[int], int] | None:
+    """A step inside the kernel: at most so many bytes, how many it moved. One that fails has moved nothing.
+
+    None where there is no such way between the two.
+    """
     modes = [os.fstat(fd).st_mode for fd in (source, sink)]
     if any(map(stat.S_ISFIFO, modes)):
         enlarge_pipe(source)
         enlarge_pipe(sink)
-        return lambda: os.splice(source, sink, PIECE)
+        return lambda count: os.splice(source, sink, count)
     if stat.S_ISREG(modes[0]) and stat.S_ISSOCK(modes[1]):
-        return lambda: os.sendfile(sink, source, None, PIECE)  # from where it stands
-    return lambda: _copy(source, sink)
+        return lambda count: os.sendfile(sink, source, None, count)  # from where it stands
+    return None
 
 
-def _copy(source: int, sink: int) -> int:
-    return write_all(sink, os.read(source, READ_SIZE))
+def _copy(source: int, sink: int, count: int) -> int:
+    return write_all(sink, os.read(source, min(count, READ_SIZE)))
 
 
 class Backflow:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from statepipe.engine.desk import at_work
 from statepipe.engine.memory import keep_freed_memory
+from statepipe.engine.shortcut import find_shortcut
 from statepipe.engine.signals import held
 from statepipe.errors import StatepipeError
 from statepipe.stage import Adjustable, Buffer, Link, Stage, cancel, chain, close, links
@@ -82,9 +83,12 @@ class Pipeline:
                 close(flow)
 
     def _carry(self, flow: Iterator[Buffer]) -> None:
+        shortcut = find_shortcut(self._source, self._links, self._sink)
         for buffer in flow:
             if len(buffer):
                 self._sink.write(buffer)
+            if shortcut is not None and shortcut.open and not shortcut.take():
+                shortcut = None
 
     def status(self) -> dict[str, Any]:
         """How far it is: seconds since the start, bytes in and out, and what each stage tells. Ready for JSON."""
