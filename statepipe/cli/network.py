@@ -10,7 +10,7 @@ from statepipe.cli.messages import say, warn
 from statepipe.errors import UsageError
 
 if TYPE_CHECKING:
-    from statepipe.commands.plain import Plan
+    from statepipe.commands.meet import Plan
 
 Values = dict[str, Any]
 
@@ -47,14 +47,19 @@ def _doubt(name: str, proved: bool) -> None:
 
 
 def _plan(values: Values) -> Plan:
-    from statepipe.commands.plain import Plan
-    from statepipe.ends.address import parse_address
+    from statepipe.commands.meet import Plan
+    from statepipe.ends.address import TLS, parse_address
     from statepipe.ends.net import Patience
 
     silence = _seconds(values["timeout"]) if values["timeout"] else None
     patience = Patience(silence, _seconds(values.get("retry") or "0"))
     words = build_words(values["words"])
-    return Plan(parse_address(values["address"]), words, patience, values["insecure"], values.get("bind"))
+    address, creds, peer = parse_address(values["address"]), values["tls_creds"], values["peer"]
+    if address.scheme != TLS and (creds or peer):
+        raise UsageError("--tls-creds and --peer are for tls:// addresses")
+    if creds and peer:
+        raise UsageError("--peer is for pinned keys; with --tls-creds the certificates say who is who")
+    return Plan(address, words, patience, values["insecure"], values.get("bind"), creds, peer)
 
 
 def _seconds(text: str) -> float:

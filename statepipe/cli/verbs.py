@@ -29,6 +29,10 @@ _JSON = Param("--json", "print JSON")
 _ID = Param("id", "which one: the ID that ps shows", "ID")
 _QMP = Param("--qmp", "drive the QEMU whose monitor listens on the unix socket SOCKET", "SOCKET")
 _INSECURE = Param("--insecure", "allow plain TCP beyond this host: anyone on the way can read and change it")
+_CREDS = Param(
+    "--tls-creds", "with tls://: certificates, and whom to believe, as QEMU's tls-creds-x509 has them", "DIR"
+)
+_PEER = Param("--peer", "with tls://: the pinned peer that is meant; for send the default is the host's name", "NAME")
 _TIMEOUT = Param("--timeout", "give up when the peer is silent for so many seconds; the default is never", "SECONDS")
 
 COMMANDS = (
@@ -117,7 +121,9 @@ COMMANDS = (
         "send standard input to ADDRESS, and end as the receiver does",
         (
             Param("words", "stages on the way: compress:zstd:3, checksum, progress", "WORD", many="any"),
-            Param("address", "tcp://HOST:PORT or unix:///PATH", "ADDRESS"),
+            Param("address", "tls://HOST:PORT, or HOST alone; tcp://HOST:PORT; unix:///PATH", "ADDRESS"),
+            _CREDS,
+            _PEER,
             _INSECURE,
             _TIMEOUT,
             Param("--retry", "where nobody listens yet, try again for so many seconds", "SECONDS"),
@@ -129,13 +135,26 @@ COMMANDS = (
         "recv",
         "receive one stream at ADDRESS, to standard output or into a file",
         (
-            Param("address", "tcp://HOST:PORT, tcp://:PORT or unix:///PATH", "ADDRESS"),
+            Param("address", "tls://:PORT, tls://HOST:PORT, the same with tcp://, or unix:///PATH", "ADDRESS"),
             Param("words", "stages on the way: decompress, checksum, progress", "WORD", many="any"),
             Param("--output", "a file, which exists only once the stream is there whole", "FILE", short="-o"),
+            _CREDS,
+            _PEER,
             _INSECURE,
             _TIMEOUT,
         ),
         "statepipe.cli.network:run_recv",
+    ),
+    Verb(
+        "pair",
+        "let two hosts know each other's keys, by a code that is carried from one to the other",
+        (
+            Param("address", "the host that listens: HOST or HOST:PORT", "ADDRESS", many="optional"),
+            Param("--listen", "wait for the other host, and show the code"),
+            Param("--name", "pin the other host under this name; the default is what it is called", "NAME"),
+            Param("--code-file", "read the code from FILE (as /dev/fd/N, a descriptor), with nobody to ask", "FILE"),
+        ),
+        "statepipe.cli.pair:run_pair",
     ),
     Verb(
         "pki",

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import stat
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Union
 
-from statepipe.ends.address import UNIX, Address
-from statepipe.ends.dial import accepted, connected, listening, port_of
+from statepipe.commands.meet import Plan, Say, Visit, outgoing, visited
+from statepipe.ends.address import TLS
 from statepipe.ends.fd import FdSink, FdSource, failure, write_all
 from statepipe.ends.file import FileSink
-from statepipe.ends.net import Patience, SocketSink, SocketSource, is_network, reset
+from statepipe.ends.net import SocketSink, SocketSource, is_network
 from statepipe.ends.relay import Backflow, can_relay, relay
 from statepipe.engine.desk import at_work
 from statepipe.engine.pipeline import NamedStage, Pipeline
@@ -29,27 +27,20 @@ from statepipe.formats.returnpath import shut
 from statepipe.stage import Buffer, Cancelled, Stage
 from statepipe.stages.prove import Proof, is_undecided, prove, proves_itself
 
+if TYPE_CHECKING:
+    from statepipe.ends.tlsends import TlsSink, TlsSource
+
 IDLE = 1000
 """Milliseconds of silence after which a sending QEMU gets a sign of life (stages/watch.py)."""
 
-Say = Callable[[str], object]
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """Where, through which stages, how patiently, and from which address of ours (`bind`, for send)."""
-
-    address: Address
-    words: Sequence[NamedStage]
-    patience: Patience
-    insecure: bool = False
-    bind: str | None = None
+Incoming = Union[FdSource, "TlsSource"]
+Outgoing = Union[FdSink, SocketSink, "TlsSink"]
 
 
 class Looked:
     """A source whose first bytes have been looked at, and still come."""
 
-    def __init__(self, source: FdSource) -> None:
+    def __init__(self, source: Incoming) -> None:
         self.source = source
         self.taken: list[Buffer] = []
         while is_undecided(self.head) and (buffer := next(source, None)) is not None:
@@ -83,17 +74,12 @@ def send(plan: Plan) -> bool:
     What the receiver sends back goes to standard output, unless that is a terminal: it is QEMU's return path, where
     we are its exec: filter.
     """
-    name, proof = str(plan.address), Proof()
-    with (
-        FdSource(0, "standard input") as source,
-        connected(plan.address, plan.patience, plan.bind, insecure=plan.insecure) as connection,
-        SocketSource(connection, name, Patience()) as returning,
-    ):
+    proof = Proof()
+    with FdSource(0, "standard input") as source, outgoing(plan) as (returning, make_sink):
         back = Backflow(returning, _to_stdout, source.cancel)
         back.start()
         try:
-            sink = SocketSink(connection, name, plan.patience, lambda: back.wait(plan.patience.silence))
-            with sink:
+            with make_sink(lambda: back.wait(plan.patience.silence)) as sink:
                 _carry(source, [("stream", prove(proof))], plan.words, sink)
                 sink.commit()
         except Cancelled:
@@ -101,7 +87,7 @@ def send(plan: Plan) -> bool:
             raise
         finally:
             back.stop()
-    return proof.holds
+    return proof.holds or plan.address.scheme == TLS
 
 
 def _to_stdout(buffer: Buffer) -> None:
@@ -109,14 +95,18 @@ def _to_stdout(buffer: Buffer) -> None:
         write_all(1, buffer)
 
 
-def _carry(
-    source: FdSource, followers: Sequence[NamedStage], words: Sequence[NamedStage], sink: SocketSink | FdSink
-) -> None:
+def _carry(source: Incoming, followers: Sequence[NamedStage], words: Sequence[NamedStage], sink: Outgoing) -> None:
     """From the source to the sink; through the kernel alone where there is nothing to follow and nothing to do."""
     looked = Looked(source)
-    if words or proves_itself(looked.head) or not can_relay(source.fd, sink.fd):
+    if words or proves_itself(looked.head):
         Pipeline(looked, [*followers, *words], sink).pour()
-        return
+    elif isinstance(source, FdSource) and isinstance(sink, FdSink | SocketSink) and can_relay(source.fd, sink.fd):
+        _relay(looked, source, sink)
+    else:
+        Pipeline(looked, [], sink).pour()
+
+
+def _relay(looked: Looked, source: FdSource, sink: SocketSink | FdSink) -> None:
     while looked.taken:
         sink.write(next(looked))
 
@@ -152,17 +142,18 @@ def recv_to_file(plan: Plan, path: str, say: Say) -> bool:
     A QEMU that sends it is answered as by save: its migration completes only if the file does. Raises StatepipeError.
     """
     proof = Proof()
-    with FileSink(path) as sink, _visited(plan, say, IDLE) as (connection, source):
+    with FileSink(path) as sink, visited(plan, say, IDLE) as visit:
 
         def answer(message: bytes) -> bool:
-            return _answer(connection, message)
+            return _answer(visit, message)
 
         try:
-            Pipeline(source, [("stream", prove(proof, answer)), *plan.words], sink).pour()
+            Pipeline(visit.source, [("stream", prove(proof, answer)), *plan.words], sink).pour()
             sink.sync()
             with held():
                 sink.commit()
                 told = not proof.return_path or answer(shut(0))
+                visit.finish()
         except BaseException:
             if proof.return_path:
                 answer(shut(1))
@@ -170,13 +161,13 @@ def recv_to_file(plan: Plan, path: str, say: Say) -> bool:
     if not told:
         hint = f"{path} holds the whole state; if QEMU still runs the guest, remove the file"
         raise PeerError("QEMU went away before it could be told that its state is here", hint=hint)
-    return proof.holds
+    return proof.holds or plan.address.scheme == TLS
 
 
-def _answer(connection: socket.socket, message: bytes) -> bool:
+def _answer(visit: Visit, message: bytes) -> bool:
     try:
-        connection.sendall(message)
-    except OSError:
+        visit.send(message)
+    except (OSError, PeerError):
         return False
     return True
 
@@ -188,14 +179,15 @@ def recv_to_stdout(plan: Plan, say: Say) -> bool:
     exec: filter we are.
     """
     proof = Proof()
-    with _visited(plan, say) as (connection, source), FdSource(0, "standard input") as stdin:
-        back = Backflow(stdin, connection.sendall)
+    with visited(plan, say) as visit, FdSource(0, "standard input") as stdin:
+        back = Backflow(stdin, visit.send)
         followers = [("stream", prove(proof)), ("return path", _answered(proof, back))]
         try:
-            _carry(source, followers, plan.words, FdSink(1, "standard output"))
+            _carry(visit.source, followers, plan.words, FdSink(1, "standard output"))
         finally:
             back.stop()
-    return proof.holds
+        visit.finish()
+    return proof.holds or plan.address.scheme == TLS
 
 
 def _answered(proof: Proof, back: Backflow) -> Stage:
@@ -220,19 +212,3 @@ def _begin(back: Backflow) -> None:
             hint="receive into a file, with --output FILE, or turn the capability return-path off",
         )
     back.start()
-
-
-@contextmanager
-def _visited(plan: Plan, say: Say, idle: int | None = None) -> Iterator[tuple[socket.socket, SocketSource]]:
-    """The first connection at the plan's address. Any failure ends it with a reset."""
-    with listening(plan.address, insecure=plan.insecure) as listener:
-        if plan.address.scheme != UNIX and not plan.address.port:
-            say(f"listening at port {port_of(listener)}")
-        with accepted(listener, plan.patience) as connection:
-            listener.close()
-            try:
-                with SocketSource(connection, "the sender", plan.patience, idle) as source:
-                    yield connection, source
-            except BaseException:
-                reset(connection)
-                raise

@@ -10,13 +10,16 @@ from dataclasses import dataclass
 
 from statepipe.errors import UsageError
 
-TCP, UNIX = "tcp", "unix"
+TCP, TLS, UNIX = "tcp", "tls", "unix"
+
+PORT = 20490
+"""Where statepipes meet unless told otherwise: below the ports that Linux gives out by itself (32768 and up)."""
 
 PATH_LIMIT = 107
 """Bytes in a unix socket's path: sockaddr_un has 108 with the NUL."""
 
-_HINT = "write tcp://HOST:PORT, tcp://[::1]:PORT, tcp://:PORT or unix:///PATH"
-_HOST_PORT = re.compile(r"(?:\[([0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|([^\[\]:/@?#\s]*)):([0-9]{1,5})")
+_HINT = "write tls://HOST:PORT, tls://[::1]:PORT, tls://:PORT, the same with tcp://, or unix:///PATH"
+_HOST_PORT = re.compile(r"(?:\[([0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|([^\[\]:/@?#\s]*))(?::([0-9]{1,5}))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +43,15 @@ def parse_address(text: str) -> Address:
     scheme, separator, rest = text.partition("://")
     if separator and scheme == UNIX:
         return _unix(text, rest)
-    if not separator or scheme != TCP:
+    if not separator:
+        scheme, rest = TLS, text
+    if scheme not in (TCP, TLS):
         raise UsageError(f"'{text}' is no address that is known here", hint=_HINT)
     found = _HOST_PORT.fullmatch(rest)
-    if found is None or int(found[3]) > 65535:
+    port = found and (found[3] or (PORT if scheme == TLS and rest else None))
+    if found is None or port is None or int(port) > 65535:
         raise UsageError(f"'{text}' is not a host and a port", hint=_HINT)
-    return Address(scheme, found[1] or found[2], int(found[3]))
+    return Address(scheme, found[1] or found[2], int(port))
 
 
 def _unix(text: str, path: str) -> Address:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from statepipe.ends.address import UNIX, Address
+from statepipe.ends.address import TCP, UNIX, Address
 from statepipe.ends.net import Patience, tune
 from statepipe.errors import PeerError, UsageError
 
@@ -55,12 +55,12 @@ def _targets(address: Address, *, passive: bool) -> list[Target]:
 
 def _refuse_open_country(address: Address, targets: list[Target], *, insecure: bool) -> None:
     """A guest's memory in the clear is for the loopback alone, unless that is said outright."""
-    if insecure or address.scheme == UNIX:
+    if insecure or address.scheme != TCP:
         return
     if not all(ipaddress.ip_address(str(where[0]).partition("%")[0]).is_loopback for _, where in targets):
         raise UsageError(
             f"{address} is not this host alone, and plain TCP neither hides nor authenticates what it carries",
-            hint="use 127.0.0.1 or [::1] (through ssh -L, say), or add --insecure if everyone there may read it",
+            hint="use tls://, or add --insecure if everyone on the way may read it",
         )
 
 

@@ -10,8 +10,9 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Protocol
 
 from statepipe.ends.fd import READ_SIZE, FdSource, enlarge_pipe, write_all
 from statepipe.stage import Buffer, Cancelled
@@ -70,6 +71,16 @@ def _copy(source: int, sink: int, count: int) -> int:
     return write_all(sink, os.read(source, min(count, READ_SIZE)))
 
 
+class Incoming(Protocol):
+    """What comes back: a plain socket's bytes, or those of a TLS connection."""
+
+    bytes: int
+
+    def __iter__(self) -> Iterator[Buffer]: ...
+
+    def cancel(self) -> None: ...
+
+
 class Backflow:
     """A thread that carries what comes back on a connection while the stream goes the other way.
 
@@ -78,7 +89,7 @@ class Backflow:
     """
 
     def __init__(
-        self, source: FdSource, write: Callable[[Buffer], object], broken: Callable[[], object] = lambda: None
+        self, source: Incoming, write: Callable[[Buffer], object], broken: Callable[[], object] = lambda: None
     ) -> None:
         self._source, self._broken = source, broken
         self._write: Callable[[Buffer], object] | None = write

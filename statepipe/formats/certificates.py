@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -119,6 +121,27 @@ def revoke(
 def _number(crl: x509.CertificateRevocationList | None) -> int:
     """A list's number, which grows with each."""
     return 0 if crl is None else crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+
+
+def make_self(name: str) -> tuple[bytes, bytes]:
+    """A certificate that vouches for its own key, and the key, in PEM: for peers who pin it.
+
+    It does not end (RFC 5280, 4.1.2.5, has this date for that): a pin ends when it is taken away.
+    """
+    key = new_key()
+    subject = _subject(name[:NAME_LIMIT])
+    builder = _builder(subject, subject, datetime.now(UTC), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC))
+    builder = builder.public_key(key.public_key())
+    builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+    builder = builder.add_extension(x509.ExtendedKeyUsage(list(USES.values())), critical=False)
+    return pem(builder.sign(key, hashes.SHA256())), pem_key(key)
+
+
+def fingerprint(certificate: bytes) -> str:
+    """Of a PEM certificate's public key, for people to compare, as ssh writes it. Raises IntegrityError."""
+    public = read_certificate(certificate, "the certificate").public_key()
+    spki = public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return f"SHA256:{b64encode(sha256(spki).digest()).decode().rstrip('=')}"
 
 
 def pem(certificate: x509.Certificate) -> bytes:

@@ -361,8 +361,23 @@ GOOD = {
     "tcp://[fe80::1%eth0]:5000": Address("tcp", "fe80::1%eth0", 5000),
     "tcp://:5000": Address("tcp", "", 5000),
     "tcp://host.example:65535": Address("tcp", "host.example", 65535),
+    "tls://host.example:5000": Address("tls", "host.example", 5000),
     "unix:///run/s": Address("unix", path="/run/s"),
 }
+
+
+SHORT = {
+    "host": Address("tls", "host", 20490),
+    "host:1": Address("tls", "host", 1),
+    "[::1]": Address("tls", "::1", 20490),
+    ":7": Address("tls", "", 7),
+    "tls://host": Address("tls", "host", 20490),
+}
+
+
+@pytest.mark.parametrize("text", SHORT)
+def test_addresses_that_leave_something_out(text: str) -> None:
+    assert parse_address(text) == SHORT[text]
 
 
 @pytest.mark.parametrize("text", GOOD)
@@ -373,7 +388,7 @@ def test_addresses(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "host:1", "tcp:h:1", "tcp://h", "tcp://h:", "tcp://h:65536", "tcp://::1:5", "tcp://[::1]", "tcp://a@b:1",
+    ["", "h:", ":", "tls://", "tcp:h:1", "tcp://h", "tcp://h:", "tcp://h:65536", "tcp://::1:5", "tcp://[::1]", "tcp://a@b:1",
      "tcp://h:1/x", "unix://s", "unix://", "unix:///" + "x" * 107, "ftp://h:1", "tcp://[h]:1", "tcp://h:1 "],
 )  # fmt: skip
 def test_what_is_no_address(text: str) -> None:

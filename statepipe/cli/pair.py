@@ -1,0 +1,63 @@
+"""The verb pair: the code shown or asked for, and what came of it."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from statepipe.cli.context import ask
+from statepipe.cli.messages import clean, say, show
+from statepipe.errors import StatepipeError, UsageError
+
+Values = dict[str, Any]
+
+CODE_LIMIT = 1024
+"""Bytes read of a file that holds a code."""
+
+
+def run_pair(name: str, values: Values) -> int:
+    """Listen and show a code, or connect and ask for it."""
+    from statepipe.ends.address import parse_address
+
+    if not values["listen"] and values["address"] is None:
+        raise UsageError("pair needs the other host, or --listen on the host that the other connects to")
+    address = parse_address(values["address"] or "tls://:20490")
+    paired = (_listen if values["listen"] else _connect)(address, values)
+    show(f"paired with {clean(paired.name)}: its key is {paired.fingerprint}, ours is {paired.ours}")
+    return 0
+
+
+def _listen(address: Any, values: Values) -> Any:
+    from statepipe.commands.pair import pair_listening
+    from statepipe.formats.pairing import new_code
+
+    code = _from_file(values["code_file"]) if values["code_file"] else new_code()
+
+    def ready(port: int) -> None:
+        say(f"statepipe: pair: listening at port {port}")
+        if not values["code_file"]:
+            say(f"statepipe: pair: on the other host type: statepipe pair {os.uname().nodename}:{port}")
+            say(f"statepipe: pair: and there, when asked, this code: {code}")
+
+    return pair_listening(address, code, values["name"], ready)
+
+
+def _connect(address: Any, values: Values) -> Any:
+    from statepipe.commands.pair import pair_connecting
+
+    def code() -> str:
+        return _from_file(values["code_file"]) if values["code_file"] else ask("Code shown on the other host")
+
+    return pair_connecting(address, code, values["name"])
+
+
+def _from_file(path: str) -> str:
+    """A code from a file or, as /dev/fd/N, a descriptor. Raises StatepipeError."""
+    try:
+        with open(path, "rb") as file:
+            code = file.read(CODE_LIMIT).decode("ascii", "replace").strip()
+    except OSError as error:
+        raise StatepipeError(f"cannot read {path}: {os.strerror(error.errno or 0)}") from error
+    if sum(map(str.isalnum, code)) < 6:
+        raise StatepipeError(f"{path} holds no code of at least 6 letters and digits")
+    return code

@@ -1,0 +1,233 @@
+"""TLS 1.3 over a socket: both sides authenticated before a byte of anything else is handed on.
+
+The records pass through memory on their way to the socket, so that they leave in large writes and arrive in large
+reads: 0.45 and 0.57 CPU seconds a GB for sending and receiving, where ssl.SSLSocket takes 0.53 and 0.80 (it reads each
+record's header by itself). And it lets the handshake be bounded, in time and in bytes.
+
+A client's handshake ends before the server has judged its certificate (RFC 8446, 2): that it ended proves nothing.
+A sender therefore believes only what the receiver says afterwards: its close_notify, sent once the bytes are where
+they belong, and authenticated as every record is. A connection that ends without one was cut.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+
+from statepipe.ends.net import Patience, lost, reset, tune
+from statepipe.errors import PeerError
+from statepipe.stage import Buffer
+
+HANDSHAKE_TIME = 10.0
+"""Seconds a handshake may take: two round trips and a few signatures."""
+
+HANDSHAKE_BYTES = 64 << 10
+"""Bytes a peer may send before it is authenticated. A chain of certificates of ours has 2 KiB."""
+
+WRITE_BATCH = 128 << 10
+"""Plain bytes sealed at once: they and their records stay in the second-level cache."""
+
+READ_BATCH = 256 << 10
+
+
+class Handshake:
+    """One side of a handshake, fed from a socket that does not block."""
+
+    def __init__(self, connection: socket.socket, context: ssl.SSLContext, host: str | None, *, server: bool) -> None:
+        self.connection = connection
+        self.began = time.monotonic()
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server, server_hostname=host)
+        self._taken = 0
+        connection.setblocking(False)
+
+    def begin(self) -> None:
+        """Send what the first move is, for a client. Raises OSError."""
+        self._step()
+
+    def go_on(self) -> bool:
+        """Take what has arrived; whether that ended it. Raises ssl.SSLError, OSError, PeerError where it is no good."""
+        data = self.connection.recv(HANDSHAKE_BYTES)
+        if data:
+            self._incoming.write(data)
+        else:
+            self._incoming.write_eof()
+        self._taken += len(data)
+        if self._taken > HANDSHAKE_BYTES:
+            raise PeerError(f"it sent more than {HANDSHAKE_BYTES} bytes before it was authenticated")
+        return self._step()
+
+    def _step(self) -> bool:
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        finally:
+            if self._outgoing.pending:  # an alert, too: it tells the peer why
+                self.connection.sendall(self._outgoing.read())
+        return True
+
+    def certificate(self) -> bytes:
+        """The peer's certificate, in DER."""
+        return self._tls.getpeercert(binary_form=True) or b""
+
+    def transport(self, name: str, identity: str, patience: Patience) -> TlsTransport:
+        """What to talk through, now that it has ended."""
+        tune(self.connection, patience)
+        return TlsTransport(self.connection, (self._tls, self._incoming, self._outgoing), name, identity, patience)
+
+
+class TlsTransport:
+    """An authenticated connection. One thread may send while another receives.
+
+    `identity` is who the peer has proved to be; `bytes` counts the plain bytes that came.
+    """
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        parts: tuple[ssl.SSLObject, ssl.MemoryBIO, ssl.MemoryBIO],
+        name: str,
+        identity: str,
+        patience: Patience,
+    ) -> None:
+        self.connection, self.name, self.identity, self.bytes = connection, name, identity, 0
+        self._tls, self._incoming, self._outgoing = parts
+        self._patience = patience
+        self._using = threading.Lock()  # OpenSSL's object is for one thread at a time
+        self._sending = threading.Lock()  # records leave in the order they were sealed in
+
+    def send(self, buffers: Iterable[Buffer]) -> None:
+        """Send all of them. Raises PeerError."""
+        for buffer in buffers:
+            view = memoryview(buffer)
+            for start in range(0, len(view), WRITE_BATCH):
+                self._send(view[start : start + WRITE_BATCH])
+
+    def _send(self, piece: memoryview) -> None:
+        with self._sending:
+            try:
+                with self._using:
+                    self._tls.write(piece)
+                    sealed = self._outgoing.read()
+                self.connection.sendall(sealed)
+            except ssl.SSLError as error:
+                raise refused(self.name, error) from error
+            except OSError as error:
+                raise lost(self.name, error, self.bytes, self._patience) from error
+
+    def recv_into(self, buffer: memoryview) -> int:
+        """Fill the buffer with what there is, one byte at least; 0 after the peer's close_notify. Raises PeerError."""
+        while (count := self.take(buffer)) is None:
+            self.fill()
+        return count
+
+    def take(self, buffer: memoryview) -> int | None:
+        """As `recv_into` with what has arrived; None if more must be taken from the socket first. Raises PeerError."""
+        try:
+            count = self._open_into(buffer)
+        except ssl.SSLEOFError as error:
+            hint = "the other side, or something between, broke it off: what came is not the whole"
+            raise PeerError(f"{self.name} ended without a close_notify after {self.bytes} bytes", hint=hint) from error
+        except ssl.SSLError as error:
+            raise refused(self.name, error) from error
+        self.bytes += count or 0
+        return count
+
+    def _open_into(self, buffer: memoryview) -> int | None:
+        done = 0
+        with self._using:
+            while done < len(buffer):
+                try:
+                    count = self._tls.read(len(buffer) - done, buffer[done:])
+                except ssl.SSLWantReadError:
+                    return done or None
+                except ssl.SSLZeroReturnError:  # the close_notify of a peer who has had ours
+                    break
+                if not count:
+                    break
+                done += int(count)
+        return done
+
+    def fill(self) -> None:
+        """Take from the socket what is there, waiting for it. Raises PeerError."""
+        try:
+            data = self.connection.recv(READ_BATCH)
+        except OSError as error:
+            raise lost(self.name, error, self.bytes, self._patience) from error
+        with self._using:
+            if data:
+                self._incoming.write(data)
+            else:
+                self._incoming.write_eof()
+
+    def finish(self) -> None:
+        """Send our close_notify: nothing more comes from here, and what came was all. Raises PeerError."""
+        with self._sending:
+            try:
+                with self._using:
+                    with suppress(ssl.SSLWantReadError):  # for the peer's own, which may take its time
+                        self._tls.unwrap()
+                    sealed = self._outgoing.read()
+                self.connection.sendall(sealed)
+            except ssl.SSLError as error:
+                raise refused(self.name, error) from error
+            except OSError as error:
+                raise lost(self.name, error, self.bytes, self._patience) from error
+
+    def abort(self) -> None:
+        """Make the close a reset: the peer must take nothing for complete."""
+        reset(self.connection)
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self.connection.close()
+
+
+def refused(name: str, error: ssl.SSLError) -> PeerError:
+    """OpenSSL's reason in our words."""
+    reason = getattr(error, "verify_message", "") or (error.reason or str(error)).replace("_", " ").lower()
+    return PeerError(f"no trust between us and {name}: {reason}", hint=_hint(reason))
+
+
+def _hint(reason: str) -> str:
+    for word, hint in _HINTS.items():
+        if word in reason:
+            return hint
+    return "look at what the other side says; both need each other's certificate, or to be paired"
+
+
+_HINTS = {
+    "expired": "issue new certificates: statepipe pki issue",
+    "mismatch": "connect to it by a name that stands in its certificate",
+    "revoked": "its certificate was revoked by the authority",
+    "self-signed": "it is not one of the peers pinned here, nor of our authority: statepipe pair",
+    "self signed": "it is not one of the peers pinned here, nor of our authority: statepipe pair",
+    "version": "it does not speak TLS 1.3",
+    "protocol": "it does not speak TLS 1.3",
+    "alert": "the other side refused our certificate: expired, revoked, of another authority, or not paired",
+}
+
+
+def shake_hands(handshake: Handshake, name: str) -> None:
+    """A client's handshake to its end, in bounded time. Raises PeerError."""
+    deadline = handshake.began + HANDSHAKE_TIME
+    poll = select.poll()
+    poll.register(handshake.connection, select.POLLIN)
+    try:
+        handshake.begin()
+        done = False
+        while not done:
+            left = deadline - time.monotonic()
+            if left <= 0 or not poll.poll(left * 1000):
+                raise PeerError(f"{name} did not finish the handshake within {HANDSHAKE_TIME:g} s")
+            done = handshake.go_on()
+    except ssl.SSLError as error:
+        raise refused(name, error) from error
+    except OSError as error:
+        raise lost(name, error, 0, Patience()) from error

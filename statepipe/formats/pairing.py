@@ -1,0 +1,82 @@
+"""pairing: two hosts that share a short code exchange certificates, and nobody between can put in their own.
+
+    hello     name, certificate, and the first half of a SPAKE2 exchange over the code     both ways
+    confirm   HMAC of both hellos under the key that came of it                            both ways
+
+SPAKE2 (RFC 9382) gives both the same key only if both had the same code, and tells an eavesdropper nothing to try
+codes against. Who takes part without the code has one guess in 10^8, and then the run is over on both sides. The
+confirmation covers both hellos whole, so a certificate that was changed on its way is noticed too.
+
+Sans-IO: `hello` and `confirm` are bytes for the caller to carry, each in a frame of its own.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import secrets
+from dataclasses import dataclass
+from hashlib import sha256
+
+from spake2 import SPAKE2_A, SPAKE2_B, SPAKEError
+
+from statepipe.errors import PeerError
+
+HELLO_LIMIT = 16 << 10
+"""Bytes of a hello: a certificate of ours has 700."""
+
+CODE_DIGITS = 8
+
+CONFIRM_SIZE = 32
+
+
+def new_code() -> str:
+    """A one-time code for people to carry: eight digits, in two groups."""
+    digits = f"{secrets.randbelow(10**CODE_DIGITS):0{CODE_DIGITS}}"
+    return f"{digits[:4]}-{digits[4:]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who is at the other end: what it calls itself, and its certificate in PEM."""
+
+    name: str
+    certificate: str
+
+
+class Pairing:
+    """One side of one attempt. `first` is for the one who listens and shows the code."""
+
+    def __init__(self, code: str, name: str, certificate: str, *, first: bool) -> None:
+        secret = "".join(filter(str.isalnum, code)).lower().encode()
+        side = SPAKE2_A if first else SPAKE2_B
+        self._spake = side(secret, idA=b"statepipe pair, listening", idB=b"statepipe pair, connecting")
+        self._label, self._theirs = (b"A", b"B") if first else (b"B", b"A")
+        fields = {"name": name, "certificate": certificate, "spake2": self._spake.start().hex()}
+        self.hello = json.dumps(fields).encode()
+        self._key = b""
+        self._transcript = b""
+        self._peer: Peer | None = None
+
+    def take_hello(self, data: bytes) -> bytes:
+        """Take the peer's hello; our confirmation. Raises PeerError."""
+        try:
+            fields = json.loads(data)
+            name, certificate, message = (str(fields[key]) for key in ("name", "certificate", "spake2"))
+            self._key = self._spake.finish(bytes.fromhex(message))
+        except (ValueError, TypeError, KeyError, RecursionError, AssertionError, SPAKEError) as error:
+            raise PeerError("the other side does not speak as 'statepipe pair' does") from error
+        self._peer = Peer(name, certificate)
+        hellos = (self.hello, data) if self._label == b"A" else (data, self.hello)
+        self._transcript = b"".join(sha256(hello).digest() for hello in hellos)
+        return self._confirm(self._label)
+
+    def take_confirm(self, data: bytes) -> Peer:
+        """Take the peer's confirmation; who the peer is. Raises PeerError for a wrong code."""
+        if self._peer is None or not hmac.compare_digest(data, self._confirm(self._theirs)):
+            hint = "begin again on both hosts: each code is good for one attempt"
+            raise PeerError("the codes differ, or somebody is between the two hosts", hint=hint)
+        return self._peer
+
+    def _confirm(self, label: bytes) -> bytes:
+        return hmac.digest(self._key, b"statepipe pair confirm " + label + self._transcript, "sha256")

@@ -1,0 +1,211 @@
+"""pair, and what follows from it: two hosts, each with settings of its own, on one machine."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import stat
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from statepipe.errors import PeerError
+from statepipe.formats.certificates import fingerprint, make_self
+from statepipe.formats.pairing import Pairing, Peer, new_code
+from tests.conformance.running import PATIENCE, STATEPIPE, started
+from tests.conformance.test_plain import NOISE, collect
+
+Process = subprocess.Popen[bytes]
+
+
+def env(folder: Path) -> dict[str, str]:
+    return {**os.environ, "XDG_CONFIG_HOME": str(folder)}
+
+
+@contextmanager
+def listening(folder: Path, *words: str) -> Iterator[tuple[Process, int, str]]:
+    """A `pair --listen`, its port and the code it shows."""
+    command = [*STATEPIPE, "pair", "--listen", "tls://127.0.0.1:0", *words]
+    with started(command, stdin=subprocess.DEVNULL, env=env(folder)) as process:
+        port = int(process.stderr.readline().split()[-1])
+        process.stderr.readline()
+        yield process, port, process.stderr.readline().split()[-1].decode()
+
+
+def connect(folder: Path, port: int, code: str, *words: str) -> subprocess.CompletedProcess[str]:
+    reading, writing = os.pipe()
+    with os.fdopen(reading) as read, os.fdopen(writing, "w") as write:
+        write.write(f"{code}\n")
+        write.close()
+        command = [*STATEPIPE, "pair", f"127.0.0.1:{port}", "--code-file", f"/dev/fd/{read.fileno()}", *words]
+        more = {"pass_fds": [read.fileno()], "env": env(folder), "timeout": PATIENCE}
+        return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, **more)
+
+
+def pinned(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in (folder / "statepipe" / "peers").glob("*")}
+
+
+def pair(one: Path, other: Path) -> None:
+    """`one` knows the other as 'other'; the other knows it as 127.0.0.1."""
+    with listening(one, "--name", "other") as (process, port, code):
+        done = connect(other, port, code)
+        status, out, _ = collect(process)
+    assert (done.returncode, status) == (0, 0), done.stderr
+    keys = re.findall(r"SHA256:\S{43}", done.stdout), re.findall(r"SHA256:\S{43}", out.decode())
+    assert len(keys[0]) == 2 and keys[0] == keys[1][::-1], "each says its key and the other's"
+
+
+@pytest.fixture
+def hosts(tmp_path: Path) -> tuple[Path, Path]:
+    pair(tmp_path / "one", tmp_path / "other")
+    return tmp_path / "one", tmp_path / "other"
+
+
+@contextmanager
+def receiving(folder: Path, *words: str) -> Iterator[tuple[Process, int]]:
+    command = [*STATEPIPE, "recv", "tls://127.0.0.1:0", "--timeout", "5", *words]
+    with started(command, stdin=subprocess.DEVNULL, env=env(folder)) as receiver:
+        yield receiver, int(receiver.stderr.readline().split()[-1])
+
+
+def send(folder: Path, port: int, *words: str) -> subprocess.CompletedProcess[bytes]:
+    command = [*STATEPIPE, "send", *words, f"127.0.0.1:{port}"]
+    return subprocess.run(command, input=NOISE[:50000], capture_output=True, env=env(folder), timeout=PATIENCE)
+
+
+def test_each_pins_the_others_key(hosts: tuple[Path, Path]) -> None:
+    one, other = hosts
+    own = [(each / "statepipe" / "own-cert.pem").read_text() for each in hosts]
+    assert pinned(one) == {"other.pem": own[1]} and pinned(other) == {"127.0.0.1.pem": own[0]}
+    for path in [*one.rglob("*.pem"), *other.rglob("*.pem")]:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_then_a_stream_passes(hosts: tuple[Path, Path]) -> None:
+    one, other = hosts
+    with receiving(one) as (receiver, port):
+        assert send(other, port).returncode == 0
+        assert collect(receiver) == (0, NOISE[:50000], b"")
+
+
+def test_a_peer_can_be_named_on_both_sides(hosts: tuple[Path, Path]) -> None:
+    one, other = hosts
+    with receiving(one, "--peer", "other") as (receiver, port):
+        assert send(other, port, "--peer", "127.0.0.1").returncode == 0
+        assert collect(receiver)[0] == 0
+
+
+def test_who_is_not_pinned_is_turned_away(hosts: tuple[Path, Path], tmp_path: Path) -> None:
+    """A third host that knows the receiver's key, while the receiver does not know its."""
+    third = tmp_path / "third" / "statepipe"
+    (third / "peers").mkdir(parents=True)
+    (third / "peers" / "127.0.0.1.pem").write_text((hosts[0] / "statepipe" / "own-cert.pem").read_text())
+    with receiving(hosts[0]) as (receiver, port):
+        done = send(tmp_path / "third", port)
+        assert done.returncode == 5 and b"statepipe: send: error: " in done.stderr
+        status, out, said = collect(receiver)
+    assert (status, out) == (5, b"") and b"turned away 127.0.0.1: " in said
+
+
+def test_a_receiver_with_another_key_is_refused(hosts: tuple[Path, Path], tmp_path: Path) -> None:
+    _, other = hosts
+    pair(tmp_path / "impostor", tmp_path / "somebody")
+    with receiving(tmp_path / "impostor") as (receiver, port):
+        done = send(other, port)
+        assert done.returncode == 5 and b"no trust between us" in done.stderr
+        assert collect(receiver)[:2] == (5, b"")
+
+
+def test_an_unknown_host_is_not_even_connected_to(hosts: tuple[Path, Path]) -> None:
+    done = send(hosts[0], 1)
+    assert done.returncode == 5 and b"no peer is pinned here as '127.0.0.1'" in done.stderr
+
+
+def test_a_wrong_code_ends_both_and_pins_nothing(tmp_path: Path) -> None:
+    with listening(tmp_path / "one") as (process, port, code):
+        wrong = code[:-1] + ("0" if code[-1] != "0" else "1")
+        done = connect(tmp_path / "other", port, wrong)
+        status, _, said = collect(process)
+    assert (done.returncode, status) == (5, 5)
+    assert "the codes differ" in done.stderr and b"the codes differ" in said
+    assert not pinned(tmp_path / "one") and not pinned(tmp_path / "other")
+
+
+@pytest.mark.parametrize("data", [b"", b"GET / HTTP/1.1\r\n\r\n", b"\0\0\0\2{}", b"\xff\xff\xff\xff"])
+def test_garbage_pins_nothing(tmp_path: Path, data: bytes) -> None:
+    with listening(tmp_path / "one") as (process, port, _):
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(data)
+        assert collect(process)[0] == 5
+    assert not pinned(tmp_path / "one")
+
+
+def test_another_key_does_not_take_a_pinned_ones_place(hosts: tuple[Path, Path], tmp_path: Path) -> None:
+    before = pinned(hosts[0])
+    with listening(hosts[0], "--name", "other") as (process, port, code):
+        connect(tmp_path / "third", port, code)
+        status, _, said = collect(process)
+    assert status == 1 and b"another key is pinned here as 'other'" in said
+    assert pinned(hosts[0]) == before
+
+
+def test_the_code_is_not_in_any_argument(tmp_path: Path) -> None:
+    with listening(tmp_path / "one") as (process, _, code):
+        command = Path(f"/proc/{process.pid}/cmdline").read_bytes()
+    assert code.encode() not in command and re.fullmatch(r"\d{4}-\d{4}", code)
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        ([], 2),
+        (["ftp://h:1"], 2),
+        (["--listen", "127.0.0.1:0", "--code-file", "short"], 1),
+        (["--listen", "127.0.0.1:0", "--code-file", "none"], 1),
+    ],
+)
+def test_slips(tmp_path: Path, words: list[str], status: int) -> None:
+    (tmp_path / "short").write_text("12")
+    command = [*STATEPIPE[:1], "-P", *STATEPIPE[1:], "pair", *words]
+    done = subprocess.run(command, capture_output=True, env=env(tmp_path), cwd=tmp_path, timeout=PATIENCE)
+    assert done.returncode == status, done.stderr
+
+
+# --- the exchange itself
+
+
+def attempt(code: str, other: str) -> tuple[Pairing, Pairing]:
+    return Pairing(code, "a", make_self("a")[0].decode(), first=True), Pairing(other, "b", "B", first=False)
+
+
+def test_how_the_code_is_written_does_not_matter() -> None:
+    one, other = attempt("1234-5678", " 12345678\n")
+    confirm, answer = one.take_hello(other.hello), other.take_hello(one.hello)
+    assert one.take_confirm(answer) == Peer("b", "B") and other.take_confirm(confirm).name == "a"
+
+
+def test_a_certificate_changed_on_its_way_is_noticed() -> None:
+    one, other = attempt("1234-5678", "1234-5678")
+    one.take_hello(other.hello.replace(b'"B"', b'"C"'))
+    with pytest.raises(PeerError):
+        one.take_confirm(other.take_hello(one.hello))
+
+
+def test_a_hello_sent_back_to_its_sender_is_refused() -> None:
+    one, _ = attempt("1234-5678", "1234-5678")
+    with pytest.raises(PeerError):
+        one.take_confirm(one.take_hello(one.hello))
+
+
+def test_codes_are_not_repeated() -> None:
+    assert len({new_code() for _ in range(50)}) == 50
+
+
+def test_a_fingerprint_is_the_keys() -> None:
+    one, other = make_self("a")[0], make_self("a")[0]
+    assert fingerprint(one) == fingerprint(one) != fingerprint(other)

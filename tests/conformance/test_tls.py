@@ -1,0 +1,301 @@
+"""tls://: who may come in, who may not and why, and that a byte of no stranger's reaches a stage."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from statepipe.formats.certificates import issue, make_self, new_key, pem_key, read_authority
+from tests.conformance.running import PATIENCE, STATEPIPE, started, wait
+from tests.conformance.test_plain import NOISE, both, collect
+
+Process = subprocess.Popen[bytes]
+
+
+def pki(*words: object) -> None:
+    subprocess.run([*STATEPIPE, "pki", *map(str, words)], check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def ca(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An authority, and beside it folders for every kind of host."""
+    base = tmp_path_factory.mktemp("pki")
+    pki("init", "--ca", base / "ca")
+    pki("init", "--ca", base / "other-ca")
+    pki("issue", "localhost", "127.0.0.1", "--ca", base / "ca", "--dir", base / "good")
+    pki("issue", "localhost", "127.0.0.1", "--ca", base / "other-ca", "--dir", base / "stranger")
+    shutil.copy(base / "ca" / "ca-cert.pem", base / "stranger")
+    pki("issue", "elsewhere.example", "--ca", base / "ca", "--dir", base / "wrong-host")
+    pki("issue", "revoked.example", "localhost", "127.0.0.1", "--ca", base / "ca", "--dir", base / "revoked")
+    pki("revoke", "revoked.example", "--ca", base / "ca", "--dir", base / "good")
+    expired(base / "ca", base / "good", base / "expired")
+    self_signed(base / "good", base / "self-signed")
+    crossed(base / "good", base / "crossed")
+    return base
+
+
+def expired(ca: Path, good: Path, folder: Path) -> None:
+    shutil.copytree(good, folder)
+    authority = read_authority((ca / "ca-cert.pem").read_bytes(), (ca / "ca-key.pem").read_bytes(), str(ca))
+    then = datetime.now(UTC) - timedelta(days=30)
+    for use in ("server", "client"):
+        key = new_key()
+        made = issue(authority, key, ["localhost", "127.0.0.1"], use, then + timedelta(days=1), then)
+        (folder / f"{use}-cert.pem").write_bytes(made)
+        (folder / f"{use}-key.pem").write_bytes(pem_key(key))
+
+
+def self_signed(good: Path, folder: Path) -> None:
+    shutil.copytree(good, folder)
+    certificate, key = make_self("localhost")
+    for use in ("server", "client"):
+        (folder / f"{use}-cert.pem").write_bytes(certificate)
+        (folder / f"{use}-key.pem").write_bytes(key)
+
+
+def crossed(good: Path, folder: Path) -> None:
+    """The server's certificate for a client, and the other way round."""
+    shutil.copytree(good, folder)
+    for kind in ("cert", "key"):
+        shutil.copy(good / f"server-{kind}.pem", folder / f"client-{kind}.pem")
+        shutil.copy(good / f"client-{kind}.pem", folder / f"server-{kind}.pem")
+
+
+@contextmanager
+def receiving(*words: object, env: dict[str, str] | None = None, timeout: str = "30") -> Iterator[tuple[Process, int]]:
+    """A recv at a free port of the loopback."""
+    command = [*STATEPIPE, "recv", "tls://127.0.0.1:0", "--timeout", timeout, *map(str, words)]
+    with started(command, stdin=subprocess.DEVNULL, env=env) as receiver:
+        line = receiver.stderr.readline()
+        assert b"listening at port" in line, line + receiver.stderr.read()
+        yield receiver, int(line.split()[-1])
+
+
+def sender(port: int, *words: object, host: str = "127.0.0.1") -> list[str]:
+    return [*STATEPIPE, "send", "--timeout", "30", *map(str, words), f"tls://{host}:{port}"]
+
+
+def send(port: int, *words: object, host: str = "127.0.0.1", data: bytes = NOISE, **more: object) -> tuple[int, bytes]:
+    done = subprocess.run(sender(port, *words, host=host), input=data, capture_output=True, timeout=PATIENCE, **more)
+    return done.returncode, done.stderr
+
+
+# --- those who may
+
+
+@pytest.mark.parametrize("size", [0, 1, 100_000, len(NOISE)])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_it_arrives(ca: Path, size: int, host: str) -> None:
+    with receiving("--tls-creds", ca / "good") as (receiver, port):
+        ours, theirs = both(receiver, sender(port, "--tls-creds", ca / "good", host=host), NOISE[:size])
+    assert (ours, theirs) == ((0, b"", b""), (0, NOISE[:size], b""))
+
+
+def test_into_a_file_with_stages(ca: Path, tmp_path: Path) -> None:
+    with receiving("--tls-creds", ca / "good", "decompress", "-o", tmp_path / "out") as (receiver, port):
+        assert send(port, "--tls-creds", ca / "good", "compress") == (0, b"")
+        assert collect(receiver) == (0, b"", b"")
+    assert (tmp_path / "out").read_bytes() == NOISE
+
+
+def needs_socat() -> None:
+    if shutil.which("socat") is None:
+        pytest.skip("socat is not installed: tools/setup test")
+
+
+def socat(port: int, folder: Path, *options: str) -> list[str]:
+    needs_socat()
+    files = f"cafile={folder}/ca-cert.pem,cert={folder}/client-cert.pem,key={folder}/client-key.pem"
+    return ["socat", "-u", "-", ",".join([f"OPENSSL:localhost:{port},pf=ip4", files, *options])]
+
+
+def test_from_socat(ca: Path) -> None:
+    with receiving("--tls-creds", ca / "good") as (receiver, port):
+        theirs, ours = both(receiver, socat(port, ca / "good"), NOISE)
+    assert (theirs[0], ours) == (0, (0, NOISE, b""))
+
+
+# --- those who may not: a client at our gate
+
+
+FAULTS = {
+    "stranger": "",
+    "expired": "certificate has expired",
+    "revoked": "certificate revoked",
+    "self-signed": "self-signed certificate",
+    "crossed": "certificate purpose",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_client_is_turned_away_and_the_next_let_in(ca: Path, fault: str) -> None:
+    with receiving("--tls-creds", ca / "good") as (receiver, port):
+        status, said = send(port, "--tls-creds", ca / fault)
+        assert status == 5 and b"statepipe: send: error: " in said
+        (ours, theirs) = both(receiver, sender(port, "--tls-creds", ca / "good"), NOISE)
+    assert (ours[0], theirs[:2]) == (0, (0, NOISE))
+    assert b"turned away 127.0.0.1: " in theirs[2] and FAULTS[fault].encode() in theirs[2]
+
+
+@pytest.mark.parametrize("fault", [*FAULTS, "wrong-host"])
+def test_a_server_is_refused_before_a_byte_is_sent(ca: Path, fault: str) -> None:
+    with receiving("--tls-creds", ca / fault, timeout="2") as (receiver, port):
+        status, said = send(port, "--tls-creds", ca / "good")
+        assert status == 5
+        assert (FAULTS.get(fault) or "").encode() in said
+        assert collect(receiver)[:2] == (5, b"")
+
+
+def speak(port: int, data: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(data)
+        connection.settimeout(PATIENCE)
+        try:
+            while connection.recv(4096):
+                continue
+        except ConnectionResetError:
+            return
+
+
+@pytest.mark.parametrize("data", [b"", b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x40\x00" + bytes(9), NOISE[:70000]])
+def test_who_speaks_no_tls_is_turned_away(ca: Path, data: bytes) -> None:
+    with receiving("--tls-creds", ca / "good") as (receiver, port):
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(data)
+        ours, theirs = both(receiver, sender(port, "--tls-creds", ca / "good"), NOISE)
+    assert (ours[0], theirs[:2]) == (0, (0, NOISE))
+
+
+def client_context(ca: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.load_verify_locations(ca / "good" / "ca-cert.pem")
+    return context
+
+
+def greet(context: ssl.SSLContext, port: int) -> bytes:
+    """What comes after the handshake, if that succeeds."""
+    with socket.create_connection(("127.0.0.1", port)) as plain:
+        plain.settimeout(PATIENCE)
+        with context.wrap_socket(plain, server_hostname="127.0.0.1") as secure:
+            secure.sendall(b"a byte of a stranger's")
+            return secure.recv(1)
+
+
+def test_an_anonymous_client_is_turned_away(ca: Path) -> None:
+    with receiving("--tls-creds", ca / "good") as (receiver, port):
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            greet(client_context(ca), port)
+        ours, theirs = both(receiver, sender(port, "--tls-creds", ca / "good"), NOISE)
+    assert (ours[0], theirs[:2]) == (0, (0, NOISE))
+    assert b"peer did not return a certificate" in theirs[2]
+
+
+def test_tls_1_2_is_turned_away(ca: Path) -> None:
+    context = client_context(ca)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(ca / "good" / "client-cert.pem", ca / "good" / "client-key.pem")
+    with receiving("--tls-creds", ca / "good", timeout="2") as (receiver, port):
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            greet(context, port)
+        status, out, said = collect(receiver)
+    assert (status, out) == (5, b"") and b"unsupported protocol" in said
+
+
+def test_a_slow_one_does_not_hold_up_the_next(ca: Path) -> None:
+    with receiving("--tls-creds", ca / "good") as (receiver, port):
+        slow = [socket.create_connection(("127.0.0.1", port)) for _ in range(300)]  # more than may be at the gate
+        try:
+            for connection in slow[::3]:
+                connection.sendall(b"\x16\x03")
+            ours, theirs = both(receiver, sender(port, "--tls-creds", ca / "good"), NOISE)
+        finally:
+            for connection in slow:
+                connection.close()
+    assert (ours[0], theirs[:2]) == (0, (0, NOISE))
+
+
+# --- servers that are none
+
+
+@contextmanager
+def server(speech: bytes) -> Iterator[int]:
+    """Something that listens and says this, whatever it hears."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        pid = os.fork()
+        if not pid:
+            connection, _ = listener.accept()
+            connection.sendall(speech)
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(4096):
+                continue
+            os._exit(0)
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+@pytest.mark.parametrize("speech", [b"", b"SSH-2.0-x\r\n", NOISE[:200_000]])
+def test_a_server_that_speaks_no_tls(ca: Path, speech: bytes) -> None:
+    with server(speech) as port:
+        status, said = send(port, "--tls-creds", ca / "good")
+    assert status == 5 and b"statepipe: send: error: " in said
+
+
+# --- the end of the stream
+
+
+def test_a_connection_that_ends_without_close_notify_was_cut(ca: Path, tmp_path: Path) -> None:
+    context = client_context(ca)
+    context.load_cert_chain(ca / "good" / "client-cert.pem", ca / "good" / "client-key.pem")
+    with receiving("--tls-creds", ca / "good", "-o", tmp_path / "out") as (receiver, port):
+        with socket.create_connection(("127.0.0.1", port)) as plain:
+            secure = context.wrap_socket(plain, server_hostname="127.0.0.1")
+            secure.sendall(NOISE[:1000])
+            os.close(secure.detach())  # a FIN, and no word of farewell
+        status, _, said = collect(receiver)
+    assert status == 5 and b"without a close_notify" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sender_that_is_killed_is_no_end(ca: Path, tmp_path: Path) -> None:
+    with receiving("--tls-creds", ca / "good", "-o", tmp_path / "out") as (receiver, port):
+        with started(sender(port, "--tls-creds", ca / "good")) as process:
+            process.stdin.write(NOISE[:1000])
+            wait(process, lambda: True)
+            process.kill()
+        assert collect(receiver)[0] == 5
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_receiver_that_fails_is_the_senders_failure(ca: Path, tmp_path: Path) -> None:
+    limited = ["sh", "-c", 'ulimit -f 2048; exec "$@"', "sh", *STATEPIPE, "recv", "tls://127.0.0.1:0"]
+    words = ["--tls-creds", str(ca / "good"), "-o", str(tmp_path / "out")]
+    with started([*limited, *words], stdin=subprocess.DEVNULL) as receiver:
+        port = int(receiver.stderr.readline().split()[-1])
+        assert send(port, "--tls-creds", ca / "good")[0] == 5
+        assert collect(receiver)[0] == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_key_that_others_can_read_is_not_used(ca: Path, tmp_path: Path) -> None:
+    shutil.copytree(ca / "good", tmp_path / "open")
+    (tmp_path / "open" / "client-key.pem").chmod(0o644)
+    status, said = send(1, "--tls-creds", tmp_path / "open")
+    assert status == 1 and b"can be read by others" in said
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    status, said = send(1, "--tls-creds", tmp_path)
+    assert status == 1 and b"client-key.pem" in said
