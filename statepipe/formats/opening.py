@@ -1,0 +1,107 @@
+"""How a link opens: who may begin a session, who may go on with one, and what each side proves to the other.
+
+The link below is authenticated already (TLS, ssh, or the owner of a unix socket): `identity` names the peer. A
+session belongs to the identity that began it. Its token, of the dialler's making, crosses the wire once, in NEW;
+afterwards each side shows with a keyed BLAKE3 over the link's number that it knows the token, and no number is taken
+twice. So neither another peer that we trust as well, nor a recording, can take up a session.
+"""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import dataclass, field
+
+from blake3 import blake3
+
+from statepipe.formats.channels import MAX_WINDOW, MIN_WINDOW, WINDOW
+from statepipe.formats.frames import Greeting, Greets, Role, Violation
+
+SESSION_SIZE = 16
+TOKEN_SIZE = 32
+
+REMEMBERED_LINKS = 64
+"""Numbers below the highest by more than this are refused unseen: MAX_LINKS dials overtake each other by less."""
+
+_ASKS, _ANSWERS = b"statepipe link", b"statepipe welcome"
+_BLANK = bytes(TOKEN_SIZE)
+
+
+@dataclass(frozen=True, slots=True)
+class Secrets:
+    """What names a session and what proves that one belongs to it: random bytes of SESSION_SIZE and TOKEN_SIZE."""
+
+    session: bytes
+    token: bytes = field(repr=False)
+
+    def prove(self, purpose: bytes, link: int) -> bytes:
+        """That we know the token, for one link and one direction."""
+        return blake3(purpose + self.session + link.to_bytes(4, "big"), key=self.token).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Party:
+    """One side of a session, as it greets. `window` in bytes."""
+
+    secrets: Secrets
+    role: Role
+    window: int = WINDOW
+
+    def ask(self, link: int, received: tuple[int, ...], *, known: bool) -> bytes:
+        """The dialler's greeting; `known` once a first one was answered."""
+        proof = self.secrets.prove(_ASKS, link) if known else self.secrets.token
+        return self._greet(Greets.RESUME if known else Greets.NEW, link, proof, received)
+
+    def answer(self, link: int, received: tuple[int, ...]) -> bytes:
+        """The acceptor's greeting."""
+        return self._greet(Greets.WELCOME, link, self.secrets.prove(_ANSWERS, link), received)
+
+    def _greet(self, kind: Greets, link: int, proof: bytes, received: tuple[int, ...]) -> bytes:
+        return Greeting(kind, self.role, link, self.window, self.secrets.session, proof, received).encode()
+
+    def check_answer(self, greeting: Greeting, link: int) -> None:
+        """Raises Violation, with the peer's own reason where it refused."""
+        if greeting.kind is Greets.REFUSED:
+            raise Violation(f"the other side refused the link: {greeting.text}", hint="look at what it says over there")
+        if greeting.kind is not Greets.WELCOME or greeting.link != link or greeting.session != self.secrets.session:
+            raise Violation("the other side answered another greeting than ours")
+        if not hmac.compare_digest(greeting.proof, self.secrets.prove(_ANSWERS, link)):
+            raise Violation("the other side does not know this session's token", hint="is it another statepipe by now?")
+        check_terms(greeting, self.role)
+
+
+def refuse(greeting: Greeting, reason: str) -> bytes:
+    """The answer to a greeting that we do not take."""
+    return Greeting(
+        Greets.REFUSED, greeting.role, greeting.link, greeting.window, greeting.session, _BLANK, text=reason
+    ).encode()
+
+
+def check_terms(greeting: Greeting, role: Role) -> None:
+    """Whether the two sides fit. Raises Violation."""
+    if greeting.role is role and role is not Role.BOTH:
+        verb = "send" if role is Role.SENDS else "receive"
+        raise Violation(f"both sides want to {verb}", hint="one side sends and the other receives")
+    if not MIN_WINDOW <= greeting.window <= MAX_WINDOW:
+        raise Violation(f"a window of {greeting.window} bytes")
+
+
+class Doorkeeper:
+    """Judges who may open another link of one session. The acceptor has one for each session."""
+
+    def __init__(self, secrets: Secrets, identity: str) -> None:
+        self.identity = identity
+        self._secrets = secrets
+        self._seen: set[int] = set()
+
+    def admit(self, greeting: Greeting, identity: str) -> None:
+        """Raises Violation: another peer, no proof, or a number that was there already."""
+        if identity != self.identity:
+            raise Violation("this session is another peer's")
+        new = greeting.kind is Greets.NEW  # repeated: the first answer was lost with its link
+        wanted = self._secrets.token if new else self._secrets.prove(_ASKS, greeting.link)
+        if greeting.kind not in (Greets.NEW, Greets.RESUME) or not hmac.compare_digest(greeting.proof, wanted):
+            raise Violation("no proof that this link belongs to the session")
+        highest = max(self._seen, default=greeting.link)
+        if greeting.link in self._seen or greeting.link < highest - REMEMBERED_LINKS:
+            raise Violation(f"link {greeting.link} was here already")
+        self._seen = {each for each in self._seen if each >= highest - REMEMBERED_LINKS} | {greeting.link}
