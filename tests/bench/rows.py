@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 
+from tests.bench import network
 from tests.bench.adapt import rows
 from tests.bench.data import ROOT, Inputs
 from tests.bench.encryption import decrypt, encrypt, sealed
@@ -213,6 +214,26 @@ def adapt(bench: Bench) -> list[Row]:
     return rows(bench.inputs)
 
 
+def plain_network(bench: Bench) -> list[Row]:
+    """A stream over TCP on the loopback, to /dev/null; both ends measured."""
+    peers = {"nc": (network.nc, 1.0), "socat": (network.socat, 1.0), "mbuffer": (network.mbuffer, 1.3)}
+    ours = network.ours(bench.inputs, "tcp")
+    return [
+        pair(bench, "send and recv, tcp", ours, make(bench.inputs), target)
+        for name, (make, target) in peers.items()
+        if network.is_there(name)
+    ]
+
+
+def tls_network(bench: Bench) -> list[Row]:
+    """The same over TLS 1.3, both sides authenticated."""
+    if not network.is_there("socat"):
+        return []
+    creds = network.make_creds(bench.inputs.folder)
+    ours = network.ours(bench.inputs, "tls", "--tls-creds", str(creds))
+    return [pair(bench, "send and recv, tls", ours, network.socat_tls(bench.inputs, creds), 1.0)]
+
+
 ROWS: dict[str, Callable[[Bench], list[Row]]] = {
     "compress": compress,
     "decompress": decompress,
@@ -228,5 +249,7 @@ ROWS: dict[str, Callable[[Bench], list[Row]]] = {
     "parser": parser,
     "checksum": checksum,
     "pass": passing,
+    "tcp": plain_network,
+    "tls": tls_network,
     "adapt": adapt,
 }
