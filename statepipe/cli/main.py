@@ -23,7 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with as_exceptions(lambda: _tell(desk)):
             return _run(words, desk)
-    except InterruptedBySignal as error:  # it came while another failure was being told
+    except InterruptedBySignal as error:  # before anything was begun, or while another failure was being told
+        if not desk.verb:
+            explain(None, error)
         return error.exit_code
 
 
