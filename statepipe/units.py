@@ -23,6 +23,42 @@ def parse_size(text: str) -> int:
     return int(whole) * unit + int(part or 0) * unit // int("1" + "0" * len(part))
 
 
+_BITS = re.compile(r"([0-9]{1,18})(?:\.([0-9]{1,18}))?\s*([kmgt]?)bit", re.IGNORECASE)
+
+
+def parse_rate(text: str) -> int | None:
+    """Bytes a second from `100M`, `1.5GiB/s` or `80Mbit`; None, for no limit, from `unlimited` or 0, as in pv and QEMU.
+
+    Bytes go by powers of 1024, as sizes do; bits by powers of 1000, as networks count them. Raises UsageError.
+    """
+    amount = re.sub(r"/s$", "", text.strip(), flags=re.IGNORECASE)
+    if amount == "unlimited":
+        return None
+    rate = _parse_bits(amount)
+    try:
+        rate = parse_size(amount) if rate is None else rate
+    except UsageError as error:
+        hint = "write bytes or bits a second, for example 100M or 80Mbit, or unlimited"
+        raise UsageError(f"'{text}' is not a rate", hint=hint) from error
+    if not rate and set(amount) & set("123456789"):
+        raise UsageError(f"'{text}' is less than a byte a second")
+    return rate or None
+
+
+def _parse_bits(text: str) -> int | None:
+    match = _BITS.fullmatch(text)
+    if match is None:
+        return None
+    whole, part, letter = (group or "" for group in match.groups())
+    unit = int("1" + "000" * _POWERS[letter.lower()])
+    return (int(whole) * unit + int(part or 0) * unit // int("1" + "0" * len(part))) // 8
+
+
+def format_rate(rate: float | None) -> str:
+    """A rate in bytes a second for people: `3.4 MiB/s`; `unlimited` for None."""
+    return "unlimited" if rate is None else f"{format_size(rate)}/s"
+
+
 def format_size(count: float) -> str:
     """A size for people: `812 B`, `3.4 MiB`, `12 GiB`; powers of 1024, three significant digits."""
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):

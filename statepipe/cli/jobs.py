@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from statepipe.cli.messages import clean, show
 from statepipe.engine.desk import Desk
 from statepipe.errors import StatepipeError, UsageError
-from statepipe.units import format_size, parse_size
+from statepipe.units import format_rate, format_size, parse_rate
 
 if TYPE_CHECKING:
     from statepipe.commands.jobs import Found
@@ -91,7 +91,7 @@ def _clock(seconds: float) -> str:
 def _rate(status: dict[str, Any], earlier: dict[str, Any] | None = None) -> str:
     then = earlier or {"seconds": 0, "bytes_in": 0}
     passed = status["seconds"] - then["seconds"]
-    return f"{format_size((status['bytes_in'] - then['bytes_in']) / passed)}/s" if passed > 0 else "-"
+    return format_rate((status["bytes_in"] - then["bytes_in"]) / passed) if passed > 0 else "-"
 
 
 def run_rate(name: str, values: Values) -> int:
@@ -100,15 +100,6 @@ def run_rate(name: str, values: Values) -> int:
 
     set_rate(values["id"], parse_rate(values["rate"]))
     return 0
-
-
-def parse_rate(text: str) -> int | None:
-    """Bytes a second; None for `unlimited`. Raises UsageError."""
-    if text == "unlimited":
-        return None
-    if not (rate := parse_size(text.removesuffix("/s"))):
-        raise UsageError("a rate of 0 would never end", hint="statepipe cancel ends it")
-    return rate
 
 
 def run_cancel(name: str, values: Values) -> int:

@@ -104,6 +104,13 @@ def _decrypt(values: Values, context: Context) -> Stage:
     return decrypt(identities(values, context))
 
 
+def _throttle(values: Values, context: Context) -> Stage:
+    from statepipe.stages.throttle import Throttle
+    from statepipe.units import parse_rate
+
+    return Throttle(parse_rate(values["rate"]), context, until_switchover=values["until"] is not None)
+
+
 _ALGORITHM = "sha256, sha512, sha1, md5, blake2b or blake3"
 
 
@@ -193,6 +200,21 @@ FILTERS = (
         ),
         _verify,
         inverse="checksum",
+        keeps_bytes=True,
+    ),
+    Filter(
+        "throttle",
+        "pass everything on, no faster than a rate that can be changed meanwhile",
+        (
+            Param("rate", "bytes or bits a second, as in 100M or 80Mbit, or unlimited", "RATE"),
+            Param(
+                "--until",
+                "let go where a migration stream reaches this: its final stage, in which the guest stands still",
+                "WHAT",
+                choices=("switchover",),
+            ),
+        ),
+        _throttle,
         keeps_bytes=True,
     ),
     Filter(

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from statepipe.errors import UsageError
-from statepipe.units import format_size, parse_size
+from statepipe.units import format_rate, format_size, parse_rate, parse_size
 
 GOOD = {
     "0": 0,
@@ -65,3 +65,35 @@ def test_sizes_are_exact(number: int, letter: str) -> None:
 )
 def test_a_size_for_people(count: int, text: str) -> None:
     assert format_size(count) == text
+
+
+RATES = {
+    "100M": 100 << 20,
+    "1g": 1 << 30,
+    "1.5GiB/s": 3 << 29,
+    "80Mbit": 10_000_000,
+    "1Gbit/s": 125_000_000,
+    "2.5gbit": 312_500_000,
+    "56kbit": 7000,
+    "8bit": 1,
+    "1000": 1000,
+    "unlimited": None,
+    "0": None,
+    "0Mbit": None,
+}
+
+
+@pytest.mark.parametrize(("text", "rate"), RATES.items())
+def test_rates(text: str, rate: int | None) -> None:
+    assert parse_rate(text) == rate
+
+
+@pytest.mark.parametrize("text", ["", "/s", "fast", "-5M", "5M/m", "5Mibit", "bit", "7bit", "0.0001", "1e6"])
+def test_no_rates(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_rate(text)
+
+
+def test_rates_for_people() -> None:
+    assert format_rate(None) == "unlimited"
+    assert format_rate(3 << 20) == "3.0 MiB/s"
