@@ -98,6 +98,14 @@ class Throttle:
             self._cancelled = True
             self._changed.notify_all()
 
+    @property
+    def blind(self) -> bool:
+        """Whether it need not see the bytes: not while it looks for the final stage."""
+        return self._stream is None
+
+    def passed(self, count: int) -> None:
+        """The bucket was emptied when they were admitted."""
+
     def admit(self, wanted: int) -> int:
         """Wait until some of `wanted` bytes (at least 1) may pass; how many."""
         with self._changed:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from statepipe.formats.qemustream import QemuStream
-from statepipe.stage import FLUSH, Cancelled, Link, chain
+from statepipe.stage import FLUSH, Cancelled, Link, Meter, chain
 from statepipe.stages.throttle import BURST, Bucket, Throttle
 from tests import streams
 from tests.world import world
@@ -126,10 +126,11 @@ def test_it_lets_go_at_the_final_stage_and_for_good() -> None:
     at = whole.switchover or 0
     flow = stage(iter([stream[:at], stream[at:]]))
     assert next(flow) == stream[:at]
+    assert not stage.blind
     stage.set_rate(1)  # the clock stands still: what is held now is held for ever
     assert stage.facts() == {"rate": 1}
     assert b"".join(flow) == stream[at:]
-    assert stage.facts() == {"rate": None}
+    assert stage.facts() == {"rate": None} and stage.blind
 
 
 def test_what_is_no_migration_stream_keeps_its_rate() -> None:
@@ -140,3 +141,10 @@ def test_what_is_no_migration_stream_keeps_its_rate() -> None:
     assert b"".join(out) == b"no stream " * 10 + b"more" and len(out) > 3
     assert said.getvalue().count("no migration stream") == 1
     assert stage.facts() == {"rate": 1000}
+
+
+def test_without_until_the_kernel_may_move_the_bytes() -> None:
+    stage = Throttle(1000, world(clock=never))
+    assert isinstance(stage, Meter) and stage.blind
+    stage.set_rate(None)
+    assert stage.admit(1 << 20) == 1 << 20
