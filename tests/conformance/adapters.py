@@ -122,7 +122,6 @@ ADAPTERS = {
     "checksum": Adapter(speaks=True),
     "verify": Adapter(arguments=lambda data: [hashlib.sha256(data).hexdigest()], holds_back=True),
     "throttle": Adapter(arguments=lambda data: ["8G"]),
-    "throttle:until": Adapter(arguments=lambda data: ["--until", "switchover", "8G"], speaks=True),
     "progress": Adapter(speaks=True),
 }
 

@@ -189,7 +189,8 @@ def test_a_device_that_fails(name: str, tmp_path: Path) -> None:
         pytest.skip("strace is not installed")
     fed = tmp_path / "fed"
     fed.write_bytes(FED[name])
-    inject = ["strace", "-f", "-q", "-o", tmp_path / "log", "-P", fed, "-e", "inject=read:error=EIO:when=3"]
+    failing = ["-e", "inject=read:error=EIO:when=3", "-e", "inject=splice:error=EIO"]
+    inject = ["strace", "-f", "-q", "-o", tmp_path / "log", "-P", fed, *failing]
     with open(fed, "rb") as source:
         done = subprocess.run([*inject, *STATEPIPE, *command(name)], stdin=source, capture_output=True)
     assert done.returncode == 1
