@@ -83,8 +83,8 @@ def issue(authority: Authority, key: Key, names: Sequence[str], use: str, ends: 
 
     It ends with its authority at the latest. Raises UsageError for a name that is none.
 
-    keyUsage is not critical: QEMU before 6.1 refuses a critical one without keyEncipherment, which RFC 8813
-    forbids for such keys.
+    keyUsage is not critical: older QEMUs refuse a critical one without keyEncipherment, which RFC 8813 forbids for
+    such keys.
     """
     ends = min(ends, authority.certificate.not_valid_after_utc)
     public = key.public_key()

@@ -23,7 +23,7 @@ from spake2 import SPAKE2_A, SPAKE2_B, SPAKEError
 from statepipe.errors import PeerError
 
 HELLO_LIMIT = 16 << 10
-"""Bytes of a hello: a certificate of ours has 700."""
+"""Bytes of a hello: a certificate of ours has 550."""
 
 CODE_DIGITS = 8
 
