@@ -4,8 +4,8 @@ The iterator's normal end is a clean end of the stream; anything else is an exce
 Back-pressure is laziness. A test of a stage is `b"".join(stage(iter([...])))`.
 
 A stage that is an object may have more to offer than the call: `Telling` (facts for whoever asks how it goes),
-`Adjustable` (a rate that changes while it runs) and `Meter` (it need not see the bytes). What it returns may have
-`cancel` and `close`.
+`Adjustable` (a rate that changes while it runs), `Meter` (it need not see the bytes) and `Expecting` (how many will
+come). What it returns may have `cancel` and `close`.
 
 Closing goes from the sink to the source, by the thread that pulls. `cancel` is what any thread may call: it wakes
 whatever in the chain is blocked, in a read, in a wait for time to pass or for another program.
@@ -56,6 +56,13 @@ class Meter(Protocol):
 
     def passed(self, count: int) -> None:
         """So many bytes have passed."""
+
+
+@runtime_checkable
+class Expecting(Protocol):
+    """A stage that is glad to know how many bytes will come."""
+
+    def expect(self, size: int) -> None: ...
 
 
 class Cancelled(Exception):

@@ -100,6 +100,12 @@ class FdSource:
             raise Cancelled
 
     @property
+    def expected(self) -> int | None:
+        """Bytes from here to the end, where it is a file, which has one."""
+        status = os.fstat(self.fd)
+        return status.st_size - os.lseek(self.fd, 0, os.SEEK_CUR) if stat.S_ISREG(status.st_mode) else None
+
+    @property
     def marks_idle(self) -> bool:
         """Whether it puts out flush marks when nothing comes."""
         return self._idle is not None

@@ -23,6 +23,7 @@ from statepipe.errors import InterruptedBySignal, StatepipeError
 
 if TYPE_CHECKING:
     from statepipe.engine.control import Listener
+    from statepipe.engine.report import Report
 
 
 class Job(Protocol):
@@ -46,6 +47,7 @@ class Desk:
         self._deaf = False
         self._complain = complain
         self._listener: Listener | None = None
+        self._reports: list[Report] = []
 
     def status(self) -> dict[str, Any]:
         """The job's status after who does it: `pid`, `verb`, `what`. Raises StatepipeError between two jobs."""
@@ -63,6 +65,12 @@ class Desk:
         self.cancelled = True
         os.kill(os.getpid(), signal.SIGTERM)
 
+    def report_to(self, fd: int) -> None:
+        """Write status lines to a descriptor while there is a job, and the verdict at the end. Raises UsageError."""
+        from statepipe.engine.report import Report
+
+        self._reports.append(Report(fd, self.status))
+
     def _at_hand(self) -> Job:
         if (job := self.job) is None:
             raise StatepipeError("it has just ended")
@@ -75,7 +83,8 @@ class Desk:
         self._deaf = signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
         token = _DESK.set(self)
         try:
-            yield
+            with self._reported():
+                yield
         except InterruptedBySignal as error:
             if self.cancelled and error.exit_code == 128 + signal.SIGTERM:
                 raise InterruptedBySignal(signal.SIGTERM, "cancelled by statepipe cancel") from error
@@ -85,14 +94,35 @@ class Desk:
             self._clear()
 
     @contextmanager
+    def _reported(self) -> Iterator[None]:
+        """Its end is the verdict that reports tell."""
+        try:
+            yield
+        except BaseException as error:
+            self._conclude(error)
+            raise
+        self._conclude(None)
+
+    def _conclude(self, error: BaseException | None) -> None:
+        with held():
+            for report in self._reports:
+                report.close(error)
+            self._reports.clear()
+
+    @contextmanager
     def lay(self, job: Job) -> Iterator[None]:
         """Within it, `job` is the one at hand."""
         try:
             with held():
                 self._listen()
                 self.job = job
+                for report in self._reports:
+                    report.begin()
             yield
         finally:
+            with held():
+                for report in self._reports:
+                    report.pause()
             self._clear()
 
     def _listen(self) -> None:
@@ -123,3 +153,17 @@ def at_work(job: Job) -> Iterator[None]:
     else:
         with desk.lay(job):
             yield
+
+
+def desk_status() -> dict[str, Any]:
+    """The status of the command that runs here. Raises StatepipeError where it is at nothing."""
+    if (desk := _DESK.get()) is None:
+        raise StatepipeError("no command runs here")
+    return desk.status()
+
+
+def report_to(fd: int) -> None:
+    """As Desk.report_to, of the command that runs here. Raises StatepipeError."""
+    if (desk := _DESK.get()) is None:
+        raise StatepipeError("no command runs here")
+    desk.report_to(fd)

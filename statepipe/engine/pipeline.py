@@ -17,7 +17,7 @@ from statepipe.engine.memory import keep_freed_memory
 from statepipe.engine.shortcut import find_shortcut
 from statepipe.engine.signals import held
 from statepipe.errors import StatepipeError
-from statepipe.stage import Adjustable, Buffer, Link, Stage, cancel, chain, close, links
+from statepipe.stage import Adjustable, Buffer, Expecting, Link, Stage, cancel, chain, close, links
 
 
 class Source(Iterator[Buffer], Protocol):
@@ -72,6 +72,7 @@ class Pipeline:
     def pour(self) -> None:
         """`run` without the sink's context and commit, for a caller whose commit depends on more than the bytes."""
         keep_freed_memory()
+        self._tell_size()
         flow = chain(self._source, self._stages)
         self._links = links(flow)
         try:
@@ -81,6 +82,13 @@ class Pipeline:
             with held():  # a Ctrl-C ends our reader and us at once: the second must not find the threads half joined
                 cancel(flow)
                 close(flow)
+
+    def _tell_size(self) -> None:
+        """The first stage sees the source's bytes as they are."""
+        first: object = self._stages[0][1] if self._stages else None
+        size = getattr(self._source, "expected", None)
+        if isinstance(first, Expecting) and size is not None:
+            first.expect(size)
 
     def _carry(self, flow: Iterator[Buffer]) -> None:
         shortcut = find_shortcut(self._source, self._links, self._sink)

@@ -83,11 +83,15 @@ def _verify(values: Values, context: Context) -> Stage:
 
 
 def _progress(values: Values, context: Context) -> Stage:
-    from statepipe.stages.progress import progress
+    from statepipe.stages.progress import Progress
     from statepipe.units import parse_size
 
+    if values["status_fd"] is not None:
+        if not values["status_fd"].isdigit():
+            raise UsageError(f"'{values['status_fd']}' is not a descriptor", hint="for example: --status-fd 3 3> FILE")
+        context.report(int(values["status_fd"]))
     size = values["size"]
-    return progress(context.messages, None if size is None else parse_size(size), values["name"] or "")
+    return Progress(context, None if size is None else parse_size(size), values["name"] or "")
 
 
 def _encrypt(values: Values, context: Context) -> Stage:
@@ -219,10 +223,11 @@ FILTERS = (
     ),
     Filter(
         "progress",
-        "show on standard error how much has passed, and how fast",
+        "show on standard error how much has passed, how fast, and how long it will take",
         (
             Param("--size", "how much will pass, for the time left, as in 4G", "SIZE"),
             Param("--name", "a name to show before the figures", "NAME"),
+            Param("--status-fd", "write the status to descriptor FD, as JSON lines, with the verdict last", "FD"),
         ),
         _progress,
         keeps_bytes=True,

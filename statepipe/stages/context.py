@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol, Self, TextIO
+from typing import Any, Protocol, Self, TextIO
 
 from statepipe.stage import Buffer
 
@@ -38,7 +38,9 @@ class Context:
 
     `ask` shows a prompt at the terminal and returns the secret that was typed; it raises StatepipeError where there
     is no terminal. `new_file` begins a file by name; it raises StatepipeError. `program` starts a command
-    and ends it with the context that it gives; it raises StatepipeError.
+    and ends it with the context that it gives; it raises StatepipeError. `status` tells how the whole command goes,
+    as engine/desk.py has it; it raises StatepipeError when it is at nothing. `report` has that written, as JSON
+    lines, to a descriptor.
     """
 
     messages: TextIO
@@ -47,3 +49,5 @@ class Context:
     ask: Callable[[str], str]
     new_file: Callable[[str], Output]
     program: Callable[[Sequence[str]], AbstractContextManager[Talking]]
+    status: Callable[[], dict[str, Any]]
+    report: Callable[[int], None]

@@ -1,48 +1,243 @@
-"""progress: bytes, rate and time on standard error, for people."""
+"""progress: how much has passed, how fast, and when it will be over; for people, for `ps`, and for programs.
+
+The figures are of this place in the pipe: bytes, the rate over the last seconds and over all, and, where the size is
+known (said, or that of a file at standard input) or a migration stream tells, the time left. A terminal shows a bar;
+elsewhere a line is written now and then and one at the end, for a log. Both come from a thread of their own, so that a
+pipe that stands still is seen to. Programs read JSON lines (engine/report.py). Nobody who looks can stop the data.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from statepipe.stage import Buffer, Stage
+from statepipe.errors import IntegrityError, StatepipeError
+from statepipe.formats.qemustream import QemuStream
+from statepipe.stage import Buffer
+from statepipe.stages.context import Context
+from statepipe.stages.eta import Remaining
+from statepipe.threads import start
+from statepipe.units import format_size
+
+WINDOW = 3.0
+"""Seconds that the rate `now` looks back."""
+
+SAMPLE = 0.1
+"""Seconds from one sample of the flow to the next at least."""
+
+BAR_PAUSE, LINE_PAUSE = 0.2, 10.0
+"""Seconds between two looks of a terminal's bar, and between two lines of a log."""
+
+
+class Flow:
+    """Bytes that pass, against the clock. Told by one thread, asked by any."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.bytes = 0
+        self._clock = clock
+        self._begun = clock()
+        self._lock = threading.Lock()
+        self._samples: deque[tuple[float, int]] = deque([(self._begun, 0)])
+
+    def add(self, count: int) -> None:
+        """So many more have passed."""
+        with self._lock:
+            self.bytes += count
+            if self._clock() - self._samples[-1][0] >= SAMPLE:
+                self._samples.append((self._clock(), self.bytes))
+
+    @property
+    def seconds(self) -> float:
+        """Since the beginning."""
+        return self._clock() - self._begun
+
+    def average(self) -> float:
+        """Bytes a second since the beginning."""
+        return self.bytes / max(self.seconds, 1e-9)
+
+    def rate(self) -> float:
+        """Bytes a second over the last WINDOW seconds; less if nothing comes."""
+        with self._lock:
+            now = self._clock()
+            while len(self._samples) > 1 and self._samples[1][0] <= now - WINDOW:
+                self._samples.popleft()
+            then, count = self._samples[0]
+            return (self.bytes - count) / max(now - then, 1e-9)
+
+
+class Progress:
+    """The stage. `size` is how many bytes will pass here, if that is known."""
+
+    def __init__(self, context: Context, size: int | None = None, name: str = "") -> None:
+        self._context = context
+        self._size, self._name = size, name
+        self._flow = Flow(context.clock)
+        self._stream: QemuStream | None = None
+        self._remaining: Remaining | None = None
+        self._looked = False
+
+    def expect(self, size: int) -> None:
+        """The source's size, where nothing changes the bytes on their way here. What was said before, holds."""
+        if self._size is None:
+            self._size = size
+
+    def __call__(self, upstream: Iterator[Buffer]) -> Iterator[Buffer]:
+        self._flow = Flow(self._context.clock)
+        with Display(self, self._context.messages, self._name):
+            for buffer in upstream:
+                self._look(buffer)
+                self._flow.add(len(buffer))
+                yield buffer
+
+    @property
+    def blind(self) -> bool:
+        """Whether it need not see the bytes: unless they are a migration stream (stage.Meter)."""
+        return self._looked and self._stream is None
+
+    def admit(self, wanted: int) -> int:
+        """All of them."""
+        return wanted
+
+    def passed(self, count: int) -> None:
+        """So many have."""
+        self._flow.add(count)
+
+    def _look(self, buffer: Buffer) -> None:
+        """Follow a migration stream, for as long as it is one: what is wrong with it is for others to say."""
+        if not self._looked and len(buffer):
+            self._looked = True
+            if buffer[:4] == b"QEVM":
+                self._stream = QemuStream()
+                self._remaining = Remaining(self._stream)
+        if self._stream is not None and self._remaining is not None:
+            try:
+                self._stream.feed(buffer)
+                self._remaining.look()
+            except IntegrityError:
+                self._stream = self._remaining = None
+
+    @property
+    def passed_bytes(self) -> int:
+        """How many have passed."""
+        return self._flow.bytes
+
+    def left(self) -> int | None:
+        """Bytes still to come, if that can be told."""
+        if self._size is not None:
+            return max(self._size - self._flow.bytes, 0)
+        remaining = self._remaining
+        return None if remaining is None else remaining.bytes()
+
+    def facts(self) -> dict[str, Any]:
+        """Rates in bytes a second, `eta` in seconds (None: not known) and from what it is, ready for JSON."""
+        left, rate = self.left(), self._flow.rate() or self._flow.average()
+        facts: dict[str, Any] = {"rate": round(self._flow.rate()), "average": round(self._flow.average())}
+        known = left is not None and rate > 0
+        facts["eta"] = round(left / rate, 1) if known and left is not None else None
+        facts["eta_from"] = None if not known else "size" if self._size is not None else "stream"
+        if (stream := self._stream) is not None:
+            facts |= {"phase": stream.phase.value, "rounds": stream.rounds, "ram_bytes": stream.ram_bytes}
+        return facts
+
+    def total(self) -> int | None:
+        """Bytes that will have passed in the end."""
+        left = self.left()
+        return None if left is None else self._flow.bytes + left
+
+    def line(self) -> str:
+        """All of it in a line for people."""
+        facts = self.facts()
+        parts = [f"{format_size(self._flow.bytes)} in {clock_time(self._flow.seconds)}"]
+        parts += [f"{format_size(facts['rate'])}/s", f"{format_size(facts['average'])}/s on average", *self.more()]
+        return ", ".join(parts)
+
+    def more(self) -> list[str]:
+        """What a bar cannot show: the time left, the ratio of the codec beside it, the round of a migration."""
+        facts, parts = self.facts(), []
+        if facts["eta"]:
+            parts.append(f"{'at most ' if facts['eta_from'] == 'stream' else ''}{clock_time(facts['eta'])} left")
+        if (ratio := self._ratio()) is not None:
+            parts.append(f"ratio {ratio:.2f}")
+        if facts.get("rounds"):
+            parts.append(f"round {facts['rounds']}")
+        return parts
+
+    def _ratio(self) -> float | None:
+        """Plain to packed bytes of the first codec in this pipeline."""
+        try:
+            stages = self._context.status()["stages"]
+        except StatepipeError:  # between two pipelines
+            return None
+        for stage in stages:
+            if stage["name"] in ("compress", "decompress") and stage["in"] and stage["out"]:
+                return float(max(stage["in"], stage["out"]) / min(stage["in"], stage["out"]))
+        return None
+
+
+def clock_time(seconds: float) -> str:
+    """`7.2 s`, `1:05`, `2:03:09`."""
+    minutes, rest = divmod(int(seconds), 60)
+    if not minutes:
+        return f"{seconds:.1f} s"
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
 
 
 class _Bar(tqdm):  # type: ignore[type-arg]  # generic for type checkers alone
-    """Without tqdm's thread that watches for stalled bars: ours is drawn when bytes pass."""
+    """Without tqdm's thread that watches for stalled bars: ours is drawn by a thread of its own."""
 
     monitor_interval = 0
 
 
-class _Forgiving:
-    """A stream for messages whose reader may be gone: the data are more important than the display."""
+_FORMAT = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]"
+_OPEN_FORMAT = "{desc}{n_fmt} [{elapsed}, {rate_fmt}{postfix}]"
 
-    def __init__(self, out: TextIO) -> None:
-        self._out = out
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._out, name)
+class Display:
+    """Within it, a progress is shown on `out`: as a bar on a terminal, as lines elsewhere."""
 
-    def write(self, text: str) -> None:
+    def __init__(self, progress: Progress, out: TextIO, name: str) -> None:
+        self._progress, self._out, self._name = progress, out, name
+        self._bar = _new_bar(out, name) if out.isatty() else None
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._show_again, name="progress", daemon=True)
+
+    def __enter__(self) -> Display:
+        start(self._thread)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self._show()
+        if self._bar is not None:
+            with suppress(OSError):
+                self._bar.close()
+
+    def _show_again(self) -> None:
+        while not self._over.wait(LINE_PAUSE if self._bar is None else BAR_PAUSE):
+            self._show()
+
+    def _show(self) -> None:
+        """Nobody to look at it is no reason to stop."""
         with suppress(OSError):
-            self._out.write(text)
+            if self._bar is None:
+                self._out.write(": ".join(filter(None, ["progress", self._name, self._progress.line()])) + "\n")
+                self._out.flush()
+            else:
+                self._draw(self._bar)
 
-    def flush(self) -> None:
-        with suppress(OSError):
-            self._out.flush()
+    def _draw(self, bar: _Bar) -> None:
+        bar.total = self._progress.total()
+        bar.bar_format = _OPEN_FORMAT if bar.total is None else _FORMAT
+        bar.set_postfix_str(", ".join(self._progress.more()), refresh=False)
+        bar.update(self._progress.passed_bytes - bar.n)
+        bar.refresh()
 
 
-def progress(out: TextIO, size: int | None = None, name: str = "") -> Stage:
-    """A stage that shows what passes on `out`; `size` in bytes, if known, gives the time left."""
-
-    def stage(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
-        file = _Forgiving(out)
-        with _Bar(total=size, desc=name or None, unit="B", unit_scale=True, unit_divisor=1024, file=file) as bar:
-            for buffer in upstream:
-                bar.update(len(buffer))
-                yield buffer
-
-    return stage
+def _new_bar(out: TextIO, name: str) -> _Bar:
+    return _Bar(desc=f"{name}: " if name else None, unit="B", unit_scale=True, unit_divisor=1024, file=out, mininterval=0)

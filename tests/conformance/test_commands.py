@@ -31,8 +31,8 @@ every_filter = pytest.mark.parametrize("name", NAMES)
 NOISE = hashlib.shake_128(b"commands").digest(3 << 20)
 FED = {name: ADAPTERS[name].feed(NOISE) for name in NAMES}
 
-BAR = re.compile(rb"[^\n]*\r[^\n]*\n?")
-"""A progress bar: drawn over itself."""
+BAR = re.compile(rb"[^\n]*\r[^\n]*\n?|^progress: [^\n]*\n", re.MULTILINE)
+"""What progress shows: a bar that is drawn over itself, or lines."""
 
 
 def command(name: str) -> list[str]:
