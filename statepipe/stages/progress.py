@@ -240,4 +240,5 @@ class Display:
 
 
 def _new_bar(out: TextIO, name: str) -> _Bar:
-    return _Bar(desc=f"{name}: " if name else None, unit="B", unit_scale=True, unit_divisor=1024, file=out, mininterval=0)
+    before = f"{name}: " if name else None
+    return _Bar(desc=before, unit="B", unit_scale=True, unit_divisor=1024, file=out, mininterval=0)
