@@ -23,8 +23,8 @@ def _nobody(prompt: str) -> str:
     raise StatepipeError(f"there is no terminal to ask at: {prompt}")
 
 
-def _at_nothing() -> dict[str, Any]:
-    raise StatepipeError("it is at nothing")
+def _at_nothing() -> dict[str, Any] | None:
+    return None
 
 
 def _report(fd: int) -> None:

@@ -11,14 +11,14 @@ from contextlib import AbstractContextManager
 
 from statepipe.cli.messages import say
 from statepipe.ends.file import FileSink
-from statepipe.engine.desk import desk_status, report_to
+from statepipe.engine.desk import glance, report_to
 from statepipe.errors import StatepipeError
 from statepipe.stages.context import Context, Talking
 
 
 def context() -> Context:
     """The real one."""
-    return Context(sys.stderr, _warn, time.monotonic, ask, FileSink, _program, desk_status, report_to)
+    return Context(sys.stderr, _warn, time.monotonic, ask, FileSink, _program, glance(), report_to)
 
 
 def _program(command: Sequence[str]) -> AbstractContextManager[Talking]:

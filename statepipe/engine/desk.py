@@ -51,7 +51,14 @@ class Desk:
 
     def status(self) -> dict[str, Any]:
         """The job's status after who does it: `pid`, `verb`, `what`. Raises StatepipeError between two jobs."""
-        return {"pid": os.getpid(), "verb": self.verb, "what": self.what, **self._at_hand().status()}
+        return self._told(self._at_hand())
+
+    def glance(self) -> dict[str, Any] | None:
+        """The same, or None between two jobs."""
+        return None if (job := self.job) is None else self._told(job)
+
+    def _told(self, job: Job) -> dict[str, Any]:
+        return {"pid": os.getpid(), "verb": self.verb, "what": self.what, **job.status()}
 
     def set_rate(self, rate: int | None) -> None:
         """As the job's. Raises StatepipeError."""
@@ -69,7 +76,7 @@ class Desk:
         """Write status lines to a descriptor while there is a job, and the verdict at the end. Raises UsageError."""
         from statepipe.engine.report import Report
 
-        self._reports.append(Report(fd, self.status))
+        self._reports.append(Report(fd, self.glance))
 
     def _at_hand(self) -> Job:
         if (job := self.job) is None:
@@ -155,11 +162,10 @@ def at_work(job: Job) -> Iterator[None]:
             yield
 
 
-def desk_status() -> dict[str, Any]:
-    """The status of the command that runs here. Raises StatepipeError where it is at nothing."""
-    if (desk := _DESK.get()) is None:
-        raise StatepipeError("no command runs here")
-    return desk.status()
+def glance() -> Callable[[], dict[str, Any] | None]:
+    """What tells, from any thread, the status of the command that runs here; None where it is at nothing."""
+    desk = _DESK.get()
+    return (lambda: None) if desk is None else desk.glance
 
 
 def report_to(fd: int) -> None:

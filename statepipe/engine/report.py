@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from statepipe.errors import StatepipeError, UsageError
+from statepipe.errors import UsageError
 from statepipe.threads import start
 
 PAUSE = 1.0
@@ -32,9 +32,9 @@ Status = dict[str, Any]
 
 
 class Report:
-    """Lines to descriptor `fd`, of what `status` tells. Raises UsageError unless that is open for writing."""
+    """Lines to descriptor `fd` of what `status` tells, if anything. Raises UsageError unless it is open for writing."""
 
-    def __init__(self, fd: int, status: Callable[[], Status]) -> None:
+    def __init__(self, fd: int, status: Callable[[], Status | None]) -> None:
         self._fd = _writable(fd)
         self._status = status
         self._last: Status = {}
@@ -70,10 +70,7 @@ class Report:
                 return
 
     def _note(self) -> None:
-        try:
-            self._last = self._status()
-        except StatepipeError as error:
-            self._last = {**self._last, "note": str(error)}
+        self._last = self._status() or self._last
 
     def _write(self, status: Status, patience: int) -> None:
         line = json.dumps({"time": round(time.time(), 3), **status}).encode() + b"\n"

@@ -39,7 +39,7 @@ class Context:
     `ask` shows a prompt at the terminal and returns the secret that was typed; it raises StatepipeError where there
     is no terminal. `new_file` begins a file by name; it raises StatepipeError. `program` starts a command
     and ends it with the context that it gives; it raises StatepipeError. `status` tells how the whole command goes,
-    as engine/desk.py has it; it raises StatepipeError when it is at nothing. `report` has that written, as JSON
+    as engine/desk.py has it, None when it is at nothing. `report` has that written, as JSON
     lines, to a descriptor.
     """
 
@@ -49,5 +49,5 @@ class Context:
     ask: Callable[[str], str]
     new_file: Callable[[str], Output]
     program: Callable[[Sequence[str]], AbstractContextManager[Talking]]
-    status: Callable[[], dict[str, Any]]
+    status: Callable[[], dict[str, Any] | None]
     report: Callable[[int], None]

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from statepipe.errors import IntegrityError, StatepipeError
+from statepipe.errors import IntegrityError
 from statepipe.formats.qemustream import QemuStream
 from statepipe.stage import Buffer
 from statepipe.stages.context import Context
@@ -169,11 +169,7 @@ class Progress:
 
     def _ratio(self) -> float | None:
         """Plain to packed bytes of the first codec in this pipeline."""
-        try:
-            stages = self._context.status()["stages"]
-        except StatepipeError:  # between two pipelines
-            return None
-        for stage in stages:
+        for stage in (self._context.status() or {}).get("stages", ()):
             if stage["name"] in ("compress", "decompress") and stage["in"] and stage["out"]:
                 return float(max(stage["in"], stage["out"]) / min(stage["in"], stage["out"]))
         return None

@@ -118,7 +118,7 @@ WORDS = {
     "checksum:to=": {"algorithm": "sha256", "to": ""},
     "checksum:to=--to": {"algorithm": "sha256", "to": "--to"},
     "checksum:,,": {"algorithm": ",", "to": None},
-    "progress:name=a:b,size=4G": {"name": "a:b", "size": "4G"},
+    "progress:name=a:b,size=4G": {"name": "a:b", "size": "4G", "status_fd": None},
     "verify:from=/x/y": {"digest": None, "from": "/x/y", "algorithm": "sha256"},
     "decrypt:i=a,identity=b": {"identity": ["a", "b"]} | NO_PASSPHRASE,
     "decrypt:p": {"identity": []} | NO_PASSPHRASE | {"passphrase": True},
