@@ -184,6 +184,11 @@ class TlsTransport:
         """Make the close a reset: the peer must take nothing for complete."""
         reset(self.connection)
 
+    def cut(self) -> None:
+        """End it now: who is blocked in `send` or `recv_into` comes back."""
+        with suppress(OSError):  # the peer may have been quicker
+            self.connection.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
         """Let go of the connection."""
         self.connection.close()

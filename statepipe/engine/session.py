@@ -1,0 +1,297 @@
+"""A session at work: the machine of formats/wire.py over connections that come and go.
+
+Each link has a thread that reads and one that writes; whichever writer is free takes the next frames, so a slow link
+carries less and a dead one nothing. One more thread ticks. All of them meet in the machine, under one lock, held for
+microseconds: buffers are hashed, sent and received outside it.
+
+Who is without any link for `retry` seconds gives up.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+
+from statepipe.engine.transport import Transport
+from statepipe.errors import IntegrityError, NoKeyError, PeerError, QemuError, StatepipeError
+from statepipe.formats.channels import Incoming, Outgoing, Verdict
+from statepipe.formats.frames import Violation
+from statepipe.formats.sessionstate import Change, Event, State
+from statepipe.formats.wire import Wire
+from statepipe.stage import FLUSH, Buffer
+from statepipe.threads import start
+
+FAREWELL = 5.0
+"""Seconds at most to tell the peer how it ended, where nothing depends on its answer any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds: `tick` between signs of life, `retry` without any link. A link silent for `limit` ticks is dead."""
+
+    tick: float = 1.0
+    limit: int = 5
+    retry: float = 30.0
+
+
+class Session:
+    """One session, from its first link to its end. Leaving the context ends every thread and link."""
+
+    def __init__(self, wire: Wire, timing: Timing, name: str) -> None:
+        self.wire, self.timing, self.name = wire, timing, name
+        self.lock = threading.Lock()
+        self.stopped = threading.Event()
+        self._readable = threading.Condition(self.lock)
+        self._writable = threading.Condition(self.lock)  # and every verdict
+        self._sendable = threading.Condition(self.lock)
+        self._idle = threading.Condition(self.lock)  # a writer has finished a send
+        self._sending = 0
+        self._transports: dict[int, Transport] = {}
+        self._error: StatepipeError | None = None
+        self._last_trouble = ""
+        self._alone_since = time.monotonic()
+        self._threads: list[threading.Thread] = []
+
+    def __enter__(self) -> Self:
+        self.spawn(self._tick, "session")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stopped.set()
+        with self.lock:
+            for transport in self._transports.values():
+                transport.cut()
+            self._wake_all()
+        for thread in self._threads:
+            thread.join()
+
+    def spawn(self, work: Callable[[], None], name: str) -> None:
+        """Do some of the session's work in a thread of its own; what that raises is the session's failure."""
+
+        def guarded() -> None:
+            try:
+                work()
+            except BaseException as error:
+                self.fail(error if isinstance(error, StatepipeError) else StatepipeError(f"{name}: {error!r}"))
+                if not isinstance(error, StatepipeError):
+                    raise
+
+        thread = threading.Thread(target=guarded, name=name, daemon=True)
+        with self.lock:
+            self._threads = [*filter(threading.Thread.is_alive, self._threads), thread]
+            start(thread)
+
+    # --- links
+
+    def carry(self, number: int, transport: Transport, greeting: bytes) -> None:
+        """Move bytes over a link until it dies. The machine has it already; `greeting` goes first."""
+        with self.lock:
+            self._transports[number] = transport
+            if self.stopped.is_set():
+                transport.cut()
+        writer = threading.Thread(target=self._write, args=(number, transport), name="link", daemon=True)
+        try:
+            transport.send([greeting])
+            start(writer)
+            self._read(number, transport)
+        except Violation as error:
+            self.fail(error)
+            self.flush(FAREWELL)
+        except (OSError, PeerError) as error:
+            self.trouble(error)
+        finally:
+            self._lose(number, transport)
+            if writer.ident is not None:
+                writer.join()
+            transport.close()
+
+    def _read(self, number: int, transport: Transport) -> None:
+        with self.lock:
+            reader = self.wire.links[number].reader
+        while count := transport.recv_into(reader.room()):
+            item = reader.filled(count)
+            with self.lock:
+                if item is not None:
+                    self._announce(self.wire.receive(number, item))
+                elif number in self.wire.links:
+                    self.wire.links[number].heard = True  # a part of a long frame, over a slow link
+
+    def _write(self, number: int, transport: Transport) -> None:
+        while buffers := self._next(number):
+            try:
+                transport.send(buffers)
+            except (OSError, PeerError) as error:
+                self.trouble(error)
+                transport.cut()  # its reader comes back, and says that it is lost
+            with self.lock:
+                self._sending -= 1
+                self._idle.notify_all()
+
+    def _next(self, number: int) -> list[Buffer]:
+        """What is to go over the link, once there is something; empty when the link is gone."""
+        with self.lock:
+            while number in self.wire.links:
+                if buffers := self.wire.to_send(number):
+                    self._sending += 1
+                    return buffers
+                self._sendable.wait()
+        return []
+
+    def _lose(self, number: int, transport: Transport) -> None:
+        transport.cut()
+        with self.lock:
+            self.wire.lost(number)
+            del self._transports[number]
+            if not self._transports:
+                self._alone_since = time.monotonic()
+            self._wake_all()
+
+    def trouble(self, error: Exception) -> None:
+        """Remember why a link went: told if none comes back."""
+        self._last_trouble = str(error)
+
+    def _tick(self) -> None:
+        while not self.stopped.wait(self.timing.tick):
+            with self.lock:
+                for number in self.wire.tick(self.timing.limit):
+                    self._last_trouble = f"a link was silent for {self.timing.tick * self.timing.limit:g} s"
+                    if number in self._transports:
+                        self._transports[number].cut()
+                self._sendable.notify_all()
+            self._give_up_if_alone()
+
+    def _give_up_if_alone(self) -> None:
+        with self.lock:
+            alone = not self._is_linked()
+            if not alone:
+                self._alone_since = time.monotonic()
+            waited = time.monotonic() - self._alone_since
+        if alone and waited >= self.timing.retry:
+            cause = f": {self._last_trouble}" if self._last_trouble else ""
+            hint = "look whether the other host and the network are up; --retry SECONDS waits longer"
+            self.fail(PeerError(f"no link to {self.name} for {self.timing.retry:g} s{cause}", hint=hint))
+
+    # --- what changed
+
+    def _announce(self, events: list[Event]) -> None:
+        for event in events:
+            if event.change is Change.READABLE:
+                self._readable.notify_all()
+            elif event.change is Change.ABORTED and event.verdict is not None:
+                self._fail(error_of(event.verdict, self.name))
+            else:
+                self._writable.notify_all()
+                self._sendable.notify_all()
+
+    def _wake_all(self) -> None:
+        for condition in (self._readable, self._writable, self._sendable, self._idle):
+            condition.notify_all()
+
+    def fail(self, error: StatepipeError) -> None:
+        """The session failed: whoever waits for it raises this, and the peer is told. The first failure holds."""
+        with self.lock:
+            self._fail(error)
+
+    def _fail(self, error: StatepipeError) -> None:
+        if self._error is None:
+            self._error = error
+            self.wire.abort(Verdict(error.exit_code, str(error)))
+        self._wake_all()
+
+    def check(self) -> None:
+        """Raises the session's failure, if there is one."""
+        if self._error is not None:
+            raise self._error
+
+    # --- for the two ends
+
+    def meet(self) -> None:
+        """Wait until a link was open. Raises the session's failure."""
+        with self.lock:
+            while not self.wire.opened:
+                self.check()
+                self._writable.wait()
+
+    def put(self, channel: Outgoing, piece: Buffer) -> None:
+        """Queue a piece, once the window has room. Raises the session's failure or the far consumer's."""
+        with self.lock:
+            while self._is_wanted(channel) and not channel.has_room(len(piece)):
+                self._writable.wait()
+            channel.write(piece)
+            self._sendable.notify()
+
+    def _is_wanted(self, channel: Outgoing) -> bool:
+        self.check()
+        if channel.verdict is not None:
+            raise error_of(channel.verdict, self.name)
+        return True
+
+    def end(self, channel: Outgoing) -> Verdict:
+        """Nothing more is written; wait for the far consumer's verdict. Raises the session's failure."""
+        with self.lock:
+            self.wire.end(channel)
+            self._sendable.notify()
+            while channel.verdict is None:
+                self.check()
+                self._writable.wait()
+            return channel.verdict
+
+    def get(self, channel: Incoming, idle: float | None, is_cancelled: Callable[[], bool]) -> Buffer | None:
+        """The next buffer; FLUSH after `idle` seconds without any; None at the end or once cancelled."""
+        with self.lock:
+            while (data := self.wire.take(channel)) is None:
+                self.check()
+                if channel.is_whole or is_cancelled():
+                    return None
+                if not self._readable.wait(idle):
+                    return FLUSH
+            if self.wire.has_to_send():
+                self._sendable.notify()
+            return data
+
+    def wake(self) -> None:
+        """Have who waits in `get` look whether it was cancelled."""
+        with self.lock:
+            self._readable.notify_all()
+
+    def judge(self, channel: Incoming, verdict: Verdict) -> None:
+        """Tell the writer what became of its channel."""
+        with self.lock:
+            self.wire.judge(channel, verdict)
+            self._sendable.notify()
+
+    def hear_close(self, seconds: float) -> bool:
+        """Wait until the peer has heard all it wants; whether it did, before the session failed or time was up."""
+        heard = (State.HEARD_CLOSE, State.OVER)
+        with self.lock:
+            self._writable.wait_for(lambda: self.wire.state in heard or self._error is not None, seconds)
+            return self.wire.state in heard
+
+    def say_close(self) -> None:
+        """We have heard all we want."""
+        with self.lock:
+            self.wire.close()
+            self._sendable.notify()
+
+    def flush(self, seconds: float) -> None:
+        """Wait until what must be known is sent, where there is a link for it."""
+        with self.lock:
+            self._idle.wait_for(self._is_all_said, seconds)
+
+    def _is_all_said(self) -> bool:
+        return not (self.wire.has_to_send() or self._sending) or not self._is_linked()
+
+    def _is_linked(self) -> bool:
+        return any(link.is_open for link in self.wire.links.values())
+
+
+def error_of(verdict: Verdict, name: str) -> StatepipeError:
+    """The peer's failure as ours: of the same kind, so that both end with the same exit code."""
+    kind = _KINDS.get(verdict.code, PeerError)
+    return kind(f"{name} failed: {verdict.text or 'it gave no reason'}", hint="look at what it says over there")
+
+
+_KINDS: dict[int, type[StatepipeError]] = {1: StatepipeError, 3: IntegrityError, 4: NoKeyError, 6: QemuError}

@@ -1,0 +1,187 @@
+"""Where a session's links come from: one side dials, and dials again, the other is handed what comes."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections.abc import Callable
+
+from statepipe.engine.session import Session, Timing
+from statepipe.engine.transport import Transport
+from statepipe.errors import PeerError
+from statepipe.formats.channels import WINDOW
+from statepipe.formats.frames import MAX_LINKS, FrameReader, Greeting, Greets, Role, Violation
+from statepipe.formats.opening import SESSION_SIZE, TOKEN_SIZE, Doorkeeper, Party, Secrets, refuse
+from statepipe.formats.wire import Wire
+from statepipe.threads import start
+
+FIRST_PAUSE, LAST_PAUSE = 0.05, 0.8
+"""Seconds between dials, doubling: a network that is back is used within a second, one that is not is left alone."""
+
+GREETING_TIME = 10.0
+"""Seconds in which a link must have greeted, once it is authenticated."""
+
+Dial = Callable[[], Transport]
+"""Makes one authenticated connection to the peer, or raises PeerError or OSError within a second or two."""
+
+
+def dialled(
+    dial: Dial, role: Role, name: str, timing: Timing, *, links: int = 1, window: int = WINDOW, channels: int = 1
+) -> Session:
+    """A session of ours, to be entered: it keeps `links` links up. The peer may write `channels` of its own.
+
+    What the first dial raises is the session's failure; once it was open, dials are repeated for `timing.retry`
+    seconds.
+    """
+    party = Party(Secrets(os.urandom(SESSION_SIZE), os.urandom(TOKEN_SIZE)), role, window)
+    session = Session(Wire(party, channels), timing, name)
+    dialler = _Dialler(session, dial)
+    session.spawn(dialler.keep_up, "link")
+    for _ in range(1, min(links, MAX_LINKS)):
+        session.spawn(dialler.join_in, "link")
+    return session
+
+
+class _Dialler:
+    def __init__(self, session: Session, dial: Dial) -> None:
+        self._session, self._dial = session, dial
+        self._numbers = itertools.count(1)
+        self._identity: str | None = None
+        self._has_dialled = False
+
+    def keep_up(self) -> None:
+        """Keep one link up until the session stops."""
+        pause = FIRST_PAUSE
+        while not self._session.stopped.is_set():
+            opened = self._link()
+            pause = FIRST_PAUSE if opened else min(2 * pause, LAST_PAUSE)
+            self._session.stopped.wait(pause)
+
+    def join_in(self) -> None:
+        """As `keep_up`, for a link beside the first, over which a session begins."""
+        while not self._session.wire.opened:
+            if self._session.stopped.wait(FIRST_PAUSE):
+                return
+        self.keep_up()
+
+    def _link(self) -> bool:
+        """One link, from its dial to its death; whether it was open."""
+        wire = self._session.wire
+        try:
+            transport = self._dial()
+        except (OSError, PeerError) as error:
+            self._session.trouble(error)
+            if not self._has_dialled:
+                raise error if isinstance(error, PeerError) else self._unreachable(error) from error
+            return False
+        self._has_dialled = True
+        with self._session.lock:
+            self._check(transport)
+            number = next(self._numbers)
+            greeting = wire.dial(number)
+            link = wire.links[number]
+        self._session.carry(number, transport, greeting)
+        return link.is_open
+
+    def _unreachable(self, error: OSError) -> PeerError:
+        reason = os.strerror(error.errno) if error.errno else "it did not answer in time"
+        return PeerError(f"cannot connect to {self._session.name}: {reason}", hint="is it listening there?")
+
+    def _check(self, transport: Transport) -> None:
+        """Every link of a session leads to the same peer."""
+        self._identity = self._identity or transport.identity
+        if transport.identity != self._identity:
+            transport.close()
+            raise Violation(f"another peer answers at {transport.name} now: {transport.identity}")
+
+
+class Acceptor:
+    """Takes authenticated connections, and makes of them one session and its links.
+
+    `turned_away` is told of the others, by name and reason. The session runs until the acceptor's owner leaves it.
+    """
+
+    def __init__(
+        self,
+        role: Role,
+        timing: Timing,
+        turned_away: Callable[[str, PeerError], object],
+        *,
+        window: int = WINDOW,
+        channels: int = 1,
+    ) -> None:
+        self._role, self._timing, self._turned_away = role, timing, turned_away
+        self._window, self._channels = window, channels
+        self._lock = threading.Lock()
+        self._begun = threading.Event()
+        self._places = threading.Semaphore(MAX_LINKS)  # for links that have not greeted yet
+        self._session: Session | None = None
+        self._door: Doorkeeper | None = None
+
+    def adopt(self, transport: Transport) -> None:
+        """Take a connection, in a thread of its own. More than MAX_LINKS that have not greeted are not taken."""
+        if not self._places.acquire(blocking=False):
+            transport.close()
+            self._turned_away(transport.name, PeerError("too many links at once have not greeted"))
+            return
+        start(threading.Thread(target=self._serve, args=(transport,), name="link", daemon=True))
+
+    def wait(self, seconds: float | None) -> Session:
+        """The session, once somebody has begun one. To be entered. Raises PeerError when nobody did in time."""
+        if not self._begun.wait(seconds):
+            raise PeerError(f"nobody came within {seconds:g} s")
+        assert self._session is not None
+        return self._session
+
+    def _serve(self, transport: Transport) -> None:
+        try:
+            greeting = self._greeting(transport)
+            session, answer = self._admit(transport, greeting)
+        except (OSError, PeerError) as error:
+            transport.close()
+            self._turned_away(transport.name, error if isinstance(error, PeerError) else PeerError(str(error)))
+            return
+        finally:
+            self._places.release()
+        session.spawn(lambda: session.carry(greeting.link, transport, answer), "link")
+        self._begun.set()
+
+    def _greeting(self, transport: Transport) -> Greeting:
+        """The first bytes of a link. Raises PeerError, OSError."""
+        watch = threading.Timer(GREETING_TIME, transport.cut)
+        watch.daemon = True
+        watch.start()
+        reader = FrameReader()
+        try:
+            while count := transport.recv_into(reader.room()):
+                if isinstance(item := reader.filled(count), Greeting):
+                    return item
+        finally:
+            watch.cancel()
+        raise PeerError("it hung up before it had greeted")
+
+    def _admit(self, transport: Transport, greeting: Greeting) -> tuple[Session, bytes]:
+        try:
+            with self._lock:
+                session, door = self._session_for(transport, greeting)
+                door.admit(greeting, transport.identity)
+                with session.lock:
+                    return session, session.wire.accept(greeting)
+        except Violation as error:
+            transport.send([refuse(greeting, str(error))])
+            raise
+
+    def _session_for(self, transport: Transport, greeting: Greeting) -> tuple[Session, Doorkeeper]:
+        session, door = self._session, self._door
+        if session is None and greeting.kind is Greets.NEW:
+            secrets = Secrets(greeting.session, greeting.proof)
+            wire = Wire(Party(secrets, self._role, self._window), self._channels)
+            session = Session(wire, self._timing, transport.identity or transport.name)
+            door = Doorkeeper(secrets, transport.identity)
+        if session is None or door is None:
+            raise Violation("no such session here: it has ended, or this side was started anew")
+        if greeting.session != session.wire.party.secrets.session:
+            raise Violation("another session is being received here")
+        self._session, self._door = session, door
+        return session, door

@@ -1,0 +1,110 @@
+"""A TCP relay with faults: it delays, slices, slows, holds back, and breaks connections off, as networks do."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Faults:
+    """What is done to every connection. `cut_after` gives the bytes until each one's reset; the rest may change."""
+
+    delay: float = 0.0
+    slice: int = 1 << 16
+    bandwidth: float | None = None
+    cut_after: Callable[[], int] | None = None
+    clear: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.clear.set()
+
+
+class Relay:
+    """Listens on a port of its own and passes on to another. `cuts` counts resets, `accepted` connections."""
+
+    def __init__(self, port: int, faults: Faults) -> None:
+        self.faults = faults
+        self.cuts = self.accepted = self.bytes = 0
+        self._target = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self._open: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._listen)]
+        self._threads[0].start()
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            try:
+                far = socket.create_connection(("127.0.0.1", self._target))
+            except OSError:
+                near.close()
+                continue
+            self.accepted += 1
+            self._open += [near, far]
+            left = [self.faults.cut_after()] if self.faults.cut_after else None
+            for pair in ((near, far), (far, near)):
+                thread = threading.Thread(target=self._pump, args=(*pair, left))
+                self._threads.append(thread)
+                thread.start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, left: list[int] | None) -> None:
+        faults = self.faults
+        with contextlib.suppress(OSError):
+            while data := source.recv(faults.slice):
+                faults.clear.wait()
+                if faults.delay or faults.bandwidth:
+                    time.sleep(faults.delay + len(data) / (faults.bandwidth or float("inf")))
+                sink.sendall(data)
+                self.bytes += len(data)
+                if left is not None:
+                    left[0] -= len(data)
+                    if left[0] <= 0:
+                        self.cuts += 1
+                        reset(source, sink)
+                        return
+            sink.shutdown(socket.SHUT_WR)
+
+    def cut(self) -> None:
+        """Reset all that is open."""
+        self.cuts += 1
+        reset(*self._open)
+        self._open.clear()
+
+    def close(self) -> None:
+        """End everything."""
+        self.faults.clear.set()
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._threads[0].join()
+        reset(*self._open)
+        for thread in self._threads:
+            thread.join()
+
+
+def reset(*connections: socket.socket) -> None:
+    """Close with RST, whoever is blocked in them."""
+    for connection in connections:
+        with contextlib.suppress(OSError):
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.shutdown(socket.SHUT_RD)
+        connection.close()
+
+
+@contextlib.contextmanager
+def relay(port: int, faults: Faults) -> Iterator[Relay]:
+    """A relay to a port of the loopback."""
+    running = Relay(port, faults)
+    try:
+        yield running
+    finally:
+        running.close()
