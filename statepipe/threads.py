@@ -14,6 +14,7 @@ import queue
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 from statepipe.stage import Over, cancel, close
@@ -74,9 +75,20 @@ def start(thread: threading.Thread) -> None:
 
     Nor does one come between the start and its outcome.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
-    try:
+    with held():
         thread.start()
+
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""The signals that end us."""
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Within it, ending signals wait."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

@@ -8,6 +8,7 @@ letter, if it has one, stands for its name in both.
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -126,7 +127,19 @@ def _arguments(row: Filter, rest: str) -> list[str]:
             named.append(f"{options[key]}={value}" if equals else options[key])
         elif item:
             plain.append(item)
-    return [*named, "--", *plain]
+    return [*named, "--", *_command_line(row, plain)]
+
+
+def _command_line(row: Filter, plain: list[str]) -> list[str]:
+    """The arguments of a word; those of another program are one line, which is split as a shell would."""
+    if not any(param.name == COMMAND for param in row.params):
+        return plain
+    if len(plain) > 1:
+        raise UsageError("a comma ends the program's line", hint="a comma that is the program's is written twice")
+    try:
+        return shlex.split("".join(plain))
+    except ValueError as error:
+        raise UsageError(f"cannot split the program's line: {error}", hint="look at its quotes") from error
 
 
 def _split(text: str) -> list[str]:

@@ -1,13 +1,11 @@
 """The plain ends: a descriptor that bytes come from, and one that they go to.
 
-Reads are 256 KiB of fresh memory from pipes enlarged to 1 MiB: the cheapest of what was measured (DESIGN 10).
 A read waits in poll() beside a wake-up descriptor, so that `cancel` ends a wait that would last for ever.
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import select
 import signal
@@ -15,20 +13,8 @@ import stat
 from typing import Self
 
 from statepipe.errors import InterruptedBySignal, StatepipeError
+from statepipe.pipes import READ_SIZE, enlarge_pipe
 from statepipe.stage import FLUSH, Buffer, Cancelled
-
-READ_SIZE = 256 << 10
-PIPE_SIZE = 1 << 20
-
-
-def enlarge_pipe(fd: int) -> None:
-    """Make a pipe hold PIPE_SIZE bytes. A hint: refused for other files, and over the user's pipe quota."""
-    if stat.S_ISFIFO(os.fstat(fd).st_mode):
-        try:
-            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
-        except OSError as error:
-            if error.errno not in (errno.EPERM, errno.EBUSY):
-                raise
 
 
 def failure(action: str, error: OSError) -> StatepipeError:

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Protocol
 
-from statepipe.ends.fd import READ_SIZE, FdSource, enlarge_pipe, write_all
+from statepipe.ends.fd import FdSource, write_all
+from statepipe.pipes import READ_SIZE, enlarge_pipe
 from statepipe.stage import Buffer, Cancelled
 from statepipe.threads import start
 

@@ -16,7 +16,7 @@ from statepipe.engine.desk import at_work
 from statepipe.engine.memory import keep_freed_memory
 from statepipe.engine.shortcut import find_shortcut
 from statepipe.engine.signals import held
-from statepipe.errors import StatepipeError
+from statepipe.errors import InterruptedBySignal, StatepipeError
 from statepipe.stage import Adjustable, Buffer, Expecting, Link, Stage, cancel, chain, close, links
 
 
@@ -79,9 +79,11 @@ class Pipeline:
             with at_work(self):
                 self._carry(flow)
         finally:
-            with held():  # a Ctrl-C ends our reader and us at once: the second must not find the threads half joined
-                cancel(flow)
-                close(flow)
+            try:
+                _put_away(flow)
+            except InterruptedBySignal:  # in the instant before signals were held; there is no second one
+                _put_away(flow)
+                raise
 
     def _tell_size(self) -> None:
         """The first stage sees the source's bytes as they are."""
@@ -115,3 +117,10 @@ class Pipeline:
             raise StatepipeError("there is no throttle in this pipeline", hint="start it with the word throttle:RATE")
         for stage in throttles:
             stage.set_rate(rate)
+
+
+def _put_away(flow: Iterator[Buffer]) -> None:
+    """A Ctrl-C ends our reader and us at once: the second must not find the threads half joined."""
+    with held():
+        cancel(flow)
+        close(flow)

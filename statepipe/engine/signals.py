@@ -23,8 +23,10 @@ from contextlib import contextmanager
 from types import FrameType
 
 from statepipe.errors import InterruptedBySignal
+from statepipe.threads import ENDING, held
 
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+__all__ = ["ASKING", "ENDING", "as_exceptions", "held"]
+
 ASKING = signal.SIGUSR1
 
 
@@ -90,13 +92,3 @@ def _insist(reading: int, main: int, done: threading.Event, tell: Callable[[], N
             tell()
         while signal.getsignal(number[0]) is _stop and not done.wait(INSIST):
             signal.pthread_kill(main, number[0])
-
-
-@contextmanager
-def held() -> Iterator[None]:
-    """Within it, ending signals wait."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -115,6 +115,18 @@ def _throttle(values: Values, context: Context) -> Stage:
     return Throttle(parse_rate(values["rate"]), context, until_switchover=values["until"] is not None)
 
 
+def _external(values: Values, context: Context) -> Stage:
+    from statepipe.stages.external import external
+
+    return external(values["command"], values["shell"], context, may_stop=values["may_stop"])
+
+
+def _tee(values: Values, context: Context) -> Stage:
+    from statepipe.stages.tee import WARN, tee
+
+    return tee(values["file"], context.new_file, context.warn if values["on_error"] == WARN else None)
+
+
 _ALGORITHM = "sha256, sha512, sha1, md5, blake2b or blake3"
 
 
@@ -231,6 +243,32 @@ FILTERS = (
         ),
         _progress,
         keeps_bytes=True,
+    ),
+    Filter(
+        "tee",
+        "pass everything on, and make a file of it that exists only if all of it has passed",
+        (
+            Param("file", "the copy", "FILE"),
+            Param(
+                "--on-error",
+                "what follows if the copy cannot be made: fail (default), or warn and go on without it",
+                "WHAT",
+                default="fail",
+                choices=("fail", "warn"),
+            ),
+        ),
+        _tee,
+        keeps_bytes=True,
+    ),
+    Filter(
+        "external",
+        "pass everything through a program of your own, whose exit status is part of the verdict",
+        (
+            Param("command", "after --: the program and its arguments", "PROGRAM", many="any"),
+            Param("--shell", "a line for the shell instead, in which every failure counts", "LINE"),
+            Param("--may-stop", "the program may end well before its input does"),
+        ),
+        _external,
     ),
 )
 """Every filter, in the order that the help and the manual list them."""

@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import io
 import lzma
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,9 @@ from statepipe.stage import Buffer, Stage, close
 from statepipe.stages import find
 from tests import agefiles
 from tests.world import world
+
+SCRATCH = tempfile.TemporaryDirectory(prefix="statepipe-test-")
+"""Files that filters make."""
 
 Bytes = Callable[[bytes], bytes]
 
@@ -78,7 +82,7 @@ class Adapter:
     """`feed` makes the filter's input of plain data, `undo` plain data of its output.
 
     `arguments` are those of the command line, given the plain data. `speaks`: it writes to standard error of itself.
-    `block`: the plain bytes it works on at once, if that is more than a mebibyte.
+    `block`: the plain bytes it works on at once, if that is more than a mebibyte. `runs`: it has a process of its own.
     """
 
     arguments: Callable[[bytes], list[str]] = nothing
@@ -87,6 +91,7 @@ class Adapter:
     speaks: bool = False
     holds_back: bool = False
     block: int = 1 << 20
+    runs: bool = False
 
 
 def compress(codec: str, undo: Bytes, block: int = 1 << 20) -> Adapter:
@@ -123,6 +128,10 @@ ADAPTERS = {
     "verify": Adapter(arguments=lambda data: [hashlib.sha256(data).hexdigest()], holds_back=True),
     "throttle": Adapter(arguments=lambda data: ["8G"]),
     "progress": Adapter(speaks=True),
+    "tee": Adapter(arguments=lambda data: [f"{SCRATCH.name}/copy"]),
+    "tee:warn": Adapter(arguments=lambda data: ["--on-error", "warn", f"{SCRATCH.name}/another"]),
+    "external": Adapter(arguments=lambda data: ["--", "cat"], holds_back=True, runs=True),
+    "external:shell": Adapter(arguments=lambda data: ["--shell", "cat | cat"], holds_back=True, runs=True),
 }
 
 

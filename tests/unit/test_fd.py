@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from statepipe.ends.fd import PIPE_SIZE, READ_SIZE, FdSink, FdSource, enlarge_pipe, failure, write_all
+from statepipe.ends.fd import FdSink, FdSource, failure, write_all
 from statepipe.errors import InterruptedBySignal, StatepipeError
+from statepipe.pipes import PIPE_SIZE, READ_SIZE, enlarge_pipe
 from statepipe.stage import FLUSH, Cancelled
 
 PATIENCE = 30

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from statepipe.cli.grammar import parse, parse_word, parser_for
+from statepipe.cli.grammar import COMMAND, parse, parse_word, parser_for
 from statepipe.cli.main import main
 from statepipe.cli.verbs import VERBS, Verb
 from statepipe.errors import UsageError
@@ -39,17 +40,24 @@ def said(draw: st.DrawFn) -> tuple[Filter, Said, dict[str, Any]]:
     things: Said = []
     values: dict[str, Any] = {}
     for param in row.params:
-        values_of = st.sampled_from(param.choices) if param.choices else VALUES
-        needed = must_be_given(param)
-        if needed:
-            values_of = values_of.filter(lambda value: can_stand_alone(value, row))
-        most = 3 if param.many == "any" else 1
-        given = draw(st.lists(values_of, min_size=int(needed), max_size=most)) if param.metavar else [True]
-        given = [each for each in given if param.names or can_stand_alone(each, row)]
-        if given and (needed or draw(st.booleans())):
+        given = draw(given_for(param, row))
+        if given and (must_be_given(param) or draw(st.booleans())):
             things += [(draw(st.sampled_from(param.names or (param.name,))), each) for each in given]
             values[key(param.name)] = given if param.many == "any" else given[0]
+    if values.get(COMMAND):
+        things = [each for each in things if each[0] != COMMAND] + [(COMMAND, values[COMMAND])]
     return row, things, values
+
+
+def given_for(param: Param, row: Filter) -> st.SearchStrategy[list[Any]]:
+    """What may be said of a parameter, as often as it may be said."""
+    if not param.metavar:
+        return st.just([True])
+    values = st.sampled_from(param.choices) if param.choices else VALUES
+    if not param.names and param.name != COMMAND:
+        values = values.filter(lambda value: can_stand_alone(value, row))
+    several = st.lists(values, min_size=must_be_given(param), max_size=3 if param.many == "any" else 1)
+    return several.filter(lambda line: param.name != COMMAND or can_stand_alone(shlex.join(line), row))
 
 
 def must_be_given(param: Param) -> bool:
@@ -66,6 +74,7 @@ def can_stand_alone(value: str, row: Filter) -> bool:
 def as_word(row: Filter, things: Said) -> str:
     items = []
     for name, value in things:
+        value = shlex.join(value) if name == COMMAND else value
         text, option = str(value).replace(",", ",,"), name.lstrip("-")
         items.append(text if not name.startswith("-") else f"{option}={text}" if value is not True else option)
     return f"{row.name}:{','.join(items)}"
@@ -74,7 +83,9 @@ def as_word(row: Filter, things: Said) -> str:
 def as_line(things: Said) -> list[str]:
     line = []
     for name, value in things:
-        if not name.startswith("-"):
+        if name == COMMAND:
+            line += ["--", *value]
+        elif not name.startswith("-"):
             line.append(value)
         elif value is True:
             line.append(name)

@@ -1,0 +1,105 @@
+"""Other programs as processes of ours: started clean, ended with all that they started, always reaped.
+
+A program gets its descriptors and no other of ours, no signal of ours blocked or ignored, and a session of its own:
+a Ctrl-C is for us, who end it in our order, and one that would ask at the terminal fails instead of being stopped by
+it for ever. posix_spawn does all of it without copying our memory.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+from statepipe.errors import StatepipeError
+from statepipe.pipes import polled
+from statepipe.threads import held
+
+GRACE = 2000
+"""Milliseconds that a program has to put its things in order when it is asked to end (SIGTERM)."""
+
+_OURS = (signal.SIGPIPE, signal.SIGXFSZ)
+"""Signals that Python ignores for itself, and would have every program ignore."""
+
+
+class Process:
+    """A running program. `pidfd` is readable once it has ended; it is not reaped before `end`.
+
+    `descriptors` are those the program has, by their numbers in it: 0, 1 and 2 from any of ours, others under the
+    numbers they have here. Raises StatepipeError if it cannot be started.
+    """
+
+    def __init__(self, command: Sequence[str], descriptors: Mapping[int, int]) -> None:
+        with held():  # between its start and our knowing it, nothing comes
+            try:
+                self._pid = _spawn(command, descriptors)
+            except OSError as error:
+                raise _not_started(command[0], os.strerror(error.errno or 0)) from error
+            except ValueError as error:  # a NUL within an argument
+                raise _not_started(command[0], str(error)) from error
+            self.pidfd = os.pidfd_open(self._pid)
+
+    def status(self) -> int:
+        """Wait until it has ended. Its exit status, or minus the number of the signal that killed it."""
+        ending = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOWAIT)
+        assert ending is not None
+        return ending.si_status if ending.si_code == os.CLD_EXITED else -ending.si_status
+
+    def kill(self) -> None:
+        """End it and its whole group: asked first, and killed GRACE later, or as soon as the program itself is gone.
+
+        Until it is reaped, the group's number cannot be another's.
+        """
+        if self.pidfd >= 0:
+            self._signal(signal.SIGTERM)
+            self._signal(signal.SIGCONT)  # who was stopped would never hear it
+            polled(self.pidfd).poll(GRACE)
+            self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self._pid, number)
+
+    def reap(self) -> None:
+        """Wait until it has ended, and forget it; a second time does nothing."""
+        if self.pidfd >= 0:
+            os.waitpid(self._pid, 0)
+            os.close(self.pidfd)
+            self.pidfd = -1
+
+
+def _spawn(command: Sequence[str], descriptors: Mapping[int, int]) -> int:
+    taken = [(os.POSIX_SPAWN_DUP2, ours, theirs) for theirs, ours in descriptors.items()]
+    closed = [(os.POSIX_SPAWN_CLOSE, fd) for fd in _inheritable() if fd not in descriptors]
+    return os.posix_spawnp(
+        command[0],
+        list(command),
+        os.environ,
+        file_actions=[*closed, *taken],
+        setsid=True,
+        setsigmask=(),
+        setsigdef=_OURS,
+    )
+
+
+def _inheritable() -> list[int]:
+    """What we were given by whoever started us, beyond the first three, and would hand on."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # the one that listed them
+            if int(name) > 2 and os.get_inheritable(int(name)):
+                found.append(int(name))
+    return found
+
+
+def _not_started(program: str, why: str) -> StatepipeError:
+    return StatepipeError(f"cannot start {program}: {why}", hint="look at its name, and at your PATH")
+
+
+def name_of_signal(number: int) -> str:
+    """As kill -l has it."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal in the middle has no name
+        return f"signal {number}"
