@@ -10,7 +10,7 @@ from statepipe.cli.messages import say, warn
 from statepipe.errors import UsageError
 
 if TYPE_CHECKING:
-    from statepipe.commands.meet import Plan
+    from statepipe.commands.plan import Plan
 
 Values = dict[str, Any]
 
@@ -47,19 +47,30 @@ def _doubt(name: str, proved: bool) -> None:
 
 
 def _plan(values: Values) -> Plan:
-    from statepipe.commands.meet import Plan
+    from statepipe.commands.plan import Plan
     from statepipe.ends.address import TLS, parse_address
     from statepipe.ends.net import Patience
 
     silence = _seconds(values["timeout"]) if values["timeout"] else None
-    patience = Patience(silence, _seconds(values.get("retry") or "0"))
+    retry = _seconds(values["retry"]) if values["retry"] else None
+    patience = Patience(silence, retry or 0)
     words = build_words(values["words"])
     address, creds, peer = parse_address(values["address"]), values["tls_creds"], values["peer"]
-    if address.scheme != TLS and (creds or peer):
-        raise UsageError("--tls-creds and --peer are for tls:// addresses")
+    links = values.get("links")
+    if address.scheme != TLS and (creds or peer or links):
+        raise UsageError("--tls-creds, --peer and --links are for tls:// addresses")
     if creds and peer:
         raise UsageError("--peer is for pinned keys; with --tls-creds the certificates say who is who")
-    return Plan(address, words, patience, values["insecure"], values.get("bind"), creds, peer)
+    return Plan(address, words, patience, values["insecure"], values.get("bind"), creds, peer, retry, _links(links))
+
+
+def _links(text: str | None) -> int:
+    """Raises UsageError."""
+    from statepipe.formats.frames import MAX_LINKS
+
+    if text is not None and (not text.isdecimal() or not 1 <= int(text) <= MAX_LINKS):
+        raise UsageError(f"'{text}' is not a number of links, 1 to {MAX_LINKS}")
+    return int(text or 1)
 
 
 def _seconds(text: str) -> float:

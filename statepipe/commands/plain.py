@@ -13,7 +13,8 @@ import stat
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Union
 
-from statepipe.commands.meet import Plan, Say, Visit, outgoing, visited
+from statepipe.commands.meet import outgoing, visited
+from statepipe.commands.plan import Plan, Say, Visit
 from statepipe.ends.address import TLS
 from statepipe.ends.fd import FdSink, FdSource, failure, write_all
 from statepipe.ends.file import FileSink
@@ -28,13 +29,13 @@ from statepipe.stage import Buffer, Cancelled, Stage
 from statepipe.stages.prove import Proof, is_undecided, prove, proves_itself
 
 if TYPE_CHECKING:
-    from statepipe.ends.tlsends import TlsSink, TlsSource
+    from statepipe.engine.sessionends import SessionSink, SessionSource
 
 IDLE = 1000
 """Milliseconds of silence after which a sending QEMU gets a sign of life (stages/watch.py)."""
 
-Incoming = Union[FdSource, "TlsSource"]
-Outgoing = Union[FdSink, SocketSink, "TlsSink"]
+Incoming = Union[FdSource, "SessionSource"]
+Outgoing = Union[FdSink, SocketSink, "SessionSink"]
 
 
 class Looked:

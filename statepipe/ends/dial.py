@@ -24,16 +24,21 @@ RETRY_PAUSE = 0.25
 BACKLOG = 16
 
 
-@contextmanager
-def connected(address: Address, patience: Patience, bind: str | None, *, insecure: bool) -> Iterator[socket.socket]:
-    """A connection to `address`, closed on leaving. Raises PeerError, UsageError where it would need `insecure`."""
+def connect(address: Address, patience: Patience, bind: str | None, *, insecure: bool) -> socket.socket:
+    """A connection to `address`. Raises PeerError, UsageError where it would need `insecure`."""
     targets = _targets(address, passive=False)
     _refuse_open_country(address, targets, insecure=insecure)
     deadline = time.monotonic() + patience.retry
     while (connection := _try_each(address, targets, patience, bind, time.monotonic() >= deadline)) is None:
         time.sleep(RETRY_PAUSE)
-    with connection:
-        tune(connection, patience)
+    tune(connection, patience)
+    return connection
+
+
+@contextmanager
+def connected(address: Address, patience: Patience, bind: str | None, *, insecure: bool) -> Iterator[socket.socket]:
+    """As `connect`, closed on leaving."""
+    with connect(address, patience, bind, insecure=insecure) as connection:
         yield connection
 
 

@@ -137,20 +137,23 @@ class Gate:
 
     def admit(self) -> TlsTransport:
         """Wait for the next. Raises PeerError where none comes within the patience there is."""
-        started = time.monotonic()
+        if (transport := self.admit_within(self._patience.silence)) is None:
+            raise PeerError(f"nobody who may came within {self._patience.silence:g} s")
+        return transport
+
+    def admit_within(self, seconds: float | None) -> TlsTransport | None:
+        """Wait so long for the next; None if nobody came."""
+        deadline = None if seconds is None else time.monotonic() + seconds
         while True:
-            for key, _ in self._selector.select(1.0 if self._shaking else self._left(started)):
+            left = None if deadline is None else max(deadline - time.monotonic(), 0)
+            for key, _ in self._selector.select(_at_most_a_second(left) if self._shaking else left):
                 if key.data is None:
                     self._accept()
                 elif key.data in self._shaking and (transport := self._go_on(key.data)):
                     return transport
             self._expire()
-            if self._left(started) == 0:
-                raise PeerError(f"nobody who may came within {self._patience.silence:g} s")
-
-    def _left(self, started: float) -> float | None:
-        silence = self._patience.silence
-        return None if silence is None else max(started + silence - time.monotonic(), 0)
+            if left == 0:
+                return None
 
     def _accept(self) -> None:
         try:
@@ -202,6 +205,11 @@ class Gate:
         """Send away all who are still at it."""
         self._expire(at_most=0)
         self._selector.close()
+
+
+def _at_most_a_second(left: float | None) -> float:
+    """While hands are shaken, those who take too long are looked for."""
+    return 1.0 if left is None else min(left, 1.0)
 
 
 @contextmanager

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Self
 
 from statepipe.engine.transport import Transport
-from statepipe.errors import IntegrityError, NoKeyError, PeerError, QemuError, StatepipeError
+from statepipe.engine.verdicts import error_of
+from statepipe.errors import PeerError, StatepipeError
 from statepipe.formats.channels import Incoming, Outgoing, Verdict
 from statepipe.formats.frames import Violation
 from statepipe.formats.sessionstate import Change, Event, State
@@ -51,7 +52,7 @@ class Session:
         self._sending = 0
         self._transports: dict[int, Transport] = {}
         self._error: StatepipeError | None = None
-        self._last_trouble = ""
+        self.last_trouble: Exception | None = None
         self._alone_since = time.monotonic()
         self._threads: list[threading.Thread] = []
 
@@ -151,13 +152,13 @@ class Session:
 
     def trouble(self, error: Exception) -> None:
         """Remember why a link went: told if none comes back."""
-        self._last_trouble = str(error)
+        self.last_trouble = error
 
     def _tick(self) -> None:
         while not self.stopped.wait(self.timing.tick):
             with self.lock:
                 for number in self.wire.tick(self.timing.limit):
-                    self._last_trouble = f"a link was silent for {self.timing.tick * self.timing.limit:g} s"
+                    self.last_trouble = PeerError(f"a link was silent for {self.timing.tick * self.timing.limit:g} s")
                     if number in self._transports:
                         self._transports[number].cut()
                 self._sendable.notify_all()
@@ -170,7 +171,7 @@ class Session:
                 self._alone_since = time.monotonic()
             waited = time.monotonic() - self._alone_since
         if alone and waited >= self.timing.retry:
-            cause = f": {self._last_trouble}" if self._last_trouble else ""
+            cause = f": {self.last_trouble}" if self.last_trouble else ""
             hint = "look whether the other host and the network are up; --retry SECONDS waits longer"
             self.fail(PeerError(f"no link to {self.name} for {self.timing.retry:g} s{cause}", hint=hint))
 
@@ -239,6 +240,12 @@ class Session:
                 self._writable.wait()
             return channel.verdict
 
+    def end_unjudged(self, channel: Outgoing) -> None:
+        """Nothing more is written, and no verdict is waited for."""
+        with self.lock:
+            self.wire.end(channel)
+            self._sendable.notify()
+
     def get(self, channel: Incoming, idle: float | None, is_cancelled: Callable[[], bool]) -> Buffer | None:
         """The next buffer; FLUSH after `idle` seconds without any; None at the end or once cancelled."""
         with self.lock:
@@ -286,12 +293,3 @@ class Session:
 
     def _is_linked(self) -> bool:
         return any(link.is_open for link in self.wire.links.values())
-
-
-def error_of(verdict: Verdict, name: str) -> StatepipeError:
-    """The peer's failure as ours: of the same kind, so that both end with the same exit code."""
-    kind = _KINDS.get(verdict.code, PeerError)
-    return kind(f"{name} failed: {verdict.text or 'it gave no reason'}", hint="look at what it says over there")
-
-
-_KINDS: dict[int, type[StatepipeError]] = {1: StatepipeError, 3: IntegrityError, 4: NoKeyError, 6: QemuError}

@@ -7,9 +7,11 @@ then its owner, who alone knows whether the consumer has done its part, says `do
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Self
 
-from statepipe.engine.session import FAREWELL, Session, error_of
+from statepipe.engine.session import FAREWELL, Session
+from statepipe.engine.verdicts import error_of
 from statepipe.errors import IntegrityError, StatepipeError
 from statepipe.formats.channels import Verdict
 from statepipe.formats.frames import FRAME_SIZE
@@ -18,10 +20,14 @@ from statepipe.stage import Buffer, Cancelled
 
 class SessionSink:
     """Writes a channel. Leaving without `commit` ends the session and tells the peer why. `bytes` counts what was
-    written; `resent` what had to go twice."""
+    written; `resent` what had to go twice.
 
-    def __init__(self, session: Session, number: int = 0) -> None:
+    `until_closed` waits, after a good verdict, for what the peer has still to send before the session may close.
+    """
+
+    def __init__(self, session: Session, number: int = 0, until_closed: Callable[[], None] = lambda: None) -> None:
         self.session, self.bytes = session, 0
+        self.until_closed = until_closed
         with session.lock:
             self._channel = session.wire.open(number)
         self._committed = False
@@ -36,9 +42,9 @@ class SessionSink:
         self.session.meet()
         return self
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+    def __exit__(self, *error: object) -> None:
         if not self._committed:
-            self.session.fail(_failure(error))
+            self.session.fail(_failure(error[1]))
             self.session.flush(FAREWELL)
 
     def write(self, buffer: Buffer) -> None:
@@ -54,10 +60,16 @@ class SessionSink:
         """End the channel and wait for the verdict. Raises it, unless it is good."""
         verdict = self.session.end(self._channel)
         self._committed = True
+        if not verdict.code:
+            self.until_closed()
         self.session.say_close()
         self.session.hear_close(min(FAREWELL, self.session.timing.retry))
         if verdict.code:
             raise error_of(verdict, self.session.name)
+
+    def end(self) -> None:
+        """Nothing more is written; what became of it nobody here waits for."""
+        self.session.end_unjudged(self._channel)
 
 
 class SessionSource:
@@ -119,6 +131,6 @@ class SessionSource:
         return heard
 
 
-def _failure(error: BaseException | None) -> StatepipeError:
+def _failure(error: object) -> StatepipeError:
     """What made us give up, in words for the peer."""
     return error if isinstance(error, StatepipeError) else StatepipeError(str(error or "") or "it was stopped")

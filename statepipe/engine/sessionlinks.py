@@ -22,6 +22,9 @@ FIRST_PAUSE, LAST_PAUSE = 0.05, 0.8
 GREETING_TIME = 10.0
 """Seconds in which a link must have greeted, once it is authenticated."""
 
+ATTEMPTS = 3
+"""Links that may die before the session was ever open: one by mischance, but a peer that refuses refuses them all."""
+
 Dial = Callable[[], Transport]
 """Makes one authenticated connection to the peer, or raises PeerError or OSError within a second or two."""
 
@@ -49,6 +52,7 @@ class _Dialler:
         self._numbers = itertools.count(1)
         self._identity: str | None = None
         self._has_dialled = False
+        self._attempts = 0
 
     def keep_up(self) -> None:
         """Keep one link up until the session stops."""
@@ -82,7 +86,20 @@ class _Dialler:
             greeting = wire.dial(number)
             link = wire.links[number]
         self._session.carry(number, transport, greeting)
+        if not wire.opened:
+            self._count_attempt()
         return link.is_open
+
+    def _count_attempt(self) -> None:
+        """Raises what became of the last attempt, if it was one too many."""
+        self._attempts += 1
+        if self._attempts >= ATTEMPTS and not self._session.stopped.is_set():
+            error = self._session.last_trouble
+            if isinstance(error, PeerError):
+                raise error
+            raise PeerError(
+                f"{self._session.name} hung up before the session began", hint="look at what it says over there"
+            )
 
     def _unreachable(self, error: OSError) -> PeerError:
         reason = os.strerror(error.errno) if error.errno else "it did not answer in time"

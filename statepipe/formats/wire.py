@@ -102,7 +102,7 @@ class Wire:
         if self.state is State.ABORTED:
             self._due = {(Kind.ABORT, 0): None} if self._abort else {}
             return
-        self._due |= {(Kind.ACK, n): None for n, each in self.incoming.items() if each.state is not Receiving.JUDGED}
+        self._due |= {(Kind.ACK, n): None for n, each in self.incoming.items() if each.taken and not each.verdict}
         self._due |= {(Kind.END, n): None for n, each in self.outgoing.items() if each.state is Sending.ENDED}
         self._due |= {(Kind.DONE, n): None for n, each in self.incoming.items() if each.state is Receiving.JUDGED}
         if self.state in (State.SAID_CLOSE, State.OVER):

@@ -18,6 +18,7 @@ import pytest
 from statepipe.formats.certificates import issue, make_self, new_key, pem_key, read_authority
 from tests.conformance.running import PATIENCE, STATEPIPE, started, wait
 from tests.conformance.test_plain import NOISE, both, collect
+from tests.net.relay import Faults, relay
 
 Process = subprocess.Popen[bytes]
 
@@ -119,10 +120,13 @@ def socat(port: int, folder: Path, *options: str) -> list[str]:
     return ["socat", "-u", "-", ",".join([f"OPENSSL:localhost:{port},pf=ip4", files, *options])]
 
 
-def test_from_socat(ca: Path) -> None:
+def test_who_speaks_no_session_is_turned_away(ca: Path) -> None:
+    """Also with good certificates: none of its bytes is taken for a stream."""
     with receiving("--tls-creds", ca / "good") as (receiver, port):
-        theirs, ours = both(receiver, socat(port, ca / "good"), NOISE)
-    assert (theirs[0], ours) == (0, (0, NOISE, b""))
+        subprocess.run(socat(port, ca / "good"), input=NOISE, capture_output=True, timeout=PATIENCE)
+        assert send(port, "--tls-creds", ca / "good", data=b"all") == (0, b"")
+        status, got, said = collect(receiver)
+    assert (status, got) == (0, b"all") and b"the other side is no statepipe session" in said
 
 
 # --- those who may not: a client at our gate
@@ -256,21 +260,19 @@ def test_a_server_that_speaks_no_tls(ca: Path, speech: bytes) -> None:
 # --- the end of the stream
 
 
-def test_a_connection_that_ends_without_close_notify_was_cut(ca: Path, tmp_path: Path) -> None:
-    context = client_context(ca)
-    context.load_cert_chain(ca / "good" / "client-cert.pem", ca / "good" / "client-key.pem")
-    with receiving("--tls-creds", ca / "good", "-o", tmp_path / "out") as (receiver, port):
-        with socket.create_connection(("127.0.0.1", port)) as plain:
-            secure = context.wrap_socket(plain, server_hostname="127.0.0.1")
-            secure.sendall(NOISE[:1000])
-            os.close(secure.detach())  # a FIN, and no word of farewell
-        status, _, said = collect(receiver)
-    assert status == 5 and b"without a close_notify" in said
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize("links", [1, 3])
+def test_cut_connections_are_made_anew(ca: Path, tmp_path: Path, links: int) -> None:
+    data, faults = NOISE * 6, Faults(cut_after=lambda: 3 << 20)
+    with receiving("--tls-creds", ca / "good", "-o", tmp_path / "out") as (receiver, port), relay(port, faults) as at:
+        assert send(at.port, "--tls-creds", ca / "good", "--links", links, data=data) == (0, b"")
+        assert collect(receiver) == (0, b"", b"")
+        assert at.cuts >= 8
+    assert (tmp_path / "out").read_bytes() == data
 
 
 def test_a_sender_that_is_killed_is_no_end(ca: Path, tmp_path: Path) -> None:
-    with receiving("--tls-creds", ca / "good", "-o", tmp_path / "out") as (receiver, port):
+    words = ["--retry", "1", "--tls-creds", ca / "good", "-o", tmp_path / "out"]
+    with receiving(*words) as (receiver, port):
         with started(sender(port, "--tls-creds", ca / "good")) as process:
             process.stdin.write(NOISE[:1000])
             wait(process, lambda: True)
@@ -284,8 +286,10 @@ def test_a_receiver_that_fails_is_the_senders_failure(ca: Path, tmp_path: Path) 
     words = ["--tls-creds", str(ca / "good"), "-o", str(tmp_path / "out")]
     with started([*limited, *words], stdin=subprocess.DEVNULL) as receiver:
         port = int(receiver.stderr.readline().split()[-1])
-        assert send(port, "--tls-creds", ca / "good")[0] == 5
-        assert collect(receiver)[0] == 1
+        status, said = send(port, "--tls-creds", ca / "good")
+        assert status == 1 and b"File too large" in said
+        status, _, said = collect(receiver)
+        assert status == 1 and b"File too large" in said
     assert not list(tmp_path.iterdir())
 
 

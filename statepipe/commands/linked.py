@@ -1,0 +1,129 @@
+"""send and recv over tls://: the session of DESIGN 7, whose links may die and come back.
+
+The stream goes from the dialler to the acceptor, channel 0 of the one; what comes back, QEMU's return path, is channel
+0 of the other. The receiver ends it before it gives its verdict, so that a sender that has the verdict has the rest.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from statepipe.commands.plan import Plan, Visit
+from statepipe.ends.dial import connect
+from statepipe.ends.net import Patience
+from statepipe.ends.tlsends import gate, greet
+from statepipe.engine.session import Timing
+from statepipe.engine.sessionends import SessionSink, SessionSource
+from statepipe.engine.sessionlinks import Acceptor, dialled
+from statepipe.errors import PeerError
+from statepipe.formats.frames import Role
+from statepipe.threads import start
+
+if TYPE_CHECKING:
+    import socket
+
+    from statepipe.ends.tls import TlsTransport
+    from statepipe.ends.trust import Trust
+
+RETRY = 30.0
+"""Seconds a session goes on without any link: a switch's port takes as long to come up (802.1D)."""
+
+SILENCE = 8.0
+"""Seconds after which a link is dead from which nothing came, not even a sign of life."""
+
+REDIAL = 2.0
+"""Seconds that a dial may take where an earlier one was answered: more hang in a black hole than are that slow."""
+
+DOOR = 0.25
+"""Seconds between two looks at whether links are still wanted: so late may the end of a receiver be."""
+
+
+def _timing(plan: Plan) -> Timing:
+    silence = SILENCE if plan.patience.silence is None else plan.patience.silence
+    tick = min(1.0, silence / 4)
+    return Timing(tick, max(round(silence / tick), 1), RETRY if plan.retry is None else plan.retry)
+
+
+# --- the sender
+
+
+class Dial:
+    """Makes links to the plan's address: patiently the first, within REDIAL the others."""
+
+    def __init__(self, plan: Plan, trust: Trust) -> None:
+        self._plan, self._trust, self._first = plan, trust, True
+
+    def __call__(self) -> TlsTransport:
+        plan = self._plan
+        patience = Patience(plan.patience.silence, plan.patience.retry) if self._first else Patience(REDIAL)
+        self._first = False
+        connection = connect(plan.address, patience, plan.bind, insecure=plan.insecure)
+        try:
+            return greet(connection, self._trust, plan.address.host, Patience())  # the session watches from here on
+        except BaseException:
+            connection.close()
+            raise
+
+
+@contextmanager
+def sending(plan: Plan, trust: Trust) -> Iterator[tuple[SessionSource, Callable[[Callable[[], None]], SessionSink]]]:
+    """A session with the plan's address: what comes back, and how to make its sink. Raises PeerError."""
+    session = dialled(Dial(plan, trust), Role.SENDS, str(plan.address), _timing(plan), links=plan.links)
+    sink, returning = SessionSink(session), SessionSource(session)  # before the peer may speak of them
+    with session:
+        session.meet()
+
+        def make_sink(until_closed: Callable[[], None]) -> SessionSink:
+            sink.until_closed = until_closed
+            return sink
+
+        yield returning, make_sink
+
+
+# --- the receiver
+
+
+@contextmanager
+def receiving(
+    plan: Plan, listener: socket.socket, trust: Trust, turned_away: Callable[[str, PeerError], object], idle: int | None
+) -> Iterator[Visit]:
+    """The session of the first at the listener who may begin one. A failure within is told to the sender."""
+    acceptor = Acceptor(Role.RECEIVES, _timing(plan), turned_away)
+    with _door(listener, trust, acceptor, turned_away), acceptor.wait(plan.patience.silence) as session:
+        source, back = SessionSource(session, idle=idle), SessionSink(session)
+
+        def finish() -> None:
+            back.end()
+            source.done()
+
+        try:
+            yield Visit(source, back.write, finish)
+        except BaseException as error:
+            back.end()
+            source.fail(error)
+            raise
+
+
+@contextmanager
+def _door(
+    listener: socket.socket, trust: Trust, acceptor: Acceptor, turned_away: Callable[[str, PeerError], object]
+) -> Iterator[None]:
+    """Let in whoever may come, for as long as the session lasts."""
+    closed = threading.Event()
+    with gate(listener, trust, Patience(), turned_away) as at:
+
+        def watch() -> None:
+            while not closed.is_set():
+                if (transport := at.admit_within(DOOR)) is not None:
+                    acceptor.adopt(transport)
+
+        thread = threading.Thread(target=watch, name="door", daemon=True)
+        start(thread)
+        try:
+            yield
+        finally:
+            closed.set()
+            thread.join()

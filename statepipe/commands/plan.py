@@ -1,0 +1,45 @@
+"""What send and recv are asked for, and what a sender who came in is to a receiver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from statepipe.ends.address import Address
+from statepipe.ends.net import Patience, SocketSource
+from statepipe.engine.pipeline import NamedStage
+from statepipe.stage import Buffer
+
+if TYPE_CHECKING:  # the session and ssl take 30 ms, which a plain connection need not pay
+    from statepipe.engine.sessionends import SessionSource
+
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Where, through which stages, how patiently, and from which address of ours (`bind`, for send).
+
+    For TLS: the folder with certificates (None: the pinned keys), the one peer that is meant, how many seconds a
+    session goes on without any link (None: as long as linked.py has it), and how many links a sender keeps.
+    """
+
+    address: Address
+    words: Sequence[NamedStage]
+    patience: Patience
+    insecure: bool = False
+    bind: str | None = None
+    creds: str | None = None
+    peer: str | None = None
+    retry: float | None = None
+    links: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """A sender who came in: its stream, how to send it something, and how to tell it that all is well."""
+
+    source: SocketSource | SessionSource
+    send: Callable[[Buffer], object]
+    finish: Callable[[], object]
