@@ -97,7 +97,10 @@ class Receiver:
         with contextlib.suppress(OSError):
             for number in itertools.count():
                 connection, _ = self._listener.accept()
-                self.acceptor.adopt(SocketTransport(connection, f"visitor {number}", "the sender"))
+                self._adopt(connection, f"visitor {number}")
+
+    def _adopt(self, connection: socket.socket, name: str) -> None:
+        self.acceptor.adopt(SocketTransport(connection, name, "the sender"))
 
     def _receive(self) -> None:
         try:

@@ -1,0 +1,72 @@
+"""A session over TLS 1.3: the same, with links that must shake hands before they may resume."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from statepipe.ends.net import Patience
+from statepipe.ends.tls import Handshake, TlsTransport, shake_hands
+from statepipe.ends.tlsends import greet
+from statepipe.ends.trust import by_folder
+from statepipe.engine.pipeline import Pipeline
+from statepipe.engine.sessionends import SessionSink
+from statepipe.engine.sessionlinks import dialled
+from statepipe.errors import PeerError
+from statepipe.formats.frames import Role
+from tests.conformance.running import STATEPIPE
+from tests.net.relay import Faults, relay
+from tests.net.test_session import MIB, QUICK, Bytes, Kept, Receiver, whole
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A host's certificates, for either end."""
+    base: Path = tmp_path_factory.mktemp("pki")
+    for words in (["init"], ["issue", "localhost", "127.0.0.1", "--dir", base / "host"]):
+        subprocess.run([*STATEPIPE, "pki", *map(str, words), "--ca", str(base / "ca")], check=True, capture_output=True)
+    return str(base / "host")
+
+
+class TlsReceiver(Receiver):
+    """Lets in who has proved who they are."""
+
+    def __init__(self, sink: Kept, folder: str) -> None:
+        super().__init__(sink)
+        self._trust = by_folder(folder, server=True)
+
+    def _adopt(self, connection: socket.socket, name: str) -> None:
+        handshake = Handshake(connection, self._trust.context, None, server=True)
+        with contextlib.suppress(PeerError):  # cut in the handshake: the next dial will do
+            shake_hands(handshake, name)
+            identity = self._trust.identify(handshake.certificate())
+            self.acceptor.adopt(handshake.transport(name, identity, Patience()))
+
+
+@pytest.mark.parametrize("links", [1, 2])
+def test_cuts_in_a_session_over_tls_cost_no_byte(folder: str, links: int) -> None:
+    trust = by_folder(folder, server=False)
+    chance = random.Random(links)
+
+    def dial() -> TlsTransport:
+        return greet(socket.create_connection(("127.0.0.1", rail.port), timeout=1), trust, "localhost", Patience())
+
+    def cut_after() -> int:
+        least = 1 if rail.accepted > links else 1 << 16  # the first are not cut in the handshake: that is no link yet
+        return chance.randrange(least, 2 * MIB) if rail.cuts < 20 else 1 << 60
+
+    with (
+        TlsReceiver(Kept(), folder) as receiver,
+        relay(receiver.port, Faults(cut_after=cut_after)) as rail,
+        dialled(dial, Role.SENDS, "localhost", QUICK, links=links, channels=0) as session,
+    ):
+        Pipeline(Bytes(24 * MIB), [], SessionSink(session)).run()
+    assert receiver.error is None and receiver.heard
+    assert receiver.sink.kept == whole(24 * MIB)
+    assert rail.cuts >= 10
+    assert receiver.session is not None and "localhost" in receiver.session.name
