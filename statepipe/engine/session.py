@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
-from statepipe.engine.transport import Transport
+from statepipe.engine.transport import Transport, drain
 from statepipe.engine.verdicts import error_of
 from statepipe.errors import PeerError, StatepipeError
 from statepipe.formats.channels import Incoming, Outgoing, Verdict
@@ -52,6 +52,7 @@ class Session:
         self._sending = 0
         self._transports: dict[int, Transport] = {}
         self._error: StatepipeError | None = None
+        self._has_aborted = False  # we, and not the peer
         self.last_trouble: Exception | None = None
         self._alone_since = time.monotonic()
         self._threads: list[threading.Thread] = []
@@ -61,8 +62,10 @@ class Session:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.stopped.set()
         with self.lock:
+            if self._has_aborted:  # a socket closed over unread bytes is reset, which overtakes what was said
+                self._idle.wait_for(lambda: not self._transports, FAREWELL)
+            self.stopped.set()
             for transport in self._transports.values():
                 transport.cut()
             self._wake_all()
@@ -100,7 +103,7 @@ class Session:
             self._read(number, transport)
         except Violation as error:
             self.fail(error)
-            self.flush(FAREWELL)
+            drain(transport)
         except (OSError, PeerError) as error:
             self.trouble(error)
         finally:
@@ -183,6 +186,7 @@ class Session:
                 self._readable.notify_all()
             elif event.change is Change.ABORTED and event.verdict is not None:
                 self._fail(error_of(event.verdict, self.name))
+                self._has_aborted = False
             else:
                 self._writable.notify_all()
                 self._sendable.notify_all()
@@ -199,6 +203,7 @@ class Session:
     def _fail(self, error: StatepipeError) -> None:
         if self._error is None:
             self._error = error
+            self._has_aborted = True
             self.wire.abort(Verdict(error.exit_code, str(error)))
         self._wake_all()
 
@@ -230,18 +235,16 @@ class Session:
             raise error_of(channel.verdict, self.name)
         return True
 
-    def end(self, channel: Outgoing) -> Verdict:
-        """Nothing more is written; wait for the far consumer's verdict. Raises the session's failure."""
+    def verdict(self, channel: Outgoing) -> Verdict:
+        """Wait for the far consumer's verdict. Raises the session's failure."""
         with self.lock:
-            self.wire.end(channel)
-            self._sendable.notify()
             while channel.verdict is None:
                 self.check()
                 self._writable.wait()
             return channel.verdict
 
-    def end_unjudged(self, channel: Outgoing) -> None:
-        """Nothing more is written, and no verdict is waited for."""
+    def end(self, channel: Outgoing) -> None:
+        """Nothing more is written."""
         with self.lock:
             self.wire.end(channel)
             self._sendable.notify()

@@ -58,7 +58,8 @@ class SessionSink:
 
     def commit(self) -> None:
         """End the channel and wait for the verdict. Raises it, unless it is good."""
-        verdict = self.session.end(self._channel)
+        self.session.end(self._channel)
+        verdict = self.session.verdict(self._channel)
         self._committed = True
         if not verdict.code:
             self.until_closed()
@@ -69,7 +70,7 @@ class SessionSink:
 
     def end(self) -> None:
         """Nothing more is written; what became of it nobody here waits for."""
-        self.session.end_unjudged(self._channel)
+        self.session.end(self._channel)
 
 
 class SessionSource:

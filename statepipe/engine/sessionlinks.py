@@ -200,5 +200,7 @@ class Acceptor:
             raise Violation("no such session here: it has ended, or this side was started anew")
         if greeting.session != session.wire.party.secrets.session:
             raise Violation("another session is being received here")
+        if session.stopped.is_set():
+            raise Violation("this session has ended")
         self._session, self._door = session, door
         return session, door

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Protocol
 
+from statepipe.errors import PeerError
 from statepipe.stage import Buffer
 
 
@@ -70,3 +71,11 @@ class SocketTransport:
 
 _IOV_MAX = 1024
 """sendmsg takes no more (limits.h)."""
+
+
+def drain(transport: Transport) -> None:
+    """Read on without listening, until the peer has read what we said last and hung up, or it is cut."""
+    waste = memoryview(bytearray(1 << 16))
+    with suppress(OSError, PeerError):  # it is no use any more
+        while transport.recv_into(waste):
+            continue

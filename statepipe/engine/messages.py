@@ -1,0 +1,117 @@
+"""Messages within a session, for those who move a guest between hosts: small JSON objects, each once and in order.
+
+    be32 length, JSON of that length
+
+They are a channel like the stream's, so what guards that guards them: one that was lost with its link goes again, and
+the digest is proved at the end. A message is acknowledged once somebody has heard it, so those that nobody hears fill
+the window and then stop whoever tells them.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from struct import Struct
+from typing import Any
+
+from statepipe.engine.session import FAREWELL, Session
+from statepipe.engine.verdicts import error_of
+from statepipe.errors import IntegrityError
+from statepipe.formats.channels import Verdict
+from statepipe.formats.frames import Violation
+
+MESSAGES = 1
+"""Their channel, each way. Both sides allow each other two."""
+
+MAX_MESSAGE = 64 << 10
+"""Bytes of one: the largest that we say, a description of a guest's devices, has some 10 KiB."""
+
+_LENGTH = Struct(">I")
+
+
+class Messages:
+    """What the two sides tell each other. Made before the session is entered: the peer may speak at once.
+
+    Any thread may `tell`, one `hear`s. Both raise what ended the session.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._telling = threading.Lock()
+        self._held = bytearray()
+        with session.lock:
+            self._outgoing, self._incoming = session.wire.open(MESSAGES), session.wire.read(MESSAGES)
+
+    def tell(self, message: dict[str, Any]) -> None:
+        """Send a message, waiting only while the window is full. Raises ValueError if it is too long."""
+        text = json.dumps(message, separators=(",", ":")).encode()
+        if len(text) > MAX_MESSAGE:
+            raise ValueError(f"a message of {len(text)} bytes, of {MAX_MESSAGE} allowed")
+        packed = _LENGTH.pack(len(text)) + text
+        with self._telling:
+            self._session.put(self._outgoing, packed)
+            self._outgoing.absorb(packed)
+
+    def close(self) -> None:
+        """Tell no more; return once both sides have heard all, of what we did not hear the rest unheard.
+
+        The last word of a session that has no stream: both sides say it.
+        """
+        session = self._session
+        session.end(self._outgoing)
+        while not self._incoming.verdict and self.hear() is not None:
+            continue
+        verdict = session.verdict(self._outgoing)
+        if verdict.code:
+            raise error_of(verdict, session.name)
+        session.say_close()
+        session.hear_close(max(FAREWELL, session.timing.retry))
+        session.flush(FAREWELL)
+
+    def hear(self) -> dict[str, Any] | None:
+        """The next message, waiting for it; None once the peer has finished. Raises Violation for what is none."""
+        try:
+            while (message := self._cut()) is None:
+                if not self._read():
+                    return None
+        except (Violation, IntegrityError) as error:
+            self._session.fail(error)
+            raise
+        return message
+
+    def _read(self) -> bool:
+        """Take what comes next; whether that was not the end."""
+        data = self._session.get(self._incoming, None, lambda: False)
+        if data is not None:
+            self._incoming.absorb(data)
+            self._held += data
+            return True
+        self._incoming.prove()
+        if self._held:
+            raise Violation("it ended in the midst of a message")
+        self._session.judge(self._incoming, Verdict())
+        return False
+
+    def _cut(self) -> dict[str, Any] | None:
+        """The first of the messages that have come whole."""
+        if len(self._held) < _LENGTH.size:
+            return None
+        length = _LENGTH.unpack_from(self._held)[0]
+        if length > MAX_MESSAGE:
+            raise Violation(f"a message of {length} bytes, of {MAX_MESSAGE} allowed")
+        end = _LENGTH.size + length
+        if len(self._held) < end:
+            return None
+        text = bytes(self._held[_LENGTH.size : end])
+        del self._held[:end]
+        return _parse(text)
+
+
+def _parse(text: bytes) -> dict[str, Any]:
+    try:
+        message = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Violation("a message that is no JSON") from error
+    if not isinstance(message, dict):
+        raise Violation("a message that is no JSON object")
+    return message
