@@ -69,6 +69,13 @@ class Inputs:
             _fill(command, self.plain, path)
         return path
 
+    def noise(self) -> Path:
+        """As many bytes that are no migration stream and do not compress, made once."""
+        path = self.folder / "noise"
+        if not path.exists():
+            _write(path, (os.urandom(_PIECE) for _ in range(self.size // _PIECE)))
+        return path
+
 
 def make_inputs(folder: Path, size: int) -> Inputs:
     """Write the input into `folder`. Raises Broken if what came out is no valid stream."""

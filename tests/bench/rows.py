@@ -203,10 +203,23 @@ def checksum(bench: Bench) -> list[Row]:
 
 
 def passing(bench: Bench) -> list[Row]:
-    """Passing bytes on between two pipes, and counting them."""
-    plain, size = bench.inputs.plain, bench.inputs.size
-    ours = Job("statepipe", statepipe("progress"), size, plain, piped=True)
-    return [pair(bench, "progress, between two pipes", ours, Job("pv -f", ("pv", "-f"), size, plain, piped=True))]
+    """Passing bytes on between two pipes: past stages that only count, and past one that follows a guest's stream."""
+    noise, plain, size = bench.inputs.noise(), bench.inputs.plain, bench.inputs.size
+
+    def piped(name: str, command: Sequence[str], source: Path) -> Job:
+        return Job(name, command, size, source, piped=True)
+
+    throttle = piped("statepipe", statepipe("throttle", "unlimited"), noise)
+    counting = piped("statepipe", statepipe("progress"), noise)
+    following = piped("statepipe", statepipe("progress"), plain)
+    cat, pv = piped("cat", ("cat",), noise), piped("pv -q", ("pv", "-q"), noise)
+    return [
+        pair(bench, "throttle, between two pipes", throttle, cat, 0.9),
+        pair(bench, "throttle, between two pipes", throttle, pv, 1.0),
+        pair(bench, "progress, between two pipes", counting, cat, 0.9),
+        pair(bench, "progress, between two pipes", counting, pv, 1.0),
+        pair(bench, "progress of a guest's stream", following, piped("pv -q", ("pv", "-q"), plain)),
+    ]
 
 
 def adapt(bench: Bench) -> list[Row]:
