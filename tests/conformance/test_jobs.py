@@ -90,7 +90,7 @@ def test_watch_goes_on_until_it_is_interrupted() -> None:
         assert stop(watch, signal.SIGINT)[0] == 130
 
 
-@pytest.mark.parametrize("words", [("ps", "3"), ("ps", "--watch", "x"), ("ps", "--watch", "0"), ("rate", "1", "0")])
+@pytest.mark.parametrize("words", [("ps", "3"), ("ps", "--watch", "x"), ("ps", "--watch", "0"), ("rate", "1", "x")])
 def test_usage(words: tuple[str, ...]) -> None:
     done = run(*words)
     assert done.returncode == 2
