@@ -9,7 +9,7 @@ from statepipe.cli.config import load_config
 from statepipe.cli.context import context
 from statepipe.engine.pipeline import NamedStage
 from statepipe.errors import NoKeyError, UsageError
-from statepipe.stages import find
+from statepipe.stages import find, is_openpgp
 
 if TYPE_CHECKING:
     from statepipe.ends.state import Identities
@@ -49,6 +49,8 @@ def seals(values: Values, words: Sequence[Values]) -> list[NamedStage]:
         raise UsageError("a state is encrypted once", hint="give all recipients in one place, and not --plain")
     if not asked and not values["plain"] and (recipients := load_config().recipients):
         asked = [options | {"recipients": [], "recipient": list(recipients), "armor": False}]
+    if any(is_openpgp(each) for each in asked):
+        raise UsageError("a state is encrypted with age", hint="OpenPGP has no places to begin reading at; give age1…")
     if any(each["armor"] for each in asked):
         raise UsageError("a state is not armored", hint="armor has no fixed places, so its trailer would come last")
     row = find("encrypt")

@@ -95,17 +95,28 @@ def _progress(values: Values, context: Context) -> Stage:
 
 
 def _encrypt(values: Values, context: Context) -> Stage:
+    if is_openpgp(values):
+        from statepipe.stages.gpg import encrypt_as_told
+
+        return encrypt_as_told(values, context)
     from statepipe.stages.agekeys import recipients
     from statepipe.stages.encrypt import encrypt, encrypt_armored
 
     return (encrypt_armored if values["armor"] else encrypt)(recipients(values, context))
 
 
-def _decrypt(values: Values, context: Context) -> Stage:
-    from statepipe.stages.agekeys import identities
-    from statepipe.stages.encrypt import decrypt
+def is_openpgp(values: Values) -> bool:
+    """Whether what `encrypt` is told makes OpenPGP of it: a recipient of GnuPG's, or a signature."""
+    from statepipe.formats.openpgp import PREFIX
 
-    return decrypt(identities(values, context))
+    given = [*values["recipients"], *values["recipient"]]
+    return values.get("sign") is not None or any(text.startswith(PREFIX) for text in given)
+
+
+def _decrypt(values: Values, context: Context) -> Stage:
+    from statepipe.stages.decrypt import decrypt_as_told
+
+    return decrypt_as_told(values, context)
 
 
 def _throttle(values: Values, context: Context) -> Stage:
@@ -179,19 +190,20 @@ FILTERS = (
     ),
     Filter(
         "encrypt",
-        "encrypt with age, for keys or for a passphrase",
+        "encrypt with age, for keys or for a passphrase, or with GnuPG",
         (
-            Param("recipients", "age1…, or a public key of ssh: who can decrypt", "RECIPIENT", many="any"),
+            Param("recipients", "age1…, a public key of ssh, or gpg:KEY: who can decrypt", "RECIPIENT", many="any"),
             *RECIPIENTS,
-            Param("--armor", "write text, in the PEM of age", short="-a"),
+            Param("--armor", "write text, in the PEM of age or of OpenPGP", short="-a"),
+            Param("--sign", "with gpg:KEY: sign it with a key of yours, too", "KEY"),
         ),
         _encrypt,
         inverse="decrypt",
     ),
     Filter(
         "decrypt",
-        "decrypt what age or encrypt has encrypted, armored or not",
-        IDENTITIES,
+        "decrypt what age, gpg or encrypt has encrypted, armored or not",
+        (*IDENTITIES, Param("--signed-by", "demand a good signature, of OpenPGP, by this key", "FINGERPRINT")),
         _decrypt,
         inverse="encrypt",
     ),

@@ -52,10 +52,18 @@ def identities(values: Values, context: Context) -> list[Identity]:
 
     Raises UsageError, NoKeyError, and StatepipeError for files.
     """
-    found = [identity for path in values["identity"] for identity in read_identities(path, context)]
+    return identities_with(passphrase_of(values, context), values, context)
+
+
+def passphrase_of(values: Values, context: Context) -> bytes | None:
+    """The passphrase, in whichever way it is given; None if in none. Raises UsageError, StatepipeError."""
     passphrase = _passphrase(values, context)
-    if values["passphrase"]:
-        passphrase = _typed(context, "passphrase")
+    return _typed(context, "passphrase") if values["passphrase"] else passphrase
+
+
+def identities_with(passphrase: bytes | None, values: Values, context: Context) -> list[Identity]:
+    """`identities`, with a passphrase that was already taken."""
+    found = [identity for path in values["identity"] for identity in read_identities(path, context)]
     if passphrase is not None:
         found.append(_by_passphrase(passphrase))
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from pathlib import Path
 
 from tests import agefiles
@@ -74,3 +75,45 @@ def _gzip_and_gpg(bench: Bench) -> Job:
     gpg = f"gpg -q --batch --homedir {home} --pinentry-mode loopback --passphrase-file {home}/pass -c"
     size = part.stat().st_size
     return piped(f"gzip | gpg of {size / 1e6:.0f} MB", f"gzip -c | {gpg}", size, part)
+
+
+def openpgp(bench: Bench) -> list[Row]:
+    """gpg with us around it, beside gpg alone: what we add should cost nothing."""
+    home, size = _home(bench), bench.inputs.size
+    if home is None:
+        return []
+    there = ("env", f"GNUPGHOME={home}")
+    plain, source = bench.inputs.plain, bench.inputs.compressed("peer.gpg", (*there, *GPG))
+    return [
+        pair(
+            bench,
+            "encrypt gpg:KEY",
+            Job("statepipe", (*there, *statepipe("pipe", f"encrypt:gpg:{OWNER}")), size, plain),
+            Job("gpg -z0 -e", (*there, *GPG), size, plain),
+            0.95,
+        ),
+        pair(
+            bench,
+            "decrypt, OpenPGP",
+            Job("statepipe", (*there, *statepipe("decrypt")), size, source),
+            Job("gpg -d", (*there, "gpg", "-q", "--batch", "-d"), size, source),
+            0.95,
+        ),
+    ]
+
+
+OWNER = "bench@example.org"
+
+GPG = ("gpg", "-q", "--batch", "-z", "0", "-r", OWNER, "-e")
+
+
+def _home(bench: Bench) -> Path | None:
+    """A home of GnuPG's with one key; its agent ends by itself when the folder goes."""
+    home = bench.inputs.folder / "keys"
+    if shutil.which("gpg") is None:
+        return None
+    if not home.exists():
+        home.mkdir(mode=0o700)
+        command = ["gpg", "-q", "--homedir", str(home), "--batch", "--passphrase", "", "--quick-generate-key", OWNER]
+        subprocess.run([*command, "future-default", "default", "never"], check=True)
+    return home

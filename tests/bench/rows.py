@@ -14,7 +14,7 @@ from statistics import median
 from tests.bench import network
 from tests.bench.adapt import rows
 from tests.bench.data import ROOT, Inputs
-from tests.bench.encryption import decrypt, encrypt, sealed
+from tests.bench.encryption import decrypt, encrypt, openpgp, sealed
 from tests.bench.measure import Broken, Job, Series, interleave, spread
 from tests.bench.pairs import ZSTD, Bench, pair, statepipe
 from tests.bench.table import Row
@@ -256,6 +256,7 @@ ROWS: dict[str, Callable[[Bench], list[Row]]] = {
     "encrypt": encrypt,
     "decrypt": decrypt,
     "sealed": sealed,
+    "openpgp": openpgp,
     "save": save,
     "start": start,
     "memory": memory,

@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import io
 import lzma
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import zstandard
 from statepipe.cli.grammar import parse
 from statepipe.stage import Buffer, Stage, close
 from statepipe.stages import find
-from tests import agefiles
+from tests import agefiles, gpghome
 from tests.world import world
 
 SCRATCH = tempfile.TemporaryDirectory(prefix="statepipe-test-")
@@ -133,6 +134,15 @@ ADAPTERS = {
     "external": Adapter(arguments=lambda data: ["--", "cat"], holds_back=True, runs=True),
     "external:shell": Adapter(arguments=lambda data: ["--shell", "cat | cat"], holds_back=True, runs=True),
 }
+
+if gpghome.PRESENT:
+    os.environ["GNUPGHOME"] = str(gpghome.home())
+    ADAPTERS |= {
+        "encrypt:gpg": Adapter(
+            arguments=lambda data: ["gpg:alice"], undo=gpghome.decrypted, holds_back=True, runs=True
+        ),
+        "decrypt:gpg": Adapter(feed=gpghome.encrypted, holds_back=True, runs=True),
+    }
 
 
 def filter_of(name: str) -> str:

@@ -131,13 +131,14 @@ WORDS = {
     "checksum:,,": {"algorithm": ",", "to": None},
     "progress:name=a:b,size=4G": {"name": "a:b", "size": "4G", "status_fd": None},
     "verify:from=/x/y": {"digest": None, "from": "/x/y", "algorithm": "sha256"},
-    "decrypt:i=a,identity=b": {"identity": ["a", "b"]} | NO_PASSPHRASE,
-    "decrypt:p": {"identity": []} | NO_PASSPHRASE | {"passphrase": True},
+    "decrypt:i=a,identity=b": {"identity": ["a", "b"], "signed_by": None} | NO_PASSPHRASE,
+    "decrypt:p": {"identity": [], "signed_by": None} | NO_PASSPHRASE | {"passphrase": True},
     "encrypt:age1x,r=age1y,R=f,a,recipient=ssh-rsa A== b": {
         "recipients": ["age1x"],
         "recipient": ["age1y", "ssh-rsa A== b"],
         "recipients_file": ["f"],
         "armor": True,
+        "sign": None,
     }
     | NO_PASSPHRASE,
 }

@@ -1,0 +1,239 @@
+"""What we need to know of OpenPGP: is this a message, and what does GnuPG say became of it.
+
+Packets begin with an octet whose top bit is set (RFC 9580, 4.2); an encrypted message begins with a packet that
+holds its session key, or its data. The status lines are those of GnuPG's doc/DETAILS: `[GNUPG:] KEYWORD ARGUMENTS`.
+"""
+
+from __future__ import annotations
+
+import binascii
+from collections.abc import Callable, Iterator
+
+from statepipe.errors import IntegrityError, NoKeyError, StatepipeError, UsageError
+
+PREFIX = "gpg:"
+"""What a recipient of OpenPGP is told by, among those of age."""
+
+BEGIN = b"-----BEGIN PGP "
+
+HEAD = 4096
+"""Bytes within which armor's headers must have ended: GnuPG writes a comment or two at most."""
+
+LINES = 2000
+"""Status lines that are kept. A message for 500 recipients makes some 1500."""
+
+LINE = 4096
+"""Bytes of one."""
+
+ENCRYPTED = {1, 3, 9, 18, 20}
+"""Tags of the packets that an encrypted message begins with: session keys by public key and by passphrase; data
+without, with, and with GnuPG's authentication."""
+
+MARKER = 10
+"""The tag of a packet that means nothing, and may stand first (RFC 9580, 5.8)."""
+
+TAGS = ENCRYPTED | {2, 4, 8, MARKER, 11}
+"""And those that others begin with: signature, one-pass signature, compressed, marker, literal."""
+
+
+def is_told(head: bytes) -> bool:
+    """Whether `head` is enough of a stream to tell if it is OpenPGP, and which packet comes first."""
+    text = head.lstrip()
+    if not text or (len(text) < len(BEGIN) and BEGIN.startswith(text)):
+        return len(head) > HEAD
+    return not text.startswith(BEGIN) or first_tag(head) is not None or len(head) > HEAD
+
+
+def looks_like_openpgp(head: bytes) -> bool:
+    """Whether a stream that begins with `head` is OpenPGP, binary or armored."""
+    return head.lstrip().startswith(BEGIN) or first_tag(head) in TAGS
+
+
+def looks_encrypted(head: bytes) -> bool:
+    """Whether OpenPGP that begins with `head` may be an encrypted message."""
+    return first_tag(head) in ENCRYPTED | {MARKER}
+
+
+def first_tag(head: bytes) -> int | None:
+    """The tag of the first packet, in either of the headers' two forms; None if that is no packet."""
+    if head.lstrip().startswith(BEGIN):
+        head = _first_of_armor(head.lstrip())
+    if not head or not head[0] & 0x80:
+        return None
+    return head[0] & 0x3F if head[0] & 0x40 else head[0] >> 2 & 0x0F
+
+
+def _first_of_armor(text: bytes) -> bytes:
+    """The first octets in armor: behind its headers and an empty line."""
+    _, _, rest = text.partition(b"\n")
+    lines = iter(rest.split(b"\n"))
+    for line in lines:
+        if not line.strip():
+            break
+    letters = next(lines, b"").strip()[:4]
+    try:
+        return binascii.a2b_base64(letters) if len(letters) == 4 else b""
+    except binascii.Error:
+        return b""
+
+
+class Status:
+    """What gpg says on its status descriptor, as it comes."""
+
+    def __init__(self) -> None:
+        self.lines: list[list[str]] = []
+        self._rest = b""
+
+    def feed(self, data: bytes) -> None:
+        """Some more of it."""
+        *whole, self._rest = (self._rest + data).split(b"\n")
+        self._rest = self._rest[-LINE:]
+        for line in whole:
+            words = line[:LINE].decode(errors="replace").split()
+            if words[:1] == ["[GNUPG:]"] and len(words) > 1 and len(self.lines) < LINES:
+                self.lines.append(words[1:])
+
+    def said(self, keyword: str) -> list[list[str]]:
+        """The arguments of every line with this keyword."""
+        return [words[1:] for words in self.lines if words[0] == keyword]
+
+    @property
+    def is_excused(self) -> bool:
+        """An exit status other than 0 says no more than that a signature could not be checked."""
+        return bool(self.said("DECRYPTION_OKAY")) and bool(self.said("ERRSIG"))
+
+
+# --- encrypting
+
+_UNKNOWN = ("is not in GnuPG's keyring", "look with: gpg --list-keys; and bring it in with: gpg --import FILE")
+_REVOKED = ("is revoked", "ask its owner for the new one")
+_EXPIRED = ("has expired", "ask its owner for a new date, and bring it in with: gpg --import FILE")
+_DISABLED = ("is disabled", "enable it with: gpg --edit-key KEY enable")
+_SECRET = ("has no secret part here", "sign with a key of yours: gpg --list-secret-keys")
+_UNFIT = ("cannot be used for that", "it needs a subkey of that use: gpg --edit-key KEY addkey")
+
+_REASONS = {
+    "2": ("is not the only one of that name", "give its fingerprint: gpg --list-keys"),
+    "3": _UNFIT,
+    "4": _REVOKED,
+    "5": _EXPIRED,
+    "10": ("is not trusted", "compare its fingerprint with the owner's, then: gpg --quick-lsign-key FINGERPRINT"),
+    "13": _DISABLED,
+}
+"""doc/DETAILS, INV_RECP and INV_SGNR: what it means, and what to do. GnuPG 2.2 gives most keys that it cannot use as
+1, not found, or 0, without a reason."""
+
+_VALIDITY = {"e": _EXPIRED, "r": _REVOKED, "d": _DISABLED, "i": _UNFIT}
+"""doc/DETAILS, field 2 of a listing."""
+
+
+def judge_encryption(status: Status, validity: Callable[[str], set[str]]) -> None:
+    """Raise StatepipeError for what gpg could not do, if it says so.
+
+    `validity` looks a key up in GnuPG's listing: the letters of all that fit the name.
+    """
+    for keyword, role in (("INV_RECP", "recipient"), ("INV_SGNR", "signing key")):
+        for reason, *name in status.said(keyword):
+            found = validity(" ".join(name))
+            said, hint = _REASONS.get(reason) or _unusable(found, _SECRET if keyword == "INV_SGNR" else _UNFIT)
+            raise StatepipeError(f"the {role} {' '.join(name)} {said}", hint=hint)
+    _raise_agent(status)
+
+
+def _unusable(found: set[str], other: tuple[str, str]) -> tuple[str, str]:
+    if not found:
+        return _UNKNOWN
+    return next((_VALIDITY[each] for each in sorted(found) if each in _VALIDITY), other)
+
+
+_AGENT = {
+    11: ("the passphrase is wrong", "try again"),
+    77: ("GnuPG's agent does not answer", "start it with: gpgconf --launch gpg-agent"),
+    86: ("GnuPG's agent has no pinentry to ask with", "install pinentry-curses, or give --passphrase-file FILE"),
+    99: ("the passphrase was not given", "try again, or give --passphrase-file FILE"),
+    177: ("a passphrase is needed", "give --passphrase-file FILE"),
+}
+"""Codes of libgpg-error: the lower 16 bits of the number in an ERROR or FAILURE line."""
+
+_ASK = ("GnuPG's agent could not ask for the passphrase", "set GPG_TTY=$(tty), or give --passphrase-file FILE")
+
+
+_PLACES = ("pkdecrypt_failed", "symkey_decrypt.maybe_error", "sign", "sign-encrypt")
+
+
+def _raise_agent(status: Status) -> None:
+    for keyword in ("ERROR", "FAILURE"):
+        for place, code, *_ in status.said(keyword):
+            if place in _PLACES and (digits := code.partition("_")[0]).isdigit():
+                number = int(digits) & 0xFFFF
+                said, hint = _AGENT.get(number, _ASK if number & 0x8000 else ("", ""))
+                if said:
+                    raise (NoKeyError if number == 11 else StatepipeError)(said, hint=hint)
+
+
+# --- decrypting
+
+
+def judge_decryption(status: Status, signed_by: str | None) -> Iterator[str]:
+    """Raise what gpg's words mean; yields warnings. Raises IntegrityError, NoKeyError, StatepipeError.
+
+    Good is only what was decrypted once, whole, and proved so.
+    """
+    if status.said("NODATA") and not status.said("BEGIN_DECRYPTION"):
+        raise IntegrityError("this is no OpenPGP message, or what is left of one")
+    if not status.said("DECRYPTION_INFO"):
+        _raise_unopened(status)
+    if not status.said("PLAINTEXT"):
+        _raise_agent(status)  # a wrong passphrase may open something that is none
+    if any(words[0] == "0" and words[2:] in ([], ["0"]) for words in status.said("DECRYPTION_INFO")):
+        raise IntegrityError("the message bears no proof that it is whole: anyone on its way could have changed it")
+    order = [words[0] for words in status.lines if words[0] in _FRAME]
+    if status.said("BADMDC") or order != list(_FRAME):
+        raise IntegrityError("the message was changed, or cut, after it was encrypted")
+    yield from _judge_signatures(status, signed_by)
+
+
+_FRAME = ("BEGIN_DECRYPTION", "PLAINTEXT", "DECRYPTION_OKAY", "GOODMDC", "END_DECRYPTION")
+"""What gpg says of a message that is good, in this order and once: plaintext outside of it was not encrypted."""
+
+
+def _raise_unopened(status: Status) -> None:
+    """Nothing could be decrypted: why?"""
+    if not status.said("BEGIN_DECRYPTION"):
+        if status.said("ENC_TO") or status.said("DECRYPTION_FAILED"):
+            raise IntegrityError("the message was cut")
+        raise IntegrityError("the message is not encrypted", hint="to read it all the same: gpg --decrypt")
+    _raise_agent(status)
+    keys = sorted({words[0] for words in status.said("ENC_TO")})
+    if keys:
+        hint = "look with: gpg --list-secret-keys; and bring the key in with: gpg --import FILE"
+        raise NoKeyError(f"no secret key here opens this message; it is for {', '.join(keys[:5])}", hint=hint)
+    raise NoKeyError("the passphrase does not open this message", hint="give it with --passphrase-file FILE")
+
+
+_WEAK = {"EXPSIG": "has expired", "EXPKEYSIG": "is by a key that has expired", "REVKEYSIG": "is by a revoked key"}
+
+
+def _judge_signatures(status: Status, signed_by: str | None) -> Iterator[str]:
+    if bad := status.said("BADSIG"):
+        raise IntegrityError(f"the signature by {' '.join(bad[0])} is bad: the message is not what was signed")
+    weak = [f"the signature {said}" for keyword, said in _WEAK.items() if status.said(keyword)]
+    unknown = [f"the signature is by {words[0]}, which is not in GnuPG's keyring" for words in status.said("ERRSIG")]
+    if signed_by is None:
+        yield from [*weak, *(f"{each}: it was not checked" for each in unknown)]
+        return
+    if weak or unknown:
+        raise IntegrityError([*weak, *unknown][0])
+    signers = {each for words in status.said("VALIDSIG") for each in (words[0], words[-1])}
+    if not signers:
+        raise IntegrityError("the message is not signed", hint=f"it should be by {signed_by}")
+    if not status.said("GOODSIG") or not any(each.endswith(key_id(signed_by)) for each in signers):
+        raise IntegrityError(f"the message is signed by {sorted(signers)[0]}, not by {signed_by}")
+
+
+def key_id(text: str) -> str:
+    """A fingerprint, or the 16 last digits of one, as gpg prints it. Raises UsageError."""
+    digits = text.replace(" ", "").upper().removeprefix("0X")
+    if len(digits) not in (16, 40, 64) or set(digits) - set("0123456789ABCDEF"):
+        raise UsageError(f"'{text}' is no fingerprint of a key", hint="look with: gpg --list-keys --with-fingerprint")
+    return digits

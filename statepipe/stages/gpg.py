@@ -1,0 +1,126 @@
+"""OpenPGP by GnuPG itself: its program at work as a stage, believed only by what it says on its status descriptor.
+
+The exit status of gpg tells too little: 0 for a message that was never encrypted, 2 for one that is whole but signed
+by a stranger. And it puts the plaintext out before it has seen the proof at the end: so the last buffer is held back
+until its status lines say that all of it was as it was written.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from statepipe.errors import StatepipeError, UsageError
+from statepipe.formats.openpgp import PREFIX, Status, judge_decryption, judge_encryption
+from statepipe.stage import FLUSH, Buffer, Over, Stage
+from statepipe.stages.context import Context
+from statepipe.stages.external import Ending, Job, running
+
+
+def encrypt_as_told(values: Mapping[str, Any], context: Context) -> Stage:
+    """`encrypt` by its options. Raises UsageError, StatepipeError."""
+    from statepipe.stages.agekeys import passphrase_of
+
+    given = [*values["recipients"], *values["recipient"]]
+    keys = [text.removeprefix(PREFIX) for text in given if text.startswith(PREFIX)]
+    if len(keys) < len(given) or values["recipients_file"]:
+        raise UsageError("recipients of age and of OpenPGP do not go together", hint="encrypt twice, or for one kind")
+    if not keys or not all(keys):
+        raise UsageError("OpenPGP needs a recipient", hint="give gpg:KEY; a passphrase opens the key that signs")
+    passphrase = passphrase_of(values, context)
+    if passphrase is not None and values["sign"] is None:
+        raise UsageError("a passphrase goes with --sign, or with age alone")
+    return encrypt(keys, values["sign"], passphrase, armor=values["armor"])
+
+
+def encrypt(keys: Sequence[str], sign: str | None = None, passphrase: bytes | None = None, *, armor: bool) -> Stage:
+    """A stage that encrypts for the owners of `keys`, signed with the key `sign` if there is one.
+
+    `passphrase` opens that key; without it GnuPG's agent is asked. Raises StatepipeError without a gpg.
+    """
+    options = ["-z", "0", "--encrypt"]  # what is to be compressed was, on all cores
+    options += [word for key in keys for word in ("--recipient", key)]
+    options += ["--sign", "--local-user", sign] if sign is not None else []
+    options += ["--armor"] if armor else []
+    return _by_gpg(options, passphrase, lambda status: judge_encryption(status, _validity))
+
+
+def decrypt(signed_by: str | None, passphrase: bytes | None, context: Context) -> Stage:
+    """A stage that decrypts with the keys that GnuPG holds, or with `passphrase`.
+
+    With `signed_by`, a key's id or fingerprint, the message must bear a good signature of it. Raises StatepipeError
+    without a gpg; the stage NoKeyError and IntegrityError, by what gpg says.
+    """
+
+    def judge(status: Status) -> None:
+        for warning in judge_decryption(status, signed_by):
+            context.warn(f"decrypt: {warning}")
+
+    return _held_back(_by_gpg(["--decrypt"], passphrase, judge))
+
+
+def _by_gpg(options: Sequence[str], passphrase: bytes | None, judge: Callable[[Status], None]) -> Stage:
+    program = shutil.which("gpg")
+    if program is None:
+        raise StatepipeError("OpenPGP needs gpg, which is not here", hint="install GnuPG: Debian's package is gnupg")
+
+    def stage(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
+        status = Status()
+
+        def command(fds: Sequence[int]) -> list[str]:
+            words = [program, "--batch", "--no-tty", "--no-auto-key-locate", "--status-fd", str(fds[0])]
+            if passphrase is not None:
+                words += ["--pinentry-mode", "loopback", "--passphrase-fd", str(fds[1])]
+            elif terminal := _terminal():
+                words += ["--ttyname", terminal]
+            return [*words, *options]
+
+        def judged(ending: Ending) -> None:
+            judge(status)
+            if ending.status and not status.is_excused:
+                raise StatepipeError(f"gpg failed with exit status {ending.status}: {ending.words}")
+            if not ending.read_all:
+                raise StatepipeError("gpg left a part of its input unread")
+
+        secrets = () if passphrase is None else (passphrase + b"\n",)
+        job = Job("gpg", command, lambda text: None, judged, asides=(status.feed,), secrets=secrets)
+        return running(job)(upstream)
+
+    return stage
+
+
+def _validity(name: str) -> set[str]:
+    """How good the keys of that name are, by GnuPG's own listing."""
+    import gnupg
+
+    return {key["trust"] for key in gnupg.GPG().list_keys(keys=[name])}
+
+
+def _terminal() -> str | None:
+    """Where the agent's pinentry may ask, if we have a terminal: gpg itself gets none."""
+    return next((os.ttyname(fd) for fd in (2, 0, 1) if os.isatty(fd)), None)
+
+
+def _held_back(stage: Stage) -> Stage:
+    """The same, but its last buffer only once it has ended well."""
+
+    def holding(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
+        flow = stage(upstream)
+        return Over(flow, _all_but_the_last(flow))
+
+    return holding
+
+
+def _all_but_the_last(flow: Iterator[Buffer]) -> Iterator[Buffer]:
+    held: Buffer = b""
+    for buffer in flow:
+        if not len(buffer):
+            yield FLUSH
+            continue
+        if len(held):
+            yield held
+        held = buffer
+    if len(held):
+        yield held
