@@ -10,8 +10,10 @@ import fcntl
 import os
 import select
 import stat
+import termios
 import threading
 from contextlib import suppress
+from struct import unpack
 
 READ_SIZE = 256 << 10
 PIPE_SIZE = 1 << 20
@@ -59,3 +61,17 @@ def polled(*fds: int) -> select.poll:
     for fd in fds:
         poll.register(fd, select.POLLIN)
     return poll
+
+
+SMALL = 64 << 10
+"""Bytes: who moves less at a time makes us turn too often. gpg reads and writes 8 KiB."""
+
+LINGER = 1
+"""Milliseconds to let small pieces gather: a pipe's 1 MiB lasts so long at 1 GB/s. Around gpg, 400 MB then take 9000
+turns and not 59000."""
+
+
+def waiting(fd: int) -> int:
+    """How many bytes are in a pipe."""
+    count: int = unpack("i", fcntl.ioctl(fd, termios.FIONREAD, bytes(4)))[0]
+    return count

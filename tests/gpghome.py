@@ -7,12 +7,17 @@ in it.
 from __future__ import annotations
 
 import atexit
+import hashlib
 import os
 import shutil
 import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
+
+from cryptography.hazmat.decrepit.ciphers.modes import CFB
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import AES128
 
 PRESENT = shutil.which("gpg") is not None
 
@@ -48,6 +53,28 @@ def fingerprint(name: str) -> str:
 
 def uid(name: str) -> str:
     return f"{name} <{name}@example.org>"
+
+
+def unproved(data: bytes, passphrase: str) -> bytes:
+    """A message in the oldest form (RFC 4880, 5.7): AES-128, its key the SHA-1 of the passphrase, and no MDC."""
+    key = hashlib.sha1(passphrase.encode()).digest()[:16]
+    start = os.urandom(16)
+    head = _cfb(key, bytes(16), start + start[-2:])
+    literal = _packet(11, b"b\0" + bytes(4) + data)
+    return _packet(3, bytes([4, 7, 0, 2])) + _packet(9, head + _cfb(key, head[2:], literal))
+
+
+def _packet(tag: int, body: bytes) -> bytes:
+    return bytes([0xC0 | tag, 0xFF]) + len(body).to_bytes(4, "big") + body
+
+
+def _cfb(key: bytes, vector: bytes, data: bytes) -> bytes:
+    return Cipher(AES128(key), CFB(vector)).encryptor().update(data)
+
+
+def forget() -> None:
+    """The agent remembers passphrases no longer."""
+    _run(home(), "gpg-connect-agent", "reloadagent", "/bye")
 
 
 @cache

@@ -21,7 +21,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from statepipe.errors import StatepipeError, UsageError
-from statepipe.pipes import READ_SIZE, Bell, enlarge_pipe, polled
+from statepipe.pipes import LINGER, READ_SIZE, SMALL, Bell, enlarge_pipe, polled, waiting
 from statepipe.processes import GRACE, Process, name_of_signal
 from statepipe.stage import FLUSH, Buffer, Cancelled, Over, Stage
 from statepipe.stages.context import Context
@@ -182,11 +182,14 @@ class _Program:
     def output(self) -> Iterator[Buffer]:
         """What it puts out. Raises what the upstream raised, and StatepipeError if its output has no end."""
         poll = polled(self._output, self._bell.fd, self._process.pidfd)
+        aside = polled(self._bell.fd, self._process.pidfd)
         owed = False
         while True:
             ready = {fd for fd, _ in poll.poll(0 if owed else None)}
             owed = self._heeded(ready) or owed
             if self._output in ready:
+                if 0 < waiting(self._output) < SMALL:
+                    aside.poll(LINGER)
                 if not (buffer := os.read(self._output, READ_SIZE)):
                     return
                 yield buffer

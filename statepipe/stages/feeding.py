@@ -11,16 +11,13 @@ never takes for an end what was none.
 from __future__ import annotations
 
 import codecs
-import fcntl
 import os
 import select
-import termios
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from struct import unpack
 
-from statepipe.pipes import PIPE_SIZE, Bell, enlarge_pipe, polled
+from statepipe.pipes import LINGER, PIPE_SIZE, SMALL, Bell, enlarge_pipe, polled, waiting
 from statepipe.stage import Buffer, Cancelled, cancel, close
 from statepipe.threads import start
 
@@ -80,20 +77,22 @@ class Feeder:
             self._bell.ring()
         left = memoryview(buffer)
         while left:
+            before = len(left)
             with self._lock:
                 if self._refusing:
                     return False
                 with suppress(BlockingIOError):  # full
                     left = left[os.write(self._writing, left) :]
             if left:
-                self._wait()
+                self._wait(LINGER if 0 < before - len(left) < SMALL else None)
         return True
 
-    def _wait(self) -> None:
-        """Until there is room in the pipe. Raises Cancelled."""
+    def _wait(self, linger: int | None) -> None:
+        """Until there is room in the pipe, or for `linger` milliseconds, so that there is more. Raises Cancelled."""
         poll = polled(self._stop.fd)
-        poll.register(self._writing, select.POLLOUT)
-        if any(fd == self._stop.fd for fd, _ in poll.poll()):
+        if linger is None:
+            poll.register(self._writing, select.POLLOUT)
+        if any(fd == self._stop.fd for fd, _ in poll.poll(linger)):
             raise Cancelled
 
     def _end(self) -> None:
@@ -105,8 +104,7 @@ class Feeder:
         """From now on nothing is written. How many bytes are in the pipe."""
         with self._lock:
             self._refusing = True
-            count: int = unpack("i", fcntl.ioctl(self.reading, termios.FIONREAD, bytes(4)))[0]
-        return count
+            return waiting(self.reading)
 
     def stop(self) -> None:
         """Wake it, whatever it waits for. From any thread."""
