@@ -16,7 +16,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 from statepipe.ends.net import Patience, lost, reset, tune
@@ -103,23 +103,31 @@ class TlsTransport:
         self._sending = threading.Lock()  # records leave in the order they were sealed in
 
     def send(self, buffers: Iterable[Buffer]) -> None:
-        """Send all of them. Raises PeerError."""
-        for buffer in buffers:
-            view = memoryview(buffer)
-            for start in range(0, len(view), WRITE_BATCH):
-                self._send(view[start : start + WRITE_BATCH])
-
-    def _send(self, piece: memoryview) -> None:
+        """Send all of them, small ones together with what follows. Raises PeerError."""
         with self._sending:
-            try:
-                with self._using:
-                    self._tls.write(piece)
-                    sealed = self._outgoing.read()
-                self.connection.sendall(sealed)
-            except ssl.SSLError as error:
-                raise refused(self.name, error) from error
-            except OSError as error:
-                raise lost(self.name, error, self.bytes, self._patience) from error
+            held = 0
+            for piece in _pieces(buffers):
+                held += len(piece)
+                self._seal(piece)
+                if held >= WRITE_BATCH:
+                    self._send_sealed()
+                    held = 0
+            self._send_sealed()
+
+    def _seal(self, piece: memoryview) -> None:
+        try:
+            with self._using:
+                self._tls.write(piece)
+        except ssl.SSLError as error:
+            raise refused(self.name, error) from error
+
+    def _send_sealed(self) -> None:
+        with self._using:
+            sealed = self._outgoing.read()
+        try:
+            self.connection.sendall(sealed)
+        except OSError as error:
+            raise lost(self.name, error, self.bytes, self._patience) from error
 
     def recv_into(self, buffer: memoryview) -> int:
         """Fill the buffer with what there is, one byte at least; 0 after the peer's close_notify. Raises PeerError."""
@@ -192,6 +200,12 @@ class TlsTransport:
     def close(self) -> None:
         """Let go of the connection."""
         self.connection.close()
+
+
+def _pieces(buffers: Iterable[Buffer]) -> Iterator[memoryview]:
+    for buffer in buffers:
+        view = memoryview(buffer)
+        yield from (view[start : start + WRITE_BATCH] for start in range(0, len(view), WRITE_BATCH))
 
 
 def refused(name: str, error: ssl.SSLError) -> PeerError:
