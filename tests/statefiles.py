@@ -14,7 +14,7 @@ from typing import Any
 from blake3 import blake3
 
 from statepipe.commands.incoming import prepare
-from statepipe.ends.state import Identities, open_state
+from statepipe.ends.state import Keys, open_state
 from statepipe.engine.pipeline import Pipeline
 from statepipe.errors import StatepipeError
 from statepipe.formats.qemustream import QemuStream
@@ -104,9 +104,12 @@ def seal(frames: Sequence[tuple[bytes, int]], facts: dict[str, Any]) -> bytes:
     return body + trailer + struct.pack("<II", SEEK_TABLE, len(table)) + table
 
 
-def no_keys() -> list[Any]:
-    """For files that are not encrypted: nobody must ask."""
+def unasked() -> Any:
+    """For files that are not so encrypted: nobody must ask."""
     raise AssertionError("a key was asked for")
+
+
+NO_KEYS = Keys(unasked, unasked)
 
 
 class Kept:
@@ -138,11 +141,11 @@ class Loaded:
     doubts: str | None = None
 
 
-def load(path: Path, *, force: bool = False, identities: Identities = no_keys) -> Loaded:
+def load(path: Path, *, force: bool = False, keys: Keys = NO_KEYS) -> Loaded:
     """Load as every way of `statepipe load` does, into memory."""
     sink, doubts = Kept(), None
     try:
-        with open_state(str(path), identities) as source:
+        with open_state(str(path), keys) as source:
             state = prepare(source, force=force)
             doubts = state.doubts
             Pipeline(source, state.stages, sink).pour()

@@ -9,16 +9,17 @@ from statepipe.cli.config import load_config
 from statepipe.cli.context import context
 from statepipe.engine.pipeline import NamedStage
 from statepipe.errors import NoKeyError, UsageError
-from statepipe.stages import find, is_openpgp
+from statepipe.stages import find
 
 if TYPE_CHECKING:
-    from statepipe.ends.state import Identities
+    from statepipe.ends.state import Keys
     from statepipe.formats.age.envelope import Identity
+    from statepipe.stage import Stage
 
 Values = dict[str, Any]
 
 _PASSPHRASES = ("passphrase", "passphrase_file", "passphrase_fd")
-_RECIPIENTS = ("recipients", "recipient", "recipients_file", *_PASSPHRASES)
+_RECIPIENTS = ("recipients", "recipient", "recipients_file", "sign", *_PASSPHRASES)
 _IDENTITIES = ("identity", *_PASSPHRASES)
 
 
@@ -49,18 +50,17 @@ def seals(values: Values, words: Sequence[Values]) -> list[NamedStage]:
         raise UsageError("a state is encrypted once", hint="give all recipients in one place, and not --plain")
     if not asked and not values["plain"] and (recipients := load_config().recipients):
         asked = [options | {"recipients": [], "recipient": list(recipients), "armor": False}]
-    if any(is_openpgp(each) for each in asked):
-        raise UsageError("a state is encrypted with age", hint="OpenPGP has no places to begin reading at; give age1…")
     if any(each["armor"] for each in asked):
         raise UsageError("a state is not armored", hint="armor has no fixed places, so its trailer would come last")
     row = find("encrypt")
     return [(row.name, row.build(with_defaults(row.name, each), context())) for each in asked]
 
 
-def identities(values: Values) -> Identities:
-    """What opens an encrypted state, asked for once there is one. Calling it raises NoKeyError and StatepipeError."""
+def keys_of(values: Values) -> Keys:
+    """What opens an encrypted state, asked for once there is one. Asking raises NoKeyError and StatepipeError."""
+    from statepipe.ends.state import Keys
 
-    def read() -> Sequence[Identity]:
+    def identities() -> Sequence[Identity]:
         from statepipe.stages.agekeys import identities
 
         completed = with_defaults("decrypt", values)
@@ -69,4 +69,7 @@ def identities(values: Values) -> Identities:
             raise NoKeyError(f"{values['file']} is encrypted, and there is no identity to open it", hint=hint)
         return identities(completed, context())
 
-    return read
+    def openpgp() -> Stage:
+        return find("decrypt").build(values, context())
+
+    return Keys(identities, openpgp)

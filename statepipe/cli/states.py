@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from statepipe.cli.config import load_config
 from statepipe.cli.filters import build_words
 from statepipe.cli.grammar import parse_word
-from statepipe.cli.keys import identities, seals
+from statepipe.cli.keys import keys_of, seals
 from statepipe.cli.messages import say, show, warn
 from statepipe.engine.pipeline import NamedStage
 from statepipe.errors import UsageError
@@ -100,7 +100,7 @@ def run_load(name: str, values: Values) -> int:
     if not values["command"] and not values["qmp"]:
         from statepipe.commands.load import load_to_stdout
 
-        load_to_stdout(values["file"], identities(values), force=values["force"], warn=_warn_load)
+        load_to_stdout(values["file"], keys_of(values), force=values["force"], warn=_warn_load)
         return 0
     return _load_by_qmp(values)
 
@@ -108,7 +108,7 @@ def run_load(name: str, values: Values) -> int:
 def _load_by_qmp(values: Values) -> int:
     from statepipe.commands.load_qmp import load_into_new, load_into_waiting
 
-    keys = identities(values)
+    keys = keys_of(values)
     if values["qmp"]:
         state = load_into_waiting(values["file"], values["qmp"], keys, force=values["force"], warn=_warn_load)
         say(f"statepipe: load: {values['file']} is loaded and verified; the guest is {state}")
@@ -127,7 +127,7 @@ def run_inspect(name: str, values: Values) -> int:
     from statepipe.cli.report import inspected
     from statepipe.commands.inspect import inspect
 
-    facts = inspect(values["file"], identities(values))
+    facts = inspect(values["file"], keys_of(values))
     show(json.dumps(facts, indent=2) if values["json"] else inspected(facts))
     return 0
 
@@ -137,6 +137,6 @@ def run_verify(name: str, values: Values) -> int:
     from statepipe.cli.report import verified
     from statepipe.commands.verify import verify_state
 
-    facts = verify_state(values["file"], identities(values))
+    facts = verify_state(values["file"], keys_of(values))
     show(json.dumps(facts, indent=2) if values["json"] else verified(facts))
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from statepipe.commands.incoming import Ends, foreign_state, read_ends
-from statepipe.ends.state import Identities, open_state
+from statepipe.ends.state import Keys, open_state
 from statepipe.engine.pipeline import Pipeline
 from statepipe.stage import Buffer
 
@@ -28,13 +28,13 @@ class Nowhere:
         """Nothing to complete."""
 
 
-def inspect(path: str, identities: Identities) -> dict[str, Any]:
+def inspect(path: str, keys: Keys) -> dict[str, Any]:
     """`file`, `size` (bytes), `format`, `header`, `trailer`; for a foreign stream, read whole, `stream` instead.
 
     Of an encrypted state no more is opened than its two ends.
     Raises StatepipeError as opening and reading do.
     """
-    with open_state(path, identities) as source:
+    with open_state(path, keys) as source:
         ends = read_ends(source)
         facts = {"file": path, "size": source.stored(), "format": name_format(ends, source.sealed)}
         if ends.is_state:

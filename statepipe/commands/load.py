@@ -15,7 +15,7 @@ from contextlib import suppress
 
 from statepipe.commands.incoming import prepare
 from statepipe.ends.fd import FdSink
-from statepipe.ends.state import Identities, open_state
+from statepipe.ends.state import Keys, open_state
 from statepipe.engine.pipeline import Pipeline
 from statepipe.errors import StatepipeError, UsageError
 
@@ -23,7 +23,7 @@ POISON = b"!"
 """QEMU says "Not a migration stream" and exits."""
 
 
-def load_to_stdout(path: str, identities: Identities, *, force: bool, warn: Callable[[str], None]) -> None:
+def load_to_stdout(path: str, keys: Keys, *, force: bool, warn: Callable[[str], None]) -> None:
     """Verify the state in `path` and write its stream to standard output; `warn` hears what is not proved.
 
     Raises StatepipeError; QEMU then does not run the guest.
@@ -35,7 +35,7 @@ def load_to_stdout(path: str, identities: Identities, *, force: bool, warn: Call
         )
     sink = FdSink(1, "standard output")
     try:
-        with open_state(path, identities) as source:
+        with open_state(path, keys) as source:
             state = prepare(source, force=force)
             if state.doubts:
                 warn(state.doubts)

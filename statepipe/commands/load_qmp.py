@@ -13,7 +13,7 @@ from contextlib import closing
 
 from statepipe.commands.incoming import State, prepare
 from statepipe.ends.fd import FdSink
-from statepipe.ends.state import Identities, StateFile, open_state
+from statepipe.ends.state import Keys, StateFile, open_state
 from statepipe.engine.pipeline import Pipeline
 from statepipe.engine.signals import held
 from statepipe.errors import InterruptedBySignal, QemuError, QemuGone
@@ -26,16 +26,14 @@ RAN_AT_SAVE = ("running", None)
 """A machine older than 2.4 does not tell its run state; QEMU itself then takes it to be running."""
 
 
-def load_into_new(
-    path: str, command: Sequence[str], identities: Identities, *, force: bool, detach: bool, warn: Warn
-) -> int:
+def load_into_new(path: str, command: Sequence[str], keys: Keys, *, force: bool, detach: bool, warn: Warn) -> int:
     """Load the state into a QEMU started by `command`; stay until it ends and return its exit status.
 
     With `detach`, return 0 once the guest is loaded. Raises StatepipeError, and then that QEMU is gone.
     """
     child: Child | None = None
     try:
-        with open_state(path, identities) as source:
+        with open_state(path, keys) as source:
             state = _prepare_state(source, force, warn)
             with held():  # a QEMU that was started must be known to us
                 child = Child(command, detach)
@@ -48,12 +46,12 @@ def load_into_new(
         raise
 
 
-def load_into_waiting(path: str, address: str, identities: Identities, *, force: bool, warn: Warn) -> str:
+def load_into_waiting(path: str, address: str, keys: Keys, *, force: bool, warn: Warn) -> str:
     """Load the state into the QEMU behind the monitor at `address`, started with `-incoming defer`.
 
     Returns the guest's run state. Raises StatepipeError; unless QEMU has ended by itself, it is told to quit.
     """
-    with open_state(path, identities) as source:
+    with open_state(path, keys) as source:
         state = _prepare_state(source, force, warn)
         with closing(_load(state, address, runs=True)) as monitor:
             return monitor.run_state()

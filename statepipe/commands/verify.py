@@ -6,7 +6,7 @@ from typing import Any
 
 from statepipe.commands.incoming import Ends, read_ends
 from statepipe.commands.inspect import Nowhere, name_format
-from statepipe.ends.state import Identities, open_state
+from statepipe.ends.state import Keys, open_state
 from statepipe.engine.pipeline import NamedStage, Pipeline
 from statepipe.errors import IntegrityError
 from statepipe.formats.qemustream import QemuStream
@@ -15,13 +15,13 @@ from statepipe.stages.codec import RAW, decompress
 from statepipe.stages.watch import watch
 
 
-def verify_state(path: str, identities: Identities) -> dict[str, Any]:
+def verify_state(path: str, keys: Keys) -> dict[str, Any]:
     """`file`, `size`, `bytes` of the stream, `format`, `digest` (whether one was there to compare).
 
     The digests are compared, every frame is decoded, and the stream parsed to its end. Raises IntegrityError or
     TruncatedError with the offset, StatepipeError if the file cannot be read.
     """
-    with open_state(path, identities) as source:
+    with open_state(path, keys) as source:
         ends = read_ends(source)
         stream = QemuStream()
         Pipeline(source, [*_decoders(ends), ("watch", watch(stream))], Nowhere()).pour()

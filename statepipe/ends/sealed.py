@@ -1,8 +1,8 @@
 """A saved state that is encrypted, read as if it were not: at any offset, and from its beginning to its end.
 
 An age file is opened at any place (agefile.py), so its trailer is read before anything is let out. What has no fixed
-places (armor) is decrypted twice: the first time to see both ends and that all of it opens, the second time for its
-bytes; nothing of it is ever kept on a disk.
+places (armor, OpenPGP) is decrypted twice: the first time to see both ends and that all of it opens, the second time
+for its bytes; nothing of it is ever kept on a disk.
 """
 
 from __future__ import annotations
@@ -24,16 +24,27 @@ HEAD_LIMIT, TAIL_LIMIT = META_LIMIT + 8, META_LIMIT + KEPT_LIMIT
 """What is kept of both ends of a file that is decrypted twice: a header, and a trailer with its seek table."""
 
 
+def sealed_by_age(file: FileSource, sealed: str, identities: Sequence[Identity]) -> SealedFile:
+    """An open age file; `sealed` says whether it is armored. Raises NoKeyError, IntegrityError."""
+    stage = decrypt(identities)
+    reader = AgeReaderAt(file, identities) if sealed == "age" else ReadThrough(file.name, stage)
+    return SealedFile(file, sealed, stage, reader)
+
+
+def sealed_by_openpgp(file: FileSource, sealed: str, stage: Stage) -> SealedFile:
+    """An open OpenPGP file: its proof is at its end, so all of it is decrypted, and judged, before anything of it."""
+    return SealedFile(file, sealed, stage, ReadThrough(file.name, stage))
+
+
 class SealedFile:
     """The plaintext of an encrypted file; `bytes` counts it. Raises what decrypt raises."""
 
-    def __init__(self, file: FileSource, sealed: str, identities: Sequence[Identity]) -> None:
+    def __init__(self, file: FileSource, sealed: str, stage: Stage, reader: Reader) -> None:
         self.name = file.name
         self.bytes = 0
         self.sealed: str | None = sealed
         self._file = file
-        stage = decrypt(identities)
-        self._reader: Reader = AgeReaderAt(file, identities) if sealed == "age" else ReadThrough(file.name, stage)
+        self._reader = reader
         self._flow = chain(file, [("decrypt", stage)])
 
     def __iter__(self) -> SealedFile:

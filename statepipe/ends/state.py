@@ -4,19 +4,35 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, Self
 
 from statepipe.ends.file import FileSource
-from statepipe.stage import Buffer
+from statepipe.formats.openpgp import looks_encrypted
+from statepipe.stage import Buffer, Stage
 
 if TYPE_CHECKING:
     from statepipe.formats.age.envelope import Identity
 
-Identities = Callable[[], "Sequence[Identity]"]
-"""Asked for only once the file turns out to be encrypted: keys are read, and passphrases typed, for nothing else."""
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """What opens a file: age's identities, or a stage that decrypts OpenPGP.
+
+    Asked for only once the file turns out to be so encrypted: keys are read, and passphrases typed, for nothing else.
+    """
+
+    identities: Callable[[], Sequence[Identity]]
+    openpgp: Callable[[], Stage]
+
 
 AGE, ARMORED = b"age-encryption.org/v1\n", b"-----BEGIN AGE ENCRYPTED FILE-----"
 """How age's two kinds of file begin (age.md). Their readers are imported only for one of them: they cost 25 ms."""
+
+OPENPGP = "OpenPGP"
+
+HEAD = 1024
+"""Bytes to tell by: an armor's headers stand before its first packet."""
 
 
 class StateFile(Protocol):
@@ -46,16 +62,18 @@ class StateFile(Protocol):
     def __exit__(self, *error: object) -> None: ...
 
 
-def open_state(path: str, identities: Identities) -> StateFile:
+def open_state(path: str, keys: Keys) -> StateFile:
     """Open a file that may be encrypted. Raises StatepipeError, NoKeyError, IntegrityError."""
     file = FileSource(path)
     try:
-        sealed = _how_sealed(file.tail(0, max(len(AGE), len(ARMORED))))
+        sealed = _how_sealed(file.tail(0, HEAD))
         if sealed is None:
             return file
-        from statepipe.ends.sealed import SealedFile
+        from statepipe.ends.sealed import sealed_by_age, sealed_by_openpgp
 
-        return SealedFile(file, sealed, identities())
+        if sealed == OPENPGP:
+            return sealed_by_openpgp(file, sealed, keys.openpgp())
+        return sealed_by_age(file, sealed, keys.identities())
     except BaseException:
         file.__exit__()
         raise
@@ -64,4 +82,6 @@ def open_state(path: str, identities: Identities) -> StateFile:
 def _how_sealed(head: bytes) -> str | None:
     if head.startswith(AGE):
         return "age"
-    return "age, armored" if head.startswith(ARMORED) else None
+    if head.startswith(ARMORED):
+        return "age, armored"
+    return OPENPGP if looks_encrypted(head) else None

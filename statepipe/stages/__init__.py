@@ -154,12 +154,14 @@ RECIPIENTS = (
     Param("--recipient", "who can decrypt; as often as there are recipients", "RECIPIENT", many="any", short="-r"),
     Param("--recipients-file", "a file with a recipient in each line", "FILE", many="any", short="-R"),
     *_passphrases("ask at the terminal, twice, for a passphrase that decrypts"),
+    Param("--sign", "with gpg:KEY: sign it with a key of yours, too", "KEY"),
 )
 """The options of every verb that encrypts."""
 
 IDENTITIES = (
     Param("--identity", "a file of keygen's or ssh's that holds the key", "FILE", many="any", short="-i"),
     *_passphrases("ask at the terminal for the passphrase"),
+    Param("--signed-by", "demand a good signature, of OpenPGP, by this key", "FINGERPRINT"),
 )
 """The options of every verb that decrypts."""
 
@@ -195,7 +197,6 @@ FILTERS = (
             Param("recipients", "age1…, a public key of ssh, or gpg:KEY: who can decrypt", "RECIPIENT", many="any"),
             *RECIPIENTS,
             Param("--armor", "write text, in the PEM of age or of OpenPGP", short="-a"),
-            Param("--sign", "with gpg:KEY: sign it with a key of yours, too", "KEY"),
         ),
         _encrypt,
         inverse="decrypt",
@@ -203,7 +204,7 @@ FILTERS = (
     Filter(
         "decrypt",
         "decrypt what age, gpg or encrypt has encrypted, armored or not",
-        (*IDENTITIES, Param("--signed-by", "demand a good signature, of OpenPGP, by this key", "FINGERPRINT")),
+        IDENTITIES,
         _decrypt,
         inverse="encrypt",
     ),

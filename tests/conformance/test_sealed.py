@@ -13,14 +13,15 @@ import pytest
 from statepipe.commands.inspect import inspect
 from statepipe.commands.verify import verify_state
 from statepipe.ends.file import FileSource
-from statepipe.ends.sealed import SealedFile
+from statepipe.ends.sealed import sealed_by_age
+from statepipe.ends.state import Keys
 from statepipe.errors import IntegrityError, NoKeyError, TruncatedError
 from statepipe.formats.age.envelope import Identity
 from statepipe.formats.age.x25519 import X25519Identity
 from statepipe.stages.agekeys import read_identities
 from tests.agefiles import KEY_FILE, sealed
 from tests.conformance.running import run
-from tests.statefiles import cut, load, noisy_stream, state_file
+from tests.statefiles import cut, load, noisy_stream, state_file, unasked
 from tests.world import world
 
 STREAM = noisy_stream()
@@ -28,12 +29,12 @@ PLAIN = state_file(cut(STREAM, 8))
 END = STREAM.rindex(b"\0\x06\0\0")
 
 
-def ours() -> Sequence[Identity]:
+def my_identities() -> Sequence[Identity]:
     return read_identities(str(KEY_FILE), world())
 
 
-def strangers() -> Sequence[Identity]:
-    return [X25519Identity.generate()]
+OURS = Keys(my_identities, unasked)
+STRANGERS = Keys(lambda: [X25519Identity.generate()], unasked)
 
 
 @pytest.fixture
@@ -54,21 +55,21 @@ def armored(path: Path) -> Path:
 
 
 def test_it_loads_as_a_plain_one_does(file: Path) -> None:
-    loaded = load(file, identities=ours)
+    loaded = load(file, keys=OURS)
     assert (loaded.error, loaded.data) == (None, STREAM)
 
 
 def test_an_armored_one_is_decrypted_twice_and_loads(file: Path) -> None:
-    loaded = load(armored(file), identities=ours)
+    loaded = load(armored(file), keys=OURS)
     assert (loaded.error, loaded.data) == (None, STREAM)
 
 
 def test_inspect_and_verify_say_that_it_is_encrypted(file: Path) -> None:
-    facts = inspect(str(file), ours)
+    facts = inspect(str(file), OURS)
     assert facts["format"] == "statepipe state, encrypted (age)"
     assert (facts["size"], facts["trailer"]["bytes"]) == (file.stat().st_size, len(STREAM))
-    assert verify_state(str(file), ours)["digest"]
-    assert "(age, armored)" in verify_state(str(armored(file)), ours)["format"]
+    assert verify_state(str(file), OURS)["digest"]
+    assert "(age, armored)" in verify_state(str(armored(file)), OURS)["format"]
 
 
 def test_no_more_is_read_than_is_asked_for(tmp_path: Path) -> None:
@@ -86,7 +87,7 @@ def test_no_more_is_read_than_is_asked_for(tmp_path: Path) -> None:
             return data
 
     file = Counting(str(path))
-    with SealedFile(file, "age", ours()) as source:
+    with sealed_by_age(file, "age", my_identities()) as source:
         assert source.tail(10 << 20, 5) == plain[10 << 20 :][:5]
         assert source.size() == len(plain)
     assert file.taken <= (4 << 10) + 2 * ((64 << 10) + 16)
@@ -94,11 +95,11 @@ def test_no_more_is_read_than_is_asked_for(tmp_path: Path) -> None:
 
 def test_a_stranger_gets_nothing(file: Path) -> None:
     for path in (file, armored(file)):
-        loaded = load(path, identities=strangers)
+        loaded = load(path, keys=STRANGERS)
         assert isinstance(loaded.error, NoKeyError) and not loaded.data
         for look in (inspect, verify_state):
             with pytest.raises(NoKeyError):
-                look(str(path), strangers)
+                look(str(path), STRANGERS)
 
 
 def test_every_cut_is_found_before_a_byte_leaves(file: Path, tmp_path: Path) -> None:
@@ -106,7 +107,7 @@ def test_every_cut_is_found_before_a_byte_leaves(file: Path, tmp_path: Path) -> 
     for size in {*range(0, 400, 7), *range(400, len(whole), 19973), len(whole) - 1}:
         cut_file = tmp_path / "cut"
         cut_file.write_bytes(whole[:size])
-        loaded = load(cut_file, identities=ours)
+        loaded = load(cut_file, keys=OURS)
         assert isinstance(loaded.error, IntegrityError) and not loaded.data, size
 
 
@@ -117,7 +118,7 @@ def test_flipped_bits_never_let_the_end_out(file: Path, tmp_path: Path) -> None:
         damaged = bytearray(whole)
         damaged[at] ^= 1 << bit
         (tmp_path / "flipped").write_bytes(damaged)
-        loaded = load(tmp_path / "flipped", identities=ours)
+        loaded = load(tmp_path / "flipped", keys=OURS)
         assert isinstance(loaded.error, IntegrityError | NoKeyError), (at, bit)
         assert loaded.data == STREAM[: len(loaded.data)] and len(loaded.data) <= END, (at, bit)
 
@@ -126,13 +127,13 @@ def test_an_armored_one_that_was_cut_lets_nothing_out(file: Path, tmp_path: Path
     whole = armored(file).read_bytes()
     for size in (40, 1000, len(whole) // 2, len(whole) - 20):
         (tmp_path / "cut").write_bytes(whole[:size])
-        loaded = load(tmp_path / "cut", identities=ours)
+        loaded = load(tmp_path / "cut", keys=OURS)
         assert isinstance(loaded.error, IntegrityError) and not loaded.data
 
 
 def test_a_whole_age_file_around_half_a_state_is_no_state(tmp_path: Path) -> None:
     (tmp_path / "half.age").write_bytes(sealed(PLAIN[: len(PLAIN) // 2]))
-    loaded = load(tmp_path / "half.age", identities=ours)
+    loaded = load(tmp_path / "half.age", keys=OURS)
     assert isinstance(loaded.error, TruncatedError) and not loaded.data
 
 

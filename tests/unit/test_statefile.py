@@ -22,11 +22,11 @@ from tests.qemu.harness import run_statepipe, statepipe_command
 from tests.statefiles import (
     DATA,
     META,
+    NO_KEYS,
     SEEK_TABLE,
     cut,
     layout,
     load,
-    no_keys,
     noisy_stream,
     seal,
     seek_entries,
@@ -114,10 +114,10 @@ def test_each_frame_can_be_read_alone() -> None:
 
 
 def test_a_whole_file_is_verified_inspected_and_loaded(saved: Path) -> None:
-    facts = verify_state(str(saved), no_keys)
+    facts = verify_state(str(saved), NO_KEYS)
     assert (facts["format"], facts["digest"], facts["proof"]) == ("statepipe state", True, "vmdesc")
     assert (facts["bytes"], facts["size"]) == (len(STREAM), saved.stat().st_size)
-    assert inspect(str(saved), no_keys)["trailer"]["pages"]["normal"] == 7
+    assert inspect(str(saved), NO_KEYS)["trailer"]["pages"]["normal"] == 7
     loaded = load(saved)
     assert loaded.error is None and loaded.data == STREAM
 
@@ -126,7 +126,7 @@ def test_a_frame_of_a_kind_yet_unknown_is_skipped(tmp_path: Path) -> None:
     """So that the format can grow: here a page index, and another's frame, before the trailer."""
     path = tmp_path / "state"
     path.write_bytes(grown(encode_meta(b"I", {"pages": [1, 2]}), skippable(0x184D2A50, b"another's")))
-    assert verify_state(str(path), no_keys)["digest"]
+    assert verify_state(str(path), NO_KEYS)["digest"]
     assert load(path).data == STREAM
 
 

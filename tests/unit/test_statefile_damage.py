@@ -19,7 +19,7 @@ from statepipe.commands.verify import verify_state
 from statepipe.errors import IntegrityError, StatepipeError, TruncatedError
 from statepipe.stages.codec import compress
 from tests.qemu.harness import run_statepipe
-from tests.statefiles import cut, layout, load, no_keys, noisy_stream, seal, state_file
+from tests.statefiles import NO_KEYS, cut, layout, load, noisy_stream, seal, state_file
 from tests.streams import whole
 
 STREAM = noisy_stream()
@@ -44,7 +44,7 @@ def assert_damaged(path: Path, data: bytes, stream: bytes = STREAM) -> Integrity
     """Both verbs find it, and load lets out the beginning of the stream at most."""
     rewrite(path, data)
     with pytest.raises(IntegrityError) as caught:
-        verify_state(str(path), no_keys)
+        verify_state(str(path), NO_KEYS)
     assert caught.value.offset is not None
     return assert_not_loaded(path, stream)
 
@@ -181,7 +181,7 @@ def test_frames_in_another_order_never_end(tmp_path: Path, a: int, b: int) -> No
     path = tmp_path / "state"
     path.write_bytes(swap_frames(a % len(layout(FILE)), b % len(layout(FILE))))
     with pytest.raises(IntegrityError):
-        verify_state(str(path), no_keys)
+        verify_state(str(path), NO_KEYS)
     assert_no_end(path)
 
 
@@ -235,7 +235,7 @@ def test_two_files_spliced_never_end(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "state"
     path.write_bytes(data)
     with pytest.raises(IntegrityError):
-        verify_state(str(path), no_keys)
+        verify_state(str(path), NO_KEYS)
     assert_no_end(path)
 
 
@@ -263,4 +263,4 @@ def test_inspect_trusts_nothing_of_a_file_without_its_end(tmp_path: Path) -> Non
     path = tmp_path / "state"
     path.write_bytes(FILE[:-5])
     with pytest.raises(TruncatedError):
-        inspect(str(path), no_keys)
+        inspect(str(path), NO_KEYS)

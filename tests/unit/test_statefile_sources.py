@@ -17,7 +17,7 @@ from statepipe.commands.verify import verify_state
 from statepipe.errors import IntegrityError, TruncatedError
 from statepipe.stages.codec import compress
 from tests.qemu.harness import run_statepipe, statepipe_command
-from tests.statefiles import cut, load, no_keys, noisy_stream, state_file
+from tests.statefiles import NO_KEYS, cut, load, noisy_stream, state_file
 
 STREAM = noisy_stream()
 FILE = state_file(cut(STREAM, 3))
@@ -56,7 +56,7 @@ def test_a_stream_of_other_making_is_loaded_and_its_doubts_are_said(foreign: Pat
     loaded = load(foreign)
     assert loaded.error is None and loaded.data == STREAM
     assert loaded.doubts is not None and "not a state file" in loaded.doubts
-    facts = verify_state(str(foreign), no_keys)
+    facts = verify_state(str(foreign), NO_KEYS)
     assert facts["format"].startswith("migration stream, ")
     assert facts["digest"] == (b"statepipe" in foreign.read_bytes()[:64])
 
@@ -114,7 +114,7 @@ def test_what_is_no_saved_state_is_damage_and_only_poison_leaves(tmp_path: Path,
     path = tmp_path / "file"
     path.write_bytes(data)
     with pytest.raises(IntegrityError):
-        verify_state(str(path), no_keys)
+        verify_state(str(path), NO_KEYS)
     loaded = load(path)
     assert isinstance(loaded.error, IntegrityError) and loaded.error.offset is not None
     assert loaded.data == b""
