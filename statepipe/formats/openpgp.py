@@ -7,7 +7,7 @@ holds its session key, or its data. The status lines are those of GnuPG's doc/DE
 from __future__ import annotations
 
 import binascii
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from statepipe.errors import IntegrityError, NoKeyError, StatepipeError, UsageError
 
@@ -100,7 +100,15 @@ class Status:
     @property
     def is_excused(self) -> bool:
         """An exit status other than 0 says no more than that a signature could not be checked."""
-        return bool(self.said("DECRYPTION_OKAY")) and bool(self.said("ERRSIG"))
+        return bool(self.said("DECRYPTION_OKAY")) and bool(self.said("ERRSIG")) and not self.is_aead
+
+    @property
+    def is_aead(self) -> bool:
+        """Of AEAD the status lines prove nothing: gpg 2.2 says DECRYPTION_OKAY and GOODMDC of a chunk that is bad.
+
+        Then its exit status alone tells (2.2.40, measured). It names no MDC there, nor does 2.2 name the mode.
+        """
+        return any(words[:1] == ["0"] for words in self.said("DECRYPTION_INFO"))
 
 
 # --- encrypting
@@ -126,6 +134,9 @@ _REASONS = {
 _VALIDITY = {"e": _EXPIRED, "r": _REVOKED, "d": _DISABLED, "i": _UNFIT}
 """doc/DETAILS, field 2 of a listing."""
 
+UNUSABLE = frozenset(_VALIDITY)
+"""The letters of keys that are of no use."""
+
 
 def judge_encryption(status: Status, validity: Callable[[str], set[str]]) -> None:
     """Raise StatepipeError for what gpg could not do, if it says so.
@@ -149,7 +160,8 @@ def _unusable(found: set[str], other: tuple[str, str]) -> tuple[str, str]:
 _AGENT = {
     11: ("the passphrase is wrong", "try again"),
     77: ("GnuPG's agent does not answer", "start it with: gpgconf --launch gpg-agent"),
-    86: ("GnuPG's agent has no pinentry to ask with", "install pinentry-curses, or give --passphrase-file FILE"),
+    85: ("GnuPG's agent has no pinentry to ask with", "install pinentry-curses, or give --passphrase-file FILE"),
+    86: ("the pinentry of GnuPG's agent failed", "look at pinentry-program in gpg-agent.conf"),
     99: ("the passphrase was not given", "try again, or give --passphrase-file FILE"),
     177: ("a passphrase is needed", "give --passphrase-file FILE"),
 }
@@ -185,16 +197,21 @@ def judge_decryption(status: Status, signed_by: str | None) -> Iterator[str]:
         _raise_unopened(status)
     if not status.said("PLAINTEXT"):
         _raise_agent(status)  # a wrong passphrase may open something that is none
-    if any(words[0] == "0" and words[2:] in ([], ["0"]) for words in status.said("DECRYPTION_INFO")):
+    if status.is_aead and not status.said("GOODMDC"):
         raise IntegrityError("the message bears no proof that it is whole: anyone on its way could have changed it")
     order = [words[0] for words in status.lines if words[0] in _FRAME]
     if status.said("BADMDC") or order != list(_FRAME):
-        raise IntegrityError("the message was changed, or cut, after it was encrypted")
+        raise IntegrityError(CHANGED)
     yield from _judge_signatures(status, signed_by)
 
 
+CHANGED = "the message was changed, or cut, after it was encrypted"
+
 _FRAME = ("BEGIN_DECRYPTION", "PLAINTEXT", "DECRYPTION_OKAY", "GOODMDC", "END_DECRYPTION")
-"""What gpg says of a message that is good, in this order and once: plaintext outside of it was not encrypted."""
+"""What gpg says of a message that is good, in this order and once: plaintext outside of it was not encrypted.
+
+GOODMDC stands for AEAD, too. DECRYPTION_INFO does not tell: of OCB, gpg 2.2 says there what it says of no proof.
+"""
 
 
 def _raise_unopened(status: Status) -> None:
@@ -205,10 +222,26 @@ def _raise_unopened(status: Status) -> None:
         raise IntegrityError("the message is not encrypted", hint="to read it all the same: gpg --decrypt")
     _raise_agent(status)
     keys = sorted({words[0] for words in status.said("ENC_TO")})
+    if _is_damaged(status, keys):
+        raise IntegrityError("what the message holds for a key of ours is damaged")
     if keys:
         hint = "look with: gpg --list-secret-keys; and bring the key in with: gpg --import FILE"
         raise NoKeyError(f"no secret key here opens this message; it is for {', '.join(keys[:5])}", hint=hint)
     raise NoKeyError("the passphrase does not open this message", hint="give it with --passphrase-file FILE")
+
+
+_NO_SECKEY = 17
+"""libgpg-error's GPG_ERR_NO_SECKEY."""
+
+_ANYBODY = "0" * 16
+"""The id of a recipient who is not told: every key is tried, and most fail."""
+
+
+def _is_damaged(status: Status, keys: Sequence[str]) -> bool:
+    """Whether a key that the message names is here, and yet gives nothing."""
+    failed = [code.partition("_")[0] for place, code, *_ in status.said("ERROR") if place == "pkdecrypt_failed"]
+    others = [code for code in failed if code.isdigit() and int(code) & 0xFFFF != _NO_SECKEY]
+    return bool(others) and _ANYBODY not in keys
 
 
 _WEAK = {"EXPSIG": "has expired", "EXPKEYSIG": "is by a key that has expired", "REVKEYSIG": "is by a revoked key"}
@@ -233,7 +266,16 @@ def _judge_signatures(status: Status, signed_by: str | None) -> Iterator[str]:
 
 def key_id(text: str) -> str:
     """A fingerprint, or the 16 last digits of one, as gpg prints it. Raises UsageError."""
-    digits = text.replace(" ", "").upper().removeprefix("0X")
-    if len(digits) not in (16, 40, 64) or set(digits) - set("0123456789ABCDEF"):
+    if not is_fingerprint(text):
         raise UsageError(f"'{text}' is no fingerprint of a key", hint="look with: gpg --list-keys --with-fingerprint")
-    return digits
+    return _digits(text)
+
+
+def is_fingerprint(text: str) -> bool:
+    """Whether it names one key alone: a fingerprint, or the 16 last digits of one."""
+    digits = _digits(text)
+    return len(digits) in (16, 40, 64) and not set(digits) - set("0123456789ABCDEF")
+
+
+def _digits(text: str) -> str:
+    return text.replace(" ", "").upper().removeprefix("0X")

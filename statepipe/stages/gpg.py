@@ -1,8 +1,8 @@
-"""OpenPGP by GnuPG itself: its program at work as a stage, believed only by what it says on its status descriptor.
+"""OpenPGP by GnuPG itself: its program at work as a stage, believed only if its status lines and its status agree.
 
 The exit status of gpg tells too little: 0 for a message that was never encrypted, 2 for one that is whole but signed
-by a stranger. And it puts the plaintext out before it has seen the proof at the end: so the last buffer is held back
-until its status lines say that all of it was as it was written.
+by a stranger. The lines on its status descriptor do, too: of AEAD, gpg 2.2 calls good what is not. And it puts the
+plaintext out before it has seen the proof at the end: so the last buffer is held back until all of it is proved.
 """
 
 from __future__ import annotations
@@ -12,11 +12,21 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from statepipe.errors import StatepipeError, UsageError
-from statepipe.formats.openpgp import PREFIX, Status, judge_decryption, judge_encryption
+from statepipe.errors import IntegrityError, StatepipeError, UsageError
+from statepipe.formats.openpgp import (
+    CHANGED,
+    PREFIX,
+    UNUSABLE,
+    Status,
+    is_fingerprint,
+    judge_decryption,
+    judge_encryption,
+)
 from statepipe.stage import FLUSH, Buffer, Over, Stage
 from statepipe.stages.context import Context
 from statepipe.stages.external import Ending, Job, running
+
+_AEAD = "or not, and gpg fails only for want of the key that signed: gpg --import FILE brings it in"
 
 
 def encrypt_as_told(values: Mapping[str, Any], context: Context) -> Stage:
@@ -29,6 +39,8 @@ def encrypt_as_told(values: Mapping[str, Any], context: Context) -> Stage:
         raise UsageError("recipients of age and of OpenPGP do not go together", hint="encrypt twice, or for one kind")
     if not keys or not all(keys):
         raise UsageError("OpenPGP needs a recipient", hint="give gpg:KEY; a passphrase opens the key that signs")
+    for key in keys:
+        _require_one(key)
     passphrase = passphrase_of(values, context)
     if passphrase is not None and values["sign"] is None:
         raise UsageError("a passphrase goes with --sign, or with age alone")
@@ -80,6 +92,8 @@ def _by_gpg(options: Sequence[str], passphrase: bytes | None, judge: Callable[[S
         def judged(ending: Ending) -> None:
             judge(status)
             if ending.status and not status.is_excused:
+                if status.is_aead:
+                    raise IntegrityError(f"{CHANGED}: {ending.words}", hint=_AEAD if status.said("ERRSIG") else None)
                 raise StatepipeError(f"gpg failed with exit status {ending.status}: {ending.words}")
             if not ending.read_all:
                 raise StatepipeError("gpg left a part of its input unread")
@@ -91,11 +105,24 @@ def _by_gpg(options: Sequence[str], passphrase: bytes | None, judge: Callable[[S
     return stage
 
 
-def _validity(name: str) -> set[str]:
-    """How good the keys of that name are, by GnuPG's own listing."""
+def _require_one(name: str) -> None:
+    """gpg would take any key that a name fits, and none of the others' owners could read it. Raises UsageError."""
+    if is_fingerprint(name) or shutil.which("gpg") is None:
+        return
+    fitting = [key["fingerprint"] for key in _listed(name) if key["trust"] not in UNUSABLE]
+    if len(fitting) > 1:
+        raise UsageError(f"'{name}' fits {len(fitting)} keys", hint=f"give a fingerprint: {', '.join(fitting[:3])}")
+
+
+def _listed(name: str) -> Sequence[Mapping[str, Any]]:
     import gnupg
 
-    return {key["trust"] for key in gnupg.GPG().list_keys(keys=[name])}
+    return list(gnupg.GPG().list_keys(keys=[name]))
+
+
+def _validity(name: str) -> set[str]:
+    """How good the keys of that name are, by GnuPG's own listing."""
+    return {key["trust"] for key in _listed(name)}
 
 
 def _terminal() -> str | None:

@@ -186,6 +186,51 @@ def test_a_message_without_a_proof_is_refused(passphrase: Path) -> None:
     assert_one_error(done.stderr, "decrypt", "the message bears no proof that it is whole")
 
 
+@pytest.mark.parametrize("size", [0, 1, 500, 300_000])
+def test_ocb_is_read(size: int, passphrase: Path) -> None:
+    """What GnuPG makes from 2.3 on. Damage to a chunk, and a cut between two of them, are found."""
+    message = gpghome.by_ocb(NOISE[:size], gpghome.PASSPHRASE)
+    done = run("decrypt", "--passphrase-file", str(passphrase), data=message)
+    assert (done.returncode, done.stdout, done.stderr) == (0, NOISE[:size], b"")
+    flips = [bytearray(message) for _ in range(3)]
+    for flipped, at in zip(flips, (-1, -17, len(message) // 2), strict=True):
+        flipped[at] ^= 1
+    for damaged in (message[:-1], message[:-16], *flips):
+        done = run("decrypt", "--passphrase-file", str(passphrase), data=bytes(damaged))
+        assert done.returncode == 3, done.stderr
+        assert done.stdout != NOISE[:size] or not size
+
+
+def test_a_strangers_signature_does_not_cover_up_damage(passphrase: Path) -> None:
+    """gpg ends with 2 for either, and calls both messages good in its status lines."""
+    signed = gpghome.gpg("-z", "0", "--sign", "--local-user", "bob", data=NOISE[:1000])
+    message = gpghome.packets_by_ocb(signed, gpghome.PASSPHRASE)
+    options = ["decrypt", "--passphrase-file", str(passphrase)]
+    assert run(*options, data=message).stdout == NOISE[:1000]
+    elsewhere = os.environ | {"GNUPGHOME": str(gpghome.elsewhere())}
+    for received in (message, message[:-1] + bytes([message[-1] ^ 1])):
+        done = run(*options, data=received, env=elsewhere)
+        assert (done.returncode, done.stdout) == (3, b""), done.stderr
+
+
+@pytest.mark.parametrize("at", [30, 60, 90])
+def test_a_damaged_key_of_ours_is_damage(at: int) -> None:
+    """Within the session key's packet, behind the recipient's id."""
+    message = bytearray(gpghome.encrypted(NOISE[:1000]))
+    message[at] ^= 1
+    done = run("decrypt", data=bytes(message))
+    assert (done.returncode, done.stdout) == (3, b"")
+
+
+def test_a_name_on_several_keys_is_refused() -> None:
+    """gpg itself takes one of them."""
+    done = run("encrypt", "gpg:example.org", data=NOISE)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert_one_error(done.stderr, "encrypt", "'example.org' fits ")
+    for name in ("alice", gpghome.fingerprint("alice"), "alice@example.org"):
+        assert run("encrypt", f"gpg:{name}", data=b"data").returncode == 0
+
+
 def test_no_openpgp_behind_its_first_line() -> None:
     done = run("decrypt", data=b"-----BEGIN PGP MESSAGE-----\n\nhQEMA0000000\n-----END PGP MESSAGE-----\n")
     assert (done.returncode, done.stdout) == (3, b"")
@@ -254,8 +299,6 @@ def test_nobody_at_a_terminal_to_ask() -> None:
         ["encrypt", "--sign", "bob", agefiles.RECIPIENT],
         ["encrypt", "--sign", "bob"],
         ["decrypt", "--signed-by", "bob"],
-        ["save", "-r", "gpg:alice", "/nowhere"],
-        ["save", "encrypt:gpg:alice", "/nowhere"],
     ],
 )
 def test_slips(arguments: list[str]) -> None:

@@ -119,7 +119,7 @@ def test_plaintext_beside_what_was_encrypted() -> None:
 
 VERDICTS: list[tuple[tuple[str, ...], type[StatepipeError], str]] = [
     ((*OPENED, "PLAINTEXT 62 1 ", "BADMDC", "DECRYPTION_FAILED", "END_DECRYPTION"), IntegrityError, "changed, or cut"),
-    ((*OPENED[:3], "DECRYPTION_INFO 0 2", *PROVED), IntegrityError, "no proof that it is whole"),
+    ((*OPENED[:3], "DECRYPTION_INFO 0 2", *PROVED[:1], "END_DECRYPTION"), IntegrityError, "no proof that it is whole"),
     (("NODATA 1", "NODATA 2"), IntegrityError, "no OpenPGP message"),
     (("ENC_TO 8B488BDE73C9CE6B 18 0", "NODATA 2"), IntegrityError, "no OpenPGP message"),
     (("ENC_TO 1 18 0", "BEGIN_DECRYPTION", "DECRYPTION_FAILED", "END_DECRYPTION"), NoKeyError, "it is for 1"),
@@ -196,3 +196,12 @@ def test_what_is_no_fingerprint(text: str) -> None:
 def test_what_is_one() -> None:
     assert key_id("c8e3 bf07 49e8 1951 0fe6  7c6e 3624 f0a4 1f4e c3e5") == BOB
     assert key_id("0x3624F0A41F4EC3E5") == BOB[-16:]
+
+
+def test_of_aead_no_exit_status_is_excused() -> None:
+    """A stranger's signature must not cover up what gpg says of a bad chunk by its exit status alone."""
+    for info, excused in (("DECRYPTION_INFO 2 9 0", True), ("DECRYPTION_INFO 0 7 0", False)):
+        status = Status()
+        lines = [*OPENED[:3], info, "PLAINTEXT 62 1 ", "ERRSIG 1 1 1 00 1 9", "DECRYPTION_OKAY", "GOODMDC"]
+        status.feed("".join(f"[GNUPG:] {line}\n" for line in lines).encode())
+        assert status.is_excused is excused
