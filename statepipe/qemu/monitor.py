@@ -10,7 +10,7 @@ import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, QMPClient, QMPError
+from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, QMPClient, QMPError, Runstate
 
 from statepipe.errors import QemuError, QemuGone
 
@@ -107,6 +107,8 @@ class Monitor:
 
     async def _change(self, events: EventListener, patience: float | None = None) -> None:
         """Until one of the events, the end of the connection, or `patience` seconds have passed."""
+        if self._client.runstate is not Runstate.RUNNING:  # it has ended between a command's answer and this wait
+            return
         waits = [asyncio.ensure_future(events.get()), asyncio.ensure_future(self._client.runstate_changed())]
         _, pending = await asyncio.wait(waits, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
         for wait in pending:

@@ -1,0 +1,60 @@
+"""What two real QEMUs have in common, as the facts of both show it before anything moves."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from statepipe.qemu.compare import FAIL, OK, WARN, compare
+from statepipe.qemu.facts import gather
+from statepipe.qemu.monitor import Monitor
+from tests.qemu.harness import Guest
+
+Facts = dict[str, Any]
+
+
+@contextmanager
+def facts_of(guest: Guest, disks: list[str] | None = None) -> Iterator[Facts]:
+    with guest, closing(Monitor(guest.socket)) as monitor:
+        yield gather(monitor, disks)
+
+
+def levels(source: Facts, destination: Facts) -> dict[str, str]:
+    return {finding.what: finding.level for finding in compare(source, destination)}
+
+
+def test_a_destination_that_fits(tmp_path: Path, qemu: str) -> None:
+    with facts_of(Guest(tmp_path, qemu=qemu)) as source:
+        disks = [disk["path"] for disk in source["disks"]]
+        assert len(disks) == 1 and source["disks"][0]["locked"] is True
+        with facts_of(Guest(tmp_path, qemu=qemu, image=Path(disks[0]), incoming="defer"), disks) as destination:
+            found = levels(source, destination)
+    assert {what for what, level in found.items() if level != OK} == {"command line"}, compare(source, destination)
+    assert source["cpu"]["features"] and source["guest"]["ram"] == 128 << 20
+
+
+def test_a_disk_that_is_only_a_copy(tmp_path: Path, qemu72: str) -> None:
+    """Same content, same size, and nobody's lock on it: two guests would write two disks."""
+    with facts_of(Guest(tmp_path, qemu=qemu72)) as source:
+        path = source["disks"][0]["path"]
+        copy = tmp_path / "copy.img"
+        shutil.copy(path, copy)
+        with facts_of(Guest(tmp_path, qemu=qemu72, image=copy, incoming="defer"), [str(copy)]) as destination:
+            destination["disks"][0]["path"] = path
+            assert levels(source, destination)[f"disk {path}"] == FAIL
+            assert levels(source, destination)["command line"] == WARN
+
+
+def test_differences_that_harm(tmp_path: Path, qemu72: str) -> None:
+    arguments = ["-cpu", "qemu64,-nx", "-machine", "pc-q35-7.2"]
+    with (
+        facts_of(Guest(tmp_path, qemu=qemu72, args=["-snapshot"])) as source,
+        facts_of(Guest(tmp_path, qemu=qemu72, args=arguments, incoming="defer")) as destination,
+    ):
+        reasons = {finding.what: finding.reason for finding in compare(source, destination) if finding.level == FAIL}
+    assert "nx" in reasons["CPU"]
+    assert "-machine pc-i440fx-7.2" in reasons["machine type"]
+    assert "-snapshot" in reasons["disks"]

@@ -1,0 +1,108 @@
+"""Both hosts' facts side by side: each row fails for its one reason, and what was not seen is not ok."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from statepipe.qemu.compare import FAIL, NEEDED, OK, WARN, bits, compare, visible, worst
+
+Facts = dict[str, Any]
+
+DISK = {"path": "/d/a.img", "size": 9, "samples_blake3": "aa", "locked": True}
+HOST: Facts = {
+    "host": "a",
+    "guest": {"qemu": "7.2.22 (Debian)", "machine": "pc-i440fx-7.2", "ram": 1 << 30},
+    "arch": "x86_64",
+    "accelerator": "kvm",
+    "cpu": {"type": "qemu64-x86_64-cpu", "features": {"0x80000001:EDX": 1 << 20 | 1 << 29}, "missing": {}},
+    "command": ["qemu-system-x86_64", "-m", "1024", "-qmp", "unix:/a", "-drive", "file=/d/a.img"],
+    "capabilities": [*NEEDED, "xbzrle"],
+    "blocked": [],
+    "disks": [DISK],
+    "temporary": False,
+    "machine": "x86_64",
+    "memory_free": 8 << 30,
+    "clock": 1000.0,
+    "clocksource": "tsc",
+    "taps": {"tap0": ["192.0.2.0/24"]},
+}
+
+
+def changed(**changes: Any) -> Facts:
+    """HOST with other facts; a name such as cpu__type reaches one level in."""
+    facts = copy.deepcopy(HOST)
+    for name, value in changes.items():
+        outer, _, inner = name.partition("__")
+        (facts[outer] if inner else facts)[inner or outer] = value
+    return facts
+
+
+def rows(source: Facts, destination: Facts) -> dict[str, tuple[str, str]]:
+    return {finding.what: (finding.level, finding.reason) for finding in compare(source, destination)}
+
+
+def test_two_hosts_alike_are_ok() -> None:
+    found = compare(HOST, changed(host="b"))
+    assert {finding.level for finding in found} == {OK}
+    assert worst(found) == OK
+
+
+CASES: list[tuple[str, Facts, Facts, str, str]] = [
+    ("QEMU", HOST, changed(guest__qemu="10.0.2 (x)"), OK, "newer"),
+    ("QEMU", changed(guest__qemu="10.0.2 (x)"), HOST, WARN, "only the way to a newer"),
+    ("machine type", HOST, changed(guest__machine="pc-q35-7.2"), FAIL, "-machine pc-i440fx-7.2"),
+    ("architecture", HOST, changed(arch="i386"), FAIL, "i386"),
+    ("architecture", HOST, changed(machine="i686"), WARN, "64-bit guest"),
+    ("accelerator", HOST, changed(accelerator="tcg"), WARN, "tcg"),
+    ("CPU", HOST, changed(cpu__type="EPYC-x86_64-cpu"), FAIL, "same -cpu"),
+    ("CPU", HOST, changed(cpu__features={"0x80000001:EDX": 1 << 29}), FAIL, "lacks nx"),
+    ("CPU", HOST, changed(cpu__features={}), FAIL, "nx, lm"),
+    ("command line", HOST, changed(command=None), WARN, "may not be looked at"),
+    ("command line", HOST, changed(command=[*HOST["command"], "-device", "e1000"]), WARN, "only there: -device e1000"),
+    ("command line", changed(command=[*HOST["command"], "-usb"]), HOST, WARN, "only here: -usb"),
+    ("capabilities", HOST, changed(capabilities=["events"]), FAIL, "the destination's QEMU has no return-path"),
+    ("devices", changed(blocked=["VFIO device"]), HOST, FAIL, "VFIO device"),
+    ("disks", changed(temporary=True), HOST, FAIL, "-snapshot"),
+    ("disks", changed(disks=[]), HOST, OK, "none"),
+    ("disk /d/a.img", HOST, changed(disks=[]), FAIL, "nobody looked"),
+    ("disk /d/a.img", HOST, changed(disks=[{"path": "/d/a.img", "unknown": "No such file"}]), FAIL, "No such file"),
+    ("disk /d/a.img", HOST, changed(disks=[DISK | {"size": 8}]), FAIL, "another disk under the same path"),
+    ("disk /d/a.img", HOST, changed(disks=[DISK | {"locked": False}]), FAIL, "a copy, not shared"),
+    ("disk /d/a.img", changed(disks=[DISK | {"locked": None}]), HOST, WARN, "no lock"),
+    ("disk /d/a.img", changed(disks=[{"path": "/d/a.img", "unknown": "denied"}]), HOST, WARN, "denied"),
+    ("memory", HOST, changed(memory_free=1 << 29), FAIL, "512 MiB free"),
+    ("memory", HOST, changed(memory_free=None), WARN, "cannot be told"),
+    ("clock", HOST, changed(clock=990.0), WARN, "10.0 s behind"),
+    ("clock source", HOST, changed(clocksource="hpet"), WARN, "hpet"),
+    ("network tap0", HOST, changed(taps={}), WARN, "no tap of this name"),
+    ("network tap0", HOST, changed(taps={"tap0": ["198.51.100.0/24"]}), WARN, "may not be reached"),
+]
+
+
+@pytest.mark.parametrize(("what", "source", "destination", "level", "words"), CASES)
+def test_a_difference_is_told(what: str, source: Facts, destination: Facts, level: str, words: str) -> None:
+    found, reason = rows(source, destination)[what]
+    assert (found, words in reason) == (level, True), reason
+
+
+def test_features_that_a_host_cannot_give_are_told() -> None:
+    found = [f for f in compare(HOST, changed(cpu__missing={"0x7:EBX": 1 << 5})) if f.what == "CPU"]
+    assert [finding.level for finding in found] == [WARN, OK] and "avx2" in found[0].reason
+
+
+def test_the_worst_row_counts() -> None:
+    assert worst(compare(HOST, changed(memory_free=1))) == FAIL
+    assert worst(compare(HOST, changed(memory_free=None))) == WARN
+
+
+def test_a_bit_without_a_name_is_told_by_its_number() -> None:
+    assert list(bits({"0xd.1:EAX": 0b101}, {"0xd.1:EAX": 1})) == ["CPUID 0xd.1:EAX bit 2"]
+
+
+def test_the_order_of_options_and_the_hosts_own_ones_do_not_count() -> None:
+    one = ["qemu", "-m", "64", "--usb", "-qmp", "unix:/a", "-S"]
+    other = ["/opt/qemu", "-usb", "-incoming", "defer", "-m", "64"]
+    assert visible(one) == visible(other) == [("-m", "64"), ("-usb",)]
