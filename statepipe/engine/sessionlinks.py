@@ -113,6 +113,10 @@ class _Dialler:
             raise Violation(f"another peer answers at {transport.name} now: {transport.identity}")
 
 
+class Late(Violation):
+    """A link of the session itself, dialled while its end was on the way: nothing that a person need hear of."""
+
+
 class Acceptor:
     """Takes authenticated connections, and makes of them one session and its links.
 
@@ -157,7 +161,8 @@ class Acceptor:
             session, answer = self._admit(transport, greeting)
         except (OSError, PeerError) as error:
             transport.close()
-            self._turned_away(transport.name, error if isinstance(error, PeerError) else PeerError(str(error)))
+            if not isinstance(error, Late):
+                self._turned_away(transport.name, error if isinstance(error, PeerError) else PeerError(str(error)))
             return
         finally:
             self._places.release()
@@ -201,6 +206,6 @@ class Acceptor:
         if greeting.session != session.wire.party.secrets.session:
             raise Violation("another session is being received here")
         if session.stopped.is_set():
-            raise Violation("this session has ended")
+            raise Late("this session has ended")
         self._session, self._door = session, door
         return session, door
