@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Callable
@@ -44,7 +45,10 @@ def test_a_cancelled_qmp_save_leaves_no_file(calm_guest: Guest, states: Path, st
     calm_guest.qmp("migrate_cancel")
     said = assert_failed(save, 3)
     assert "stops before its end, in the ram phase" in said
-    assert "hint: QEMU says the migration was cancelled; the guest is running" in said
+    # Where its write fails first, QEMU 7.2 says so and forgets that it was cancelled.
+    assert re.search(
+        r"hint: QEMU says the migration (was cancelled|failed \(.*Broken pipe\)); the guest is running", said
+    )
     assert_runs_on(calm_guest)
     calm_guest.qmp("migrate-set-parameters", downtime_limit=before[0]["downtime-limit"])
     assert calm_guest.settings() == before
