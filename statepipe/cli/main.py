@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -12,7 +13,7 @@ from statepipe import __version__
 from statepipe.cli.messages import explain, say, show
 from statepipe.cli.verbs import EXIT_CODES, VERBS, Verb
 from statepipe.engine.desk import Desk
-from statepipe.engine.signals import as_exceptions
+from statepipe.engine.signals import ASKING, as_exceptions
 from statepipe.errors import InterruptedBySignal, StatepipeError, UsageError
 
 
@@ -121,6 +122,7 @@ def _show_usage() -> int:
 def entry() -> None:
     """What bin/statepipe and `python -m statepipe` run. Leaves without the interpreter's slow farewell."""
     _fill_standard_descriptors()
+    signal.signal(ASKING, signal.SIG_IGN)  # who asks a moment too early or too late must not end us
     try:
         code = main()
     except SystemExit as leaving:  # argparse, after --help

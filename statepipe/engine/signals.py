@@ -44,12 +44,14 @@ def _note(number: int, frame: FrameType | None) -> None:
 def as_exceptions(tell: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Within it, an ending signal raises InterruptedBySignal, and SIGUSR1 calls `tell`, from a thread of its own.
 
-    A signal that was ignored (nohup) stays ignored.
+    An ending signal that was ignored (nohup) stays ignored.
     """
     before = {number: signal.getsignal(number) for number in (*ENDING, ASKING)}
     for number, handler in before.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, _note if number == ASKING else _stop)
+        if number == ASKING:
+            signal.signal(number, _note)
+        elif handler is not signal.SIG_IGN:
+            signal.signal(number, _stop)
     signal.siginterrupt(ASKING, False)
     try:
         with _insisted(tell):
