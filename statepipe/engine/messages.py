@@ -52,13 +52,18 @@ class Messages:
             self._session.put(self._outgoing, packed)
             self._outgoing.absorb(packed)
 
+    def end(self) -> None:
+        """Tell no more."""
+        with self._telling:
+            self._session.end(self._outgoing)
+
     def close(self) -> None:
         """Tell no more; return once both sides have heard all, of what we did not hear the rest unheard.
 
         The last word of a session that has no stream: both sides say it.
         """
         session = self._session
-        session.end(self._outgoing)
+        self.end()
         while not self._incoming.verdict and self.hear() is not None:
             continue
         verdict = session.verdict(self._outgoing)

@@ -65,6 +65,7 @@ class Session:
         with self.lock:
             if self._has_aborted:  # a socket closed over unread bytes is reset, which overtakes what was said
                 self._idle.wait_for(lambda: not self._transports, FAREWELL)
+            self._error = self._error or PeerError(f"the session with {self.name} is over")
             self.stopped.set()
             for transport in self._transports.values():
                 transport.cut()
@@ -147,10 +148,10 @@ class Session:
     def _lose(self, number: int, transport: Transport) -> None:
         transport.cut()
         with self.lock:
+            if self._is_linked():  # up to now: a link that never opened does not count
+                self._alone_since = time.monotonic()
             self.wire.lost(number)
             del self._transports[number]
-            if not self._transports:
-                self._alone_since = time.monotonic()
             self._wake_all()
 
     def trouble(self, error: Exception) -> None:

@@ -78,7 +78,10 @@ class Monitor:
 
     def give(self, fd: int, name: str) -> None:
         """Hand a descriptor to QEMU under `name` (getfd), as for `fd:NAME`. Raises QemuError."""
-        self._call(self._give(fd))
+        try:
+            self._call(self._give(fd))
+        except (QMPError, OSError) as error:
+            raise QemuGone("QEMU went away before it could take its socket") from error
         self.execute("getfd", fdname=name)
 
     async def _give(self, fd: int) -> None:
@@ -95,6 +98,16 @@ class Monitor:
         """
         while (answer := self.migration())["status"] not in FINAL:
             self._call(self._change(self._migration_events))
+        return answer
+
+    def migration_changed(self, status: str, patience: float) -> dict[str, Any]:
+        """query-migrate's answer, as soon as its status is another than `status`, or after so many seconds.
+
+        Needs the capability `events`. Raises QemuError.
+        """
+        if (answer := self.migration())["status"] == status:
+            self._call(self._change(self._migration_events, patience))
+            answer = self.migration()
         return answer
 
     def wait_until_running(self) -> None:

@@ -1,0 +1,104 @@
+"""The destination's half of a migration: the stream goes into a QEMU that waits, paused, until GO has come.
+
+QEMU loads from a socketpair whose other direction is the return path. The guest is there when QEMU says `completed`
+and the stream's digest agreed; it runs when the source says GO, and not a moment before. Whatever fails until then,
+this QEMU is ended, and seen to have ended before the source hears of it.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from statepipe.commands.coordinator import Coordinator
+from statepipe.commands.journal import Journal
+from statepipe.ends.fd import FdSink, FdSource
+from statepipe.engine.peer import Peer
+from statepipe.engine.pipeline import NamedStage, Pipeline
+from statepipe.errors import QemuError, QemuGone
+from statepipe.formats.handover import Action, Destination, Event, destination
+from statepipe.qemu.monitor import Monitor
+
+CAPABILITIES = ("events", "return-path", "late-block-activate")
+
+
+class Arrival(Coordinator):
+    """Runs the destination's half. `words` undo the source's stages; `end` ends QEMU and returns when it has ended;
+    `runs` says whether the guest is to run once it is here."""
+
+    def __init__(
+        self,
+        monitor: Monitor,
+        peer: Peer,
+        words: Sequence[NamedStage],
+        journal: Journal,
+        end: Callable[[], None],
+        *,
+        runs: bool,
+    ) -> None:
+        super().__init__(destination(), monitor, peer, journal)
+        self.pipeline: Pipeline | None = None
+        self._words = words
+        self._end = end
+        self._runs = runs
+        self._decided = threading.Event()  # the stream was verified, or no longer matters
+        self._ours, self._theirs = socket.socketpair()
+
+    def run(self) -> Destination:
+        """Take the guest; where it ended. What went wrong first is in `cause`."""
+        with self._ours:
+            self.coordinate(self._begin, self._act_on_qemu, self._release)
+        state: Destination = self.side.state
+        return state
+
+    def _begin(self) -> None:
+        with self._theirs:
+            self.monitor.give(self._theirs.fileno(), "statepipe-receive")
+            self.monitor.execute("migrate-incoming", uri="fd:statepipe-receive")
+        for name, work in (("stream", self._take), ("back", self._answer), ("qemu", self._follow)):
+            self.spawn(name, work)
+
+    def _take(self) -> None:
+        """The stream into QEMU; whole and verified when this returns."""
+        sink = FdSink(self._ours.fileno(), "the migration socket")
+        self.pipeline = Pipeline(self.peer.incoming, self._words, sink)
+        self.pipeline.pour()
+        self._decided.set()
+        self.peer.incoming.accept()
+
+    def _answer(self) -> None:
+        """QEMU's return path to the source, until QEMU closes it."""
+        with FdSource(self._ours.fileno(), "the return path") as answers:
+            Pipeline(answers, [], self.peer.outgoing).pour()
+        self.peer.outgoing.end()
+
+    def _follow(self) -> None:
+        """Until QEMU has the whole guest and the stream was seen to be whole. Raises QemuGone."""
+        outcome = self.monitor.migration_outcome()
+        if outcome["status"] != "completed":
+            reason = outcome.get("error-desc") or "its own message is on its standard error"
+            raise QemuError(f"QEMU could not load the guest: {reason}")
+        self._decided.wait()
+        self.put(Event.COMPLETED)
+
+    def _act_on_qemu(self, action: Action) -> None:
+        if action is Action.END:
+            self._decided.set()
+            self._end()
+        elif action is Action.START:
+            if self._runs:
+                self.monitor.execute("cont")
+            self.put(Event.RUNNING)
+
+    def _release(self) -> None:
+        self._decided.set()
+        with suppress(OSError):  # QEMU was first
+            self._ours.shutdown(socket.SHUT_RDWR)
+
+    def announce(self) -> None:
+        """Have the guest's network cards tell the switches where they are now."""
+        with suppress(QemuGone):
+            parameters = {"initial": 50, "max": 550, "rounds": 5, "step": 100}
+            self.monitor.execute("announce-self", **parameters)

@@ -1,0 +1,163 @@
+"""What both halves of a migration are: threads that turn what happens into events, and one that decides and acts.
+
+Whatever is heard (of QEMU, of the other host, of the stream that flows, of a user) becomes an event in one queue. One
+thread takes them one by one, looks into the table (formats/handover.py), writes down the new state and does what the
+table says: so no two decisions are ever under way, and no signal comes into the midst of one. The main thread waits;
+a signal there is an event as well.
+"""
+
+from __future__ import annotations
+
+import queue
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from statepipe.commands.journal import Journal
+from statepipe.engine.peer import PARTING, Message, Peer
+from statepipe.errors import InterruptedBySignal, PeerError, QemuError, QemuGone, StatepipeError
+from statepipe.formats.handover import Action, Event, Side
+from statepipe.qemu.monitor import Monitor
+from statepipe.threads import ENDING, held, start
+
+MESSAGES = {
+    Action.SEND_ASK: Event.ASK,
+    Action.SEND_GO: Event.GO,
+    Action.SEND_ABORT: Event.ABORT,
+    Action.SEND_READY: Event.READY,
+    Action.SEND_ACCEPTED: Event.ACCEPTED,
+    Action.SEND_RUNNING: Event.RUNNING,
+    Action.SEND_REFUSED: Event.REFUSED,
+}
+"""What the other side hears when an action sends."""
+
+
+class Coordinator:
+    """One half. `cause` is the first error that was heard of, which is the one to tell."""
+
+    def __init__(self, side: Side[Any], monitor: Monitor, peer: Peer, journal: Journal) -> None:
+        self.side = side
+        self.monitor = monitor
+        self.peer = peer
+        self.journal = journal
+        self.cause: BaseException | None = None
+        self._events: queue.SimpleQueue[tuple[Event, BaseException | None]] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+
+    def put(self, event: Event, cause: BaseException | None = None) -> None:
+        """Something happened; from any thread."""
+        self._events.put((event, cause))
+
+    def spawn(self, name: str, work: Callable[[], None]) -> threading.Thread:
+        """Run `work` in a thread of its own; what it raises becomes an event."""
+
+        def guarded() -> None:
+            try:
+                work()
+            except BaseException as error:  # told when all is over: `cause` is raised in the main thread
+                self.put(self._what(error), error)
+
+        thread = threading.Thread(target=guarded, name=name, daemon=True)
+        self._threads.append(thread)
+        start(thread)
+        return thread
+
+    def _what(self, error: BaseException) -> Event:
+        if isinstance(error, PeerError):
+            return Event.LOST
+        return Event.GONE if isinstance(error, QemuGone) else Event.CANCEL
+
+    def coordinate(self, begin: Callable[[], None], act: Callable[[Action], None], release: Callable[[], None]) -> None:
+        """From `begin` to the end of the table; `act` does what is not a message, `release` wakes who waits for QEMU.
+
+        A signal meanwhile asks for it to be undone. What is raised is a bug.
+        """
+        failures: list[BaseException] = []
+
+        def decide() -> None:
+            try:
+                self._decide(begin, act)
+            except BaseException as error:
+                failures.append(error)
+
+        with held():
+            listener = self.spawn("peer", self._listen)
+            decider = threading.Thread(target=decide, name="decide", daemon=True)
+            decider.start()
+            while decider.is_alive():
+                self._watch(decider)
+            release()
+            self._part(listener)
+        if failures:
+            raise failures[0]
+
+    def _watch(self, decider: threading.Thread) -> None:
+        """Wait for its end, or for the signal that is the first and only one (engine/signals.py)."""
+        try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+            try:
+                decider.join()
+            finally:
+                signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+        except InterruptedBySignal as error:
+            self.put(Event.CANCEL, error)
+
+    def _decide(self, begin: Callable[[], None], act: Callable[[Action], None]) -> None:
+        """Take events until nothing can change any more, and act on each."""
+        self.journal.write(self.side.state)
+        self._attempt(begin, Event.FAILED)
+        while not self.side.ended:
+            event, cause = self._events.get()
+            before = self.side.state
+            actions = self.side.hear(event)
+            self.cause = self.cause or cause
+            if self.side.state is not before:
+                self.journal.write(self.side.state, event)
+            for action in actions:
+                self._act(action, act)
+
+    def _act(self, action: Action, act: Callable[[Action], None]) -> None:
+        if action in MESSAGES:
+            self._attempt(lambda: self.peer.tell(self._message(action)))
+        elif action is Action.CONTINUE:  # refused, QEMU still waits at pre-switchover
+            self._attempt(lambda: act(action))
+        else:
+            self._attempt(lambda: act(action), Event.FAILED)
+
+    def _attempt(self, step: Callable[[], None], refused: Event = Event.CANCEL) -> None:
+        """Take a step. What fails in it is an event: `refused` where QEMU said no."""
+        try:
+            step()
+        except (PeerError, QemuError) as error:
+            no = isinstance(error, QemuError) and not isinstance(error, QemuGone)
+            self.put(refused if no else self._what(error), error)
+
+    def _message(self, action: Action) -> Message:
+        """What is said of an action; with an end, what led to it."""
+        ends = action in (Action.SEND_ABORT, Action.SEND_REFUSED)
+        return {"event": MESSAGES[action].name} | ({"reason": str(self.cause)} if self.cause and ends else {})
+
+    def _listen(self) -> None:
+        """Turn the other side's messages into events, for as long as it speaks. Raises PeerError."""
+        while (message := self.peer.hear()) is not None:
+            self.put(*event_of(message))
+        self.put(Event.LOST, PeerError("the other host has left"))
+
+    def _part(self, listener: threading.Thread) -> None:
+        """Let go of the other side, and wait for the threads that spoke with it."""
+        self.peer.fall_silent()
+        listener.join(PARTING)
+        self.peer.part(in_peace=not listener.is_alive())
+        self.peer.leave()
+        for thread in self._threads:
+            thread.join()
+
+
+def event_of(message: Message) -> tuple[Event, StatepipeError | None]:
+    """The event in a message, and the reason it gives. Raises PeerError for one that is none."""
+    name = message.get("event")
+    if name not in {event.name for event in MESSAGES.values()}:
+        raise PeerError(f"the other host says {str(message)[:80]!r}, which is no step of a migration")
+    reason = message.get("reason")
+    return Event[str(name)], PeerError(f"the other host says: {str(reason)[:1000]}") if reason else None

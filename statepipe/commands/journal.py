@@ -1,0 +1,84 @@
+"""The journal of a migration: where it stands, on the disk before anything is done about it.
+
+A line of JSON for each step. `resolve` and whoever looks after a statepipe that was killed go by its last line, so
+each is on the disk (fsync) before the step's actions begin: GO above all, for after it the source must not run.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from statepipe.ends.fd import failure, write_all
+from statepipe.errors import StatepipeError
+
+Listener = Callable[[dict[str, Any]], None]
+
+LIMIT = 1 << 20
+"""Bytes of a journal that are read: a migration has a dozen steps."""
+
+
+class Journal:
+    """Writes steps to the file `path`, if one was named, and tells them to every listener.
+
+    The file is new, 0600. Raises StatepipeError.
+    """
+
+    def __init__(self, path: str | None, facts: dict[str, Any], listeners: tuple[Listener, ...] = ()) -> None:
+        self._path = path
+        self._listeners = listeners
+        self._fd: int | None = None
+        if path is not None:
+            try:
+                self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            except FileExistsError as error:
+                hint = "it may hold the only word on an earlier migration: look at it, then name another"
+                raise StatepipeError(f"the journal {path} is there already", hint=hint) from error
+            except OSError as error:
+                raise failure(f"create the journal {path}", error) from error
+        self._put(facts)
+
+    def write(self, state: enum.Enum, event: enum.Enum | None = None) -> None:
+        """The new state, and what led to it, durable before this returns. Raises StatepipeError."""
+        self._put({"state": state.name, "meaning": state.value, "event": event.name if event else None})
+
+    def _put(self, facts: dict[str, Any]) -> None:
+        facts = {"time": round(time.time(), 3), **facts}
+        if self._fd is not None:
+            try:
+                write_all(self._fd, json.dumps(facts).encode() + b"\n")
+                os.fsync(self._fd)
+            except OSError as error:
+                raise failure(f"write the journal {self._path}", error) from error
+        for listener in self._listeners:
+            listener(facts)
+
+    def close(self) -> None:
+        """No more steps."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+def read_journal(path: str) -> list[dict[str, Any]]:
+    """The lines of a journal, the facts first. A last line that was cut by a crash does not count.
+
+    Raises StatepipeError if it cannot be read or is none.
+    """
+    try:
+        with open(path, "rb") as file:
+            text = file.read(LIMIT)
+    except OSError as error:
+        raise failure(f"read the journal {path}", error) from error
+    lines = text.split(b"\n")[:-1]
+    try:
+        rows = [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise StatepipeError(f"{path} is no journal of a migration") from error
+    if not rows or not all(isinstance(row, dict) for row in rows):
+        raise StatepipeError(f"{path} is no journal of a migration")
+    return rows

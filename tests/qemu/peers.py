@@ -1,0 +1,57 @@
+"""Two hosts' ends of one session over the loopback, with a relay between them that can be cut for good."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+
+from statepipe.engine.peer import CHANNELS, Peer
+from statepipe.engine.session import Timing
+from statepipe.engine.sessionlinks import Acceptor, dialled
+from statepipe.engine.transport import SocketTransport
+from statepipe.formats.frames import Role
+from tests.net.relay import Faults, Relay, relay
+
+QUICK = Timing(tick=0.2, limit=5, retry=2)
+PATIENCE = 60
+
+
+@contextlib.contextmanager
+def two_ends() -> Iterator[tuple[Peer, Peer, Relay]]:
+    """The source's and the destination's end, both entered, and the network between them."""
+    acceptor = Acceptor(Role.BOTH, QUICK, lambda name, error: None, channels=CHANNELS)
+    with (
+        _listening(acceptor) as port,
+        relay(port, Faults()) as rail,
+        Peer(dialled(lambda: _dial(rail.port), Role.BOTH, "the destination", QUICK, channels=CHANNELS)) as source,
+        Peer(acceptor.wait(PATIENCE)) as destination,
+    ):
+        yield source, destination, rail
+
+
+def _dial(port: int) -> SocketTransport:
+    connection = socket.create_connection(("127.0.0.1", port), timeout=1)
+    connection.settimeout(None)
+    return SocketTransport(connection, "the destination", "the destination")
+
+
+@contextlib.contextmanager
+def _listening(acceptor: Acceptor) -> Iterator[int]:
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                acceptor.adopt(SocketTransport(connection, "the source", "the source"))
+
+    thread = threading.Thread(target=accept)
+    thread.start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+        listener.close()

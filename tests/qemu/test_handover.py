@@ -1,0 +1,153 @@
+"""The two halves of a migration between real QEMUs: one guest, on one side, whatever is done to them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from statepipe.commands.arrival import CAPABILITIES as ARRIVING
+from statepipe.commands.arrival import Arrival
+from statepipe.commands.departure import CAPABILITIES as DEPARTING
+from statepipe.commands.departure import Departure
+from statepipe.commands.journal import Journal
+from statepipe.engine.peer import Peer
+from statepipe.errors import StatepipeError
+from statepipe.formats.handover import Destination, Event, Source
+from statepipe.qemu.monitor import Monitor
+from tests.guest import parse_ticks
+from tests.net.relay import Relay
+from tests.qemu.harness import Guest, assert_unbroken
+from tests.qemu.peers import two_ends
+
+
+def prepare(monitor: Monitor, wanted: tuple[str, ...], **parameters: Any) -> None:
+    capabilities = [{"capability": name, "state": True} for name in wanted]
+    monitor.execute("migrate-set-capabilities", capabilities=capabilities)
+    monitor.execute("migrate-set-parameters", **({"max_bandwidth": 0} | parameters))
+
+
+class Pair:
+    """A guest that runs on one QEMU, one that waits for it, and both halves of the migration between them."""
+
+    def __init__(self, source: Guest, target: Guest, ends: tuple[Peer, Peer, Relay]) -> None:
+        self.source, self.target = source, target
+        self.network = ends[2]
+        self.steps: list[str] = []
+        self.faults: dict[str, Callable[[Pair], None]] = {}
+        self.monitors = [Monitor(guest.socket) for guest in (source, target)]
+        prepare(self.monitors[0], DEPARTING, downtime_limit=2000)
+        prepare(self.monitors[1], ARRIVING)
+        journal = Journal(None, {}, (self._note,))
+        self.departure = Departure(self.monitors[0], ends[0], [], journal)
+        self.arrival = Arrival(self.monitors[1], ends[1], [], Journal(None, {}), self._end, runs=True)
+
+    def _note(self, facts: dict[str, Any]) -> None:
+        if "state" in facts:
+            self.steps.append(facts["state"])
+            self.at(facts["state"])
+
+    def at(self, state: str) -> None:
+        """The fault that a test wants at this step of the source, once."""
+        if fault := self.faults.pop(state, None):
+            fault(self)
+
+    def _end(self) -> None:
+        self.target.kill()
+
+    def run(self) -> tuple[Source, Destination]:
+        there: list[Destination] = []
+        thread = threading.Thread(target=lambda: there.append(self.arrival.run()))
+        thread.start()
+        here = self.departure.run()
+        thread.join(60)
+        assert not thread.is_alive()
+        return here, there[0]
+
+
+@pytest.fixture
+def pair(tmp_path: Path, qemu72: str) -> Iterator[Pair]:
+    with paired(tmp_path, qemu72) as both:
+        yield both
+
+
+@contextmanager
+def paired(folder: Path, qemu: str) -> Iterator[Pair]:
+    with (
+        two_ends() as ends,
+        Guest(folder, qemu=qemu, dirty=2) as source,
+        Guest(folder, qemu=qemu, image=source.image, incoming="defer", args=["-S"]) as target,
+    ):
+        source.wait_ticks(3)
+        both = Pair(source, target, ends)
+        try:
+            yield both
+        finally:
+            for monitor in both.monitors:
+                monitor.close()
+
+
+def test_the_guest_goes_on_over_there(tmp_path: Path, qemu: str) -> None:
+    with paired(tmp_path, qemu) as both:
+        assert both.run() == (Source.MOVED, Destination.RUNS)
+        assert both.departure.cause is None
+        ways = (["HANDING", "HANDED"], ["HANDING", "ACCEPTED"])
+        assert both.steps in [["PRECOPY", "ASKED", *way, "COMMITTED", "MOVED"] for way in ways]
+        assert_one_runs(both, both.target, both.source)
+
+
+def assert_one_runs(both: Pair, here: Guest, not_there: Guest) -> None:
+    """The guest ticks here and only here, and no tick was lost on the way."""
+    here.wait_ticks(3)
+    silent = not_there.serial()
+    here.wait_ticks(3)
+    assert not_there.serial() == silent
+    assert_unbroken(parse_ticks(both.source.serial() + both.target.serial()))
+
+
+STEPS = ("PRECOPY", "ASKED", "HANDING", "HANDED", "ACCEPTED", "COMMITTED")
+
+
+def cancel(both: Pair) -> None:
+    both.departure.put(Event.CANCEL, StatepipeError("a test wants it undone"))
+
+
+def cut_link(both: Pair) -> None:
+    """A black hole, for longer than either side waits."""
+    both.network.faults.clear.clear()
+
+
+def kill_source(both: Pair) -> None:
+    both.source.kill()
+
+
+def kill_target(both: Pair) -> None:
+    both.target.kill()
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("fault", [cancel, cut_link, kill_target, kill_source])
+def test_a_fault_at_a_step(pair: Pair, step: str, fault: Callable[[Pair], None]) -> None:
+    """The fault comes when the step is written down and before anything is done about it."""
+    pair.faults[step] = fault
+    here, there = pair.run()
+    if pair.faults:  # it went by the other of HANDED and ACCEPTED
+        assert here is Source.MOVED
+    judge(pair, fault, here, there, gave_away="COMMITTED" in pair.steps)
+
+
+def judge(pair: Pair, fault: Callable[[Pair], None], here: Source, there: Destination, *, gave_away: bool) -> None:
+    if here is Source.MOVED:
+        assert there is Destination.RUNS and gave_away
+        assert_one_runs(pair, pair.target, pair.source)
+    elif here is Source.KEPT:
+        assert there is Destination.ENDED and pair.departure.cause is not None
+        assert_one_runs(pair, pair.source, pair.target)
+    elif here is Source.UNDECIDED:
+        assert fault is cut_link and pair.source.run_state() == "postmigrate"
+    else:
+        assert here is Source.DEAD and fault is kill_source and not gave_away
