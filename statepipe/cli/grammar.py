@@ -21,6 +21,8 @@ from statepipe.stages import Filter, Param, find
 COMMAND = "command"
 """The name of the parameter that takes a command line of another program."""
 
+CODECS = ("zstd", "gzip", "bzip2", "xz", "lz4")
+
 _MANY = {"optional": "?", "any": "*"}
 
 
@@ -101,8 +103,13 @@ def _is_option(word: str) -> bool:
 
 
 def parse_word(word: str) -> tuple[Filter, dict[str, Any]]:
-    """A word, as `checksum:sha256,to=FILE`: its filter and parameters. Raises UsageError naming the word."""
+    """A word, as `checksum:sha256,to=FILE`: its filter and parameters. Raises UsageError naming the word.
+
+    A codec's name stands for compress with it: `zstd:auto`.
+    """
     name, _, rest = word.partition(":")
+    if name.partition(",")[0] in CODECS:
+        name, rest = "compress", word
     row = find(name)
     with naming(word):
         return row, parse(row, _arguments(row, rest))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from statepipe.cli.filters import build_words
@@ -47,21 +48,23 @@ def _doubt(name: str, proved: bool) -> None:
 
 
 def _plan(values: Values) -> Plan:
+    return plan_of(values["address"], values["words"], values, seconds_of(values["timeout"]))
+
+
+def plan_of(address: str, words: Sequence[str], values: Values, silence: float | None) -> Plan:
+    """A plan from an address, words and the options that every verb between hosts has. Raises UsageError."""
     from statepipe.commands.plan import Plan
     from statepipe.ends.address import TLS, parse_address
     from statepipe.ends.net import Patience
 
-    silence = _seconds(values["timeout"]) if values["timeout"] else None
-    retry = _seconds(values["retry"]) if values["retry"] else None
-    patience = Patience(silence, retry or 0)
-    words = build_words(values["words"])
-    address, creds, peer = parse_address(values["address"]), values["tls_creds"], values["peer"]
-    links = values.get("links")
-    if address.scheme != TLS and (creds or peer or links):
+    where, creds, peer, links = parse_address(address), values["tls_creds"], values["peer"], values.get("links")
+    retry = seconds_of(values.get("retry"))
+    if where.scheme != TLS and (creds or peer or links):
         raise UsageError("--tls-creds, --peer and --links are for tls:// addresses")
     if creds and peer:
         raise UsageError("--peer is for pinned keys; with --tls-creds the certificates say who is who")
-    return Plan(address, words, patience, values["insecure"], values.get("bind"), creds, peer, retry, _links(links))
+    patience, insecure = Patience(silence, retry or 0), values.get("insecure", False)
+    return Plan(where, build_words(words), patience, insecure, values.get("bind"), creds, peer, retry, _links(links))
 
 
 def _links(text: str | None) -> int:
@@ -73,8 +76,10 @@ def _links(text: str | None) -> int:
     return int(text or 1)
 
 
-def _seconds(text: str) -> float:
-    """Raises UsageError."""
+def seconds_of(text: str | None) -> float | None:
+    """The number in an option, None where it was not given. Raises UsageError."""
+    if not text:
+        return None
     try:
         seconds = float(text)
     except ValueError:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from statepipe.stages import FILTERS, IDENTITIES, RECIPIENTS, Param
 
 THEN = ("stay", "cont", "quit")
+ON_TIMEOUT = ("cancel", "suspend")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,12 @@ _CREDS = Param(
 )
 _PEER = Param("--peer", "with tls://: the pinned peer that is meant; for send the default is the host's name", "NAME")
 _TIMEOUT = Param("--timeout", "give up when the peer is silent for so many seconds; the default is never", "SECONDS")
+
+_STATUS_FD = Param("--status-fd", "tell each step, and how far it is each second, in JSON, to descriptor N", "N")
+_JOURNAL = Param("--journal", "write each step down in FILE, which must not be there yet, before it is taken", "FILE")
+_LINKS = Param("--links", "with tls://: connections at once, 1 to 16", "N")
+_RETRY = Param("--retry", "with tls://: go on for so many seconds without network; the default is 30", "SECONDS")
+_MONITOR = Param("--qmp", "the guest's QEMU, whose monitor listens on the unix socket SOCKET", "SOCKET")
 
 COMMANDS = (
     Verb(
@@ -131,7 +138,7 @@ COMMANDS = (
                 "where nobody listens yet, try again for so many seconds; with tls://, go on so long without network",
                 "SECONDS",
             ),
-            Param("--links", "with tls://: connections at once, 1 to 16", "N"),
+            _LINKS,
             Param("--bind", "connect from this address of ours", "HOST"),
         ),
         "statepipe.cli.network:run_send",
@@ -150,6 +157,78 @@ COMMANDS = (
             Param("--retry", "with tls://: wait so many seconds for a sender whose connection broke", "SECONDS"),
         ),
         "statepipe.cli.network:run_recv",
+    ),
+    Verb(
+        "migrate",
+        "move a running guest to another host, in two phases: it runs there, or on here",
+        (
+            Param("words", "stages on the way: zstd:auto, throttle:100M, checksum", "WORD", many="any"),
+            Param("uri", "where statepipe receive waits: tls://HOST:PORT, or HOST; file:///PATH saves", "URI"),
+            _MONITOR,
+            Param("--offline", "stop the guest first; it goes on over there"),
+            Param("--downtime-limit", "milliseconds that the guest may stand still at the end; QEMU's is 300", "MS"),
+            Param("--rate", "bytes a second that QEMU may send, as in 200M; the default is no limit", "RATE"),
+            Param("--auto-converge", "slow the guest down if its memory changes faster than it is sent"),
+            Param("--timeout", "seconds that the guest's memory may take", "SECONDS"),
+            Param("--on-timeout", "what then: cancel (default), or suspend the guest", "WHAT", choices=ON_TIMEOUT),
+            Param("--quit-source", "end QEMU here once the guest runs there"),
+            Param("--force", "move although the comparison of the hosts fails"),
+            _JOURNAL,
+            _STATUS_FD,
+            _CREDS,
+            _PEER,
+            _RETRY,
+            _LINKS,
+            Param("--bind", "connect from this address of ours", "HOST"),
+        ),
+        "statepipe.cli.migration:run_migrate",
+    ),
+    Verb(
+        "receive",
+        "take a guest that migrate gives away, into a QEMU that is started for it or one that waits",
+        (
+            Param("address", "tls://:PORT or tls://HOST:PORT", "ADDRESS"),
+            Param("command", "after --: the QEMU command line that the guest was started with", "QEMU", many="any"),
+            Param("--qmp", "the QEMU that waits with -incoming defer: its monitor's unix socket", "SOCKET"),
+            Param("--detach", "return once the guest runs, and leave QEMU to itself"),
+            Param("--serve", "take one guest after the other, at most N at a time", "N"),
+            _JOURNAL,
+            _STATUS_FD,
+            _CREDS,
+            _PEER,
+            Param("--timeout", "give up when nobody came for so many seconds; the default is never", "SECONDS"),
+            _RETRY,
+        ),
+        "statepipe.cli.migration:run_receive",
+    ),
+    Verb(
+        "check",
+        "say whether a guest would get to another host, before anything moves",
+        (
+            Param("uri", "where statepipe receive waits: tls://HOST:PORT, or HOST", "URI"),
+            _MONITOR,
+            _JSON,
+            _CREDS,
+            _PEER,
+            Param("--bind", "connect from this address of ours", "HOST"),
+        ),
+        "statepipe.cli.migration:run_check",
+    ),
+    Verb(
+        "resolve",
+        "say where a guest is whose migration broke off, and have it run here or not",
+        (
+            Param(
+                "where",
+                "here: have the guest run here; elsewhere: it runs on the other host, end this QEMU",
+                "WHERE",
+                many="optional",
+                choices=("here", "elsewhere"),
+            ),
+            _MONITOR,
+            Param("--journal", "what migrate or receive wrote down", "FILE"),
+        ),
+        "statepipe.cli.migration:run_resolve",
     ),
     Verb(
         "pair",

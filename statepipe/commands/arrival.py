@@ -11,13 +11,14 @@ import socket
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import Any
 
 from statepipe.commands.coordinator import Coordinator
 from statepipe.commands.journal import Journal
 from statepipe.ends.fd import FdSink, FdSource
 from statepipe.engine.peer import Peer
 from statepipe.engine.pipeline import NamedStage, Pipeline
-from statepipe.errors import QemuError, QemuGone
+from statepipe.errors import QemuError, QemuGone, StatepipeError
 from statepipe.formats.handover import Action, Destination, Event, destination
 from statepipe.qemu.monitor import Monitor
 
@@ -39,12 +40,20 @@ class Arrival(Coordinator):
         runs: bool,
     ) -> None:
         super().__init__(destination(), monitor, peer, journal)
-        self.pipeline: Pipeline | None = None
-        self._words = words
         self._end = end
         self._runs = runs
         self._decided = threading.Event()  # the stream was verified, or no longer matters
         self._ours, self._theirs = socket.socketpair()
+        sink = FdSink(self._ours.fileno(), "the migration socket")
+        self._pipeline = Pipeline(peer.incoming, words, sink)
+
+    def status(self) -> dict[str, Any]:
+        """How it goes, ready for JSON: the pipeline's, `phase`, how many links are up."""
+        return self._pipeline.status() | {"phase": self.side.state.name.lower(), "links": self.peer.links}
+
+    def set_rate(self, rate: int | None) -> None:
+        """Raises StatepipeError."""
+        raise StatepipeError("how fast it goes, the source decides", hint="statepipe rate there")
 
     def run(self) -> Destination:
         """Take the guest; where it ended. What went wrong first is in `cause`."""
@@ -62,9 +71,7 @@ class Arrival(Coordinator):
 
     def _take(self) -> None:
         """The stream into QEMU; whole and verified when this returns."""
-        sink = FdSink(self._ours.fileno(), "the migration socket")
-        self.pipeline = Pipeline(self.peer.incoming, self._words, sink)
-        self.pipeline.pour()
+        self._pipeline.pour()
         self._decided.set()
         self.peer.incoming.accept()
 

@@ -6,10 +6,12 @@ that all is well. Cancelling shuts the socketpair, so that not even a stalled li
 
 from __future__ import annotations
 
+import math
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from statepipe.commands.coordinator import Coordinator
@@ -18,7 +20,7 @@ from statepipe.commands.outgoing import IDLE
 from statepipe.ends.fd import FdSource, write_all
 from statepipe.engine.peer import Peer
 from statepipe.engine.pipeline import NamedStage, Pipeline
-from statepipe.errors import QemuError
+from statepipe.errors import QemuError, StatepipeError
 from statepipe.formats.handover import Action, Event, Source, source
 from statepipe.formats.qemustream import QemuStream
 from statepipe.qemu.monitor import Monitor
@@ -41,11 +43,18 @@ LOOK = 1.0
 """Seconds between two looks at QEMU's figures, for who asks how it goes."""
 
 
-class Departure(Coordinator):
-    """Runs the source's half. The capabilities are the caller's to set; `words` see the plain stream.
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long the guest's memory may take, in seconds (None: for ever), and what happens then: `cancel`, or
+    `suspend`, which stops the guest so that the rest is soon through. It runs on over there."""
 
-    `look` is given QEMU's figures (query-migrate) each time they were asked for.
-    """
+    seconds: float | None = None
+    then: str = "cancel"
+
+
+class Departure(Coordinator):
+    """Runs the source's half. The capabilities are the caller's to set; `words` see the plain stream; `runs` says
+    whether the guest is to run, wherever it ends up."""
 
     def __init__(
         self,
@@ -53,24 +62,53 @@ class Departure(Coordinator):
         peer: Peer,
         words: Sequence[NamedStage],
         journal: Journal,
-        look: Callable[[dict[str, Any]], None] = lambda figures: None,
+        *,
+        runs: bool,
+        limits: Limits | None = None,
     ) -> None:
         super().__init__(source(), monitor, peer, journal)
         self.stream = QemuStream()
-        self.pipeline: Pipeline | None = None
-        self._words = words
-        self._look = look
-        self._runs = monitor.run_state() == "running"
+        self.stranded: QemuError | None = None  # why a guest that stayed here does not run
+        self._figures: dict[str, Any] = {}
+        self._runs, self._limits = runs, limits or Limits()
         self._ours, self._theirs = socket.socketpair()
+        self._source = FdSource(self._ours.fileno(), "the migration socket", IDLE)
+        self._pipeline = Pipeline(
+            self._source, [("watch", watch(self.stream, lambda message: True)), *words], peer.outgoing
+        )
 
     def run(self) -> Source:
         """Migrate; where it ended. What went wrong first is in `cause`."""
-        with self._ours:
+        with self._ours, self._source:
             self.coordinate(self._begin, self._act_on_qemu, self._shut)
         state: Source = self.side.state
         if state is Source.KEPT:
-            self.monitor.wait_until_running()
+            self._stay()
         return state
+
+    def _stay(self) -> None:
+        """QEMU resumes a guest by itself only if it stopped it itself."""
+        try:
+            self.monitor.wait_until_running()
+            if self._runs and self.monitor.run_state() != "running":
+                self.monitor.resume()
+        except QemuError as error:
+            self.stranded = error
+
+    def status(self) -> dict[str, Any]:
+        """How it goes, ready for JSON: the pipeline's, `phase`, QEMU's figures, how many links are up, bytes resent."""
+        return self._pipeline.status() | {
+            "phase": self.side.state.name.lower(),
+            "migration": self._figures,
+            "links": self.peer.links,
+            "resent": self.peer.outgoing.resent,
+        }
+
+    def set_rate(self, rate: int | None) -> None:
+        """In bytes a second, for QEMU (max-bandwidth) and for a throttle on the way, if there is one; None lifts it."""
+        self.monitor.execute("migrate-set-parameters", max_bandwidth=rate or 0)
+        if self._pipeline.has_throttle:
+            self._pipeline.set_rate(rate)
 
     def _begin(self) -> None:
         with self._theirs:
@@ -81,10 +119,7 @@ class Departure(Coordinator):
 
     def _send(self) -> None:
         """QEMU's stream, followed to its own end, to the other host."""
-        stages = [("watch", watch(self.stream, lambda message: True)), *self._words]
-        with FdSource(self._ours.fileno(), "the migration socket", IDLE) as flow:
-            self.pipeline = Pipeline(flow, stages, self.peer.outgoing)
-            self.pipeline.run()
+        self._pipeline.run()
 
     def _receive(self) -> None:
         """The return path back into QEMU, for as long as it is open."""
@@ -94,13 +129,26 @@ class Departure(Coordinator):
 
     def _follow(self) -> None:
         """QEMU's migration states as events, until the last one. Raises QemuGone."""
-        status = ""
+        status, deadline = "", self._deadline()
         while status not in _LAST:
-            figures = self.monitor.migration_changed(status, LOOK)
-            self._look(figures)
-            if figures["status"] != status and figures["status"] in STATES:
-                self.put(STATES[figures["status"]], _reason(figures))
-            status = figures["status"]
+            self._figures = self.monitor.migration_changed(status, LOOK)
+            if (now := str(self._figures["status"])) != status and now in STATES:
+                self.put(STATES[now], _reason(self._figures))
+            if time.monotonic() >= deadline and now == "active":
+                deadline = math.inf
+                self._run_out_of_time()
+            status = now
+
+    def _deadline(self) -> float:
+        return math.inf if self._limits.seconds is None else time.monotonic() + self._limits.seconds
+
+    def _run_out_of_time(self) -> None:
+        if self._limits.then == "suspend":
+            self.monitor.execute("stop")
+        else:
+            hint = "--on-timeout suspend, a longer --downtime-limit or --auto-converge bring it to an end"
+            error = StatepipeError(f"the guest's memory was not through after {self._limits.seconds:g} s", hint=hint)
+            self.put(Event.CANCEL, error)
 
     def _act_on_qemu(self, action: Action) -> None:
         if action is Action.CONTINUE:
@@ -109,28 +157,12 @@ class Departure(Coordinator):
             self._shut()
             self.monitor.execute("migrate_cancel")
         elif action is Action.RESUME and self._runs:
-            self._resume()
-
-    def _resume(self) -> None:
-        """The destination may take a moment to let go of a disk that both have open (image locks)."""
-        deadline = time.monotonic() + UNLOCK
-        while True:
-            try:
-                self.monitor.execute("cont")
-                return
-            except QemuError as error:
-                if "lock" not in str(error) or time.monotonic() > deadline:
-                    raise
-                time.sleep(UNLOCK_PAUSE)
+            self.monitor.resume()
 
     def _shut(self) -> None:
         """No byte goes to or comes from QEMU any more: what blocks there, blocks no longer."""
         with suppress(OSError):  # QEMU was first
             self._ours.shutdown(socket.SHUT_RDWR)
-
-
-UNLOCK, UNLOCK_PAUSE = 5.0, 0.1
-"""Seconds: how long, and how often, `cont` is tried while another QEMU holds a lock that no event tells the end of."""
 
 
 def _reason(figures: dict[str, Any]) -> QemuError | None:

@@ -41,7 +41,8 @@ DOOR = 0.25
 """Seconds between two looks at whether links are still wanted: so late may the end of a receiver be."""
 
 
-def _timing(plan: Plan) -> Timing:
+def timing(plan: Plan) -> Timing:
+    """How patient a session of this plan is."""
     silence = SILENCE if plan.patience.silence is None else plan.patience.silence
     tick = min(1.0, silence / 4)
     return Timing(tick, max(round(silence / tick), 1), RETRY if plan.retry is None else plan.retry)
@@ -50,7 +51,7 @@ def _timing(plan: Plan) -> Timing:
 # --- the sender
 
 
-class Dial:
+class TlsDial:
     """Makes links to the plan's address: patiently the first, within REDIAL the others."""
 
     def __init__(self, plan: Plan, trust: Trust) -> None:
@@ -71,7 +72,7 @@ class Dial:
 @contextmanager
 def sending(plan: Plan, trust: Trust) -> Iterator[tuple[SessionSource, Callable[[Callable[[], None]], SessionSink]]]:
     """A session with the plan's address: what comes back, and how to make its sink. Raises PeerError."""
-    session = dialled(Dial(plan, trust), Role.SENDS, str(plan.address), _timing(plan), links=plan.links)
+    session = dialled(TlsDial(plan, trust), Role.SENDS, str(plan.address), timing(plan), links=plan.links)
     sink, returning = SessionSink(session), SessionSource(session)  # before the peer may speak of them
     with session:
         session.meet()
@@ -91,8 +92,8 @@ def receiving(
     plan: Plan, listener: socket.socket, trust: Trust, turned_away: Callable[[str, PeerError], object], idle: int | None
 ) -> Iterator[Visit]:
     """The session of the first at the listener who may begin one. A failure within is told to the sender."""
-    acceptor = Acceptor(Role.RECEIVES, _timing(plan), turned_away)
-    with _door(listener, trust, acceptor, turned_away), acceptor.wait(plan.patience.silence) as session:
+    acceptor = Acceptor(Role.RECEIVES, timing(plan), turned_away)
+    with door(listener, trust, acceptor, turned_away), acceptor.wait(plan.patience.silence) as session:
         source, back = SessionSource(session, idle=idle), SessionSink(session)
 
         def finish() -> None:
@@ -108,7 +109,7 @@ def receiving(
 
 
 @contextmanager
-def _door(
+def door(
     listener: socket.socket, trust: Trust, acceptor: Acceptor, turned_away: Callable[[str, PeerError], object]
 ) -> Iterator[None]:
     """Let in whoever may come, for as long as the session lasts."""

@@ -29,7 +29,7 @@ def outgoing(plan: Plan) -> Iterator[tuple[SocketSource | SessionSource, MakeSin
     if plan.address.scheme == TLS:
         from statepipe.commands.linked import sending
 
-        with sending(plan, _trust(plan, server=False)) as ends:
+        with sending(plan, trust_of(plan, server=False)) as ends:
             yield ends
         return
     name, patience = str(plan.address), plan.patience
@@ -40,7 +40,8 @@ def outgoing(plan: Plan) -> Iterator[tuple[SocketSource | SessionSource, MakeSin
         yield plain, lambda wait: SocketSink(connection, name, patience, wait)
 
 
-def _trust(plan: Plan, *, server: bool) -> Trust:
+def trust_of(plan: Plan, *, server: bool) -> Trust:
+    """Whom to believe, and who we are. Raises StatepipeError."""
     from statepipe.ends.trust import by_folder, by_pins
 
     if plan.creds is not None:
@@ -51,7 +52,7 @@ def _trust(plan: Plan, *, server: bool) -> Trust:
 @contextmanager
 def visited(plan: Plan, say: Say, idle: int | None = None) -> Iterator[Visit]:
     """The first at the plan's address who may come in. Any failure ends the connection with a reset."""
-    trust = _trust(plan, server=True) if plan.address.scheme == TLS else None
+    trust = trust_of(plan, server=True) if plan.address.scheme == TLS else None
     with listening(plan.address, insecure=plan.insecure) as listener:
         if plan.address.scheme != UNIX and not plan.address.port:
             say(f"listening at port {port_of(listener)}")
@@ -63,7 +64,7 @@ def visited(plan: Plan, say: Say, idle: int | None = None) -> Iterator[Visit]:
             return
         from statepipe.commands.linked import receiving
 
-        with receiving(plan, listener, trust, _once(say), idle) as visit:
+        with receiving(plan, listener, trust, once(say), idle) as visit:
             yield visit
 
 
@@ -76,7 +77,7 @@ def _or_reset(connection: socket.socket) -> Iterator[None]:
         raise
 
 
-def _once(say: Say) -> Callable[[str, PeerError], None]:
+def once(say: Say) -> Callable[[str, PeerError], None]:
     """Tell each reason once: whoever scans ports would fill a log."""
     told: set[str] = set()
 

@@ -9,8 +9,8 @@ path has answered, QEMU's guest is its own.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from statepipe.errors import InterruptedBySignal, QemuError, QemuGone, Statepipe
 from statepipe.qemu.disks import Disk, fingerprints
 from statepipe.qemu.guest import describe_guest, image_paths
 from statepipe.qemu.monitor import Monitor
+from statepipe.qemu.settings import adjusted
 from statepipe.stages.packing import Packing
 
 LIVE = "live"
@@ -55,7 +56,7 @@ def save_by_qmp(address: str, request: Request) -> Outcome:
     with closing(Monitor(address)) as monitor:
         before = monitor.run_state()
         disks = image_paths(monitor)
-        with adjusted(monitor, capabilities(request.then)):
+        with adjusted(monitor, capabilities(request.then), {"max-bandwidth": 0}):
             saved, migration = _save(monitor, request, before, disks)
         run_state = _leave(monitor, request.then)
         return Outcome(saved, migration, run_state, _MOVING if disks and run_state == "running" else None)
@@ -71,38 +72,6 @@ def capabilities(then: str) -> dict[str, bool]:
     """What the save wants on and off."""
     live = then == LIVE
     return dict.fromkeys(UNWANTED, False) | {"events": True, "return-path": not live, "background-snapshot": live}
-
-
-@contextmanager
-def adjusted(monitor: Monitor, wanted: dict[str, bool]) -> Iterator[None]:
-    """Within it, the capabilities are as wanted and the bandwidth is unlimited; afterwards as they were."""
-    had = {item["capability"]: item["state"] for item in monitor.execute("query-migrate-capabilities")}
-    wanted = {name: state for name, state in wanted.items() if had.get(name, False) != state}
-    bandwidth = monitor.execute("query-migrate-parameters")["max-bandwidth"]
-    try:
-        _set_capabilities(monitor, wanted)
-        monitor.execute("migrate-set-parameters", max_bandwidth=0)
-        yield
-    except InterruptedBySignal:
-        monitor.hurry()
-        raise
-    finally:
-        _restore(monitor, {name: had.get(name, False) for name in wanted}, bandwidth)
-
-
-def _restore(monitor: Monitor, had: dict[str, bool], bandwidth: int) -> None:
-    try:
-        _set_capabilities(monitor, had)
-        monitor.execute("migrate-set-parameters", max_bandwidth=bandwidth)
-    except QemuGone:  # and its settings with it: the failure that is on its way says so
-        return
-
-
-def _set_capabilities(monitor: Monitor, states: dict[str, bool]) -> None:
-    # Off before on: QEMU refuses combinations, and checks the whole list at once only within one command.
-    if states:
-        items = [{"capability": name, "state": state} for name, state in sorted(states.items(), key=lambda i: i[1])]
-        monitor.execute("migrate-set-capabilities", capabilities=items)
 
 
 def _save(monitor: Monitor, request: Request, before: str, disks: list[str]) -> tuple[Saved, dict[str, Any]]:

@@ -78,6 +78,11 @@ class Desk:
 
         self._reports.append(Report(fd, self.glance))
 
+    def tell(self, facts: dict[str, Any]) -> None:
+        """Tell the reports of a step, at once."""
+        for report in self._reports:
+            report.tell(facts)
+
     def _at_hand(self) -> Job:
         if (job := self.job) is None:
             raise StatepipeError("it has just ended")
@@ -173,3 +178,9 @@ def report_to(fd: int) -> None:
     if (desk := _DESK.get()) is None:
         raise StatepipeError("no command runs here")
     desk.report_to(fd)
+
+
+def teller() -> Callable[[dict[str, Any]], None]:
+    """Desk.tell of the command that runs here, for any thread."""
+    desk = _DESK.get()
+    return (lambda facts: None) if desk is None else desk.tell

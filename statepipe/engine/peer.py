@@ -78,6 +78,11 @@ class Peer:
         """For people."""
         return self.session.name
 
+    @property
+    def links(self) -> int:
+        """How many are up."""
+        return sum(link.is_open for link in list(self.session.wire.links.values()))
+
     def tell(self, message: Message) -> None:
         """Send a message."""
         try:
@@ -106,6 +111,19 @@ class Peer:
             self.session.hear_close(FAREWELL)
         else:
             self.session.fail(PeerError("this side has left"))
+        self.session.flush(FAREWELL)
+
+    def farewell(self) -> None:
+        """Leave in peace a session in which no stream flowed. Raises PeerError."""
+        self.fall_silent()
+        while self.hear() is not None:
+            continue
+        self.part(in_peace=True)
+
+    def abandon(self, error: BaseException) -> None:
+        """Tell the other side that all is off, and why."""
+        failure = error if isinstance(error, StatepipeError) else StatepipeError(str(error) or "it was stopped")
+        self.session.fail(failure)
         self.session.flush(FAREWELL)
 
 

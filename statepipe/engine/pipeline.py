@@ -111,12 +111,19 @@ class Pipeline:
 
     def set_rate(self, rate: int | None) -> None:
         """Change the rate of its throttle, in bytes a second; None lifts it. Raises StatepipeError if it has none."""
-        stages: list[object] = [stage for _, stage in self._stages]
-        throttles = [stage for stage in stages if isinstance(stage, Adjustable)]
-        if not throttles:
+        if not self.has_throttle:
             raise StatepipeError("there is no throttle in this pipeline", hint="start it with the word throttle:RATE")
-        for stage in throttles:
+        for stage in self._throttles():
             stage.set_rate(rate)
+
+    @property
+    def has_throttle(self) -> bool:
+        """Whether one of its stages takes a rate."""
+        return bool(self._throttles())
+
+    def _throttles(self) -> list[Adjustable]:
+        stages: list[object] = [stage for _, stage in self._stages]
+        return [stage for stage in stages if isinstance(stage, Adjustable)]
 
 
 def _put_away(flow: Iterator[Buffer]) -> None:

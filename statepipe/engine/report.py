@@ -1,7 +1,8 @@
 """Status for programs: a line of JSON each second to a descriptor, and one at the end with the verdict.
 
 Each line is what `ps --json` shows of this process, and `time`, in seconds since 1970; the last has `verdict` (`done`
-or `failed`), and after a failure `error`. A reader that is slow misses lines, one that is gone is told nothing more:
+or `failed`), and after a failure `error`. A line with `step` is none of these: it tells a step of a migration, as its
+journal does. A reader that is slow misses lines, one that is gone is told nothing more:
 neither the data nor their verdict ever wait for it.
 """
 
@@ -54,6 +55,10 @@ class Report:
             self._thread.join()
             self._thread = None
             self._note()
+
+    def tell(self, facts: Status) -> None:
+        """A line of its own, for a step that was taken."""
+        self._write({"step": facts}, LAST_PATIENCE)
 
     def close(self, error: BaseException | None) -> None:
         """The verdict."""

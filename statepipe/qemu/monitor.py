@@ -7,6 +7,7 @@ import signal
 import socket
 import struct
 import threading
+import time
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
@@ -28,15 +29,20 @@ HURRY = 0.3
 LOOK_AGAIN = 0.05
 """Seconds between two looks at what no event tells."""
 
+UNLOCK = 5.0
+"""Seconds that `cont` is tried while another QEMU holds a lock: one that was killed holds it until it is reaped."""
+
 
 class Monitor:
     """A connection to a QMP socket: `execute` commands, hand over descriptors.
 
-    `address` is a path or a connected socket. Raises QemuError when nobody answers there or QEMU goes away.
+    `address` is a path or a connected socket; then `pid` is the process at its other end, which a socketpair does not
+    tell. Raises QemuError when nobody answers there or QEMU goes away.
     """
 
-    def __init__(self, address: str | socket.socket) -> None:
+    def __init__(self, address: str | socket.socket, pid: int | None = None) -> None:
         self._patience: float | None = None
+        self._pid = pid
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="monitor", daemon=True)
         _start_undisturbed(self._thread)
@@ -91,13 +97,13 @@ class Monitor:
         """query-migrate's answer; `status` is always there ("none" before any migration). Raises QemuError."""
         return {"status": "none", **self.execute("query-migrate")}
 
-    def migration_outcome(self) -> dict[str, Any]:
+    def migration_outcome(self, patience: float | None = None) -> dict[str, Any]:
         """Wait until the migration is completed, failed or cancelled; query-migrate's answer.
 
-        Needs the capability `events`. Raises QemuError.
+        Needs the capability `events`, or `patience`: seconds between two looks. Raises QemuError.
         """
         while (answer := self.migration())["status"] not in FINAL:
-            self._call(self._change(self._migration_events))
+            self._call(self._change(self._migration_events, patience))
         return answer
 
     def migration_changed(self, status: str, patience: float) -> dict[str, Any]:
@@ -118,6 +124,18 @@ class Monitor:
         while self.run_state() == "finish-migrate":
             self._call(self._change(self._resume_events, LOOK_AGAIN))
 
+    def resume(self) -> None:
+        """`cont`, and again while another QEMU has still to let go of a disk (image locks). Raises QemuError."""
+        deadline = time.monotonic() + UNLOCK
+        while True:
+            try:
+                self.execute("cont")
+                return
+            except QemuError as error:
+                if "lock" not in str(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(LOOK_AGAIN)
+
     async def _change(self, events: EventListener, patience: float | None = None) -> None:
         """Until one of the events, the end of the connection, or `patience` seconds have passed."""
         if self._client.runstate is not Runstate.RUNNING:  # it has ended between a command's answer and this wait
@@ -130,7 +148,7 @@ class Monitor:
     @property
     def pid(self) -> int:
         """The process at the other end of the socket, 0 if unknown (SO_PEERCRED)."""
-        return self._call(self._peer())
+        return self._call(self._peer()) if self._pid is None else self._pid
 
     async def _peer(self) -> int:
         writer = self._client._writer  # qemu.qmp has no public way to the socket either; see its send_fd_scm

@@ -102,22 +102,37 @@ def _is_read_write(pid: int, fd: str) -> bool:
 class Child:
     """A QEMU started paused, waiting for an incoming migration, with a monitor of ours.
 
-    `monitor` is our end of its monitor's socket. Raises QemuError if it cannot be started.
+    `monitor` is our end of its monitor's socket, `spare` that of a second one, for who outlives us. Raises QemuError if
+    it cannot be started.
     """
 
     def __init__(self, command: Sequence[str], detach: bool) -> None:
         _refuse_incoming(command)
         self.stays_paused = _has_option(command, "-S")
-        self.monitor, theirs = socket.socketpair()
-        with theirs:
-            extra = _paused_and_waiting(theirs.fileno())
+        (self.monitor, theirs), (self.spare, spare) = socket.socketpair(), socket.socketpair()
+        with theirs, spare:
+            fds = [theirs.fileno(), spare.fileno()]
             try:
                 self._process = subprocess.Popen(
-                    [*command, *extra], pass_fds=[theirs.fileno()], start_new_session=detach, preexec_fn=_hear_signals
+                    [*command, *_paused_and_waiting(fds)],
+                    pass_fds=fds,
+                    start_new_session=detach,
+                    preexec_fn=_hear_signals,
                 )
             except OSError as error:
                 self.monitor.close()
+                self.spare.close()
                 raise QemuError(f"cannot start {command[0]}: {error.strerror}") from error
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._process.pid
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has; then it is reaped."""
+        return self._process.poll() is not None
 
     def wait(self) -> int:
         """Stay until QEMU ends; its exit status, or 128 + the signal that killed it.
@@ -160,7 +175,9 @@ def _hear_signals() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
 
-def _paused_and_waiting(fd: int) -> list[str]:
-    name = "statepipe-monitor"
-    monitor = ["-chardev", f"socket,id={name},fd={fd}", "-mon", f"chardev={name},mode=control"]
-    return ["-S", "-incoming", "defer", *monitor]
+def _paused_and_waiting(fds: Sequence[int]) -> list[str]:
+    words = ["-S", "-incoming", "defer"]
+    for number, fd in enumerate(fds):
+        name = f"statepipe-monitor-{number}"
+        words += ["-chardev", f"socket,id={name},fd={fd}", "-mon", f"chardev={name},mode=control"]
+    return words

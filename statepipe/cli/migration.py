@@ -1,0 +1,171 @@
+"""The verbs that move guests between hosts: from parsed values to commands/, and from outcomes to words."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from statepipe.cli.filters import build_words
+from statepipe.cli.grammar import parse_word
+from statepipe.cli.messages import clean, say, show, warn
+from statepipe.cli.network import plan_of, seconds_of
+from statepipe.engine import desk
+from statepipe.errors import UsageError
+from statepipe.units import format_size, parse_rate
+
+if TYPE_CHECKING:
+    from statepipe.commands.migrate import Report
+    from statepipe.commands.plan import Say
+    from statepipe.commands.resolve import Finding
+
+Values = dict[str, Any]
+
+
+def run_migrate(name: str, values: Values) -> int:
+    """migrate: a guest to another host."""
+    from statepipe.commands.departure import Limits
+    from statepipe.commands.migrate import Request, migrate
+
+    if values["on_timeout"] and not values["timeout"]:
+        raise UsageError("--on-timeout says what happens at a time that --timeout SECONDS has to name")
+    request = Request(
+        _monitor(values),
+        plan_of(values["uri"], values["words"], values, None),
+        _undoing(values["words"]),
+        offline=values["offline"],
+        quits=values["quit_source"],
+        force=values["force"],
+        limits=Limits(seconds_of(values["timeout"]), values["on_timeout"] or "cancel"),
+        parameters=_parameters(values),
+        capabilities=("auto-converge",) if values["auto_converge"] else (),
+        journal=values["journal"],
+    )
+    report = migrate(request, _warning(name), _listeners(values))
+    say(_told(report))
+    return 0
+
+
+def _undoing(words: Sequence[str]) -> tuple[str, ...]:
+    """The stages that undo those words, last first. Raises UsageError for a word that the other side cannot undo."""
+    from statepipe.commands.terms import UNDOING
+
+    undo = []
+    for word in reversed(words):
+        row, _ = parse_word(word)
+        if row.inverse in UNDOING:
+            undo.append(row.inverse)
+        elif not row.keeps_bytes:
+            raise UsageError(f"'{row.name}' has no place in migrate", hint="the other side could not undo it")
+    return tuple(undo)
+
+
+def _parameters(values: Values) -> dict[str, int]:
+    parameters = {"max-bandwidth": (parse_rate(values["rate"]) if values["rate"] else None) or 0}
+    if (limit := values["downtime_limit"]) is not None:
+        if not limit.isdecimal() or int(limit) > 2_000_000:
+            raise UsageError(f"'{limit}' is not a number of milliseconds, up to 2000000")
+        parameters["downtime-limit"] = int(limit)
+    return parameters
+
+
+def _told(report: Report) -> str:
+    ram = report.figures.get("ram", {})
+    again = f", {format_size(report.resent)} of them twice" if report.resent else ""
+    return (
+        f"statepipe: migrate: the guest runs at {report.peer}: {report.figures.get('total-time', 0) / 1000:.1f} s, "
+        f"it stood still for {report.downtime * 1000:.0f} ms; {format_size(report.sent)} sent{again}, "
+        f"{ram.get('dirty-sync-count', 0)} rounds over {format_size(ram.get('total', 0))} of memory"
+    )
+
+
+def run_receive(name: str, values: Values) -> int:
+    """receive: a guest from another host."""
+    from statepipe.commands.receive import Request, receive
+
+    if bool(values["command"]) == bool(values["qmp"]):
+        raise UsageError("receive takes a guest into a QEMU", hint="give its command line after --, or --qmp SOCKET")
+    if values["serve"] and (values["qmp"] or values["detach"]):
+        raise UsageError(
+            "--serve starts a QEMU for each guest", hint="give its command line after --, without --detach"
+        )
+    request = Request(
+        plan_of(values["address"], [], values, seconds_of(values["timeout"])),
+        build_words,
+        values["qmp"],
+        values["command"],
+        detach=values["detach"],
+        guests=_guests(values["serve"]),
+        journal=values["journal"],
+    )
+    return receive(request, _saying(name), _warning(name), _listeners(values))
+
+
+def _guests(text: str | None) -> int | None:
+    if text is not None and (not text.isdecimal() or not 1 <= int(text) <= GUESTS):
+        raise UsageError(f"'{text}' is not a number of guests, 1 to {GUESTS}")
+    return int(text) if text else None
+
+
+GUESTS = 1000
+"""As many as anybody runs on one host."""
+
+
+def run_check(name: str, values: Values) -> int:
+    """check: a table; 1 where a row fails."""
+    from statepipe.commands.migrate import check
+    from statepipe.qemu.compare import FAIL, as_rows, worst
+
+    findings = check(_monitor(values), plan_of(values["uri"], [], values, None))
+    width = max(len(finding.what) for finding in findings)
+    lines = [f"{finding.level:4}  {finding.what:{width}}  {finding.reason}" for finding in findings]
+    show(json.dumps(as_rows(findings), indent=2) if values["json"] else "\n".join(map(clean, lines)))
+    return 1 if worst(findings) == FAIL else 0
+
+
+def run_resolve(name: str, values: Values) -> int:
+    """resolve: what a QEMU is at, or what a person decided."""
+    from statepipe.commands.resolve import decide, look
+
+    if values["where"] is not None:
+        say(f"statepipe: resolve: {decide(_monitor(values), values['where'])}")
+    else:
+        show(_found(look(_monitor(values), values["journal"]), values["qmp"]))
+    return 0
+
+
+def _found(finding: Finding, qmp: str) -> str:
+    rows = [("QEMU", f"{finding.run_state}: {finding.meaning}"), ("migration", finding.migration)]
+    rows += [("journal", finding.step)] if finding.step else []
+    lines = [f"{name + ':':12}{clean(value)}" for name, value in rows]
+    if finding.run_state != "running":
+        command = f"statepipe resolve --qmp {shlex.quote(qmp)}"
+        lines += ["", "Look at the other host too. Then, of the two QEMUs, one runs the guest and the other ends:"]
+        lines += [f"    {command} here", f"    {command} elsewhere"]
+    return "\n".join(lines)
+
+
+def _monitor(values: Values) -> str:
+    """Raises UsageError."""
+    if (path := values["qmp"]) is None:
+        raise UsageError("which QEMU?", hint="name its monitor's socket, with --qmp SOCKET")
+    return str(path)
+
+
+def _warning(name: str) -> Say:
+    return lambda text: warn(name, text)
+
+
+def _saying(name: str) -> Say:
+    return lambda text: say(f"statepipe: {name}: {text}")
+
+
+def _listeners(values: Values) -> list[Callable[[dict[str, Any]], None]]:
+    """Who hears each step of a migration, beside the journal and the guardian. Raises UsageError."""
+    if (text := values["status_fd"]) is None:
+        return []
+    if not text.isdecimal():
+        raise UsageError(f"'{text}' is not the number of a descriptor")
+    desk.report_to(int(text))
+    return [desk.teller()]

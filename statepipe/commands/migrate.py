@@ -1,0 +1,171 @@
+"""migrate: a guest goes to another host through a session, in two phases (formats/handover.py).
+
+Both hosts are looked at first, and nothing moves that would fail. While it moves, every state is in the journal and
+with the guardian before anything is done about it. Whatever goes wrong until the destination was told to run, the
+guest runs on here with its QEMU's settings as they were.
+"""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from statepipe.commands.departure import CAPABILITIES, Departure, Limits
+from statepipe.commands.encounter import called
+from statepipe.commands.guardian import Guardian, recover_source
+from statepipe.commands.journal import Journal, Listener
+from statepipe.commands.plan import Plan
+from statepipe.commands.terms import CHECK, MIGRATE, Offer
+from statepipe.engine.desk import at_work
+from statepipe.engine.peer import Peer
+from statepipe.errors import QemuError, QemuGone, StatepipeError
+from statepipe.formats.handover import Source
+from statepipe.qemu.compare import FAIL, WARN, Finding, compare, worst
+from statepipe.qemu.facts import gather
+from statepipe.qemu.monitor import Monitor
+from statepipe.qemu.settings import adjusted
+
+UNWANTED = ("multifd", "postcopy-ram", "background-snapshot", "switchover-ack", "x-colo", "mapped-ram")
+"""Capabilities that one stream over a session cannot serve; `tunnel` carries QEMU's own sockets."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What was asked for. `plan.words` see the plain stream and `undo` undoes them over there.
+
+    `offline` stops the guest first. `parameters` are QEMU's own (downtime-limit in ms, max-bandwidth in bytes a
+    second), `capabilities` those wanted beside ours. `force` overrules what the comparison of the hosts found.
+    """
+
+    qmp: str
+    plan: Plan
+    undo: tuple[str, ...] = ()
+    offline: bool = False
+    quits: bool = False
+    force: bool = False
+    limits: Limits = field(default_factory=Limits)
+    parameters: dict[str, Any] = field(default_factory=dict)
+    capabilities: tuple[str, ...] = ()
+    journal: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A guest that has moved: QEMU's figures, seconds from STOP here to RUNNING there, bytes sent and sent again."""
+
+    peer: str
+    figures: dict[str, Any]
+    downtime: float
+    sent: int
+    resent: int
+
+
+Tell = Callable[[str], object]
+
+
+def check(qmp: str, plan: Plan) -> list[Finding]:
+    """Whether the guest behind the monitor would get to the plan's address. Raises StatepipeError."""
+    with closing(Monitor(qmp)) as monitor, called(plan) as peer:
+        offer = Offer(CHECK, gather(monitor))
+        findings = compare(offer.facts, offer.make(peer))
+        peer.farewell()
+        return findings
+
+
+def migrate(request: Request, warn: Tell, listeners: Sequence[Listener]) -> Report:
+    """Move the guest; what it came to. Raises StatepipeError, whose hint says where the guest is."""
+    with (
+        Guardian(recover_source, warn) as guardian,
+        closing(Monitor(request.qmp)) as monitor,
+        called(request.plan) as peer,
+    ):
+        offer = _agree(request, monitor, peer, warn)
+        steps = _Steps()
+        facts = {"side": "source", "peer": peer.name, "guest": offer.facts["guest"]}
+        with (
+            closing(Journal(request.journal, facts, (guardian.note, steps, *listeners))) as journal,
+            adjusted(monitor, _capabilities(request), request.parameters) as before,
+        ):
+            guardian.note({"qmp": request.qmp, "runs": offer.runs, "before": before})
+            departure = Departure(monitor, peer, request.plan.words, journal, runs=offer.runs, limits=request.limits)
+            _go(departure, request)
+            report = Report(peer.name, monitor.migration(), steps.downtime, peer.outgoing.bytes, peer.outgoing.resent)
+        if request.quits:
+            with suppress(QemuGone):  # it may end before its answer is out
+                monitor.execute("quit")
+    return report
+
+
+def _agree(request: Request, monitor: Monitor, peer: Peer, warn: Tell) -> Offer:
+    """Both sides look at each other, and are content. Raises StatepipeError."""
+    state = monitor.run_state()
+    if state not in ("running", "paused"):
+        raise QemuError(f"there is no guest to move: QEMU says {state}", hint="see: statepipe resolve --help")
+    offer = Offer(MIGRATE, gather(monitor), request.undo, state == "running")
+    _judge(compare(offer.facts, offer.make(peer)), warn, force=request.force)
+    peer.tell({"begin": True})
+    return offer
+
+
+def _judge(findings: Sequence[Finding], warn: Tell, *, force: bool) -> None:
+    """Raises StatepipeError for what would fail, unless `force`; tells what may."""
+    for finding in findings:
+        if finding.level == WARN or (force and finding.level == FAIL):
+            warn(f"{finding.what}: {finding.reason}")
+    if worst(findings) == FAIL and not force:
+        reasons = [f"{finding.what}: {finding.reason}" for finding in findings if finding.level == FAIL]
+        raise StatepipeError("; ".join(reasons), hint="nothing was moved; statepipe check shows all, --force overrules")
+
+
+def _capabilities(request: Request) -> dict[str, bool]:
+    return dict.fromkeys(UNWANTED, False) | dict.fromkeys((*CAPABILITIES, *request.capabilities), True)
+
+
+def _go(departure: Departure, request: Request) -> None:
+    """Raises StatepipeError unless the guest runs over there."""
+    if request.offline:
+        departure.monitor.execute("stop")
+    with at_work(departure):
+        state = departure.run()
+    if state is not Source.MOVED:
+        raise _failure(departure, state, request)
+
+
+def _failure(departure: Departure, state: Source, request: Request) -> StatepipeError:
+    cause = departure.cause
+    error = cause if isinstance(cause, StatepipeError) else QemuError(f"the migration failed: {cause!r}")
+    resolve = f"statepipe resolve --qmp {shlex.quote(request.qmp)}"
+    if state is Source.UNDECIDED:
+        what = (
+            f"{departure.peer.name} was told to run the guest and cannot be reached: whether it does is not known here"
+        )
+        return QemuError(what, hint=f"look there; if it runs: {resolve} elsewhere; if it does not: {resolve} here")
+    if state is Source.DEAD:
+        return QemuGone(f"QEMU has ended, and the guest with it: {error}")
+    if departure.stranded is not None:
+        error.hint = f"the guest is here but stands still: {departure.stranded}; then: {resolve} here"
+    else:
+        error.hint = "; ".join(
+            filter(None, [f"the guest is {departure.monitor.run_state()} here, as before", error.hint])
+        )
+    return error
+
+
+class _Steps:
+    """A journal's listener that knows when each state was reached."""
+
+    def __init__(self) -> None:
+        self._at: dict[str, float] = {}
+
+    def __call__(self, facts: dict[str, Any]) -> None:
+        if "state" in facts:
+            self._at[facts["state"]] = time.monotonic()
+
+    @property
+    def downtime(self) -> float:
+        """Seconds from QEMU's word that the guest stands still to the other side's that it runs."""
+        return self._at[Source.MOVED.name] - self._at[Source.ASKED.name]

@@ -1,0 +1,207 @@
+"""receive: take a guest that `migrate` on another host gives away, into a QEMU that waits or that is started for it.
+
+The guest runs here when the source says so and not before; whatever fails until then, this QEMU is ended. One of our
+own we stay the parent of, as `load` does, or with `--serve` leave to itself and wait for the next guest.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from typing import NoReturn
+
+from statepipe.commands.arrival import CAPABILITIES, Arrival
+from statepipe.commands.encounter import answered
+from statepipe.commands.guardian import Guardian, recover_destination
+from statepipe.commands.journal import Journal, Listener
+from statepipe.commands.plan import Plan, Say
+from statepipe.commands.terms import CHECK, Offer, offered
+from statepipe.ends.dial import listening, port_of
+from statepipe.engine.desk import at_work
+from statepipe.engine.peer import Peer
+from statepipe.engine.pipeline import NamedStage
+from statepipe.engine.signals import held
+from statepipe.errors import IntegrityError, PeerError, QemuError, QemuGone, StatepipeError
+from statepipe.formats.handover import Destination
+from statepipe.qemu.facts import gather
+from statepipe.qemu.monitor import Monitor
+from statepipe.qemu.process import Child
+from statepipe.qemu.settings import set_capabilities
+
+ENDING = 5000
+"""Milliseconds that a QEMU has to end when it is told to quit, before it is killed."""
+
+LOOK = 0.5
+"""Seconds between two looks at whether a guest has ended, while all places are taken."""
+
+Undo = Callable[[Sequence[str]], Sequence[NamedStage]]
+"""Makes the stages of those names. Raises StatepipeError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What was asked for: a QEMU's monitor (`qmp`), or the command that starts one. `undo` makes stages.
+
+    `guests` are the most that run at once, with `--serve`; None: take one and stay with it.
+    """
+
+    plan: Plan
+    undo: Undo
+    qmp: str | None = None
+    command: Sequence[str] = ()
+    detach: bool = False
+    guests: int | None = None
+    journal: str | None = None
+
+
+class Host:
+    """The QEMU that is to have the guest. Leaving it before `keep` ends it."""
+
+    def __init__(self, request: Request) -> None:
+        self.child: Child | None = None
+        self._kept, self._qmp = False, request.qmp
+        if request.qmp is not None:
+            self.monitor = Monitor(request.qmp)
+        else:
+            with held():  # a QEMU that was started must be known to us
+                self.child = Child(request.command, request.detach or request.guests is not None)
+            self.monitor = Monitor(self.child.monitor, self.child.pid)
+        self._pidfd = os.pidfd_open(self.monitor.pid)
+
+    def __enter__(self) -> Host:
+        return self
+
+    def check(self) -> None:
+        """Raises QemuError unless it waits for a guest."""
+        if (found := self.monitor.run_state()) != "inmigrate":
+            hint = "start it with -incoming defer"
+            raise QemuError(f"QEMU does not wait for a guest: its own is {found}", hint=hint)
+
+    def end(self) -> None:
+        """Tell it to quit, and see that it has ended: its guest must never run."""
+        with suppress(QemuGone):
+            self.monitor.hurry()
+            self.monitor.execute("quit")
+        if not self._has_ended(ENDING):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            self._has_ended(None)
+        if self.child is not None:
+            self.child.end()  # reaps it
+
+    def _has_ended(self, patience: int | None) -> bool:
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        return bool(poll.poll(patience))
+
+    def lend(self, guardian: Guardian, *, runs: bool) -> None:
+        """Let the guardian know what it needs should we be killed."""
+        spare = (self.child.spare.fileno(),) if self.child else ()
+        guardian.note({"pid": self.monitor.pid, "qmp": self._qmp, "runs": runs}, spare)
+
+    def keep(self) -> None:
+        """The guest is here."""
+        self._kept = True
+
+    def __exit__(self, *error: object) -> None:
+        with held():
+            if not self._kept and self.child is not None:
+                self.end()
+            self.monitor.close()
+            os.close(self._pidfd)
+
+
+def receive(request: Request, say: Say, warn: Say, listeners: Sequence[Listener]) -> int:
+    """Take a guest, or one after the other. The exit status: of the QEMU that we started, unless it is left to itself.
+
+    Raises StatepipeError, and then there is no guest here; one who serves says it and waits for the next.
+    """
+    with listening(request.plan.address, insecure=request.plan.insecure) as listener:
+        if not request.plan.address.port:
+            say(f"listening at port {port_of(listener)}")
+        with closing(_Reception(request, listener, say, warn, listeners)) as reception:
+            if request.guests is not None:
+                reception.serve(request.guests)
+            child = reception.one()
+    return 0 if child is None or request.detach else child.wait()
+
+
+class _Reception:
+    """Takes guests at a listener. `warn` is how the guardian speaks."""
+
+    def __init__(
+        self, request: Request, listener: socket.socket, say: Say, warn: Say, listeners: Sequence[Listener]
+    ) -> None:
+        self._request, self._listener, self._say, self._warn = request, listener, say, warn
+        self._listeners = listeners
+        self._numbers = itertools.count(1)
+
+    def close(self) -> None:
+        """Nobody else is let in."""
+        self._listener.close()
+
+    def serve(self, most: int) -> NoReturn:
+        """Guest after guest, `most` at a time. Ends by a signal alone."""
+        guests: list[Child] = []
+        while True:
+            try:
+                guests += filter(None, [self.one()])
+            except (PeerError, QemuError, IntegrityError) as error:
+                self._say(f"no guest was taken: {error}")
+            while len(guests := [child for child in guests if not child.ended]) >= most:
+                time.sleep(LOOK)
+
+    def one(self) -> Child | None:
+        """Take a guest, however many only ask before; the QEMU, if it is ours. Raises StatepipeError."""
+        while True:
+            with (
+                Guardian(recover_destination, self._warn) as guardian,
+                answered(self._request.plan, self._listener, self._say) as peer,
+                Host(self._request) as host,
+            ):
+                if self._take(offered(peer), peer, host, guardian):
+                    return host.child
+
+    def _take(self, offer: Offer, peer: Peer, host: Host, guardian: Guardian) -> bool:
+        """Whether there is a guest now; there is none for who only asked."""
+        host.check()
+        peer.tell({"facts": gather(host.monitor, offer.disks)})
+        if peer.hear() is None:
+            peer.farewell()
+            self._say(f"{peer.name} has looked whether its guest could come")
+            return False
+        if offer.purpose == CHECK:
+            raise PeerError(f"{peer.name} was to ask, and not to come")
+        facts = {"side": "destination", "peer": peer.name, "guest": offer.facts["guest"]}
+        with closing(Journal(self._path(), facts, (guardian.note, *self._listeners))) as journal:
+            host.lend(guardian, runs=offer.runs)
+            words = self._request.undo(offer.undo)
+            _arrive(Arrival(host.monitor, peer, words, journal, host.end, runs=offer.runs))
+        host.keep()
+        self._say(f"{peer.name} has given its guest away; here it is {host.monitor.run_state()}")
+        return True
+
+    def _path(self) -> str | None:
+        """One who serves has a journal for each guest."""
+        path, number = self._request.journal, next(self._numbers)
+        return path if path is None or self._request.guests is None else f"{path}.{number}"
+
+
+def _arrive(arrival: Arrival) -> None:
+    """Raises what prevented it."""
+    set_capabilities(arrival.monitor, dict.fromkeys(CAPABILITIES, True))
+    with at_work(arrival):
+        state = arrival.run()
+    if state is Destination.RUNS:
+        arrival.announce()
+        return
+    cause = arrival.cause
+    error = cause if isinstance(cause, StatepipeError) else QemuError(f"the guest could not be taken: {cause!r}")
+    error.hint = "; ".join(filter(None, ["the QEMU here is ended, and its guest never ran", error.hint]))
+    raise error

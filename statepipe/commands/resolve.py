@@ -1,0 +1,83 @@
+"""resolve: what a person decides whom the two hosts could not reach, or whose statepipe was killed.
+
+Of the two QEMUs that hold the guest, one is to run it. Each is asked by itself: what it is at, and with a word, `here`
+or `elsewhere`, told.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from statepipe.commands.journal import read_journal
+from statepipe.errors import QemuError, QemuGone
+from statepipe.formats.handover import Destination, Source
+from statepipe.qemu.monitor import FINAL, LOOK_AGAIN, Monitor
+
+HERE, ELSEWHERE = "here", "elsewhere"
+
+_MEANINGS = {
+    "running": "its guest runs here",
+    "postmigrate": "it has given its guest away and holds it still",
+    "paused": "its guest is here and stands still",
+    "prelaunch": "its guest is here and stands still",
+    "finish-migrate": "its guest is on its way and stands still",
+    "inmigrate": "it waits for a guest, or for the rest of one",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What is known: QEMU's run state and what that means, the migration's, and the journal's last step, if given."""
+
+    run_state: str
+    meaning: str
+    migration: str
+    step: str | None
+
+
+def look(qmp: str, journal: str | None) -> Finding:
+    """Ask one QEMU. Raises StatepipeError."""
+    step = None if journal is None else _last_step(read_journal(journal))
+    with closing(Monitor(qmp)) as monitor:
+        state = monitor.run_state()
+        return Finding(state, _MEANINGS.get(state, "its guest does not run"), monitor.migration()["status"], step)
+
+
+def _last_step(rows: list[dict[str, Any]]) -> str | None:
+    states = [row["state"] for row in rows if "state" in row]
+    if not states:
+        return None
+    side = Source if rows[0].get("side") == "source" else Destination
+    known = side.__members__.get(states[-1])
+    return f"{states[-1]}: {known.value}" if known else str(states[-1])
+
+
+def decide(qmp: str, where: str) -> str:
+    """Have the guest run `here`, or end this QEMU, as it runs `elsewhere`; what came of it. Raises StatepipeError."""
+    with closing(Monitor(qmp)) as monitor:
+        if where == HERE:
+            return _run(monitor)
+        if (state := monitor.run_state()) == "running":
+            raise QemuError(
+                "the guest runs here",
+                hint="if it runs elsewhere as well, stop one of them by hand: both have its disks",
+            )
+        with suppress(QemuGone):  # it may end before its answer is out
+            monitor.execute("quit")
+        return f"the QEMU that held the guest ({state}) has ended"
+
+
+def _run(monitor: Monitor) -> str:
+    if monitor.migration()["status"] not in ("none", *FINAL):
+        monitor.execute("migrate_cancel")
+        monitor.migration_outcome(LOOK_AGAIN)  # its settings are not ours: it may tell of no event
+        monitor.wait_until_running()
+    state = monitor.run_state()
+    if state == "inmigrate":
+        hint = "only the other QEMU can run it: statepipe resolve --qmp SOCKET here, on that host"
+        raise QemuError("the guest is not wholly here", hint=hint)
+    if state != "running":
+        monitor.resume()
+    return f"the guest is {monitor.run_state()} here"

@@ -1,0 +1,125 @@
+"""Two hosts on the loopback, with statepipes of their own, and guests that move between them."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import threading
+from pathlib import Path
+from typing import Any
+
+from tests.qemu.harness import PATIENCE, Guest, run_statepipe, statepipe_command
+
+LISTENING = re.compile(r"listening at port (\d+)")
+
+
+class Credentials:
+    """Certificates of two hosts, `source` and `destination`, of one authority."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._pki("init")
+        for host in ("source", "destination"):
+            self._pki("issue", "localhost", "127.0.0.1", host, "--dir", folder / host)
+
+    def _pki(self, *words: object) -> None:
+        done = run_statepipe("pki", *words, "--ca", self.folder / "ca")
+        assert done.returncode == 0, done.stderr
+
+    def of(self, host: str) -> list[str]:
+        return ["--tls-creds", str(self.folder / host)]
+
+
+class Running:
+    """A statepipe in the background, whose words are kept. It is killed on leaving, if it has not ended."""
+
+    def __init__(self, *words: object, **more: Any) -> None:
+        command = [*statepipe_command(), *map(str, words)]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more
+        )
+        self.said: list[str] = []
+        self._changed = threading.Condition()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stderr is not None
+        for line in self._process.stderr:
+            with self._changed:
+                self.said.append(line.rstrip("\n"))
+                self._changed.notify_all()
+        with self._changed:
+            self.said.append("")
+            self._changed.notify_all()
+
+    def wait_said(self, pattern: str) -> re.Match[str]:
+        """Wait for a line that the pattern is found in."""
+
+        def look() -> re.Match[str] | None:
+            return next((found for line in self.said if (found := re.search(pattern, line))), None)
+
+        with self._changed:
+            assert self._changed.wait_for(lambda: look() or "" in self.said, PATIENCE), self.said
+            found = look()
+        assert found is not None, self.said
+        return found
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def send(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def wait(self) -> int:
+        """Its exit status, once all it had to say is there too."""
+        status = self._process.wait(PATIENCE)
+        self._reader.join(PATIENCE)
+        return status
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if not self.ended():
+            self._process.kill()
+        self._process.wait()
+        self._reader.join()
+        for stream in (self._process.stdout, self._process.stderr):
+            if stream:
+                stream.close()
+
+
+def receiver(credentials: Credentials, *words: object, **more: Any) -> tuple[Running, int]:
+    """A `receive` at a port of its choice."""
+    running = Running("receive", "tls://127.0.0.1:0", *credentials.of("destination"), *words, **more)
+    try:
+        return running, int(running.wait_said(LISTENING.pattern)[1])
+    except BaseException:
+        running.__exit__()
+        raise
+
+
+def mover(credentials: Credentials, guest: Guest, port: int, *words: object, **more: Any) -> Running:
+    """A `migrate` of the guest to that port."""
+    where = f"tls://127.0.0.1:{port}"
+    return Running("migrate", "--qmp", guest.socket, *credentials.of("source"), *words, where, **more)
+
+
+def child_of(pid: int) -> int:
+    """The process that a receive has started: QEMU, and not its guardian."""
+    children = [entry for entry in os.listdir("/proc") if f"\nPPid:\t{pid}\n" in _status(entry)]
+    return next(int(entry) for entry in children if "qemu" in os.path.basename(os.readlink(f"/proc/{entry}/exe")))
+
+
+def _status(entry: str) -> str:
+    try:
+        return Path(f"/proc/{entry}/status").read_text()
+    except OSError:  # no process, or one that has just ended
+        return ""
