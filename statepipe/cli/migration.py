@@ -12,10 +12,11 @@ from statepipe.cli.grammar import parse_word
 from statepipe.cli.messages import clean, say, show, warn
 from statepipe.cli.network import plan_of, seconds_of
 from statepipe.engine import desk
-from statepipe.errors import UsageError
+from statepipe.errors import StatepipeError, UsageError
 from statepipe.units import format_size, parse_rate
 
 if TYPE_CHECKING:
+    from statepipe.commands.guardian import LastWord
     from statepipe.commands.migrate import Report
     from statepipe.commands.plan import Say
     from statepipe.commands.resolve import Finding
@@ -42,7 +43,7 @@ def run_migrate(name: str, values: Values) -> int:
         capabilities=("auto-converge",) if values["auto_converge"] else (),
         journal=values["journal"],
     )
-    report = migrate(request, _warning(name), _listeners(values))
+    report = migrate(request, _warning(name), _last_word(name), _listeners(values))
     say(_told(report))
     return 0
 
@@ -99,7 +100,7 @@ def run_receive(name: str, values: Values) -> int:
         guests=_guests(values["serve"]),
         journal=values["journal"],
     )
-    return receive(request, _saying(name), _warning(name), _listeners(values))
+    return receive(request, _saying(name), _last_word(name), _listeners(values))
 
 
 def _guests(text: str | None) -> int | None:
@@ -159,6 +160,19 @@ def _warning(name: str) -> Say:
 
 def _saying(name: str) -> Say:
     return lambda text: say(f"statepipe: {name}: {text}")
+
+
+def _last_word(name: str) -> LastWord:
+    """How the guardian speaks when statepipe was killed."""
+
+    def speak(recover: Callable[[], str]) -> None:
+        try:
+            warn(name, f"statepipe was killed: {recover()}")
+        except (StatepipeError, OSError) as error:
+            warn(name, f"statepipe was killed, and what it left could not be set right: {error}")
+            say("statepipe: hint: see: statepipe resolve --help")
+
+    return speak
 
 
 def _listeners(values: Values) -> list[Callable[[dict[str, Any]], None]]:

@@ -16,7 +16,6 @@ from contextlib import closing, suppress
 from typing import Any, NoReturn, Self
 
 from statepipe.engine.signals import ENDING, held
-from statepipe.errors import StatepipeError
 from statepipe.formats.handover import Action, Destination, Source, recovery
 from statepipe.qemu.monitor import FINAL, Monitor
 from statepipe.qemu.settings import restore
@@ -29,18 +28,22 @@ Recover = Callable[[Known, "socket.socket | None"], str]
 """Sets things right by what is known, and by a monitor if one was lent; says what came of it. Raises StatepipeError."""
 
 
-class Guardian:
-    """Forks on entering. `tell` is how the guardian itself speaks, should it have to."""
+LastWord = Callable[[Callable[[], str]], object]
+"""Calls what sets things right, and tells what came of it, or what was raised: there is nobody above to tell."""
 
-    def __init__(self, recover: Recover, tell: Callable[[str], object]) -> None:
-        self._recover, self._tell = recover, tell
+
+class Guardian:
+    """Forks on entering; in the guardian, should it have to act, `last_word` has all to say."""
+
+    def __init__(self, recover: Recover, last_word: LastWord) -> None:
+        self._recover, self._last_word = recover, last_word
 
     def __enter__(self) -> Self:
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with held(), theirs:
             self._pid = os.fork()
             if not self._pid:
-                _guard(theirs, self._recover, self._tell)
+                _guard(theirs, self._recover, self._last_word)
         return self
 
     def note(self, facts: Known, fds: tuple[int, ...] = ()) -> None:
@@ -54,15 +57,13 @@ class Guardian:
         os.waitpid(self._pid, 0)
 
 
-def _guard(ours: socket.socket, recover: Recover, tell: Callable[[str], object]) -> NoReturn:
+def _guard(ours: socket.socket, recover: Recover, last_word: LastWord) -> NoReturn:
     """The guardian's whole life."""
     try:
         _stand_apart(ours.fileno())
         known, spare = _listen(ours)
-        if "state" in known and not known.get("over"):
-            tell(f"statepipe was killed: {recover(known, spare)}")
-    except (StatepipeError, OSError) as error:
-        tell(f"statepipe was killed, and what it left could not be set right: {error}; see: statepipe resolve --help")
+        if "state" in known and "over" not in known:
+            last_word(lambda: recover(known, spare))
     finally:
         os._exit(0)
 

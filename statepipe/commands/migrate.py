@@ -16,7 +16,7 @@ from typing import Any
 
 from statepipe.commands.departure import CAPABILITIES, Departure, Limits
 from statepipe.commands.encounter import called
-from statepipe.commands.guardian import Guardian, recover_source
+from statepipe.commands.guardian import Guardian, LastWord, recover_source
 from statepipe.commands.journal import Journal, Listener
 from statepipe.commands.plan import Plan
 from statepipe.commands.terms import CHECK, MIGRATE, Offer
@@ -76,10 +76,10 @@ def check(qmp: str, plan: Plan) -> list[Finding]:
         return findings
 
 
-def migrate(request: Request, warn: Tell, listeners: Sequence[Listener]) -> Report:
+def migrate(request: Request, warn: Tell, last_word: LastWord, listeners: Sequence[Listener]) -> Report:
     """Move the guest; what it came to. Raises StatepipeError, whose hint says where the guest is."""
     with (
-        Guardian(recover_source, warn) as guardian,
+        Guardian(recover_source, last_word) as guardian,
         closing(Monitor(request.qmp)) as monitor,
         called(request.plan) as peer,
     ):

@@ -19,7 +19,7 @@ from typing import NoReturn
 
 from statepipe.commands.arrival import CAPABILITIES, Arrival
 from statepipe.commands.encounter import answered
-from statepipe.commands.guardian import Guardian, recover_destination
+from statepipe.commands.guardian import Guardian, LastWord, recover_destination
 from statepipe.commands.journal import Journal, Listener
 from statepipe.commands.plan import Plan, Say
 from statepipe.commands.terms import CHECK, Offer, offered
@@ -117,7 +117,7 @@ class Host:
             os.close(self._pidfd)
 
 
-def receive(request: Request, say: Say, warn: Say, listeners: Sequence[Listener]) -> int:
+def receive(request: Request, say: Say, last_word: LastWord, listeners: Sequence[Listener]) -> int:
     """Take a guest, or one after the other. The exit status: of the QEMU that we started, unless it is left to itself.
 
     Raises StatepipeError, and then there is no guest here; one who serves says it and waits for the next.
@@ -125,7 +125,7 @@ def receive(request: Request, say: Say, warn: Say, listeners: Sequence[Listener]
     with listening(request.plan.address, insecure=request.plan.insecure) as listener:
         if not request.plan.address.port:
             say(f"listening at port {port_of(listener)}")
-        with closing(_Reception(request, listener, say, warn, listeners)) as reception:
+        with closing(_Reception(request, listener, say, last_word, listeners)) as reception:
             if request.guests is not None:
                 reception.serve(request.guests)
             child = reception.one()
@@ -133,12 +133,12 @@ def receive(request: Request, say: Say, warn: Say, listeners: Sequence[Listener]
 
 
 class _Reception:
-    """Takes guests at a listener. `warn` is how the guardian speaks."""
+    """Takes guests at a listener."""
 
     def __init__(
-        self, request: Request, listener: socket.socket, say: Say, warn: Say, listeners: Sequence[Listener]
+        self, request: Request, listener: socket.socket, say: Say, last_word: LastWord, listeners: Sequence[Listener]
     ) -> None:
-        self._request, self._listener, self._say, self._warn = request, listener, say, warn
+        self._request, self._listener, self._say, self._last_word = request, listener, say, last_word
         self._listeners = listeners
         self._numbers = itertools.count(1)
 
@@ -161,7 +161,7 @@ class _Reception:
         """Take a guest, however many only ask before; the QEMU, if it is ours. Raises StatepipeError."""
         while True:
             with (
-                Guardian(recover_destination, self._warn) as guardian,
+                Guardian(recover_destination, self._last_word) as guardian,
                 answered(self._request.plan, self._listener, self._say) as peer,
                 Host(self._request) as host,
             ):
