@@ -66,10 +66,10 @@ class Arrival(Coordinator):
         with self._theirs:
             self.monitor.give(self._theirs.fileno(), "statepipe-receive")
             self.monitor.execute("migrate-incoming", uri="fd:statepipe-receive")
-        for name, work in (("stream", self._take), ("back", self._answer), ("qemu", self._follow)):
+        for name, work in (("stream", self._load), ("back", self._answer), ("qemu", self._follow)):
             self.spawn(name, work)
 
-    def _take(self) -> None:
+    def _load(self) -> None:
         """The stream into QEMU; whole and verified when this returns."""
         self._pipeline.pour()
         self._decided.set()

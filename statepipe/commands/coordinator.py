@@ -32,6 +32,9 @@ MESSAGES = {
 }
 """What the other side hears when an action sends."""
 
+FORWARD = (Event.PRE_SWITCHOVER, Event.READY, Event.COMPLETED, Event.ACCEPTED, Event.GO)
+"""Events that bring the guest nearer to the other host."""
+
 
 class Coordinator:
     """One half. `cause` is the first error that was heard of, which is the one to tell."""
@@ -108,14 +111,20 @@ class Coordinator:
         self.journal.write(self.side.state)
         self._attempt(begin, Event.FAILED)
         while not self.side.ended:
-            event, cause = self._events.get()
-            before = self.side.state
-            actions = self.side.hear(event)
-            self.cause = self.cause or cause
-            if self.side.state is not before:
-                self.journal.write(self.side.state, event)
-            for action in actions:
+            for action in self._move(*self._events.get()):
                 self._act(action, act)
+
+    def _move(self, event: Event, cause: BaseException | None) -> tuple[Action, ...]:
+        """Move on, the new state written down first. A step towards the other host that cannot be, is not taken."""
+        if (unwritten := self._write(event)) is not None:
+            event, cause = (Event.CANCEL, unwritten) if event in FORWARD else (event, cause)
+            self._write(event)
+        self.cause = self.cause or cause
+        return self.side.hear(event)
+
+    def _write(self, event: Event) -> StatepipeError | None:
+        state, _ = self.side.after(event)
+        return None if state is self.side.state else self.journal.write(state, event)
 
     def _act(self, action: Action, act: Callable[[Action], None]) -> None:
         if action in MESSAGES:

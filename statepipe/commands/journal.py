@@ -40,20 +40,29 @@ class Journal:
                 raise StatepipeError(f"the journal {path} is there already", hint=hint) from error
             except OSError as error:
                 raise failure(f"create the journal {path}", error) from error
-        self._put(facts)
+        try:
+            self._put(facts)
+        except OSError as error:
+            self.close()
+            raise failure(f"write the journal {path}", error) from error
 
-    def write(self, state: enum.Enum, event: enum.Enum | None = None) -> None:
-        """The new state, and what led to it, durable before this returns. Raises StatepipeError."""
-        self._put({"state": state.name, "meaning": state.value, "event": event.name if event else None})
+    def write(self, state: enum.Enum, event: enum.Enum | None = None) -> StatepipeError | None:
+        """The new state, and what led to it, durable before this returns; or what prevented it.
+
+        That ends the file, and the listeners have not heard of the state: written again, it is told to them alone.
+        """
+        try:
+            self._put({"state": state.name, "meaning": state.value, "event": event.name if event else None})
+        except OSError as error:
+            self.close()
+            return failure(f"write the journal {self._path}", error)
+        return None
 
     def _put(self, facts: dict[str, Any]) -> None:
         facts = {"time": round(time.time(), 3), **facts}
         if self._fd is not None:
-            try:
-                write_all(self._fd, json.dumps(facts).encode() + b"\n")
-                os.fsync(self._fd)
-            except OSError as error:
-                raise failure(f"write the journal {self._path}", error) from error
+            write_all(self._fd, json.dumps(facts).encode() + b"\n")
+            os.fsync(self._fd)
         for listener in self._listeners:
             listener(facts)
 

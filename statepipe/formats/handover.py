@@ -171,9 +171,13 @@ class Side(Generic[State]):
         self.state = state
         self._table = table
 
+    def after(self, event: Event) -> tuple[State, tuple[Action, ...]]:
+        """The state that it leads to, and what is to be done; nothing, if it changes nothing here."""
+        return self._table[self.state].get(event, (self.state, ()))
+
     def hear(self, event: Event) -> tuple[Action, ...]:
-        """What is to be done about it; nothing, if it changes nothing here."""
-        self.state, actions = self._table[self.state].get(event, (self.state, ()))
+        """Move on; what is to be done about it."""
+        self.state, actions = self.after(event)
         return actions
 
     @property

@@ -15,6 +15,7 @@ import pytest
 
 from tests.qemu.harness import Guest
 from tests.qemu.loading import Saved, save_guest
+from tests.qemu.moving import Credentials
 from tests.qemu.saving import Save
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -160,3 +161,9 @@ def state(request: pytest.FixtureRequest) -> Saved:
     """Each of the running ones in turn."""
     saved: Saved = request.getfixturevalue(request.param)
     return saved
+
+
+@pytest.fixture(scope="session")
+def credentials(tmp_path_factory: pytest.TempPathFactory) -> Credentials:
+    """Certificates for two hosts."""
+    return Credentials(tmp_path_factory.mktemp("credentials"))

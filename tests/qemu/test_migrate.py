@@ -11,11 +11,6 @@ from tests.qemu.harness import Guest, assert_unbroken
 from tests.qemu.moving import Credentials, mover, receiver
 
 
-@pytest.fixture(scope="session")
-def credentials(tmp_path_factory: pytest.TempPathFactory) -> Credentials:
-    return Credentials(tmp_path_factory.mktemp("credentials"))
-
-
 def waiting(folder: Path, qemu: str, source: Guest) -> Guest:
     return Guest(folder, qemu=qemu, image=source.image, incoming="defer", args=["-S"])
 
