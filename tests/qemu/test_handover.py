@@ -43,7 +43,7 @@ class Pair:
         prepare(self.monitors[0], DEPARTING, downtime_limit=2000)
         prepare(self.monitors[1], ARRIVING)
         journal = Journal(None, {}, (self._note,))
-        self.departure = Departure(self.monitors[0], ends[0], [], journal)
+        self.departure = Departure(self.monitors[0], ends[0], [], journal, runs=True)
         self.arrival = Arrival(self.monitors[1], ends[1], [], Journal(None, {}), self._end, runs=True)
 
     def _note(self, facts: dict[str, Any]) -> None:

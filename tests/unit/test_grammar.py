@@ -259,6 +259,7 @@ def test_what_is_wrong_with_a_word_names_it_whatever_the_verb(
     """Also what only the stage's making finds out."""
     address = f"unix://{tmp_path}/socket"
     behind = {"pipe": [word], "save": [word, str(tmp_path / "state")], "send": [word, address], "recv": [address, word]}
+    behind["migrate"] = ["--qmp", str(tmp_path / "monitor"), word, "localhost"]
     assert main([verb, *behind[verb]]) == 2
     said = capsys.readouterr().err
     assert f"in the word '{word}': " in said and reason in said
