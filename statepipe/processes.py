@@ -27,13 +27,15 @@ class Process:
     """A running program. `pidfd` is readable once it has ended; it is not reaped before `end`.
 
     `descriptors` are those the program has, by their numbers in it: 0, 1 and 2 from any of ours, others under the
-    numbers they have here. Raises StatepipeError if it cannot be started.
+    numbers they have here. One that is not `apart` stays in our session, where it may ask at the terminal and hears
+    a Ctrl-C as we do; only it is signalled then. Raises StatepipeError if it cannot be started.
     """
 
-    def __init__(self, command: Sequence[str], descriptors: Mapping[int, int]) -> None:
+    def __init__(self, command: Sequence[str], descriptors: Mapping[int, int], *, apart: bool = True) -> None:
+        self._apart = apart
         with held():  # between its start and our knowing it, nothing comes
             try:
-                self._pid = _spawn(command, descriptors)
+                self._pid = _spawn(command, descriptors, apart=apart)
             except OSError as error:
                 raise _not_started(command[0], os.strerror(error.errno or 0)) from error
             except ValueError as error:  # a NUL within an argument
@@ -59,7 +61,7 @@ class Process:
 
     def _signal(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):
-            os.killpg(self._pid, number)
+            (os.killpg if self._apart else os.kill)(self._pid, number)
 
     def reap(self) -> None:
         """Wait until it has ended, and forget it; a second time does nothing."""
@@ -69,7 +71,7 @@ class Process:
             self.pidfd = -1
 
 
-def _spawn(command: Sequence[str], descriptors: Mapping[int, int]) -> int:
+def _spawn(command: Sequence[str], descriptors: Mapping[int, int], *, apart: bool) -> int:
     taken = [(os.POSIX_SPAWN_DUP2, ours, theirs) for theirs, ours in descriptors.items()]
     closed = [(os.POSIX_SPAWN_CLOSE, fd) for fd in _inheritable() if fd not in descriptors]
     return os.posix_spawnp(
@@ -77,7 +79,7 @@ def _spawn(command: Sequence[str], descriptors: Mapping[int, int]) -> int:
         list(command),
         os.environ,
         file_actions=[*closed, *taken],
-        setsid=True,
+        setsid=apart,
         setsigmask=(),
         setsigdef=_OURS,
     )

@@ -12,7 +12,8 @@ from contextlib import suppress
 from typing import Any
 
 from statepipe.cli.messages import clean, show
-from statepipe.cli.verbs import VERBS, Verb
+from statepipe.cli.verb import Verb
+from statepipe.cli.verbs import VERBS
 from statepipe.errors import StatepipeError, UsageError
 from statepipe.stages import FILTERS, Param
 

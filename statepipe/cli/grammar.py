@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from statepipe.cli.messages import show
-from statepipe.cli.verbs import Verb
+from statepipe.cli.verb import Verb
 from statepipe.errors import UsageError
 from statepipe.stages import Filter, Param, find
 

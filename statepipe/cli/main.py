@@ -11,7 +11,8 @@ from typing import Any
 
 from statepipe import __version__
 from statepipe.cli.messages import explain, say, show
-from statepipe.cli.verbs import EXIT_CODES, VERBS, Verb
+from statepipe.cli.verb import Verb
+from statepipe.cli.verbs import EXIT_CODES, VERBS
 from statepipe.engine.desk import Desk
 from statepipe.engine.signals import ASKING, as_exceptions
 from statepipe.errors import InterruptedBySignal, StatepipeError, UsageError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from statepipe.units import format_size, parse_rate
 if TYPE_CHECKING:
     from statepipe.commands.guardian import LastWord
     from statepipe.commands.migrate import Report
-    from statepipe.commands.plan import Say
+    from statepipe.commands.plan import Plan, Say
     from statepipe.commands.resolve import Finding
 
 Values = dict[str, Any]
@@ -33,7 +34,7 @@ def run_migrate(name: str, values: Values) -> int:
         raise UsageError("--on-timeout says what happens at a time that --timeout SECONDS has to name")
     request = Request(
         _monitor(values),
-        plan_of(values["uri"], values["words"], values, None),
+        _there(values, values["words"]),
         _undoing(values["words"]),
         offline=values["offline"],
         quits=values["quit_source"],
@@ -46,6 +47,16 @@ def run_migrate(name: str, values: Values) -> int:
     report = migrate(request, _warning(name), _last_word(name), _listeners(values))
     say(_told(report))
     return 0
+
+
+def _there(values: Values, words: Sequence[str]) -> Plan:
+    """Where the guest is to go. Raises UsageError."""
+    plan = plan_of(values["uri"], words, values, None)
+    if plan.address.scheme not in ("tls", "ssh") or plan.address.path not in ("", "/"):
+        raise UsageError(
+            f"'{values['uri']}' is no host where a guest could go", hint="tls://HOST:PORT, or ssh://USER@HOST"
+        )
+    return plan
 
 
 def _undoing(words: Sequence[str]) -> tuple[str, ...]:
@@ -91,16 +102,43 @@ def run_receive(name: str, values: Values) -> int:
         raise UsageError(
             "--serve starts a QEMU for each guest", hint="give its command line after --, without --detach"
         )
+    inside = values["session_stdio"]
     request = Request(
-        plan_of(values["address"], [], values, seconds_of(values["timeout"])),
+        _meeting(values),
         build_words,
         values["qmp"],
         values["command"],
-        detach=values["detach"],
+        detach=values["detach"] or inside,
         guests=_guests(values["serve"]),
         journal=values["journal"],
+        folder=values["chdir"],
+        log=_log() if inside else None,
     )
     return receive(request, _saying(name), _last_word(name), _listeners(values))
+
+
+def _meeting(values: Values) -> Plan:
+    """Where who gives a guest away is met. Raises UsageError."""
+    if values["session_stdio"] != (values["address"] is None) or (values["session_stdio"] and values["serve"]):
+        raise UsageError(
+            "receive listens at an ADDRESS, unless ssh:// has started it", hint="see: statepipe receive --help"
+        )
+    plan = plan_of(values["address"] or "ssh://there", [], values, seconds_of(values["timeout"]))
+    if values["address"] and plan.address.scheme != "tls":
+        raise UsageError(f"a guest is received at tls:// alone, not at {plan.address}")
+    return plan
+
+
+def _log() -> str:
+    """A file for what QEMU has to say once the ssh that started us has ended. Raises StatepipeError."""
+    from statepipe.engine.runtime import open_folder, runtime_folder
+
+    folder = runtime_folder()
+    try:
+        os.close(open_folder(folder))
+    except OSError as error:
+        raise StatepipeError(f"cannot keep QEMU's messages in {folder}: {os.strerror(error.errno or 0)}") from error
+    return f"{folder}/qemu-{os.getpid()}.log"
 
 
 def _guests(text: str | None) -> int | None:
@@ -118,7 +156,7 @@ def run_check(name: str, values: Values) -> int:
     from statepipe.commands.migrate import check
     from statepipe.qemu.compare import FAIL, as_rows, worst
 
-    findings = check(_monitor(values), plan_of(values["uri"], [], values, None))
+    findings = check(_monitor(values), _there(values, []))
     width = max(len(finding.what) for finding in findings)
     lines = [f"{finding.level:4}  {finding.what:{width}}  {finding.reason}" for finding in findings]
     show(json.dumps(as_rows(findings), indent=2) if values["json"] else "\n".join(map(clean, lines)))

@@ -21,13 +21,21 @@ def run_send(name: str, values: Values) -> int:
     if os.isatty(0):
         raise UsageError("standard input is a terminal, not a stream", hint="use < FILE, or a pipe")
     from statepipe.commands.plain import send
+    from statepipe.ends.address import SSH
 
-    _doubt(name, send(_plan(values)))
+    plan = _plan(values)
+    if plan.address.scheme == SSH and plan.address.path in ("", "/"):
+        raise UsageError(f"'{plan.address}' names no file", hint="write ssh://HOST/PATH; PATH is a file, from the root")
+    _doubt(name, send(plan))
     return 0
 
 
 def run_recv(name: str, values: Values) -> int:
     """From an address to standard output, or into a file."""
+    if values["session_stdio"] or values["attach"] is not None:
+        return _recv_inside(values)
+    if values["address"] is None:
+        raise UsageError("an address is needed, where to listen", hint="see: statepipe recv --help")
     from statepipe.commands.plain import recv_to_file, recv_to_stdout
 
     def tell(text: str) -> None:
@@ -39,6 +47,22 @@ def run_recv(name: str, values: Values) -> int:
         raise UsageError("standard output is a terminal", hint="use > FILE, a pipe, or --output FILE")
     else:
         _doubt(name, recv_to_stdout(_plan(values), tell))
+    return 0
+
+
+def _recv_inside(values: Values) -> int:
+    """What ssh runs for a sender: a session, or one more link of it."""
+    from statepipe.commands.insidessh import recv_inside
+    from statepipe.engine.sessiondoor import hand_over
+
+    if values["address"] is not None:
+        raise UsageError("inside ssh there is no address to listen at")
+    if values["attach"] is not None:
+        hand_over(values["attach"])
+    elif values["output"] is None:
+        raise UsageError("inside ssh a stream goes into a file", hint="say which with --output FILE")
+    else:
+        recv_inside(seconds_of(values["timeout"]), seconds_of(values["retry"]), values["output"])
     return 0
 
 
@@ -54,17 +78,52 @@ def _plan(values: Values) -> Plan:
 def plan_of(address: str, words: Sequence[str], values: Values, silence: float | None) -> Plan:
     """A plan from an address, words and the options that every verb between hosts has. Raises UsageError."""
     from statepipe.commands.plan import Plan
-    from statepipe.ends.address import TLS, parse_address
+    from statepipe.ends.address import parse_address
     from statepipe.ends.net import Patience
 
-    where, creds, peer, links = parse_address(address), values["tls_creds"], values["peer"], values.get("links")
-    retry = seconds_of(values.get("retry"))
-    if where.scheme != TLS and (creds or peer or links):
-        raise UsageError("--tls-creds, --peer and --links are for tls:// addresses")
+    where, creds, peer = parse_address(address), values["tls_creds"], values["peer"]
+    _refuse_strays(where.scheme, values)
     if creds and peer:
         raise UsageError("--peer is for pinned keys; with --tls-creds the certificates say who is who")
-    patience, insecure = Patience(silence, retry or 0), values.get("insecure", False)
-    return Plan(where, build_words(words), patience, insecure, values.get("bind"), creds, peer, retry, _links(links))
+    retry = seconds_of(values.get("retry"))
+    return Plan(
+        where,
+        build_words(words),
+        Patience(silence, retry or 0),
+        values.get("insecure", False),
+        values.get("bind"),
+        creds,
+        peer,
+        retry,
+        _links(values.get("links")),
+        _ssh(values.get("ssh")),
+        values.get("remote_command") or "statepipe",
+    )
+
+
+def _refuse_strays(scheme: str, values: Values) -> None:
+    """Options of another kind of address. Raises UsageError."""
+    from statepipe.ends.address import SSH, TLS
+
+    if scheme != TLS and (values["tls_creds"] or values["peer"]):
+        raise UsageError("--tls-creds and --peer are for tls:// addresses")
+    if scheme not in (TLS, SSH) and values.get("links"):
+        raise UsageError("--links is for tls:// and ssh:// addresses")
+    if scheme != SSH and (values.get("ssh") or values.get("remote_command")):
+        raise UsageError("--ssh and --remote-command are for ssh:// addresses")
+    if scheme == SSH and (values.get("bind") or "output" in values):
+        what = "recv listens by itself" if "output" in values else "--bind is for others: ssh has -b"
+        raise UsageError(f"with ssh:// addresses {what}", hint="send ssh://HOST/PATH starts the receiver there")
+
+
+def _ssh(text: str | None) -> list[str]:
+    """The words of a command line, split as a shell would. Raises UsageError."""
+    import shlex
+
+    try:
+        return shlex.split(text or "") or ["ssh"]
+    except ValueError as error:
+        raise UsageError(f"cannot split the ssh command: {error}", hint="look at its quotes") from error
 
 
 def _links(text: str | None) -> int:

@@ -6,41 +6,18 @@ carries it out, imported only then.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from statepipe.cli.hostverbs import BETWEEN_HOSTS
+from statepipe.cli.verb import AS_JSON, Verb
 from statepipe.stages import FILTERS, IDENTITIES, RECIPIENTS, Param
 
 THEN = ("stay", "cont", "quit")
-ON_TIMEOUT = ("cancel", "suspend")
-
-
-@dataclass(frozen=True, slots=True)
-class Verb:
-    """A verb of the command line: `run` is `module:function`, which takes the parsed values."""
-
-    name: str
-    help: str
-    params: tuple[Param, ...]
-    run: str
 
 
 _WORDS = "stages, in order: NAME[:ARGUMENT][,OPTION=VALUE]…"
 _FORCE = Param("--force", "load although a disk has changed since the save")
-_JSON = Param("--json", "print JSON")
 _ID = Param("id", "which one: the ID that ps shows", "ID")
 _QMP = Param("--qmp", "drive the QEMU whose monitor listens on the unix socket SOCKET", "SOCKET")
-_INSECURE = Param("--insecure", "allow plain TCP beyond this host: anyone on the way can read and change it")
-_CREDS = Param(
-    "--tls-creds", "with tls://: certificates, and whom to believe, as QEMU's tls-creds-x509 has them", "DIR"
-)
-_PEER = Param("--peer", "with tls://: the pinned peer that is meant; for send the default is the host's name", "NAME")
-_TIMEOUT = Param("--timeout", "give up when the peer is silent for so many seconds; the default is never", "SECONDS")
 
-_STATUS_FD = Param("--status-fd", "tell each step, and how far it is each second, in JSON, to descriptor N", "N")
-_JOURNAL = Param("--journal", "write each step down in FILE, which must not be there yet, before it is taken", "FILE")
-_LINKS = Param("--links", "with tls://: connections at once, 1 to 16", "N")
-_RETRY = Param("--retry", "with tls://: go on for so many seconds without network; the default is 30", "SECONDS")
-_MONITOR = Param("--qmp", "the guest's QEMU, whose monitor listens on the unix socket SOCKET", "SOCKET")
 
 COMMANDS = (
     Verb(
@@ -79,13 +56,13 @@ COMMANDS = (
     Verb(
         "inspect",
         "say what is in a state file",
-        (Param("file", "the file", "FILE"), _JSON, *IDENTITIES),
+        (Param("file", "the file", "FILE"), AS_JSON, *IDENTITIES),
         "statepipe.cli.states:run_inspect",
     ),
     Verb(
         "verify-state",
         "read a state file whole and say whether every bit of it is as it was written",
-        (Param("file", "the file", "FILE"), _JSON, *IDENTITIES),
+        (Param("file", "the file", "FILE"), AS_JSON, *IDENTITIES),
         "statepipe.cli.states:run_verify",
     ),
     Verb(
@@ -94,7 +71,7 @@ COMMANDS = (
         (
             Param("seconds", "with --watch: how long between two looks; the default is 2", "SECONDS", many="optional"),
             Param("--watch", "look again and again, until interrupted"),
-            _JSON,
+            AS_JSON,
         ),
         "statepipe.cli.jobs:run_ps",
     ),
@@ -123,138 +100,7 @@ COMMANDS = (
         ),
         "statepipe.cli.completion:run_completion",
     ),
-    Verb(
-        "send",
-        "send standard input to ADDRESS, and end as the receiver does",
-        (
-            Param("words", "stages on the way: compress:zstd:3, checksum, progress", "WORD", many="any"),
-            Param("address", "tls://HOST:PORT, or HOST alone; tcp://HOST:PORT; unix:///PATH", "ADDRESS"),
-            _CREDS,
-            _PEER,
-            _INSECURE,
-            _TIMEOUT,
-            Param(
-                "--retry",
-                "where nobody listens yet, try again for so many seconds; with tls://, go on so long without network",
-                "SECONDS",
-            ),
-            _LINKS,
-            Param("--bind", "connect from this address of ours", "HOST"),
-        ),
-        "statepipe.cli.network:run_send",
-    ),
-    Verb(
-        "recv",
-        "receive one stream at ADDRESS, to standard output or into a file",
-        (
-            Param("address", "tls://:PORT, tls://HOST:PORT, the same with tcp://, or unix:///PATH", "ADDRESS"),
-            Param("words", "stages on the way: decompress, checksum, progress", "WORD", many="any"),
-            Param("--output", "a file, which exists only once the stream is there whole", "FILE", short="-o"),
-            _CREDS,
-            _PEER,
-            _INSECURE,
-            _TIMEOUT,
-            Param("--retry", "with tls://: wait so many seconds for a sender whose connection broke", "SECONDS"),
-        ),
-        "statepipe.cli.network:run_recv",
-    ),
-    Verb(
-        "migrate",
-        "move a running guest to another host, in two phases: it runs there, or on here",
-        (
-            Param("words", "stages on the way: zstd:auto, throttle:100M, checksum", "WORD", many="any"),
-            Param("uri", "where statepipe receive waits: tls://HOST:PORT, or HOST; file:///PATH saves", "URI"),
-            _MONITOR,
-            Param("--offline", "stop the guest first; it goes on over there"),
-            Param("--downtime-limit", "milliseconds that the guest may stand still at the end; QEMU's is 300", "MS"),
-            Param("--rate", "bytes a second that QEMU may send, as in 200M; the default is no limit", "RATE"),
-            Param("--auto-converge", "slow the guest down if its memory changes faster than it is sent"),
-            Param("--timeout", "seconds that the guest's memory may take", "SECONDS"),
-            Param("--on-timeout", "what then: cancel (default), or suspend the guest", "WHAT", choices=ON_TIMEOUT),
-            Param("--quit-source", "end QEMU here once the guest runs there"),
-            Param("--force", "move although the comparison of the hosts fails"),
-            _JOURNAL,
-            _STATUS_FD,
-            _CREDS,
-            _PEER,
-            _RETRY,
-            _LINKS,
-            Param("--bind", "connect from this address of ours", "HOST"),
-        ),
-        "statepipe.cli.migration:run_migrate",
-    ),
-    Verb(
-        "receive",
-        "take a guest that migrate gives away, into a QEMU that is started for it or one that waits",
-        (
-            Param("address", "tls://:PORT or tls://HOST:PORT", "ADDRESS"),
-            Param("command", "after --: the QEMU command line that the guest was started with", "QEMU", many="any"),
-            Param("--qmp", "the QEMU that waits with -incoming defer: its monitor's unix socket", "SOCKET"),
-            Param("--detach", "return once the guest runs, and leave QEMU to itself"),
-            Param("--serve", "take one guest after the other, at most N at a time", "N"),
-            _JOURNAL,
-            _STATUS_FD,
-            _CREDS,
-            _PEER,
-            Param("--timeout", "give up when nobody came for so many seconds; the default is never", "SECONDS"),
-            _RETRY,
-        ),
-        "statepipe.cli.migration:run_receive",
-    ),
-    Verb(
-        "check",
-        "say whether a guest would get to another host, before anything moves",
-        (
-            Param("uri", "where statepipe receive waits: tls://HOST:PORT, or HOST", "URI"),
-            _MONITOR,
-            _JSON,
-            _CREDS,
-            _PEER,
-            Param("--bind", "connect from this address of ours", "HOST"),
-        ),
-        "statepipe.cli.migration:run_check",
-    ),
-    Verb(
-        "resolve",
-        "say where a guest is whose migration broke off, and have it run here or not",
-        (
-            Param(
-                "where",
-                "here: have the guest run here; elsewhere: it runs on the other host, end this QEMU",
-                "WHERE",
-                many="optional",
-                choices=("here", "elsewhere"),
-            ),
-            _MONITOR,
-            Param("--journal", "what migrate or receive wrote down", "FILE"),
-        ),
-        "statepipe.cli.migration:run_resolve",
-    ),
-    Verb(
-        "pair",
-        "let two hosts know each other's keys, by a code that is carried from one to the other",
-        (
-            Param("address", "the host that listens: HOST or HOST:PORT", "ADDRESS", many="optional"),
-            Param("--listen", "wait for the other host, and show the code"),
-            Param("--name", "pin the other host under this name; the default is what it is called", "NAME"),
-            Param("--code-file", "read the code from FILE (as /dev/fd/N, a descriptor), with nobody to ask", "FILE"),
-        ),
-        "statepipe.cli.pair:run_pair",
-    ),
-    Verb(
-        "pki",
-        "make certificates for hosts, in folders that QEMU, libvirt and statepipe all load",
-        (
-            Param("action", "init, issue, revoke or show", "ACTION", choices=("init", "issue", "revoke", "show")),
-            Param("names", "init: the authority's name; issue, revoke: hosts' names, addresses", "NAME", many="any"),
-            Param("--ca", "the authority's folder; the default is ca among statepipe's settings", "CA"),
-            Param("--dir", "issue: the host's new folder; revoke: put the list there too; show: look there", "DIR"),
-            Param("--for", "issue for one end only: server or client", "USE", choices=("server", "client")),
-            Param("--days", "how long it is good; the default is 3650 for init, 397 for issue", "DAYS"),
-            _JSON,
-        ),
-        "statepipe.cli.pki:run_pki",
-    ),
+    *BETWEEN_HOSTS,
     Verb(
         "keygen",
         "make an identity that decrypts, in the format of age-keygen, and tell its recipient",

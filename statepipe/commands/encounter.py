@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from statepipe.commands.linked import TlsDial, door, timing
 from statepipe.commands.meet import once, trust_of
 from statepipe.commands.plan import Plan, Say
+from statepipe.ends.address import SSH
 from statepipe.engine.peer import CHANNELS, Peer
-from statepipe.engine.sessionlinks import Acceptor, dialled
+from statepipe.engine.sessionlinks import Acceptor, Dial, dialled
 from statepipe.formats.frames import Role
 
 if TYPE_CHECKING:
@@ -22,28 +23,48 @@ WINDOW = 16 << 20
 
 
 @contextmanager
-def called(plan: Plan) -> Iterator[Peer]:
-    """A `statepipe receive` at the plan's address. Raises PeerError."""
-    dial = TlsDial(plan, trust_of(plan, server=False))
+def called(plan: Plan, words: Sequence[str] = ()) -> Iterator[Peer]:
+    """A `statepipe receive` at the plan's address, or the one that ssh starts there with `words`. Raises PeerError."""
+    dial, ending = _dial(plan, words)
     session = dialled(
         dial, Role.BOTH, str(plan.address), timing(plan), links=plan.links, window=WINDOW, channels=CHANNELS
     )
-    with Peer(session) as peer, _told(peer):
+    with Peer(session) as peer, ending, _told(peer):
         session.meet()
         yield peer
 
 
+def _dial(plan: Plan, words: Sequence[str]) -> tuple[Dial, AbstractContextManager[object]]:
+    """What makes links, and what ends one that is being made."""
+    if plan.address.scheme == SSH:
+        from statepipe.commands.overssh import SshDial
+
+        dial = SshDial(plan, words)
+        return dial, dial
+    return TlsDial(plan, trust_of(plan, server=False)), nullcontext()
+
+
 @contextmanager
-def answered(plan: Plan, listener: socket.socket, say: Say) -> Iterator[Peer]:
-    """The first at the listener who may come, a `statepipe migrate` or `check`. Raises PeerError if none comes."""
+def answered(plan: Plan, listener: socket.socket | None, say: Say) -> Iterator[Peer]:
+    """The first at the listener who may come, a `statepipe migrate` or `check`. Raises PeerError if none comes.
+
+    Without a listener it is the one that started us inside ssh.
+    """
     acceptor = Acceptor(Role.BOTH, timing(plan), once(say), window=WINDOW, channels=CHANNELS)
-    trust = trust_of(plan, server=True)
-    with (
-        door(listener, trust, acceptor, once(say)),
-        Peer(acceptor.wait(plan.patience.silence)) as peer,
-        _told(peer),
-    ):
+    entrance, patience = _entrance(plan, listener, acceptor, say)
+    with entrance, Peer(acceptor.wait(patience)) as peer, _told(peer):
         yield peer
+
+
+def _entrance(
+    plan: Plan, listener: socket.socket | None, acceptor: Acceptor, say: Say
+) -> tuple[AbstractContextManager[None], float | None]:
+    """What hands links to the acceptor, and the seconds to wait for the first."""
+    if listener is None:
+        from statepipe.commands.insidessh import first_patience, inside
+
+        return inside(acceptor), first_patience(plan)
+    return door(listener, trust_of(plan, server=True), acceptor, once(say)), plan.patience.silence
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""send and recv over tls://: the session of DESIGN 7, whose links may die and come back.
+"""send and recv over tls://, and what ssh:// shares of it: the session of DESIGN 7, whose links may die and come back.
 
 The stream goes from the dialler to the acceptor, channel 0 of the one; what comes back, QEMU's return path, is channel
 0 of the other. The receiver ends it before it gives its verdict, so that a sender that has the verdict has the rest.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from statepipe.commands.plan import Plan, Visit
@@ -17,7 +17,7 @@ from statepipe.ends.net import Patience
 from statepipe.ends.tlsends import gate, greet
 from statepipe.engine.session import Timing
 from statepipe.engine.sessionends import SessionSink, SessionSource
-from statepipe.engine.sessionlinks import Acceptor, dialled
+from statepipe.engine.sessionlinks import Acceptor, Dial, dialled
 from statepipe.errors import PeerError
 from statepipe.formats.frames import Role
 from statepipe.threads import start
@@ -70,11 +70,16 @@ class TlsDial:
 
 
 @contextmanager
-def sending(plan: Plan, trust: Trust) -> Iterator[tuple[SessionSource, Callable[[Callable[[], None]], SessionSink]]]:
-    """A session with the plan's address: what comes back, and how to make its sink. Raises PeerError."""
-    session = dialled(TlsDial(plan, trust), Role.SENDS, str(plan.address), timing(plan), links=plan.links)
+def sending(
+    plan: Plan, dial: Dial, ending: AbstractContextManager[object] | None = None
+) -> Iterator[tuple[SessionSource, Callable[[Callable[[], None]], SessionSink]]]:
+    """A session with the plan's address: what comes back, and how to make its sink. Raises PeerError.
+
+    `ending` is left before the session waits for its threads: it ends a dial that may last.
+    """
+    session = dialled(dial, Role.SENDS, str(plan.address), timing(plan), links=plan.links)
     sink, returning = SessionSink(session), SessionSource(session)  # before the peer may speak of them
-    with session:
+    with session, ending or nullcontext():
         session.meet()
 
         def make_sink(until_closed: Callable[[], None]) -> SessionSink:
@@ -93,7 +98,14 @@ def receiving(
 ) -> Iterator[Visit]:
     """The session of the first at the listener who may begin one. A failure within is told to the sender."""
     acceptor = Acceptor(Role.RECEIVES, timing(plan), turned_away)
-    with door(listener, trust, acceptor, turned_away), acceptor.wait(plan.patience.silence) as session:
+    with door(listener, trust, acceptor, turned_away), visit(acceptor, plan.patience.silence, idle) as visitor:
+        yield visitor
+
+
+@contextmanager
+def visit(acceptor: Acceptor, seconds: float | None, idle: int | None) -> Iterator[Visit]:
+    """The session that somebody begins within so many seconds. A failure within is told to the sender."""
+    with acceptor.wait(seconds) as session:
         source, back = SessionSource(session, idle=idle), SessionSink(session)
 
         def finish() -> None:

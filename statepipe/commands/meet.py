@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Union
 
 from statepipe.commands.plan import Plan, Say, Visit
-from statepipe.ends.address import TLS, UNIX
+from statepipe.ends.address import SSH, TLS, UNIX
 from statepipe.ends.dial import accepted, connected, listening, port_of
 from statepipe.ends.net import Patience, SocketSink, SocketSource, reset
 from statepipe.errors import PeerError
@@ -27,9 +27,15 @@ MakeSink = Callable[[Callable[[], None]], Union[SocketSink, "SessionSink"]]
 def outgoing(plan: Plan) -> Iterator[tuple[SocketSource | SessionSource, MakeSink]]:
     """A connection to the plan's address: what comes back on it, and how to make its sink."""
     if plan.address.scheme == TLS:
-        from statepipe.commands.linked import sending
+        from statepipe.commands.linked import TlsDial, sending
 
-        with sending(plan, trust_of(plan, server=False)) as ends:
+        with sending(plan, TlsDial(plan, trust_of(plan, server=False))) as ends:
+            yield ends
+        return
+    if plan.address.scheme == SSH:
+        from statepipe.commands.overssh import sending_inside
+
+        with sending_inside(plan) as ends:
             yield ends
         return
     name, patience = str(plan.address), plan.patience

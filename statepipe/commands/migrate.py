@@ -20,6 +20,7 @@ from statepipe.commands.guardian import Guardian, LastWord, recover_source
 from statepipe.commands.journal import Journal, Listener
 from statepipe.commands.plan import Plan
 from statepipe.commands.terms import CHECK, MIGRATE, Offer
+from statepipe.ends.address import SSH
 from statepipe.engine.desk import at_work
 from statepipe.engine.peer import Peer
 from statepipe.errors import QemuError, QemuGone, StatepipeError
@@ -27,6 +28,7 @@ from statepipe.formats.handover import Source
 from statepipe.qemu.compare import FAIL, WARN, Finding, compare, worst
 from statepipe.qemu.facts import gather
 from statepipe.qemu.monitor import Monitor
+from statepipe.qemu.process import anew, inspect_process
 from statepipe.qemu.settings import adjusted
 
 UNWANTED = ("multifd", "postcopy-ram", "background-snapshot", "switchover-ack", "x-colo", "mapped-ram")
@@ -69,7 +71,7 @@ Tell = Callable[[str], object]
 
 def check(qmp: str, plan: Plan) -> list[Finding]:
     """Whether the guest behind the monitor would get to the plan's address. Raises StatepipeError."""
-    with closing(Monitor(qmp)) as monitor, called(plan) as peer:
+    with closing(Monitor(qmp)) as monitor, called(plan, _far_words(monitor, plan)) as peer:
         offer = Offer(CHECK, gather(monitor))
         findings = compare(offer.facts, offer.make(peer))
         peer.farewell()
@@ -81,7 +83,7 @@ def migrate(request: Request, warn: Tell, last_word: LastWord, listeners: Sequen
     with (
         Guardian(recover_source, last_word) as guardian,
         closing(Monitor(request.qmp)) as monitor,
-        called(request.plan) as peer,
+        called(request.plan, _far_words(monitor, request.plan)) as peer,
     ):
         offer = _agree(request, monitor, peer, warn)
         steps = _Steps()
@@ -98,6 +100,22 @@ def migrate(request: Request, warn: Tell, last_word: LastWord, listeners: Sequen
             with suppress(QemuGone):  # it may end before its answer is out
                 monitor.execute("quit")
     return report
+
+
+def _far_words(monitor: Monitor, plan: Plan) -> list[str]:
+    """What ssh starts over there: a receive with the QEMU command line that this guest was started with.
+
+    Raises QemuError where that may not be looked at.
+    """
+    if plan.address.scheme != SSH:
+        return []
+    process = inspect_process(monitor.pid)
+    if process is None or not process.command:
+        raise QemuError(
+            "this QEMU's command line may not be looked at", hint="run statepipe as QEMU's user, or as root"
+        )
+    retry = [] if plan.retry is None else ["--retry", f"{plan.retry:g}"]
+    return ["receive", "--session-stdio", *retry, "--chdir", process.folder, "--", *anew(process.command)]
 
 
 def _agree(request: Request, monitor: Monitor, peer: Peer, warn: Tell) -> Offer:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Union
 
 from statepipe.commands.meet import outgoing, visited
 from statepipe.commands.plan import Plan, Say, Visit
-from statepipe.ends.address import TLS
+from statepipe.ends.address import SSH, TLS
 from statepipe.ends.fd import FdSink, FdSource, failure, write_all
 from statepipe.ends.file import FileSink
 from statepipe.ends.net import SocketSink, SocketSource, is_network
@@ -88,7 +88,7 @@ def send(plan: Plan) -> bool:
             raise
         finally:
             back.stop()
-    return proof.holds or plan.address.scheme == TLS
+    return proof.holds or plan.address.scheme in (TLS, SSH)
 
 
 def _to_stdout(buffer: Buffer) -> None:
@@ -142,27 +142,32 @@ def recv_to_file(plan: Plan, path: str, say: Say) -> bool:
 
     A QEMU that sends it is answered as by save: its migration completes only if the file does. Raises StatepipeError.
     """
-    proof = Proof()
     with FileSink(path) as sink, visited(plan, say, IDLE) as visit:
+        return receive(plan, visit, sink) or plan.address.scheme == TLS
 
-        def answer(message: bytes) -> bool:
-            return _answer(visit, message)
 
-        try:
-            Pipeline(visit.source, [("stream", prove(proof, answer)), *plan.words], sink).pour()
-            sink.sync()
-            with held():
-                sink.commit()
-                told = not proof.return_path or answer(shut(0))
-                visit.finish()
-        except BaseException:
-            if proof.return_path:
-                answer(shut(1))
-            raise
+def receive(plan: Plan, visit: Visit, sink: FileSink) -> bool:
+    """From a sender who came in to a file, and commit it; whether the stream proved itself. Raises StatepipeError."""
+    proof = Proof()
+
+    def answer(message: bytes) -> bool:
+        return _answer(visit, message)
+
+    try:
+        Pipeline(visit.source, [("stream", prove(proof, answer)), *plan.words], sink).pour()
+        sink.sync()
+        with held():
+            sink.commit()
+            told = not proof.return_path or answer(shut(0))
+            visit.finish()
+    except BaseException:
+        if proof.return_path:
+            answer(shut(1))
+        raise
     if not told:
-        hint = f"{path} holds the whole state; if QEMU still runs the guest, remove the file"
+        hint = f"{sink.name} holds the whole state; if QEMU still runs the guest, remove the file"
         raise PeerError("QEMU went away before it could be told that its state is here", hint=hint)
-    return proof.holds or plan.address.scheme == TLS
+    return proof.holds
 
 
 def _answer(visit: Visit, message: bytes) -> bool:

@@ -22,7 +22,8 @@ class Plan:
     """Where, through which stages, how patiently, and from which address of ours (`bind`, for send).
 
     For TLS: the folder with certificates (None: the pinned keys), the one peer that is meant, how many seconds a
-    session goes on without any link (None: as long as linked.py has it), and how many links a sender keeps.
+    session goes on without any link (None: as long as linked.py has it), and how many links a sender keeps. For ssh:
+    the words that start it here, and the shell's that start statepipe there.
     """
 
     address: Address
@@ -34,6 +35,8 @@ class Plan:
     peer: str | None = None
     retry: float | None = None
     links: int = 1
+    ssh: Sequence[str] = ("ssh",)
+    remote: str = "statepipe"
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from statepipe.commands.guardian import Guardian, LastWord, recover_destination
 from statepipe.commands.journal import Journal, Listener
 from statepipe.commands.plan import Plan, Say
 from statepipe.commands.terms import CHECK, Offer, offered
+from statepipe.ends.address import SSH
 from statepipe.ends.dial import listening, port_of
 from statepipe.engine.desk import at_work
 from statepipe.engine.peer import Peer
@@ -47,9 +48,10 @@ Undo = Callable[[Sequence[str]], Sequence[NamedStage]]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What was asked for: a QEMU's monitor (`qmp`), or the command that starts one. `undo` makes stages.
+    """What was asked for: a QEMU's monitor (`qmp`), or the command that starts one in `folder`. `undo` makes stages.
 
-    `guests` are the most that run at once, with `--serve`; None: take one and stay with it.
+    `guests` are the most that run at once, with `--serve`; None: take one and stay with it. `log` takes what QEMU
+    has to say, where nobody else hears it.
     """
 
     plan: Plan
@@ -59,6 +61,8 @@ class Request:
     detach: bool = False
     guests: int | None = None
     journal: str | None = None
+    folder: str | None = None
+    log: str | None = None
 
 
 class Host:
@@ -71,7 +75,8 @@ class Host:
             self.monitor = Monitor(request.qmp)
         else:
             with held():  # a QEMU that was started must be known to us
-                self.child = Child(request.command, request.detach or request.guests is not None)
+                detached = request.detach or request.guests is not None
+                self.child = Child(request.command, detached, request.folder, request.log)
             self.monitor = Monitor(self.child.monitor, self.child.pid)
         self._pidfd = os.pidfd_open(self.monitor.pid)
 
@@ -122,29 +127,36 @@ def receive(request: Request, say: Say, last_word: LastWord, listeners: Sequence
 
     Raises StatepipeError, and then there is no guest here; one who serves says it and waits for the next.
     """
+    if request.plan.address.scheme == SSH:
+        return _stay(request, _Reception(request, None, say, last_word, listeners).one())
     with listening(request.plan.address, insecure=request.plan.insecure) as listener:
         if not request.plan.address.port:
             say(f"listening at port {port_of(listener)}")
-        with closing(_Reception(request, listener, say, last_word, listeners)) as reception:
-            if request.guests is not None:
-                reception.serve(request.guests)
-            child = reception.one()
+        reception = _Reception(request, listener, say, last_word, listeners)
+        if request.guests is not None:
+            reception.serve(request.guests)
+        child = reception.one()
+    return _stay(request, child)
+
+
+def _stay(request: Request, child: Child | None) -> int:
     return 0 if child is None or request.detach else child.wait()
 
 
 class _Reception:
-    """Takes guests at a listener."""
+    """Takes guests at a listener; without one, from who started us inside ssh."""
 
     def __init__(
-        self, request: Request, listener: socket.socket, say: Say, last_word: LastWord, listeners: Sequence[Listener]
+        self,
+        request: Request,
+        listener: socket.socket | None,
+        say: Say,
+        last_word: LastWord,
+        listeners: Sequence[Listener],
     ) -> None:
         self._request, self._listener, self._say, self._last_word = request, listener, say, last_word
         self._listeners = listeners
         self._numbers = itertools.count(1)
-
-    def close(self) -> None:
-        """Nobody else is let in."""
-        self._listener.close()
 
     def serve(self, most: int) -> NoReturn:
         """Guest after guest, `most` at a time. Ends by a signal alone."""
@@ -167,6 +179,8 @@ class _Reception:
             ):
                 if self._take(offered(peer), peer, host, guardian):
                     return host.child
+            if self._listener is None:  # whoever only asked has left
+                return None
 
     def _take(self, offer: Offer, peer: Peer, host: Host, guardian: Guardian) -> bool:
         """Whether there is a guest now; there is none for who only asked."""

@@ -1,6 +1,6 @@
 """Addresses: where another host, or another process, is met.
 
-tcp://HOST:PORT  tcp://[2001:db8::7]:PORT  tcp://:PORT  unix:///PATH
+tcp://HOST:PORT  tcp://[2001:db8::7]:PORT  tcp://:PORT  unix:///PATH  ssh://USER@HOST:PORT/PATH
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from statepipe.errors import UsageError
 
-TCP, TLS, UNIX = "tcp", "tls", "unix"
+TCP, TLS, UNIX, SSH = "tcp", "tls", "unix", "ssh"
 
 PORT = 20490
 """Where statepipes meet unless told otherwise: below the ports that Linux gives out by itself (32768 and up)."""
@@ -18,23 +18,32 @@ PORT = 20490
 PATH_LIMIT = 107
 """Bytes in a unix socket's path: sockaddr_un has 108 with the NUL."""
 
-_HINT = "write tls://HOST:PORT, tls://[::1]:PORT, tls://:PORT, the same with tcp://, or unix:///PATH"
+_HINT = "write tls://HOST:PORT, tls://[::1]:PORT, tls://:PORT, the same with tcp://, unix:///PATH, or ssh://HOST/PATH"
+_SSH_HINT = "write ssh://HOST/PATH or ssh://USER@HOST:PORT/PATH; PATH is a file, from the root"
 _HOST_PORT = re.compile(r"(?:\[([0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|([^\[\]:/@?#\s]*))(?::([0-9]{1,5}))?")
+_USER = re.compile(r"[^-\s:/@][^\s:/@]*")
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A place to meet. `host` is empty for all of this host's addresses; `path` is for a unix socket."""
+    """A place to meet. `host` is empty for all of this host's addresses; `path` is for a unix socket, or a file.
+
+    `user` is for ssh, where no port (0) leaves it to ssh's configuration.
+    """
 
     scheme: str
     host: str = ""
     port: int = 0
     path: str = ""
+    user: str = ""
 
     def __str__(self) -> str:
         if self.scheme == UNIX:
             return f"unix://{self.path}"
         host = f"[{self.host}]" if ":" in self.host else self.host
+        if self.scheme == SSH:
+            user, port = self.user and f"{self.user}@", f":{self.port}" if self.port else ""
+            return f"ssh://{user}{host}{port}{self.path}"
         return f"{self.scheme}://{host}:{self.port}"
 
 
@@ -43,6 +52,8 @@ def parse_address(text: str) -> Address:
     scheme, separator, rest = text.partition("://")
     if separator and scheme == UNIX:
         return _unix(text, rest)
+    if separator and scheme == SSH:
+        return _ssh(text, rest)
     if not separator:
         scheme, rest = TLS, text
     if scheme not in (TCP, TLS):
@@ -58,3 +69,18 @@ def _unix(text: str, path: str) -> Address:
     if not path.startswith("/") or "\0" in path or len(path.encode(errors="surrogateescape")) > PATH_LIMIT:
         raise UsageError(f"'{text}' is not an absolute path of at most {PATH_LIMIT} bytes", hint=_HINT)
     return Address(UNIX, path=path)
+
+
+def _ssh(text: str, rest: str) -> Address:
+    """A host that begins with a dash would be an option to ssh."""
+    where, slash, path = rest.partition("/")
+    user, at, place = where.rpartition("@")
+    found = _HOST_PORT.fullmatch(place)
+    if found is None or int(found[3] or 0) > 65535 or (at and not _USER.fullmatch(user)):
+        raise UsageError(f"'{text}' is not a host that ssh could know", hint=_SSH_HINT)
+    host = found[1] or found[2]
+    if not host or host.startswith("-"):
+        raise UsageError(f"'{text}' names no host", hint=_SSH_HINT)
+    if not path.isprintable():
+        raise UsageError(f"'{text}' names no file", hint=_SSH_HINT)
+    return Address(SSH, host, int(found[3] or 0), slash + path if path else "", user)

@@ -76,7 +76,7 @@ class _Dialler:
             transport = self._dial()
         except (OSError, PeerError) as error:
             self._session.trouble(error)
-            if not self._has_dialled:
+            if not self._has_dialled or isinstance(error, Violation):  # which no other attempt would mend
                 raise error if isinstance(error, PeerError) else self._unreachable(error) from error
             return False
         self._has_dialled = True

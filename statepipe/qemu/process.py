@@ -7,7 +7,8 @@ import signal
 import socket
 import stat
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +20,12 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A QEMU process seen from outside: its command line, and the images it has open for writing."""
+    """A QEMU process seen from outside: its command line and folder, and the images it has open for writing."""
 
     pid: int
     command: tuple[str, ...]
     disks: tuple[str, ...]
+    folder: str
 
     @property
     def name(self) -> str | None:
@@ -67,7 +69,7 @@ def inspect_process(pid: int) -> Running | None:
     """Command line and writable images of process `pid`, or None if it may not be looked at."""
     try:
         command = tuple(Path(f"/proc/{pid}/cmdline").read_text(errors="surrogateescape").split("\0")[:-1])
-        return Running(pid, command, tuple(_writable_images(pid)))
+        return Running(pid, command, tuple(_writable_images(pid)), os.readlink(f"/proc/{pid}/cwd"))
     except OSError:
         return None
 
@@ -102,20 +104,23 @@ def _is_read_write(pid: int, fd: str) -> bool:
 class Child:
     """A QEMU started paused, waiting for an incoming migration, with a monitor of ours.
 
-    `monitor` is our end of its monitor's socket, `spare` that of a second one, for who outlives us. Raises QemuError if
-    it cannot be started.
+    `monitor` is our end of its monitor's socket, `spare` that of a second one, for who outlives us. `folder` is where
+    it is started, `log` the file that takes what it has to say. Raises QemuError if it cannot be started.
     """
 
-    def __init__(self, command: Sequence[str], detach: bool) -> None:
+    def __init__(self, command: Sequence[str], detach: bool, folder: str | None = None, log: str | None = None) -> None:
         _refuse_incoming(command)
         self.stays_paused = _has_option(command, "-S")
         (self.monitor, theirs), (self.spare, spare) = socket.socketpair(), socket.socketpair()
-        with theirs, spare:
+        with theirs, spare, _opened(log) as said:
             fds = [theirs.fileno(), spare.fileno()]
             try:
                 self._process = subprocess.Popen(
                     [*command, *_paused_and_waiting(fds)],
                     pass_fds=fds,
+                    stdout=said,
+                    stderr=said,
+                    cwd=folder,
                     start_new_session=detach,
                     preexec_fn=_hear_signals,
                 )
@@ -158,6 +163,41 @@ class Child:
             return None
 
 
+@contextmanager
+def _opened(log: str | None) -> Iterator[int | None]:
+    """A descriptor to write the log to; None where there is none."""
+    if log is None:
+        yield None
+        return
+    fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def anew(command: Sequence[str]) -> list[str]:
+    """The command line that starts another such QEMU, to wait for this one's guest.
+
+    Without how this one got its own guest, the monitors that statepipe gave it, and what would hide it from us.
+    """
+    words = [word for word in command if word not in ("-S", "--S", "-daemonize", "--daemonize")]
+    kept: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if "-" + word.lstrip("-") in ("-incoming", "-chardev", "-mon"):
+            value = next(rest, "")
+            if word.endswith("-incoming") or f"={_MONITOR}-" in value:
+                continue
+            kept += [word, value]
+        else:
+            kept.append(word)
+    return kept
+
+
+_MONITOR = "statepipe-monitor"
+
+
 def _refuse_incoming(command: Sequence[str]) -> None:
     if _has_option(command, "-incoming"):
         raise UsageError(
@@ -178,6 +218,6 @@ def _hear_signals() -> None:
 def _paused_and_waiting(fds: Sequence[int]) -> list[str]:
     words = ["-S", "-incoming", "defer"]
     for number, fd in enumerate(fds):
-        name = f"statepipe-monitor-{number}"
+        name = f"{_MONITOR}-{number}"
         words += ["-chardev", f"socket,id={name},fd={fd}", "-mon", f"chardev={name},mode=control"]
     return words

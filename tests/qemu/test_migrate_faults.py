@@ -126,6 +126,9 @@ def judge(it: Move) -> str:
     The statepipes are over, and with them their guardians, which hold their standard error: nothing more happens.
     """
     states = {name: None if guest.ended() else guest.run_state() for name, guest in guests(it).items()}
+    if it.target.ended() and it.target.ticks():  # killed after it had moved: a crash like any other
+        assert states == {"source": "postmigrate", "target": None}
+        return "moved, then killed"
     running = [name for name, state in states.items() if state == "running"]
     assert len(running) < 2, states
     outcome = running[0] if running else settle(it, states)

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from statepipe.cli.grammar import COMMAND, parse, parse_word, parser_for
 from statepipe.cli.main import main
-from statepipe.cli.verbs import VERBS, Verb
+from statepipe.cli.verb import Verb
+from statepipe.cli.verbs import VERBS
 from statepipe.errors import UsageError
 from statepipe.stages import FILTERS, Filter, Param
 

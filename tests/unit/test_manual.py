@@ -16,7 +16,8 @@ import pytest
 
 from statepipe.cli.grammar import parse, parse_word
 from statepipe.cli.main import main
-from statepipe.cli.verbs import EXIT_CODES, VERBS, Verb
+from statepipe.cli.verb import Verb
+from statepipe.cli.verbs import EXIT_CODES, VERBS
 from statepipe.stages import FILTERS, Param
 
 MANUAL = Path(__file__).parents[2] / "man" / "statepipe.1"

@@ -1,0 +1,72 @@
+"""send ssh://HOST/PATH: the session of DESIGN 7 inside ssh, which starts the receiver and says who is who.
+
+The first ssh runs `recv --session-stdio` there. That receiver outlives its ssh: an end of its standard input is only a
+dead link, and so is a SIGHUP. Each later ssh runs `recv --attach NAME`, which finds it in the runtime folder and gives
+it another link. What the shell there is told holds no secret: the session's token passes inside ssh alone.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Self
+
+from statepipe.commands.linked import sending
+from statepipe.commands.plan import Plan
+from statepipe.ends.pipelink import PipeTransport
+from statepipe.ends.ssh import Ssh, has_terminal, ssh_command
+from statepipe.engine.sessionends import SessionSink, SessionSource
+from statepipe.pipes import Bell
+
+REDIAL = 10.0
+"""Seconds that a later ssh may take to log in and start statepipe: an old machine over a long way needs three."""
+
+
+class SshDial:
+    """Makes links: the first as patiently as ssh is, with somebody at the terminal perhaps. Leaving it ends a dial.
+
+    `words` start the other side there: a verb with --session-stdio, which says where later links find it. Each verb
+    that can be met so takes that option, and lets links in with `insidessh.inside`.
+    """
+
+    def __init__(self, plan: Plan, words: Sequence[str]) -> None:
+        self._plan, self._words, self._asks = plan, words, has_terminal()
+        self._name: str | None = None
+        self._stop = Bell()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.ring()
+
+    def __call__(self) -> PipeTransport:
+        """Raises PeerError, StatepipeError where there is no ssh."""
+        plan = self._plan
+        within = plan.patience.silence if self._name is None else REDIAL
+        command = ssh_command(plan.address, plan.ssh, self._remote(), asks=self._asks, within=within)
+        started = Ssh(command, plan.address, asks=self._asks)
+        self._name, transport = started.greeted(None if self._asks else within, self._stop)  # a person takes time
+        return transport
+
+    def _remote(self) -> str:
+        """The line for the shell there."""
+        words = self._words if self._name is None else ["recv", "--attach", self._name]
+        return f"{self._plan.remote} {shlex.join(words)}"
+
+
+def times(plan: Plan) -> list[str]:
+    """The plan's patience as options for the other side."""
+    given = (("--timeout", plan.patience.silence), ("--retry", plan.retry))
+    return [word for option, seconds in given if seconds is not None for word in (option, f"{seconds:g}")]
+
+
+@contextmanager
+def sending_inside(
+    plan: Plan,
+) -> Iterator[tuple[SessionSource, Callable[[Callable[[], None]], SessionSink]]]:
+    """A session with a receiver that ssh starts. Raises PeerError; StatepipeError where there is no ssh."""
+    dial = SshDial(plan, ["recv", "--session-stdio", "--output", plan.address.path, *times(plan)])
+    with sending(plan, dial, dial) as ends:
+        yield ends
