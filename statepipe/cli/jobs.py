@@ -77,10 +77,23 @@ def table(jobs: Sequence[Found], before: Sequence[Found] = ()) -> str:
 def _row(job: Found, earlier: dict[str, Any] | None) -> tuple[str, ...]:
     if (status := job.status) is None:
         return (job.id, "?", "", "", "", "", "does not answer", "")
-    stages = " ".join(stage["name"] for stage in status["stages"])
+    stages = " ".join([*_phase(status), *(stage["name"] for stage in status["stages"])])
     sizes = (format_size(status["bytes_in"]), format_size(status["bytes_out"]))
     row = (job.id, status["verb"], _clock(status["seconds"]), *sizes, _rate(status, earlier), status["what"], stages)
     return tuple(map(clean, row))
+
+
+def _phase(status: dict[str, Any]) -> list[str]:
+    """Of a guest that moves: where it stands, and how much of its memory is left, changing how fast."""
+    if (phase := status.get("phase")) is None:
+        return []
+    ram = status.get("migration", {}).get("ram")
+    if ram is None:
+        return [f"{phase};"]
+    dirty = format_rate(ram.get("dirty-pages-rate", 0) * ram.get("page-size", 0))
+    left = f"{format_size(ram['remaining'])} of {format_size(ram['total'])} left, dirty {dirty}"
+    rounds = f"round {ram['dirty-sync-count']}, expected downtime {status['migration'].get('expected-downtime', 0)} ms"
+    return [f"{phase}: {left}, {rounds};"]
 
 
 def _clock(seconds: float) -> str:
@@ -127,4 +140,5 @@ def status_line(status: dict[str, Any]) -> str:
     """A status in one line."""
     flow = f"{format_size(status['bytes_in'])} in, {format_size(status['bytes_out'])} out"
     stages = [f"{each['name']} {format_size(each['in'])} to {format_size(each['out'])}" for each in status["stages"]]
-    return "; ".join([f"{_clock(status['seconds'])}, {flow}, {_rate(status)}", *stages])
+    moving = [text.rstrip(";") for text in _phase(status)]
+    return "; ".join([f"{_clock(status['seconds'])}, {flow}, {_rate(status)}", *moving, *stages])
