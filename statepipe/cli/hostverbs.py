@@ -94,6 +94,7 @@ BETWEEN_HOSTS = (
             _PEER,
             _RETRY,
             _LINKS,
+            _INSECURE,
             Param("--bind", "connect from this address of ours", "HOST"),
             _SSH,
             _REMOTE,

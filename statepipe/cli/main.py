@@ -52,7 +52,7 @@ def _run(words: Sequence[str], desk: Desk) -> int:
             return _show(_help())
         if words[0] == "--version":
             return _show(f"statepipe {__version__}")
-        found = _find(words[0])
+        found = find_verb(words[0])
         verb = found.name
         return _dispatch(found, words[1:], desk)
     except StatepipeError as error:
@@ -71,7 +71,8 @@ def _give_up_loading(words: Sequence[str]) -> None:
         poison(FdSink(1, "standard output"))
 
 
-def _find(name: str) -> Verb:
+def find_verb(name: str) -> Verb:
+    """The verb of that name. Raises UsageError."""
     for verb in VERBS:
         if verb.name == name:
             return verb

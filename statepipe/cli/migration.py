@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from statepipe.cli.filters import build_words
-from statepipe.cli.grammar import parse_word
+from statepipe.cli.grammar import parse, parse_word
 from statepipe.cli.messages import clean, say, show, warn
 from statepipe.cli.network import plan_of, seconds_of
 from statepipe.engine import desk
@@ -18,7 +18,7 @@ from statepipe.units import format_size, parse_rate
 
 if TYPE_CHECKING:
     from statepipe.commands.guardian import LastWord
-    from statepipe.commands.migrate import Report
+    from statepipe.commands.migrate import Report, Request
     from statepipe.commands.plan import Plan, Say
     from statepipe.commands.resolve import Finding
 
@@ -26,15 +26,61 @@ Values = dict[str, Any]
 
 
 def run_migrate(name: str, values: Values) -> int:
-    """migrate: a guest to another host."""
+    """migrate: a guest to another host, or where else its URI says."""
+    uri, _, rest = values["uri"].partition(":")
+    if uri == "file":
+        return _save(values)
+    if uri in ("tcp", "unix", "exec"):
+        return _migrate_plainly(values, rest if uri == "exec" else None)
+    from statepipe.commands.migrate import migrate
+
+    request = _request(values, _there(values, values["words"]))
+    say(_told(migrate(request, _warning(name), _last_word(name), _listeners(values))))
+    return 0
+
+
+def _save(values: Values) -> int:
+    """file:///PATH is what save does."""
+    from statepipe.cli.main import find_verb
+    from statepipe.cli.states import run_save
+
+    path = values["uri"].removeprefix("file://")
+    if not path.startswith("/") or _given(values, but=("words", "uri", "qmp")):
+        raise UsageError(
+            "file:///PATH takes WORDs and --qmp alone", hint="for all that save can: statepipe save --help"
+        )
+    return run_save("save", parse(find_verb("save"), [*values["words"], "--qmp", _monitor(values), path]))
+
+
+def _migrate_plainly(values: Values, command: str | None) -> int:
+    """To a QEMU that waits, or through a program: nobody over there speaks with us."""
+    from statepipe.commands.onephase import migrate_plainly, to_address, to_program
+
+    two_phased = ("journal", "status_fd", "force", "timeout", "on_timeout", "links", "tls_creds", "peer")
+    if stray := [name for name in two_phased if values[name]]:
+        what = stray[0].replace("_", "-")
+        raise UsageError(f"--{what} is for tls:// and ssh://", hint="there a statepipe takes the guest in two phases")
+    plan = plan_of("unix:///" if command is not None else values["uri"], values["words"], values, None)
+    request = _request(values, plan)
+    far = to_address(request) if command is None else to_program(command)
+    say(_told(migrate_plainly(request, far, values["uri"])))
+    return 0
+
+
+def _given(values: Values, but: Sequence[str]) -> bool:
+    return any(value for name, value in values.items() if name not in but)
+
+
+def _request(values: Values, plan: Plan) -> Request:
+    """Raises UsageError."""
     from statepipe.commands.departure import Limits
-    from statepipe.commands.migrate import Request, migrate
+    from statepipe.commands.migrate import Request
 
     if values["on_timeout"] and not values["timeout"]:
         raise UsageError("--on-timeout says what happens at a time that --timeout SECONDS has to name")
-    request = Request(
+    return Request(
         _monitor(values),
-        _there(values, values["words"]),
+        plan,
         _undoing(values["words"]),
         offline=values["offline"],
         quits=values["quit_source"],
@@ -44,9 +90,6 @@ def run_migrate(name: str, values: Values) -> int:
         capabilities=("auto-converge",) if values["auto_converge"] else (),
         journal=values["journal"],
     )
-    report = migrate(request, _warning(name), _last_word(name), _listeners(values))
-    say(_told(report))
-    return 0
 
 
 def _there(values: Values, words: Sequence[str]) -> Plan:

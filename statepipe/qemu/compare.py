@@ -116,8 +116,10 @@ def bits(wanted: dict[str, int], there: dict[str, int]) -> Iterator[str]:
                 yield NAMED_BITS.get(word, {}).get(number, f"CPUID {word} bit {number}")
 
 
-_PLACES = ("-incoming", "-qmp", "-monitor", "-mon", "-chardev", "-serial", "-pidfile", "-D", "-name", "-uuid")
-_PLACES += ("-display", "-vnc")
+_PLACES = (
+    *("-incoming", "-qmp", "-monitor", "-mon", "-chardev", "-serial", "-pidfile", "-D", "-name", "-uuid"),
+    *("-display", "-vnc"),
+)
 """Options that may differ between two hosts without the guest's noticing."""
 
 _SWITCHES = ("-S", "-daemonize", "-nodefaults", "-no-user-config")

@@ -1,0 +1,138 @@
+"""migrate without a statepipe over there: to a QEMU that waits at tcp:// or unix://, or through a program of your own.
+
+QEMU's own word is all there is: the return path is on, so QEMU here says `completed` only after QEMU there has said
+that it has loaded everything, and until then the guest is its own again if anything fails. What becomes of the guest
+there, nobody here can see: so this is one phase, and not two.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from typing import Any
+
+from statepipe.commands.meet import MakeSink, outgoing
+from statepipe.commands.migrate import UNWANTED, Report, Request
+from statepipe.commands.outgoing import IDLE
+from statepipe.ends.fd import FdSource, write_all
+from statepipe.ends.net import Patience, SocketSink, SocketSource
+from statepipe.ends.relay import Backflow, Incoming
+from statepipe.engine.pipeline import Pipeline
+from statepipe.errors import InterruptedBySignal, PeerError, QemuError, QemuGone, StatepipeError
+from statepipe.formats.qemustream import QemuStream
+from statepipe.pipes import polled
+from statepipe.processes import Process, name_of_signal
+from statepipe.qemu.monitor import Monitor
+from statepipe.qemu.settings import adjusted
+from statepipe.stages.watch import watch
+
+FarEnd = AbstractContextManager[tuple[Incoming, MakeSink]]
+"""What comes back from the other end, and how to make the sink that leads there."""
+
+
+def to_address(request: Request) -> FarEnd:
+    """The plan's address. Entering raises PeerError."""
+    return outgoing(request.plan)
+
+
+@contextmanager
+def to_program(command: str) -> Iterator[tuple[Incoming, MakeSink]]:
+    """A shell's command line: the stream is its standard input, the return path its standard output.
+
+    Raises StatepipeError where it ends with another status than 0.
+    """
+    ours, theirs = socket.socketpair()
+    name = f"exec:{command}"
+    with ours:
+        with theirs:
+            process = Process(["sh", "-c", command], {0: theirs.fileno(), 1: theirs.fileno(), 2: 2})
+        try:
+            with SocketSource(ours, name, Patience()) as returning:
+                yield returning, lambda wait: SocketSink(ours, name, Patience(), wait)
+            _demand_success(process, name, "its own message is above")
+        except PeerError as error:  # which only tells that its end of the socket is gone
+            if polled(process.pidfd).poll(LAST_PATIENCE):
+                _demand_success(process, name, error.hint)
+            raise
+        finally:
+            process.kill()
+            process.reap()
+
+
+LAST_PATIENCE = 1000
+"""Milliseconds in which a program that has closed its end should end too."""
+
+
+def _demand_success(process: Process, name: str, hint: str | None) -> None:
+    """Raises StatepipeError."""
+    if status := process.status():
+        how = f"status {status}" if status > 0 else name_of_signal(-status)
+        raise StatepipeError(f"{name} ended with {how}", hint=hint)
+
+
+def migrate_plainly(request: Request, far: FarEnd, name: str) -> Report:
+    """Move the guest by QEMU's word alone, to what people call `name`.
+
+    Raises StatepipeError, whose hint says where the guest is.
+    """
+    with closing(Monitor(request.qmp)) as monitor, far as (returning, make_sink):
+        runs = monitor.run_state()
+        if runs not in ("running", "paused"):
+            raise QemuError(f"there is no guest to move: QEMU says {runs}", hint="see: statepipe resolve --help")
+        wanted = dict.fromkeys((*UNWANTED, "pause-before-switchover"), False)
+        wanted |= dict.fromkeys(("events", "return-path", *request.capabilities), True)
+        with adjusted(monitor, wanted, request.parameters):
+            if request.offline:
+                monitor.execute("stop")
+            try:
+                sent, figures = _carry(request, monitor, returning, make_sink)
+            except BaseException as error:
+                _undo(monitor, error, runs=runs == "running")
+                raise
+        if request.quits:
+            with suppress(QemuGone):  # it may end before its answer is out
+                monitor.execute("quit")
+    return Report(name, figures, figures.get("downtime", 0) / 1000, sent, 0)
+
+
+def _carry(request: Request, monitor: Monitor, returning: Incoming, make_sink: MakeSink) -> tuple[int, dict[str, Any]]:
+    """The stream there and the answers back; bytes sent, and QEMU's figures once it says `completed`."""
+    ours, theirs = socket.socketpair()
+    with ours, FdSource(ours.fileno(), "the migration socket", IDLE) as flow:
+        with theirs:
+            monitor.give(theirs.fileno(), "statepipe-migrate")
+            monitor.execute("migrate", uri="fd:statepipe-migrate")
+        back = Backflow(returning, lambda buffer: write_all(ours.fileno(), buffer), flow.cancel)
+        back.start()
+        try:
+            with make_sink(lambda: back.wait(None)) as sink:
+                stages = [("watch", watch(QemuStream(), lambda message: True)), *request.plan.words]
+                Pipeline(flow, stages, sink).pour()
+                sink.commit()
+        finally:
+            with suppress(OSError):  # QEMU was first
+                ours.shutdown(socket.SHUT_RDWR)
+            back.stop()
+        outcome = monitor.migration_outcome()
+        if outcome["status"] != "completed":
+            raise QemuError(f"QEMU says {outcome['status']}: {outcome.get('error-desc') or 'it gives no reason'}")
+        return sink.bytes, outcome
+
+
+def _undo(monitor: Monitor, error: BaseException, *, runs: bool) -> None:
+    """Wait until QEMU has given up too, and add to the error what became of the guest."""
+    if isinstance(error, InterruptedBySignal):
+        monitor.hurry()
+    if isinstance(error, QemuGone) or not isinstance(error, StatepipeError):
+        return
+    try:
+        status = monitor.migration_outcome()["status"]
+        monitor.wait_until_running()
+        if status != "completed" and runs and monitor.run_state() != "running":
+            monitor.resume()
+        error.hint = "; ".join(
+            filter(None, [f"QEMU says {status}; the guest is {monitor.run_state()} here", error.hint])
+        )
+    except QemuGone as gone:
+        error.hint = str(gone)

@@ -1,0 +1,82 @@
+"""migrate to where no statepipe is: QEMU's own tcp: and unix:, a program, a file."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.qemu.harness import Guest, assert_continues, assert_runs_on, run_statepipe
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix", "exec"])
+def test_to_a_qemu_that_waits(tmp_path: Path, qemu: str, kind: str) -> None:
+    port, path = free_port(), tmp_path / "s"
+    incoming, uri = {
+        "tcp": (f"tcp:127.0.0.1:{port}", f"tcp://127.0.0.1:{port}"),
+        "unix": (f"unix:{path}", f"unix://{path}"),
+        "exec": (f"unix:{path}", f"exec:exec socat - UNIX-CONNECT:{path}"),
+    }[kind]
+    if kind == "exec" and shutil.which("socat") is None:
+        pytest.skip("socat is not installed")
+    with Guest(tmp_path, qemu=qemu, dirty=2) as source:
+        source.wait_ticks(3)
+        with Guest(tmp_path, qemu=qemu, image=source.image, incoming=incoming) as target:
+            settings = source.settings()
+            done = run_statepipe("migrate", "--qmp", source.socket, uri)
+            assert done.returncode == 0, done.stderr
+            assert f"the guest runs at {uri}" in done.stderr
+            target.wait_ticks(3)
+            assert source.run_state() == "postmigrate" and source.settings() == settings
+            assert_continues(source.serial(), target.serial())
+
+
+@pytest.mark.parametrize(
+    ("uri", "status"),
+    [("tcp://127.0.0.1:1", 5), ("exec:exit 3", 1), ("exec:cat >/dev/null", 6), ("exec:no-such-program", 1)],
+)
+def test_where_nobody_takes_it_the_guest_runs_on(tmp_path: Path, qemu72: str, uri: str, status: int) -> None:
+    """A program that swallows everything says nothing on the return path: that is no yes."""
+    with Guest(tmp_path, qemu=qemu72, dirty=2) as source:
+        source.wait_ticks(3)
+        done = run_statepipe("migrate", "--qmp", source.socket, uri)
+        assert done.returncode == status, done.stderr
+        assert_runs_on(source)
+
+
+def test_into_a_file_is_a_save(tmp_path: Path, qemu72: str) -> None:
+    with Guest(tmp_path, qemu=qemu72, dirty=2) as source:
+        source.wait_ticks(3)
+        done = run_statepipe("migrate", "--qmp", source.socket, "zstd:3", f"file://{tmp_path}/vm.state")
+        assert done.returncode == 0, done.stderr
+        assert run_statepipe("verify-state", tmp_path / "vm.state").returncode == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["tcp://127.0.0.1:1", "--journal", "x"],
+        ["unix:///x", "--tls-creds", "x"],
+        ["exec:true", "--timeout", "3"],
+        ["file://x"],
+        ["file:///x", "--offline"],
+        ["throttle:1M", "decompress", "localhost"],
+        ["localhost", "--on-timeout", "suspend"],
+        ["localhost", "--downtime-limit", "soon"],
+        ["localhost", "--status-fd", "x"],
+        ["ssh://host/file"],
+    ],
+)
+def test_what_does_not_go_together(words: list[str]) -> None:
+    assert run_statepipe("migrate", "--qmp", "/no/such/socket", *words).returncode == 2
+
+
+def test_a_monitor_must_be_named() -> None:
+    assert "--qmp SOCKET" in run_statepipe("migrate", "localhost").stderr
