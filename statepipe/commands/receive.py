@@ -12,13 +12,13 @@ import select
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import NoReturn
 
 from statepipe.commands.arrival import CAPABILITIES, Arrival
-from statepipe.commands.encounter import answered
+from statepipe.commands.encounter import reception
 from statepipe.commands.guardian import Guardian, LastWord, recover_destination
 from statepipe.commands.journal import Journal, Listener
 from statepipe.commands.plan import Plan, Say
@@ -127,34 +127,38 @@ def receive(request: Request, say: Say, last_word: LastWord, listeners: Sequence
 
     Raises StatepipeError, and then there is no guest here; one who serves says it and waits for the next.
     """
-    if request.plan.address.scheme == SSH:
-        return _stay(request, _Reception(request, None, say, last_word, listeners).one())
-    with listening(request.plan.address, insecure=request.plan.insecure) as listener:
-        if not request.plan.address.port:
-            say(f"listening at port {port_of(listener)}")
-        reception = _Reception(request, listener, say, last_word, listeners)
+    with _listener(request.plan, say) as listener, reception(request.plan, listener, say) as next_peer:
+        it = _Reception(request, next_peer, say, last_word, listeners)
         if request.guests is not None:
-            reception.serve(request.guests)
-        child = reception.one()
-    return _stay(request, child)
-
-
-def _stay(request: Request, child: Child | None) -> int:
+            it.serve(request.guests)
+        child = it.one(again=listener is not None)
     return 0 if child is None or request.detach else child.wait()
 
 
+@contextmanager
+def _listener(plan: Plan, say: Say) -> Iterator[socket.socket | None]:
+    """Where to listen; None inside ssh, which has started us for one alone."""
+    if plan.address.scheme == SSH:
+        yield None
+        return
+    with listening(plan.address, insecure=plan.insecure) as listener:
+        if not plan.address.port:
+            say(f"listening at port {port_of(listener)}")
+        yield listener
+
+
 class _Reception:
-    """Takes guests at a listener; without one, from who started us inside ssh."""
+    """Takes guests from whom `next_peer` waits for."""
 
     def __init__(
         self,
         request: Request,
-        listener: socket.socket | None,
+        next_peer: Callable[[], AbstractContextManager[Peer]],
         say: Say,
         last_word: LastWord,
         listeners: Sequence[Listener],
     ) -> None:
-        self._request, self._listener, self._say, self._last_word = request, listener, say, last_word
+        self._request, self._next_peer, self._say, self._last_word = request, next_peer, say, last_word
         self._listeners = listeners
         self._numbers = itertools.count(1)
 
@@ -169,17 +173,17 @@ class _Reception:
             while len(guests := [child for child in guests if not child.ended]) >= most:
                 time.sleep(LOOK)
 
-    def one(self) -> Child | None:
-        """Take a guest, however many only ask before; the QEMU, if it is ours. Raises StatepipeError."""
+    def one(self, *, again: bool = True) -> Child | None:
+        """Take a guest; the QEMU, if it is ours. With `again`, however many only ask before. Raises StatepipeError."""
         while True:
             with (
                 Guardian(recover_destination, self._last_word) as guardian,
-                answered(self._request.plan, self._listener, self._say) as peer,
+                self._next_peer() as peer,
                 Host(self._request) as host,
             ):
                 if self._take(offered(peer), peer, host, guardian):
                     return host.child
-            if self._listener is None:  # whoever only asked has left
+            if not again:
                 return None
 
     def _take(self, offer: Offer, peer: Peer, host: Host, guardian: Guardian) -> bool:

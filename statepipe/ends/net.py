@@ -47,6 +47,14 @@ def tune(connection: socket.socket, patience: Patience) -> None:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, span)
 
 
+def round_trip(connection: socket.socket) -> float | None:
+    """Seconds there and back as the kernel has them (tcpi_rtt of tcp(7)); None of what is no TCP."""
+    if connection.family == socket.AF_UNIX:
+        return None
+    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 72)
+    return float(struct.unpack_from("=I", info, 68)[0]) / 1e6
+
+
 def is_network(error: OSError) -> bool:
     """Whether a connection failed, and not a file or a pipe at the other end of the same call."""
     return error.errno in _NETWORK or isinstance(error, BlockingIOError)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from statepipe.engine.session import Session, Timing
 from statepipe.engine.transport import Transport
 from statepipe.errors import PeerError
-from statepipe.formats.channels import WINDOW
+from statepipe.formats.channels import MIN_WINDOW, WINDOW
 from statepipe.formats.frames import MAX_LINKS, FrameReader, Greeting, Greets, Role, Violation
 from statepipe.formats.opening import SESSION_SIZE, TOKEN_SIZE, Doorkeeper, Party, Secrets, refuse
 from statepipe.formats.wire import Wire
@@ -120,7 +120,8 @@ class Late(Violation):
 class Acceptor:
     """Takes authenticated connections, and makes of them one session and its links.
 
-    `turned_away` is told of the others, by name and reason. The session runs until the acceptor's owner leaves it.
+    `turned_away` is told of the others, by name and reason. The session runs until the acceptor's owner leaves it; with
+    `again`, another may begin then.
     """
 
     def __init__(
@@ -131,9 +132,10 @@ class Acceptor:
         *,
         window: int = WINDOW,
         channels: int = 1,
+        again: bool = False,
     ) -> None:
         self._role, self._timing, self._turned_away = role, timing, turned_away
-        self._window, self._channels = window, channels
+        self._window, self._channels, self._again = window, channels, again
         self._lock = threading.Lock()
         self._begun = threading.Event()
         self._places = threading.Semaphore(MAX_LINKS)  # for links that have not greeted yet
@@ -152,6 +154,7 @@ class Acceptor:
         """The session, once somebody has begun one. To be entered. Raises PeerError when nobody did in time."""
         if not self._begun.wait(seconds):
             raise PeerError(f"nobody came within {seconds:g} s")
+        self._begun.clear()
         assert self._session is not None
         return self._session
 
@@ -167,7 +170,6 @@ class Acceptor:
         finally:
             self._places.release()
         session.spawn(lambda: session.carry(greeting.link, transport, answer), "link")
-        self._begun.set()
 
     def _greeting(self, transport: Transport) -> Greeting:
         """The first bytes of a link. Raises PeerError, OSError."""
@@ -189,16 +191,22 @@ class Acceptor:
                 session, door = self._session_for(transport, greeting)
                 door.admit(greeting, transport.identity)
                 with session.lock:
-                    return session, session.wire.accept(greeting)
+                    answer = session.wire.accept(greeting)
+                if session is not self._session:
+                    self._session, self._door = session, door
+                    self._begun.set()
+                return session, answer
         except Violation as error:
             transport.send([refuse(greeting, str(error))])
             raise
 
     def _session_for(self, transport: Transport, greeting: Greeting) -> tuple[Session, Doorkeeper]:
         session, door = self._session, self._door
-        if session is None and greeting.kind is Greets.NEW:
+        over = self._again and session is not None and session.stopped.is_set()
+        if (session is None or over) and greeting.kind is Greets.NEW:
             secrets = Secrets(greeting.session, greeting.proof)
-            wire = Wire(Party(secrets, self._role, self._window), self._channels)
+            window = max(min(self._window, greeting.window), MIN_WINDOW)  # the dialler knows how far away it is
+            wire = Wire(Party(secrets, self._role, window), self._channels)
             session = Session(wire, self._timing, transport.identity or transport.name)
             door = Doorkeeper(secrets, transport.identity)
         if session is None or door is None:
@@ -207,5 +215,4 @@ class Acceptor:
             raise Violation("another session is being received here")
         if session.stopped.is_set():
             raise Late("this session has ended")
-        self._session, self._door = session, door
         return session, door

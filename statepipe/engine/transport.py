@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Protocol
 
+from statepipe.ends.net import round_trip
 from statepipe.errors import PeerError
 from statepipe.stage import Buffer
 
@@ -14,7 +15,8 @@ from statepipe.stage import Buffer
 class Transport(Protocol):
     """An authenticated connection. One thread sends, another receives, any may `cut`.
 
-    `identity` is who the peer has proved to be, `name` is for messages. Both ways raise OSError or PeerError for a
+    `identity` is who the peer has proved to be, `name` is for messages, `delay` the round trip in seconds, if it can be
+    told. Both ways raise OSError or PeerError for a
     connection that is no more.
     """
 
@@ -23,6 +25,9 @@ class Transport(Protocol):
 
     @property
     def identity(self) -> str: ...
+
+    @property
+    def delay(self) -> float | None: ...
 
     def send(self, buffers: Iterable[Buffer]) -> None:
         """Send all of them."""
@@ -44,6 +49,11 @@ class SocketTransport:
         self.connection, self.name, self.identity = connection, name, identity
         if connection.family != socket.AF_UNIX:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    @property
+    def delay(self) -> float | None:
+        """What the kernel has measured."""
+        return round_trip(self.connection)
 
     def send(self, buffers: Iterable[Buffer]) -> None:
         """Send all of them. Raises OSError."""

@@ -49,6 +49,8 @@ class Relay:
             except OSError:
                 near.close()
                 continue
+            for each in (near, far):
+                each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self.accepted += 1
             self._open += [near, far]
             left = [self.faults.cut_after()] if self.faults.cut_after else None

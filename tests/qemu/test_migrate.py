@@ -135,10 +135,10 @@ def test_what_would_fail_is_not_begun(tmp_path: Path, qemu72: str, credentials: 
                 )
                 assert looked.returncode == 1 and "fail  machine type" in looked.stdout, looked
                 with mover(credentials, source, port) as moving:
-                    assert moving.wait() == 1
+                    assert moving.wait() == 1, (moving.said, receiving.said)
                     assert "start the destination with -machine pc-i440fx" in moving.said[-3]
                     assert "nothing was moved" in moving.said[-2]
-                assert receiving.wait() == 1
+                assert receiving.wait() == 5
             assert_runs_on(source)
             assert source.settings() == before and target.run_state() == "inmigrate"
 
