@@ -6,19 +6,33 @@ import os
 import sys
 import termios
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 from statepipe.cli.messages import say
 from statepipe.ends.file import FileSink
-from statepipe.engine.desk import glance, report_to
+from statepipe.engine.desk import glance, its_qemu, report_to
 from statepipe.errors import StatepipeError
 from statepipe.stages.context import Context, Talking
 
 
 def context() -> Context:
     """The real one."""
-    return Context(sys.stderr, _warn, time.monotonic, ask, FileSink, _program, glance(), report_to)
+    return Context(sys.stderr, _warn, time.monotonic, ask, FileSink, _program, glance(), report_to, _touched())
+
+
+def _touched() -> Callable[[int], bytes | None]:
+    """Looks into the QEMU that we drive, or whose exec: filter we are."""
+    qemu = its_qemu()
+
+    def touched(size: int) -> bytes | None:
+        from statepipe.qemu.process import parent_pid
+        from statepipe.qemu.touched import touched
+
+        pid = qemu() or parent_pid()
+        return None if pid is None else touched(pid, size)
+
+    return touched
 
 
 def _program(command: Sequence[str]) -> AbstractContextManager[Talking]:

@@ -21,7 +21,7 @@ from statepipe.commands.journal import Journal, Listener
 from statepipe.commands.plan import Plan
 from statepipe.commands.terms import CHECK, MIGRATE, Offer
 from statepipe.ends.address import SSH
-from statepipe.engine.desk import at_work
+from statepipe.engine.desk import at_work, works_for
 from statepipe.engine.peer import Peer
 from statepipe.errors import QemuError, QemuGone, StatepipeError
 from statepipe.formats.handover import Source
@@ -85,6 +85,7 @@ def migrate(request: Request, warn: Tell, last_word: LastWord, listeners: Sequen
         closing(Monitor(request.qmp)) as monitor,
         called(request.plan, _far_words(monitor, request.plan)) as peer,
     ):
+        works_for(monitor.pid)
         offer = _agree(request, monitor, peer, warn)
         steps = _Steps()
         facts = {"side": "source", "peer": peer.name, "guest": offer.facts["guest"]}

@@ -18,6 +18,7 @@ from statepipe.commands.outgoing import IDLE
 from statepipe.ends.fd import FdSource, write_all
 from statepipe.ends.net import Patience, SocketSink, SocketSource
 from statepipe.ends.relay import Backflow, Incoming
+from statepipe.engine.desk import works_for
 from statepipe.engine.pipeline import Pipeline
 from statepipe.errors import InterruptedBySignal, PeerError, QemuError, QemuGone, StatepipeError
 from statepipe.formats.qemustream import QemuStream
@@ -77,6 +78,7 @@ def migrate_plainly(request: Request, far: FarEnd, name: str) -> Report:
     Raises StatepipeError, whose hint says where the guest is.
     """
     with closing(Monitor(request.qmp)) as monitor, far as (returning, make_sink):
+        works_for(monitor.pid)
         runs = monitor.run_state()
         if runs not in ("running", "paused"):
             raise QemuError(f"there is no guest to move: QEMU says {runs}", hint="see: statepipe resolve --help")

@@ -16,6 +16,7 @@ from typing import Any
 
 from statepipe.commands.outgoing import IDLE, Plan, Saved, save_stream
 from statepipe.ends.fd import FdSource, write_all
+from statepipe.engine.desk import works_for
 from statepipe.engine.pipeline import NamedStage
 from statepipe.errors import InterruptedBySignal, QemuError, QemuGone, StatepipeError, TruncatedError
 from statepipe.qemu.disks import Disk, fingerprints
@@ -54,6 +55,7 @@ class Request:
 def save_by_qmp(address: str, request: Request) -> Outcome:
     """Save the guest behind the monitor at `address`. Raises StatepipeError; the guest then is as it was."""
     with closing(Monitor(address)) as monitor:
+        works_for(monitor.pid)
         before = monitor.run_state()
         disks = image_paths(monitor)
         with adjusted(monitor, capabilities(request.then), {"max-bandwidth": 0}):

@@ -44,6 +44,7 @@ class Desk:
         self.verb = self.what = ""
         self.job: Job | None = None
         self.cancelled = False
+        self.qemu: int | None = None  # the process whose guest's state is on its way, where we drive it
         self._deaf = False
         self._complain = complain
         self._listener: Listener | None = None
@@ -184,3 +185,15 @@ def teller() -> Callable[[dict[str, Any]], None]:
     """Desk.tell of the command that runs here, for any thread."""
     desk = _DESK.get()
     return (lambda facts: None) if desk is None else desk.tell
+
+
+def works_for(pid: int) -> None:
+    """The command that runs here moves or saves the guest of that QEMU."""
+    if (desk := _DESK.get()) is not None:
+        desk.qemu = pid
+
+
+def its_qemu() -> Callable[[], int | None]:
+    """What tells, from any thread, that QEMU's process id."""
+    desk = _DESK.get()
+    return (lambda: None) if desk is None else lambda: desk.qemu

@@ -151,6 +151,11 @@ class QemuStream:
         return self._sections.ram.counts
 
     @property
+    def place(self) -> tuple[str, int]:
+        """The name of the RAM block and the page in it that were sent last."""
+        return self._sections.ram.place
+
+    @property
     def rounds(self) -> int:
         """How often QEMU read the dirty bitmap, as far as the order of pages shows it (ramstream.py)."""
         return self._sections.ram.rounds

@@ -273,6 +273,11 @@ class RamPages:
                 self._count_round()
         self._place = place + count - 1
 
+    @property
+    def place(self) -> tuple[str, int]:
+        """The RAM block and the page in it that were sent last."""
+        return self._block_name, self._place - self._block_place
+
     def _outside(self, at: int, page: int) -> IntegrityError:
         if not self._block_name:
             return IntegrityError("a page of no RAM block, expected the block's name", offset=at)

@@ -43,10 +43,16 @@ class Running:
 
 def parent_qemu() -> Running | None:
     """The QEMU that started us by exec:, straight or through its shell; None if no ancestor of ours is one."""
+    pid = parent_pid()
+    return None if pid is None else inspect_process(pid)
+
+
+def parent_pid() -> int | None:
+    """The process id of that QEMU."""
     pid = os.getppid()
     for _ in range(2):
         if _is_qemu(pid):
-            return inspect_process(pid)
+            return pid
         pid = _parent(pid)
     return None
 

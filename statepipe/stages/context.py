@@ -40,7 +40,8 @@ class Context:
     is no terminal. `new_file` begins a file by name; it raises StatepipeError. `program` starts a command
     and ends it with the context that it gives; it raises StatepipeError. `status` tells how the whole command goes,
     as engine/desk.py has it, None when it is at nothing. `report` has that written, as JSON
-    lines, to a descriptor.
+    lines, to a descriptor. `touched` tells, of a RAM block of so many bytes of the QEMU whose stream this is, which
+    pages were ever touched, a byte each; None where that is not known.
     """
 
     messages: TextIO
@@ -51,3 +52,4 @@ class Context:
     program: Callable[[Sequence[str]], AbstractContextManager[Talking]]
     status: Callable[[], dict[str, Any] | None]
     report: Callable[[int], None]
+    touched: Callable[[int], bytes | None] = lambda size: None

@@ -113,7 +113,7 @@ class Progress:
             self._looked = True
             if buffer[:4] == b"QEVM":
                 self._stream = QemuStream()
-                self._remaining = Remaining(self._stream)
+                self._remaining = Remaining(self._stream, self._context.touched)
         if self._stream is not None and self._remaining is not None:
             try:
                 self._stream.feed(buffer)
@@ -139,10 +139,16 @@ class Progress:
         facts: dict[str, Any] = {"rate": round(self._flow.rate()), "average": round(self._flow.average())}
         known = left is not None and rate > 0
         facts["eta"] = round(left / rate, 1) if known and left is not None else None
-        facts["eta_from"] = None if not known else "size" if self._size is not None else "stream"
+        facts["eta_from"] = self._grounds() if known else None
         if (stream := self._stream) is not None:
             facts |= {"phase": stream.phase.value, "rounds": stream.rounds, "ram_bytes": stream.ram_bytes}
         return facts
+
+    def _grounds(self) -> str:
+        """What the time left is told from: the size, the guest's memory, or the stream, as an upper bound."""
+        if self._size is not None:
+            return "size"
+        return "stream" if self._remaining is None or self._remaining.is_bound else "memory"
 
     def total(self) -> int | None:
         """Bytes that will have passed in the end."""
