@@ -52,24 +52,19 @@ class Coordinator:
         """Something happened; from any thread."""
         self._events.put((event, cause))
 
-    def spawn(self, name: str, work: Callable[[], None]) -> threading.Thread:
-        """Run `work` in a thread of its own; what it raises becomes an event."""
+    def spawn(self, name: str, work: Callable[[], None], failed: Event = Event.CANCEL) -> threading.Thread:
+        """Run `work` in a thread of its own; what it raises becomes an event: `failed`, unless somebody is gone."""
 
         def guarded() -> None:
             try:
                 work()
             except BaseException as error:  # told when all is over: `cause` is raised in the main thread
-                self.put(self._what(error), error)
+                self.put(_what(error, failed), error)
 
         thread = threading.Thread(target=guarded, name=name, daemon=True)
         self._threads.append(thread)
         start(thread)
         return thread
-
-    def _what(self, error: BaseException) -> Event:
-        if isinstance(error, PeerError):
-            return Event.LOST
-        return Event.GONE if isinstance(error, QemuGone) else Event.CANCEL
 
     def coordinate(self, begin: Callable[[], None], act: Callable[[Action], None], release: Callable[[], None]) -> None:
         """From `begin` to the end of the table; `act` does what is not a message, `release` wakes who waits for QEMU.
@@ -139,8 +134,7 @@ class Coordinator:
         try:
             step()
         except (PeerError, QemuError) as error:
-            no = isinstance(error, QemuError) and not isinstance(error, QemuGone)
-            self.put(refused if no else self._what(error), error)
+            self.put(_what(error, refused), error)
 
     def _message(self, action: Action) -> Message:
         """What is said of an action; with an end, what led to it."""
@@ -161,6 +155,13 @@ class Coordinator:
         self.peer.leave()
         for thread in self._threads:
             thread.join()
+
+
+def _what(error: BaseException, otherwise: Event) -> Event:
+    """The event that a failure is."""
+    if isinstance(error, PeerError):
+        return Event.LOST
+    return Event.GONE if isinstance(error, QemuGone) else otherwise
 
 
 def event_of(message: Message) -> tuple[Event, StatepipeError | None]:

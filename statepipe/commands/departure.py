@@ -114,8 +114,9 @@ class Departure(Coordinator):
         with self._theirs:
             self.monitor.give(self._theirs.fileno(), "statepipe-migrate")
             self.monitor.execute("migrate", uri="fd:statepipe-migrate")
-        for name, work in (("stream", self._send), ("back", self._receive), ("qemu", self._follow)):
-            self.spawn(name, work)
+        self.spawn("stream", self._send, Event.BROKEN)
+        self.spawn("back", self._receive)
+        self.spawn("qemu", self._follow)
 
     def _send(self) -> None:
         """QEMU's stream, followed to its own end, to the other host."""

@@ -31,7 +31,8 @@ class Event(enum.Enum):
     COMPLETED = "QEMU says completed, and all is verified where it arrived"
     FAILED = "QEMU says failed or cancelled, or refused"
     GONE = "QEMU has ended"
-    CANCEL = "a user, a signal or a stage that failed here wants it undone"
+    CANCEL = "a user or a signal wants it undone"
+    BROKEN = "the stream to the other side broke off, so that one has not all of it"
     LOST = "the other side cannot be reached any more"
     ASK = "the source asks whether all is well"
     READY = "the destination says that all is well"
@@ -92,6 +93,7 @@ _UNDO = {
     E.REFUSED: (S.CANCELLING, (A.CANCEL,)),
     E.LOST: (S.CANCELLING, (A.CANCEL,)),
     E.CANCEL: (S.CANCELLING, (A.CANCEL,)),
+    E.BROKEN: (S.CANCELLING, (A.CANCEL,)),
     E.FAILED: (S.KEPT, (A.SEND_ABORT,)),
 }
 _DIED = {E.GONE: (S.DEAD, (A.SEND_ABORT,))}
@@ -115,10 +117,12 @@ SOURCE: Mapping[Source, Mapping[Event, tuple[Source, tuple[Action, ...]]]] = {
         E.REFUSED: (S.KEPT, (A.RESUME,)),
         E.LOST: (S.KEPT, (A.RESUME,)),
         E.CANCEL: (S.KEPT, (A.SEND_ABORT, A.RESUME)),
+        E.BROKEN: (S.KEPT, (A.SEND_ABORT, A.RESUME)),
         E.GONE: (S.ORPHANED, ()),
     },
     S.ORPHANED: {
         E.ACCEPTED: (S.COMMITTED, (A.SEND_GO,)),
+        E.BROKEN: (S.DEAD, (A.SEND_ABORT,)),
         E.REFUSED: (S.DEAD, ()),
         E.LOST: (S.DEAD, ()),
     },

@@ -37,6 +37,7 @@ class World:
     to_source: tuple[Event, ...] = ()
     journal: Source = Source.PRECOPY
     torn: bool = False
+    broken: bool = False
     lost: tuple[bool, bool] = (False, False)
 
 
@@ -100,6 +101,8 @@ def progress(world: World) -> Iterator[World]:
         yield tell_source(replace(world, qemu="handed", sent=True), Event.COMPLETED)
     if world.qemu.startswith("cancelled"):
         yield tell_source(replace(world, qemu="runs"), Event.FAILED)
+    if world.qemu == "dead" and not world.sent and not world.broken:
+        yield tell_source(replace(world, broken=True), Event.BROKEN)
     if world.other == "incoming" and world.sent and world.target is Destination.INCOMING:
         yield tell_target(replace(world, other="loaded"), Event.COMPLETED)
     if world.other == "starting":
@@ -170,6 +173,13 @@ def test_a_guest_is_lost_only_with_the_qemu_that_held_it(worlds: set[World]) -> 
         killed_late = world.source is None and world.journal in (Source.COMMITTED, Source.UNDECIDED)
         told = killed_late or world.source is Source.UNDECIDED
         assert running == 1 or told or (world.qemu == "dead" and world.other != "loaded"), world
+
+
+def test_nobody_waits_for_ever(worlds: set[World]) -> None:
+    for world in worlds:
+        if not any(after != world for after in progress(world)):
+            assert world.source is None or Side(world.source, SOURCE).ended, world
+            assert world.target is None or Side(world.target, DESTINATION).ended, world
 
 
 def test_an_undecided_end_keeps_the_guest_somewhere(worlds: set[World]) -> None:
