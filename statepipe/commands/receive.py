@@ -71,12 +71,12 @@ class Host:
     def __init__(self, request: Request) -> None:
         self.child: Child | None = None
         self._kept, self._qmp = False, request.qmp
+        self._stays = not (request.detach or request.guests is not None)
         if request.qmp is not None:
             self.monitor = Monitor(request.qmp)
         else:
             with held():  # a QEMU that was started must be known to us
-                detached = request.detach or request.guests is not None
-                self.child = Child(request.command, detached, request.folder, request.log)
+                self.child = Child(request.command, not self._stays, request.folder, request.log)
             self.monitor = Monitor(self.child.monitor, self.child.pid)
         self._pidfd = os.pidfd_open(self.monitor.pid)
 
@@ -111,8 +111,10 @@ class Host:
         guardian.note({"pid": self.monitor.pid, "qmp": self._qmp, "runs": runs}, spare)
 
     def keep(self) -> None:
-        """The guest is here."""
+        """The guest is here. Where we stay with it, what would end us is QEMU's from now on."""
         self._kept = True
+        if self._stays and self.child is not None:
+            self.child.pass_signals_on()
 
     def __exit__(self, *error: object) -> None:
         with held():
@@ -200,8 +202,9 @@ class _Reception:
         with closing(Journal(self._path(), facts, (guardian.note, *self._listeners))) as journal:
             host.lend(guardian, runs=offer.runs)
             words = self._request.undo(offer.undo)
-            _arrive(Arrival(host.monitor, peer, words, journal, host.end, runs=offer.runs))
-        host.keep()
+            with held():  # but for the time that the two halves wait
+                _arrive(Arrival(host.monitor, peer, words, journal, host.end, runs=offer.runs))
+                host.keep()
         self._say(f"{peer.name} has given its guest away; here it is {host.monitor.run_state()}")
         return True
 

@@ -145,14 +145,15 @@ class Child:
         """Whether it has; then it is reaped."""
         return self._process.poll() is not None
 
-    def wait(self) -> int:
-        """Stay until QEMU ends; its exit status, or 128 + the signal that killed it.
-
-        Passes SIGINT, SIGTERM and SIGHUP on; one that was ignored (nohup) stays ignored.
-        """
+    def pass_signals_on(self) -> None:
+        """From now on SIGINT, SIGTERM and SIGHUP are QEMU's; one that was ignored (nohup) stays ignored."""
         for number in ENDING:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, lambda which, frame: self._process.send_signal(which))
+
+    def wait(self) -> int:
+        """Stay until QEMU ends; its exit status, or 128 + the signal that killed it."""
+        self.pass_signals_on()
         status = self._process.wait()
         return status if status >= 0 else 128 - status
 

@@ -90,7 +90,7 @@ class Running:
         if not self.ended():
             self._process.kill()
         self._process.wait()
-        self._reader.join()
+        self._reader.join(PATIENCE)  # a QEMU that was left behind would hold it open
         for stream in (self._process.stdout, self._process.stderr):
             if stream:
                 stream.close()
