@@ -248,6 +248,8 @@ def test_who_never_comes_back_is_given_up_by_both() -> None:
     with Receiver(Kept(), timing) as receiver, relay(receiver.port, Faults()) as rail:
         with sending(rail.port, timing=timing) as sink, Pumped(sink, 1 << 40) as pumped:
             assert receiver.started.wait(PATIENCE)
+            while not receiver.sink.bytes:  # so that the link was open on both sides
+                sink.session.stopped.wait(0.01)
             rail.faults.clear.clear()
             pumped.join()
         receiver.join()

@@ -105,7 +105,7 @@ def test_a_guest_whose_memory_takes_too_long_stays(tmp_path: Path, qemu72: str, 
     with Guest(tmp_path, qemu=qemu72, dirty=16) as source, waiting(tmp_path, qemu72, source) as target:
         source.wait_ticks(3)
         receiving, port = receiver(credentials, "--qmp", target.socket)
-        with receiving, mover(credentials, source, port, "--rate", "40M", "--timeout", "2") as moving:
+        with receiving, mover(credentials, source, port, "--rate", "10M", "--timeout", "2") as moving:
             assert moving.wait() == 1
             assert "was not through after 2 s" in moving.said[-3] and "the guest is running here" in moving.said[-2]
         assert_runs_on(source)
