@@ -5,6 +5,7 @@ ARGS ?=
 PYTHON := .venv/bin/python
 LIBRARY := $(PREFIX)/lib/statepipe
 LAUNCHER := $(PREFIX)/bin/statepipe
+UNITS := $(PREFIX)/lib/systemd/system
 MANPAGE := $(PREFIX)/share/man/man1/statepipe.1
 COMPLETION_bash := $(PREFIX)/share/bash-completion/completions/statepipe
 COMPLETION_zsh := $(PREFIX)/share/zsh/site-functions/_statepipe
@@ -75,11 +76,14 @@ install: ## into PREFIX (/usr/local), under DESTDIR if given
 	@printf '%s\n' "#!$$(readlink -f $(PYTHON)) -I" "$$TEXT" >"$(DESTDIR)$(LAUNCHER)"
 	chmod 755 "$(DESTDIR)$(LAUNCHER)"
 	install -m 644 man/statepipe.1 "$(DESTDIR)$(MANPAGE)"
+	install -d "$(DESTDIR)$(UNITS)"
+	sed 's|/usr/local/bin/statepipe|$(LAUNCHER)|' systemd/statepipe-receive@.service >"$(DESTDIR)$(UNITS)/statepipe-receive@.service"
+	install -m 644 systemd/statepipe-receive@.socket "$(DESTDIR)$(UNITS)"
 	$(foreach shell,bash zsh fish,$(call install_completion,$(shell),$(COMPLETION_$(shell))))
 
 uninstall: ## take away what install put there
 	rm -rf "$(DESTDIR)$(LIBRARY)"
-	rm -f "$(DESTDIR)$(LAUNCHER)" "$(DESTDIR)$(MANPAGE)"
+	rm -f "$(DESTDIR)$(LAUNCHER)" "$(DESTDIR)$(MANPAGE)" "$(DESTDIR)$(UNITS)/statepipe-receive@."*
 	rm -f $(foreach shell,bash zsh fish,"$(DESTDIR)$(COMPLETION_$(shell))")
 
 clean: ## remove .venv, caches and build leftovers

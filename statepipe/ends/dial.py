@@ -103,7 +103,14 @@ def _connect(family: socket.AddressFamily, where: object, patience: Patience, bi
 
 @contextmanager
 def listening(address: Address, *, insecure: bool) -> Iterator[socket.socket]:
-    """A listening socket at `address`; an empty host means every address, IPv4 and IPv6. Raises as `connected`."""
+    """A listening socket at `address`; an empty host means every address, IPv4 and IPv6. Raises as `connected`.
+
+    Where systemd has handed one over, it is that, whatever the address.
+    """
+    if (handed := _handed_over()) is not None:
+        with handed:
+            yield handed
+        return
     targets = _targets(address, passive=True)
     _refuse_open_country(address, targets, insecure=insecure)
     try:
@@ -118,6 +125,28 @@ def listening(address: Address, *, insecure: bool) -> Iterator[socket.socket]:
         if address.scheme == UNIX:
             with suppress(FileNotFoundError):
                 os.unlink(address.path)
+
+
+HANDED_OVER = 3
+"""The first descriptor that systemd hands over (sd_listen_fds(3), SD_LISTEN_FDS_START)."""
+
+
+def _handed_over() -> socket.socket | None:
+    """Raises UsageError for more than one, or what does not listen."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return None
+    count = os.environ.get("LISTEN_FDS")
+    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):  # they are not for programs that we start
+        os.environ.pop(name, None)
+    try:
+        handed = socket.socket(fileno=HANDED_OVER)
+        listens = handed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    except OSError:
+        listens = 0
+    if count != "1" or not listens:
+        raise UsageError("systemd must hand over one listening socket", hint="one ListenStream=, and Accept=no")
+    handed.set_inheritable(False)
+    return handed
 
 
 def _listen_tcp(address: Address, targets: list[Target]) -> socket.socket:
