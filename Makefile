@@ -32,7 +32,9 @@ unit: ## the tests that need no QEMU
 
 faults: ## the long fault runs that `make test` leaves out
 	@tools/setup test
-	@$(PYTHON) -m pytest -m faults $(ARGS)
+	@rm -f build/faults.txt; mkdir -p build
+	@STATEPIPE_FAULTS_TABLE=$(CURDIR)/build/faults.txt $(PYTHON) -m pytest -m faults $(ARGS); status=$$?; \
+		sort build/faults.txt 2>/dev/null; exit $$status
 
 lint: ## ruff and mypy --strict
 	@tools/setup

@@ -42,6 +42,11 @@ class Process:
                 raise _not_started(command[0], str(error)) from error
             self.pidfd = os.pidfd_open(self._pid)
 
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._pid
+
     def status(self) -> int:
         """Wait until it has ended. Its exit status, or minus the number of the signal that killed it."""
         ending = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOWAIT)

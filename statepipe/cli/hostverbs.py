@@ -80,6 +80,7 @@ BETWEEN_HOSTS = (
                 "URI",
             ),
             _MONITOR,
+            Param("--detach", "return once the guest's memory is on its way, and go on in the background", short="-d"),
             Param("--offline", "stop the guest first; it goes on over there"),
             Param("--downtime-limit", "milliseconds that the guest may stand still at the end; QEMU's is 300", "MS"),
             Param("--rate", "bytes a second that QEMU may send, as in 200M; the default is no limit", "RATE"),

@@ -32,6 +32,10 @@ def run_migrate(name: str, values: Values) -> int:
         return _save(values)
     if uri in ("tcp", "unix", "exec"):
         return _migrate_plainly(values, rest if uri == "exec" else None)
+    if values["detach"]:
+        from statepipe.cli.detached import run_detached
+
+        return run_detached(values, _monitor(values))
     from statepipe.commands.migrate import migrate
 
     request = _request(values, _there(values, values["words"]))
@@ -56,7 +60,7 @@ def _migrate_plainly(values: Values, command: str | None) -> int:
     """To a QEMU that waits, or through a program: nobody over there speaks with us."""
     from statepipe.commands.onephase import migrate_plainly, to_address, to_program
 
-    two_phased = ("journal", "status_fd", "force", "timeout", "on_timeout", "links", "tls_creds", "peer")
+    two_phased = ("detach", "journal", "status_fd", "force", "timeout", "on_timeout", "links", "tls_creds", "peer")
     if stray := [name for name in two_phased if values[name]]:
         what = stray[0].replace("_", "-")
         raise UsageError(f"--{what} is for tls:// and ssh://", hint="there a statepipe takes the guest in two phases")

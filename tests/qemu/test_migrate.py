@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from pathlib import Path
 
@@ -171,3 +172,26 @@ def test_ps_tells_the_phase_and_rate_steers(tmp_path: Path, qemu72: str, credent
             assert run_statepipe("rate", str(moving.pid), "unlimited").returncode == 0
             assert (moving.wait(), receiving.wait()) == (0, 0), (moving.said, receiving.said)
         assert_moved(source, target)
+
+
+def test_detached_it_goes_on_in_the_background(tmp_path: Path, qemu72: str, credentials: Credentials) -> None:
+    with Guest(tmp_path, qemu=qemu72, dirty=2) as source, waiting(tmp_path, qemu72, source) as target:
+        source.wait_ticks(2)
+        receiving, port = receiver(credentials, "--qmp", target.socket)
+        words = ("-d", "--qmp", source.socket, *credentials.of("source"), "--rate", "20M", f"tls://127.0.0.1:{port}")
+        with receiving:
+            said = tmp_path / "said"
+            with said.open("w") as file:  # the other process goes on with it
+                assert run_statepipe("migrate", *words, capture_output=False, stderr=file).returncode == 0
+            job = re.search(r"ID (\d+)", said.read_text())
+            assert job is not None and int(job[1]) > 1
+            assert receiving.wait() == 0, receiving.said
+            wait_for("its last words", lambda: "the guest runs at" in said.read_text())
+        assert_moved(source, target)
+
+
+def test_detached_it_says_at_once_what_prevents_it(tmp_path: Path, credentials: Credentials) -> None:
+    words = ("-d", "--qmp", tmp_path / "none", *credentials.of("source"), "tls://127.0.0.1:1")
+    done = run_statepipe("migrate", *words)
+    assert done.returncode == 6 and "no QMP monitor answers" in done.stderr
+    assert run_statepipe("migrate", *words, "--status-fd", "3").returncode == 2

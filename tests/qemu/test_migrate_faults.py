@@ -32,8 +32,10 @@ SIZE = 54 << 20
 class Move:
     """A guest on its way through a relay, and what breaks it."""
 
-    def __init__(self, source: Guest, target: Guest, rail: Relay, moving: Running, receiving: Running) -> None:
-        self.source, self.target, self.rail = source, target, rail
+    def __init__(
+        self, disks: Path, source: Guest, target: Guest, rail: Relay, moving: Running, receiving: Running
+    ) -> None:
+        self.disks, self.source, self.target, self.rail = disks, source, target, rail
         self.moving, self.receiving = moving, receiving
 
     def kill_source_statepipe(self) -> None:
@@ -54,6 +56,20 @@ class Move:
     def interrupt(self) -> None:
         self.moving.send(signal.SIGINT)
 
+    def fail_a_stage(self) -> None:
+        """The disk that `tee` writes to is full: it fails the whole."""
+        fill(self.disks / "copy")
+
+    def fill_the_disk(self) -> None:
+        """That of both journals."""
+        fill(self.disks / "journals")
+
+
+def fill(folder: Path) -> None:
+    with contextlib.suppress(OSError), (folder / "rest").open("wb", buffering=0) as rest:
+        while rest.write(bytes(1 << 16)):
+            continue
+
 
 FAULTS = [
     Move.kill_source_statepipe,
@@ -61,6 +77,8 @@ FAULTS = [
     Move.kill_target_qemu,
     Move.black_hole,
     Move.interrupt,
+    Move.fail_a_stage,
+    Move.fill_the_disk,
 ]
 
 Point = tuple[str | int, float]
@@ -92,11 +110,22 @@ def at(point: Point, rail: Relay, steps: int, fault: Callable[[], None], over: t
     return thread
 
 
+@pytest.fixture
+def disks(tmp_path: Path, small_disk: Callable[[int], Path]) -> Path:
+    """A folder with two small disks: one that holds a copy of the stream, one for journals."""
+    folder = tmp_path / "disks"
+    folder.mkdir()
+    (folder / "copy").symlink_to(small_disk(96 << 20))
+    (folder / "journals").symlink_to(small_disk(64 << 10))
+    return folder
+
+
 @contextlib.contextmanager
 def move(
-    folder: Path, qemu: str, credentials: Credentials, point: Point, fault: Callable[[Move], None]
+    disks: Path, qemu: str, credentials: Credentials, point: Point, fault: Callable[[Move], None]
 ) -> Iterator[Move]:
     """A migration that is over, however it ended."""
+    folder = disks.parent
     reading, writing = os.pipe()
     over = threading.Event()
     with (
@@ -105,13 +134,16 @@ def move(
         contextlib.ExitStack() as stack,
     ):
         source.wait_ticks(3)
-        receiving, port = receiver(credentials, *RETRY, "--qmp", target.socket)
+        receiving, port = receiver(
+            credentials, *RETRY, "--journal", disks / "journals" / "target", "--qmp", target.socket
+        )
         stack.enter_context(receiving)
         rail = stack.enter_context(relay(port, Faults()))
-        limits = ("--downtime-limit", "2000", "--status-fd", writing)
-        moving = stack.enter_context(mover(credentials, source, rail.port, *RETRY, *limits, pass_fds=[writing]))
+        words = ("--downtime-limit", "2000", "--status-fd", writing, "--journal", disks / "journals" / "source")
+        words = (*RETRY, *words, f"tee:{disks}/copy/stream")
+        moving = stack.enter_context(mover(credentials, source, rail.port, *words, pass_fds=[writing]))
         os.close(writing)
-        it = Move(source, target, rail, moving, receiving)
+        it = Move(disks, source, target, rail, moving, receiving)
         thread = at(point, rail, reading, lambda: fault(it), over)
         stack.callback(thread.join)
         stack.callback(over.set)
@@ -157,6 +189,9 @@ def settle(it: Move, states: dict[str, str | None]) -> str:
     return holders[0]
 
 
+TABLE = "STATEPIPE_FAULTS_TABLE"
+"""Names the file that the outcomes are written to; `make faults` shows it."""
+
 STEPS = ("ASKED", "HANDING", "COMMITTED", "MOVED")
 
 
@@ -164,15 +199,17 @@ SAMPLE: list[tuple[Point, Callable[[Move], None]]] = [
     *(((SIZE // 2, 0.0), fault) for fault in (Move.kill_source_statepipe, Move.kill_target_qemu, Move.interrupt)),
     *((("HANDING", 0.0), fault) for fault in (Move.kill_source_statepipe, Move.kill_target_qemu, Move.black_hole)),
     *((("COMMITTED", 0.0), fault) for fault in (Move.kill_source_statepipe, Move.kill_target_statepipe)),
+    ((SIZE // 2, 0.0), Move.fail_a_stage),
+    ((SIZE // 4, 0.0), Move.fill_the_disk),
 ]
 """What takes least time and has most to say: a black hole takes twelve seconds to be sure of."""
 
 
 @pytest.mark.parametrize(("point", "fault"), SAMPLE, ids=lambda each: getattr(each, "__name__", None))
 def test_one_guest_runs_on(
-    tmp_path: Path, qemu72: str, credentials: Credentials, point: Point, fault: Callable[[Move], None]
+    disks: Path, qemu72: str, credentials: Credentials, point: Point, fault: Callable[[Move], None]
 ) -> None:
-    with move(tmp_path, qemu72, credentials, point, fault) as it:
+    with move(disks, qemu72, credentials, point, fault) as it:
         judge(it)
 
 
@@ -187,7 +224,14 @@ POINTS: list[Point] = [
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 @pytest.mark.parametrize("point", POINTS, ids=lambda point: f"{point[0]}+{point[1] * 1000:g}ms")
 def test_at_every_point(
-    tmp_path: Path, qemu72: str, credentials: Credentials, point: Point, fault: Callable[[Move], None]
+    disks: Path, qemu72: str, credentials: Credentials, point: Point, fault: Callable[[Move], None]
 ) -> None:
-    with move(tmp_path, qemu72, credentials, point, fault) as it:
-        print(f"{point} {fault.__name__}: {judge(it)}")
+    with move(disks, qemu72, credentials, point, fault) as it:
+        note(point, fault, judge(it))
+
+
+def note(point: Point, fault: Callable[[Move], None], outcome: str) -> None:
+    """A row for the table that stands at the end of a run of these tests."""
+    if path := os.environ.get(TABLE):
+        with open(path, "a") as table:
+            table.write(f"{point[0]:>10} {point[1] * 1000:4.0f} ms  {fault.__name__:24} {outcome}\n")
