@@ -354,10 +354,10 @@ def test_strangers_are_turned_away_and_do_no_harm() -> None:
             visit(receiver.port, greeting)
         send(receiver.port, MIB)
     assert receiver.sink.kept == whole(MIB)
-    assert [each[:20] for each in receiver.turned_away] == [
-        "the other side is no",
+    assert sorted(each[:20] for each in receiver.turned_away) == [
         "it hung up before it",
         "no such session here",
+        "the other side is no",
     ]
 
 
