@@ -58,7 +58,7 @@ def _save(values: Values) -> int:
 
 def _migrate_plainly(values: Values, command: str | None) -> int:
     """To a QEMU that waits, or through a program: nobody over there speaks with us."""
-    from statepipe.commands.onephase import migrate_plainly, to_address, to_program
+    from statepipe.commands.onephase import migrate_directly, migrate_plainly, to_address, to_program
 
     two_phased = ("detach", "journal", "status_fd", "force", "timeout", "on_timeout", "links", "tls_creds", "peer")
     if stray := [name for name in two_phased if values[name]]:
@@ -66,6 +66,9 @@ def _migrate_plainly(values: Values, command: str | None) -> int:
         raise UsageError(f"--{what} is for tls:// and ssh://", hint="there a statepipe takes the guest in two phases")
     plan = plan_of("unix:///" if command is not None else values["uri"], values["words"], values, None)
     request = _request(values, plan)
+    if command is None and not plan.words:
+        say(_told(migrate_directly(request)))
+        return 0
     far = to_address(request) if command is None else to_program(command)
     say(_told(migrate_plainly(request, far, values["uri"])))
     return 0

@@ -3,28 +3,34 @@
 QEMU's own word is all there is: the return path is on, so QEMU here says `completed` only after QEMU there has said
 that it has loaded everything, and until then the guest is its own again if anything fails. What becomes of the guest
 there, nobody here can see: so this is one phase, and not two.
+
+Where nothing is done to the stream, QEMU gets the connection itself: 1.0 of the time of its own tcp:, where bytes that
+pass through us take 1.4 to 2.0.
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from typing import Any
 
+from statepipe.commands.departure import LOOK
 from statepipe.commands.meet import MakeSink, outgoing
 from statepipe.commands.migrate import UNWANTED, Report, Request
 from statepipe.commands.outgoing import IDLE
+from statepipe.ends.dial import connected
 from statepipe.ends.fd import FdSource, write_all
 from statepipe.ends.net import Patience, SocketSink, SocketSource
 from statepipe.ends.relay import Backflow, Incoming
-from statepipe.engine.desk import works_for
+from statepipe.engine.desk import at_work, works_for
 from statepipe.engine.pipeline import Pipeline
 from statepipe.errors import InterruptedBySignal, PeerError, QemuError, QemuGone, StatepipeError
 from statepipe.formats.qemustream import QemuStream
 from statepipe.pipes import polled
 from statepipe.processes import Process, name_of_signal
-from statepipe.qemu.monitor import Monitor
+from statepipe.qemu.monitor import FINAL, Monitor
 from statepipe.qemu.settings import adjusted
 from statepipe.stages.watch import watch
 
@@ -78,24 +84,85 @@ def migrate_plainly(request: Request, far: FarEnd, name: str) -> Report:
     Raises StatepipeError, whose hint says where the guest is.
     """
     with closing(Monitor(request.qmp)) as monitor, far as (returning, make_sink):
-        works_for(monitor.pid)
-        runs = monitor.run_state()
-        if runs not in ("running", "paused"):
-            raise QemuError(f"there is no guest to move: QEMU says {runs}", hint="see: statepipe resolve --help")
-        wanted = dict.fromkeys((*UNWANTED, "pause-before-switchover"), False)
-        wanted |= dict.fromkeys(("events", "return-path", *request.capabilities), True)
-        with adjusted(monitor, wanted, request.parameters):
-            if request.offline:
-                monitor.execute("stop")
-            try:
-                sent, figures = _carry(request, monitor, returning, make_sink)
-            except BaseException as error:
-                _undo(monitor, error, runs=runs == "running")
-                raise
-        if request.quits:
-            with suppress(QemuGone):  # it may end before its answer is out
-                monitor.execute("quit")
+        return _migrate(request, monitor, name, lambda: _carry(request, monitor, returning, make_sink))
+
+
+def migrate_directly(request: Request) -> Report:
+    """The same, to the plan's address, with nothing between QEMU and its connection. Raises StatepipeError."""
+    plan = request.plan
+    with (
+        closing(Monitor(request.qmp)) as monitor,
+        connected(plan.address, plan.patience, plan.bind, insecure=plan.insecure) as connection,
+    ):
+
+        def go() -> tuple[int, dict[str, Any]]:
+            figures = Direct(monitor).run(connection)
+            return int(figures["ram"]["transferred"]), figures
+
+        return _migrate(request, monitor, str(plan.address), go)
+
+
+def _migrate(request: Request, monitor: Monitor, name: str, go: Callable[[], tuple[int, dict[str, Any]]]) -> Report:
+    """What both have in common; `go` gives the bytes sent and QEMU's figures."""
+    works_for(monitor.pid)
+    runs = monitor.run_state()
+    if runs not in ("running", "paused"):
+        raise QemuError(f"there is no guest to move: QEMU says {runs}", hint="see: statepipe resolve --help")
+    wanted = dict.fromkeys((*UNWANTED, "pause-before-switchover"), False)
+    wanted |= dict.fromkeys(("events", "return-path", *request.capabilities), True)
+    with adjusted(monitor, wanted, request.parameters):
+        if request.offline:
+            monitor.execute("stop")
+        try:
+            sent, figures = go()
+        except BaseException as error:
+            _undo(monitor, error, runs=runs == "running")
+            raise
+    if request.quits:
+        with suppress(QemuGone):  # it may end before its answer is out
+            monitor.execute("quit")
     return Report(name, figures, figures.get("downtime", 0) / 1000, sent, 0)
+
+
+class Direct:
+    """A migration whose bytes QEMU sends by itself, as a job that may be asked."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        self._monitor = monitor
+        self._started = time.monotonic()
+        self._figures: dict[str, Any] = {"status": "none"}
+
+    def run(self, connection: socket.socket) -> dict[str, Any]:
+        """Migrate into the connection; QEMU's figures at the end. Raises QemuError unless it is completed."""
+        self._monitor.give(connection.fileno(), "statepipe-migrate")
+        connection.close()
+        self._monitor.execute("migrate", uri="fd:statepipe-migrate")
+        with at_work(self):
+            while self._figures["status"] not in FINAL:
+                self._figures = self._monitor.migration_changed(str(self._figures["status"]), LOOK)
+        return demand_completed(self._figures)
+
+    def status(self) -> dict[str, Any]:
+        """QEMU's figures, ready for JSON, and of all jobs: seconds and bytes."""
+        sent = self._figures.get("ram", {}).get("transferred", 0)
+        flow = {
+            "seconds": round(time.monotonic() - self._started, 3),
+            "bytes_in": sent,
+            "bytes_out": sent,
+            "stages": [],
+        }
+        return flow | {"phase": str(self._figures["status"]), "migration": self._figures}
+
+    def set_rate(self, rate: int | None) -> None:
+        """In bytes a second, for QEMU (max-bandwidth); None lifts it."""
+        self._monitor.execute("migrate-set-parameters", max_bandwidth=rate or 0)
+
+
+def demand_completed(figures: dict[str, Any]) -> dict[str, Any]:
+    """The same. Raises QemuError."""
+    if figures["status"] != "completed":
+        raise QemuError(f"QEMU says {figures['status']}: {figures.get('error-desc') or 'it gives no reason'}")
+    return figures
 
 
 def _carry(request: Request, monitor: Monitor, returning: Incoming, make_sink: MakeSink) -> tuple[int, dict[str, Any]]:
@@ -116,10 +183,7 @@ def _carry(request: Request, monitor: Monitor, returning: Incoming, make_sink: M
             with suppress(OSError):  # QEMU was first
                 ours.shutdown(socket.SHUT_RDWR)
             back.stop()
-        outcome = monitor.migration_outcome()
-        if outcome["status"] != "completed":
-            raise QemuError(f"QEMU says {outcome['status']}: {outcome.get('error-desc') or 'it gives no reason'}")
-        return sink.bytes, outcome
+        return sink.bytes, demand_completed(monitor.migration_outcome())
 
 
 def _undo(monitor: Monitor, error: BaseException, *, runs: bool) -> None:
@@ -129,6 +193,8 @@ def _undo(monitor: Monitor, error: BaseException, *, runs: bool) -> None:
     if isinstance(error, QemuGone) or not isinstance(error, StatepipeError):
         return
     try:
+        if monitor.migration()["status"] not in ("none", *FINAL):
+            monitor.execute("migrate_cancel")
         status = monitor.migration_outcome()["status"]
         monitor.wait_until_running()
         if status != "completed" and runs and monitor.run_state() != "running":

@@ -16,6 +16,7 @@ from tests.bench.adapt import rows
 from tests.bench.data import ROOT, Inputs
 from tests.bench.encryption import decrypt, encrypt, openpgp, sealed
 from tests.bench.measure import Broken, Job, Series, interleave, spread
+from tests.bench.migration import migration
 from tests.bench.pairs import ZSTD, Bench, pair, statepipe
 from tests.bench.table import Row
 
@@ -266,4 +267,5 @@ ROWS: dict[str, Callable[[Bench], list[Row]]] = {
     "tcp": plain_network,
     "tls": tls_network,
     "adapt": adapt,
+    "migrate": migration,
 }

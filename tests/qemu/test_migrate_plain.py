@@ -3,12 +3,39 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import socket
 from pathlib import Path
 
 import pytest
 
-from tests.qemu.harness import Guest, assert_continues, assert_runs_on, run_statepipe
+from tests.qemu.harness import Guest, assert_continues, assert_runs_on, run_statepipe, wait_for
+from tests.qemu.moving import Running
+
+
+def test_a_stage_on_the_way_changes_nothing(tmp_path: Path, qemu72: str) -> None:
+    path = tmp_path / "s"
+    with Guest(tmp_path, qemu=qemu72, dirty=2) as source:
+        source.wait_ticks(3)
+        with Guest(tmp_path, qemu=qemu72, image=source.image, incoming=f"unix:{path}") as target:
+            done = run_statepipe("migrate", "--qmp", source.socket, "throttle:100M", "checksum", f"unix://{path}")
+            assert done.returncode == 0, done.stderr
+            target.wait_ticks(3)
+            assert_continues(source.serial(), target.serial())
+
+
+def test_one_that_is_cancelled_runs_on(tmp_path: Path, qemu72: str) -> None:
+    """To somebody who takes the connection and reads nothing."""
+    with Guest(tmp_path, qemu=qemu72, dirty=2) as source, socket.create_server(("127.0.0.1", 0)) as server:
+        source.wait_ticks(3)
+        where = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        with Running("migrate", "--qmp", source.socket, where) as moving, server.accept()[0]:
+            source.wait_status("active")
+            wait_for("the job", lambda: '"active"' in run_statepipe("ps", "--json").stdout)
+            assert run_statepipe("rate", str(moving.pid), "50M").returncode == 0
+            moving.send(signal.SIGTERM)
+            assert moving.wait() == 143, moving.said
+        assert_runs_on(source)
 
 
 def free_port() -> int:
