@@ -138,6 +138,20 @@ BETWEEN_HOSTS = (
         "statepipe.cli.migration:run_check",
     ),
     Verb(
+        "tunnel",
+        "carry QEMU's own connections to another host, through sessions that outlive their links",
+        (
+            Param("come", "where connections come in: unix:///PATH here, tls://:PORT on the other host", "FROM"),
+            Param("go", "where they go on to: tls://HOST:PORT here, unix:///PATH on the other host", "TO"),
+            Param("--once", "end when all connections that have come have ended"),
+            _CREDS,
+            _PEER,
+            _RETRY,
+            _LINKS,
+        ),
+        "statepipe.cli.migration:run_tunnel",
+    ),
+    Verb(
         "resolve",
         "say where a guest is whose migration broke off, and have it run here or not",
         (

@@ -213,6 +213,24 @@ def run_check(name: str, values: Values) -> int:
     return 1 if worst(findings) == FAIL else 0
 
 
+def run_tunnel(name: str, values: Values) -> int:
+    """tunnel: connections from here to there."""
+    from statepipe.commands.tunnel import Request, run_tunnel
+    from statepipe.ends.address import TLS, parse_address
+
+    schemes = [parse_address(values[name]).scheme for name in ("come", "go")]
+    if schemes not in (["unix", TLS], [TLS, "unix"]):
+        hint = "here: statepipe tunnel unix:///PATH tls://HOST:PORT; there: statepipe tunnel tls://:PORT unix:///PATH"
+        raise UsageError("a tunnel leads from unix:// to tls://, or from tls:// to unix://", hint=hint)
+    bare = values | {"tls_creds": None, "peer": None, "links": None}
+    plans = [
+        plan_of(values[name], [], values if scheme == TLS else bare, None)
+        for name, scheme in zip(("come", "go"), schemes, strict=True)
+    ]
+    run_tunnel(Request(plans[0], plans[1], once=values["once"]), _saying(name))
+    return 0
+
+
 def run_resolve(name: str, values: Values) -> int:
     """resolve: what a QEMU is at, or what a person decided."""
     from statepipe.commands.resolve import decide, look

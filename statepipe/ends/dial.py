@@ -21,7 +21,8 @@ CONNECT_TIMEOUT = 20.0
 RETRY_PAUSE = 0.25
 """Seconds between attempts, where the first found nobody: a receiver that is being started by hand."""
 
-BACKLOG = 16
+BACKLOG = 128
+"""Connections that may wait to be accepted: QEMU opens up to 17 at once, which a tunnel takes one by one."""
 
 
 def connect(address: Address, patience: Patience, bind: str | None, *, insecure: bool) -> socket.socket:

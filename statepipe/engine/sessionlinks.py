@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import queue
 import threading
 from collections.abc import Callable
 
@@ -24,6 +25,9 @@ GREETING_TIME = 10.0
 
 ATTEMPTS = 3
 """Links that may die before the session was ever open: one by mischance, but a peer that refuses refuses them all."""
+
+REMEMBERED = 64
+"""Sessions that have ended and are still known, for links of theirs that come late."""
 
 Dial = Callable[[], Transport]
 """Makes one authenticated connection to the peer, or raises PeerError or OSError within a second or two."""
@@ -118,10 +122,10 @@ class Late(Violation):
 
 
 class Acceptor:
-    """Takes authenticated connections, and makes of them one session and its links.
+    """Takes authenticated connections, and makes of them sessions and their links.
 
-    `turned_away` is told of the others, by name and reason. The session runs until the acceptor's owner leaves it; with
-    `again`, another may begin then.
+    `turned_away` is told of the others, by name and reason. A session runs until the acceptor's owner leaves it; with
+    `again`, others may begin then, and `many` at a time.
     """
 
     def __init__(
@@ -133,14 +137,14 @@ class Acceptor:
         window: int = WINDOW,
         channels: int = 1,
         again: bool = False,
+        many: int = 1,
     ) -> None:
         self._role, self._timing, self._turned_away = role, timing, turned_away
-        self._window, self._channels, self._again = window, channels, again
+        self._window, self._channels, self._again, self._many = window, channels, again, many
         self._lock = threading.Lock()
-        self._begun = threading.Event()
         self._places = threading.Semaphore(MAX_LINKS)  # for links that have not greeted yet
-        self._session: Session | None = None
-        self._door: Doorkeeper | None = None
+        self._sessions: dict[bytes, tuple[Session, Doorkeeper]] = {}  # oldest first
+        self._begun: queue.SimpleQueue[Session] = queue.SimpleQueue()
 
     def adopt(self, transport: Transport) -> None:
         """Take a connection, in a thread of its own. More than MAX_LINKS that have not greeted are not taken."""
@@ -151,12 +155,11 @@ class Acceptor:
         start(threading.Thread(target=self._serve, args=(transport,), name="link", daemon=True))
 
     def wait(self, seconds: float | None) -> Session:
-        """The session, once somebody has begun one. To be entered. Raises PeerError when nobody did in time."""
-        if not self._begun.wait(seconds):
-            raise PeerError(f"nobody came within {seconds:g} s")
-        self._begun.clear()
-        assert self._session is not None
-        return self._session
+        """The next session that somebody has begun. To be entered. Raises PeerError when nobody did in time."""
+        try:
+            return self._begun.get(timeout=seconds)
+        except queue.Empty as error:
+            raise PeerError(f"nobody came within {seconds:g} s") from error
 
     def _serve(self, transport: Transport) -> None:
         try:
@@ -192,27 +195,37 @@ class Acceptor:
                 door.admit(greeting, transport.identity)
                 with session.lock:
                     answer = session.wire.accept(greeting)
-                if session is not self._session:
-                    self._session, self._door = session, door
-                    self._begun.set()
+                if greeting.session not in self._sessions:
+                    self._sessions[greeting.session] = session, door
+                    self._begun.put(session)
                 return session, answer
         except Violation as error:
             transport.send([refuse(greeting, str(error))])
             raise
 
     def _session_for(self, transport: Transport, greeting: Greeting) -> tuple[Session, Doorkeeper]:
-        session, door = self._session, self._door
-        over = self._again and session is not None and session.stopped.is_set()
-        if (session is None or over) and greeting.kind is Greets.NEW:
-            secrets = Secrets(greeting.session, greeting.proof)
-            window = max(min(self._window, greeting.window), MIN_WINDOW)  # the dialler knows how far away it is
-            wire = Wire(Party(secrets, self._role, window), self._channels)
-            session = Session(wire, self._timing, transport.identity or transport.name)
-            door = Doorkeeper(secrets, transport.identity)
-        if session is None or door is None:
-            raise Violation("no such session here: it has ended, or this side was started anew")
-        if greeting.session != session.wire.party.secrets.session:
+        if greeting.session in self._sessions:
+            session, door = self._sessions[greeting.session]
+            if session.stopped.is_set():
+                raise Late("this session has ended")
+            return session, door
+        running = self._forget_ended()
+        if greeting.kind is Greets.NEW and (not self._sessions or (self._again and running < self._many)):
+            return self._new(transport, greeting)
+        if self._sessions:
             raise Violation("another session is being received here")
-        if session.stopped.is_set():
-            raise Late("this session has ended")
-        return session, door
+        raise Violation("no such session here: it has ended, or this side was started anew")
+
+    def _forget_ended(self) -> int:
+        """All but the last that have ended; the number of those that run."""
+        ended = [name for name, (session, _) in self._sessions.items() if session.stopped.is_set()]
+        for name in ended[:-REMEMBERED]:
+            del self._sessions[name]
+        return len(self._sessions) - min(len(ended), REMEMBERED)
+
+    def _new(self, transport: Transport, greeting: Greeting) -> tuple[Session, Doorkeeper]:
+        secrets = Secrets(greeting.session, greeting.proof)
+        window = max(min(self._window, greeting.window), MIN_WINDOW)  # the dialler knows how far away it is
+        wire = Wire(Party(secrets, self._role, window), self._channels)
+        session = Session(wire, self._timing, transport.identity or transport.name)
+        return session, Doorkeeper(secrets, transport.identity)

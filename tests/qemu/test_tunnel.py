@@ -1,0 +1,186 @@
+"""tunnel: QEMU's own migrations between unix sockets, through sessions whose links are cut."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.net.relay import Faults, Relay, relay
+from tests.qemu.harness import FINAL, Guest, assert_continues, assert_runs_on, run_statepipe, wait_for
+from tests.qemu.moving import LISTENING, Credentials, Running
+
+
+@dataclass(frozen=True)
+class Way:
+    """A unix socket here, one there, and what is between."""
+
+    here: Path
+    there: Path
+    rail: Relay
+    near: Running
+    far: Running
+
+
+@contextlib.contextmanager
+def tunnel(folder: Path, credentials: Credentials, *words: str) -> Iterator[Way]:
+    here, there = folder / "here", folder / "there"
+    far = Running("tunnel", *words, *credentials.of("destination"), "tls://127.0.0.1:0", f"unix://{there}")
+    with far, relay(int(far.wait_said(LISTENING.pattern)[1]), Faults()) as rail:
+        way = ("tunnel", *words, *credentials.of("source"), f"unix://{here}", f"tls://127.0.0.1:{rail.port}")
+        with Running(*way) as near:
+            wait_for("the near end", here.exists)
+            yield Way(here, there, rail, near, far)
+
+
+@contextlib.contextmanager
+def guests(folder: Path, qemu: str, way: Way, **capabilities: bool) -> Iterator[tuple[Guest, Guest]]:
+    """A guest that runs, and a QEMU that waits at the far end."""
+    with Guest(folder, qemu=qemu, dirty=2) as source:
+        source.wait_ticks(3)
+        with Guest(folder, qemu=qemu, image=source.image, incoming="defer") as target:
+            for guest in (source, target):
+                guest.capabilities(return_path=True, **capabilities)
+            if capabilities.get("multifd"):
+                for guest in (source, target):
+                    guest.qmp("migrate-set-parameters", multifd_channels=4)
+            source.qmp("migrate-set-parameters", max_bandwidth=0)
+            target.qmp("migrate-incoming", uri=f"unix:{way.there}")
+            yield source, target
+
+
+@pytest.mark.parametrize("capabilities", [{}, {"multifd": True}], ids=["one stream", "multifd"])
+def test_a_migration_goes_through_however_often_its_links_are_cut(
+    tmp_path: Path, qemu: str, credentials: Credentials, capabilities: dict[str, bool]
+) -> None:
+    with tunnel(tmp_path, credentials) as way, guests(tmp_path, qemu, way, **capabilities) as (source, target):
+        source.qmp("migrate", uri=f"unix:{way.here}")
+        for part in (1, 2, 3):
+            wait_for_bytes(way, source, part << 23)
+            way.rail.cut()
+        ended = source.wait_status()
+        assert ended["status"] == "completed", (ended, way.near.said, way.far.said)
+        target.wait_ticks(3)
+        assert_continues(source.serial(), target.serial())
+        assert way.rail.accepted > (5 if capabilities else 1)
+        for each in (way.near, way.far):
+            each.send(signal.SIGTERM)
+            assert each.wait() == 143, each.said
+    assert not way.here.exists()
+
+
+def wait_for_bytes(way: Way, source: Guest, count: int) -> None:
+    """Until so many have crossed, or the migration is over."""
+    wait_for("bytes", lambda: way.rail.bytes > count or source.migration()["status"] in FINAL)
+
+
+def test_a_postcopy_goes_through(tmp_path: Path, qemu72: str, credentials: Credentials) -> None:
+    with tunnel(tmp_path, credentials) as way, guests(tmp_path, qemu72, way, postcopy_ram=True) as (source, target):
+        source.qmp("migrate-set-parameters", max_bandwidth=20 << 20)
+        source.qmp("migrate", uri=f"unix:{way.here}")
+        source.wait_status("active")
+        source.qmp("migrate-start-postcopy")
+        wait_for("postcopy", lambda: source.migration()["status"] in ("postcopy-active", "completed"))
+        way.rail.cut()
+        assert source.wait_status("completed", "postcopy-paused", "failed")["status"] == "completed"
+        target.wait_ticks(3)
+        assert_continues(source.serial(), target.serial())
+
+
+def test_nobody_over_there_is_qemu_s_failure_and_the_next_may_come(
+    tmp_path: Path, qemu72: str, credentials: Credentials
+) -> None:
+    with tunnel(tmp_path, credentials) as way, Guest(tmp_path, qemu=qemu72, dirty=2) as source:
+        source.wait_ticks(2)
+        source.qmp("migrate", uri=f"unix:{way.here}")
+        assert source.wait_status()["status"] == "failed"
+        assert_runs_on(source)
+        way.far.wait_said("No such file or directory")
+        assert echoed(way, b"hello") == b"hello"
+
+
+def test_many_connections_each_both_ways(tmp_path: Path, credentials: Credentials) -> None:
+    """Half-closed by the near side, answered by the far one, in the order in which they came."""
+    with tunnel(tmp_path, credentials, "--once") as way:
+        with contextlib.ExitStack() as stack:
+            server = stack.enter_context(socket.socket(socket.AF_UNIX))
+            server.bind(str(way.there))
+            server.listen(20)
+            near = [stack.enter_context(called(way)) for _ in range(20)]
+            far = [stack.enter_context(server.accept()[0]) for _ in near]
+            for number, connection in enumerate(near):
+                connection.sendall(b"%d" % number)
+                connection.shutdown(socket.SHUT_WR)
+            assert [everything(each) for each in far] == [b"%d" % number for number in range(20)]
+            for number, connection in enumerate(far):
+                connection.sendall(b"answer %d" % number)
+                connection.close()
+            assert [everything(each) for each in near] == [b"answer %d" % number for number in range(20)]
+        assert (way.near.wait(), way.far.wait()) == (0, 0), (way.near.said, way.far.said)
+
+
+def called(way: Way) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    wait_for("a listener", lambda: not connection.connect_ex(str(way.here)))  # it has its name a moment before
+    connection.settimeout(60)
+    return connection
+
+
+def everything(connection: socket.socket) -> bytes:
+    parts = []
+    while part := connection.recv(1 << 16):
+        parts.append(part)
+    return b"".join(parts)
+
+
+def echoed(way: Way, data: bytes) -> bytes:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(way.there))
+        server.listen()
+
+        def echo() -> None:
+            with server.accept()[0] as connection:
+                connection.sendall(everything(connection))
+
+        thread = threading.Thread(target=echo)
+        thread.start()
+        with called(way) as connection:
+            connection.sendall(data)
+            connection.shutdown(socket.SHUT_WR)
+            answer = everything(connection)
+        thread.join()
+        return answer
+
+
+def test_a_far_side_that_breaks_off_is_a_near_one_that_does(tmp_path: Path, credentials: Credentials) -> None:
+    with tunnel(tmp_path, credentials) as way, socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(way.there))
+        server.listen()
+        with called(way) as near:
+            server.accept()[0].close()
+            assert near.recv(1) == b""
+
+
+def test_a_stranger_gets_nowhere(tmp_path: Path, credentials: Credentials) -> None:
+    stranger = Credentials(tmp_path / "elsewhere")
+    with tunnel(tmp_path, credentials) as way:
+        path = tmp_path / "strange"
+        words = ("tunnel", *stranger.of("source"), f"unix://{path}", f"tls://127.0.0.1:{way.rail.port}")
+        with Running(*words) as near:
+            wait_for("the near end", path.exists)
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.settimeout(60)
+                connection.connect(str(path))
+                assert everything(connection) == b""
+            near.wait_said("a connection was not let through")
+
+
+@pytest.mark.parametrize("words", [["tls://:1", "tls://h"], ["unix:///a", "unix:///b"], ["tcp://:1", "tls://h"]])
+def test_what_leads_nowhere_is_a_usage_error(words: list[str]) -> None:
+    assert run_statepipe("tunnel", *words).returncode == 2
