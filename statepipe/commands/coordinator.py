@@ -104,7 +104,7 @@ class Coordinator:
     def _decide(self, begin: Callable[[], None], act: Callable[[Action], None]) -> None:
         """Take events until nothing can change any more, and act on each."""
         self.journal.write(self.side.state)
-        self._attempt(begin, Event.FAILED)
+        self._attempt(begin)
         while not self.side.ended:
             for action in self._move(*self._events.get()):
                 self._act(action, act)
@@ -124,17 +124,15 @@ class Coordinator:
     def _act(self, action: Action, act: Callable[[Action], None]) -> None:
         if action in MESSAGES:
             self._attempt(lambda: self.peer.tell(self._message(action)))
-        elif action is Action.CONTINUE:  # refused, QEMU still waits at pre-switchover
-            self._attempt(lambda: act(action))
         else:
-            self._attempt(lambda: act(action), Event.FAILED)
+            self._attempt(lambda: act(action))
 
-    def _attempt(self, step: Callable[[], None], refused: Event = Event.CANCEL) -> None:
-        """Take a step. What fails in it is an event: `refused` where QEMU said no."""
+    def _attempt(self, step: Callable[[], None]) -> None:
+        """Take a step. What fails in it is an event: FAILED where QEMU said no."""
         try:
             step()
         except (PeerError, QemuError) as error:
-            self.put(_what(error, refused), error)
+            self.put(_what(error, Event.FAILED), error)
 
     def _message(self, action: Action) -> Message:
         """What is said of an action; with an end, what led to it."""

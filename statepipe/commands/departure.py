@@ -153,12 +153,17 @@ class Departure(Coordinator):
 
     def _act_on_qemu(self, action: Action) -> None:
         if action is Action.CONTINUE:
-            self.monitor.execute("migrate-continue", state="pre-switchover")
+            self.spawn("continue", self._continue)
         elif action is Action.CANCEL:
             self._shut()
             self.monitor.execute("migrate_cancel")
         elif action is Action.RESUME and self._runs:
             self.monitor.resume()
+
+    def _continue(self) -> None:
+        """In a thread of its own: QEMU may answer only once the last bytes are out, and what breaks them off must be
+        heard meanwhile."""
+        self.monitor.execute("migrate-continue", state="pre-switchover")
 
     def _shut(self) -> None:
         """No byte goes to or comes from QEMU any more: what blocks there, blocks no longer."""
