@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
-from statepipe.ends.net import Patience, lost, reset, round_trip, tune
+from statepipe.ends.net import Patience, lost, round_trip, tune
 from statepipe.errors import PeerError
 from statepipe.stage import Buffer
 
@@ -180,24 +180,6 @@ class TlsTransport:
                 self._incoming.write(data)
             else:
                 self._incoming.write_eof()
-
-    def finish(self) -> None:
-        """Send our close_notify: nothing more comes from here, and what came was all. Raises PeerError."""
-        with self._sending:
-            try:
-                with self._using:
-                    with suppress(ssl.SSLWantReadError):  # for the peer's own, which may take its time
-                        self._tls.unwrap()
-                    sealed = self._outgoing.read()
-                self.connection.sendall(sealed)
-            except ssl.SSLError as error:
-                raise refused(self.name, error) from error
-            except OSError as error:
-                raise lost(self.name, error, self.bytes, self._patience) from error
-
-    def abort(self) -> None:
-        """Make the close a reset: the peer must take nothing for complete."""
-        reset(self.connection)
 
     def cut(self) -> None:
         """End it now: who is blocked in `send` or `recv_into` comes back."""

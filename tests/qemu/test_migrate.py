@@ -195,3 +195,18 @@ def test_detached_it_says_at_once_what_prevents_it(tmp_path: Path, credentials: 
     done = run_statepipe("migrate", *words)
     assert done.returncode == 6 and "no QMP monitor answers" in done.stderr
     assert run_statepipe("migrate", *words, "--status-fd", "3").returncode == 2
+
+
+def test_what_qemu_itself_refuses_leaves_the_guest_here(tmp_path: Path, qemu72: str, credentials: Credentials) -> None:
+    """`--force` lets it come so far: another machine type over there."""
+    with Guest(tmp_path, qemu=qemu72, dirty=2) as source:
+        other = Guest(tmp_path, qemu=qemu72, image=source.image, incoming="defer", args=["-S", "-machine", "q35"])
+        with other as target:
+            source.wait_ticks(2)
+            receiving, port = receiver(credentials, "--qmp", target.socket)
+            with receiving, mover(credentials, source, port, "--force") as moving:
+                assert moving.wait() in (5, 6), moving.said
+                assert receiving.wait() == 6, receiving.said
+                assert "the guest is running here" in moving.said[-2]
+            assert_runs_on(source)
+            assert target.wait() is not None
