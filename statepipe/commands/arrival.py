@@ -18,7 +18,7 @@ from statepipe.commands.journal import Journal
 from statepipe.ends.fd import FdSink, FdSource
 from statepipe.engine.peer import Peer
 from statepipe.engine.pipeline import NamedStage, Pipeline
-from statepipe.errors import QemuError, QemuGone, StatepipeError
+from statepipe.errors import InterruptedBySignal, QemuError, QemuGone, StatepipeError
 from statepipe.formats.handover import Action, Destination, Event, destination
 from statepipe.qemu.monitor import Monitor
 
@@ -71,7 +71,10 @@ class Arrival(Coordinator):
 
     def _load(self) -> None:
         """The stream into QEMU; whole and verified when this returns."""
-        self._pipeline.pour()
+        try:
+            self._pipeline.pour()
+        except InterruptedBySignal as error:  # what a broken pipe is to a filter; signals come to the main thread alone
+            raise QemuError("QEMU took no more of the guest", hint="its own message says why") from error
         self._decided.set()
         self.peer.incoming.accept()
 
