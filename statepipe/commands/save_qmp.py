@@ -154,5 +154,5 @@ def _leave(monitor: Monitor, then: str) -> str:
             monitor.execute("quit")
         return "ended"
     if then == "cont":
-        monitor.execute("cont")
+        monitor.resume()
     return monitor.run_state()

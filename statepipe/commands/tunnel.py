@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from statepipe.commands.encounter import WINDOWS
 from statepipe.commands.linked import TlsDial, door, timing
 from statepipe.commands.meet import once, trust_of
 from statepipe.commands.plan import Plan, Say
@@ -32,6 +33,10 @@ from statepipe.threads import start
 
 CONNECTIONS = 64
 """At a time: a migration by multifd has 17 at the most (QEMU's multifd-channels and the stream's own)."""
+
+
+WINDOW = WINDOWS[1]
+"""Bytes on their way each way in each connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +57,7 @@ class Tunnel:
         self._lock = threading.Lock()
         self._over = threading.Event()
         self._open: dict[threading.Thread, Session] = {}
-        self._total = self._resent = self._there = self._back = 0
+        self._total = self._broken = self._resent = self._there = self._back = 0
 
     def carry(self, connection: socket.socket, session: Session, ends: tuple[Inlet, Outlet]) -> None:
         """Move bytes both ways in a thread, until both sides have ended. The session is not entered yet, or just is."""
@@ -68,6 +73,7 @@ class Tunnel:
                 _both_ways(connection, session, ends)
         except (OSError, StatepipeError) as error:
             self._say(f"a connection broke off: {error}")
+            self._broken += 1
             if not isinstance(error, StatepipeError):
                 raise
         finally:
@@ -100,6 +106,13 @@ class Tunnel:
         """Raises StatepipeError."""
         raise StatepipeError("a tunnel has no throttle", hint="QEMU's max-bandwidth is what to set")
 
+    def judge(self) -> None:
+        """Raises PeerError if a connection broke off."""
+        if self._broken:
+            raise PeerError(
+                f"{self._broken} of {self._total} connections broke off", hint="what is said above tells why"
+            )
+
     def end(self) -> None:
         """Break off what is open, and wait for it."""
         with self._lock:
@@ -119,7 +132,7 @@ def _both_ways(connection: socket.socket, session: Session, ends: tuple[Inlet, O
             try:
                 for buffer in source:
                     outlet.write(buffer)
-                outlet.end()
+                outlet.commit()  # returns once all of it is with the far program
             except StatepipeError as error:
                 failures.append(error)
                 session.fail(error)
@@ -161,6 +174,7 @@ def run_tunnel(request: Request, say: Say) -> None:
                 (_far if request.come.address.scheme == TLS else _near)(request, listener, tunnel, say)
         finally:
             tunnel.end()
+    tunnel.judge()
 
 
 def _near(request: Request, listener: socket.socket, tunnel: Tunnel, say: Say) -> None:
@@ -173,7 +187,9 @@ def _near(request: Request, listener: socket.socket, tunnel: Tunnel, say: Say) -
         except TimeoutError:
             continue
         connection.setblocking(True)
-        session = dialled(dial, Role.BOTH, str(request.go.address), timing(request.go), links=request.go.links)
+        session = dialled(
+            dial, Role.BOTH, str(request.go.address), timing(request.go), links=request.go.links, window=WINDOW
+        )
         ends = Inlet(session), Outlet(session)
         tunnel.carry(connection, session, ends)
         _meet(session, say)
@@ -203,7 +219,7 @@ def _meet(session: Session, say: Say) -> None:
 def _far(request: Request, listener: socket.socket, tunnel: Tunnel, say: Say) -> None:
     """Here sessions come in."""
     turned_away = once(say)
-    acceptor = Acceptor(Role.BOTH, timing(request.come), turned_away, again=True, many=CONNECTIONS)
+    acceptor = Acceptor(Role.BOTH, timing(request.come), turned_away, again=True, many=CONNECTIONS, window=WINDOW)
     with door(listener, trust_of(request.come, server=True), acceptor, turned_away):
         while not tunnel.is_over:
             if (session := _next(acceptor)) is not None:

@@ -162,12 +162,13 @@ class Acceptor:
             raise PeerError(f"nobody came within {seconds:g} s") from error
 
     def _serve(self, transport: Transport) -> None:
+        """One that breaks before it has said a word is told of only where nobody has come yet: links do break."""
         try:
             greeting = self._greeting(transport)
             session, answer = self._admit(transport, greeting)
         except (OSError, PeerError) as error:
             transport.close()
-            if not isinstance(error, Late):
+            if not isinstance(error, Late) and (isinstance(error, Violation) or not self._sessions):
                 self._turned_away(transport.name, error if isinstance(error, PeerError) else PeerError(str(error)))
             return
         finally:

@@ -117,7 +117,7 @@ class Monitor:
         return answer
 
     def wait_until_running(self) -> None:
-        """Wait until the guest is settled: after a failed migration it runs again a moment later. Raises QemuError.
+        """Wait until the guest is settled: after a migration it is finish-migrate a moment longer. Raises QemuError.
 
         One that was paused before leaves finish-migrate without an event, so it is looked at again and again.
         """
@@ -125,7 +125,11 @@ class Monitor:
             self._call(self._change(self._resume_events, LOOK_AGAIN))
 
     def resume(self) -> None:
-        """`cont`, and again while another QEMU has still to let go of a disk (image locks). Raises QemuError."""
+        """`cont`, once the guest is settled, and again while another QEMU has still to let go of a disk (image locks).
+
+        Raises QemuError.
+        """
+        self.wait_until_running()
         deadline = time.monotonic() + UNLOCK
         while True:
             try:
