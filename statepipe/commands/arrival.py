@@ -18,7 +18,7 @@ from statepipe.commands.journal import Journal
 from statepipe.ends.fd import FdSink, FdSource
 from statepipe.engine.peer import Peer
 from statepipe.engine.pipeline import NamedStage, Pipeline
-from statepipe.errors import InterruptedBySignal, QemuError, QemuGone, StatepipeError
+from statepipe.errors import InterruptedBySignal, PeerError, QemuError, QemuGone, StatepipeError
 from statepipe.formats.handover import Action, Destination, Event, destination
 from statepipe.qemu.monitor import Monitor
 
@@ -81,7 +81,12 @@ class Arrival(Coordinator):
     def _answer(self) -> None:
         """QEMU's return path to the source, until QEMU closes it."""
         with FdSource(self._ours.fileno(), "the return path") as answers:
-            Pipeline(answers, [], self.peer.outgoing).pour()
+            try:
+                Pipeline(answers, [], self.peer.outgoing).pour()
+            except PeerError:
+                raise
+            except StatepipeError as error:  # a reset: it has ended with bytes of ours unread
+                raise QemuError("QEMU broke the return path off", hint="its own message says why") from error
         self.peer.outgoing.end()
 
     def _follow(self) -> None:
