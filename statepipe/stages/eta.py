@@ -3,7 +3,8 @@
 In the first round QEMU sends every page once, as 9 bytes if it is zero and as 4,104 if not. Which pages are zero, only
 sending them shows; but a page that the guest never touched is, and the kernel knows those of a QEMU on this host
 (qemu/touched.py). So what is left is the touched pages ahead, as many of them whole as were up to now, and zeros.
-Median errors from 20 % of the way on, of real guests: see DESIGN 10.
+The rounds that the guest's writing will make are not in it, so of a guest that writes much it is too little: median
+errors are in DESIGN 10.
 
 Where QEMU is not on this host, all that can be told is an upper bound: pages left, at the bytes that a page has taken
 so far. A guest's free memory often lies in one piece, and until that has passed it is up to 2.5 times too much. Median
