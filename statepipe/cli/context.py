@@ -13,26 +13,26 @@ from statepipe.cli.messages import say
 from statepipe.ends.file import FileSink
 from statepipe.engine.desk import glance, its_qemu, report_to
 from statepipe.errors import StatepipeError
-from statepipe.stages.context import Context, Talking
+from statepipe.stages.context import Context, GuestMemory, Talking
 
 
 def context() -> Context:
     """The real one."""
-    return Context(sys.stderr, _warn, time.monotonic, ask, FileSink, _program, glance(), report_to, _touched())
+    return Context(sys.stderr, _warn, time.monotonic, ask, FileSink, _program, glance(), report_to, _memory())
 
 
-def _touched() -> Callable[[int], bytes | None]:
+def _memory() -> Callable[[int], GuestMemory | None]:
     """Looks into the QEMU that we drive, or whose exec: filter we are."""
     qemu = its_qemu()
 
-    def touched(size: int) -> bytes | None:
+    def look(size: int) -> GuestMemory | None:
+        from statepipe.qemu.memory import memory
         from statepipe.qemu.process import parent_pid
-        from statepipe.qemu.touched import touched
 
-        pid = qemu() or parent_pid()
-        return None if pid is None else touched(pid, size)
+        pid, once = qemu() or (parent_pid(), False)
+        return None if pid is None else memory(pid, size, once=once)
 
-    return touched
+    return look
 
 
 def _program(command: Sequence[str]) -> AbstractContextManager[Talking]:

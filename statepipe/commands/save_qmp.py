@@ -55,7 +55,7 @@ class Request:
 def save_by_qmp(address: str, request: Request) -> Outcome:
     """Save the guest behind the monitor at `address`. Raises StatepipeError; the guest then is as it was."""
     with closing(Monitor(address)) as monitor:
-        works_for(monitor.pid)
+        works_for(monitor.pid, once=request.then == LIVE)
         before = monitor.run_state()
         disks = image_paths(monitor)
         with adjusted(monitor, capabilities(request.then), {"max-bandwidth": 0}):

@@ -44,7 +44,7 @@ class Desk:
         self.verb = self.what = ""
         self.job: Job | None = None
         self.cancelled = False
-        self.qemu: int | None = None  # the process whose guest's state is on its way, where we drive it
+        self.qemu: tuple[int, bool] | None = None  # whose guest's state is on its way, where we drive it: `works_for`
         self._deaf = False
         self._complain = complain
         self._listener: Listener | None = None
@@ -187,13 +187,13 @@ def teller() -> Callable[[dict[str, Any]], None]:
     return (lambda facts: None) if desk is None else desk.tell
 
 
-def works_for(pid: int) -> None:
-    """The command that runs here moves or saves the guest of that QEMU."""
+def works_for(pid: int, *, once: bool = False) -> None:
+    """The command that runs here moves or saves the guest of that QEMU, each page `once` if it is a snapshot."""
     if (desk := _DESK.get()) is not None:
-        desk.qemu = pid
+        desk.qemu = pid, once
 
 
-def its_qemu() -> Callable[[], int | None]:
-    """What tells, from any thread, that QEMU's process id."""
+def its_qemu() -> Callable[[], tuple[int, bool] | None]:
+    """What tells, from any thread, that QEMU's process id, and whether each page leaves but once."""
     desk = _DESK.get()
     return (lambda: None) if desk is None else lambda: desk.qemu

@@ -32,6 +32,16 @@ class Talking(Protocol):
     def said(self) -> Iterator[bytes]: ...
 
 
+class GuestMemory(Protocol):
+    """A RAM block, seen from outside: qemu/memory.py."""
+
+    touched: bytes
+
+    def whole(self, first: int) -> float: ...
+
+    def rewritten(self) -> float | None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """`messages` is for people, `warn` takes what they should know; `clock` gives monotonic seconds.
@@ -40,8 +50,8 @@ class Context:
     is no terminal. `new_file` begins a file by name; it raises StatepipeError. `program` starts a command
     and ends it with the context that it gives; it raises StatepipeError. `status` tells how the whole command goes,
     as engine/desk.py has it, None when it is at nothing. `report` has that written, as JSON
-    lines, to a descriptor. `touched` tells, of a RAM block of so many bytes of the QEMU whose stream this is, which
-    pages were ever touched, a byte each; None where that is not known.
+    lines, to a descriptor. `memory` looks at the RAM block of so many bytes of the QEMU whose stream this is; None
+    where it is not to be seen.
     """
 
     messages: TextIO
@@ -52,4 +62,4 @@ class Context:
     program: Callable[[Sequence[str]], AbstractContextManager[Talking]]
     status: Callable[[], dict[str, Any] | None]
     report: Callable[[int], None]
-    touched: Callable[[int], bytes | None] = lambda size: None
+    memory: Callable[[int], GuestMemory | None] = lambda size: None

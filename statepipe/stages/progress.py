@@ -113,7 +113,7 @@ class Progress:
             self._looked = True
             if buffer[:4] == b"QEVM":
                 self._stream = QemuStream()
-                self._remaining = Remaining(self._stream, self._context.touched)
+                self._remaining = Remaining(self._stream, self._context.memory, self._context.clock)
         if self._stream is not None and self._remaining is not None:
             try:
                 self._stream.feed(buffer)
@@ -131,11 +131,15 @@ class Progress:
         if self._size is not None:
             return max(self._size - self._flow.bytes, 0)
         remaining = self._remaining
-        return None if remaining is None else remaining.bytes()
+        return None if remaining is None else remaining.bytes(self.rate())
+
+    def rate(self) -> float:
+        """Bytes a second: of late, or on average while nothing comes."""
+        return self._flow.rate() or self._flow.average()
 
     def facts(self) -> dict[str, Any]:
         """Rates in bytes a second, `eta` in seconds (None: not known) and from what it is, ready for JSON."""
-        left, rate = self.left(), self._flow.rate() or self._flow.average()
+        left, rate = self.left(), self.rate()
         facts: dict[str, Any] = {"rate": round(self._flow.rate()), "average": round(self._flow.average())}
         known = left is not None and rate > 0
         facts["eta"] = round(left / rate, 1) if known and left is not None else None

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import random
 import statistics
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from statepipe.formats.qemustream import QemuStream
-from statepipe.qemu.touched import touched
+from statepipe.qemu.memory import Memory, memory
 from statepipe.stages.eta import LARGE, Remaining
 from tests.bench.stream import closing_part, opening, ram_section, record
 
 PAGES = LARGE // 4096 * 6
 STEP = 256 << 10
+RATE = 100e6
 
 
 def stream_of(whole: bytes) -> bytes:
@@ -26,13 +31,32 @@ def stream_of(whole: bytes) -> bytes:
     return b"".join([*parts, closing_part()])
 
 
+class Known:
+    """What is known from outside of a guest's memory: it was touched, or is whole; and nothing is rewritten."""
+
+    def __init__(self, whole: bytes, touched: bytes) -> None:
+        self.touched, self._whole = touched, whole
+
+    def whole(self, first: int) -> float:
+        return float(self._whole.count(1, first))
+
+    def rewritten(self) -> float:
+        return 0.0
+
+
+def following(stream: QemuStream, whole: bytes, touched: bytes) -> Remaining:
+    """Of a guest that writes nothing."""
+    size = len(whole) * 4096
+    return Remaining(stream, lambda asked: Known(whole, touched) if asked == size else None, lambda: 0.0)
+
+
 def errors(data: bytes, remaining: Remaining, stream: QemuStream) -> tuple[list[float], list[bool]]:
     """How far each forecast was off, from 20 % of the way on, and whether it was a bound."""
     found, bounds = [], []
     for at in range(0, len(data), STEP):
         stream.feed(data[at : at + STEP])
         remaining.look()
-        done, left = at + STEP, remaining.bytes()
+        done, left = at + STEP, remaining.bytes(RATE)
         if 0.2 * len(data) <= done < len(data) and left is not None:
             bounds.append(remaining.is_bound)
             found.append(abs(left - (len(data) - done)) / (len(data) - done))
@@ -58,31 +82,76 @@ def test_it_is_within_a_tenth_where_the_kernel_tells(whole: bytes) -> None:
     chance = random.Random(7)
     known = bytes(it or chance.random() < 0.05 for it in whole)
     stream = QemuStream()
-    remaining = Remaining(stream, lambda size: known if size == len(known) * 4096 else None)
-    found, bounds = errors(stream_of(whole), remaining, stream)
+    found, bounds = errors(stream_of(whole), following(stream, whole, known), stream)
     assert statistics.median(found) <= 0.1 and not any(bounds[:-2])
 
 
 def test_memory_that_is_another_guest_s_is_not_believed() -> None:
     whole = b"\1" * PAGES
     stream = QemuStream()
-    remaining = Remaining(stream, lambda size: bytes(PAGES))
-    assert all(errors(stream_of(whole), remaining, stream)[1])
+    assert all(errors(stream_of(whole), following(stream, whole, bytes(PAGES)), stream)[1])
+
+
+@contextmanager
+def own_memory(size: int) -> Iterator[mmap.mmap]:
+    """A mapping of this process, in pages of 4 KiB."""
+    with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as mapping:
+        mapping.madvise(mmap.MADV_NOHUGEPAGE)
+        yield mapping
+
+
+def looked_at(size: int, **options: bool) -> Memory:
+    found = memory(os.getpid(), size, **options)
+    assert found is not None
+    return found
 
 
 def test_what_this_process_has_touched() -> None:
-    import mmap
-
     size = 3 * LARGE + 4096 * 7
-    with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
-        memory.madvise(mmap.MADV_NOHUGEPAGE)
-        memory[0:1] = memory[8192:8193] = b"x"
-        assert memory[4096] == 0  # reading is no touch
-        pages = touched(os.getpid(), size)
-    assert pages is not None and len(pages) == size // 4096
+    with own_memory(size) as mapping:
+        mapping[0:1] = mapping[8192:8193] = b"x"
+        assert mapping[4096] == 0  # reading is no touch
+        pages = looked_at(size).touched
+    assert len(pages) == size // 4096
     assert pages[:4] == b"\1\0\1\0" and pages.count(1) == 2
 
 
+def test_what_is_zero_though_it_was_touched_is_estimated() -> None:
+    """In the first half, three pages of four were touched and two of four are not zero; in the second, all."""
+    size = 2 * LARGE
+    with own_memory(size) as mapping:
+        for page in range(0, size // 8192, 4):
+            mapping[page * 4096] = mapping[(page + 1) * 4096] = ord("1")
+            mapping[(page + 2) * 4096] = 0
+        mapping[size // 2 :] = b"1" * (size // 2)
+        found = looked_at(size)
+    pages = size // 4096
+    assert found.touched.count(1) == pages * 7 // 8
+    assert found.whole(0) == pytest.approx(pages * 3 / 4, rel=0.05)
+    assert found.whole(pages // 2) == pages // 2
+
+
+def test_what_this_process_rewrites_is_estimated() -> None:
+    """Half of it had been written before: of that, and of the rest, every fourth page is written now."""
+    size = 2 * LARGE + 4096 * 5
+    with own_memory(size) as mapping:
+        mapping[: size // 2] = b"1" * (size // 2)
+        found = looked_at(size)
+        assert found.rewritten() == 0 and looked_at(size, once=True).rewritten() == 0
+        for page in range(0, size // 4096, 4):
+            mapping[page * 4096] = ord("2")
+        rewritten = found.rewritten()
+    assert rewritten == pytest.approx(size // 4096 / 4, rel=0.15)
+
+
+def test_a_process_that_has_ended_has_no_memory() -> None:
+    with subprocess.Popen(["sleep", "60"]) as process:
+        sizes = {size for size in range(4096, 1 << 20, 4096) if memory(process.pid, size) is not None}
+        found = [memory(process.pid, size) for size in sizes]
+        process.kill()
+    assert found and all(it is not None and it.rewritten() is None for it in found)
+
+
 def test_where_there_is_nothing_to_look_at() -> None:
-    assert touched(os.getpid(), 4096 * 12_345_677) is None
-    assert touched(2**22 + 1, LARGE) is None  # more than any process id (proc(5), pid_max)
+    assert memory(os.getpid(), 4096 * 12_345_677) is None
+    assert memory(2**22 + 1, LARGE) is None  # more than any process id (proc(5), pid_max)
