@@ -204,7 +204,8 @@ class Controller:
         if up:
             better = [level for level in self._ladder if level > self.level and ratio(level) > ratio(self.level)]
             return max(better, key=rate, default=None)
-        quicker = [level for level in self._ladder if level < self.level and rate(level) > rate(self.level)]
+        enough = _WORTH_TRYING * rate(self.level)  # a level long in use may only seem to be quicker than its neighbours
+        quicker = [level for level in self._ladder if level < self.level and rate(level) > enough]
         return max(quicker, key=ratio, default=None)
 
     def _has_time_for_both(self, other: int) -> bool:

@@ -159,7 +159,7 @@ def best_fixed(world: World, frames: int) -> float:
 @settings(deadline=None, max_examples=40)
 @given(
     sink=st.floats(0.5, 2000),
-    workers=st.integers(2, 16),
+    workers=st.integers(1, 16),
     speed=st.floats(0.2, 3),
     gain=st.floats(0.1, 2),
 )
@@ -167,19 +167,12 @@ def best_fixed(world: World, frames: int) -> float:
 @example(sink=20, workers=2, speed=1, gain=1)
 @example(sink=200, workers=2, speed=1, gain=1)
 @example(sink=1e5, workers=2, speed=1, gain=1)
+@example(sink=442, workers=1, speed=2, gain=2)
 def test_as_quick_as_the_best_fixed_level(sink: float, workers: int, speed: float, gain: float) -> None:
     """Whatever the machine, the data and the sink, within a tenth of it, the first seconds included."""
     world = World(((0, sink * MB),), workers, speed, gain)
     frames = min(3000, frames_for(world, 20))
     assert simulate(world, frames).seconds <= 1.1 * best_fixed(world, frames) + 0.5
-
-
-@pytest.mark.xfail(
-    strict=True, reason="on one quick core the best level is not found in time: 2.3 s, the best takes 1.65"
-)
-def test_as_quick_on_one_core_as_well() -> None:
-    world = World(((0, 442 * MB),), 1, 2.0, 2.0)
-    assert simulate(world, 3000).seconds <= 1.1 * best_fixed(world, 3000) + 0.5
 
 
 @settings(deadline=None, max_examples=40)
