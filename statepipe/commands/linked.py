@@ -12,12 +12,13 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from statepipe.commands.plan import Plan, Visit
-from statepipe.ends.dial import connect
+from statepipe.ends.dial import connect, connect_again
 from statepipe.ends.net import Patience
+from statepipe.ends.tls import HANDSHAKE_TIME
 from statepipe.ends.tlsends import gate, greet
-from statepipe.engine.session import Timing
 from statepipe.engine.sessionends import SessionSink, SessionSource
 from statepipe.engine.sessionlinks import Acceptor, Dial, dialled
+from statepipe.engine.timing import Timing
 from statepipe.errors import PeerError
 from statepipe.formats.frames import Role
 from statepipe.threads import start
@@ -35,7 +36,8 @@ SILENCE = 8.0
 """Seconds after which a link is dead from which nothing came, not even a sign of life."""
 
 REDIAL = 2.0
-"""Seconds that a dial may take where an earlier one was answered: more hang in a black hole than are that slow."""
+"""Seconds that a dial, and then its handshake, may take where an earlier one was answered: more hang in a black hole
+than are that slow."""
 
 DOOR = 0.25
 """Seconds between two looks at whether links are still wanted: so late may the end of a receiver be."""
@@ -59,14 +61,21 @@ class TlsDial:
 
     def __call__(self) -> TlsTransport:
         plan = self._plan
-        patience = Patience(plan.patience.silence, plan.patience.retry) if self._first else Patience(REDIAL)
-        self._first = False
-        connection = connect(plan.address, patience, plan.bind, insecure=plan.insecure)
-        try:
-            return greet(connection, self._trust, plan.address.host, Patience())  # the session watches from here on
+        connection, within = self._connect()
+        try:  # the session watches from here on
+            return greet(connection, self._trust, plan.address.host, Patience(), within)
         except BaseException:
             connection.close()
             raise
+
+    def _connect(self) -> tuple[socket.socket, float]:
+        """And how many seconds the handshake may take."""
+        plan = self._plan
+        if not self._first:
+            return connect_again(plan.address, REDIAL, plan.bind, insecure=plan.insecure), REDIAL
+        self._first = False
+        patience = Patience(plan.patience.silence, plan.patience.retry)
+        return connect(plan.address, patience, plan.bind, insecure=plan.insecure), HANDSHAKE_TIME
 
 
 @contextmanager

@@ -55,6 +55,20 @@ def round_trip(connection: socket.socket) -> float | None:
     return float(struct.unpack_from("=I", info, 68)[0]) / 1e6
 
 
+STUCK = 2
+"""Repeats in a row that nobody answered (tcpi_retransmits of tcp(7)): 0.6 s on a short way. The pauses double, so that
+the kernel's next try may be seconds after the network is back, where a fresh connection needs none."""
+
+
+def is_stuck(connection: socket.socket) -> bool:
+    """Whether what was sent is repeated and not answered, not even by the other host's kernel."""
+    if connection.family == socket.AF_UNIX:
+        return False
+    with suppress(OSError):  # it has just been closed
+        return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 8)[2] >= STUCK
+    return False
+
+
 def is_network(error: OSError) -> bool:
     """Whether a connection failed, and not a file or a pipe at the other end of the same call."""
     return error.errno in _NETWORK or isinstance(error, BlockingIOError)

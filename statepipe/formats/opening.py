@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from blake3 import blake3
 
 from statepipe.formats.channels import MAX_WINDOW, MIN_WINDOW, WINDOW
-from statepipe.formats.frames import Greeting, Greets, Role, Violation
+from statepipe.formats.frames import MAX_LINKS, Greeting, Greets, Role, Violation
 
 SESSION_SIZE = 16
 TOKEN_SIZE = 32
 
-REMEMBERED_LINKS = 64
+REMEMBERED_LINKS = 64 * MAX_LINKS
 """Numbers below the highest by more than this are refused unseen: MAX_LINKS dials overtake each other by less."""
 
 _ASKS, _ANSWERS = b"statepipe link", b"statepipe welcome"
