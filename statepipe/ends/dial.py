@@ -24,9 +24,13 @@ CONNECT_TIMEOUT = 20.0
 RETRY_PAUSE = 0.25
 """Seconds between attempts, where the first found nobody: a receiver that is being started by hand."""
 
-AGAIN = 0.4
+AGAIN = 0.25
 """Seconds until a dial without an answer is tried once more beside itself: the kernel's own next tries come after 1 s,
 3 s and 7 s, and the network may be back long before."""
+
+SHORT = 1024
+"""Bytes of a segment that get through where longer ones are lost without a word: the kernel's own tcp_base_mss, to
+which it turns by itself only with net.ipv4.tcp_mtu_probing. IPv6 promises packets of 1280 (RFC 8200, 5)."""
 
 BACKLOG = 128
 """Connections that may wait to be accepted: QEMU opens up to 17 at once, which a tunnel takes one by one."""
@@ -53,14 +57,16 @@ def connected(address: Address, patience: Patience, bind: str | None, *, insecur
 Target = tuple[socket.AddressFamily, str | tuple[str, int] | tuple[str, int, int, int]]
 
 
-def connect_again(address: Address, seconds: float, bind: str | None, *, insecure: bool) -> socket.socket:
+def connect_again(
+    address: Address, seconds: float, bind: str | None, *, insecure: bool, short: bool = False
+) -> socket.socket:
     """As `connect`, where it was answered before: within `seconds`, with a fresh attempt each AGAIN.
 
-    Raises PeerError once none is left that may be answered.
+    With `short`, neither side sends longer packets than SHORT. Raises PeerError once none is left that may be answered.
     """
     targets = _targets(address, passive=False)
     _refuse_open_country(address, targets, insecure=insecure)
-    with closing(_Race(bind)) as race:
+    with closing(_Race(bind, SHORT if short else None)) as race:
         try:
             connection = race.run(targets, seconds)
         except OSError as error:
@@ -70,10 +76,10 @@ def connect_again(address: Address, seconds: float, bind: str | None, *, insecur
 
 
 class _Race:
-    """Attempts to connect from `bind`, side by side. Closing it gives up all that have not won."""
+    """Attempts to connect from `bind`, with segments of `most` bytes, side by side. Closing it gives up the losers."""
 
-    def __init__(self, bind: str | None) -> None:
-        self._bind = bind
+    def __init__(self, bind: str | None, most: int | None) -> None:
+        self._bind, self._most = bind, most
         self._running: dict[int, tuple[socket.socket, Target]] = {}
         self._failed: dict[Target, OSError] = {}
         self._poll = select.poll()
@@ -99,6 +105,8 @@ class _Race:
         try:
             if self._bind is not None:
                 attempt.bind((self._bind, 0))
+            if self._most is not None:
+                attempt.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, self._most)
             attempt.connect(where)
         except BlockingIOError:  # EINPROGRESS
             self._poll.register(attempt, select.POLLOUT)

@@ -69,6 +69,19 @@ def is_stuck(connection: socket.socket) -> bool:
     return False
 
 
+GREETED = 16 << 10
+"""Bytes that a handshake and a greeting may take: a few packets, none of them long."""
+
+
+def is_fruitless(connection: socket.socket) -> bool:
+    """Whether it is stuck and never got more through than a greeting (tcpi_bytes_acked): as where long packets are
+    lost without a word, since something on the way lets neither them pass nor the ICMP that would say so."""
+    with suppress(OSError):  # it has just been closed
+        info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 128)
+        return is_stuck(connection) and int(struct.unpack_from("=Q", info, 120)[0]) < GREETED
+    return False
+
+
 def is_network(error: OSError) -> bool:
     """Whether a connection failed, and not a file or a pipe at the other end of the same call."""
     return error.errno in _NETWORK or isinstance(error, BlockingIOError)

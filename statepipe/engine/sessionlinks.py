@@ -21,7 +21,7 @@ from statepipe.formats.sessionstate import Link
 from statepipe.formats.wire import Wire
 from statepipe.threads import start
 
-FIRST_PAUSE, LAST_PAUSE = 0.05, 0.4
+FIRST_PAUSE, LAST_PAUSE = 0.05, 0.25
 """Seconds between dials, doubling: a network that is back is used within a second, one that is not is left alone."""
 
 LOOK = 0.1

@@ -174,17 +174,18 @@ def crossing(
     size: int,
     *,
     words: Sequence[object] = (),
-    to: Callable[[int], tuple[str, int]] | None = None,
+    send: Sequence[object] = (),
+    to: str | None = None,
 ) -> Iterator[Crossing]:
     """A stream of `size` bytes from the first host into a file on the second.
 
-    `words` are options for both sides; `to` gives another address than the receiver's, of a relay to its port.
+    `words` are options for both sides, `send` for the sender; `to` is another address of the receiver's.
     """
     path = folder / "sink" / "out"
     path.parent.mkdir()
     with listening(hosts[1], keys[1], "--output", path, *words) as (receiver, port):
-        where, at = to(port) if to else (hosts[1].ip4, port)
-        with sending(hosts[0], keys[0], at, where, folder / "status", words) as sender:
+        where = to or hosts[1].ip4
+        with sending(hosts[0], keys[0], port, where, folder / "status", [*words, *send]) as sender:
             it = Crossing(hosts, port, size, sender, receiver, path, folder / "status", Feed(sender, size))
             try:
                 yield it

@@ -7,8 +7,10 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
-from tests.net.crossing import MIB, Crossing
+from tests.conformance.test_pair import pair
+from tests.net.crossing import MIB, Crossing, Keys
 
 ADDRESSES = itertools.cycle(f"192.0.2.{number}" for number in range(100, 200))
 
@@ -53,10 +55,20 @@ CUTS = {
 """By name. With `address` it is mended by the cut itself."""
 
 
-def note(what: str, seconds: float, resumed: float, resent: int) -> None:
-    """A row for the table that stands at the end of a run of `make faults`."""
+def paired(folder: Path) -> Keys:
+    """Settings of two hosts that know each other, as `pair` leaves them."""
+    pair(folder / "receiver", folder / "sender")
+    return folder / "sender", folder / "receiver"
+
+
+def note(text: str) -> None:
+    """A line for the table that stands at the end of a run of `make faults`."""
     if path := os.environ.get(TABLE):
         with open(path, "a") as table:
-            table.write(
-                f"session: {what:28} {seconds:5.1f} s  going on after {resumed:6.3f} s  {resent / MIB:7.2f} MiB again\n"
-            )
+            table.write(f"session: {text}\n")
+
+
+def note_cut(what: str, seconds: float, resumed: float, resent: int | None = None) -> None:
+    """How long a cut lasted, when the stream went on after it, and how many bytes went again."""
+    again = "" if resent is None else f"  {resent / MIB:7.2f} MiB again"
+    note(f"{what:32} {seconds:5.1f} s  going on after {resumed:6.3f} s{again}")

@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.conformance.running import PATIENCE
-from tests.conformance.test_pair import pair
 from tests.net.crossing import MIB, Keys, crossing, listening, sending
-from tests.net.cuts import CUTS, Cut, note
+from tests.net.cuts import CUTS, Cut, note, note_cut, paired
 from tests.net.hosts import Host, two_hosts
 
 SIZE = 64 * MIB
@@ -29,9 +28,7 @@ HUNG = 20.0
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
-    base = tmp_path_factory.mktemp("keys")
-    pair(base / "receiver", base / "sender")
-    return base / "sender", base / "receiver"
+    return paired(tmp_path_factory.mktemp("keys"))
 
 
 @pytest.fixture
@@ -52,7 +49,7 @@ def assert_survives(
         it.lasts(seconds)
         resumed = it.resume(lambda: cut.mend(it))
         resent = it.succeed()
-    note(cut.name, seconds, resumed, resent)
+    note_cut(cut.name, seconds, resumed, resent)
     assert resent <= WINDOW and resumed < HUNG
 
 
@@ -62,7 +59,6 @@ SHORT = [("reset", 0.5), ("black hole", 1.5), ("cable", 0.5), ("address", 0), ("
 LONG = [
     *((name, seconds) for name in ("reset", "black hole", "cable") for seconds in (3.1, 7, 12)),
     *((name, seconds) for name in ("sender stopped", "receiver stopped") for seconds in (1, 12)),
-    ("long packets lost", 3),
 ]
 """Also beyond the 8 s of silence after which a link is held for dead."""
 
@@ -82,14 +78,15 @@ def test_a_long_cut_costs_its_time(
 
 
 @pytest.mark.faults
-def test_the_kernel_finds_packets_that_are_short_enough(hosts: tuple[Host, Host], keys: Keys, tmp_path: Path) -> None:
-    """Long packets are lost without a word and for good: a host that probes for the way's MTU needs no new network."""
-    hosts[0].run("sysctl", "-qw", "net.ipv4.tcp_mtu_probing=1")
-    with crossing(hosts, keys, tmp_path, SIZE) as it:
+@pytest.mark.parametrize("links", [1, 4])
+def test_a_way_that_loses_long_packets_for_good_gets_short_ones(
+    hosts: tuple[Host, Host], keys: Keys, tmp_path: Path, links: int
+) -> None:
+    with crossing(hosts, keys, tmp_path, SIZE, send=["--links", links]) as it:
         it.reach(16 * MIB)
         resumed = it.resume(lambda: CUTS["long packets lost"].begin(it))
         resent = it.succeed()
-    note("long packets lost for good", 0, resumed, resent)
+    note_cut(f"long packets lost, {links} links", 0, resumed, resent)
     assert resumed < HUNG
 
 
@@ -154,7 +151,7 @@ def test_one_whose_other_host_is_gone_gives_up(
         gone.kill()
         began = time.monotonic()
         assert left.wait(PATIENCE) == 5
-        note(f"half open: the {survivor} gives up", 0, time.monotonic() - began, 0)
+        note(f"half open: the {survivor} gives up after {time.monotonic() - began:.1f} s")
         said = [line.decode() for line in left.stderr if not line.startswith(b"progress: ")]
     verb, peer = ("send", "tls://192.0.2.2:") if survivor == "sender" else ("recv: stream", "other")
     assert said[0].startswith(f"statepipe: {verb}: error: no link to {peer}") and " for 0.5 s: " in said[0], said

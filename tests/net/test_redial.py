@@ -5,12 +5,13 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 from statepipe.ends.address import Address
-from statepipe.ends.dial import connect_again
-from statepipe.ends.net import is_stuck
+from statepipe.ends.dial import SHORT, connect_again
+from statepipe.ends.net import is_fruitless, is_stuck
 from statepipe.engine.pipeline import Pipeline
 from statepipe.engine.sessionends import SessionSink
 from statepipe.engine.sessionlinks import dialled
@@ -36,6 +37,15 @@ def test_one_that_listens_is_reached() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener, again(listener, PATIENCE) as connection:
         assert connection.getpeername() == listener.getsockname()
         assert connection.gettimeout() is None
+
+
+def test_short_packets_are_asked_for_on_both_sides() -> None:
+    address = Address("tls", "127.0.0.1", 0)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        there = replace(address, port=listener.getsockname()[1])
+        with connect_again(there, PATIENCE, None, insecure=False, short=True) as near, listener.accept()[0] as far:
+            for each in (near, far):
+                assert each.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) <= SHORT
 
 
 def test_one_of_several_addresses_is_enough() -> None:
@@ -75,8 +85,9 @@ def test_a_connection_without_trouble_is_not_stuck() -> None:
     near, far = socket.socketpair()
     with near, far, socket.create_server(("127.0.0.1", 0)) as listener, again(listener, PATIENCE) as connection:
         connection.sendall(b"x")
-        assert not is_stuck(near) and not is_stuck(connection)
-    assert not is_stuck(connection), "nor one that has been closed"
+        for each in (near, connection):
+            assert not is_stuck(each) and not is_fruitless(each)
+    assert not is_stuck(connection) and not is_fruitless(connection), "nor one that has been closed"
 
 
 class Link(SocketTransport):
