@@ -56,16 +56,18 @@ def round_trip(connection: socket.socket) -> float | None:
 
 
 STUCK = 2
-"""Repeats in a row that nobody answered (tcpi_retransmits of tcp(7)): 0.6 s on a short way. The pauses double, so that
-the kernel's next try may be seconds after the network is back, where a fresh connection needs none."""
+"""Repeats, or probes of a full window, in a row that nobody answered (tcpi_retransmits, tcpi_probes of tcp(7)): 0.6 s on
+a short way. The pauses double, so that the kernel's next try may be seconds after the network is back, where a fresh
+connection needs none."""
 
 
 def is_stuck(connection: socket.socket) -> bool:
-    """Whether what was sent is repeated and not answered, not even by the other host's kernel."""
+    """Whether what was sent is repeated and not answered, not even by the other host's kernel. A reader that takes
+    nothing is none of that: its kernel answers."""
     if connection.family == socket.AF_UNIX:
         return False
     with suppress(OSError):  # it has just been closed
-        return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 8)[2] >= STUCK
+        return max(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 8)[2:4]) >= STUCK
     return False
 
 
