@@ -56,9 +56,9 @@ def round_trip(connection: socket.socket) -> float | None:
 
 
 STUCK = 2
-"""Repeats, or probes of a full window, in a row that nobody answered (tcpi_retransmits, tcpi_probes of tcp(7)): 0.6 s on
-a short way. The pauses double, so that the kernel's next try may be seconds after the network is back, where a fresh
-connection needs none."""
+"""Repeats, or probes of a full window, in a row that nobody answered (tcpi_retransmits, tcpi_probes of tcp(7)): 0.6 s
+on a short way. The pauses double, so that the kernel's next try may be seconds after the network is back, where a
+fresh connection needs none."""
 
 
 def is_stuck(connection: socket.socket) -> bool:

@@ -6,8 +6,9 @@ import itertools
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from statepipe.engine.session import Session
@@ -16,7 +17,7 @@ from statepipe.engine.transport import Transport
 from statepipe.errors import PeerError
 from statepipe.formats.channels import MIN_WINDOW, WINDOW
 from statepipe.formats.frames import MAX_LINKS, FrameReader, Greeting, Greets, Role, Violation
-from statepipe.formats.opening import SESSION_SIZE, TOKEN_SIZE, Doorkeeper, Party, Secrets, refuse
+from statepipe.formats.opening import SESSION_SIZE, TOKEN_SIZE, Doorkeeper, Late, Party, Secrets, refuse
 from statepipe.formats.sessionstate import Link
 from statepipe.formats.wire import Wire
 from statepipe.threads import start
@@ -26,6 +27,9 @@ FIRST_PAUSE, LAST_PAUSE = 0.05, 0.25
 
 LOOK = 0.1
 """Seconds between two looks at whether a link is stuck."""
+
+ANSWER_TIME = 2.0
+"""Seconds in which the greeting of a later link is answered: where the answer was lost, we have nothing to repeat."""
 
 GREETING_TIME = 10.0
 """Seconds in which a link must have greeted, once it is authenticated."""
@@ -64,6 +68,7 @@ class _Carried:
     transport: Transport
     link: Link
     over: threading.Event
+    began: float = field(default_factory=time.monotonic)
 
 
 class _Dialler:
@@ -108,7 +113,7 @@ class _Dialler:
     def _replace(self, current: _Carried | None, fresh: Transport, lane: int) -> _Carried:
         """A link over the fresh connection, unless the one there is has come back by itself."""
         if current is not None:
-            if not current.over.is_set() and not current.transport.is_stuck:
+            if not current.over.is_set() and not self._is_stuck(current):
                 fresh.close()
                 return current
             current.transport.cut()
@@ -137,11 +142,16 @@ class _Dialler:
         """Wait until there is no link, or one that is stuck; whether it was open."""
         if current is None:
             return False
-        while not current.over.wait(LOOK) and not current.transport.is_stuck:
+        while not current.over.wait(LOOK) and not self._is_stuck(current):
             continue
         if current.over.is_set() and not self._session.wire.opened:
             self._count_attempt()
         return current.link.is_open
+
+    def _is_stuck(self, current: _Carried) -> bool:
+        """Also where the session is open, and the answer to this link's greeting does not come."""
+        waits = self._session.wire.opened and not current.link.is_open
+        return current.transport.is_stuck or (waits and time.monotonic() - current.began >= ANSWER_TIME)
 
     def _count_attempt(self) -> None:
         """Raises what became of the last attempt, if it was one too many."""
@@ -164,10 +174,6 @@ class _Dialler:
         if transport.identity != self._identity:
             transport.close()
             raise Violation(f"another peer answers at {transport.name} now: {transport.identity}")
-
-
-class Late(Violation):
-    """A link of the session itself, dialled while its end was on the way: nothing that a person need hear of."""
 
 
 class Acceptor:

@@ -21,12 +21,12 @@ from statepipe.errors import IntegrityError
 from statepipe.formats.channels import INCOMING, OUTGOING, Incoming, Outgoing, Receiving, Sending, Verdict, verdict_in
 from statepipe.formats.frames import (
     MAX_CHANNELS,
-    MAX_LINKS,
     Frame,
     FrameReader,
     Greeting,
     Kind,
     Violation,
+    lane,
     text_frame,
 )
 from statepipe.formats.opening import Party, check_terms
@@ -71,7 +71,7 @@ class Wire:
     def _add(self, link: Link) -> None:
         if link.number in self.links:
             raise Misuse(f"link {link.number} is there already")
-        for before in [each for each in self.links if (each - link.number) % MAX_LINKS == 0]:
+        for before in [each for each in self.links if lane(each) == lane(link.number)]:
             self.lost(before)  # who dials has given it up, long before we would notice
         self.links[link.number] = link
         if link.is_open:

@@ -148,3 +148,29 @@ def test_one_that_comes_back_by_itself_is_kept() -> None:
             assert sink.resent == 0
     assert receiver.error is None and receiver.sink.kept == whole(8 * MIB)
     assert len(dial.made) == 2
+
+
+def test_one_whose_greeting_is_not_answered_is_replaced() -> None:
+    """The kernel there has taken it, so that nothing here is repeated in vain; and silence takes a minute."""
+
+    class Swallowed(Dialler):
+        far: socket.socket
+
+        def __call__(self) -> Link:
+            if len(self.made) != 1:
+                return super().__call__()
+            near, self.far = socket.socketpair()
+            self.made.append(Link(near, "the receiver", "the receiver"))
+            return self.made[-1]
+
+    with Receiver(Kept()) as receiver:
+        dial = Swallowed(receiver.port)
+        with dialled(dial, Role.SENDS, "the receiver", replace(QUICK, limit=600), channels=0) as session:
+            sink = SessionSink(session)
+            session.meet()
+            dial.made[0].cut()
+            while FIRST + 2 * MAX_LINKS not in session.wire.links or not session.links:
+                assert not session.stopped.wait(0.01)
+            Pipeline(Bytes(8 * MIB), [], sink).run()
+        dial.far.close()
+    assert receiver.error is None and receiver.sink.kept == whole(8 * MIB)

@@ -30,7 +30,7 @@ from statepipe.formats.frames import (
     printable,
     text_frame,
 )
-from statepipe.formats.opening import Doorkeeper, Party, Secrets, refuse
+from statepipe.formats.opening import Doorkeeper, Late, Party, Secrets, refuse
 from statepipe.formats.sessionstate import STATES, Change, Misuse, State, Turn
 from statepipe.formats.wire import Wire
 from statepipe.stage import Buffer
@@ -543,6 +543,14 @@ def test_a_link_takes_the_place_of_the_one_before_it() -> None:
     for number in range(3 * MAX_LINKS):
         wire.accept(decode_greeting(ask(number, (0,) * 16, known=True)))
     assert list(wire.links) == list(range(2 * MAX_LINKS, 3 * MAX_LINKS))
+
+
+def test_one_that_comes_late_takes_nobody_s_place() -> None:
+    door, ask = Doorkeeper(SECRETS, "alice"), Party(SECRETS, Role.SENDS).ask
+    door.admit(decode_greeting(ask(2 * MAX_LINKS + 3, (0,) * 16, known=True)), "alice")
+    door.admit(decode_greeting(ask(MAX_LINKS + 4, (0,) * 16, known=True)), "alice")
+    with pytest.raises(Late, match="a later link has taken the place of link 19"):
+        door.admit(decode_greeting(ask(MAX_LINKS + 3, (0,) * 16, known=True)), "alice")
 
 
 def test_what_went_over_the_one_before_goes_again() -> None:
