@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 @runtime_checkable
 class Telling(Protocol):
-    """A stage that tells of itself while it runs, from any thread: facts ready for JSON."""
+    """A stage, or a sink, that tells of itself while it runs, from any thread: facts ready for JSON."""
 
     def facts(self) -> dict[str, Any]: ...
 

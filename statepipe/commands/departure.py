@@ -96,12 +96,10 @@ class Departure(Coordinator):
             self.stranded = error
 
     def status(self) -> dict[str, Any]:
-        """How it goes, ready for JSON: the pipeline's, `phase`, QEMU's figures, how many links are up, bytes resent."""
+        """How it goes, ready for JSON: the pipeline's and its links', `phase`, and QEMU's figures."""
         return self._pipeline.status() | {
             "phase": self.side.state.name.lower(),
             "migration": self._figures,
-            "links": self.peer.links,
-            "resent": self.peer.outgoing.resent,
         }
 
     def set_rate(self, rate: int | None) -> None:

@@ -7,19 +7,21 @@ The stream goes from the dialler to the acceptor, channel 0 of the one; what com
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from statepipe.commands.plan import Plan, Visit
-from statepipe.ends.dial import connect
-from statepipe.ends.net import Patience
+from statepipe.ends.dial import connect, connect_again
+from statepipe.ends.net import Patience, is_fruitless
+from statepipe.ends.tls import HANDSHAKE_TIME
 from statepipe.ends.tlsends import gate, greet
-from statepipe.engine.session import Timing
 from statepipe.engine.sessionends import SessionSink, SessionSource
 from statepipe.engine.sessionlinks import Acceptor, Dial, dialled
+from statepipe.engine.timing import Timing
 from statepipe.errors import PeerError
-from statepipe.formats.frames import Role
+from statepipe.formats.frames import MAX_LINKS, Role
 from statepipe.threads import start
 
 if TYPE_CHECKING:
@@ -35,7 +37,8 @@ SILENCE = 8.0
 """Seconds after which a link is dead from which nothing came, not even a sign of life."""
 
 REDIAL = 2.0
-"""Seconds that a dial may take where an earlier one was answered: more hang in a black hole than are that slow."""
+"""Seconds that a dial, and then its handshake, may take where an earlier one was answered: more hang in a black hole
+than are that slow."""
 
 DOOR = 0.25
 """Seconds between two looks at whether links are still wanted: so late may the end of a receiver be."""
@@ -52,21 +55,33 @@ def timing(plan: Plan) -> Timing:
 
 
 class TlsDial:
-    """Makes links to the plan's address: patiently the first, within REDIAL the others."""
+    """Makes links to the plan's address: patiently the first, within REDIAL the others. Their packets are short where
+    those of one that it made lately were lost as they were long."""
 
     def __init__(self, plan: Plan, trust: Trust) -> None:
         self._plan, self._trust, self._first = plan, trust, True
+        self._made: deque[socket.socket] = deque(maxlen=MAX_LINKS)
 
     def __call__(self) -> TlsTransport:
         plan = self._plan
-        patience = Patience(plan.patience.silence, plan.patience.retry) if self._first else Patience(REDIAL)
-        self._first = False
-        connection = connect(plan.address, patience, plan.bind, insecure=plan.insecure)
-        try:
-            return greet(connection, self._trust, plan.address.host, Patience())  # the session watches from here on
+        connection, within = self._connect()
+        try:  # the session watches from here on
+            link = greet(connection, self._trust, plan.address.host, Patience(), within)
         except BaseException:
             connection.close()
             raise
+        self._made.append(connection)
+        return link
+
+    def _connect(self) -> tuple[socket.socket, float]:
+        """And how many seconds the handshake may take."""
+        plan = self._plan
+        if not self._first:
+            short = any(map(is_fruitless, list(self._made)))
+            return connect_again(plan.address, REDIAL, plan.bind, insecure=plan.insecure, short=short), REDIAL
+        self._first = False
+        patience = Patience(plan.patience.silence, plan.patience.retry)
+        return connect(plan.address, patience, plan.bind, insecure=plan.insecure), HANDSHAKE_TIME
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Union
 
 from statepipe.commands.meet import outgoing, visited
@@ -81,8 +81,7 @@ def send(plan: Plan) -> bool:
         back.start()
         try:
             with make_sink(lambda: back.wait(plan.patience.silence)) as sink:
-                _carry(source, [("stream", prove(proof))], plan.words, sink)
-                sink.commit()
+                _carry(source, [("stream", prove(proof))], plan.words, sink, sink.commit)
         except Cancelled:
             back.wait(None)  # raises what broke it
             raise
@@ -96,15 +95,28 @@ def _to_stdout(buffer: Buffer) -> None:
         write_all(1, buffer)
 
 
-def _carry(source: Incoming, followers: Sequence[NamedStage], words: Sequence[NamedStage], sink: Outgoing) -> None:
-    """From the source to the sink; through the kernel alone where there is nothing to follow and nothing to do."""
+def _carry(
+    source: Incoming,
+    followers: Sequence[NamedStage],
+    words: Sequence[NamedStage],
+    sink: Outgoing,
+    finish: Callable[[], None] = lambda: None,
+) -> None:
+    """From the source to the sink, and `finish`, which may wait for the other side: it is still asked how it goes.
+
+    Through the kernel alone where there is nothing to follow and nothing to do.
+    """
     looked = Looked(source)
     if words or proves_itself(looked.head):
-        Pipeline(looked, [*followers, *words], sink).pour()
+        pipeline = Pipeline(looked, [*followers, *words], sink)
     elif isinstance(source, FdSource) and isinstance(sink, FdSink | SocketSink) and can_relay(source.fd, sink.fd):
         _relay(looked, source, sink)
+        return finish()
     else:
-        Pipeline(looked, [], sink).pour()
+        pipeline = Pipeline(looked, [], sink)
+    with at_work(pipeline):
+        pipeline.pour()
+        finish()
 
 
 def _relay(looked: Looked, source: FdSource, sink: SocketSink | FdSink) -> None:

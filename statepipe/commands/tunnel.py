@@ -24,8 +24,9 @@ from statepipe.ends.dial import connect, listening, port_of
 from statepipe.ends.net import Patience, SocketSource
 from statepipe.engine.desk import at_work
 from statepipe.engine.peer import Inlet, Outlet
-from statepipe.engine.session import FAREWELL, Session
+from statepipe.engine.session import Session
 from statepipe.engine.sessionlinks import ATTEMPTS, FIRST_PAUSE, Acceptor, Dial, dialled
+from statepipe.engine.timing import FAREWELL
 from statepipe.engine.transport import Transport
 from statepipe.errors import PeerError, StatepipeError
 from statepipe.formats.frames import Role

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import itertools
 import os
+import select
 import socket
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
+from typing import Any
 
 from statepipe.ends.address import TCP, UNIX, Address
 from statepipe.ends.net import Patience, tune
@@ -20,6 +23,14 @@ CONNECT_TIMEOUT = 20.0
 
 RETRY_PAUSE = 0.25
 """Seconds between attempts, where the first found nobody: a receiver that is being started by hand."""
+
+AGAIN = 0.25
+"""Seconds until a dial without an answer is tried once more beside itself: the kernel's own next tries come after 1 s,
+3 s and 7 s, and the network may be back long before."""
+
+SHORT = 1024
+"""Bytes of a segment that get through where longer ones are lost without a word: the kernel's own tcp_base_mss, to
+which it turns by itself only with net.ipv4.tcp_mtu_probing. IPv6 promises packets of 1280 (RFC 8200, 5)."""
 
 BACKLOG = 128
 """Connections that may wait to be accepted: QEMU opens up to 17 at once, which a tunnel takes one by one."""
@@ -44,6 +55,81 @@ def connected(address: Address, patience: Patience, bind: str | None, *, insecur
 
 
 Target = tuple[socket.AddressFamily, str | tuple[str, int] | tuple[str, int, int, int]]
+
+
+def connect_again(
+    address: Address, seconds: float, bind: str | None, *, insecure: bool, short: bool = False
+) -> socket.socket:
+    """As `connect`, where it was answered before: within `seconds`, with a fresh attempt each AGAIN.
+
+    With `short`, neither side sends longer packets than SHORT. Raises PeerError once none is left that may be answered.
+    """
+    targets = _targets(address, passive=False)
+    _refuse_open_country(address, targets, insecure=insecure)
+    with closing(_Race(bind, SHORT if short else None)) as race:
+        try:
+            connection = race.run(targets, seconds)
+        except OSError as error:
+            raise _unreachable(address, error) from error
+    tune(connection, Patience())
+    return connection
+
+
+class _Race:
+    """Attempts to connect from `bind`, with segments of `most` bytes, side by side. Closing it gives up the losers."""
+
+    def __init__(self, bind: str | None, most: int | None) -> None:
+        self._bind, self._most = bind, most
+        self._running: dict[int, tuple[socket.socket, Target]] = {}
+        self._failed: dict[Target, OSError] = {}
+        self._poll = select.poll()
+
+    def run(self, targets: list[Target], seconds: float) -> socket.socket:
+        """The first that is answered; one is begun each AGAIN, to the targets in turn. Raises OSError."""
+        deadline = time.monotonic() + seconds
+        for target in itertools.cycle(targets):
+            if target not in self._failed and self._begin(*target):
+                wait = min(AGAIN, max(deadline - time.monotonic(), 0))
+                if (winner := self._look(wait)) is not None:
+                    return winner
+            if len(self._failed) == len(set(targets)):
+                raise self._failed[target]
+            if time.monotonic() >= deadline:
+                break
+        raise TimeoutError
+
+    def _begin(self, family: socket.AddressFamily, where: Any) -> bool:
+        """Whether it may yet be answered."""
+        attempt = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        self._running[attempt.fileno()] = attempt, (family, where)
+        try:
+            if self._bind is not None:
+                attempt.bind((self._bind, 0))
+            if self._most is not None:
+                attempt.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, self._most)
+            attempt.connect(where)
+        except BlockingIOError:  # EINPROGRESS
+            self._poll.register(attempt, select.POLLOUT)
+        except OSError as error:
+            self._failed[family, where] = error
+            return False
+        return True
+
+    def _look(self, seconds: float) -> socket.socket | None:
+        """The winner, if there is one within so long."""
+        for fd, _ in self._poll.poll(seconds * 1000):
+            attempt, target = self._running[fd]
+            code = attempt.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if not code:
+                return self._running.pop(fd)[0]
+            self._poll.unregister(fd)
+            self._failed[target] = OSError(code, os.strerror(code))
+        return None
+
+    def close(self) -> None:
+        """Give up the rest."""
+        for attempt, _ in self._running.values():
+            attempt.close()
 
 
 def _targets(address: Address, *, passive: bool) -> list[Target]:
@@ -83,9 +169,14 @@ def _try_each(
     if not last and isinstance(failure, ConnectionRefusedError | TimeoutError | FileNotFoundError):
         return None
     assert failure is not None
+    raise _unreachable(address, failure) from failure
+
+
+def _unreachable(address: Address, failure: OSError) -> PeerError:
     reason = os.strerror(failure.errno) if failure.errno else "it did not answer in time"
-    hint = "is it listening there? --retry SECONDS waits for it"
-    raise PeerError(f"cannot connect to {address}: {reason}", hint=hint) from failure
+    return PeerError(
+        f"cannot connect to {address}: {reason}", hint="is it listening there? --retry SECONDS waits for it"
+    )
 
 
 def _connect(family: socket.AddressFamily, where: object, patience: Patience, bind: str | None) -> socket.socket:

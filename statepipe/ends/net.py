@@ -55,6 +55,35 @@ def round_trip(connection: socket.socket) -> float | None:
     return float(struct.unpack_from("=I", info, 68)[0]) / 1e6
 
 
+STUCK = 2
+"""Repeats, or probes of a full window, in a row that nobody answered (tcpi_retransmits, tcpi_probes of tcp(7)): 0.6 s
+on a short way. The pauses double, so that the kernel's next try may be seconds after the network is back, where a
+fresh connection needs none."""
+
+
+def is_stuck(connection: socket.socket) -> bool:
+    """Whether what was sent is repeated and not answered, not even by the other host's kernel. A reader that takes
+    nothing is none of that: its kernel answers."""
+    if connection.family == socket.AF_UNIX:
+        return False
+    with suppress(OSError):  # it has just been closed
+        return max(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 8)[2:4]) >= STUCK
+    return False
+
+
+GREETED = 16 << 10
+"""Bytes that a handshake and a greeting may take: a few packets, none of them long."""
+
+
+def is_fruitless(connection: socket.socket) -> bool:
+    """Whether it is stuck and never got more through than a greeting (tcpi_bytes_acked): as where long packets are
+    lost without a word, since something on the way lets neither them pass nor the ICMP that would say so."""
+    with suppress(OSError):  # it has just been closed
+        info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 128)
+        return is_stuck(connection) and int(struct.unpack_from("=Q", info, 120)[0]) < GREETED
+    return False
+
+
 def is_network(error: OSError) -> bool:
     """Whether a connection failed, and not a file or a pipe at the other end of the same call."""
     return error.errno in _NETWORK or isinstance(error, BlockingIOError)

@@ -27,7 +27,8 @@ class PipeTransport:
     def __init__(
         self, reading: int, writing: int, name: str, identity: str, release: Callable[[], object] = lambda: None
     ) -> None:
-        self.name, self.identity, self.delay = name, identity, None  # how far away it is, ssh alone knows
+        self.name, self.identity = name, identity
+        self.delay, self.is_stuck = None, False  # ssh alone knows
         self._reading, self._writing, self._release = reading, writing, release
         self._bell = Bell()
         self._cut = False

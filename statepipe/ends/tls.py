@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
-from statepipe.ends.net import Patience, lost, round_trip, tune
+from statepipe.ends.net import Patience, is_stuck, lost, round_trip, tune
 from statepipe.errors import PeerError
 from statepipe.stage import Buffer
 
@@ -108,6 +108,11 @@ class TlsTransport:
     def delay(self) -> float | None:
         """Seconds of a round trip, as the kernel has measured."""
         return round_trip(self.connection)
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the kernel repeats in vain what was sent."""
+        return is_stuck(self.connection)
 
     def send(self, buffers: Iterable[Buffer]) -> None:
         """Send all of them, small ones together with what follows. Raises PeerError."""
@@ -222,9 +227,9 @@ _HINTS = {
 }
 
 
-def shake_hands(handshake: Handshake, name: str) -> None:
-    """A client's handshake to its end, in bounded time. Raises PeerError."""
-    deadline = handshake.began + HANDSHAKE_TIME
+def shake_hands(handshake: Handshake, name: str, within: float = HANDSHAKE_TIME) -> None:
+    """A client's handshake to its end, within so many seconds. Raises PeerError."""
+    deadline = handshake.began + within
     poll = select.poll()
     poll.register(handshake.connection, select.POLLIN)
     try:
@@ -233,7 +238,7 @@ def shake_hands(handshake: Handshake, name: str) -> None:
         while not done:
             left = deadline - time.monotonic()
             if left <= 0 or not poll.poll(left * 1000):
-                raise PeerError(f"{name} did not finish the handshake within {HANDSHAKE_TIME:g} s")
+                raise PeerError(f"{name} did not finish the handshake within {within:g} s")
             done = handshake.go_on()
     except ssl.SSLError as error:
         raise refused(name, error) from error

@@ -19,18 +19,24 @@ AT_THE_GATE = 128
 who only hold a place hold it no longer than it takes others to come. 128 half done take 6.6 MB."""
 
 
-def greet(connection: socket.socket, trust: Trust, host: str, patience: Patience) -> TlsTransport:
-    """A client's handshake with `host`. That the server believes us too, only its answer shows. Raises PeerError."""
+def greet(
+    connection: socket.socket, trust: Trust, host: str, patience: Patience, within: float = HANDSHAKE_TIME
+) -> TlsTransport:
+    """A client's handshake with `host`, within so many seconds. That the server believes us too, only its answer shows.
+
+    Raises PeerError.
+    """
     name = f"tls://{host}"
     handshake = Handshake(connection, trust.context, host if trust.check_host else None, server=False)
-    shake_hands(handshake, name)
+    shake_hands(handshake, name, within)
     return handshake.transport(name, trust.identify(handshake.certificate()), patience)
 
 
 class Gate:
     """Handshakes with all who come, many at a time; `admit_within` gives the next who has proved who they are.
 
-    `turned_away` is told of the others, by address and reason.
+    `turned_away` is told of the others, by address and reason; of one that broke off only where nobody has come yet:
+    links do break.
     """
 
     def __init__(
@@ -45,6 +51,7 @@ class Gate:
         self._selector = selectors.DefaultSelector()
         self._selector.register(listener, selectors.EVENT_READ)
         self._shaking: dict[Handshake, str] = {}  # oldest first, and where each is from
+        self._has_admitted = False
 
     def admit_within(self, seconds: float | None) -> TlsTransport | None:
         """Wait so long for the next; None if nobody came."""
@@ -78,20 +85,25 @@ class Gate:
                 return None
             identity = self._trust.identify(handshake.certificate())
             self._forget(handshake)
+            self._has_admitted = True
             return handshake.transport(identity, identity, self._patience)
+        except ssl.SSLEOFError as error:
+            self._turn_away(handshake, where, refused(where, error), tell=not self._has_admitted)
         except ssl.SSLError as error:
             self._turn_away(handshake, where, refused(where, error))
         except OSError as error:
-            self._turn_away(handshake, where, lost(where, error, 0, self._patience))
+            reason = lost(where, error, 0, self._patience)
+            self._turn_away(handshake, where, reason, tell=not self._has_admitted)
         except PeerError as error:
             self._turn_away(handshake, where, error)
         return None
 
-    def _turn_away(self, handshake: Handshake, where: str, error: PeerError) -> None:
+    def _turn_away(self, handshake: Handshake, where: str, error: PeerError, *, tell: bool = True) -> None:
         if handshake in self._shaking:
             self._forget(handshake)
         handshake.connection.close()
-        self._turned_away(where, error)
+        if tell:
+            self._turned_away(where, error)
 
     def _forget(self, handshake: Handshake) -> None:
         self._selector.unregister(handshake.connection)

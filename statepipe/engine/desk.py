@@ -160,8 +160,8 @@ _DESK: ContextVar[Desk | None] = ContextVar("desk", default=None)
 
 @contextmanager
 def at_work(job: Job) -> Iterator[None]:
-    """Within it, `job` is what this command does, if a command it is."""
-    if (desk := _DESK.get()) is None:
+    """Within it, `job` is what this command does, if a command it is. Within itself that changes nothing."""
+    if (desk := _DESK.get()) is None or desk.job is job:
         yield
     else:
         with desk.lay(job):

@@ -14,7 +14,8 @@ import threading
 from struct import Struct
 from typing import Any
 
-from statepipe.engine.session import FAREWELL, Session
+from statepipe.engine.session import Session
+from statepipe.engine.timing import FAREWELL
 from statepipe.engine.verdicts import error_of
 from statepipe.errors import IntegrityError
 from statepipe.formats.channels import Verdict

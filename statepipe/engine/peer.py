@@ -10,8 +10,9 @@ from contextlib import ExitStack
 from typing import Any, Self
 
 from statepipe.engine.messages import Messages
-from statepipe.engine.session import FAREWELL, Session
+from statepipe.engine.session import Session
 from statepipe.engine.sessionends import SessionSink, SessionSource
+from statepipe.engine.timing import FAREWELL
 from statepipe.engine.verdicts import error_of
 from statepipe.errors import PeerError, StatepipeError
 from statepipe.formats.channels import Verdict
@@ -81,7 +82,7 @@ class Peer:
     @property
     def links(self) -> int:
         """How many are up."""
-        return sum(link.is_open for link in list(self.session.wire.links.values()))
+        return self.session.links
 
     def tell(self, message: Message) -> None:
         """Send a message."""

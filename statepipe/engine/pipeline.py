@@ -17,7 +17,7 @@ from statepipe.engine.memory import keep_freed_memory
 from statepipe.engine.shortcut import find_shortcut
 from statepipe.engine.signals import held
 from statepipe.errors import InterruptedBySignal, StatepipeError
-from statepipe.stage import Adjustable, Buffer, Expecting, Link, Stage, cancel, chain, close, links
+from statepipe.stage import Adjustable, Buffer, Expecting, Link, Stage, Telling, cancel, chain, close, links
 
 
 class Source(Iterator[Buffer], Protocol):
@@ -101,12 +101,14 @@ class Pipeline:
                 shortcut = None
 
     def status(self) -> dict[str, Any]:
-        """How far it is: seconds since the start, bytes in and out, and what each stage tells. Ready for JSON."""
+        """How far it is, for JSON: seconds since the start, bytes in and out, what each stage and the sink tell."""
+        told = self._sink.facts() if isinstance(self._sink, Telling) else {}
         return {
             "seconds": round(time.monotonic() - self._started, 3),
             "bytes_in": self._source.bytes,
             "bytes_out": self._sink.bytes,
             "stages": [link.facts() for link in self._links],
+            **told,
         }
 
     def set_rate(self, rate: int | None) -> None:

@@ -12,9 +12,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Self
 
+from statepipe.engine.timing import FAREWELL, Timing
 from statepipe.engine.transport import Transport, drain
 from statepipe.engine.verdicts import error_of
 from statepipe.errors import PeerError, StatepipeError
@@ -24,18 +24,6 @@ from statepipe.formats.sessionstate import Change, Event, State
 from statepipe.formats.wire import Wire
 from statepipe.stage import FLUSH, Buffer
 from statepipe.threads import start
-
-FAREWELL = 5.0
-"""Seconds at most to tell the peer how it ended, where nothing depends on its answer any more."""
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Seconds: `tick` between signs of life, `retry` without any link. A link silent for `limit` ticks is dead."""
-
-    tick: float = 1.0
-    limit: int = 5
-    retry: float = 30.0
 
 
 class Session:
@@ -53,7 +41,7 @@ class Session:
         self._transports: dict[int, Transport] = {}
         self._error: StatepipeError | None = None
         self._has_aborted = False  # we, and not the peer
-        self.last_trouble: Exception | None = None
+        self.last_trouble: Exception | None = None  # why a link went: told if none comes back
         self._alone_since = time.monotonic()
         self._threads: list[threading.Thread] = []
 
@@ -95,8 +83,9 @@ class Session:
         """Move bytes over a link until it dies. The machine has it already; `greeting` goes first."""
         with self.lock:
             self._transports[number] = transport
-            if self.stopped.is_set():
-                transport.cut()
+            for each in self._transports:
+                if self.stopped.is_set() or each not in self.wire.links:  # this one took its place
+                    self._transports[each].cut()
         writer = threading.Thread(target=self._write, args=(number, transport), name="link", daemon=True)
         try:
             transport.send([greeting])
@@ -106,34 +95,37 @@ class Session:
             self.fail(error)
             drain(transport)
         except (OSError, PeerError) as error:
-            self.trouble(error)
+            self._blame(number, error)
         finally:
-            self._lose(number, transport)
+            with self.lock:
+                self._lose(number)
+                del self._transports[number]
             if writer.ident is not None:
                 writer.join()
             transport.close()
 
     def _read(self, number: int, transport: Transport) -> None:
         with self.lock:
-            reader = self.wire.links[number].reader
-        while count := transport.recv_into(reader.room()):
-            item = reader.filled(count)
+            link = self.wire.links.get(number)
+        while link is not None and (count := transport.recv_into(link.reader.room())):
+            item = link.reader.filled(count)
             with self.lock:
                 if item is not None:
                     self._announce(self.wire.receive(number, item))
-                elif number in self.wire.links:
-                    self.wire.links[number].heard = True  # a part of a long frame, over a slow link
+                else:
+                    link.heard = True  # a part of a long frame, over a slow link
 
     def _write(self, number: int, transport: Transport) -> None:
         while buffers := self._next(number):
             try:
                 transport.send(buffers)
             except (OSError, PeerError) as error:
-                self.trouble(error)
-                transport.cut()  # its reader comes back, and says that it is lost
-            with self.lock:
-                self._sending -= 1
-                self._idle.notify_all()
+                self._blame(number, error)
+                return transport.cut()  # its reader comes back, and says that it is lost
+            finally:
+                with self.lock:
+                    self._sending -= 1
+                    self._idle.notify_all()
 
     def _next(self, number: int) -> list[Buffer]:
         """What is to go over the link, once there is something; empty when the link is gone."""
@@ -145,32 +137,33 @@ class Session:
                 self._sendable.wait()
         return []
 
-    def _lose(self, number: int, transport: Transport) -> None:
-        transport.cut()
-        with self.lock:
-            if self._is_linked():  # up to now: a link that never opened does not count
-                self._alone_since = time.monotonic()
-            self.wire.lost(number)
-            del self._transports[number]
-            self._wake_all()
+    def _lose(self, number: int) -> None:
+        """A link is no more, or taken for dead: whoever is blocked in it comes back."""
+        if self.links:  # up to now: a link that never opened does not count
+            self._alone_since = time.monotonic()
+        self.wire.lost(number)
+        if number in self._transports:
+            self._transports[number].cut()
+        self._wake_all()
 
-    def trouble(self, error: Exception) -> None:
-        """Remember why a link went: told if none comes back."""
-        self.last_trouble = error
+    def _blame(self, number: int, error: Exception) -> None:
+        """Remember why a link went, unless it was given up before: then that was why."""
+        with self.lock:
+            if number in self.wire.links:
+                self.last_trouble = error
 
     def _tick(self) -> None:
         while not self.stopped.wait(self.timing.tick):
             with self.lock:
                 for number in self.wire.tick(self.timing.limit):
                     self.last_trouble = PeerError(f"a link was silent for {self.timing.tick * self.timing.limit:g} s")
-                    if number in self._transports:
-                        self._transports[number].cut()
+                    self._lose(number)
                 self._sendable.notify_all()
             self._give_up_if_alone()
 
     def _give_up_if_alone(self) -> None:
         with self.lock:
-            alone = not self._is_linked()
+            alone = not self.links
             if not alone:
                 self._alone_since = time.monotonic()
             waited = time.monotonic() - self._alone_since
@@ -293,7 +286,9 @@ class Session:
             self._idle.wait_for(self._is_all_said, seconds)
 
     def _is_all_said(self) -> bool:
-        return not (self.wire.has_to_send() or self._sending) or not self._is_linked()
+        return not (self.wire.has_to_send() or self._sending) or not self.links
 
-    def _is_linked(self) -> bool:
-        return any(link.is_open for link in self.wire.links.values())
+    @property
+    def links(self) -> int:
+        """How many are up."""
+        return sum(link.is_open for link in list(self.wire.links.values()))

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Self
 
-from statepipe.engine.session import FAREWELL, Session
+from statepipe.engine.session import Session
+from statepipe.engine.timing import FAREWELL
 from statepipe.engine.verdicts import error_of
 from statepipe.errors import IntegrityError, StatepipeError
 from statepipe.formats.channels import Verdict
@@ -36,6 +37,10 @@ class SessionSink:
     def resent(self) -> int:
         """Bytes that went over more than one link, since the first had died."""
         return self._channel.resent
+
+    def facts(self) -> dict[str, int]:
+        """How many links are up, and `resent`."""
+        return {"links": self.session.links, "resent": self.resent}
 
     def __enter__(self) -> Self:
         """Wait until the peer is there: before any byte is taken from a source. Raises what became of the dial."""

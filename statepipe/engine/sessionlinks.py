@@ -6,19 +6,30 @@ import itertools
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 
-from statepipe.engine.session import Session, Timing
+from statepipe.engine.session import Session
+from statepipe.engine.timing import Timing
 from statepipe.engine.transport import Transport
 from statepipe.errors import PeerError
 from statepipe.formats.channels import MIN_WINDOW, WINDOW
 from statepipe.formats.frames import MAX_LINKS, FrameReader, Greeting, Greets, Role, Violation
-from statepipe.formats.opening import SESSION_SIZE, TOKEN_SIZE, Doorkeeper, Party, Secrets, refuse
+from statepipe.formats.opening import SESSION_SIZE, TOKEN_SIZE, Doorkeeper, Late, Party, Secrets, refuse
+from statepipe.formats.sessionstate import Link
 from statepipe.formats.wire import Wire
 from statepipe.threads import start
 
-FIRST_PAUSE, LAST_PAUSE = 0.05, 0.8
+FIRST_PAUSE, LAST_PAUSE = 0.05, 0.25
 """Seconds between dials, doubling: a network that is back is used within a second, one that is not is left alone."""
+
+LOOK = 0.1
+"""Seconds between two looks at whether a link is stuck."""
+
+ANSWER_TIME = 2.0
+"""Seconds in which the greeting of a later link is answered: where the answer was lost, we have nothing to repeat."""
 
 GREETING_TIME = 10.0
 """Seconds in which a link must have greeted, once it is authenticated."""
@@ -44,10 +55,20 @@ def dialled(
     party = Party(Secrets(os.urandom(SESSION_SIZE), os.urandom(TOKEN_SIZE)), role, window)
     session = Session(Wire(party, channels), timing, name)
     dialler = _Dialler(session, dial)
-    session.spawn(dialler.keep_up, "link")
-    for _ in range(1, min(links, MAX_LINKS)):
-        session.spawn(dialler.join_in, "link")
+    session.spawn(partial(dialler.keep_up, 0), "link")
+    for lane in range(1, min(links, MAX_LINKS)):
+        session.spawn(partial(dialler.join_in, lane), "link")
     return session
+
+
+@dataclass(frozen=True, slots=True)
+class _Carried:
+    """A link of ours that a thread carries until it is `over`."""
+
+    transport: Transport
+    link: Link
+    over: threading.Event
+    began: float = field(default_factory=time.monotonic)
 
 
 class _Dialler:
@@ -58,41 +79,79 @@ class _Dialler:
         self._has_dialled = False
         self._attempts = 0
 
-    def keep_up(self) -> None:
-        """Keep one link up until the session stops."""
-        pause = FIRST_PAUSE
+    def keep_up(self, lane: int) -> None:
+        """Keep one link up until the session stops. One that is stuck stays until a fresh one is there."""
+        pause, current = FIRST_PAUSE, None
         while not self._session.stopped.is_set():
-            opened = self._link()
-            pause = FIRST_PAUSE if opened else min(2 * pause, LAST_PAUSE)
+            if (fresh := self._dialled()) is not None:
+                current = self._replace(current, fresh, lane)
+            went_well = self._hold(current) and fresh is not None
+            pause = FIRST_PAUSE if went_well else min(2 * pause, LAST_PAUSE)
             self._session.stopped.wait(pause)
+        if current is not None:
+            current.over.wait()
 
-    def join_in(self) -> None:
+    def join_in(self, lane: int) -> None:
         """As `keep_up`, for a link beside the first, over which a session begins."""
         while not self._session.wire.opened:
             if self._session.stopped.wait(FIRST_PAUSE):
                 return
-        self.keep_up()
+        self.keep_up(lane)
 
-    def _link(self) -> bool:
-        """One link, from its dial to its death; whether it was open."""
-        wire = self._session.wire
+    def _dialled(self) -> Transport | None:
+        """A connection to the peer; None where there is none now. Raises what no other attempt would mend."""
         try:
             transport = self._dial()
         except (OSError, PeerError) as error:
-            self._session.trouble(error)
-            if not self._has_dialled or isinstance(error, Violation):  # which no other attempt would mend
+            self._session.last_trouble = error
+            if not self._has_dialled or isinstance(error, Violation):
                 raise error if isinstance(error, PeerError) else self._unreachable(error) from error
-            return False
+            return None
         self._has_dialled = True
-        with self._session.lock:
+        return transport
+
+    def _replace(self, current: _Carried | None, fresh: Transport, lane: int) -> _Carried:
+        """A link over the fresh connection, unless the one there is has come back by itself."""
+        if current is not None:
+            if not current.over.is_set() and not self._is_stuck(current):
+                fresh.close()
+                return current
+            current.transport.cut()
+            current.over.wait()
+        return self._carry(fresh, lane)
+
+    def _carry(self, transport: Transport, lane: int) -> _Carried:
+        """Have a thread carry a link."""
+        session = self._session
+        with session.lock:
             self._check(transport)
-            number = next(self._numbers)
-            greeting = wire.dial(number)
-            link = wire.links[number]
-        self._session.carry(number, transport, greeting)
-        if not wire.opened:
+            number = next(self._numbers) * MAX_LINKS + lane
+            greeting = session.wire.dial(number)
+            link = _Carried(transport, session.wire.links[number], threading.Event())
+
+        def carry() -> None:
+            try:
+                session.carry(number, transport, greeting)
+            finally:
+                link.over.set()
+
+        session.spawn(carry, "link")
+        return link
+
+    def _hold(self, current: _Carried | None) -> bool:
+        """Wait until there is no link, or one that is stuck; whether it was open."""
+        if current is None:
+            return False
+        while not current.over.wait(LOOK) and not self._is_stuck(current):
+            continue
+        if current.over.is_set() and not self._session.wire.opened:
             self._count_attempt()
-        return link.is_open
+        return current.link.is_open
+
+    def _is_stuck(self, current: _Carried) -> bool:
+        """Also where the session is open, and the answer to this link's greeting does not come."""
+        waits = self._session.wire.opened and not current.link.is_open
+        return current.transport.is_stuck or (waits and time.monotonic() - current.began >= ANSWER_TIME)
 
     def _count_attempt(self) -> None:
         """Raises what became of the last attempt, if it was one too many."""
@@ -115,10 +174,6 @@ class _Dialler:
         if transport.identity != self._identity:
             transport.close()
             raise Violation(f"another peer answers at {transport.name} now: {transport.identity}")
-
-
-class Late(Violation):
-    """A link of the session itself, dialled while its end was on the way: nothing that a person need hear of."""
 
 
 class Acceptor:

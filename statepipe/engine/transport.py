@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Protocol
 
-from statepipe.ends.net import round_trip
+from statepipe.ends.net import is_stuck, round_trip
 from statepipe.errors import PeerError
 from statepipe.stage import Buffer
 
@@ -16,7 +16,7 @@ class Transport(Protocol):
     """An authenticated connection. One thread sends, another receives, any may `cut`.
 
     `identity` is who the peer has proved to be, `name` is for messages, `delay` the round trip in seconds, if it can be
-    told. Both ways raise OSError or PeerError for a
+    told, `is_stuck` whether a fresh connection should be tried beside it. Both ways raise OSError or PeerError for a
     connection that is no more.
     """
 
@@ -28,6 +28,9 @@ class Transport(Protocol):
 
     @property
     def delay(self) -> float | None: ...
+
+    @property
+    def is_stuck(self) -> bool: ...
 
     def send(self, buffers: Iterable[Buffer]) -> None:
         """Send all of them."""
@@ -54,6 +57,11 @@ class SocketTransport:
     def delay(self) -> float | None:
         """What the kernel has measured."""
         return round_trip(self.connection)
+
+    @property
+    def is_stuck(self) -> bool:
+        """What the kernel repeats in vain."""
+        return is_stuck(self.connection)
 
     def send(self, buffers: Iterable[Buffer]) -> None:
         """Send all of them. Raises OSError."""

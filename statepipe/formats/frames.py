@@ -127,6 +127,11 @@ class Greeting:
         return _GREETING.pack(*fixed, more)
 
 
+def lane(link: int) -> int:
+    """The lane of a link's number: a later link takes the place of an earlier one on its lane."""
+    return link % MAX_LINKS
+
+
 def decode_greeting(data: Buffer) -> Greeting:
     """The greeting in GREETING_SIZE bytes. Raises Violation."""
     magic, version, kind, role, link, window, session, proof, more = _GREETING.unpack(data)

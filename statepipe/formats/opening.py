@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from blake3 import blake3
 
 from statepipe.formats.channels import MAX_WINDOW, MIN_WINDOW, WINDOW
-from statepipe.formats.frames import Greeting, Greets, Role, Violation
+from statepipe.formats.frames import MAX_LINKS, Greeting, Greets, Role, Violation, lane
 
 SESSION_SIZE = 16
 TOKEN_SIZE = 32
 
-REMEMBERED_LINKS = 64
+REMEMBERED_LINKS = 64 * MAX_LINKS
 """Numbers below the highest by more than this are refused unseen: MAX_LINKS dials overtake each other by less."""
 
 _ASKS, _ANSWERS = b"statepipe link", b"statepipe welcome"
@@ -85,6 +85,10 @@ def check_terms(greeting: Greeting, role: Role) -> None:
         raise Violation(f"a window of {greeting.window} bytes")
 
 
+class Late(Violation):
+    """A link of the session itself that nobody waits for any more: nothing that a person need hear of."""
+
+
 class Doorkeeper:
     """Judges who may open another link of one session. The acceptor has one for each session."""
 
@@ -94,7 +98,7 @@ class Doorkeeper:
         self._seen: set[int] = set()
 
     def admit(self, greeting: Greeting, identity: str) -> None:
-        """Raises Violation: another peer, no proof, or a number that was there already."""
+        """Raises Violation: another peer, no proof, or a number that was there already; Late where a later one was."""
         if identity != self.identity:
             raise Violation("this session is another peer's")
         new = greeting.kind is Greets.NEW  # repeated: the first answer was lost with its link
@@ -104,4 +108,6 @@ class Doorkeeper:
         highest = max(self._seen, default=greeting.link)
         if greeting.link in self._seen or greeting.link < highest - REMEMBERED_LINKS:
             raise Violation(f"link {greeting.link} was here already")
+        if any(lane(each) == lane(greeting.link) and each > greeting.link for each in self._seen):
+            raise Late(f"a later link has taken the place of link {greeting.link}")
         self._seen = {each for each in self._seen if each >= highest - REMEMBERED_LINKS} | {greeting.link}

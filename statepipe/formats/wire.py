@@ -21,12 +21,12 @@ from statepipe.errors import IntegrityError
 from statepipe.formats.channels import INCOMING, OUTGOING, Incoming, Outgoing, Receiving, Sending, Verdict, verdict_in
 from statepipe.formats.frames import (
     MAX_CHANNELS,
-    MAX_LINKS,
     Frame,
     FrameReader,
     Greeting,
     Kind,
     Violation,
+    lane,
     text_frame,
 )
 from statepipe.formats.opening import Party, check_terms
@@ -64,8 +64,6 @@ class Wire:
     def accept(self, greeting: Greeting) -> bytes:
         """A link came whose greeting was judged (opening.Doorkeeper): the answer. Raises Violation."""
         check_terms(greeting, self.party.role)
-        if len(self.links) >= MAX_LINKS:
-            raise Violation(f"more than {MAX_LINKS} links")
         self._agree(greeting)
         self._add(Link(greeting.link, FrameReader(greeted=True), is_open=True))
         return self.party.answer(greeting.link, self._received())
@@ -73,6 +71,8 @@ class Wire:
     def _add(self, link: Link) -> None:
         if link.number in self.links:
             raise Misuse(f"link {link.number} is there already")
+        for before in [each for each in self.links if lane(each) == lane(link.number)]:
+            self.lost(before)  # who dials has given it up, long before we would notice
         self.links[link.number] = link
         if link.is_open:
             self._say_again()

@@ -35,7 +35,7 @@ class Host:
 
     def run(self, *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a command here to its good end."""
-        return _run(self.command(*words), **options)
+        return run(self.command(*words), **options)
 
     def start(self, *words: str, **options: Any) -> subprocess.Popen[bytes]:
         """Start a program here; the caller ends it."""
@@ -85,7 +85,8 @@ class Host:
         self.run("ip", "link", "set", CABLE, "mtu", str(mtu))
 
 
-def _run(words: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
+def run(words: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command to its good end."""
     return subprocess.run(words, env=_PATH, check=True, capture_output=True, text=True, timeout=30, **options)
 
 
@@ -97,11 +98,11 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
     with ExitStack() as stack:
         try:
             for host in hosts:
-                _run(["ip", "netns", "add", host.name])
-                stack.callback(_run, ["ip", "netns", "delete", host.name])
+                run(["ip", "netns", "add", host.name])
+                stack.callback(run, ["ip", "netns", "delete", host.name])
             first, second = hosts
             peer = ("peer", "name", CABLE, "netns", second.name)
-            _run(["ip", "-n", first.name, "link", "add", CABLE, "type", "veth", *peer])
+            run(["ip", "-n", first.name, "link", "add", CABLE, "type", "veth", *peer])
             for host in hosts:
                 _plug_in(host)
         except (OSError, subprocess.CalledProcessError) as error:

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from statepipe.engine.messages import MAX_MESSAGE, MESSAGES, Messages
-from statepipe.engine.session import Session, Timing
+from statepipe.engine.session import Session
 from statepipe.engine.sessionlinks import Acceptor, dialled
+from statepipe.engine.timing import Timing
 from statepipe.engine.transport import SocketTransport
 from statepipe.errors import PeerError
 from statepipe.formats.frames import Frame, Kind, Role

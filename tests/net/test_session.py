@@ -17,19 +17,23 @@ from pathlib import Path
 import pytest
 
 from statepipe.engine.pipeline import Pipeline
-from statepipe.engine.session import Session, Timing
+from statepipe.engine.session import Session
 from statepipe.engine.sessionends import SessionSink, SessionSource
 from statepipe.engine.sessionlinks import Acceptor, Dial, dialled
+from statepipe.engine.timing import Timing
 from statepipe.engine.transport import SocketTransport
 from statepipe.errors import IntegrityError, PeerError, StatepipeError
 from statepipe.formats.channels import MIN_WINDOW
-from statepipe.formats.frames import Role
+from statepipe.formats.frames import MAX_LINKS, Role
 from statepipe.formats.opening import Party, Secrets
 from statepipe.stage import Buffer
 from tests.net.relay import Faults, relay
 
 QUICK = Timing(tick=0.1, limit=5, retry=10)
 MIB = 1 << 20
+FIRST = MAX_LINKS
+"""The number of the first link that a session dials."""
+
 PATIENCE = 60
 """Seconds in which anything here ends, on the busiest machine."""
 
@@ -208,7 +212,7 @@ def test_a_black_hole_is_noticed_and_the_stream_goes_on_when_it_clears() -> None
     ):
         assert receiver.started.wait(PATIENCE)
         rail.faults.clear.clear()
-        while 1 in sink.session.wire.links:  # until the silence was noticed
+        while FIRST in sink.session.wire.links:  # until the silence was noticed
             sink.session.stopped.wait(0.02)
         rail.faults.clear.set()
         pumped.join()
@@ -292,7 +296,7 @@ def test_a_stalled_reader_stalls_the_writer_within_the_window_and_kills_no_link(
         far.session.stopped.wait(3 * QUICK.tick * QUICK.limit)  # longer than silence may last
         assert receiver.session is not None and receiver.session.wire.read(0).held <= MIN_WINDOW
         assert far.bytes <= 2 * MIN_WINDOW
-        assert list(far.session.wire.links) == [1]
+        assert list(far.session.wire.links) == [FIRST]
         sink.may.set()
         pumped.join()
     assert pumped.error is None and sink.kept == whole(8 * MIB)
@@ -300,7 +304,7 @@ def test_a_stalled_reader_stalls_the_writer_within_the_window_and_kills_no_link(
 
 SENDER = """
 import socket, sys
-from statepipe.engine.session import Timing
+from statepipe.engine.timing import Timing
 from statepipe.engine.sessionends import SessionSink
 from statepipe.engine.sessionlinks import dialled
 from statepipe.engine.transport import SocketTransport

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.disks import or_skip, tmpfs, unmount
 from tests.qemu.harness import Guest
 from tests.qemu.loading import Saved, save_guest
 from tests.qemu.moving import Credentials
 from tests.qemu.saving import Save
 
 ROOT = Path(__file__).resolve().parents[2]
-
-SBIN = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 
 
 @pytest.fixture(scope="session")
@@ -52,20 +50,7 @@ def qemu(request: pytest.FixtureRequest) -> str:
 def small_disk() -> Iterator[Callable[[int], Path]]:
     """`small_disk(size)`: a folder on a file system of its own of `size` bytes."""
     with ExitStack() as stack:
-        yield lambda size: stack.enter_context(_tmpfs(size))
-
-
-@contextmanager
-def _tmpfs(size: int) -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="small-disk-"))
-    try:
-        _or_skip("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder)
-        try:
-            yield folder
-        finally:
-            _unmount(folder)
-    finally:
-        folder.rmdir()
+        yield lambda size: stack.enter_context(tmpfs(size))
 
 
 @pytest.fixture
@@ -77,27 +62,13 @@ def loop_disk(small_disk: Callable[[int], Path]) -> Iterator[Path]:
     backing = small_disk(4 << 20) / "disk.img"
     with backing.open("wb") as file:
         file.truncate(256 << 20)
-    _or_skip("mkfs.ext4", "-q", "-F", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard", backing)
+    or_skip("mkfs.ext4", "-q", "-F", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard", backing)
     with tempfile.TemporaryDirectory(prefix="loop-disk-") as folder:
-        _or_skip("mount", "-o", "loop", backing, folder)
+        or_skip("mount", "-o", "loop", backing, folder)
         try:
             yield Path(folder)
         finally:
-            _unmount(Path(folder))
-
-
-def _or_skip(*command: object) -> None:
-    words = [str(word) for word in command]
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, "PATH": SBIN})
-    except FileNotFoundError:
-        pytest.skip(f"{words[0]} is not installed")
-    if done.returncode:
-        pytest.skip(f"{words[0]} is not allowed here: {done.stderr.strip()}")
-
-
-def _unmount(folder: Path) -> None:
-    subprocess.run(["umount", folder], check=True)
+            unmount(Path(folder))
 
 
 @pytest.fixture

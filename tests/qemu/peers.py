@@ -8,8 +8,8 @@ import threading
 from collections.abc import Iterator
 
 from statepipe.engine.peer import CHANNELS, Peer
-from statepipe.engine.session import Timing
 from statepipe.engine.sessionlinks import Acceptor, dialled
+from statepipe.engine.timing import Timing
 from statepipe.engine.transport import SocketTransport
 from statepipe.formats.frames import Role
 from tests.net.relay import Faults, Relay, relay

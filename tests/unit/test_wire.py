@@ -17,6 +17,7 @@ from statepipe.formats.frames import (
     GREETING_SIZE,
     LENGTHS,
     MAX_DATA,
+    MAX_LINKS,
     MEANINGS,
     Frame,
     FrameReader,
@@ -29,7 +30,7 @@ from statepipe.formats.frames import (
     printable,
     text_frame,
 )
-from statepipe.formats.opening import Doorkeeper, Party, Secrets, refuse
+from statepipe.formats.opening import Doorkeeper, Late, Party, Secrets, refuse
 from statepipe.formats.sessionstate import STATES, Change, Misuse, State, Turn
 from statepipe.formats.wire import Wire
 from statepipe.stage import Buffer
@@ -494,11 +495,11 @@ def test_a_link_of_the_session_is_admitted_once(greeting: Greeting) -> None:
 
 def test_a_number_long_past_is_refused() -> None:
     door = Doorkeeper(SECRETS, "alice")
-    for link in range(100, 300):
+    for link in range(1000, 3000):
         door.admit(decode_greeting(Party(SECRETS, Role.SENDS).ask(link, (0,) * 16, known=True)), "alice")
     with pytest.raises(Violation, match="was here already"):
         door.admit(ASKED, "alice")
-    assert len(door._seen) <= 66
+    assert len(door._seen) <= 64 * MAX_LINKS + 2
 
 
 def test_the_token_is_needed_to_go_on() -> None:
@@ -535,13 +536,34 @@ def test_an_answer_that_does_not_fit_is_refused(answer: bytes, reason: str) -> N
         wire.receive_data(5, answer)
 
 
-def test_only_so_many_links() -> None:
+def test_a_link_takes_the_place_of_the_one_before_it() -> None:
+    """Whose death only the dialler has noticed. So there are never more than MAX_LINKS."""
     wire = Wire(Party(SECRETS, Role.RECEIVES), 1)
     ask = Party(SECRETS, Role.SENDS).ask
-    for number in range(16):
+    for number in range(3 * MAX_LINKS):
         wire.accept(decode_greeting(ask(number, (0,) * 16, known=True)))
-    with pytest.raises(Violation, match="more than 16 links"):
-        wire.accept(decode_greeting(ask(16, (0,) * 16, known=True)))
+    assert list(wire.links) == list(range(2 * MAX_LINKS, 3 * MAX_LINKS))
+
+
+def test_one_that_comes_late_takes_nobody_s_place() -> None:
+    door, ask = Doorkeeper(SECRETS, "alice"), Party(SECRETS, Role.SENDS).ask
+    door.admit(decode_greeting(ask(2 * MAX_LINKS + 3, (0,) * 16, known=True)), "alice")
+    door.admit(decode_greeting(ask(MAX_LINKS + 4, (0,) * 16, known=True)), "alice")
+    with pytest.raises(Late, match="a later link has taken the place of link 19"):
+        door.admit(decode_greeting(ask(MAX_LINKS + 3, (0,) * 16, known=True)), "alice")
+
+
+def test_what_went_over_the_one_before_goes_again() -> None:
+    pair = Pair()
+    first = pair.dial()
+    pair.carry(first)
+    channel = pair.sender.open(0)
+    channel.write(b"x" * 5000)
+    assert pair.sender.to_send(first)  # and never comes
+    pair.numbers = itertools.count(first + MAX_LINKS)
+    pair.dial()
+    pair.settle()
+    assert channel.resent == 5000 and pair.receiver.read(0).arrived == 5000
 
 
 def test_the_token_crosses_once_and_is_never_shown() -> None:

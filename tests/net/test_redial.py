@@ -1,0 +1,176 @@
+"""A connection that does not get through is tried again beside itself, and takes the place of a link that is stuck."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from statepipe.ends.address import Address
+from statepipe.ends.dial import SHORT, connect_again
+from statepipe.ends.net import is_fruitless, is_stuck
+from statepipe.engine.pipeline import Pipeline
+from statepipe.engine.sessionends import SessionSink
+from statepipe.engine.sessionlinks import dialled
+from statepipe.engine.transport import SocketTransport
+from statepipe.errors import PeerError
+from statepipe.formats.frames import MAX_LINKS, Role
+from tests.net.test_session import FIRST, MIB, PATIENCE, QUICK, Bytes, Kept, Receiver, whole
+
+
+@pytest.fixture
+def full() -> Iterator[socket.socket]:
+    """A listener that has no room for another: the kernel drops what asks for it, without a word."""
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, socket.socket() as visitor:
+        visitor.connect(listener.getsockname())
+        yield listener
+
+
+def again(where: socket.socket, seconds: float, host: str = "127.0.0.1") -> socket.socket:
+    return connect_again(Address("tls", host, where.getsockname()[1]), seconds, None, insecure=False)
+
+
+def test_one_that_listens_is_reached() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, again(listener, PATIENCE) as connection:
+        assert connection.getpeername() == listener.getsockname()
+        assert connection.gettimeout() is None
+
+
+def test_short_packets_are_asked_for_on_both_sides() -> None:
+    address = Address("tls", "127.0.0.1", 0)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        there = replace(address, port=listener.getsockname()[1])
+        with connect_again(there, PATIENCE, None, insecure=False, short=True) as near, listener.accept()[0] as far:
+            for each in (near, far):
+                assert each.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) <= SHORT
+
+
+def test_one_of_several_addresses_is_enough() -> None:
+    """localhost is ::1 first, where nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, again(listener, PATIENCE, "localhost") as connection:
+        assert connection.getpeername() == listener.getsockname()
+
+
+def test_a_refusal_is_told_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.close()
+    with pytest.raises(PeerError, match="Connection refused"):
+        connect_again(Address("tls", "localhost", 1), PATIENCE, None, insecure=False)
+
+
+def test_silence_is_given_up(full: socket.socket) -> None:
+    with pytest.raises(PeerError, match="did not answer in time"):
+        again(full, 0.5)
+
+
+def test_what_was_dropped_is_asked_again(full: socket.socket) -> None:
+    reached = threading.Event()
+
+    def dial() -> None:
+        with again(full, PATIENCE):
+            reached.set()
+
+    thread = threading.Thread(target=dial)
+    thread.start()
+    assert not reached.wait(0.1)
+    with full.accept()[0]:
+        assert reached.wait(PATIENCE)
+        thread.join()
+
+
+def test_a_connection_without_trouble_is_not_stuck() -> None:
+    near, far = socket.socketpair()
+    with near, far, socket.create_server(("127.0.0.1", 0)) as listener, again(listener, PATIENCE) as connection:
+        connection.sendall(b"x")
+        for each in (near, connection):
+            assert not is_stuck(each) and not is_fruitless(each)
+    assert not is_stuck(connection) and not is_fruitless(connection), "nor one that has been closed"
+
+
+class Link(SocketTransport):
+    """One of which the test says whether it is stuck."""
+
+    is_stuck = False
+
+
+class Dialler:
+    """Makes links to a port, and keeps them. `meanwhile` happens during each dial but the first."""
+
+    def __init__(self, port: int) -> None:
+        self.port, self.made = port, list[Link]()
+        self.twice = threading.Event()
+
+    def meanwhile(self) -> None: ...
+
+    def __call__(self) -> Link:
+        connection = socket.create_connection(("127.0.0.1", self.port))
+        if self.made:
+            self.meanwhile()
+        self.made.append(Link(connection, "the receiver", "the receiver"))
+        if len(self.made) > 1:
+            self.twice.set()
+        return self.made[-1]
+
+
+def test_a_fresh_link_takes_the_place_of_one_that_is_stuck() -> None:
+    with Receiver(Kept()) as receiver:
+        dial = Dialler(receiver.port)
+        with dialled(dial, Role.SENDS, "the receiver", QUICK, channels=0) as session:
+            sink = SessionSink(session)
+            session.meet()
+            dial.made[0].is_stuck = True
+            while FIRST in session.wire.links or not session.links:
+                assert not session.stopped.wait(0.01)
+            assert list(session.wire.links) == [FIRST + MAX_LINKS]
+            Pipeline(Bytes(8 * MIB), [], sink).run()
+    assert receiver.error is None and receiver.sink.kept == whole(8 * MIB)
+
+
+def test_one_that_comes_back_by_itself_is_kept() -> None:
+    class Recovers(Dialler):
+        def meanwhile(self) -> None:
+            self.made[0].is_stuck = False
+
+    with Receiver(Kept()) as receiver:
+        dial = Recovers(receiver.port)
+        with dialled(dial, Role.SENDS, "the receiver", QUICK, channels=0) as session:
+            sink = SessionSink(session)
+            session.meet()
+            dial.made[0].is_stuck = True
+            assert dial.twice.wait(PATIENCE)
+            while dial.made[1].connection.fileno() != -1:
+                assert not session.stopped.wait(0.01)
+            assert list(session.wire.links) == [FIRST]
+            Pipeline(Bytes(8 * MIB), [], sink).run()
+            assert sink.resent == 0
+    assert receiver.error is None and receiver.sink.kept == whole(8 * MIB)
+    assert len(dial.made) == 2
+
+
+def test_one_whose_greeting_is_not_answered_is_replaced() -> None:
+    """The kernel there has taken it, so that nothing here is repeated in vain; and silence takes a minute."""
+
+    class Swallowed(Dialler):
+        far: socket.socket
+
+        def __call__(self) -> Link:
+            if len(self.made) != 1:
+                return super().__call__()
+            near, self.far = socket.socketpair()
+            self.made.append(Link(near, "the receiver", "the receiver"))
+            return self.made[-1]
+
+    with Receiver(Kept()) as receiver:
+        dial = Swallowed(receiver.port)
+        with dialled(dial, Role.SENDS, "the receiver", replace(QUICK, limit=600), channels=0) as session:
+            sink = SessionSink(session)
+            session.meet()
+            dial.made[0].cut()
+            while FIRST + 2 * MAX_LINKS not in session.wire.links or not session.links:
+                assert not session.stopped.wait(0.01)
+            Pipeline(Bytes(8 * MIB), [], sink).run()
+        dial.far.close()
+    assert receiver.error is None and receiver.sink.kept == whole(8 * MIB)
