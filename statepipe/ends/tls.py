@@ -52,7 +52,10 @@ class Handshake:
 
     def go_on(self) -> bool:
         """Take what has arrived; whether that ended it. Raises ssl.SSLError, OSError, PeerError where it is no good."""
-        data = self.connection.recv(HANDSHAKE_BYTES)
+        try:
+            data = self.connection.recv(HANDSHAKE_BYTES)
+        except BlockingIOError:  # ready it was, and is not (select(2), BUGS)
+            return False
         if data:
             self._incoming.write(data)
         else:
