@@ -7,6 +7,7 @@ import select
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,9 @@ import pytest
 
 from statepipe.ends.address import SSH, Address, parse_address
 from statepipe.errors import UsageError
-from tests.conformance.running import PATIENCE, STATEPIPE, started, wait
+from tests.conformance.running import PATIENCE, STATEPIPE, started, stop, wait
 from tests.sshd import DATA, ROOT, Host, config, sshd
+from tests.terminal import at_terminal
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +74,20 @@ def test_a_killed_ssh_is_redialled_and_the_stream_resumed(host: Host, tmp_path: 
     assert os.listdir(tmp_path) == ["out"]
 
 
+def test_a_killed_session_of_sshd_is_redialled_and_the_stream_resumed(host: Host, tmp_path: Path) -> None:
+    with started(host.command(tmp_path / "out"), start_new_session=True) as sender:
+        sender.stdin.write(DATA[: 8 << 20])
+        before = ssh_of(sender)
+        for pid in host.sessions():
+            os.kill(pid, signal.SIGKILL)
+        ssh_of(sender, before)
+        sender.stdin.write(DATA[8 << 20 :])
+        sender.stdin.close()
+        assert (sender.wait(PATIENCE), sender.stdout.read()) == (0, b"")
+    assert (tmp_path / "out").read_bytes() == DATA
+    assert os.listdir(tmp_path) == ["out"]
+
+
 def test_a_receiver_that_is_gone_is_not_waited_for(host: Host, tmp_path: Path) -> None:
     pidfile = tmp_path / "pid"
     remote = f"echo $$ > {pidfile}; exec env XDG_RUNTIME_DIR={host.runtime} {ROOT}/bin/statepipe"
@@ -92,6 +108,23 @@ def test_a_sender_that_is_killed_leaves_no_file(host: Host, tmp_path: Path) -> N
         sender.stdin.write(DATA)
         receiver = os.pidfd_open(int(pidfile.read_text()))
         sender.kill()
+        assert select.select([receiver], [], [], PATIENCE)[0]
+        os.close(receiver)
+    assert os.listdir(tmp_path) == ["pid"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_sender_that_is_stopped_leaves_no_file_and_no_receiver(
+    host: Host, tmp_path: Path, number: signal.Signals
+) -> None:
+    """The receiver hears of it: it does not wait, as it would for --retry, for a link that comes again."""
+    pidfile = tmp_path / "pid"
+    remote = f"echo $$ > {pidfile}; exec env XDG_RUNTIME_DIR={host.runtime} {ROOT}/bin/statepipe"
+    command = host.command(tmp_path / "out", "--retry", "600", "--remote-command", remote)
+    with started(command, start_new_session=True) as sender:
+        sender.stdin.write(DATA)
+        receiver = os.pidfd_open(int(pidfile.read_text()))
+        assert stop(sender, number)[0] == 128 + number
         assert select.select([receiver], [], [], PATIENCE)[0]
         os.close(receiver)
     assert os.listdir(tmp_path) == ["pid"]
@@ -126,6 +159,65 @@ def test_a_wrong_key_is_refused(host: Host, tmp_path: Path) -> None:
     assert b"Permission denied" in done.stderr and b"ssh could not connect to 127.0.0.1" in done.stderr
     assert b"statepipe: hint: its own words are above" in done.stderr
     assert os.listdir(tmp_path) == []
+
+
+def test_another_host_key_is_refused(host: Host, tmp_path: Path) -> None:
+    other = host.folder / "other_hosts"
+    other.write_text(f"[127.0.0.1]:{host.port} {(host.folder / 'stranger.pub').read_text()}")
+    done = host.send(tmp_path / "out", "--ssh", f"{host.ssh} -o UserKnownHostsFile={other}")
+    assert done.returncode == 5
+    assert b"IDENTIFICATION HAS CHANGED" in done.stderr and b"ssh could not connect to 127.0.0.1" in done.stderr
+    assert os.listdir(tmp_path) == []
+
+
+def test_nobody_at_that_port_is_said(host: Host, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    done = replace(host, port=port).send(tmp_path / "out")
+    assert done.returncode == 5
+    assert b"Connection refused" in done.stderr and b"ssh could not connect to 127.0.0.1" in done.stderr
+
+
+def test_no_such_host_is_said(host: Host, tmp_path: Path) -> None:
+    command = [*STATEPIPE, "send", "--ssh", host.ssh, f"ssh://nobody.invalid{tmp_path}/out"]
+    done = subprocess.run(command, input=b"x", capture_output=True, timeout=PATIENCE, start_new_session=True)
+    assert done.returncode == 5
+    assert b"Could not resolve hostname" in done.stderr and b"ssh could not connect to nobody.invalid" in done.stderr
+
+
+ASKING_SSH = """#!/bin/sh
+if mkdir first 2> /dev/null; then
+    printf 'passphrase: ' > /dev/tty
+    read answer < /dev/tty
+    echo 'statepipe session 0123456789abcdef0123456789abcdef'
+    exec cat
+fi
+exec sleep 60
+"""
+
+DIALLING_TWICE = """
+from statepipe.commands.overssh import SshDial
+from statepipe.commands.plan import Plan
+from statepipe.ends.address import parse_address
+from statepipe.ends.net import Patience
+from statepipe.errors import PeerError
+with SshDial(Plan(parse_address("ssh://host/x"), (), Patience(0.001), ssh=["./ssh"]), ["recv"], redial=0.1) as dial:
+    dial().close()
+    try:
+        dial()
+    except PeerError as error:
+        print(error)
+"""
+
+
+def test_only_the_first_ssh_waits_for_a_person(tmp_path: Path) -> None:
+    """It lasts longer than --timeout; the second, which hangs, does not last."""
+    (tmp_path / "ssh").write_text(ASKING_SSH)
+    (tmp_path / "ssh").chmod(0o700)
+    (tmp_path / "twice.py").write_text(DIALLING_TWICE)
+    script = f"PYTHONPATH={ROOT} exec {sys.executable} twice.py"
+    status, seen = at_terminal(script, [("passphrase: ", "open")], tmp_path)
+    assert (status, seen.splitlines()[-1]) == (0, "ssh to host took more than 0.1 s")
 
 
 def test_no_ssh_is_said(host: Host, tmp_path: Path) -> None:
