@@ -6,6 +6,7 @@ The stream goes from the dialler to the acceptor, channel 0 of the one; what com
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -25,6 +26,7 @@ from statepipe.threads import start
 if TYPE_CHECKING:
     import socket
 
+    from statepipe.ends.address import Address
     from statepipe.ends.tls import TlsTransport
     from statepipe.ends.trust import Trust
 
@@ -52,21 +54,32 @@ def timing(plan: Plan) -> Timing:
 
 
 class TlsDial:
-    """Makes links to the plan's address: patiently the first, within REDIAL the others."""
+    """Makes links to the plan's addresses in turn: patiently the first, within REDIAL the others.
+
+    An address that does not answer is passed over. Whatever the way, at its end must be the host of the plan's own.
+    """
 
     def __init__(self, plan: Plan, trust: Trust) -> None:
         self._plan, self._trust, self._first = plan, trust, True
+        self._turns = itertools.count()
 
     def __call__(self) -> TlsTransport:
         plan = self._plan
         patience = Patience(plan.patience.silence, plan.patience.retry) if self._first else Patience(REDIAL)
         self._first = False
-        connection = connect(plan.address, patience, plan.bind, insecure=plan.insecure)
+        address, *others = self._ways()
+        connection = connect(address, patience, plan.bind, insecure=plan.insecure, also=others)
         try:
             return greet(connection, self._trust, plan.address.host, Patience())  # the session watches from here on
         except BaseException:
             connection.close()
             raise
+
+    def _ways(self) -> list[Address]:
+        """All the addresses, beginning with the one whose turn it is."""
+        ways = [self._plan.address, *self._plan.also]
+        turn = next(self._turns) % len(ways)
+        return ways[turn:] + ways[:turn]
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from statepipe.ends.address import TCP, UNIX, Address
@@ -25,12 +25,16 @@ BACKLOG = 128
 """Connections that may wait to be accepted: QEMU opens up to 17 at once, which a tunnel takes one by one."""
 
 
-def connect(address: Address, patience: Patience, bind: str | None, *, insecure: bool) -> socket.socket:
-    """A connection to `address`. Raises PeerError, UsageError where it would need `insecure`."""
-    targets = _targets(address, passive=False)
-    _refuse_open_country(address, targets, insecure=insecure)
+def connect(
+    address: Address, patience: Patience, bind: str | None, *, insecure: bool, also: Sequence[Address] = ()
+) -> socket.socket:
+    """A connection to `address`, or to the first of `also` that answers where it does not.
+
+    Raises PeerError, UsageError where it would need `insecure`.
+    """
+    places = _places((address, *also), insecure=insecure)
     deadline = time.monotonic() + patience.retry
-    while (connection := _try_each(address, targets, patience, bind, time.monotonic() >= deadline)) is None:
+    while (connection := _try_each(places, patience, bind, time.monotonic() >= deadline)) is None:
         time.sleep(RETRY_PAUSE)
     tune(connection, patience)
     return connection
@@ -44,6 +48,23 @@ def connected(address: Address, patience: Patience, bind: str | None, *, insecur
 
 
 Target = tuple[socket.AddressFamily, str | tuple[str, int] | tuple[str, int, int, int]]
+
+
+def _places(addresses: Sequence[Address], *, insecure: bool) -> list[tuple[Address, Target]]:
+    """What the addresses stand for, in their order. Raises PeerError where that is known of none of them."""
+    places: list[tuple[Address, Target]] = []
+    unknown: PeerError | None = None
+    for address in addresses:
+        try:
+            targets = _targets(address, passive=False)
+        except PeerError as error:
+            unknown = error
+            continue
+        _refuse_open_country(address, targets, insecure=insecure)
+        places += [(address, target) for target in targets]
+    if not places and unknown is not None:
+        raise unknown
+    return places
 
 
 def _targets(address: Address, *, passive: bool) -> list[Target]:
@@ -71,21 +92,27 @@ def _refuse_open_country(address: Address, targets: list[Target], *, insecure: b
 
 
 def _try_each(
-    address: Address, targets: list[Target], patience: Patience, bind: str | None, last: bool
+    places: list[tuple[Address, Target]], patience: Patience, bind: str | None, last: bool
 ) -> socket.socket | None:
     """A connection to the first that answers; None if none does and it is not the last attempt."""
-    failure: OSError | None = None
-    for family, where in targets:
+    failures: dict[Address, OSError] = {}
+    for address, (family, where) in places:
         try:
             return _connect(family, where, patience, bind)
         except OSError as error:
-            failure = error
-    if not last and isinstance(failure, ConnectionRefusedError | TimeoutError | FileNotFoundError):
+            failures[address] = error
+    if not last and any(isinstance(each, _MAY_COME) for each in failures.values()):
         return None
-    assert failure is not None
-    reason = os.strerror(failure.errno) if failure.errno else "it did not answer in time"
-    hint = "is it listening there? --retry SECONDS waits for it"
-    raise PeerError(f"cannot connect to {address}: {reason}", hint=hint) from failure
+    reasons = ", nor to ".join(f"{address}: {_reason(error)}" for address, error in failures.items())
+    raise PeerError(f"cannot connect to {reasons}", hint="is it listening there? --retry SECONDS waits for it")
+
+
+_MAY_COME = (ConnectionRefusedError, TimeoutError, FileNotFoundError)
+"""What is said of somebody who may be there a moment later."""
+
+
+def _reason(error: OSError) -> str:
+    return os.strerror(error.errno) if error.errno else "it did not answer in time"
 
 
 def _connect(family: socket.AddressFamily, where: object, patience: Patience, bind: str | None) -> socket.socket:

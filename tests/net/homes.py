@@ -99,17 +99,17 @@ def memory(pid: int, field: str) -> int:
 
 
 @contextmanager
-def receiving(world: World, out: Path, *before: str) -> Iterator[Receiver]:
-    """A receiver that waits for the first who may come; `before` are words before its command line."""
+def receiving(world: World, out: Path, *before: str, at: Home | None = None) -> Iterator[Receiver]:
+    """A receiver, here or elsewhere, that waits for the first who may come; `before` stands before its command line."""
     command = [*before, *STATEPIPE, "recv", "tls://127.0.0.1:0", "--timeout", str(PATIENCE), "-o", str(out)]
-    with started(command, stdin=subprocess.DEVNULL, env=world.here.env) as process:
+    with started(command, stdin=subprocess.DEVNULL, env=(at or world.here).env) as process:
         yield Receiver(process, out)
 
 
 @contextmanager
-def sending(world: World, port: int) -> Iterator[subprocess.Popen[bytes]]:
+def sending(world: World, port: int, *words: str) -> Iterator[subprocess.Popen[bytes]]:
     """The friend's sender to that port."""
-    command = [*STATEPIPE, "send", "--timeout", str(PATIENCE), f"127.0.0.1:{port}"]
+    command = [*STATEPIPE, "send", "--timeout", str(PATIENCE), *words, f"127.0.0.1:{port}"]
     with started(command, env=world.friend.env) as sender:
         yield sender
 
