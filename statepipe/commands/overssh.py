@@ -19,6 +19,9 @@ from statepipe.ends.ssh import Ssh, has_terminal, ssh_command
 from statepipe.engine.sessionends import SessionSink, SessionSource
 from statepipe.pipes import Bell
 
+FIRST = 30.0
+"""Seconds that the first may take where nobody can be asked and --timeout does not say: it wakes a host, perhaps."""
+
 REDIAL = 10.0
 """Seconds that a later ssh may take to log in and start statepipe: an old machine over a long way needs three."""
 
@@ -45,7 +48,7 @@ class SshDial:
     def __call__(self) -> PipeTransport:
         """Raises PeerError, StatepipeError where there is no ssh."""
         plan, is_first = self._plan, self._name is None
-        within = plan.patience.silence if is_first else self._redial
+        within = (plan.patience.silence or FIRST) if is_first else self._redial
         command = ssh_command(plan.address, plan.ssh, self._remote(), asks=self._asks, within=within)
         started = Ssh(command, plan.address, asks=self._asks)
         self._name, transport = started.greeted(None if self._asks and is_first else within, self._stop)

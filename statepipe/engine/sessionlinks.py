@@ -171,9 +171,9 @@ class Acceptor:
             greeting = self._greeting(transport)
             session, answer = self._admit(transport, greeting)
         except (OSError, PeerError) as error:
-            transport.close()
             if not isinstance(error, Late) and (isinstance(error, Violation) or not self._sessions):
                 self._turned_away(transport.name, error if isinstance(error, PeerError) else PeerError(str(error)))
+            transport.close()
             return
         finally:
             with self._lock:

@@ -127,7 +127,7 @@ def test_a_sender_that_is_stopped_leaves_no_file_and_no_receiver(
 def test_ctrl_c_at_the_terminal_leaves_no_file_and_no_receiver(host: Host, tmp_path: Path) -> None:
     """It reaches ssh as well, so nothing can be told any more: the receiver gives up after --retry."""
     remote = f"echo $$ > {tmp_path}/pid; exec env XDG_RUNTIME_DIR={host.runtime} {ROOT}/bin/statepipe"
-    send = shlex.join(host.command(tmp_path / "out", "--retry", "1", "--remote-command", remote))
+    send = shlex.join(host.command(tmp_path / "out", "--retry", "2", "--remote-command", remote))
     feed = "head -c 8M /dev/zero; echo sent > /dev/tty; exec sleep 60"
     script = f"trap : INT; ({feed}) | PYTHONPATH={ROOT} {send}; echo status $?"
     status, seen = at_terminal(script, [("sent", "\x03")], tmp_path)

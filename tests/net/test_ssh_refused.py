@@ -39,6 +39,12 @@ def test_nobody_at_that_port_is_said(host: Host, tmp_path: Path) -> None:
     assert b"Connection refused" in done.stderr and b"ssh could not connect to 127.0.0.1" in done.stderr
 
 
+def test_a_host_that_says_nothing_is_not_waited_for(host: Host, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        done = replace(host, port=silent.getsockname()[1]).send(tmp_path / "out", "--timeout", "1")
+    assert done.returncode == 5 and b"statepipe: send: error: ssh " in done.stderr
+
+
 def test_no_such_host_is_said(host: Host, tmp_path: Path) -> None:
     command = [*STATEPIPE, "send", "--ssh", host.ssh, f"ssh://nobody.invalid{tmp_path}/out"]
     done = subprocess.run(command, input=b"x", capture_output=True, timeout=PATIENCE, start_new_session=True)
