@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conformance.running import PATIENCE, STATEPIPE, started
+from tests.conformance.running import PATIENCE, STATEPIPE, children, started
 
 ROOT = Path(__file__).parents[1]
 DATA = os.urandom(1 << 20) * 24
@@ -28,12 +28,17 @@ SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 
 @dataclass(frozen=True)
 class Host:
-    """Our sshd: how to reach it, and where receivers there have their sockets."""
+    """Our sshd: how to reach it, where receivers there have their sockets, and its process id."""
 
     port: int
     ssh: str
     runtime: Path
     folder: Path
+    daemon: int
+
+    def sessions(self) -> list[int]:
+        """The processes in which it has somebody logged in, or is about to."""
+        return [int(each) for each in children(self.daemon)]
 
     @property
     def remote(self) -> str:
@@ -94,7 +99,7 @@ def sshd(folder: Path) -> Iterator[Host]:
             line = daemon.stderr.readline()
             assert line, said
             said += line
-        yield Host(port, f"ssh -F {config(folder, 'user')}", runtime, folder)
+        yield Host(port, f"ssh -F {config(folder, 'user')}", runtime, folder, daemon.pid)
         end_receivers(runtime / "statepipe")
 
 
@@ -108,6 +113,6 @@ def end_receivers(folder: Path) -> None:
                 continue
             pid = struct.unpack("3i", knock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
             pidfd = os.pidfd_open(pid)
-            signal.pidfd_send_signal(pidfd, signal.SIGTERM)
-            assert select.select([pidfd], [], [], PATIENCE)[0]
-            os.close(pidfd)
+        signal.pidfd_send_signal(pidfd, signal.SIGTERM)  # we have left: it would wait for what we hand over
+        assert select.select([pidfd], [], [], PATIENCE)[0]
+        os.close(pidfd)

@@ -15,7 +15,8 @@ _PEER = Param("--peer", "with tls://: the pinned peer that is meant; for send th
 _TIMEOUT = Param("--timeout", "give up when the peer is silent for so many seconds; the default is never", "SECONDS")
 _STATUS_FD = Param("--status-fd", "tell each step, and how far it is each second, in JSON, to descriptor N", "N")
 _JOURNAL = Param("--journal", "write each step down in FILE, which must not be there yet, before it is taken", "FILE")
-_LINKS = Param("--links", "with tls:// and ssh://: connections at once, 1 to 16", "N")
+_LINKS = Param("--links", "with tls:// and ssh://: connections at once, 1 to 16; the default is one an address", "N")
+_ALSO = Param("--also", "with tls://: one more address of the same host, HOST or HOST:PORT", "HOST", many="any")
 _RETRY = Param("--retry", "with tls://: go on for so many seconds without network; the default is 30", "SECONDS")
 _SSH = Param("--ssh", "with ssh://: the command that is ssh, with its options; the default is ssh", "COMMAND")
 _REMOTE = Param("--remote-command", "with ssh://: what starts statepipe there; the default is statepipe", "COMMAND")
@@ -41,6 +42,7 @@ BETWEEN_HOSTS = (
                 "SECONDS",
             ),
             _LINKS,
+            _ALSO,
             Param("--bind", "connect from this address of ours", "HOST"),
             _SSH,
             _REMOTE,
@@ -95,6 +97,7 @@ BETWEEN_HOSTS = (
             _PEER,
             _RETRY,
             _LINKS,
+            _ALSO,
             _INSECURE,
             Param("--bind", "connect from this address of ours", "HOST"),
             _SSH,
@@ -148,6 +151,7 @@ BETWEEN_HOSTS = (
             _PEER,
             _RETRY,
             _LINKS,
+            _ALSO,
         ),
         "statepipe.cli.migration:run_tunnel",
     ),

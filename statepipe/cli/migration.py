@@ -222,7 +222,9 @@ def run_tunnel(name: str, values: Values) -> int:
     if schemes not in (["unix", TLS], [TLS, "unix"]):
         hint = "here: statepipe tunnel unix:///PATH tls://HOST:PORT; there: statepipe tunnel tls://:PORT unix:///PATH"
         raise UsageError("a tunnel leads from unix:// to tls://, or from tls:// to unix://", hint=hint)
-    bare = values | {"tls_creds": None, "peer": None, "links": None}
+    if schemes[0] == TLS and values["also"]:
+        raise UsageError("--also is for the tunnel that connects, not for the one that listens")
+    bare = values | {"tls_creds": None, "peer": None, "links": None, "also": []}
     plans = [
         plan_of(values[name], [], values if scheme == TLS else bare, None)
         for name, scheme in zip(("come", "go"), schemes, strict=True)

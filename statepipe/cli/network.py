@@ -12,6 +12,7 @@ from statepipe.errors import UsageError
 
 if TYPE_CHECKING:
     from statepipe.commands.plan import Plan
+    from statepipe.ends.address import Address
 
 Values = dict[str, Any]
 
@@ -86,6 +87,7 @@ def plan_of(address: str, words: Sequence[str], values: Values, silence: float |
     if creds and peer:
         raise UsageError("--peer is for pinned keys; with --tls-creds the certificates say who is who")
     retry = seconds_of(values.get("retry"))
+    also = [_also(text, where.port) for text in values.get("also") or ()]
     return Plan(
         where,
         build_words(words),
@@ -95,10 +97,21 @@ def plan_of(address: str, words: Sequence[str], values: Values, silence: float |
         creds,
         peer,
         retry,
-        _links(values.get("links")),
+        _links(values.get("links"), 1 + len(also)),
         _ssh(values.get("ssh")),
         values.get("remote_command") or "statepipe",
+        also,
     )
+
+
+def _also(text: str, port: int) -> Address:
+    """One more address of the host, with the first one's port if it names none. Raises UsageError."""
+    from statepipe.ends.address import TLS, parse_address
+
+    address = parse_address(text, port)
+    if address.scheme != TLS:
+        raise UsageError(f"--also is for one more tls:// address, not for '{text}'", hint="write HOST or HOST:PORT")
+    return address
 
 
 def _refuse_strays(scheme: str, values: Values) -> None:
@@ -107,6 +120,8 @@ def _refuse_strays(scheme: str, values: Values) -> None:
 
     if scheme != TLS and (values["tls_creds"] or values["peer"]):
         raise UsageError("--tls-creds and --peer are for tls:// addresses")
+    if scheme != TLS and values.get("also"):
+        raise UsageError("--also is for tls:// addresses")
     if scheme not in (TLS, SSH) and values.get("links"):
         raise UsageError("--links is for tls:// and ssh:// addresses")
     if scheme != SSH and (values.get("ssh") or values.get("remote_command")):
@@ -126,13 +141,13 @@ def _ssh(text: str | None) -> list[str]:
         raise UsageError(f"cannot split the ssh command: {error}", hint="look at its quotes") from error
 
 
-def _links(text: str | None) -> int:
-    """Raises UsageError."""
+def _links(text: str | None, addresses: int) -> int:
+    """How many; as many as there are addresses unless it is said. Raises UsageError."""
     from statepipe.formats.frames import MAX_LINKS
 
     if text is not None and (not text.isdecimal() or not 1 <= int(text) <= MAX_LINKS):
         raise UsageError(f"'{text}' is not a number of links, 1 to {MAX_LINKS}")
-    return int(text or 1)
+    return int(text or min(addresses, MAX_LINKS))
 
 
 def seconds_of(text: str | None) -> float | None:

@@ -6,6 +6,7 @@ The stream goes from the dialler to the acceptor, channel 0 of the one; what com
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ from statepipe.threads import start
 if TYPE_CHECKING:
     import socket
 
+    from statepipe.ends.address import Address
     from statepipe.ends.tls import TlsTransport
     from statepipe.ends.trust import Trust
 
@@ -55,18 +57,21 @@ def timing(plan: Plan) -> Timing:
 
 
 class TlsDial:
-    """Makes links to the plan's address: patiently the first, within REDIAL the others. Their packets are short where
-    those of one that it made lately were lost as they were long."""
+    """Makes links to the plan's addresses in turn: patiently the first, within REDIAL the others.
+
+    An address that does not answer is passed over. Whatever the way, at its end must be the host of the plan's own.
+    The packets of a link are short where those of one that was made lately were lost as they were long.
+    """
 
     def __init__(self, plan: Plan, trust: Trust) -> None:
         self._plan, self._trust, self._first = plan, trust, True
+        self._turns = itertools.count()
         self._made: deque[socket.socket] = deque(maxlen=MAX_LINKS)
 
     def __call__(self) -> TlsTransport:
-        plan = self._plan
         connection, within = self._connect()
         try:  # the session watches from here on
-            link = greet(connection, self._trust, plan.address.host, Patience(), within)
+            link = greet(connection, self._trust, self._plan.address.host, Patience(), within)
         except BaseException:
             connection.close()
             raise
@@ -76,12 +81,20 @@ class TlsDial:
     def _connect(self) -> tuple[socket.socket, float]:
         """And how many seconds the handshake may take."""
         plan = self._plan
+        address, *others = self._ways()
         if not self._first:
             short = any(map(is_fruitless, list(self._made)))
-            return connect_again(plan.address, REDIAL, plan.bind, insecure=plan.insecure, short=short), REDIAL
+            again = connect_again(address, REDIAL, plan.bind, insecure=plan.insecure, also=others, short=short)
+            return again, REDIAL
         self._first = False
         patience = Patience(plan.patience.silence, plan.patience.retry)
-        return connect(plan.address, patience, plan.bind, insecure=plan.insecure), HANDSHAKE_TIME
+        return connect(address, patience, plan.bind, insecure=plan.insecure, also=others), HANDSHAKE_TIME
+
+    def _ways(self) -> list[Address]:
+        """All the addresses, beginning with the one whose turn it is."""
+        ways = [self._plan.address, *self._plan.also]
+        turn = next(self._turns) % len(ways)
+        return ways[turn:] + ways[:turn]
 
 
 @contextmanager

@@ -19,19 +19,23 @@ from statepipe.ends.ssh import Ssh, has_terminal, ssh_command
 from statepipe.engine.sessionends import SessionSink, SessionSource
 from statepipe.pipes import Bell
 
+FIRST = 30.0
+"""Seconds that the first may take where nobody can be asked and --timeout does not say: it wakes a host, perhaps."""
+
 REDIAL = 10.0
 """Seconds that a later ssh may take to log in and start statepipe: an old machine over a long way needs three."""
 
 
 class SshDial:
-    """Makes links: the first as patiently as ssh is, with somebody at the terminal perhaps. Leaving it ends a dial.
+    """Makes links: the first as patiently as ssh is where somebody may be at the terminal, who types a passphrase or
+    looks at a host's key; each later one within `redial` seconds. Leaving it ends a dial.
 
     `words` start the other side there: a verb with --session-stdio, which says where later links find it. Each verb
     that can be met so takes that option, and lets links in with `insidessh.inside`.
     """
 
-    def __init__(self, plan: Plan, words: Sequence[str]) -> None:
-        self._plan, self._words, self._asks = plan, words, has_terminal()
+    def __init__(self, plan: Plan, words: Sequence[str], redial: float = REDIAL) -> None:
+        self._plan, self._words, self._asks, self._redial = plan, words, has_terminal(), redial
         self._name: str | None = None
         self._stop = Bell()
 
@@ -43,11 +47,11 @@ class SshDial:
 
     def __call__(self) -> PipeTransport:
         """Raises PeerError, StatepipeError where there is no ssh."""
-        plan = self._plan
-        within = plan.patience.silence if self._name is None else REDIAL
+        plan, is_first = self._plan, self._name is None
+        within = (plan.patience.silence or FIRST) if is_first else self._redial
         command = ssh_command(plan.address, plan.ssh, self._remote(), asks=self._asks, within=within)
         started = Ssh(command, plan.address, asks=self._asks)
-        self._name, transport = started.greeted(None if self._asks else within, self._stop)  # a person takes time
+        self._name, transport = started.greeted(None if self._asks and is_first else within, self._stop)
         return transport
 
     def _remote(self) -> str:

@@ -22,8 +22,9 @@ class Plan:
     """Where, through which stages, how patiently, and from which address of ours (`bind`, for send).
 
     For TLS: the folder with certificates (None: the pinned keys), the one peer that is meant, how many seconds a
-    session goes on without any link (None: as long as linked.py has it), and how many links a sender keeps. For ssh:
-    the words that start it here, and the shell's that start statepipe there.
+    session goes on without any link (None: as long as linked.py has it), how many links a sender keeps, and which
+    other addresses of the same host they lead to in turn. For ssh: the words that start it here, and the shell's that
+    start statepipe there.
     """
 
     address: Address
@@ -37,6 +38,7 @@ class Plan:
     links: int = 1
     ssh: Sequence[str] = ("ssh",)
     remote: str = "statepipe"
+    also: Sequence[Address] = ()
 
 
 @dataclass(frozen=True, slots=True)

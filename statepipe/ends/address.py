@@ -47,8 +47,8 @@ class Address:
         return f"{self.scheme}://{host}:{self.port}"
 
 
-def parse_address(text: str) -> Address:
-    """An address as people write it. Raises UsageError."""
+def parse_address(text: str, port_given_none: int = PORT) -> Address:
+    """An address as people write it; tls:// needs no port. Raises UsageError."""
     scheme, separator, rest = text.partition("://")
     if separator and scheme == UNIX:
         return _unix(text, rest)
@@ -59,7 +59,7 @@ def parse_address(text: str) -> Address:
     if scheme not in (TCP, TLS):
         raise UsageError(f"'{text}' is no address that is known here", hint=_HINT)
     found = _HOST_PORT.fullmatch(rest)
-    port = found and (found[3] or (PORT if scheme == TLS and rest else None))
+    port = found and (found[3] or (port_given_none if scheme == TLS and rest else None))
     if found is None or port is None or int(port) > 65535:
         raise UsageError(f"'{text}' is not a host and a port", hint=_HINT)
     return Address(scheme, found[1] or found[2], int(port))

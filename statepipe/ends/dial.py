@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import errno
 import ipaddress
-import itertools
 import os
-import select
 import socket
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from typing import Any
 
 from statepipe.ends.address import TCP, UNIX, Address
 from statepipe.ends.net import Patience, tune
+from statepipe.ends.race import Race, Target
 from statepipe.errors import PeerError, UsageError
 
 CONNECT_TIMEOUT = 20.0
@@ -23,10 +21,6 @@ CONNECT_TIMEOUT = 20.0
 
 RETRY_PAUSE = 0.25
 """Seconds between attempts, where the first found nobody: a receiver that is being started by hand."""
-
-AGAIN = 0.25
-"""Seconds until a dial without an answer is tried once more beside itself: the kernel's own next tries come after 1 s,
-3 s and 7 s, and the network may be back long before."""
 
 SHORT = 1024
 """Bytes of a segment that get through where longer ones are lost without a word: the kernel's own tcp_base_mss, to
@@ -36,12 +30,16 @@ BACKLOG = 128
 """Connections that may wait to be accepted: QEMU opens up to 17 at once, which a tunnel takes one by one."""
 
 
-def connect(address: Address, patience: Patience, bind: str | None, *, insecure: bool) -> socket.socket:
-    """A connection to `address`. Raises PeerError, UsageError where it would need `insecure`."""
-    targets = _targets(address, passive=False)
-    _refuse_open_country(address, targets, insecure=insecure)
+def connect(
+    address: Address, patience: Patience, bind: str | None, *, insecure: bool, also: Sequence[Address] = ()
+) -> socket.socket:
+    """A connection to `address`, or to the first of `also` that answers where it does not.
+
+    Raises PeerError, UsageError where it would need `insecure`.
+    """
+    places = _places((address, *also), insecure=insecure)
     deadline = time.monotonic() + patience.retry
-    while (connection := _try_each(address, targets, patience, bind, time.monotonic() >= deadline)) is None:
+    while (connection := _try_each(places, patience, bind, time.monotonic() >= deadline)) is None:
         time.sleep(RETRY_PAUSE)
     tune(connection, patience)
     return connection
@@ -54,82 +52,43 @@ def connected(address: Address, patience: Patience, bind: str | None, *, insecur
         yield connection
 
 
-Target = tuple[socket.AddressFamily, str | tuple[str, int] | tuple[str, int, int, int]]
-
-
 def connect_again(
-    address: Address, seconds: float, bind: str | None, *, insecure: bool, short: bool = False
+    address: Address,
+    seconds: float,
+    bind: str | None,
+    *,
+    insecure: bool,
+    also: Sequence[Address] = (),
+    short: bool = False,
 ) -> socket.socket:
-    """As `connect`, where it was answered before: within `seconds`, with a fresh attempt each AGAIN.
+    """As `connect`, where it was answered before: within `seconds`, with one attempt beside another.
 
     With `short`, neither side sends longer packets than SHORT. Raises PeerError once none is left that may be answered.
     """
-    targets = _targets(address, passive=False)
-    _refuse_open_country(address, targets, insecure=insecure)
-    with closing(_Race(bind, SHORT if short else None)) as race:
-        try:
-            connection = race.run(targets, seconds)
-        except OSError as error:
-            raise _unreachable(address, error) from error
+    places = _places((address, *also), insecure=insecure)
+    with closing(Race(bind, SHORT if short else None)) as race:
+        connection = race.run([target for _, target in places], seconds)
+    if connection is None:
+        raise _unreachable({where: race.failed.get(target, TimeoutError()) for where, target in places})
     tune(connection, Patience())
     return connection
 
 
-class _Race:
-    """Attempts to connect from `bind`, with segments of `most` bytes, side by side. Closing it gives up the losers."""
-
-    def __init__(self, bind: str | None, most: int | None) -> None:
-        self._bind, self._most = bind, most
-        self._running: dict[int, tuple[socket.socket, Target]] = {}
-        self._failed: dict[Target, OSError] = {}
-        self._poll = select.poll()
-
-    def run(self, targets: list[Target], seconds: float) -> socket.socket:
-        """The first that is answered; one is begun each AGAIN, to the targets in turn. Raises OSError."""
-        deadline = time.monotonic() + seconds
-        for target in itertools.cycle(targets):
-            if target not in self._failed and self._begin(*target):
-                wait = min(AGAIN, max(deadline - time.monotonic(), 0))
-                if (winner := self._look(wait)) is not None:
-                    return winner
-            if len(self._failed) == len(set(targets)):
-                raise self._failed[target]
-            if time.monotonic() >= deadline:
-                break
-        raise TimeoutError
-
-    def _begin(self, family: socket.AddressFamily, where: Any) -> bool:
-        """Whether it may yet be answered."""
-        attempt = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-        self._running[attempt.fileno()] = attempt, (family, where)
+def _places(addresses: Sequence[Address], *, insecure: bool) -> list[tuple[Address, Target]]:
+    """What the addresses stand for, in their order. Raises PeerError where that is known of none of them."""
+    places: list[tuple[Address, Target]] = []
+    unknown: PeerError | None = None
+    for address in addresses:
         try:
-            if self._bind is not None:
-                attempt.bind((self._bind, 0))
-            if self._most is not None:
-                attempt.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, self._most)
-            attempt.connect(where)
-        except BlockingIOError:  # EINPROGRESS
-            self._poll.register(attempt, select.POLLOUT)
-        except OSError as error:
-            self._failed[family, where] = error
-            return False
-        return True
-
-    def _look(self, seconds: float) -> socket.socket | None:
-        """The winner, if there is one within so long."""
-        for fd, _ in self._poll.poll(seconds * 1000):
-            attempt, target = self._running[fd]
-            code = attempt.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if not code:
-                return self._running.pop(fd)[0]
-            self._poll.unregister(fd)
-            self._failed[target] = OSError(code, os.strerror(code))
-        return None
-
-    def close(self) -> None:
-        """Give up the rest."""
-        for attempt, _ in self._running.values():
-            attempt.close()
+            targets = _targets(address, passive=False)
+        except PeerError as error:
+            unknown = error
+            continue
+        _refuse_open_country(address, targets, insecure=insecure)
+        places += [(address, target) for target in targets]
+    if not places and unknown is not None:
+        raise unknown
+    return places
 
 
 def _targets(address: Address, *, passive: bool) -> list[Target]:
@@ -157,26 +116,31 @@ def _refuse_open_country(address: Address, targets: list[Target], *, insecure: b
 
 
 def _try_each(
-    address: Address, targets: list[Target], patience: Patience, bind: str | None, last: bool
+    places: list[tuple[Address, Target]], patience: Patience, bind: str | None, last: bool
 ) -> socket.socket | None:
     """A connection to the first that answers; None if none does and it is not the last attempt."""
-    failure: OSError | None = None
-    for family, where in targets:
+    failures: dict[Address, OSError] = {}
+    for address, (family, where) in places:
         try:
             return _connect(family, where, patience, bind)
         except OSError as error:
-            failure = error
-    if not last and isinstance(failure, ConnectionRefusedError | TimeoutError | FileNotFoundError):
+            failures[address] = error
+    if not last and any(isinstance(each, _MAY_COME) for each in failures.values()):
         return None
-    assert failure is not None
-    raise _unreachable(address, failure) from failure
+    raise _unreachable(failures)
 
 
-def _unreachable(address: Address, failure: OSError) -> PeerError:
-    reason = os.strerror(failure.errno) if failure.errno else "it did not answer in time"
-    return PeerError(
-        f"cannot connect to {address}: {reason}", hint="is it listening there? --retry SECONDS waits for it"
-    )
+_MAY_COME = (ConnectionRefusedError, TimeoutError, FileNotFoundError)
+"""What is said of somebody who may be there a moment later."""
+
+
+def _unreachable(failures: Mapping[Address, OSError]) -> PeerError:
+    reasons = ", nor to ".join(f"{address}: {_reason(error)}" for address, error in failures.items())
+    return PeerError(f"cannot connect to {reasons}", hint="is it listening there? --retry SECONDS waits for it")
+
+
+def _reason(error: OSError) -> str:
+    return os.strerror(error.errno) if error.errno else "it did not answer in time"
 
 
 def _connect(family: socket.AddressFamily, where: object, patience: Patience, bind: str | None) -> socket.socket:

@@ -104,7 +104,8 @@ _NETWORK = {
 def lost(name: str, error: OSError, done: int, patience: Patience) -> PeerError:
     """What an OSError on a connection means; `done` bytes had passed."""
     if isinstance(error, BlockingIOError | TimeoutError) and error.errno != errno.ETIMEDOUT:
-        return PeerError(f"{name} has not moved for {patience.silence:g} s (after {done} bytes)", hint=_STALLED)
+        span = f" for {patience.silence:g} s" if patience.silence is not None else ""
+        return PeerError(f"{name} has not moved{span} (after {done} bytes)", hint=_STALLED)
     if isinstance(error, ConnectionResetError | BrokenPipeError) or error.errno == errno.ENOTCONN:
         return PeerError(f"{name} broke the connection off after {done} bytes", hint=_BROKEN)
     return PeerError(f"the connection to {name} failed after {done} bytes: {os.strerror(error.errno or 0)}", hint=_DEAD)

@@ -52,15 +52,19 @@ class Handshake:
 
     def go_on(self) -> bool:
         """Take what has arrived; whether that ended it. Raises ssl.SSLError, OSError, PeerError where it is no good."""
-        data = self.connection.recv(HANDSHAKE_BYTES)
+        try:
+            data = self.connection.recv(HANDSHAKE_BYTES - self._taken)  # what comes after it stays where it is
+        except BlockingIOError:  # ready it was, and is not (select(2), BUGS)
+            return False
         if data:
             self._incoming.write(data)
         else:
             self._incoming.write_eof()
         self._taken += len(data)
-        if self._taken > HANDSHAKE_BYTES:
-            raise PeerError(f"it sent more than {HANDSHAKE_BYTES} bytes before it was authenticated")
-        return self._step()
+        is_done = self._step()
+        if not is_done and self._taken == HANDSHAKE_BYTES:
+            raise PeerError(f"it sent {HANDSHAKE_BYTES} bytes and was not authenticated by then")
+        return is_done
 
     def _step(self) -> bool:
         try:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ipaddress
+import resource
 import selectors
 import socket
 import ssl
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from statepipe.ends.net import Patience, lost
 from statepipe.ends.tls import HANDSHAKE_TIME, Handshake, TlsTransport, refused, shake_hands
@@ -15,8 +19,12 @@ from statepipe.ends.trust import Trust
 from statepipe.errors import PeerError
 
 AT_THE_GATE = 128
-"""Handshakes at a time. When one more comes, the oldest must go: a true peer needs some milliseconds, while those
-who only hold a place hold it no longer than it takes others to come. 128 half done take 6.6 MB."""
+"""Handshakes at a time. When one more comes, one must go: the oldest of the host that has the most. So those who only
+hold a place hold it no longer than it takes others to come, and a true peer, who needs a few round trips, is not
+crowded out by one host however fast. 128 half done take 6.6 MB."""
+
+SHARE = 4
+"""And no more than one part in so many of the descriptors that we may have: the sink and the links need some, too."""
 
 
 def greet(
@@ -30,6 +38,30 @@ def greet(
     handshake = Handshake(connection, trust.context, host if trust.check_host else None, server=False)
     shake_hands(handshake, name, within)
     return handshake.transport(name, trust.identify(handshake.certificate()), patience)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where somebody is from: the address, and what of it is surely one host's."""
+
+    address: str
+    host: str
+
+
+def origin(where: object) -> Origin:
+    """From what accept gives. One host of IPv6 may have all the addresses of a /64 (RFC 4291, 2.5.4)."""
+    if not isinstance(where, tuple):
+        return Origin("this host", "")
+    address = ipaddress.ip_address(str(where[0]).partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address):
+        return Origin(str(where[0]), str(address.ipv4_mapped or int(address) >> 64))
+    return Origin(str(address), str(address))
+
+
+def _places() -> int:
+    """How many may be at the gate."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return AT_THE_GATE if most == resource.RLIM_INFINITY else min(AT_THE_GATE, max(most // SHARE, 1))
 
 
 class Gate:
@@ -50,8 +82,9 @@ class Gate:
         self._listener, self._trust, self._patience, self._turned_away = listener, trust, patience, turned_away
         self._selector = selectors.DefaultSelector()
         self._selector.register(listener, selectors.EVENT_READ)
-        self._shaking: dict[Handshake, str] = {}  # oldest first, and where each is from
+        self._shaking: dict[Handshake, Origin] = {}  # oldest first, and where each is from
         self._has_admitted = False
+        self._places = _places()
 
     def admit_within(self, seconds: float | None) -> TlsTransport | None:
         """Wait so long for the next; None if nobody came."""
@@ -71,15 +104,15 @@ class Gate:
         try:
             connection, where = self._listener.accept()
         except OSError:  # it left again, or we have no descriptor to spare
-            self._expire(at_most=AT_THE_GATE // 2)
+            self._make_room(len(self._shaking) // 2)
             return
         handshake = Handshake(connection, self._trust.context, None, server=True)
-        self._shaking[handshake] = str(where[0]) if isinstance(where, tuple) else "this host"
+        self._shaking[handshake] = origin(where)
         self._selector.register(connection, selectors.EVENT_READ, handshake)
-        self._expire(at_most=AT_THE_GATE)
+        self._make_room(self._places)
 
     def _go_on(self, handshake: Handshake) -> TlsTransport | None:
-        where = self._shaking[handshake]
+        where = self._shaking[handshake].address
         try:
             if not handshake.go_on():
                 return None
@@ -109,18 +142,27 @@ class Gate:
         self._selector.unregister(handshake.connection)
         del self._shaking[handshake]
 
-    def _expire(self, at_most: int = AT_THE_GATE) -> None:
-        """Those who take too long, and the oldest where there are too many."""
+    def _expire(self) -> None:
+        """Those who take too long must go."""
         too_long = time.monotonic() - HANDSHAKE_TIME
         for handshake in list(self._shaking):
-            if handshake.began > too_long and len(self._shaking) <= at_most:
+            if handshake.began > too_long:
                 return
-            self._forget(handshake)
-            handshake.connection.close()
+            self._send_away(handshake)
+
+    def _make_room(self, at_most: int) -> None:
+        """Where there are too many, those must go that have come first from where the most are from."""
+        while len(self._shaking) > at_most:
+            ((most, _),) = Counter(each.host for each in self._shaking.values()).most_common(1)
+            self._send_away(next(each for each, origin in self._shaking.items() if origin.host == most))
+
+    def _send_away(self, handshake: Handshake) -> None:
+        self._forget(handshake)
+        handshake.connection.close()
 
     def close(self) -> None:
         """Send away all who are still at it."""
-        self._expire(at_most=0)
+        self._make_room(0)
         self._selector.close()
 
 

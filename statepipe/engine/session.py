@@ -4,7 +4,7 @@ Each link has a thread that reads and one that writes; whichever writer is free 
 carries less and a dead one nothing. One more thread ticks. All of them meet in the machine, under one lock, held for
 microseconds: buffers are hashed, sent and received outside it.
 
-Who is without any link for `retry` seconds gives up.
+Who is without any link for `retry` seconds, once a first one was dialled, gives up.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Session:
         self._error: StatepipeError | None = None
         self._has_aborted = False  # we, and not the peer
         self.last_trouble: Exception | None = None  # why a link went: told if none comes back
-        self._alone_since = time.monotonic()
+        self._alone_since = float("inf")  # to dial the first time may take as long as it does
         self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> Self:
@@ -83,6 +83,7 @@ class Session:
         """Move bytes over a link until it dies. The machine has it already; `greeting` goes first."""
         with self.lock:
             self._transports[number] = transport
+            self._alone_since = min(self._alone_since, time.monotonic())
             for each in self._transports:
                 if self.stopped.is_set() or each not in self.wire.links:  # this one took its place
                     self._transports[each].cut()
@@ -163,8 +164,7 @@ class Session:
 
     def _give_up_if_alone(self) -> None:
         with self.lock:
-            alone = not self.links
-            if not alone:
+            if not (alone := not self.links):
                 self._alone_since = time.monotonic()
             waited = time.monotonic() - self._alone_since
         if alone and waited >= self.timing.retry:

@@ -7,6 +7,7 @@ import os
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -197,13 +198,16 @@ class Acceptor:
         self._role, self._timing, self._turned_away = role, timing, turned_away
         self._window, self._channels, self._again, self._many = window, channels, again, many
         self._lock = threading.Lock()
-        self._places = threading.Semaphore(MAX_LINKS)  # for links that have not greeted yet
+        self._silent: Counter[str] = Counter()  # links that have not greeted yet, by peer
         self._sessions: dict[bytes, tuple[Session, Doorkeeper]] = {}  # oldest first
         self._begun: queue.SimpleQueue[Session] = queue.SimpleQueue()
 
     def adopt(self, transport: Transport) -> None:
-        """Take a connection, in a thread of its own. More than MAX_LINKS that have not greeted are not taken."""
-        if not self._places.acquire(blocking=False):
+        """Take a connection, in a thread of its own. Of one peer, MAX_LINKS at most that have not greeted are taken."""
+        with self._lock:
+            is_taken = self._silent[transport.identity] < MAX_LINKS
+            self._silent[transport.identity] += is_taken
+        if not is_taken:
             transport.close()
             self._turned_away(transport.name, PeerError("too many links at once have not greeted"))
             return
@@ -222,12 +226,13 @@ class Acceptor:
             greeting = self._greeting(transport)
             session, answer = self._admit(transport, greeting)
         except (OSError, PeerError) as error:
-            transport.close()
             if not isinstance(error, Late) and (isinstance(error, Violation) or not self._sessions):
                 self._turned_away(transport.name, error if isinstance(error, PeerError) else PeerError(str(error)))
+            transport.close()
             return
         finally:
-            self._places.release()
+            with self._lock:
+                self._silent -= Counter([transport.identity])  # which forgets those that have none
         session.spawn(lambda: session.carry(greeting.link, transport, answer), "link")
 
     def _greeting(self, transport: Transport) -> Greeting:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from statepipe.formats.certificates import issue, make_self, new_key, pem_key, read_authority
-from tests.conformance.running import PATIENCE, STATEPIPE, started, wait
+from tests.conformance.running import PATIENCE, STATEPIPE, started, wait_until_read
 from tests.conformance.test_plain import NOISE, both, collect
 from tests.net.relay import Faults, relay
 
@@ -275,7 +275,7 @@ def test_a_sender_that_is_killed_is_no_end(ca: Path, tmp_path: Path) -> None:
     with receiving(*words) as (receiver, port):
         with started(sender(port, "--tls-creds", ca / "good")) as process:
             process.stdin.write(NOISE[:1000])
-            wait(process, lambda: True)
+            wait_until_read(process)  # so that the two have met
             process.kill()
         assert collect(receiver)[0] == 5
     assert not list(tmp_path.iterdir())

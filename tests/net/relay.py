@@ -28,11 +28,11 @@ class Faults:
 class Relay:
     """Listens on a port of its own and passes on to another. `cuts` counts resets, `accepted` connections."""
 
-    def __init__(self, port: int, faults: Faults) -> None:
+    def __init__(self, port: int, faults: Faults, host: str) -> None:
         self.faults = faults
         self.cuts = self.accepted = self.bytes = 0
         self._target = port
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server((host, 0))
         self.port = self._listener.getsockname()[1]
         self._open: list[socket.socket] = []
         self._threads = [threading.Thread(target=self._listen)]
@@ -103,9 +103,9 @@ def reset(*connections: socket.socket) -> None:
 
 
 @contextlib.contextmanager
-def relay(port: int, faults: Faults) -> Iterator[Relay]:
-    """A relay to a port of the loopback."""
-    running = Relay(port, faults)
+def relay(port: int, faults: Faults, host: str = "127.0.0.1") -> Iterator[Relay]:
+    """A relay to a port of the loopback, at one of its addresses."""
+    running = Relay(port, faults, host)
     try:
         yield running
     finally:

@@ -331,6 +331,39 @@ def test_a_sender_that_is_killed_or_stopped_is_given_up(number: int) -> None:
     assert not receiver.sink.committed
 
 
+def test_to_dial_the_first_time_may_last_longer_than_a_session_is_without_links() -> None:
+    """A person may be asked for a passphrase meanwhile."""
+    timing, asked = Timing(tick=0.05, limit=20, retry=0.1), threading.Event()
+
+    with Receiver(Kept()) as receiver:
+
+        def dial() -> SocketTransport:
+            asked.wait(5 * timing.retry)
+            return dialler(receiver.port)()
+
+        with dialled(dial, Role.SENDS, "the receiver", timing, channels=0) as session:
+            Pipeline(Bytes(MIB), [], SessionSink(session)).run()
+    assert receiver.sink.kept == whole(MIB)
+
+
+def test_a_peer_that_is_gone_before_the_session_began_is_given_up() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        dial, dials = dialler(listener.getsockname()[1]), itertools.count()
+
+        def first() -> SocketTransport:
+            transport = dial()
+            if next(dials) == 0:
+                listener.accept()[0].close()
+                listener.close()
+            return transport
+
+        with (
+            dialled(first, Role.SENDS, "the receiver", Timing(tick=0.05, limit=20, retry=0.2)) as session,
+            pytest.raises(PeerError, match=r"no link to the receiver for 0\.2 s"),
+        ):
+            session.meet()
+
+
 def test_nobody_at_home_is_said_at_once() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]

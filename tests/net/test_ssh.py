@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
+import shlex
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,14 +16,9 @@ import pytest
 
 from statepipe.ends.address import SSH, Address, parse_address
 from statepipe.errors import UsageError
-from tests.conformance.running import PATIENCE, STATEPIPE, started, wait
-from tests.sshd import DATA, ROOT, Host, config, sshd
-
-
-@pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
-    with sshd(tmp_path_factory.mktemp("sshd")) as running:
-        yield running
+from tests.conformance.running import PATIENCE, STATEPIPE, started, stop, wait
+from tests.sshd import DATA, ROOT, Host
+from tests.terminal import at_terminal
 
 
 @pytest.mark.parametrize("size", [0, 1, len(DATA)])
@@ -72,6 +68,20 @@ def test_a_killed_ssh_is_redialled_and_the_stream_resumed(host: Host, tmp_path: 
     assert os.listdir(tmp_path) == ["out"]
 
 
+def test_a_killed_session_of_sshd_is_redialled_and_the_stream_resumed(host: Host, tmp_path: Path) -> None:
+    with started(host.command(tmp_path / "out"), start_new_session=True) as sender:
+        sender.stdin.write(DATA[: 8 << 20])
+        before = ssh_of(sender)
+        for pid in host.sessions():
+            os.kill(pid, signal.SIGKILL)
+        ssh_of(sender, before)
+        sender.stdin.write(DATA[8 << 20 :])
+        sender.stdin.close()
+        assert (sender.wait(PATIENCE), sender.stdout.read()) == (0, b"")
+    assert (tmp_path / "out").read_bytes() == DATA
+    assert os.listdir(tmp_path) == ["out"]
+
+
 def test_a_receiver_that_is_gone_is_not_waited_for(host: Host, tmp_path: Path) -> None:
     pidfile = tmp_path / "pid"
     remote = f"echo $$ > {pidfile}; exec env XDG_RUNTIME_DIR={host.runtime} {ROOT}/bin/statepipe"
@@ -92,6 +102,38 @@ def test_a_sender_that_is_killed_leaves_no_file(host: Host, tmp_path: Path) -> N
         sender.stdin.write(DATA)
         receiver = os.pidfd_open(int(pidfile.read_text()))
         sender.kill()
+        assert select.select([receiver], [], [], PATIENCE)[0]
+        os.close(receiver)
+    assert os.listdir(tmp_path) == ["pid"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_sender_that_is_stopped_leaves_no_file_and_no_receiver(
+    host: Host, tmp_path: Path, number: signal.Signals
+) -> None:
+    """The receiver hears of it: it does not wait, as it would for --retry, for a link that comes again."""
+    pidfile = tmp_path / "pid"
+    remote = f"echo $$ > {pidfile}; exec env XDG_RUNTIME_DIR={host.runtime} {ROOT}/bin/statepipe"
+    command = host.command(tmp_path / "out", "--retry", "600", "--remote-command", remote)
+    with started(command, start_new_session=True) as sender:
+        sender.stdin.write(DATA)
+        receiver = os.pidfd_open(int(pidfile.read_text()))
+        assert stop(sender, number)[0] == 128 + number
+        assert select.select([receiver], [], [], PATIENCE)[0]
+        os.close(receiver)
+    assert os.listdir(tmp_path) == ["pid"]
+
+
+def test_ctrl_c_at_the_terminal_leaves_no_file_and_no_receiver(host: Host, tmp_path: Path) -> None:
+    """It reaches ssh as well, so nothing can be told any more: the receiver gives up after --retry."""
+    remote = f"echo $$ > {tmp_path}/pid; exec env XDG_RUNTIME_DIR={host.runtime} {ROOT}/bin/statepipe"
+    send = shlex.join(host.command(tmp_path / "out", "--retry", "2", "--remote-command", remote))
+    feed = "head -c 8M /dev/zero; echo sent > /dev/tty; exec sleep 60"
+    script = f"trap : INT; ({feed}) | PYTHONPATH={ROOT} {send}; echo status $?"
+    status, seen = at_terminal(script, [("sent", "\x03")], tmp_path)
+    assert (status, seen.splitlines()[-1]) == (0, "status 130")
+    with contextlib.suppress(ProcessLookupError):
+        receiver = os.pidfd_open(int((tmp_path / "pid").read_text()))
         assert select.select([receiver], [], [], PATIENCE)[0]
         os.close(receiver)
     assert os.listdir(tmp_path) == ["pid"]
@@ -118,31 +160,6 @@ def test_a_folder_that_is_not_there_is_told(host: Host, tmp_path: Path) -> None:
     done = host.send(tmp_path / "no" / "out")
     assert done.returncode == 1
     assert b"statepipe: send: error: ssh://" in done.stderr and b"No such file" in done.stderr, done.stderr
-
-
-def test_a_wrong_key_is_refused(host: Host, tmp_path: Path) -> None:
-    done = host.send(tmp_path / "out", "--ssh", f"ssh -F {config(host.folder, 'stranger')}")
-    assert done.returncode == 5
-    assert b"Permission denied" in done.stderr and b"ssh could not connect to 127.0.0.1" in done.stderr
-    assert b"statepipe: hint: its own words are above" in done.stderr
-    assert os.listdir(tmp_path) == []
-
-
-def test_no_ssh_is_said(host: Host, tmp_path: Path) -> None:
-    done = host.send(tmp_path / "out", "--ssh", "/no/such/ssh")
-    assert done.returncode == 1 and b"cannot start /no/such/ssh" in done.stderr
-
-
-def test_no_statepipe_there_is_said(host: Host, tmp_path: Path) -> None:
-    done = host.send(tmp_path / "out", "--remote-command", "no-such-statepipe")
-    assert done.returncode == 5
-    assert b"there is no statepipe on 127.0.0.1" in done.stderr and b"--remote-command" in done.stderr
-
-
-def test_a_shell_that_prints_is_said(host: Host, tmp_path: Path) -> None:
-    done = host.send(tmp_path / "out", "--remote-command", f"echo welcome; {host.remote}")
-    assert done.returncode == 5 and b"'welcome" in done.stderr and b"start-up file" in done.stderr
-    assert os.listdir(tmp_path) == []
 
 
 def test_no_socket_is_left_there_and_dead_ones_are_taken_away(host: Host, tmp_path: Path) -> None:
