@@ -17,7 +17,7 @@ from statepipe.ends.state import Keys, StateFile, open_state
 from statepipe.engine.pipeline import Pipeline
 from statepipe.engine.signals import held
 from statepipe.errors import InterruptedBySignal, QemuError, QemuGone
-from statepipe.qemu.monitor import Monitor
+from statepipe.qemu.monitor import Monitor, demand_completed
 from statepipe.qemu.process import Child
 
 Warn = Callable[[str], None]
@@ -83,7 +83,7 @@ def _load(state: State, address: str | socket.socket, *, runs: bool) -> Monitor:
     try:
         with ours:
             _feed(state, monitor, ours)
-        _finish(monitor)
+        demand_completed(monitor.migration_outcome(), "its message is above")
         if runs and state.run_state in RAN_AT_SAVE:
             monitor.execute("cont")
         return monitor
@@ -94,9 +94,7 @@ def _load(state: State, address: str | socket.socket, *, runs: bool) -> Monitor:
 
 
 def _prepare(monitor: Monitor) -> None:
-    if (found := monitor.run_state()) != "inmigrate":
-        hint = "start it with -incoming defer"
-        raise QemuError(f"QEMU is not waiting for an incoming migration: its guest is {found}", hint=hint)
+    monitor.demand_waiting()
     names = {item["capability"] for item in monitor.execute("query-migrate-capabilities")}
     wanted = [name for name in ("events", "late-block-activate") if name in names]
     monitor.execute("migrate-set-capabilities", capabilities=[{"capability": n, "state": True} for n in wanted])
@@ -139,12 +137,6 @@ def _why_closed(monitor: Monitor, error: InterruptedBySignal) -> Exception:
         return error
     outcome = monitor.migration_outcome()
     return QemuError(f"QEMU refused the state: {outcome.get('error-desc', outcome['status'])}")
-
-
-def _finish(monitor: Monitor) -> None:
-    outcome = monitor.migration_outcome()
-    if outcome["status"] != "completed":
-        raise QemuError(f"QEMU says {outcome['status']}: {outcome.get('error-desc', 'its message is above')}")
 
 
 def _quit(monitor: Monitor) -> None:

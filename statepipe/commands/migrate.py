@@ -121,13 +121,18 @@ def _far_words(monitor: Monitor, plan: Plan) -> list[str]:
 
 def _agree(request: Request, monitor: Monitor, peer: Peer, warn: Tell) -> Offer:
     """Both sides look at each other, and are content. Raises StatepipeError."""
-    state = monitor.run_state()
-    if state not in ("running", "paused"):
-        raise QemuError(f"there is no guest to move: QEMU says {state}", hint="see: statepipe resolve --help")
-    offer = Offer(MIGRATE, gather(monitor), request.undo, state == "running")
+    runs = movable(monitor) == "running"
+    offer = Offer(MIGRATE, gather(monitor), request.undo, runs)
     _judge(compare(offer.facts, offer.make(peer)), warn, force=request.force)
     peer.tell({"begin": True})
     return offer
+
+
+def movable(monitor: Monitor) -> str:
+    """The run state of a guest that can be moved: running or paused. Raises QemuError."""
+    if (state := monitor.run_state()) not in ("running", "paused"):
+        raise QemuError(f"there is no guest to move: QEMU says {state}", hint="see: statepipe resolve --help")
+    return state
 
 
 def _judge(findings: Sequence[Finding], warn: Tell, *, force: bool) -> None:
