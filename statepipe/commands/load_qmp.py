@@ -42,7 +42,7 @@ def load_into_new(path: str, command: Sequence[str], keys: Keys, *, force: bool,
             return 0 if detach else child.wait()
     except BaseException as error:
         if child is not None:
-            _end(child, error)
+            child.end_after(error, "while loading")
         raise
 
 
@@ -62,14 +62,6 @@ def _prepare_state(source: StateFile, force: bool, warn: Warn) -> State:
     if state.doubts:
         warn(state.doubts)
     return state
-
-
-def _end(child: Child, error: BaseException) -> None:
-    """QEMU's own last words are on standard error; its status says whether it ended before we did."""
-    status = child.status() if isinstance(error, QemuGone) else None
-    child.end()
-    if status is not None:
-        raise QemuError(f"QEMU ended with status {status} while loading", hint="its own message is above") from error
 
 
 def _load(state: State, address: str | socket.socket, *, runs: bool) -> Monitor:

@@ -66,22 +66,41 @@ class Request:
 
 
 class Host:
-    """The QEMU that is to have the guest. Leaving it before `keep` ends it."""
+    """The QEMU that is to have the guest, started on entering if it is ours. Leaving before `keep` ends it then."""
 
     def __init__(self, request: Request) -> None:
         self.child: Child | None = None
-        self._kept, self._qmp = False, request.qmp
+        self._request, self._kept = request, False
         self._stays = not (request.detach or request.guests is not None)
-        if request.qmp is not None:
-            self.monitor = Monitor(request.qmp)
-        else:
-            with held():  # a QEMU that was started must be known to us
-                self.child = Child(request.command, not self._stays, request.folder, request.log)
-            self.monitor = Monitor(self.child.monitor, self.child.pid)
-        self._pidfd = os.pidfd_open(self.monitor.pid)
 
     def __enter__(self) -> Host:
+        """Raises QemuError if it has ended, or cannot be asked; then nothing of ours is left."""
+        try:
+            self.monitor = self._connect()
+            self._pidfd = self._process()
+        except BaseException as error:
+            if self.child is not None:
+                with held():
+                    self.child.end_after(error, "before it could take a guest")
+            raise
         return self
+
+    def _connect(self) -> Monitor:
+        it = self._request
+        if it.qmp is not None:
+            return Monitor(it.qmp)
+        with held():  # a QEMU that was started must be known to us
+            self.child = Child(it.command, not self._stays, it.folder, it.log)
+        return Monitor(self.child.monitor, self.child.pid)
+
+    def _process(self) -> int:
+        """A descriptor of its process, which may have to be ended."""
+        try:
+            return os.pidfd_open(self.monitor.pid)
+        except OSError as error:  # none has the number 0, which stands for one outside of our pid namespace
+            self.monitor.close()
+            hint = "run statepipe where QEMU runs, in the same container or pid namespace"
+            raise QemuError("which process this QEMU is cannot be told, so it could not be ended", hint=hint) from error
 
     def end(self) -> None:
         """Tell it to quit, and see that it has ended: its guest must never run."""
@@ -102,7 +121,7 @@ class Host:
     def lend(self, guardian: Guardian, *, runs: bool) -> None:
         """Let the guardian know what it needs should we be killed."""
         spare = (self.child.spare.fileno(),) if self.child else ()
-        guardian.note({"pid": self.monitor.pid, "qmp": self._qmp, "runs": runs}, spare)
+        guardian.note({"pid": self.monitor.pid, "qmp": self._request.qmp, "runs": runs}, spare)
 
     def keep(self) -> None:
         """The guest is here. Where we stay with it, what would end us is QEMU's from now on."""

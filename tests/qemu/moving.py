@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,8 @@ class Credentials:
 class Running:
     """A statepipe in the background, whose words are kept. It is killed on leaving, if it has not ended."""
 
-    def __init__(self, *words: object, **more: Any) -> None:
-        command = [*statepipe_command(), *map(str, words)]
+    def __init__(self, *words: object, wrapper: Sequence[str] = (), **more: Any) -> None:
+        command = [*wrapper, *statepipe_command(), *map(str, words)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more
         )

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
-from tests.qemu.harness import Guest, assert_runs_on
-from tests.qemu.moving import Credentials, mover, receiver
+import pytest
+
+from tests.qemu.harness import Guest, assert_runs_on, run_statepipe, wait_for
+from tests.qemu.moving import Credentials, Running, mover, receiver
 
 
 def test_a_qemu_with_a_guest_of_its_own_is_refused_and_unharmed(
@@ -19,3 +24,73 @@ def test_a_qemu_with_a_guest_of_its_own_is_refused_and_unharmed(
         assert "QEMU does not wait for a guest: its own is running" in moving.said[0]
         assert_runs_on(source)
         assert_runs_on(other)
+
+
+# --- a QEMU that is started, and fails
+
+NOTED = 'echo $$ >"$0"; exec "$@"'
+"""The shell's line that leaves the process id of what it runs in a file."""
+
+HUNG_UP = "import os, time; os.closerange(3, 1000); time.sleep(1000)"
+"""A program that lives, and lets go of its monitor."""
+
+
+def noted(pid: Path, *command: str) -> list[str]:
+    return ["sh", "-c", NOTED, str(pid), *command]
+
+
+def assert_gone(pid: Path) -> None:
+    assert not Path(f"/proc/{pid.read_text().strip()}").exists()
+
+
+def look(guest: Guest, credentials: Credentials, port: int) -> subprocess.CompletedProcess[str]:
+    return run_statepipe("check", "--qmp", guest.socket, *credentials.of("source"), f"tls://127.0.0.1:{port}")
+
+
+def test_a_qemu_that_ends_at_once_is_told_on_both_hosts(guest: Guest, tmp_path: Path, credentials: Credentials) -> None:
+    qemu = noted(tmp_path / "pid", guest.command[0], "-no-such-option")
+    receiving, port = receiver(credentials, "--", *qemu)
+    with receiving:
+        looked = look(guest, credentials, port)
+        assert receiving.wait() == 6, receiving.said
+    ended = "QEMU ended with status 1 before it could take a guest"
+    assert receiving.said[-3:-1] == [f"statepipe: receive: error: {ended}", "statepipe: hint: its own message is above"]
+    assert "-no-such-option: invalid option" in receiving.said[-4]
+    assert looked.returncode == 5 and ended in looked.stderr
+    assert_gone(tmp_path / "pid")
+
+
+def test_what_lets_go_of_its_monitor_is_ended(guest: Guest, tmp_path: Path, credentials: Credentials) -> None:
+    receiving, port = receiver(credentials, "--", *noted(tmp_path / "pid", sys.executable, "-c", HUNG_UP))
+    with receiving:
+        assert look(guest, credentials, port).returncode == 5
+        assert receiving.wait() == 6
+    assert "QEMU ended before its monitor answered" in receiving.said[-2]
+    assert_gone(tmp_path / "pid")
+
+
+def test_what_never_answers_is_ended_by_a_signal(guest: Guest, tmp_path: Path, credentials: Credentials) -> None:
+    pid = tmp_path / "pid"
+    receiving, port = receiver(credentials, "--", *noted(pid, "sh", "-c", "exec sleep 1000"))
+    words = ("check", "--qmp", guest.socket, *credentials.of("source"), f"tls://127.0.0.1:{port}")
+    with receiving, Running(*words) as looking:
+        wait_for("its start", lambda: pid.exists() and pid.read_text())
+        receiving.send(signal.SIGTERM)
+        assert (receiving.wait(), looking.wait()) == (143, 5), (receiving.said, looking.said)
+    assert_gone(pid)
+
+
+def test_a_qemu_outside_of_our_pid_namespace_is_refused(
+    tmp_path: Path, qemu72: str, guest: Guest, credentials: Credentials
+) -> None:
+    """Its process id is 0 here, which is no process that could be ended."""
+    apart = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    if subprocess.run([*apart, "true"], capture_output=True).returncode:
+        pytest.skip("pid namespaces are not allowed here")
+    with Guest(tmp_path, qemu=qemu72, image=guest.image, incoming="defer", args=["-S"]) as target:
+        receiving, port = receiver(credentials, "--qmp", target.socket, wrapper=apart)
+        with receiving:
+            assert look(guest, credentials, port).returncode == 5
+            assert receiving.wait() == 6
+        assert "which process this QEMU is cannot be told" in receiving.said[-3]
+        assert target.run_state() == "inmigrate"
