@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import itertools
 import os
-import select
 import signal
 import socket
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -29,18 +27,16 @@ from statepipe.engine.desk import at_work
 from statepipe.engine.peer import Peer
 from statepipe.engine.pipeline import NamedStage
 from statepipe.engine.signals import held
-from statepipe.errors import IntegrityError, PeerError, QemuError, QemuGone, StatepipeError
+from statepipe.errors import InterruptedBySignal, PeerError, QemuError, QemuGone, StatepipeError
 from statepipe.formats.handover import Destination
+from statepipe.pipes import polled
 from statepipe.qemu.facts import gather
 from statepipe.qemu.monitor import Monitor
-from statepipe.qemu.process import Child
+from statepipe.qemu.process import Child, wait_for_one
 from statepipe.qemu.settings import set_capabilities
 
 ENDING = 5000
 """Milliseconds that a QEMU has to end when it is told to quit, before it is killed."""
-
-LOOK = 0.5
-"""Seconds between two looks at whether a guest has ended, while all places are taken."""
 
 Undo = Callable[[Sequence[str]], Sequence[NamedStage]]
 """Makes the stages of those names. Raises StatepipeError."""
@@ -114,9 +110,7 @@ class Host:
             self.child.end()  # reaps it
 
     def _has_ended(self, patience: int | None) -> bool:
-        poll = select.poll()
-        poll.register(self._pidfd, select.POLLIN)
-        return bool(poll.poll(patience))
+        return bool(polled(self._pidfd).poll(patience))
 
     def lend(self, guardian: Guardian, *, runs: bool) -> None:
         """Let the guardian know what it needs should we be killed."""
@@ -183,10 +177,12 @@ class _Reception:
         while True:
             try:
                 guests += filter(None, [self.one()])
-            except (PeerError, QemuError, IntegrityError) as error:
+            except InterruptedBySignal:
+                raise
+            except StatepipeError as error:
                 self._say(f"no guest was taken: {error}")
             while len(guests := [child for child in guests if not child.ended]) >= most:
-                time.sleep(LOOK)
+                wait_for_one(guests)
 
     def one(self, *, again: bool = True) -> Child | None:
         """Take a guest; the QEMU, if it is ours. With `again`, however many only ask before. Raises StatepipeError."""

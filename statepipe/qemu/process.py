@@ -8,11 +8,12 @@ import socket
 import stat
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from statepipe.errors import QemuError, QemuGone, UsageError
+from statepipe.pipes import polled
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """The signals that end a command."""
@@ -177,6 +178,16 @@ class Child:
             return self._process.wait(1)
         except subprocess.TimeoutExpired:
             return None
+
+
+def wait_for_one(children: Sequence[Child]) -> None:
+    """Until one of them has ended, of which none was reaped yet."""
+    with ExitStack() as opened:
+        pidfds = []
+        for child in children:
+            pidfds.append(os.pidfd_open(child.pid))
+            opened.callback(os.close, pidfds[-1])
+        polled(*pidfds).poll()
 
 
 def _last_words(log: str | None) -> tuple[str, str]:

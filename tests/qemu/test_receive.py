@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.qemu.harness import Guest, assert_runs_on, run_statepipe, wait_for
+from tests.guest import parse_ticks
+from tests.net.relay import Faults, relay
+from tests.qemu.harness import Guest, assert_runs_on, assert_unbroken, run_statepipe, wait_for
 from tests.qemu.moving import Credentials, Running, mover, receiver
 
 
@@ -94,3 +97,75 @@ def test_a_qemu_outside_of_our_pid_namespace_is_refused(
             assert receiving.wait() == 6
         assert "which process this QEMU is cannot be told" in receiving.said[-3]
         assert target.run_state() == "inmigrate"
+
+
+# --- one guest after the other
+
+SERVED = """#!/bin/sh
+[ ! -e "$0.pids" ] || ! kill -0 "$(tail -n 1 "$0.pids")" 2>/dev/null || echo two at once >>"$0.log"
+echo $$ >>"$0.pids"
+exec "$@" -serial "file:$(cat "$0.image").there" -drive "file=$(cat "$0.image"),format=raw,if=ide"
+"""
+"""A QEMU whose guest has the disk that is named in a file, and that tells if the one before it still runs."""
+
+
+def ticks_there(guest: Guest) -> list[tuple[int, int]]:
+    path = Path(f"{guest.image}.there")
+    return parse_ticks(path.read_text()) if path.exists() else []
+
+
+def served(program: Path) -> list[int]:
+    """The QEMUs that it has become, and that still live."""
+    pids = Path(f"{program}.pids")
+    return [
+        int(pid)
+        for pid in (pids.read_text().split() if pids.exists() else ())
+        if str(program.parent) in command_of(pid)
+    ]
+
+
+def command_of(pid: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:  # it has ended
+        return ""
+
+
+def test_guests_are_served_one_after_the_other(tmp_path: Path, qemu72: str, credentials: Credentials) -> None:
+    """At most one at a time; the next has come already, and waits. Who gives up in between ends nothing."""
+    program = tmp_path / "served"
+    program.write_text(SERVED)
+    program.chmod(0o755)
+    image = tmp_path / "served.image"
+    first, second = (Guest(tmp_path, qemu=qemu72, dirty=2) for _ in range(2))
+    command = [str(program), qemu72, *["-accel", "tcg", "-m", "128", "-display", "none", "-nodefaults"]]
+    receiving, port = receiver(credentials, "--serve", "1", "--journal", tmp_path / "journal", "--", *command)
+    with receiving, first, second, relay(port, Faults()) as rail:
+        try:
+            image.write_text(str(first.image))
+            first.wait_ticks(2)
+            with mover(credentials, first, port, "--rate", "4M") as moving:
+                first.wait_transferred(1 << 20)
+                moving.send(signal.SIGINT)
+                assert moving.wait() == 130, moving.said
+            receiving.wait_said("no guest was taken: ")
+            with mover(credentials, first, port) as moving:
+                assert moving.wait() == 0, (moving.said, receiving.said)
+            image.write_text(str(second.image))
+            with mover(credentials, second, rail.port) as moving:
+                wait_for("what the second has to say", lambda: rail.bytes > 4096)
+                seen = len(ticks_there(first))
+                wait_for("ticks", lambda: len(ticks_there(first)) > seen + 3)
+                os.kill(served(program)[0], signal.SIGTERM)
+                assert moving.wait() == 0, (moving.said, receiving.said)
+            wait_for("ticks", lambda: len(ticks_there(second)) > 3)
+            for guest in (first, second):
+                assert_unbroken(guest.ticks() + ticks_there(guest))
+            receiving.send(signal.SIGTERM)
+            assert receiving.wait_said("stopped by SIGTERM")
+        finally:
+            for pid in served(program):
+                os.kill(pid, signal.SIGKILL)
+        assert receiving.wait() == 143
+    assert not (tmp_path / "served.log").exists()
+    assert [f"journal.{number}" for number in (1, 2, 3)] == sorted(path.name for path in tmp_path.glob("journal*"))
