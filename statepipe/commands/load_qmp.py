@@ -19,6 +19,7 @@ from statepipe.engine.signals import held
 from statepipe.errors import InterruptedBySignal, QemuError, QemuGone
 from statepipe.qemu.monitor import Monitor, demand_completed
 from statepipe.qemu.process import Child
+from statepipe.qemu.settings import set_capabilities
 
 Warn = Callable[[str], None]
 
@@ -88,8 +89,7 @@ def _load(state: State, address: str | socket.socket, *, runs: bool) -> Monitor:
 def _prepare(monitor: Monitor) -> None:
     monitor.demand_waiting()
     names = {item["capability"] for item in monitor.execute("query-migrate-capabilities")}
-    wanted = [name for name in ("events", "late-block-activate") if name in names]
-    monitor.execute("migrate-set-capabilities", capabilities=[{"capability": n, "state": True} for n in wanted])
+    set_capabilities(monitor, {name: True for name in ("events", "late-block-activate") if name in names})
 
 
 def _open(monitor: Monitor) -> socket.socket:
