@@ -95,7 +95,7 @@ def migrate(request: Request, warn: Tell, last_word: LastWord, listeners: Sequen
         ):
             guardian.note({"qmp": request.qmp, "runs": offer.runs, "before": before})
             departure = Departure(monitor, peer, request.plan.words, journal, runs=offer.runs, limits=request.limits)
-            _go(departure, request)
+            _go(departure, request, guardian)
             report = Report(peer.name, monitor.migration(), steps.downtime, peer.outgoing.bytes, peer.outgoing.resent)
         if request.quits:
             with suppress(QemuGone):  # it may end before its answer is out
@@ -149,12 +149,13 @@ def _capabilities(request: Request) -> dict[str, bool]:
     return dict.fromkeys(UNWANTED, False) | dict.fromkeys((*CAPABILITIES, *request.capabilities), True)
 
 
-def _go(departure: Departure, request: Request) -> None:
+def _go(departure: Departure, request: Request, guardian: Guardian) -> None:
     """Raises StatepipeError unless the guest runs over there."""
     if request.offline:
         departure.monitor.execute("stop")
     with at_work(departure):
         state = departure.run()
+        guardian.settle()
     if state is not Source.MOVED:
         raise _failure(departure, state, request)
 

@@ -62,11 +62,11 @@ class Request:
 
 
 class Host:
-    """The QEMU that is to have the guest, started on entering if it is ours. Leaving before `keep` ends it then."""
+    """The QEMU that is to have the guest, started on entering if it is ours. Leaving before `let_go` ends it then."""
 
     def __init__(self, request: Request) -> None:
         self.child: Child | None = None
-        self._request, self._kept = request, False
+        self._request, self._let_go = request, False
         self._stays = not (request.detach or request.guests is not None)
 
     def __enter__(self) -> Host:
@@ -117,15 +117,18 @@ class Host:
         spare = (self.child.spare.fileno(),) if self.child else ()
         guardian.note({"pid": self.monitor.pid, "qmp": self._request.qmp, "runs": runs}, spare)
 
+    def let_go(self) -> None:
+        """From now on the tables end it where that is right, or the guardian; it may hold the only guest there is."""
+        self._let_go = True
+
     def keep(self) -> None:
         """The guest is here. Where we stay with it, what would end us is QEMU's from now on."""
-        self._kept = True
         if self._stays and self.child is not None:
             self.child.pass_signals_on()
 
     def __exit__(self, *error: object) -> None:
         with held():
-            if not self._kept and self.child is not None:
+            if not self._let_go and self.child is not None:
                 self.end()
             self.monitor.close()
             os.close(self._pidfd)
@@ -212,7 +215,7 @@ class _Reception:
             host.lend(guardian, runs=offer.runs)
             words = self._request.undo(offer.undo)
             with held():  # but for the time that the two halves wait
-                _arrive(Arrival(host.monitor, peer, words, journal, host.end, runs=offer.runs))
+                _arrive(Arrival(host.monitor, peer, words, journal, host.end, runs=offer.runs), host, guardian)
                 host.keep()
         self._say(f"{peer.name} has given its guest away; here it is {host.monitor.run_state()}")
         return True
@@ -223,11 +226,13 @@ class _Reception:
         return path if path is None or self._request.guests is None else f"{path}.{number}"
 
 
-def _arrive(arrival: Arrival) -> None:
+def _arrive(arrival: Arrival, host: Host, guardian: Guardian) -> None:
     """Raises what prevented it."""
     set_capabilities(arrival.monitor, dict.fromkeys(CAPABILITIES, True))
+    host.let_go()
     with at_work(arrival):
         state = arrival.run()
+        guardian.settle()
     if state is Destination.RUNS:
         arrival.announce()
         return
