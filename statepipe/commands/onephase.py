@@ -1,11 +1,11 @@
 """migrate without a statepipe over there: to a QEMU that waits at tcp:// or unix://, or through a program of your own.
 
-QEMU's own word is all there is: the return path is on, so QEMU here says `completed` only after QEMU there has said
-that it has loaded everything, and until then the guest is its own again if anything fails. What becomes of the guest
-there, nobody here can see: so this is one phase, and not two.
+QEMU's own word is all there is, so this is one phase, and not two. The return path is on: QEMU here says `completed`
+only after QEMU there has said that it has loaded everything. Whatever fails until then, a program's exit status too,
+the guest runs on here; what becomes of it there afterwards, nobody here can see.
 
-Where nothing is done to the stream, QEMU gets the connection itself: 1.0 of the time of its own tcp:, where bytes that
-pass through us take 1.4 to 2.0.
+Where nothing is done to the stream, QEMU gets the connection itself and takes as long as with its own tcp:. Bytes that
+pass through us take 1.4 to 2.0 times as long.
 """
 
 from __future__ import annotations
