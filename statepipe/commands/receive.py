@@ -180,9 +180,9 @@ class _Reception:
         while True:
             try:
                 guests += filter(None, [self.one()])
-            except InterruptedBySignal:
-                raise
-            except StatepipeError as error:
+            except StatepipeError as error:  # whichever: no peer's offer, and no full disk, ends the service
+                if isinstance(error, InterruptedBySignal):
+                    raise
                 self._say(f"no guest was taken: {error}")
             while len(guests := [child for child in guests if not child.ended]) >= most:
                 wait_for_one(guests)
