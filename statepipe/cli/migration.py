@@ -271,13 +271,13 @@ def _saying(name: str) -> Say:
 
 
 def _last_word(name: str) -> LastWord:
-    """How the guardian speaks when statepipe was killed."""
+    """How the guardian speaks when statepipe was killed, or broke off."""
 
     def speak(recover: Callable[[], str]) -> None:
         try:
-            warn(name, f"statepipe was killed: {recover()}")
+            warn(name, f"statepipe did not come to its end: {recover()}")
         except (StatepipeError, OSError) as error:
-            warn(name, f"statepipe was killed, and what it left could not be set right: {error}")
+            warn(name, f"statepipe did not come to its end, and what it left could not be set right: {error}")
             say("statepipe: hint: see: statepipe resolve --help")
 
     return speak

@@ -20,7 +20,7 @@ from statepipe.engine.peer import Peer
 from statepipe.engine.pipeline import NamedStage, Pipeline
 from statepipe.errors import InterruptedBySignal, PeerError, QemuError, QemuGone, StatepipeError
 from statepipe.formats.handover import Action, Destination, Event, destination
-from statepipe.qemu.monitor import Monitor
+from statepipe.qemu.monitor import Monitor, demand_completed
 
 CAPABILITIES = ("events", "return-path", "late-block-activate")
 
@@ -90,11 +90,8 @@ class Arrival(Coordinator):
         self.peer.outgoing.end()
 
     def _follow(self) -> None:
-        """Until QEMU has the whole guest and the stream was seen to be whole. Raises QemuGone."""
-        outcome = self.monitor.migration_outcome()
-        if outcome["status"] != "completed":
-            reason = outcome.get("error-desc") or "its own message is on its standard error"
-            raise QemuError(f"QEMU could not load the guest: {reason}")
+        """Until QEMU has the whole guest and the stream was seen to be whole. Raises QemuError."""
+        demand_completed(self.monitor.migration_outcome(), "its own message is on its standard error")
         self._decided.wait()
         self.put(Event.COMPLETED)
 

@@ -69,7 +69,7 @@ class Coordinator:
     def coordinate(self, begin: Callable[[], None], act: Callable[[Action], None], release: Callable[[], None]) -> None:
         """From `begin` to the end of the table; `act` does what is not a message, `release` wakes who waits for QEMU.
 
-        A signal meanwhile asks for it to be undone. What is raised is a bug.
+        A signal meanwhile asks for it to be undone. What is raised is a bug; the guardian then acts on what it left.
         """
         failures: list[BaseException] = []
 
@@ -86,9 +86,10 @@ class Coordinator:
             while decider.is_alive():
                 self._watch(decider)
             release()
+            if failures:
+                self._break_off(failures[0])
+                raise failures[0]
             self._part(listener)
-        if failures:
-            raise failures[0]
 
     def _watch(self, decider: threading.Thread) -> None:
         """Wait for its end, or for the signal that is the first and only one (engine/signals.py)."""
@@ -144,6 +145,14 @@ class Coordinator:
         while (message := self.peer.hear()) is not None:
             self.put(*event_of(message))
         self.put(Event.LOST, PeerError("the other host has left"))
+
+    def _break_off(self, error: BaseException) -> None:
+        """Nothing decides any more, so nothing that QEMU has still to say is waited for."""
+        self.monitor.hurry()
+        self.peer.abandon(error)
+        self.peer.leave()
+        for thread in self._threads:
+            thread.join(PARTING)
 
     def _part(self, listener: threading.Thread) -> None:
         """Let go of the other side, and wait for the threads that spoke with it."""

@@ -1,8 +1,9 @@
 """The guardian: a process beside statepipe that sets a migration right where statepipe itself was killed.
 
 It is forked before there is any thread, hears each step before anything is done about it, and ends with statepipe. If
-its socket ends without a last word, statepipe was killed: then the tables' rule (formats/handover.py) says what is
-safe. It reaches QEMU by a connection of its own; a QEMU that statepipe started has a second monitor for it.
+its socket ends without a last word, statepipe was killed, or broke off over what nobody had foreseen: then the tables'
+rule (formats/handover.py) says what is safe. It reaches QEMU by a connection of its own; a QEMU that statepipe started
+has a second monitor for it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from statepipe.qemu.settings import restore
 NOTE_LIMIT = 64 << 10
 """Bytes of one note: a state, or the settings that QEMU had."""
 
+NOTED = ("state", "qmp", "runs", "before", "pid", "over")
+"""What it has to know. Whatever else a journal tells, as the other host's words on its guest, may be of any size."""
+
 Known = Mapping[str, Any]
 Recover = Callable[[Known, "socket.socket | None"], str]
 """Sets things right by what is known, and by a monitor if one was lent; says what came of it. Raises StatepipeError."""
@@ -37,6 +41,7 @@ class Guardian:
 
     def __init__(self, recover: Recover, last_word: LastWord) -> None:
         self._recover, self._last_word = recover, last_word
+        self._settled = False
 
     def __enter__(self) -> Self:
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -48,11 +53,18 @@ class Guardian:
 
     def note(self, facts: Known, fds: tuple[int, ...] = ()) -> None:
         """Let it know; a later word on a thing takes the place of an earlier one. Whether it lives is no matter."""
+        known = {name: facts[name] for name in NOTED if name in facts}
         with suppress(OSError):
-            socket.send_fds(self._ours, [json.dumps(facts).encode()], fds)
+            socket.send_fds(self._ours, [json.dumps(known).encode()], fds)
 
-    def __exit__(self, *error: object) -> None:
-        self.note({"over": True})
+    def settle(self) -> None:
+        """The tables have come to an end of theirs, whichever: only who is killed now needs it still."""
+        self._settled = True
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """What broke off in the midst has left QEMU as it was, as if we had been killed: then it acts, and we wait."""
+        if self._settled or error is None:
+            self.note({"over": True})
         self._ours.close()
         os.waitpid(self._pid, 0)
 
@@ -120,10 +132,15 @@ def recover_source(known: Known, spare: socket.socket | None) -> str:
 
 
 def recover_destination(known: Known, spare: socket.socket | None) -> str:
-    """Before GO the guest must never run here, after it nowhere else. `known`: state, pid and pidfd, qmp, runs."""
+    """Before GO the guest must never run here, after it nowhere else. `known`: state, pid and pidfd, qmp, runs.
+
+    Without a pidfd, QEMU had ended already when it was noted.
+    """
     state = Destination[known["state"]]
     if state in (Destination.INCOMING, Destination.WAITING):
-        signal.pidfd_send_signal(known["pidfd"], signal.SIGKILL)
+        if "pidfd" in known:
+            with suppress(ProcessLookupError):  # it was quicker
+                signal.pidfd_send_signal(known["pidfd"], signal.SIGKILL)
         return "the QEMU that waited here for the guest is ended"
     if state is Destination.STARTING and known["runs"]:
         with closing(Monitor(spare or known["qmp"])) as monitor:

@@ -1,7 +1,9 @@
 """The journal of a migration: where it stands, on the disk before anything is done about it.
 
-A line of JSON for each step. `resolve` and whoever looks after a statepipe that was killed go by its last line, so
-each is on the disk (fsync) before the step's actions begin: GO above all, for after it the source must not run.
+A line of JSON for each step, for `resolve` and for people: where the host went down, its last line is all there is. So
+each is on the disk (fsync) before the step's actions begin: GO above all, for after it the source must not run. Then
+listeners hear of it, the guardian (guardian.py) first, which goes by what it hears and never reads the file: there need
+not be one.
 """
 
 from __future__ import annotations

@@ -17,8 +17,9 @@ from statepipe.ends.state import Keys, StateFile, open_state
 from statepipe.engine.pipeline import Pipeline
 from statepipe.engine.signals import held
 from statepipe.errors import InterruptedBySignal, QemuError, QemuGone
-from statepipe.qemu.monitor import Monitor
+from statepipe.qemu.monitor import Monitor, demand_completed
 from statepipe.qemu.process import Child
+from statepipe.qemu.settings import set_capabilities
 
 Warn = Callable[[str], None]
 
@@ -42,7 +43,7 @@ def load_into_new(path: str, command: Sequence[str], keys: Keys, *, force: bool,
             return 0 if detach else child.wait()
     except BaseException as error:
         if child is not None:
-            _end(child, error)
+            child.end_after(error, "while loading")
         raise
 
 
@@ -64,14 +65,6 @@ def _prepare_state(source: StateFile, force: bool, warn: Warn) -> State:
     return state
 
 
-def _end(child: Child, error: BaseException) -> None:
-    """QEMU's own last words are on standard error; its status says whether it ended before we did."""
-    status = child.status() if isinstance(error, QemuGone) else None
-    child.end()
-    if status is not None:
-        raise QemuError(f"QEMU ended with status {status} while loading", hint="its own message is above") from error
-
-
 def _load(state: State, address: str | socket.socket, *, runs: bool) -> Monitor:
     monitor = Monitor(address)
     try:
@@ -83,7 +76,7 @@ def _load(state: State, address: str | socket.socket, *, runs: bool) -> Monitor:
     try:
         with ours:
             _feed(state, monitor, ours)
-        _finish(monitor)
+        demand_completed(monitor.migration_outcome(), "its message is above")
         if runs and state.run_state in RAN_AT_SAVE:
             monitor.execute("cont")
         return monitor
@@ -94,12 +87,9 @@ def _load(state: State, address: str | socket.socket, *, runs: bool) -> Monitor:
 
 
 def _prepare(monitor: Monitor) -> None:
-    if (found := monitor.run_state()) != "inmigrate":
-        hint = "start it with -incoming defer"
-        raise QemuError(f"QEMU is not waiting for an incoming migration: its guest is {found}", hint=hint)
+    monitor.demand_waiting()
     names = {item["capability"] for item in monitor.execute("query-migrate-capabilities")}
-    wanted = [name for name in ("events", "late-block-activate") if name in names]
-    monitor.execute("migrate-set-capabilities", capabilities=[{"capability": n, "state": True} for n in wanted])
+    set_capabilities(monitor, {name: True for name in ("events", "late-block-activate") if name in names})
 
 
 def _open(monitor: Monitor) -> socket.socket:
@@ -139,12 +129,6 @@ def _why_closed(monitor: Monitor, error: InterruptedBySignal) -> Exception:
         return error
     outcome = monitor.migration_outcome()
     return QemuError(f"QEMU refused the state: {outcome.get('error-desc', outcome['status'])}")
-
-
-def _finish(monitor: Monitor) -> None:
-    outcome = monitor.migration_outcome()
-    if outcome["status"] != "completed":
-        raise QemuError(f"QEMU says {outcome['status']}: {outcome.get('error-desc', 'its message is above')}")
 
 
 def _quit(monitor: Monitor) -> None:

@@ -95,7 +95,7 @@ def migrate(request: Request, warn: Tell, last_word: LastWord, listeners: Sequen
         ):
             guardian.note({"qmp": request.qmp, "runs": offer.runs, "before": before})
             departure = Departure(monitor, peer, request.plan.words, journal, runs=offer.runs, limits=request.limits)
-            _go(departure, request)
+            _go(departure, request, guardian)
             report = Report(peer.name, monitor.migration(), steps.downtime, peer.outgoing.bytes, peer.outgoing.resent)
         if request.quits:
             with suppress(QemuGone):  # it may end before its answer is out
@@ -121,13 +121,18 @@ def _far_words(monitor: Monitor, plan: Plan) -> list[str]:
 
 def _agree(request: Request, monitor: Monitor, peer: Peer, warn: Tell) -> Offer:
     """Both sides look at each other, and are content. Raises StatepipeError."""
-    state = monitor.run_state()
-    if state not in ("running", "paused"):
-        raise QemuError(f"there is no guest to move: QEMU says {state}", hint="see: statepipe resolve --help")
-    offer = Offer(MIGRATE, gather(monitor), request.undo, state == "running")
+    runs = movable(monitor) == "running"
+    offer = Offer(MIGRATE, gather(monitor), request.undo, runs)
     _judge(compare(offer.facts, offer.make(peer)), warn, force=request.force)
     peer.tell({"begin": True})
     return offer
+
+
+def movable(monitor: Monitor) -> str:
+    """The run state of a guest that can be moved: running or paused. Raises QemuError."""
+    if (state := monitor.run_state()) not in ("running", "paused"):
+        raise QemuError(f"there is no guest to move: QEMU says {state}", hint="see: statepipe resolve --help")
+    return state
 
 
 def _judge(findings: Sequence[Finding], warn: Tell, *, force: bool) -> None:
@@ -144,12 +149,13 @@ def _capabilities(request: Request) -> dict[str, bool]:
     return dict.fromkeys(UNWANTED, False) | dict.fromkeys((*CAPABILITIES, *request.capabilities), True)
 
 
-def _go(departure: Departure, request: Request) -> None:
+def _go(departure: Departure, request: Request, guardian: Guardian) -> None:
     """Raises StatepipeError unless the guest runs over there."""
     if request.offline:
         departure.monitor.execute("stop")
     with at_work(departure):
         state = departure.run()
+        guardian.settle()
     if state is not Source.MOVED:
         raise _failure(departure, state, request)
 

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import itertools
 import os
-import select
 import signal
 import socket
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -29,18 +27,16 @@ from statepipe.engine.desk import at_work
 from statepipe.engine.peer import Peer
 from statepipe.engine.pipeline import NamedStage
 from statepipe.engine.signals import held
-from statepipe.errors import IntegrityError, PeerError, QemuError, QemuGone, StatepipeError
+from statepipe.errors import InterruptedBySignal, PeerError, QemuError, QemuGone, StatepipeError
 from statepipe.formats.handover import Destination
+from statepipe.pipes import polled
 from statepipe.qemu.facts import gather
 from statepipe.qemu.monitor import Monitor
-from statepipe.qemu.process import Child
+from statepipe.qemu.process import Child, wait_for_one
 from statepipe.qemu.settings import set_capabilities
 
 ENDING = 5000
 """Milliseconds that a QEMU has to end when it is told to quit, before it is killed."""
-
-LOOK = 0.5
-"""Seconds between two looks at whether a guest has ended, while all places are taken."""
 
 Undo = Callable[[Sequence[str]], Sequence[NamedStage]]
 """Makes the stages of those names. Raises StatepipeError."""
@@ -66,28 +62,41 @@ class Request:
 
 
 class Host:
-    """The QEMU that is to have the guest. Leaving it before `keep` ends it."""
+    """The QEMU that is to have the guest, started on entering if it is ours. Leaving before `let_go` ends it then."""
 
     def __init__(self, request: Request) -> None:
         self.child: Child | None = None
-        self._kept, self._qmp = False, request.qmp
+        self._request, self._let_go = request, False
         self._stays = not (request.detach or request.guests is not None)
-        if request.qmp is not None:
-            self.monitor = Monitor(request.qmp)
-        else:
-            with held():  # a QEMU that was started must be known to us
-                self.child = Child(request.command, not self._stays, request.folder, request.log)
-            self.monitor = Monitor(self.child.monitor, self.child.pid)
-        self._pidfd = os.pidfd_open(self.monitor.pid)
 
     def __enter__(self) -> Host:
+        """Raises QemuError if it has ended, or cannot be asked; then nothing of ours is left."""
+        try:
+            self.monitor = self._connect()
+            self._pidfd = self._process()
+        except BaseException as error:
+            if self.child is not None:
+                with held():
+                    self.child.end_after(error, "before it could take a guest")
+            raise
         return self
 
-    def check(self) -> None:
-        """Raises QemuError unless it waits for a guest."""
-        if (found := self.monitor.run_state()) != "inmigrate":
-            hint = "start it with -incoming defer"
-            raise QemuError(f"QEMU does not wait for a guest: its own is {found}", hint=hint)
+    def _connect(self) -> Monitor:
+        it = self._request
+        if it.qmp is not None:
+            return Monitor(it.qmp)
+        with held():  # a QEMU that was started must be known to us
+            self.child = Child(it.command, not self._stays, it.folder, it.log)
+        return Monitor(self.child.monitor, self.child.pid)
+
+    def _process(self) -> int:
+        """A descriptor of its process, which may have to be ended."""
+        try:
+            return os.pidfd_open(self.monitor.pid)
+        except OSError as error:  # none has the number 0, which stands for one outside of our pid namespace
+            self.monitor.close()
+            hint = "run statepipe where QEMU runs, in the same container or pid namespace"
+            raise QemuError("which process this QEMU is cannot be told, so it could not be ended", hint=hint) from error
 
     def end(self) -> None:
         """Tell it to quit, and see that it has ended: its guest must never run."""
@@ -101,24 +110,25 @@ class Host:
             self.child.end()  # reaps it
 
     def _has_ended(self, patience: int | None) -> bool:
-        poll = select.poll()
-        poll.register(self._pidfd, select.POLLIN)
-        return bool(poll.poll(patience))
+        return bool(polled(self._pidfd).poll(patience))
 
     def lend(self, guardian: Guardian, *, runs: bool) -> None:
         """Let the guardian know what it needs should we be killed."""
         spare = (self.child.spare.fileno(),) if self.child else ()
-        guardian.note({"pid": self.monitor.pid, "qmp": self._qmp, "runs": runs}, spare)
+        guardian.note({"pid": self.monitor.pid, "qmp": self._request.qmp, "runs": runs}, spare)
+
+    def let_go(self) -> None:
+        """From now on the tables end it where that is right, or the guardian; it may hold the only guest there is."""
+        self._let_go = True
 
     def keep(self) -> None:
         """The guest is here. Where we stay with it, what would end us is QEMU's from now on."""
-        self._kept = True
         if self._stays and self.child is not None:
             self.child.pass_signals_on()
 
     def __exit__(self, *error: object) -> None:
         with held():
-            if not self._kept and self.child is not None:
+            if not self._let_go and self.child is not None:
                 self.end()
             self.monitor.close()
             os.close(self._pidfd)
@@ -170,10 +180,12 @@ class _Reception:
         while True:
             try:
                 guests += filter(None, [self.one()])
-            except (PeerError, QemuError, IntegrityError) as error:
+            except StatepipeError as error:  # whichever: no peer's offer, and no full disk, ends the service
+                if isinstance(error, InterruptedBySignal):
+                    raise
                 self._say(f"no guest was taken: {error}")
             while len(guests := [child for child in guests if not child.ended]) >= most:
-                time.sleep(LOOK)
+                wait_for_one(guests)
 
     def one(self, *, again: bool = True) -> Child | None:
         """Take a guest; the QEMU, if it is ours. With `again`, however many only ask before. Raises StatepipeError."""
@@ -190,7 +202,7 @@ class _Reception:
 
     def _take(self, offer: Offer, peer: Peer, host: Host, guardian: Guardian) -> bool:
         """Whether there is a guest now; there is none for who only asked."""
-        host.check()
+        host.monitor.demand_waiting()
         peer.tell({"facts": gather(host.monitor, offer.disks)})
         if peer.hear() is None:
             peer.farewell()
@@ -203,7 +215,7 @@ class _Reception:
             host.lend(guardian, runs=offer.runs)
             words = self._request.undo(offer.undo)
             with held():  # but for the time that the two halves wait
-                _arrive(Arrival(host.monitor, peer, words, journal, host.end, runs=offer.runs))
+                _arrive(Arrival(host.monitor, peer, words, journal, host.end, runs=offer.runs), host, guardian)
                 host.keep()
         self._say(f"{peer.name} has given its guest away; here it is {host.monitor.run_state()}")
         return True
@@ -214,11 +226,13 @@ class _Reception:
         return path if path is None or self._request.guests is None else f"{path}.{number}"
 
 
-def _arrive(arrival: Arrival) -> None:
+def _arrive(arrival: Arrival, host: Host, guardian: Guardian) -> None:
     """Raises what prevented it."""
     set_capabilities(arrival.monitor, dict.fromkeys(CAPABILITIES, True))
+    host.let_go()
     with at_work(arrival):
         state = arrival.run()
+        guardian.settle()
     if state is Destination.RUNS:
         arrival.announce()
         return

@@ -18,10 +18,10 @@ from statepipe.commands.outgoing import IDLE, Plan, Saved, save_stream
 from statepipe.ends.fd import FdSource, write_all
 from statepipe.engine.desk import works_for
 from statepipe.engine.pipeline import NamedStage
-from statepipe.errors import InterruptedBySignal, QemuError, QemuGone, StatepipeError, TruncatedError
+from statepipe.errors import InterruptedBySignal, QemuGone, StatepipeError, TruncatedError
 from statepipe.qemu.disks import Disk, fingerprints
 from statepipe.qemu.guest import describe_guest, image_paths
-from statepipe.qemu.monitor import Monitor
+from statepipe.qemu.monitor import Monitor, demand_completed
 from statepipe.qemu.settings import adjusted
 from statepipe.stages.packing import Packing
 
@@ -82,9 +82,7 @@ def _save(monitor: Monitor, request: Request, before: str, disks: list[str]) -> 
     outcome: dict[str, Any] = {}
 
     def approve() -> None:
-        outcome.update(monitor.migration_outcome())
-        if outcome["status"] != "completed":
-            raise QemuError(f"QEMU says {outcome['status']}: {outcome.get('error-desc', 'no reason given')}")
+        outcome.update(demand_completed(monitor.migration_outcome()))
 
     ours = _start(monitor)
     with ours, FdSource(ours.fileno(), "the migration socket", IDLE) as source:

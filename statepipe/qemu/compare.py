@@ -6,6 +6,7 @@ harmed), with the reason in words. A row that cannot be told is `warn`: what was
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -117,12 +118,15 @@ def bits(wanted: dict[str, int], there: dict[str, int]) -> Iterator[str]:
 
 
 _PLACES = (
-    *("-incoming", "-qmp", "-monitor", "-mon", "-chardev", "-serial", "-pidfile", "-D", "-name", "-uuid"),
+    *("-incoming", "-qmp", "-monitor", "-mon", "-chardev", "-pidfile", "-D", "-name"),
     *("-display", "-vnc"),
 )
 """Options that may differ between two hosts without the guest's noticing."""
 
-_SWITCHES = ("-S", "-daemonize", "-nodefaults", "-no-user-config")
+_SWITCHES = ("-S", "-daemonize", "-no-user-config")
+
+_DEVICES = ("-serial", "-parallel")
+"""Options that add a device to the guest, whatever on the host their value connects it with; but `none` adds none."""
 
 
 def _command_line(source: Facts, destination: Facts) -> Rows:
@@ -130,8 +134,8 @@ def _command_line(source: Facts, destination: Facts) -> Rows:
         yield Finding("command line", WARN, "that of one QEMU may not be looked at: they cannot be compared")
         return
     here, there = visible(source["command"]), visible(destination["command"])
-    lacking = [" ".join(option) for option in here if option not in there]
-    extra = [" ".join(option) for option in there if option not in here]
+    lacking = [" ".join(option) for option in (Counter(here) - Counter(there)).elements()]
+    extra = [" ".join(option) for option in (Counter(there) - Counter(here)).elements()]
     if lacking or extra:
         told = [*(f"only here: {option}" for option in lacking), *(f"only there: {option}" for option in extra)]
         yield Finding("command line", WARN, "; ".join(told))
@@ -147,7 +151,11 @@ def visible(command: Sequence[str]) -> list[tuple[str, ...]]:
             options.append(("-" + word.lstrip("-"),))
         elif options:
             options[-1] = (*options[-1], word)
-    return sorted(option for option in options if option[0] not in _PLACES + _SWITCHES)
+    return sorted(_without_place(option) for option in options if option[0] not in _PLACES + _SWITCHES)
+
+
+def _without_place(option: tuple[str, ...]) -> tuple[str, ...]:
+    return option[:1] if option[0] in _DEVICES and option[1:] != ("none",) else option
 
 
 def _disks(source: Facts, destination: Facts) -> Rows:

@@ -33,11 +33,12 @@ FIRST_LOCK, LOCKS = 100, 200
 def gather(monitor: Monitor, disks: Iterable[str] | None = None) -> Facts:
     """The facts of the QEMU behind `monitor` and of this host, ready for JSON. Raises QemuError.
 
-    `disks` are the paths to look at, as the source named them; without them, those that this QEMU has open.
+    `disks` are the paths to look at, as the source named them; without them, those that this QEMU has open. Of no
+    other is anything told: whoever may send a guest here may not have every file opened.
     """
     process = inspect_process(monitor.pid)
     command = list(process.command) if process else None
-    names = image_paths(monitor) if disks is None else disks
+    its = image_paths(monitor)
     return {
         "host": platform.node(),
         "guest": describe_guest(monitor),
@@ -47,7 +48,7 @@ def gather(monitor: Monitor, disks: Iterable[str] | None = None) -> Facts:
         "command": command,
         "capabilities": sorted(row["capability"] for row in monitor.execute("query-migrate-capabilities")),
         "blocked": monitor.migration().get("blocked-reasons", []),
-        "disks": [disk_facts(path) for path in names],
+        "disks": _disks_facts(its if disks is None else disks, its),
         "temporary": _has_temporary_disks(command or []),
         **host_facts(command or []),
     }
@@ -86,6 +87,23 @@ def _words(monitor: Monitor, path: str, name: str) -> dict[str, int]:
         for row in rows
         if row["features"]
     }
+
+
+def _disks_facts(names: Iterable[str], its: Sequence[str]) -> list[Facts]:
+    """Of each name; `its` are the images that this QEMU has, perhaps by other names (links, a relative path)."""
+    real = {_real(path) for path in its}
+    return [
+        disk_facts(name) if _real(name) in real else {"path": name, "unknown": "this QEMU has no such disk"}
+        for name in names
+    ]
+
+
+def _real(path: str) -> str | None:
+    """Its name without links; None for what can be none, as with a NUL in it."""
+    try:
+        return os.path.realpath(path)
+    except ValueError:
+        return None
 
 
 def disk_facts(path: str) -> Facts:

@@ -165,6 +165,12 @@ class Monitor:
         """The guest's run state, as "running" or "postmigrate". Raises QemuError."""
         return str(self.execute("query-status")["status"])
 
+    def demand_waiting(self) -> None:
+        """Raises QemuError unless it waits for a guest to come."""
+        if (found := self.run_state()) != "inmigrate":
+            hint = "start it with -incoming defer"
+            raise QemuError(f"QEMU does not wait for a guest: its own is {found}", hint=hint)
+
     def close(self) -> None:
         """Leave; QEMU stays as it is."""
         try:
@@ -178,6 +184,13 @@ class Monitor:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+def demand_completed(figures: dict[str, Any], otherwise: str = "it gives no reason") -> dict[str, Any]:
+    """The figures of a migration that has ended. Raises QemuError, with `otherwise` where QEMU itself has no reason."""
+    if figures["status"] != "completed":
+        raise QemuError(f"QEMU says {figures['status']}: {figures.get('error-desc') or otherwise}")
+    return figures
 
 
 def _start_undisturbed(thread: threading.Thread) -> None:

@@ -8,11 +8,12 @@ import socket
 import stat
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from statepipe.errors import QemuError, UsageError
+from statepipe.errors import QemuError, QemuGone, UsageError
+from statepipe.pipes import polled
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """The signals that end a command."""
@@ -116,6 +117,7 @@ class Child:
 
     def __init__(self, command: Sequence[str], detach: bool, folder: str | None = None, log: str | None = None) -> None:
         _refuse_incoming(command)
+        self._log = log
         self.stays_paused = _has_option(command, "-S")
         (self.monitor, theirs), (self.spare, spare) = socket.socketpair(), socket.socketpair()
         with theirs, spare, _opened(log) as said:
@@ -162,12 +164,38 @@ class Child:
         self._process.kill()
         self._process.wait()
 
-    def status(self) -> int | None:
+    def end_after(self, error: BaseException, when: str) -> None:
+        """End it, as `error` prevents what it was started for. Raises QemuError if it had ended before, by itself."""
+        status = self._status() if isinstance(error, QemuGone) else None
+        self.end()
+        if status is not None:
+            said, hint = _last_words(self._log)
+            raise QemuError(f"QEMU ended with status {status} {when}{said}", hint=hint) from error
+
+    def _status(self) -> int | None:
         """The exit status if it has ended by itself within a second, else None."""
         try:
             return self._process.wait(1)
         except subprocess.TimeoutExpired:
             return None
+
+
+def wait_for_one(children: Sequence[Child]) -> None:
+    """Until one of them has ended, of which none was reaped yet."""
+    with ExitStack() as opened:
+        pidfds = []
+        for child in children:
+            pidfds.append(os.pidfd_open(child.pid))
+            opened.callback(os.close, pidfds[-1])
+        polled(*pidfds).poll()
+
+
+def _last_words(log: str | None) -> tuple[str, str]:
+    """The last line that it said, to go on with, and where to read all: without a log, on our standard error."""
+    if log is None:
+        return "", "its own message is above"
+    lines = Path(log).read_text(errors="replace").splitlines()
+    return (f": {lines[-1]}" if lines else ""), f"all that it said is in {log}, on its host"
 
 
 @contextmanager

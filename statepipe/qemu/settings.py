@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from statepipe.errors import InterruptedBySignal, QemuGone
+from statepipe.errors import InterruptedBySignal, QemuError, QemuGone, StatepipeError
 from statepipe.qemu.monitor import Monitor
 
 
@@ -23,12 +23,26 @@ def adjusted(
         set_capabilities(monitor, {name: capabilities[name] for name in before["capabilities"]})
         _set_parameters(monitor, parameters)
         yield before
-    except InterruptedBySignal:
-        monitor.hurry()
+    except BaseException as error:
+        if isinstance(error, InterruptedBySignal):
+            monitor.hurry()
+        _restore_after(error, monitor, before)
         raise
-    finally:
-        with suppress(QemuGone):  # and its settings with it: the failure that is on its way says so
-            restore(monitor, before)
+    with suppress(QemuGone):  # and its settings with it
+        restore(monitor, before)
+
+
+def _restore_after(error: BaseException, monitor: Monitor, before: Mapping[str, Any]) -> None:
+    """The error that is on its way stays the cause; its hint tells of settings that QEMU would not take back."""
+    try:
+        restore(monitor, before)
+    except QemuGone:  # and its settings with it, which the error says
+        return
+    except QemuError as refused:
+        if isinstance(error, StatepipeError):
+            error.hint = "; ".join(
+                filter(None, [error.hint, f"QEMU's migration settings are not as before: {refused}"])
+            )
 
 
 def _settings(monitor: Monitor, capabilities: Mapping[str, bool], parameters: Mapping[str, Any]) -> dict[str, Any]:

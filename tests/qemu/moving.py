@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,10 @@ class Credentials:
 
 
 class Running:
-    """A statepipe in the background, whose words are kept. It is killed on leaving, if it has not ended."""
+    """A statepipe (or `program`) in the background, whose words are kept. On leaving it is killed, if it lives."""
 
-    def __init__(self, *words: object, **more: Any) -> None:
-        command = [*statepipe_command(), *map(str, words)]
+    def __init__(self, *words: object, wrapper: Sequence[str] = (), program: Sequence[str] = (), **more: Any) -> None:
+        command = [*wrapper, *(program or statepipe_command()), *map(str, words)]
         self._process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -46,6 +47,19 @@ def test_a_disk_that_is_only_a_copy(tmp_path: Path, qemu72: str) -> None:
             destination["disks"][0]["path"] = path
             assert levels(source, destination)[f"disk {path}"] == FAIL
             assert levels(source, destination)["command line"] == WARN
+
+
+def test_only_its_own_disks_are_looked_at(tmp_path: Path, qemu72: str) -> None:
+    """Under whatever name. Of any other file no peer is told more than that it is none of them."""
+    link, other, nul = tmp_path / "link.img", tmp_path / "other.img", "/a\0b"
+    guest = Guest(tmp_path, qemu=qemu72, incoming="defer")
+    link.symlink_to(guest.image)
+    shutil.copy(guest.image, other)
+    names = [str(link), os.path.relpath(guest.image), str(other), "/etc/passwd", "/none", nul, "/\udc00\ud800"]
+    with facts_of(guest, names) as facts:
+        own, others = facts["disks"][:2], facts["disks"][2:]
+    assert [disk["size"] for disk in own] == [guest.image.stat().st_size] * 2
+    assert others == [{"path": name, "unknown": "this QEMU has no such disk"} for name in names[2:]]
 
 
 def test_differences_that_harm(tmp_path: Path, qemu72: str) -> None:

@@ -120,3 +120,14 @@ def test_no_statepipe_there_moves_nothing(tmp_path: Path, qemu72: str, host: Hos
         done = run_statepipe("migrate", *command, host.address)
         assert done.returncode == 5 and "there is no statepipe on 127.0.0.1" in done.stderr
         assert_runs_on(source)
+
+
+def test_a_qemu_that_cannot_start_there_says_why_here(tmp_path: Path, qemu72: str, host: Host) -> None:
+    """Its pid file is locked: it is not one of those that are apart."""
+    with Guest(tmp_path, qemu=qemu72, dirty=0, args=["-pidfile", f"{tmp_path}/pid"]) as source, Arrived(source):
+        source.wait_ticks(2)
+        done = run_statepipe("migrate", *words(host, source, tmp_path), host.address)
+        assert done.returncode == 5, done.stderr
+        assert "QEMU ended with status 1 before it could take a guest: " in done.stderr
+        assert "cannot create PID file" in done.stderr
+        assert_runs_on(source)

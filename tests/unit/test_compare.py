@@ -50,6 +50,9 @@ def test_two_hosts_alike_are_ok() -> None:
     assert worst(found) == OK
 
 
+SERIAL = changed(command=[*HOST["command"], "-serial", "file:/a"])
+"""The guest has a serial line."""
+
 CASES: list[tuple[str, Facts, Facts, str, str]] = [
     ("QEMU", HOST, changed(guest__qemu="10.0.2 (x)"), OK, "newer"),
     ("QEMU", changed(guest__qemu="10.0.2 (x)"), HOST, WARN, "only the way to a newer"),
@@ -63,6 +66,12 @@ CASES: list[tuple[str, Facts, Facts, str, str]] = [
     ("command line", HOST, changed(command=None), WARN, "may not be looked at"),
     ("command line", HOST, changed(command=[*HOST["command"], "-device", "e1000"]), WARN, "only there: -device e1000"),
     ("command line", changed(command=[*HOST["command"], "-usb"]), HOST, WARN, "only here: -usb"),
+    ("command line", HOST, changed(command=[*HOST["command"], "-nodefaults"]), WARN, "only there: -nodefaults"),
+    ("command line", HOST, changed(command=[*HOST["command"], "-uuid", "1-2"]), WARN, "only there: -uuid 1-2"),
+    ("command line", SERIAL, changed(command=[*SERIAL["command"], "-serial", "null"]), WARN, "only there: -serial"),
+    ("command line", SERIAL, HOST, WARN, "only here: -serial"),
+    ("command line", SERIAL, changed(command=[*HOST["command"], "-serial", "none"]), WARN, "only there: -serial none"),
+    ("command line", SERIAL, changed(command=[*HOST["command"], "--serial", "file:/b"]), OK, "the same"),
     ("capabilities", HOST, changed(capabilities=["events"]), FAIL, "the destination's QEMU has no return-path"),
     ("devices", changed(blocked=["VFIO device"]), HOST, FAIL, "VFIO device"),
     ("disks", changed(temporary=True), HOST, FAIL, "-snapshot"),
