@@ -63,7 +63,7 @@ class Wire:
 
     def accept(self, greeting: Greeting) -> bytes:
         """A link came whose greeting was judged (opening.Doorkeeper): the answer. Raises Violation."""
-        check_terms(greeting, self.party.role)
+        check_terms(greeting.role, self.party.role, greeting.window)
         if len(self.links) >= MAX_LINKS:
             raise Violation(f"more than {MAX_LINKS} links")
         self._agree(greeting)
