@@ -144,6 +144,7 @@ BETWEEN_HOSTS = (
             Param("come", "where connections come in: unix:///PATH here, tls://:PORT on the other host", "FROM"),
             Param("go", "where they go on to: tls://HOST:PORT here, unix:///PATH on the other host", "TO"),
             Param("--once", "end when all connections that have come have ended"),
+            Param("--status-fd", "tell how far it is each second, in JSON, to descriptor N", "N"),
             _CREDS,
             _PEER,
             _RETRY,

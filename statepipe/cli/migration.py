@@ -227,6 +227,7 @@ def run_tunnel(name: str, values: Values) -> int:
         plan_of(values[name], [], values if scheme == TLS else bare, None)
         for name, scheme in zip(("come", "go"), schemes, strict=True)
     ]
+    _listeners(values)
     run_tunnel(Request(plans[0], plans[1], once=values["once"]), _saying(name))
     return 0
 

@@ -4,27 +4,32 @@ One tunnel stands on each host. The near one listens at a unix socket and dials 
 sessions and dials a unix socket. So QEMU has `unix:` at both ends, for as many connections as it wants (multifd,
 postcopy's preempt channel, NBD), each both ways; and a link that breaks costs its time. Connections are made over there
 in the order in which they came here: QEMU takes the first for the migration stream itself.
+
+What becomes of one connection (commands/connection.py) concerns no other, and is told in one line.
 """
 
 from __future__ import annotations
 
+import errno
+import itertools
+import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from statepipe.commands.connection import Connection
 from statepipe.commands.encounter import WINDOWS
 from statepipe.commands.linked import TlsDial, door, timing
 from statepipe.commands.meet import once, trust_of
 from statepipe.commands.plan import Plan, Say
 from statepipe.ends.address import TLS
 from statepipe.ends.dial import connect, listening, port_of
-from statepipe.ends.net import Patience, SocketSource
 from statepipe.engine.desk import at_work
-from statepipe.engine.peer import Inlet, Outlet
-from statepipe.engine.session import FAREWELL, Session
+from statepipe.engine.session import Session
 from statepipe.engine.sessionlinks import ATTEMPTS, FIRST_PAUSE, Acceptor, Dial, dialled
 from statepipe.engine.transport import Transport
 from statepipe.errors import PeerError, StatepipeError
@@ -55,52 +60,71 @@ class Tunnel:
         self._say, self._once = say, once
         self._started = time.monotonic()
         self._lock = threading.Lock()
-        self._over = threading.Event()
-        self._open: dict[threading.Thread, Session] = {}
+        self._numbers = itertools.count(1)
+        self._open: dict[Connection, threading.Thread | None] = {}
         self._total = self._broken = self._resent = self._there = self._back = 0
 
-    def carry(self, connection: socket.socket, session: Session, ends: tuple[Inlet, Outlet]) -> None:
-        """Move bytes both ways in a thread, until both sides have ended. The session is not entered yet, or just is."""
-        thread = threading.Thread(target=self._carry, args=(connection, session, ends), name="tunnel", daemon=True)
+    def open(self, session: Session) -> Connection:
+        """Enter a session that has just begun, for a connection that is to be launched."""
+        connection = Connection(next(self._numbers), session)
         with self._lock:
-            self._open[thread] = session
+            self._open[connection] = None
             self._total += 1
+        return connection
+
+    def launch(self, connection: Connection, work: Callable[[], StatepipeError | None]) -> None:
+        """Do the connection's work in a thread, count it out at its end, and tell what broke it."""
+        thread = threading.Thread(target=self._run, args=(connection, work), name="tunnel", daemon=True)
+        with self._lock:
+            self._open[connection] = thread
         start(thread)
 
-    def _carry(self, connection: socket.socket, session: Session, ends: tuple[Inlet, Outlet]) -> None:
+    def _run(self, connection: Connection, work: Callable[[], StatepipeError | None]) -> None:
+        broken = True
         try:
-            with session, connection:
-                _both_ways(connection, session, ends)
-        except (OSError, StatepipeError) as error:
-            self._say(f"a connection broke off: {error}")
-            self._broken += 1
-            if not isinstance(error, StatepipeError):
-                raise
+            if (failure := work()) is not None:
+                became = "broke off" if connection.session.wire.opened else "was not let through"
+                self._say(f"connection {connection.number} {became}: {failure}")
+            broken = failure is not None
         finally:
-            with self._lock:
-                del self._open[threading.current_thread()]
-                self._there += ends[1].bytes
-                self._back += ends[0].bytes
-                self._resent += ends[1].resent
-                if self._once and not self._open:
-                    self._over.set()
+            self._count_out(connection, broken)
+        if connection.remark is not None:
+            self._say(f"connection {connection.number}: {connection.remark}")
+
+    def _count_out(self, connection: Connection, broken: bool) -> None:
+        with self._lock:
+            del self._open[connection]
+            self._broken += broken
+            self._there += connection.outlet.bytes
+            self._back += connection.inlet.bytes
+            self._resent += connection.outlet.resent
 
     @property
     def is_over(self) -> bool:
         """Whether the last connection has ended, where that is the end."""
-        return self._over.is_set()
+        with self._lock:
+            return self._once and self._total > 0 and not self._open
 
     def status(self) -> dict[str, Any]:
-        """Ready for JSON: seconds, bytes of connections that have ended, connections open and in all, bytes resent."""
-        return {
-            "seconds": round(time.monotonic() - self._started, 3),
-            "bytes_in": self._there,
-            "bytes_out": self._back,
-            "stages": [],
-            "connections": len(self._open),
-            "connections_in_all": self._total,
-            "resent": self._resent,
-        }
+        """Ready for JSON: seconds, bytes taken and given here, connections and the links that carry them.
+
+        `links` are all that are up, `cut` the connections that have none.
+        """
+        with self._lock:
+            connections = list(self._open)
+            links = [each.session.links for each in connections]
+            return {
+                "seconds": round(time.monotonic() - self._started, 3),
+                "bytes_in": self._there + sum(each.outlet.bytes for each in connections),
+                "bytes_out": self._back + sum(each.inlet.bytes for each in connections),
+                "stages": [],
+                "connections": len(connections),
+                "connections_total": self._total,
+                "connections_broken": self._broken,
+                "links": sum(links),
+                "cut": links.count(0),
+                "resent": self._resent + sum(each.outlet.resent for each in connections),
+            }
 
     def set_rate(self, rate: int | None) -> None:
         """Raises StatepipeError."""
@@ -114,50 +138,17 @@ class Tunnel:
             )
 
     def end(self) -> None:
-        """Break off what is open, and wait for it."""
+        """Break off what is open, all at once, and wait for it."""
         with self._lock:
             threads = dict(self._open)
-        for thread, session in threads.items():
-            session.fail(PeerError("the tunnel was ended"))
-            thread.join()
+        for connection in threads:
+            connection.break_off(PeerError("the tunnel was ended"))
+        for connection, thread in threads.items():
+            if thread is None:
+                connection.leave()
+            else:
+                thread.join()
 
-
-def _both_ways(connection: socket.socket, session: Session, ends: tuple[Inlet, Outlet]) -> None:
-    """Until both directions have ended. Raises what broke either."""
-    inlet, outlet = ends
-    failures: list[BaseException] = []
-
-    def there() -> None:
-        with SocketSource(connection, "the connection", _PATIENT) as source:
-            try:
-                for buffer in source:
-                    outlet.write(buffer)
-                outlet.commit()  # returns once all of it is with the far program
-            except StatepipeError as error:
-                failures.append(error)
-                session.fail(error)
-                raise
-
-    thread = threading.Thread(target=there, name="tunnel", daemon=True)
-    start(thread)
-    try:
-        for buffer in inlet:
-            connection.sendall(buffer)
-        connection.shutdown(socket.SHUT_WR)
-        inlet.accept()
-    except BaseException as error:
-        with suppress(OSError):  # it was first
-            connection.shutdown(socket.SHUT_RDWR)  # which wakes the other direction; closed it is once that has ended
-        session.fail(error if isinstance(error, StatepipeError) else PeerError(f"the far connection broke: {error}"))
-        raise
-    finally:
-        thread.join()
-    session.say_close()
-    session.hear_close(FAREWELL)
-    session.flush(FAREWELL)
-
-
-_PATIENT = Patience()
 
 DOOR = 0.25
 """Seconds between two looks at whether the tunnel is over."""
@@ -177,22 +168,33 @@ def run_tunnel(request: Request, say: Say) -> None:
     tunnel.judge()
 
 
+# --- where connections come in
+
+
 def _near(request: Request, listener: socket.socket, tunnel: Tunnel, say: Say) -> None:
-    """Here connections come in. Each has reached the far tunnel before the next is taken."""
-    dial = _insistent(TlsDial(request.go, trust_of(request.go, server=False)))
+    """Each has reached the far tunnel, or never will, before the next is taken."""
+    plan = request.go
+    dial = _insistent(TlsDial(plan, trust_of(plan, server=False)))
     listener.settimeout(DOOR)
-    while not tunnel.is_over:
-        try:
-            connection, _ = listener.accept()
-        except TimeoutError:
-            continue
-        connection.setblocking(True)
-        session = dialled(
-            dial, Role.BOTH, str(request.go.address), timing(request.go), links=request.go.links, window=WINDOW
-        )
-        ends = Inlet(session), Outlet(session)
-        tunnel.carry(connection, session, ends)
-        _meet(session, say)
+    while (program := _accepted(listener)) is not None or not tunnel.is_over:
+        if program is not None:
+            session = dialled(dial, Role.TUNNELS, str(plan.address), timing(plan), links=plan.links, window=WINDOW)
+            connection = tunnel.open(session)
+            tunnel.launch(connection, lambda each=connection, to=program: each.carry(to))  # type: ignore[misc]
+            session.wait_until(lambda wire=session.wire: wire.opened)  # type: ignore[misc]  # why not, its connection tells
+
+
+def _accepted(listener: socket.socket) -> socket.socket | None:
+    """The next that comes within DOOR. Raises StatepipeError."""
+    try:
+        program, _ = listener.accept()
+    except (TimeoutError, ConnectionAbortedError):
+        return None
+    except OSError as error:
+        hint = "ulimit -n tells how many files a process may have open" if error.errno == errno.EMFILE else None
+        raise StatepipeError(f"cannot take connections: {os.strerror(error.errno or 0)}", hint=hint) from error
+    program.setblocking(True)
+    return program
 
 
 def _insistent(dial: Dial) -> Dial:
@@ -208,29 +210,17 @@ def _insistent(dial: Dial) -> Dial:
     return again
 
 
-def _meet(session: Session, say: Say) -> None:
-    """A tunnel that cannot be reached now may be later: QEMU is told by its connection's end."""
-    try:
-        session.meet()
-    except PeerError as error:
-        say(f"a connection was not let through: {error}")
+# --- where they go on
 
 
 def _far(request: Request, listener: socket.socket, tunnel: Tunnel, say: Say) -> None:
     """Here sessions come in."""
-    turned_away = once(say)
-    acceptor = Acceptor(Role.BOTH, timing(request.come), turned_away, again=True, many=CONNECTIONS, window=WINDOW)
+    turned_away, plan = once(say), request.go
+    acceptor = Acceptor(Role.TUNNELS, timing(request.come), turned_away, again=True, many=CONNECTIONS, window=WINDOW)
     with door(listener, trust_of(request.come, server=True), acceptor, turned_away):
-        while not tunnel.is_over:
-            if (session := _next(acceptor)) is not None:
-                ends = Inlet(session), Outlet(session)
-                try:
-                    connection = connect(request.go.address, request.go.patience, None, insecure=request.go.insecure)
-                except PeerError as error:
-                    _refuse(session, error)
-                    say(str(error))
-                    continue
-                tunnel.carry(connection, session, ends)
+        while (session := _next(acceptor)) is not None or not tunnel.is_over:
+            if session is not None:
+                _go_on(plan, tunnel, tunnel.open(session))
 
 
 def _next(acceptor: Acceptor) -> Session | None:
@@ -239,7 +229,12 @@ def _next(acceptor: Acceptor) -> Session | None:
     return None
 
 
-def _refuse(session: Session, error: PeerError) -> None:
-    with session:
-        session.fail(error)
-        session.flush(FAREWELL)
+def _go_on(plan: Plan, tunnel: Tunnel, connection: Connection) -> None:
+    """To the program there, patiently; its refusal is the near program's."""
+    try:
+        program = connect(plan.address, plan.patience, None, insecure=plan.insecure)
+    except PeerError as error:
+        failure = error
+        tunnel.launch(connection, lambda: connection.refuse(failure))
+        return
+    tunnel.launch(connection, lambda: connection.carry(program))

@@ -5,54 +5,13 @@ from __future__ import annotations
 import contextlib
 import signal
 import socket
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.net.relay import Faults, Relay, relay
 from tests.qemu.harness import FINAL, Guest, assert_continues, assert_runs_on, run_statepipe, wait_for
-from tests.qemu.moving import LISTENING, Credentials, Running
-
-
-@dataclass(frozen=True)
-class Way:
-    """A unix socket here, one there, and what is between."""
-
-    here: Path
-    there: Path
-    rail: Relay
-    near: Running
-    far: Running
-
-
-@contextlib.contextmanager
-def tunnel(folder: Path, credentials: Credentials, *words: str) -> Iterator[Way]:
-    here, there = folder / "here", folder / "there"
-    far = Running("tunnel", *words, *credentials.of("destination"), "tls://127.0.0.1:0", f"unix://{there}")
-    with far, relay(int(far.wait_said(LISTENING.pattern)[1]), Faults()) as rail:
-        way = ("tunnel", *words, *credentials.of("source"), f"unix://{here}", f"tls://127.0.0.1:{rail.port}")
-        with Running(*way) as near:
-            wait_for("the near end", here.exists)
-            yield Way(here, there, rail, near, far)
-
-
-@contextlib.contextmanager
-def guests(folder: Path, qemu: str, way: Way, **capabilities: bool) -> Iterator[tuple[Guest, Guest]]:
-    """A guest that runs, and a QEMU that waits at the far end."""
-    with Guest(folder, qemu=qemu, dirty=2) as source:
-        source.wait_ticks(3)
-        with Guest(folder, qemu=qemu, image=source.image, incoming="defer") as target:
-            for guest in (source, target):
-                guest.capabilities(return_path=True, **capabilities)
-            if capabilities.get("multifd"):
-                for guest in (source, target):
-                    guest.qmp("migrate-set-parameters", multifd_channels=4)
-            source.qmp("migrate-set-parameters", max_bandwidth=0)
-            target.qmp("migrate-incoming", uri=f"unix:{way.there}")
-            yield source, target
+from tests.qemu.moving import Credentials
+from tests.qemu.tunnels import Way, called, echoed, everything, guests, near_end, tunnel
 
 
 @pytest.mark.parametrize("capabilities", [{}, {"multifd": True}], ids=["one stream", "multifd"])
@@ -125,39 +84,6 @@ def test_many_connections_each_both_ways(tmp_path: Path, credentials: Credential
         assert (way.near.wait(), way.far.wait()) == (0, 0), (way.near.said, way.far.said)
 
 
-def called(way: Way) -> socket.socket:
-    connection = socket.socket(socket.AF_UNIX)
-    wait_for("a listener", lambda: not connection.connect_ex(str(way.here)))  # it has its name a moment before
-    connection.settimeout(60)
-    return connection
-
-
-def everything(connection: socket.socket) -> bytes:
-    parts = []
-    while part := connection.recv(1 << 16):
-        parts.append(part)
-    return b"".join(parts)
-
-
-def echoed(way: Way, data: bytes) -> bytes:
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(way.there))
-        server.listen()
-
-        def echo() -> None:
-            with server.accept()[0] as connection:
-                connection.sendall(everything(connection))
-
-        thread = threading.Thread(target=echo)
-        thread.start()
-        with called(way) as connection:
-            connection.sendall(data)
-            connection.shutdown(socket.SHUT_WR)
-            answer = everything(connection)
-        thread.join()
-        return answer
-
-
 def test_a_far_side_that_breaks_off_is_a_near_one_that_does(tmp_path: Path, credentials: Credentials) -> None:
     with tunnel(tmp_path, credentials) as way, socket.socket(socket.AF_UNIX) as server:
         server.bind(str(way.there))
@@ -171,14 +97,12 @@ def test_a_stranger_gets_nowhere(tmp_path: Path, credentials: Credentials) -> No
     stranger = Credentials(tmp_path / "elsewhere")
     with tunnel(tmp_path, credentials) as way:
         path = tmp_path / "strange"
-        words = ("tunnel", *stranger.of("source"), f"unix://{path}", f"tls://127.0.0.1:{way.rail.port}")
-        with Running(*words) as near:
-            wait_for("the near end", path.exists)
+        with near_end(stranger, path, way.rail.port) as near:
             with socket.socket(socket.AF_UNIX) as connection:
                 connection.settimeout(60)
                 connection.connect(str(path))
                 assert everything(connection) == b""
-            near.wait_said("a connection was not let through")
+            near.wait_said("connection 1 was not let through: no trust between us")
 
 
 @pytest.mark.parametrize("words", [["tls://:1", "tls://h"], ["unix:///a", "unix:///b"], ["tcp://:1", "tls://h"]])
