@@ -173,15 +173,19 @@ def run_tunnel(request: Request, say: Say) -> None:
 
 def _near(request: Request, listener: socket.socket, tunnel: Tunnel, say: Say) -> None:
     """Each has reached the far tunnel, or never will, before the next is taken."""
-    plan = request.go
-    dial = _insistent(TlsDial(plan, trust_of(plan, server=False)))
+    trust = trust_of(request.go, server=False)
     listener.settimeout(DOOR)
     while (program := _accepted(listener)) is not None or not tunnel.is_over:
         if program is not None:
-            session = dialled(dial, Role.TUNNELS, str(plan.address), timing(plan), links=plan.links, window=WINDOW)
-            connection = tunnel.open(session)
-            tunnel.launch(connection, lambda each=connection, to=program: each.carry(to))  # type: ignore[misc]
-            session.wait_until(lambda wire=session.wire: wire.opened)  # type: ignore[misc]  # why not, its connection tells
+            _let_in(program, request.go, TlsDial(request.go, trust), tunnel)
+
+
+def _let_in(program: socket.socket, plan: Plan, dial: Dial, tunnel: Tunnel) -> None:
+    name, links = str(plan.address), plan.links
+    session = dialled(_Insistent(dial), Role.TUNNELS, name, timing(plan), links=links, window=WINDOW)
+    connection = tunnel.open(session)
+    tunnel.launch(connection, lambda: connection.carry(program))
+    session.wait_until(lambda: session.wire.opened)  # why it was not, its connection tells
 
 
 def _accepted(listener: socket.socket) -> socket.socket | None:
@@ -197,17 +201,23 @@ def _accepted(listener: socket.socket) -> socket.socket | None:
     return program
 
 
-def _insistent(dial: Dial) -> Dial:
-    """A link that breaks in the midst of its handshake is no reason to fail QEMU; a refusal is the same each time."""
+class _Insistent:
+    """Makes links for one session. A first one that breaks in the midst of its handshake is no reason to fail QEMU; a
+    refusal is the same each time. Later ones are dialled again anyway, for as long as the session is patient."""
 
-    def again() -> Transport:
-        for _ in range(1, ATTEMPTS):
+    def __init__(self, dial: Dial) -> None:
+        self._dial, self._more = dial, ATTEMPTS - 1
+
+    def __call__(self) -> Transport:
+        """Raises what the last attempt does."""
+        while self._more:
+            self._more -= 1
             with suppress(PeerError):
-                return dial()
+                transport = self._dial()
+                self._more = 0
+                return transport
             time.sleep(FIRST_PAUSE)
-        return dial()
-
-    return again
+        return self._dial()
 
 
 # --- where they go on
