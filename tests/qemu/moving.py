@@ -10,19 +10,21 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from tests.qemu.harness import PATIENCE, Guest, run_statepipe, statepipe_command
+from tests.guest import parse_ticks
+from tests.net.hosts import Host, environment
+from tests.qemu.harness import PATIENCE, Guest, assert_unbroken, run_statepipe, statepipe_command
 
 LISTENING = re.compile(r"listening at port (\d+)")
 
 
 class Credentials:
-    """Certificates of two hosts, `source` and `destination`, of one authority."""
+    """Certificates of two hosts, `source` and `destination`, of one authority; both have the other names as well."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *names: str) -> None:
         self.folder = folder
         self._pki("init")
         for host in ("source", "destination"):
-            self._pki("issue", "localhost", "127.0.0.1", host, "--dir", folder / host)
+            self._pki("issue", "localhost", "127.0.0.1", *names, host, "--dir", folder / host)
 
     def _pki(self, *words: object) -> None:
         done = run_statepipe("pki", *words, "--ca", self.folder / "ca")
@@ -33,10 +35,15 @@ class Credentials:
 
 
 class Running:
-    """A statepipe in the background, whose words are kept. It is killed on leaving, if it has not ended."""
+    """A statepipe in the background, whose words are kept. It is killed on leaving, if it has not ended.
 
-    def __init__(self, *words: object, **more: Any) -> None:
+    `on` is the host it runs on, where that is another than this.
+    """
+
+    def __init__(self, *words: object, on: Host | None = None, **more: Any) -> None:
         command = [*statepipe_command(), *map(str, words)]
+        if on is not None:
+            command, more = on.command(*command), more | {"env": environment()}
         self._process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more
         )
@@ -110,6 +117,20 @@ def mover(credentials: Credentials, guest: Guest, port: int, *words: object, **m
     """A `migrate` of the guest to that port."""
     where = f"tls://127.0.0.1:{port}"
     return Running("migrate", "--qmp", guest.socket, *credentials.of("source"), *words, where, **more)
+
+
+def waiting(folder: Path, qemu: str, source: Guest) -> Guest:
+    """The QEMU that the guest is to move into."""
+    return Guest(folder, qemu=qemu, image=source.image, incoming="defer", args=["-S"])
+
+
+def assert_moved(source: Guest, target: Guest) -> None:
+    """The guest ticks there alone, and no tick was lost on the way."""
+    target.wait_ticks(3)
+    silent = source.serial()
+    target.wait_ticks(3)
+    assert source.serial() == silent
+    assert_unbroken(parse_ticks(silent + target.serial()))
 
 
 def child_of(pid: int) -> int:
