@@ -10,7 +10,6 @@ What becomes of one connection (commands/connection.py) concerns no other, and i
 
 from __future__ import annotations
 
-import errno
 import itertools
 import os
 import socket
@@ -39,6 +38,8 @@ from statepipe.threads import start
 CONNECTIONS = 64
 """At a time: a migration by multifd has 17 at the most (QEMU's multifd-channels and the stream's own)."""
 
+DOOR = 0.25
+"""Seconds between two looks at whether the tunnel is over."""
 
 WINDOW = WINDOWS[1]
 """Bytes on their way each way in each connection."""
@@ -60,6 +61,8 @@ class Tunnel:
         self._say, self._once = say, once
         self._started = time.monotonic()
         self._lock = threading.Lock()
+        self._ended = threading.Condition(self._lock)  # a connection
+        self._told: set[str] = set()
         self._numbers = itertools.count(1)
         self._open: dict[Connection, threading.Thread | None] = {}
         self._total = self._broken = self._resent = self._there = self._back = 0
@@ -98,6 +101,20 @@ class Tunnel:
             self._there += connection.outlet.bytes
             self._back += connection.inlet.bytes
             self._resent += connection.outlet.resent
+            self._ended.notify_all()
+
+    def has_room(self) -> bool:
+        """Whether there may be one more connection; waits for that a while."""
+        with self._lock:
+            return self._ended.wait_for(lambda: len(self._open) < CONNECTIONS, DOOR)
+
+    def lacks(self, what: str) -> None:
+        """Tell it once, and wait a while for a connection to end: then there may be what it takes."""
+        if what not in self._told:
+            self._told.add(what)
+            self._say(f"a connection has to wait: {what}")
+        with self._lock:
+            self._ended.wait(DOOR)
 
     @property
     def is_over(self) -> bool:
@@ -150,10 +167,6 @@ class Tunnel:
                 thread.join()
 
 
-DOOR = 0.25
-"""Seconds between two looks at whether the tunnel is over."""
-
-
 def run_tunnel(request: Request, say: Say) -> None:
     """Carry connections until a signal, or with `once` until the last has ended. Raises StatepipeError."""
     tunnel = Tunnel(say, once=request.once)
@@ -175,7 +188,7 @@ def _near(request: Request, listener: socket.socket, tunnel: Tunnel, say: Say) -
     """Each has reached the far tunnel, or never will, before the next is taken."""
     trust = trust_of(request.go, server=False)
     listener.settimeout(DOOR)
-    while (program := _accepted(listener)) is not None or not tunnel.is_over:
+    while (program := _accepted(listener, tunnel)) is not None or not tunnel.is_over:
         if program is not None:
             _let_in(program, request.go, TlsDial(request.go, trust), tunnel)
 
@@ -188,15 +201,17 @@ def _let_in(program: socket.socket, plan: Plan, dial: Dial, tunnel: Tunnel) -> N
     session.wait_until(lambda: session.wire.opened)  # why it was not, its connection tells
 
 
-def _accepted(listener: socket.socket) -> socket.socket | None:
-    """The next that comes within DOOR. Raises StatepipeError."""
+def _accepted(listener: socket.socket, tunnel: Tunnel) -> socket.socket | None:
+    """The next that comes within DOOR."""
+    if not tunnel.has_room():
+        return None
     try:
         program, _ = listener.accept()
     except (TimeoutError, ConnectionAbortedError):
         return None
-    except OSError as error:
-        hint = "ulimit -n tells how many files a process may have open" if error.errno == errno.EMFILE else None
-        raise StatepipeError(f"cannot take connections: {os.strerror(error.errno or 0)}", hint=hint) from error
+    except OSError as error:  # no descriptor to spare, or no memory
+        tunnel.lacks(os.strerror(error.errno or 0))
+        return None
     program.setblocking(True)
     return program
 

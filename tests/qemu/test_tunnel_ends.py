@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import threading
@@ -159,6 +160,24 @@ def test_any_failure_over_there_is_this_connection_s(error: Exception, capfd: py
             assert type(failure) is type(error) and str(error) in str(failure)
             assert carried.program.recv(1) == b""
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_one_too_many_waits_until_another_has_ended(way: Way) -> None:
+    """For descriptors, of which a process may have so many; the tunnel and its other connections go on."""
+    with server(way) as listener:
+        with called(way) as near, answered(listener) as far:
+            near.sendall(b"still")
+            assert far.recv(5) == b"still"
+            count = len(os.listdir(f"/proc/{way.near.pid}/fd"))
+            resource.prlimit(way.near.pid, resource.RLIMIT_NOFILE, (count, count))
+            late = called(way)
+            way.near.wait_said("a connection has to wait: Too many open files")
+            far.sendall(b"here")
+            assert near.recv(4) == b"here"
+        with late, answered(listener) as far:
+            late.sendall(b"at last")
+            assert far.recv(7) == b"at last"
+    assert sum("has to wait" in line for line in way.near.said) == 1
 
 
 # --- ends that do not fit
