@@ -20,7 +20,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 
 from statepipe.engine.peer import Inlet, Outlet
 from statepipe.engine.session import FAREWELL, Session
@@ -33,10 +33,11 @@ LEFT = "look at what that program says"
 class Connection:
     """A session that has just begun, entered here, and the program's socket once that is known.
 
-    `remark` is what is to be told of an end that was none of the failures.
+    `remark` is what is to be told of an end that was none of the failures. `ending` is left before the session waits
+    for its threads: it ends a dial that may last.
     """
 
-    def __init__(self, number: int, session: Session) -> None:
+    def __init__(self, number: int, session: Session, ending: AbstractContextManager[object] | None = None) -> None:
         self.number, self.session = number, session
         self.outlet, self.inlet = Outlet(session), Inlet(session)  # before the peer may speak of them
         self.remark: str | None = None
@@ -45,6 +46,7 @@ class Connection:
         self._failure: StatepipeError | None = None
         self._inside = ExitStack()
         self._inside.enter_context(session)
+        self._inside.enter_context(ending or nullcontext())
 
     def carry(self, program: socket.socket) -> StatepipeError | None:
         """Both ways until both have ended. What broke it, of whatever kind; None if nothing did."""

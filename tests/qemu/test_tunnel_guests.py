@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 from collections.abc import Iterator
@@ -11,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.qemu.harness import Guest, QmpError, assert_continues, run_statepipe, wait_for
+from tests.qemu.harness import Guest, QmpError, assert_continues, wait_for
 from tests.qemu.moving import Credentials
-from tests.qemu.tunnels import Way, guests, prepare, tunnel
+from tests.qemu.tunnels import Way, guests, prepare, status_of, tunnel
 
 RETRY = ("--retry", "1")
 """So soon is a connection given up here whose links do not come back."""
@@ -97,14 +96,8 @@ def test_preempt_has_a_channel_of_its_own(tmp_path: Path, qemu10: str, credentia
         target.wait_ticks(3)
         assert source.wait_status("completed", "postcopy-paused", "failed")["status"] == "completed"
         assert_continues(source.serial(), target.serial())
-        wait_for("the connections' end", lambda: not connections(way))
+        wait_for("the connections' end", lambda: not status_of(way.near)["connections"])
         end_well(way)
-
-
-def connections(way: Way) -> int:
-    """How many are open at the near end."""
-    jobs = json.loads(run_statepipe("ps", "--json").stdout)
-    return next(int(job["connections"]) for job in jobs if job["id"] == str(way.near.pid))
 
 
 def end_well(way: Way) -> None:
@@ -154,7 +147,7 @@ def test_a_disk_is_mirrored_over_nbd_and_the_guest_follows(tmp_path: Path, qemu:
         target.wait_ticks(3)
         assert_continues(source.serial(), target.serial())
         source.qmp("blockdev-del", node_name="there")
-        wait_for("the client's goodbye", lambda: not connections(nbd))
+        wait_for("the client's goodbye", lambda: not status_of(nbd.near)["connections"])
         target.qmp("nbd-server-stop")
         for each in (way, nbd):
             end_well(each)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import threading
 from collections.abc import Iterator, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.net.relay import Faults, Relay, relay
-from tests.qemu.harness import Guest, wait_for
+from tests.qemu.harness import Guest, run_statepipe, wait_for
 from tests.qemu.moving import LISTENING, Credentials, Running
 
 
@@ -72,6 +73,12 @@ def prepare(source: Guest, target: Guest, **capabilities: bool) -> None:
         if capabilities.get("multifd"):
             guest.qmp("migrate-set-parameters", multifd_channels=4)
     source.qmp("migrate-set-parameters", max_bandwidth=0)
+
+
+def status_of(end: Running) -> dict[str, Any]:
+    """What `ps` shows of an end."""
+    jobs: list[dict[str, Any]] = json.loads(run_statepipe("ps", "--json").stdout)
+    return next(job for job in jobs if job["id"] == str(end.pid))
 
 
 @contextlib.contextmanager
