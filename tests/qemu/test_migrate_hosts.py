@@ -106,7 +106,9 @@ def test_a_black_hole_in_precopy_leaves_the_guest_where_it_is(
     with move(tmp_path, qemu72, certificates, 2) as it:
         before = len(it.source.ticks())
         it.swallow()
+        since = time.monotonic()
         assert it.moving.wait() == 5, it.moving.said
+        assert time.monotonic() - since < 30  # a link is dead after 8 s, and given up 2 s later
         assert "the guest is running here" in it.moving.said[-2]
         assert len(it.source.ticks()) > before  # it ran all the time
         assert_runs_on(it.source)

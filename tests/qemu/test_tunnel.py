@@ -11,7 +11,7 @@ import pytest
 
 from tests.qemu.harness import FINAL, Guest, assert_continues, assert_runs_on, run_statepipe, wait_for
 from tests.qemu.moving import Credentials
-from tests.qemu.tunnels import Way, called, echoed, everything, guests, near_end, tunnel
+from tests.qemu.tunnels import Way, called, echoed, everything, guests, near_end, prepare, status_of, tunnel
 
 
 @pytest.mark.parametrize("capabilities", [{}, {"multifd": True}], ids=["one stream", "multifd"])
@@ -37,6 +37,34 @@ def test_a_migration_goes_through_however_often_its_links_are_cut(
 def wait_for_bytes(way: Way, source: Guest, count: int) -> None:
     """Until so many have crossed, or the migration is over."""
     wait_for("bytes", lambda: way.rail.bytes > count or source.migration()["status"] in FINAL)
+
+
+@pytest.mark.parametrize("what", ["cancelled", "its destination killed"])
+def test_a_migration_that_fails_ends_its_connections_alone(
+    tmp_path: Path, qemu72: str, credentials: Credentials, what: str
+) -> None:
+    """The guest runs on here, and goes to the next QEMU there through the same tunnel."""
+    with tunnel(tmp_path, credentials) as way, guests(tmp_path, qemu72, way, multifd=True) as (source, target):
+        source.qmp("migrate-set-parameters", max_bandwidth=8 << 20)
+        source.qmp("migrate", uri=f"unix:{way.here}")
+        wait_for("all channels", lambda: status_of(way.far)["connections"] == 5)
+        if what == "cancelled":
+            source.qmp("migrate_cancel")
+        else:
+            target.kill()
+        assert source.wait_status()["status"] == ("cancelled" if what == "cancelled" else "failed")
+        assert target.wait() != 0
+        assert_runs_on(source)
+        wait_for("the connections' end", lambda: not status_of(way.far)["connections"])
+        with Guest(tmp_path, qemu=qemu72, image=source.image, incoming="defer") as another:
+            prepare(source, another, multifd=True)
+            another.qmp("migrate-incoming", uri=f"unix:{way.there}")
+            source.qmp("migrate", uri=f"unix:{way.here}")
+            assert source.wait_status()["status"] == "completed", (way.near.said, way.far.said)
+            another.wait_ticks(3)
+            assert_continues(source.serial(), another.serial())
+        way.assert_no_traceback()
+        assert all(line.startswith("statepipe: tunnel: connection") for line in way.near.said if line), way.near.said
 
 
 def test_a_postcopy_goes_through(tmp_path: Path, qemu72: str, credentials: Credentials) -> None:

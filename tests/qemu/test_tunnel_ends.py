@@ -238,6 +238,7 @@ def test_status_lines_tell_connections_bytes_and_links(tmp_path: Path, credentia
             told = status_of(way.far)
             assert told["connections"] == 1 and told["bytes_out"] == 8
             assert "1 connections of 1 open, 1 links" in run_statepipe("ps").stdout
+            assert "a tunnel has no throttle" in run_statepipe("rate", str(way.far.pid), "1M").stderr
             way.rail.faults.clear.clear()
             way.rail.cut()
             until(lines, connections=1, links=0, cut=1)
