@@ -84,7 +84,10 @@ def _row(job: Found, earlier: dict[str, Any] | None) -> tuple[str, ...]:
 
 
 def _phase(status: dict[str, Any]) -> list[str]:
-    """Of a guest that moves: where it stands, and how much of its memory is left, changing how fast."""
+    """Of a guest that moves: where it stands, and how much of its memory is left, changing how fast; of a tunnel, what
+    it carries."""
+    if (count := status.get("connections")) is not None:
+        return [f"{count} connections of {status['connections_total']} open, {status['links']} links;"]
     if (phase := status.get("phase")) is None:
         return []
     ram = status.get("migration", {}).get("ram")

@@ -35,9 +35,9 @@ def warn(verb: str, text: str) -> None:
 
 
 def say(line: str) -> None:
-    """A line on standard error. Where nobody can hear it, the exit code still speaks."""
+    """A line on standard error, in one piece, whoever else speaks. Where nobody hears it, the exit code still does."""
     with suppress(OSError):
-        print(clean(line), file=sys.stderr, flush=True)
+        print(f"{clean(line)}\n", end="", file=sys.stderr, flush=True)
 
 
 def show(text: str) -> None:

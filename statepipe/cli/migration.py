@@ -215,21 +215,22 @@ def run_check(name: str, values: Values) -> int:
 
 def run_tunnel(name: str, values: Values) -> int:
     """tunnel: connections from here to there."""
-    from statepipe.commands.tunnel import Request, run_tunnel
-    from statepipe.ends.address import TLS, parse_address
+    from statepipe.commands.tunnel import STDIO, Request, run_tunnel
 
-    schemes = [parse_address(values[name]).scheme for name in ("come", "go")]
-    if schemes not in (["unix", TLS], [TLS, "unix"]):
+    inside = values["come"] == STDIO
+    texts = ["ssh://there" if inside else values["come"], values["go"]]
+    bare = values | dict.fromkeys(("tls_creds", "peer", "links", "ssh", "remote_command")) | {"also": []}
+    come, go = (plan_of(text, [], bare if text.startswith("unix:") else values, None) for text in texts)
+    ways = [("unix", "tls"), ("unix", "ssh"), ("ssh" if inside else "tls", "unix")]
+    if (come.address.scheme, go.address.scheme) not in ways:
         hint = "here: statepipe tunnel unix:///PATH tls://HOST:PORT; there: statepipe tunnel tls://:PORT unix:///PATH"
-        raise UsageError("a tunnel leads from unix:// to tls://, or from tls:// to unix://", hint=hint)
-    if schemes[0] == TLS and values["also"]:
+        raise UsageError("a tunnel leads from unix:// to tls:// or ssh://, or from tls:// to unix://", hint=hint)
+    if go.address.scheme == "ssh" and go.address.path in ("", "/"):
+        raise UsageError(f"'{go.address}' names no socket", hint="write ssh://HOST/PATH, with the socket's path there")
+    if come.address.scheme == "tls" and values["also"]:
         raise UsageError("--also is for the tunnel that connects, not for the one that listens")
-    bare = values | {"tls_creds": None, "peer": None, "links": None, "also": []}
-    plans = [
-        plan_of(values[name], [], values if scheme == TLS else bare, None)
-        for name, scheme in zip(("come", "go"), schemes, strict=True)
-    ]
-    run_tunnel(Request(plans[0], plans[1], once=values["once"]), _saying(name))
+    _listeners(values)
+    run_tunnel(Request(come, go, once=values["once"] or inside), _saying(name))
     return 0
 
 

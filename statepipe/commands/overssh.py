@@ -30,8 +30,8 @@ class SshDial:
     """Makes links: the first as patiently as ssh is where somebody may be at the terminal, who types a passphrase or
     looks at a host's key; each later one within `redial` seconds. Leaving it ends a dial.
 
-    `words` start the other side there: a verb with --session-stdio, which says where later links find it. Each verb
-    that can be met so takes that option, and lets links in with `insidessh.inside`.
+    `words` start the other side there: a verb with --session-stdio (a tunnel from `-`), which says where later links
+    find it. Each verb that can be met so lets links in with `insidessh.inside`.
     """
 
     def __init__(self, plan: Plan, words: Sequence[str], redial: float = REDIAL) -> None:

@@ -1,40 +1,40 @@
 """tunnel: each connection that comes in at one address goes on to another, through a session of its own.
 
 One tunnel stands on each host. The near one listens at a unix socket and dials the far one; the far one listens for
-sessions and dials a unix socket. So QEMU has `unix:` at both ends, for as many connections as it wants (multifd,
-postcopy's preempt channel, NBD), each both ways; and a link that breaks costs its time. Connections are made over there
-in the order in which they came here: QEMU takes the first for the migration stream itself.
+sessions and dials a unix socket. Or the near one starts a far one inside ssh, for each connection. So QEMU has `unix:`
+at both ends, for as many connections as it wants (multifd, postcopy's preempt channel, NBD), each both ways; and a link
+that breaks costs its time. Connections are made over there in the order in which they came here: QEMU takes the first
+for the migration stream itself.
+
+What becomes of one connection (commands/connection.py) concerns no other, and is told in one line.
 """
 
 from __future__ import annotations
 
+import os
 import socket
-import threading
 import time
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
-from typing import Any
 
+from statepipe.commands.connection import Connection
+from statepipe.commands.connections import CONNECTIONS, DOOR, Connections
 from statepipe.commands.encounter import WINDOWS
 from statepipe.commands.linked import TlsDial, door, timing
 from statepipe.commands.meet import once, trust_of
 from statepipe.commands.plan import Plan, Say
-from statepipe.ends.address import TLS
+from statepipe.ends.address import SSH, TLS
 from statepipe.ends.dial import connect, listening, port_of
-from statepipe.ends.net import Patience, SocketSource
 from statepipe.engine.desk import at_work
-from statepipe.engine.peer import Inlet, Outlet
 from statepipe.engine.session import Session
 from statepipe.engine.sessionlinks import ATTEMPTS, FIRST_PAUSE, Acceptor, Dial, dialled
-from statepipe.engine.timing import FAREWELL
 from statepipe.engine.transport import Transport
-from statepipe.errors import PeerError, StatepipeError
+from statepipe.errors import PeerError
 from statepipe.formats.frames import Role
-from statepipe.threads import start
 
-CONNECTIONS = 64
-"""At a time: a migration by multifd has 17 at the most (QEMU's multifd-channels and the stream's own)."""
-
+STDIO = "-"
+"""FROM, where ssh:// has started us: standard input and output are the first link."""
 
 WINDOW = WINDOWS[1]
 """Bytes on their way each way in each connection."""
@@ -42,196 +42,109 @@ WINDOW = WINDOWS[1]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Where connections come in, and where they go on to; one of the two is tls://. `once`: end with the last."""
+    """Where connections come in, and where they go on to; one of the two is tls://, or ssh://. `once`: end with the
+    last. Coming in by ssh:// means one, from whoever started us inside ssh."""
 
     come: Plan
     go: Plan
     once: bool = False
 
 
-class Tunnel:
-    """The connections that are open, and what has passed; a job that may be asked."""
-
-    def __init__(self, say: Say, *, once: bool) -> None:
-        self._say, self._once = say, once
-        self._started = time.monotonic()
-        self._lock = threading.Lock()
-        self._over = threading.Event()
-        self._open: dict[threading.Thread, Session] = {}
-        self._total = self._broken = self._resent = self._there = self._back = 0
-
-    def carry(self, connection: socket.socket, session: Session, ends: tuple[Inlet, Outlet]) -> None:
-        """Move bytes both ways in a thread, until both sides have ended. The session is not entered yet, or just is."""
-        thread = threading.Thread(target=self._carry, args=(connection, session, ends), name="tunnel", daemon=True)
-        with self._lock:
-            self._open[thread] = session
-            self._total += 1
-        start(thread)
-
-    def _carry(self, connection: socket.socket, session: Session, ends: tuple[Inlet, Outlet]) -> None:
-        try:
-            with session, connection:
-                _both_ways(connection, session, ends)
-        except (OSError, StatepipeError) as error:
-            self._say(f"a connection broke off: {error}")
-            self._broken += 1
-            if not isinstance(error, StatepipeError):
-                raise
-        finally:
-            with self._lock:
-                del self._open[threading.current_thread()]
-                self._there += ends[1].bytes
-                self._back += ends[0].bytes
-                self._resent += ends[1].resent
-                if self._once and not self._open:
-                    self._over.set()
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the last connection has ended, where that is the end."""
-        return self._over.is_set()
-
-    def status(self) -> dict[str, Any]:
-        """Ready for JSON: seconds, bytes of connections that have ended, connections open and in all, bytes resent."""
-        return {
-            "seconds": round(time.monotonic() - self._started, 3),
-            "bytes_in": self._there,
-            "bytes_out": self._back,
-            "stages": [],
-            "connections": len(self._open),
-            "connections_in_all": self._total,
-            "resent": self._resent,
-        }
-
-    def set_rate(self, rate: int | None) -> None:
-        """Raises StatepipeError."""
-        raise StatepipeError("a tunnel has no throttle", hint="QEMU's max-bandwidth is what to set")
-
-    def judge(self) -> None:
-        """Raises PeerError if a connection broke off."""
-        if self._broken:
-            raise PeerError(
-                f"{self._broken} of {self._total} connections broke off", hint="what is said above tells why"
-            )
-
-    def end(self) -> None:
-        """Break off what is open, and wait for it."""
-        with self._lock:
-            threads = dict(self._open)
-        for thread, session in threads.items():
-            session.fail(PeerError("the tunnel was ended"))
-            thread.join()
-
-
-def _both_ways(connection: socket.socket, session: Session, ends: tuple[Inlet, Outlet]) -> None:
-    """Until both directions have ended. Raises what broke either."""
-    inlet, outlet = ends
-    failures: list[BaseException] = []
-
-    def there() -> None:
-        with SocketSource(connection, "the connection", _PATIENT) as source:
-            try:
-                for buffer in source:
-                    outlet.write(buffer)
-                outlet.commit()  # returns once all of it is with the far program
-            except StatepipeError as error:
-                failures.append(error)
-                session.fail(error)
-                raise
-
-    thread = threading.Thread(target=there, name="tunnel", daemon=True)
-    start(thread)
-    try:
-        for buffer in inlet:
-            connection.sendall(buffer)
-        connection.shutdown(socket.SHUT_WR)
-        inlet.accept()
-    except BaseException as error:
-        with suppress(OSError):  # it was first
-            connection.shutdown(socket.SHUT_RDWR)  # which wakes the other direction; closed it is once that has ended
-        session.fail(error if isinstance(error, StatepipeError) else PeerError(f"the far connection broke: {error}"))
-        raise
-    finally:
-        thread.join()
-    session.say_close()
-    session.hear_close(FAREWELL)
-    session.flush(FAREWELL)
-
-
-_PATIENT = Patience()
-
-DOOR = 0.25
-"""Seconds between two looks at whether the tunnel is over."""
-
-
 def run_tunnel(request: Request, say: Say) -> None:
     """Carry connections until a signal, or with `once` until the last has ended. Raises StatepipeError."""
-    tunnel = Tunnel(say, once=request.once)
+    connections = Connections(say, once=request.once)
+    if request.come.address.scheme == SSH:
+        _run_inside(request, connections)
+        return
     with listening(request.come.address, insecure=request.come.insecure) as listener:
         if request.come.address.scheme == TLS and not request.come.address.port:
             say(f"listening at port {port_of(listener)}")
         try:
-            with at_work(tunnel):
-                (_far if request.come.address.scheme == TLS else _near)(request, listener, tunnel, say)
+            with at_work(connections):
+                (_far if request.come.address.scheme == TLS else _near)(request, listener, connections, say)
         finally:
-            tunnel.end()
-    tunnel.judge()
+            connections.end()
+    connections.judge()
 
 
-def _near(request: Request, listener: socket.socket, tunnel: Tunnel, say: Say) -> None:
-    """Here connections come in. Each has reached the far tunnel before the next is taken."""
-    dial = _insistent(TlsDial(request.go, trust_of(request.go, server=False)))
+# --- where connections come in
+
+
+def _near(request: Request, listener: socket.socket, connections: Connections, say: Say) -> None:
+    """Each has reached the far tunnel, or never will, before the next is taken."""
+    make_dial = _dials(request.go)
     listener.settimeout(DOOR)
-    while not tunnel.is_over:
-        try:
-            connection, _ = listener.accept()
-        except TimeoutError:
-            continue
-        connection.setblocking(True)
-        session = dialled(
-            dial, Role.BOTH, str(request.go.address), timing(request.go), links=request.go.links, window=WINDOW
-        )
-        ends = Inlet(session), Outlet(session)
-        tunnel.carry(connection, session, ends)
-        _meet(session, say)
+    while (program := _accepted(listener, connections)) is not None or not connections.is_over:
+        if program is not None:
+            _let_in(program, request.go, *make_dial(), connections)
 
 
-def _insistent(dial: Dial) -> Dial:
-    """A link that breaks in the midst of its handshake is no reason to fail QEMU; a refusal is the same each time."""
+def _dials(plan: Plan) -> Callable[[], tuple[Dial, AbstractContextManager[object]]]:
+    """What makes, for a connection, its dial and what ends that. Raises StatepipeError."""
+    if plan.address.scheme == SSH:
+        from statepipe.commands.overssh import SshDial, times
 
-    def again() -> Transport:
-        for _ in range(1, ATTEMPTS):
-            with suppress(PeerError):
-                return dial()
-            time.sleep(FIRST_PAUSE)
-        return dial()
-
-    return again
+        words = ["tunnel", *times(plan), STDIO, f"unix://{plan.address.path}"]
+        return lambda: (dial := SshDial(plan, words), dial)
+    trust = trust_of(plan, server=False)
+    return lambda: (_Insistent(TlsDial(plan, trust)), nullcontext())
 
 
-def _meet(session: Session, say: Say) -> None:
-    """A tunnel that cannot be reached now may be later: QEMU is told by its connection's end."""
+def _let_in(
+    program: socket.socket, plan: Plan, dial: Dial, ending: AbstractContextManager[object], connections: Connections
+) -> None:
+    name, links = str(plan.address), plan.links
+    session = dialled(dial, Role.TUNNELS, name, timing(plan), links=links, window=WINDOW)
+    connection = connections.open(session, ending)
+    connections.launch(connection, lambda: connection.carry(program))
+    session.wait_until(lambda: session.wire.opened)  # why it was not, its connection tells
+
+
+def _accepted(listener: socket.socket, connections: Connections) -> socket.socket | None:
+    """The next that comes within DOOR."""
+    if not connections.has_room():
+        return None
     try:
-        session.meet()
-    except PeerError as error:
-        say(f"a connection was not let through: {error}")
+        program, _ = listener.accept()
+    except (TimeoutError, ConnectionAbortedError):
+        return None
+    except OSError as error:  # no descriptor to spare, or no memory
+        connections.lacks(os.strerror(error.errno or 0))
+        return None
+    program.setblocking(True)
+    return program
 
 
-def _far(request: Request, listener: socket.socket, tunnel: Tunnel, say: Say) -> None:
+class _Insistent:
+    """Makes links for one session. A first one that breaks in the midst of its handshake is no reason to fail QEMU; a
+    refusal is the same each time. Later ones are dialled again anyway, for as long as the session is patient."""
+
+    def __init__(self, dial: Dial) -> None:
+        self._dial, self._more = dial, ATTEMPTS - 1
+
+    def __call__(self) -> Transport:
+        """Raises what the last attempt does."""
+        while self._more:
+            self._more -= 1
+            with suppress(PeerError):
+                transport = self._dial()
+                self._more = 0
+                return transport
+            time.sleep(FIRST_PAUSE)
+        return self._dial()
+
+
+# --- where they go on
+
+
+def _far(request: Request, listener: socket.socket, connections: Connections, say: Say) -> None:
     """Here sessions come in."""
-    turned_away = once(say)
-    acceptor = Acceptor(Role.BOTH, timing(request.come), turned_away, again=True, many=CONNECTIONS, window=WINDOW)
+    turned_away, plan = once(say), request.go
+    acceptor = Acceptor(Role.TUNNELS, timing(request.come), turned_away, again=True, many=CONNECTIONS, window=WINDOW)
     with door(listener, trust_of(request.come, server=True), acceptor, turned_away):
-        while not tunnel.is_over:
-            if (session := _next(acceptor)) is not None:
-                ends = Inlet(session), Outlet(session)
-                try:
-                    connection = connect(request.go.address, request.go.patience, None, insecure=request.go.insecure)
-                except PeerError as error:
-                    _refuse(session, error)
-                    say(str(error))
-                    continue
-                tunnel.carry(connection, session, ends)
+        while (session := _next(acceptor)) is not None or not connections.is_over:
+            if session is not None:
+                _go_on(plan, connections, connections.open(session))
 
 
 def _next(acceptor: Acceptor) -> Session | None:
@@ -240,7 +153,32 @@ def _next(acceptor: Acceptor) -> Session | None:
     return None
 
 
-def _refuse(session: Session, error: PeerError) -> None:
-    with session:
-        session.fail(error)
-        session.flush(FAREWELL)
+def _go_on(plan: Plan, connections: Connections, connection: Connection) -> None:
+    """To the program there, patiently; its refusal is the near program's."""
+    try:
+        program = connect(plan.address, plan.patience, None, insecure=plan.insecure)
+    except PeerError as error:
+        failure = error
+        connections.launch(connection, lambda: connection.refuse(failure))
+        return
+    connections.launch(connection, lambda: connection.carry(program))
+
+
+def _run_inside(request: Request, connections: Connections) -> None:
+    """The one connection of who started us inside ssh. Raises StatepipeError.
+
+    The program is there before the near end hears of us, which takes its next connection then: so their order holds.
+    """
+    from statepipe.commands.insidessh import first_patience, inside, turned_away
+
+    come, go = request.come, request.go
+    acceptor = Acceptor(Role.TUNNELS, timing(come), turned_away, window=WINDOW)
+    with connect(go.address, go.patience, None, insecure=go.insecure) as program, inside(acceptor):
+        connection = connections.open(acceptor.wait(first_patience(come)))
+        try:
+            connections.launch(connection, lambda: connection.carry(program))
+            with at_work(connections):
+                connections.outlast()
+        finally:
+            connections.end()
+    connections.judge()

@@ -39,6 +39,11 @@ class Outlet(SessionSink):
         if verdict.code:
             raise error_of(verdict, self.session.name)
 
+    @property
+    def is_refused(self) -> bool:
+        """Whether the far side has said that it takes no more."""
+        return self._channel.verdict is not None and self._channel.verdict.code != 0
+
 
 class Inlet(SessionSource):
     """The stream from the other host."""
@@ -46,6 +51,10 @@ class Inlet(SessionSource):
     def accept(self) -> None:
         """All of it is where it belongs: the far commit returns."""
         self.session.judge(self._channel, Verdict())
+
+    def refuse(self, error: StatepipeError) -> None:
+        """No more of it is taken: the far side's writing raises this. The other direction goes on."""
+        self.session.judge(self._channel, Verdict(error.exit_code, str(error)))
 
 
 class Peer:

@@ -39,7 +39,7 @@ class Session:
         self._idle = threading.Condition(self.lock)  # a writer has finished a send
         self._sending = 0
         self._transports: dict[int, Transport] = {}
-        self._error: StatepipeError | None = None
+        self.failure: StatepipeError | None = None
         self._has_aborted = False  # we, and not the peer
         self.last_trouble: Exception | None = None  # why a link went: told if none comes back
         self._alone_since = float("inf")  # to dial the first time may take as long as it does
@@ -53,7 +53,7 @@ class Session:
         with self.lock:
             if self._has_aborted:  # a socket closed over unread bytes is reset, which overtakes what was said
                 self._idle.wait_for(lambda: not self._transports, FAREWELL)
-            self._error = self._error or PeerError(f"the session with {self.name} is over")
+            self.failure = self.failure or PeerError(f"the session with {self.name} is over")
             self.stopped.set()
             for transport in self._transports.values():
                 transport.cut()
@@ -195,25 +195,30 @@ class Session:
             self._fail(error)
 
     def _fail(self, error: StatepipeError) -> None:
-        if self._error is None:
-            self._error = error
+        if self.failure is None:
+            self.failure = error
             self._has_aborted = True
             self.wire.abort(Verdict(error.exit_code, str(error)))
         self._wake_all()
 
     def check(self) -> None:
         """Raises the session's failure, if there is one."""
-        if self._error is not None:
-            raise self._error
+        if self.failure is not None:
+            raise self.failure
 
     # --- for the two ends
 
     def meet(self) -> None:
         """Wait until a link was open. Raises the session's failure."""
+        if not self.wait_until(lambda: self.wire.opened):
+            self.check()
+
+    def wait_until(self, look: Callable[[], bool], seconds: float | None = None) -> bool:
+        """Wait until `look` sees what it looks for, as things change; whether it did before the session failed, or
+        `seconds` were over."""
         with self.lock:
-            while not self.wire.opened:
-                self.check()
-                self._writable.wait()
+            self._writable.wait_for(lambda: look() or self.failure is not None, seconds)
+            return look()
 
     def put(self, channel: Outgoing, piece: Buffer) -> None:
         """Queue a piece, once the window has room. Raises the session's failure or the far consumer's."""
@@ -231,11 +236,10 @@ class Session:
 
     def verdict(self, channel: Outgoing) -> Verdict:
         """Wait for the far consumer's verdict. Raises the session's failure."""
-        with self.lock:
-            while channel.verdict is None:
-                self.check()
-                self._writable.wait()
-            return channel.verdict
+        if not self.wait_until(lambda: channel.verdict is not None):
+            self.check()
+        assert channel.verdict is not None  # the first holds
+        return channel.verdict
 
     def end(self, channel: Outgoing) -> None:
         """Nothing more is written."""
@@ -257,9 +261,9 @@ class Session:
             return data
 
     def wake(self) -> None:
-        """Have who waits in `get` look whether it was cancelled."""
+        """Have all who wait look again: for whether they were cancelled, or what else has changed."""
         with self.lock:
-            self._readable.notify_all()
+            self._wake_all()
 
     def judge(self, channel: Incoming, verdict: Verdict) -> None:
         """Tell the writer what became of its channel."""
@@ -270,9 +274,7 @@ class Session:
     def hear_close(self, seconds: float) -> bool:
         """Wait until the peer has heard all it wants; whether it did, before the session failed or time was up."""
         heard = (State.HEARD_CLOSE, State.OVER)
-        with self.lock:
-            self._writable.wait_for(lambda: self.wire.state in heard or self._error is not None, seconds)
-            return self.wire.state in heard
+        return self.wait_until(lambda: self.wire.state in heard, seconds)
 
     def say_close(self) -> None:
         """We have heard all we want."""
@@ -283,10 +285,7 @@ class Session:
     def flush(self, seconds: float) -> None:
         """Wait until what must be known is sent, where there is a link for it."""
         with self.lock:
-            self._idle.wait_for(self._is_all_said, seconds)
-
-    def _is_all_said(self) -> bool:
-        return not (self.wire.has_to_send() or self._sending) or not self.links
+            self._idle.wait_for(lambda: not (self.links and (self._sending or self.wire.has_to_send())), seconds)
 
     @property
     def links(self) -> int:

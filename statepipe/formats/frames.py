@@ -97,11 +97,12 @@ class Greets(enum.IntEnum):
 
 
 class Role(enum.IntEnum):
-    """What a side is there for."""
+    """What a side is there for: a stream from it or to it, a guest that moves, a connection of other programs."""
 
     SENDS = 1
     RECEIVES = 2
     BOTH = 3
+    TUNNELS = 4
 
 
 @dataclass(frozen=True, slots=True)

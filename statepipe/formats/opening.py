@@ -66,7 +66,7 @@ class Party:
             raise Violation("the other side answered another greeting than ours")
         if not hmac.compare_digest(greeting.proof, self.secrets.prove(_ANSWERS, link)):
             raise Violation("the other side does not know this session's token", hint="is it another statepipe by now?")
-        check_terms(greeting, self.role)
+        check_terms(self.role, greeting.role, greeting.window)
 
 
 def refuse(greeting: Greeting, reason: str) -> bytes:
@@ -76,13 +76,24 @@ def refuse(greeting: Greeting, reason: str) -> bytes:
     ).encode()
 
 
-def check_terms(greeting: Greeting, role: Role) -> None:
-    """Whether the two sides fit. Raises Violation."""
-    if greeting.role is role and role is not Role.BOTH:
-        verb = "send" if role is Role.SENDS else "receive"
-        raise Violation(f"both sides want to {verb}", hint="one side sends and the other receives")
-    if not MIN_WINDOW <= greeting.window <= MAX_WINDOW:
-        raise Violation(f"a window of {greeting.window} bytes")
+_BELONG = {
+    Role.SENDS: Role.RECEIVES,
+    Role.RECEIVES: Role.SENDS,
+    Role.BOTH: Role.BOTH,
+    Role.TUNNELS: Role.TUNNELS,
+}
+_CALLERS = {Role.SENDS: "send", Role.RECEIVES: "recv", Role.BOTH: "migrate", Role.TUNNELS: "tunnel"}
+_CALLED = _CALLERS | {Role.BOTH: "receive"}
+
+
+def check_terms(caller: Role, called: Role, window: int) -> None:
+    """Whether the two sides fit; `window` is the peer's. Raises Violation, in words that hold for both sides."""
+    if _BELONG[caller] is not called:
+        dialled, answered = _CALLERS[caller], _CALLED[called]
+        ends = f"to a {dialled} belongs a {_CALLED[_BELONG[caller]]}, to a {answered} a {_CALLERS[_BELONG[called]]}"
+        raise Violation(f"a {dialled} has called a {answered}: {ends}", hint="is it the right port?")
+    if not MIN_WINDOW <= window <= MAX_WINDOW:
+        raise Violation(f"a window of {window} bytes")
 
 
 class Late(Violation):

@@ -63,7 +63,7 @@ class Wire:
 
     def accept(self, greeting: Greeting) -> bytes:
         """A link came whose greeting was judged (opening.Doorkeeper): the answer. Raises Violation."""
-        check_terms(greeting, self.party.role)
+        check_terms(greeting.role, self.party.role, greeting.window)
         self._agree(greeting)
         self._add(Link(greeting.link, FrameReader(greeted=True), is_open=True))
         return self.party.answer(greeting.link, self._received())

@@ -18,7 +18,11 @@ import pytest
 
 CABLE = "cable"
 _NUMBERS = itertools.count(1)
-_PATH = {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
+
+
+def environment() -> dict[str, str]:
+    """Ours as it is now, with the folders of `ip`, `tc` and `nft` on the path."""
+    return {**os.environ, "PATH": f"{os.environ['PATH']}:/usr/sbin:/sbin"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +43,7 @@ class Host:
 
     def start(self, *words: str, **options: Any) -> subprocess.Popen[bytes]:
         """Start a program here; the caller ends it."""
-        return subprocess.Popen(self.command(*words), env=_PATH, **options)
+        return subprocess.Popen(self.command(*words), env=environment(), **options)
 
     def cut(self) -> None:
         """Take the cable out at this end: the other side's interface loses its carrier too."""
@@ -87,7 +91,7 @@ class Host:
 
 def run(words: Sequence[str], **options: Any) -> subprocess.CompletedProcess[str]:
     """Run a command to its good end."""
-    return subprocess.run(words, env=_PATH, check=True, capture_output=True, text=True, timeout=30, **options)
+    return subprocess.run(words, env=environment(), check=True, capture_output=True, text=True, timeout=30, **options)
 
 
 @contextmanager

@@ -11,19 +11,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.qemu.harness import PATIENCE, Guest, run_statepipe, statepipe_command
+from tests.guest import parse_ticks
+from tests.net.hosts import Host, environment
+from tests.qemu.harness import PATIENCE, Guest, assert_unbroken, run_statepipe, statepipe_command
 
 LISTENING = re.compile(r"listening at port (\d+)")
 
 
 class Credentials:
-    """Certificates of two hosts, `source` and `destination`, of one authority."""
+    """Certificates of two hosts, `source` and `destination`, of one authority; both have the other names as well."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *names: str) -> None:
         self.folder = folder
         self._pki("init")
         for host in ("source", "destination"):
-            self._pki("issue", "localhost", "127.0.0.1", host, "--dir", folder / host)
+            self._pki("issue", "localhost", "127.0.0.1", *names, host, "--dir", folder / host)
 
     def _pki(self, *words: object) -> None:
         done = run_statepipe("pki", *words, "--ca", self.folder / "ca")
@@ -34,10 +36,22 @@ class Credentials:
 
 
 class Running:
-    """A statepipe (or `program`) in the background, whose words are kept. On leaving it is killed, if it lives."""
+    """A statepipe (or `program`) in the background, whose words are kept. On leaving it is killed, if it lives.
 
-    def __init__(self, *words: object, wrapper: Sequence[str] = (), program: Sequence[str] = (), **more: Any) -> None:
+    `on` is the host it runs on, where that is another than this.
+    """
+
+    def __init__(
+        self,
+        *words: object,
+        wrapper: Sequence[str] = (),
+        program: Sequence[str] = (),
+        on: Host | None = None,
+        **more: Any,
+    ) -> None:
         command = [*wrapper, *(program or statepipe_command()), *map(str, words)]
+        if on is not None:
+            command, more = on.command(*command), more | {"env": environment()}
         self._process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more
         )
@@ -111,6 +125,20 @@ def mover(credentials: Credentials, guest: Guest, port: int, *words: object, **m
     """A `migrate` of the guest to that port."""
     where = f"tls://127.0.0.1:{port}"
     return Running("migrate", "--qmp", guest.socket, *credentials.of("source"), *words, where, **more)
+
+
+def waiting(folder: Path, qemu: str, source: Guest) -> Guest:
+    """The QEMU that the guest is to move into."""
+    return Guest(folder, qemu=qemu, image=source.image, incoming="defer", args=["-S"])
+
+
+def assert_moved(source: Guest, target: Guest) -> None:
+    """The guest ticks there alone, and no tick was lost on the way."""
+    target.wait_ticks(3)
+    silent = source.serial()
+    target.wait_ticks(3)
+    assert source.serial() == silent
+    assert_unbroken(parse_ticks(silent + target.serial()))
 
 
 def child_of(pid: int) -> int:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 
 from statepipe.engine.peer import CHANNELS, Peer
+from statepipe.engine.session import Session
 from statepipe.engine.sessionlinks import Acceptor, dialled
 from statepipe.engine.timing import Timing
 from statepipe.engine.transport import SocketTransport
@@ -15,7 +16,16 @@ from statepipe.formats.frames import Role
 from tests.net.relay import Faults, Relay, relay
 
 QUICK = Timing(tick=0.2, limit=5, retry=2)
+SHORT = Timing(tick=0.1, limit=5, retry=1)
 PATIENCE = 60
+
+
+@contextlib.contextmanager
+def two_sessions() -> Iterator[tuple[Session, Session]]:
+    """Two ends of a tunnel's connection, neither entered yet."""
+    acceptor = Acceptor(Role.TUNNELS, SHORT, lambda name, error: None)
+    with _listening(acceptor) as port:
+        yield dialled(lambda: _dial(port), Role.TUNNELS, "the far end", SHORT), acceptor.wait(PATIENCE)
 
 
 @contextlib.contextmanager

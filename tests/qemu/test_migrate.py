@@ -12,20 +12,7 @@ import pytest
 from tests.guest import parse_ticks
 from tests.net.relay import Faults, relay
 from tests.qemu.harness import Guest, assert_runs_on, assert_unbroken, run_statepipe, wait_for
-from tests.qemu.moving import Credentials, mover, receiver
-
-
-def waiting(folder: Path, qemu: str, source: Guest) -> Guest:
-    return Guest(folder, qemu=qemu, image=source.image, incoming="defer", args=["-S"])
-
-
-def assert_moved(source: Guest, target: Guest) -> None:
-    """The guest ticks there alone, and no tick was lost on the way."""
-    target.wait_ticks(3)
-    silent = source.serial()
-    target.wait_ticks(3)
-    assert source.serial() == silent
-    assert_unbroken(parse_ticks(silent + target.serial()))
+from tests.qemu.moving import Credentials, assert_moved, mover, receiver, waiting
 
 
 @pytest.mark.parametrize("words", [(), ("zstd:1",), ("--offline",), ("--links", "2", "throttle:400M")])

@@ -5,54 +5,13 @@ from __future__ import annotations
 import contextlib
 import signal
 import socket
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.net.relay import Faults, Relay, relay
 from tests.qemu.harness import FINAL, Guest, assert_continues, assert_runs_on, run_statepipe, wait_for
-from tests.qemu.moving import LISTENING, Credentials, Running
-
-
-@dataclass(frozen=True)
-class Way:
-    """A unix socket here, one there, and what is between."""
-
-    here: Path
-    there: Path
-    rail: Relay
-    near: Running
-    far: Running
-
-
-@contextlib.contextmanager
-def tunnel(folder: Path, credentials: Credentials, *words: str) -> Iterator[Way]:
-    here, there = folder / "here", folder / "there"
-    far = Running("tunnel", *words, *credentials.of("destination"), "tls://127.0.0.1:0", f"unix://{there}")
-    with far, relay(int(far.wait_said(LISTENING.pattern)[1]), Faults()) as rail:
-        way = ("tunnel", *words, *credentials.of("source"), f"unix://{here}", f"tls://127.0.0.1:{rail.port}")
-        with Running(*way) as near:
-            wait_for("the near end", here.exists)
-            yield Way(here, there, rail, near, far)
-
-
-@contextlib.contextmanager
-def guests(folder: Path, qemu: str, way: Way, **capabilities: bool) -> Iterator[tuple[Guest, Guest]]:
-    """A guest that runs, and a QEMU that waits at the far end."""
-    with Guest(folder, qemu=qemu, dirty=2) as source:
-        source.wait_ticks(3)
-        with Guest(folder, qemu=qemu, image=source.image, incoming="defer") as target:
-            for guest in (source, target):
-                guest.capabilities(return_path=True, **capabilities)
-            if capabilities.get("multifd"):
-                for guest in (source, target):
-                    guest.qmp("migrate-set-parameters", multifd_channels=4)
-            source.qmp("migrate-set-parameters", max_bandwidth=0)
-            target.qmp("migrate-incoming", uri=f"unix:{way.there}")
-            yield source, target
+from tests.qemu.moving import Credentials
+from tests.qemu.tunnels import Way, called, echoed, everything, guests, near_end, prepare, status_of, tunnel
 
 
 @pytest.mark.parametrize("capabilities", [{}, {"multifd": True}], ids=["one stream", "multifd"])
@@ -78,6 +37,34 @@ def test_a_migration_goes_through_however_often_its_links_are_cut(
 def wait_for_bytes(way: Way, source: Guest, count: int) -> None:
     """Until so many have crossed, or the migration is over."""
     wait_for("bytes", lambda: way.rail.bytes > count or source.migration()["status"] in FINAL)
+
+
+@pytest.mark.parametrize("what", ["cancelled", "its destination killed"])
+def test_a_migration_that_fails_ends_its_connections_alone(
+    tmp_path: Path, qemu72: str, credentials: Credentials, what: str
+) -> None:
+    """The guest runs on here, and goes to the next QEMU there through the same tunnel."""
+    with tunnel(tmp_path, credentials) as way, guests(tmp_path, qemu72, way, multifd=True) as (source, target):
+        source.qmp("migrate-set-parameters", max_bandwidth=8 << 20)
+        source.qmp("migrate", uri=f"unix:{way.here}")
+        wait_for("all channels", lambda: status_of(way.far)["connections"] == 5)
+        if what == "cancelled":
+            source.qmp("migrate_cancel")
+        else:
+            target.kill()
+        assert source.wait_status()["status"] == ("cancelled" if what == "cancelled" else "failed")
+        assert target.wait() != 0
+        assert_runs_on(source)
+        wait_for("the connections' end", lambda: not status_of(way.far)["connections"])
+        with Guest(tmp_path, qemu=qemu72, image=source.image, incoming="defer") as another:
+            prepare(source, another, multifd=True)
+            another.qmp("migrate-incoming", uri=f"unix:{way.there}")
+            source.qmp("migrate", uri=f"unix:{way.here}")
+            assert source.wait_status()["status"] == "completed", (way.near.said, way.far.said)
+            another.wait_ticks(3)
+            assert_continues(source.serial(), another.serial())
+        way.assert_no_traceback()
+        assert all(line.startswith("statepipe: tunnel: connection") for line in way.near.said if line), way.near.said
 
 
 def test_a_postcopy_goes_through(tmp_path: Path, qemu72: str, credentials: Credentials) -> None:
@@ -125,39 +112,6 @@ def test_many_connections_each_both_ways(tmp_path: Path, credentials: Credential
         assert (way.near.wait(), way.far.wait()) == (0, 0), (way.near.said, way.far.said)
 
 
-def called(way: Way) -> socket.socket:
-    connection = socket.socket(socket.AF_UNIX)
-    wait_for("a listener", lambda: not connection.connect_ex(str(way.here)))  # it has its name a moment before
-    connection.settimeout(60)
-    return connection
-
-
-def everything(connection: socket.socket) -> bytes:
-    parts = []
-    while part := connection.recv(1 << 16):
-        parts.append(part)
-    return b"".join(parts)
-
-
-def echoed(way: Way, data: bytes) -> bytes:
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(way.there))
-        server.listen()
-
-        def echo() -> None:
-            with server.accept()[0] as connection:
-                connection.sendall(everything(connection))
-
-        thread = threading.Thread(target=echo)
-        thread.start()
-        with called(way) as connection:
-            connection.sendall(data)
-            connection.shutdown(socket.SHUT_WR)
-            answer = everything(connection)
-        thread.join()
-        return answer
-
-
 def test_a_far_side_that_breaks_off_is_a_near_one_that_does(tmp_path: Path, credentials: Credentials) -> None:
     with tunnel(tmp_path, credentials) as way, socket.socket(socket.AF_UNIX) as server:
         server.bind(str(way.there))
@@ -171,14 +125,12 @@ def test_a_stranger_gets_nowhere(tmp_path: Path, credentials: Credentials) -> No
     stranger = Credentials(tmp_path / "elsewhere")
     with tunnel(tmp_path, credentials) as way:
         path = tmp_path / "strange"
-        words = ("tunnel", *stranger.of("source"), f"unix://{path}", f"tls://127.0.0.1:{way.rail.port}")
-        with Running(*words) as near:
-            wait_for("the near end", path.exists)
+        with near_end(stranger, path, way.rail.port) as near:
             with socket.socket(socket.AF_UNIX) as connection:
                 connection.settimeout(60)
                 connection.connect(str(path))
                 assert everything(connection) == b""
-            near.wait_said("a connection was not let through")
+            near.wait_said("connection 1 was not let through: no trust between us")
 
 
 @pytest.mark.parametrize("words", [["tls://:1", "tls://h"], ["unix:///a", "unix:///b"], ["tcp://:1", "tls://h"]])

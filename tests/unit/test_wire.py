@@ -522,7 +522,7 @@ def test_a_proof_is_good_for_its_link_alone() -> None:
         (Party(SECRETS, Role.RECEIVES).answer(6, (0,) * 16), "another greeting"),
         (Party(Secrets(b"z" * 16, b"t" * 32), Role.RECEIVES).answer(5, (0,) * 16), "another greeting"),
         (Party(Secrets(b"s" * 16, b"?" * 32), Role.RECEIVES).answer(5, (0,) * 16), "does not know"),
-        (Party(SECRETS, Role.SENDS).answer(5, (0,) * 16), "both sides want to send"),
+        (Party(SECRETS, Role.SENDS).answer(5, (0,) * 16), "a send has called a send: to a send belongs"),
         (Party(SECRETS, Role.RECEIVES, 1).answer(5, (0,) * 16), "a window of 1 bytes"),
         (b"HTTP/1.1 400 Bad" + bytes(GREETING_SIZE - 16), "no statepipe session"),
         (Party(SECRETS, Role.RECEIVES).answer(5, (0,) * 16).replace(b"\r\n\x1a\n\0\1", b"\r\n\x1a\n\0\2"), "version 2"),
