@@ -95,7 +95,7 @@ def test_memory_that_is_another_guest_s_is_not_believed() -> None:
 
 @contextmanager
 def own_memory(size: int) -> Iterator[mmap.mmap]:
-    """A mapping of this process, in pages of 4 KiB."""
+    """A mapping of this process, in pages of 4 KiB, not joined with its neighbours."""
     with mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as mapping:
         mapping.madvise(mmap.MADV_NOHUGEPAGE)
         yield mapping
@@ -149,6 +149,7 @@ MAPPING = """
 import mmap
 size = 12_345 * 4096
 memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+memory.madvise(mmap.MADV_NOHUGEPAGE)  # so that it is not joined with its neighbour
 memory[0] = 1
 print(size, flush=True)
 input()
