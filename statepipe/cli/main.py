@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -14,21 +14,38 @@ from statepipe.cli.messages import explain, say, show
 from statepipe.cli.verb import Verb
 from statepipe.cli.verbs import EXIT_CODES, VERBS
 from statepipe.engine.desk import Desk
-from statepipe.engine.signals import ASKING, as_exceptions
+from statepipe.engine.signals import ASKING, as_exceptions, ignore
 from statepipe.errors import InterruptedBySignal, StatepipeError, UsageError
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line (sys.argv by default); the exit code."""
+def main(arguments: Sequence[str] | None = None, leave: Callable[[int], int] = lambda code: code) -> int:
+    """Run a command line (sys.argv by default); the exit code. `leave` gets it while signals can change it no more."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     desk = Desk(_complain)
     try:
         with as_exceptions(lambda: _tell(desk)):
-            return _run(words, desk)
-    except InterruptedBySignal as error:  # before anything was begun, or while another failure was being told
-        if not desk.verb:
-            explain(None, error)
-        return error.exit_code
+            return leave(_conclude(words, desk))
+    except InterruptedBySignal as error:  # before anything was begun
+        return _fail(words, error)
+
+
+def _conclude(words: Sequence[str], desk: Desk) -> int:
+    """Run it and tell what failed; the exit code. From then on no signal counts."""
+    try:
+        return _run_and_tell(words, desk)
+    except InterruptedBySignal as error:  # as another failure was about to be told
+        first = error.__context__
+        return _fail(words, first if isinstance(first, StatepipeError) else error)
+
+
+def _run_and_tell(words: Sequence[str], desk: Desk) -> int:
+    try:
+        code = _run(words, desk)
+        ignore()
+    except StatepipeError as error:
+        ignore()
+        code = _fail(words, error)
+    return code
 
 
 def _complain(text: str) -> None:
@@ -44,22 +61,23 @@ def _tell(desk: Desk) -> None:
 
 
 def _run(words: Sequence[str], desk: Desk) -> int:
-    verb: str | None = None
-    try:
-        if not words:
-            return _show_usage()
-        if words[0] in ("-h", "--help", "help"):
-            return _show(_help())
-        if words[0] == "--version":
-            return _show(f"statepipe {__version__}")
-        found = find_verb(words[0])
-        verb = found.name
-        return _dispatch(found, words[1:], desk)
-    except StatepipeError as error:
-        explain(verb, error)
-        if verb == "load" and isinstance(error, UsageError):
-            _give_up_loading(words)
-        return error.exit_code
+    """Raises StatepipeError."""
+    if not words:
+        return _show_usage()
+    if words[0] in ("-h", "--help", "help"):
+        return _show(_help())
+    if words[0] == "--version":
+        return _show(f"statepipe {__version__}")
+    return _dispatch(find_verb(words[0]), words[1:], desk)
+
+
+def _fail(words: Sequence[str], error: StatepipeError) -> int:
+    """Tell it; the exit code."""
+    verb = words[0] if words and any(verb.name == words[0] for verb in VERBS) else None
+    explain(verb, error)
+    if verb == "load" and isinstance(error, UsageError):
+        _give_up_loading(words)
+    return error.exit_code
 
 
 def _give_up_loading(words: Sequence[str]) -> None:
@@ -126,7 +144,7 @@ def entry() -> None:
     _fill_standard_descriptors()
     signal.signal(ASKING, signal.SIG_IGN)  # who asks a moment too early or too late must not end us
     try:
-        code = main()
+        code = main(leave=os._exit)
     except SystemExit as leaving:  # argparse, after --help
         code = int(leaving.code or 0)
     os._exit(code)

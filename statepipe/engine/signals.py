@@ -25,15 +25,20 @@ from types import FrameType
 from statepipe.errors import InterruptedBySignal
 from statepipe.threads import ENDING, held
 
-__all__ = ["ASKING", "ENDING", "as_exceptions", "held"]
+__all__ = ["ASKING", "ENDING", "as_exceptions", "held", "ignore"]
 
 ASKING = signal.SIGUSR1
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
+    ignore()
+    raise InterruptedBySignal(number)
+
+
+def ignore() -> None:
+    """From now on ending signals come to nothing: it is over, and what is left is to put things in order or to tell."""
     for each in ENDING:
         signal.signal(each, signal.SIG_IGN)
-    raise InterruptedBySignal(number)
 
 
 def _note(number: int, frame: FrameType | None) -> None:

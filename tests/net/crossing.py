@@ -90,7 +90,14 @@ class Crossing:
             pidfds = [os.pidfd_open(each.pid) for each in (self.sender, self.receiver)]
             for each in pidfds:
                 stack.callback(os.close, each)
-            assert not select.select(pidfds, [], [], seconds)[0], "one of them has ended"
+            ended = select.select(pidfds, [], [], seconds)[0]
+        assert not ended, self.last_words()
+
+    def last_words(self) -> tuple[bytes, bytes]:
+        """What the two have said, where one of them has ended and should not have."""
+        self.sender.kill()
+        self.receiver.kill()
+        return self.said()
 
     def resume(self, mend: Callable[[], object]) -> float:
         """Mend it; the longest time without a new byte at the sink until it flows, counted from the mend on.

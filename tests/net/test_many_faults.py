@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import statistics
 import time
@@ -33,6 +34,9 @@ LASTING = {10: 60.0, 25: 12.0, 40: 60.0}
 
 HUNG = 20.0
 
+SEED = "STATEPIPE_FAULTS_SEED"
+"""Names a seed, to have the same faults once more."""
+
 
 @pytest.fixture
 def hosts() -> Iterator[tuple[Host, Host]]:
@@ -56,8 +60,8 @@ def memory() -> Iterator[Path]:
 
 @pytest.mark.parametrize("links", [1, 4])
 def test_fifty_faults(hosts: tuple[Host, Host], keys: Keys, memory: Path, links: int) -> None:
-    seed = random.SystemRandom().randrange(1 << 32)
-    print(f"seed {seed}")  # pytest shows it where the test fails
+    seed = int(os.environ.get(SEED) or random.SystemRandom().randrange(1 << 32))
+    print(f"{SEED}={seed}")  # pytest shows it where the test fails
     chance = random.Random(seed)
     with crossing(hosts, keys, memory, SIZE, words=["--retry", "90"], send=["--links", links]) as it:
         for number in range(ROUNDS):
