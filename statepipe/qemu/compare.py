@@ -19,6 +19,9 @@ OK, WARN, FAIL = "ok", "warn", "fail"
 CLOCK_SKEW = 2.0
 """Seconds: what a guest notices that goes by the host's clock; NTP keeps hosts within milliseconds."""
 
+TSC_TOLERANCE = 250e-6
+"""By which two TSCs may differ and be called the same: KVM's own tsc_tolerance_ppm."""
+
 NAMED_BITS = {
     "0x80000001:EDX": {11: "syscall", 20: "nx", 26: "pdpe1gb", 27: "rdtscp", 29: "lm"},
     "0x80000001:ECX": {2: "svm", 5: "abm", 6: "sse4a"},
@@ -219,6 +222,28 @@ def _clock(source: Facts, destination: Facts) -> Rows:
         yield Finding("clock source", WARN, f"{here} here, {there} there: a guest that reads the TSC may see a jump")
 
 
+def _tsc(source: Facts, destination: Facts) -> Rows:
+    """QEMU loads a guest whose counter it cannot keep up with a warning alone (kvm_arch_set_tsc_khz)."""
+    here, there = source["cpu"]["tsc"], destination["cpu"]["tsc"]
+    if here is None and there is None:
+        return
+    if here is None or there is None:
+        yield Finding("TSC", WARN, f"{_hertz(here)} here, {_hertz(there)} there: they cannot be compared")
+    elif abs(here - there) <= TSC_TOLERANCE * here:
+        yield Finding("TSC", OK, f"{_hertz(here)} on both")
+    elif destination["tsc_scales"]:
+        yield Finding(
+            "TSC", OK, f"{_hertz(here)} here; the destination's processor, of {_hertz(there)}, gives that too"
+        )
+    else:
+        reason = f"{_hertz(here)} here, {_hertz(there)} there, and its processor cannot scale it"
+        yield Finding("TSC", WARN, f"{reason}: the clock of a guest that reads it goes wrong")
+
+
+def _hertz(frequency: int | None) -> str:
+    return "unknown" if frequency is None else f"{frequency / 1e6:.1f} MHz"
+
+
 def _networks(source: Facts, destination: Facts) -> Rows:
     for tap, subnets in source["taps"].items():
         there = destination["taps"].get(tap)
@@ -242,5 +267,6 @@ CHECKS: tuple[Callable[[Facts, Facts], Rows], ...] = (
     _disks,
     _memory,
     _clock,
+    _tsc,
     _networks,
 )

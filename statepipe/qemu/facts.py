@@ -29,6 +29,9 @@ Facts = dict[str, Any]
 FIRST_LOCK, LOCKS = 100, 200
 """The bytes of an image that QEMU locks for what it may do with it (block/file-posix.c, RAW_LOCK_PERM_BASE)."""
 
+KVM_CHECK_EXTENSION, KVM_CAP_TSC_CONTROL = 0xAE03, 60
+"""Documentation/virt/kvm/api.rst: whether the processor can give a guest a TSC of another frequency than its own."""
+
 
 def gather(monitor: Monitor, disks: Iterable[str] | None = None) -> Facts:
     """The facts of the QEMU behind `monitor` and of this host, ready for JSON. Raises QemuError.
@@ -61,6 +64,7 @@ def host_facts(command: Sequence[str]) -> Facts:
         "memory_free": _free_memory(),
         "clock": time.time(),
         "clocksource": _first_line("/sys/devices/system/clocksource/clocksource0/current_clocksource"),
+        "tsc_scales": _scales_tsc(),
         "taps": {name: _subnets(name) for name in _taps(command)},
     }
 
@@ -72,7 +76,16 @@ def _cpu(monitor: Monitor) -> Facts:
         "type": monitor.execute("qom-get", path=first, property="type"),
         "features": _words(monitor, first, "feature-words"),
         "missing": _words(monitor, first, "filtered-features"),
+        "tsc": _tsc(monitor, first),
     }
+
+
+def _tsc(monitor: Monitor, path: str) -> int | None:
+    """The guest's time stamp counter in Hz; None where QEMU tells none: TCG makes it of the host's clock."""
+    try:
+        return monitor.execute("qom-get", path=path, property="tsc-frequency") or None
+    except QemuError:  # another processor than x86
+        return None
 
 
 def _words(monitor: Monitor, path: str, name: str) -> dict[str, int]:
@@ -130,6 +143,20 @@ def _is_locked(path: str) -> bool | None:
 def _has_temporary_disks(command: Sequence[str]) -> bool:
     """Whether writes go to overlays in unlinked files, which no other host can open."""
     return any(word in ("-snapshot", "--snapshot") or re.search(r"\bsnapshot=on\b", word) for word in command)
+
+
+def _scales_tsc() -> bool | None:
+    """Whether KVM gives a guest any frequency; None where it cannot be asked."""
+    try:
+        fd = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return bool(fcntl.ioctl(fd, KVM_CHECK_EXTENSION, KVM_CAP_TSC_CONTROL))
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
 
 
 def _free_memory() -> int | None:

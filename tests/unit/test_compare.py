@@ -12,12 +12,13 @@ from statepipe.qemu.compare import FAIL, NEEDED, OK, WARN, bits, compare, visibl
 Facts = dict[str, Any]
 
 DISK = {"path": "/d/a.img", "size": 9, "samples_blake3": "aa", "locked": True}
+TSC = 2_600_000_000
 HOST: Facts = {
     "host": "a",
     "guest": {"qemu": "7.2.22 (Debian)", "machine": "pc-i440fx-7.2", "ram": 1 << 30},
     "arch": "x86_64",
     "accelerator": "kvm",
-    "cpu": {"type": "qemu64-x86_64-cpu", "features": {"0x80000001:EDX": 1 << 20 | 1 << 29}, "missing": {}},
+    "cpu": {"type": "qemu64-x86_64-cpu", "features": {"0x80000001:EDX": 1 << 20 | 1 << 29}, "missing": {}, "tsc": TSC},
     "command": ["qemu-system-x86_64", "-m", "1024", "-qmp", "unix:/a", "-drive", "file=/d/a.img"],
     "capabilities": [*NEEDED, "xbzrle"],
     "blocked": [],
@@ -27,6 +28,7 @@ HOST: Facts = {
     "memory_free": 8 << 30,
     "clock": 1000.0,
     "clocksource": "tsc",
+    "tsc_scales": False,
     "taps": {"tap0": ["192.0.2.0/24"]},
 }
 
@@ -86,6 +88,10 @@ CASES: list[tuple[str, Facts, Facts, str, str]] = [
     ("memory", HOST, changed(memory_free=None), WARN, "cannot be told"),
     ("clock", HOST, changed(clock=990.0), WARN, "10.0 s behind"),
     ("clock source", HOST, changed(clocksource="hpet"), WARN, "hpet"),
+    ("TSC", HOST, changed(cpu__tsc=TSC + 500_000), OK, "2600.0 MHz on both"),
+    ("TSC", HOST, changed(cpu__tsc=3_000_000_000), WARN, "cannot scale it"),
+    ("TSC", HOST, changed(cpu__tsc=3_000_000_000, tsc_scales=True), OK, "gives that too"),
+    ("TSC", HOST, changed(cpu__tsc=None), WARN, "unknown there"),
     ("network tap0", HOST, changed(taps={}), WARN, "no tap of this name"),
     ("network tap0", HOST, changed(taps={"tap0": ["198.51.100.0/24"]}), WARN, "may not be reached"),
 ]
@@ -100,6 +106,10 @@ def test_a_difference_is_told(what: str, source: Facts, destination: Facts, leve
 def test_features_that_a_host_cannot_give_are_told() -> None:
     found = [f for f in compare(HOST, changed(cpu__missing={"0x7:EBX": 1 << 5})) if f.what == "CPU"]
     assert [finding.level for finding in found] == [WARN, OK] and "avx2" in found[0].reason
+
+
+def test_a_tsc_that_is_made_of_the_host_s_clock_is_no_matter() -> None:
+    assert "TSC" not in rows(changed(cpu__tsc=None), changed(cpu__tsc=None))
 
 
 def test_the_worst_row_counts() -> None:
