@@ -35,6 +35,11 @@ WRITE_BATCH = 128 << 10
 READ_BATCH = 256 << 10
 
 
+KEY_BYTES = 256 << 30
+"""Plain bytes, each way, that one connection's keys are used for: with AES-GCM no more than 2^24.5 records, 388 GB of
+full ones (RFC 8446, 5.5), and OpenSSL neither counts nor lets Python ask for new keys."""
+
+
 class Handshake:
     """One side of a handshake, fed from a socket that does not block."""
 
@@ -101,6 +106,7 @@ class TlsTransport:
         patience: Patience,
     ) -> None:
         self.connection, self.name, self.identity, self.bytes = connection, name, identity, 0
+        self._sent = 0
         self._tls, self._incoming, self._outgoing = parts
         self._patience = patience
         self._using = threading.Lock()  # OpenSSL's object is for one thread at a time
@@ -115,8 +121,8 @@ class TlsTransport:
 
     @property
     def is_stuck(self) -> bool:
-        """Whether the kernel repeats in vain what was sent."""
-        return is_stuck(self.connection)
+        """Whether the kernel repeats in vain what was sent, or the keys have served their time."""
+        return is_stuck(self.connection) or max(self._sent, self.bytes) >= KEY_BYTES
 
     def send(self, buffers: Iterable[Buffer]) -> None:
         """Send all of them, small ones together with what follows. Raises PeerError."""
@@ -134,6 +140,7 @@ class TlsTransport:
         try:
             with self._using:
                 self._tls.write(piece)
+            self._sent += len(piece)
         except ssl.SSLError as error:
             raise refused(self.name, error) from error
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from statepipe.ends import tls
 from statepipe.ends.net import Patience
 from statepipe.ends.tls import Handshake, TlsTransport, shake_hands
 from statepipe.ends.tlsends import greet
@@ -46,6 +47,25 @@ class TlsReceiver(Receiver):
             shake_hands(handshake, name)
             identity = self._trust.identify(handshake.certificate())
             self.acceptor.adopt(handshake.transport(name, identity, Patience()))
+
+
+def test_keys_that_have_served_their_time_are_replaced(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a link of new ones, in the midst of the stream."""
+    monkeypatch.setattr(tls, "KEY_BYTES", 4 * MIB)
+    trust, dials = by_folder(folder, server=False), []
+
+    def dial() -> TlsTransport:
+        dials.append(socket.create_connection(("127.0.0.1", rail.port), timeout=5))
+        return greet(dials[-1], trust, "localhost", Patience())
+
+    with (
+        TlsReceiver(Kept(), folder) as receiver,
+        relay(receiver.port, Faults(bandwidth=20e6)) as rail,
+        dialled(dial, Role.SENDS, "localhost", QUICK, channels=0) as session,
+    ):
+        Pipeline(Bytes(24 * MIB), [], SessionSink(session)).run()
+    assert receiver.error is None and receiver.sink.kept == whole(24 * MIB)
+    assert 3 <= len(dials) <= 10
 
 
 @pytest.mark.parametrize("links", [1, 2])
