@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
 import socket
-import subprocess
 from collections.abc import Sequence
-from pathlib import Path
 
 from tests.bench.data import STATEPIPE, Inputs
-from tests.bench.measure import Broken, Job
+from tests.bench.measure import Job
 
 MEET = "exec 3<&0; $1 </dev/null >/dev/null & until $2 <&3; do kill -0 $! || exit 1; done; wait $!"
 """The receiver first. A sender that comes too early finds nobody, has read nothing, and is started again."""
@@ -54,32 +51,6 @@ def mbuffer(inputs: Inputs) -> Job:
     port = free_port()
     receiver = ["mbuffer", "-q", "-s", "256k", "-m", "64M", "-I", f"127.0.0.1:{port}"]
     return job("mbuffer", inputs, receiver, ["mbuffer", "-q", "-s", "256k", "-m", "64M", "-O", f"127.0.0.1:{port}"])
-
-
-def socat_tls(inputs: Inputs, creds: Path) -> Job:
-    """socat's OPENSSL at both ends, both authenticated."""
-    port = free_port()
-    trust = f"cafile={creds}/ca-cert.pem,openssl-min-proto-version=TLS1.3"
-    server = f"cert={creds}/server-cert.pem,key={creds}/server-key.pem,verify=1"
-    client = f"cert={creds}/client-cert.pem,key={creds}/client-key.pem,pf=ip4"
-    receiver = ["socat", "-u", "-b", "262144", f"OPENSSL-LISTEN:{port},bind=127.0.0.1,reuseaddr,{trust},{server}", "-"]
-    sender = ["socat", "-u", "-b", "262144", "-", f"OPENSSL:localhost:{port},{trust},{client}"]
-    return job("socat OPENSSL", inputs, receiver, sender)
-
-
-def make_creds(folder: Path) -> Path:
-    """Certificates for this host. Raises Broken."""
-    creds = folder / "creds"
-    if not creds.exists():
-        _statepipe("pki", "init", "--ca", str(folder / "ca"))
-        _statepipe("pki", "issue", "localhost", "127.0.0.1", "--ca", str(folder / "ca"), "--dir", str(creds))
-    return creds
-
-
-def _statepipe(*words: str) -> None:
-    done = subprocess.run([*STATEPIPE, *words], capture_output=True, text=True)
-    if done.returncode:
-        raise Broken(f"'{shlex.join(words)}': {done.stderr.strip()}")
 
 
 def is_there(program: str) -> bool:

@@ -18,6 +18,7 @@ from tests.bench.encryption import decrypt, encrypt, openpgp, sealed
 from tests.bench.measure import Broken, Job, Series, interleave, spread
 from tests.bench.migration import migration
 from tests.bench.pairs import ZSTD, Bench, pair, statepipe
+from tests.bench.secure import tls_network
 from tests.bench.table import Row
 
 START_RUNS = 15
@@ -237,15 +238,6 @@ def plain_network(bench: Bench) -> list[Row]:
         for name, (make, target) in peers.items()
         if network.is_there(name)
     ]
-
-
-def tls_network(bench: Bench) -> list[Row]:
-    """The same over TLS 1.3, both sides authenticated."""
-    if not network.is_there("socat"):
-        return []
-    creds = network.make_creds(bench.inputs.folder)
-    ours = network.ours(bench.inputs, "tls", "--tls-creds", str(creds))
-    return [pair(bench, "send and recv, tls", ours, network.socat_tls(bench.inputs, creds), 1.0)]
 
 
 ROWS: dict[str, Callable[[Bench], list[Row]]] = {

@@ -61,7 +61,7 @@ def made_stream(size: int, seed: int = 7) -> Iterator[bytes]:
     """A stream of about `size` bytes: runs of 64 pages, 4 of zeros to 5 like text and 2 random, as in peers' tests."""
     chance = random.Random(seed)
     vocabulary = [chance.randbytes(chance.randint(2, 9)).hex().encode() for _ in range(_WORDS)]
-    yield opening(2 * size // PAGE * PAGE)
+    yield opening((2 * size // PAGE + 8 * _PAGES_IN_SECTION) * PAGE)  # more than it can come to, at any size
     sent = number = 0
     while sent < size:
         section = ram_section(b"".join(_records(chance, vocabulary, number)))
