@@ -10,10 +10,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING
 
 from statepipe.commands.plan import Plan, Visit
 from statepipe.ends.dial import connect, connect_again
+from statepipe.ends.names import Known, find_targets
 from statepipe.ends.net import Patience, is_fruitless
 from statepipe.ends.tls import HANDSHAKE_TIME
 from statepipe.ends.tlsends import gate, greet
@@ -60,6 +62,7 @@ class TlsDial:
 
     def __init__(self, plan: Plan, trust: Trust) -> None:
         self._plan, self._trust, self._first = plan, trust, True
+        self._known = Known(partial(find_targets, plan.address, passive=False))
         self._made: deque[socket.socket] = deque(maxlen=MAX_LINKS)
 
     def __call__(self) -> TlsTransport:
@@ -78,10 +81,12 @@ class TlsDial:
         plan = self._plan
         if not self._first:
             short = any(map(is_fruitless, list(self._made)))
-            return connect_again(plan.address, REDIAL, plan.bind, insecure=plan.insecure, short=short), REDIAL
-        self._first = False
+            return connect_again(plan.address, self._known.ask(), REDIAL, plan.bind, short=short), REDIAL
         patience = Patience(plan.patience.silence, plan.patience.retry)
-        return connect(plan.address, patience, plan.bind, insecure=plan.insecure), HANDSHAKE_TIME
+        connection = connect(plan.address, patience, plan.bind, insecure=plan.insecure)
+        self._known.ask()
+        self._first = False
+        return connection, HANDSHAKE_TIME
 
 
 @contextmanager

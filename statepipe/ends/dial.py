@@ -15,6 +15,7 @@ from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 from statepipe.ends.address import TCP, UNIX, Address
+from statepipe.ends.names import Target, find_targets
 from statepipe.ends.net import Patience, tune
 from statepipe.errors import PeerError, UsageError
 
@@ -38,7 +39,7 @@ BACKLOG = 128
 
 def connect(address: Address, patience: Patience, bind: str | None, *, insecure: bool) -> socket.socket:
     """A connection to `address`. Raises PeerError, UsageError where it would need `insecure`."""
-    targets = _targets(address, passive=False)
+    targets = find_targets(address, passive=False)
     _refuse_open_country(address, targets, insecure=insecure)
     deadline = time.monotonic() + patience.retry
     while (connection := _try_each(address, targets, patience, bind, time.monotonic() >= deadline)) is None:
@@ -54,18 +55,13 @@ def connected(address: Address, patience: Patience, bind: str | None, *, insecur
         yield connection
 
 
-Target = tuple[socket.AddressFamily, str | tuple[str, int] | tuple[str, int, int, int]]
-
-
 def connect_again(
-    address: Address, seconds: float, bind: str | None, *, insecure: bool, short: bool = False
+    address: Address, targets: list[Target], seconds: float, bind: str | None, *, short: bool = False
 ) -> socket.socket:
-    """As `connect`, where it was answered before: within `seconds`, with a fresh attempt each AGAIN.
+    """As `connect`, where it was answered before: within `seconds`, with a fresh attempt at a target each AGAIN.
 
     With `short`, neither side sends longer packets than SHORT. Raises PeerError once none is left that may be answered.
     """
-    targets = _targets(address, passive=False)
-    _refuse_open_country(address, targets, insecure=insecure)
     with closing(_Race(bind, SHORT if short else None)) as race:
         try:
             connection = race.run(targets, seconds)
@@ -132,19 +128,6 @@ class _Race:
             attempt.close()
 
 
-def _targets(address: Address, *, passive: bool) -> list[Target]:
-    """What the address's name stands for. An empty host is every address of ours, or, to connect to, the loopback."""
-    if address.scheme == UNIX:
-        return [(socket.AF_UNIX, address.path)]
-    flags = socket.AI_PASSIVE if passive else 0
-    try:
-        found = socket.getaddrinfo(address.host or None, address.port, type=socket.SOCK_STREAM, flags=flags)
-    except (socket.gaierror, UnicodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no host's name"
-        raise PeerError(f"cannot find {address}: {reason}", hint="look at the host's name") from error
-    return [(family, where) for family, _, _, _, where in found]  # type: ignore[misc]
-
-
 def _refuse_open_country(address: Address, targets: list[Target], *, insecure: bool) -> None:
     """A guest's memory in the clear is for the loopback alone, unless that is said outright."""
     if insecure or address.scheme != TCP:
@@ -203,7 +186,7 @@ def listening(address: Address, *, insecure: bool) -> Iterator[socket.socket]:
         with handed:
             yield handed
         return
-    targets = _targets(address, passive=True)
+    targets = find_targets(address, passive=True)
     _refuse_open_country(address, targets, insecure=insecure)
     try:
         listener = _listen_unix(address.path) if address.scheme == UNIX else _listen_tcp(address, targets)
