@@ -11,10 +11,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING
 
 from statepipe.commands.plan import Plan, Visit
 from statepipe.ends.dial import connect, connect_again
+from statepipe.ends.names import Known, Place, find_places
 from statepipe.ends.net import Patience, is_fruitless
 from statepipe.ends.tls import HANDSHAKE_TIME
 from statepipe.ends.tlsends import gate, greet
@@ -28,7 +30,6 @@ from statepipe.threads import start
 if TYPE_CHECKING:
     import socket
 
-    from statepipe.ends.address import Address
     from statepipe.ends.tls import TlsTransport
     from statepipe.ends.trust import Trust
 
@@ -66,6 +67,7 @@ class TlsDial:
     def __init__(self, plan: Plan, trust: Trust) -> None:
         self._plan, self._trust, self._first = plan, trust, True
         self._turns = itertools.count()
+        self._known = Known(partial(find_places, [plan.address, *plan.also]))
         self._made: deque[socket.socket] = deque(maxlen=MAX_LINKS)
 
     def __call__(self) -> TlsTransport:
@@ -81,20 +83,21 @@ class TlsDial:
     def _connect(self) -> tuple[socket.socket, float]:
         """And how many seconds the handshake may take."""
         plan = self._plan
-        address, *others = self._ways()
         if not self._first:
             short = any(map(is_fruitless, list(self._made)))
-            again = connect_again(address, REDIAL, plan.bind, insecure=plan.insecure, also=others, short=short)
-            return again, REDIAL
-        self._first = False
+            return connect_again(self._in_turn(), REDIAL, plan.bind, short=short), REDIAL
         patience = Patience(plan.patience.silence, plan.patience.retry)
-        return connect(address, patience, plan.bind, insecure=plan.insecure, also=others), HANDSHAKE_TIME
+        connection = connect(plan.address, patience, plan.bind, insecure=plan.insecure, also=plan.also)
+        self._in_turn()
+        self._first = False
+        return connection, HANDSHAKE_TIME
 
-    def _ways(self) -> list[Address]:
-        """All the addresses, beginning with the one whose turn it is."""
+    def _in_turn(self) -> list[Place]:
+        """All the places, beginning with those of the address whose turn it is."""
         ways = [self._plan.address, *self._plan.also]
         turn = next(self._turns) % len(ways)
-        return ways[turn:] + ways[:turn]
+        places = self._known.ask()
+        return [place for way in ways[turn:] + ways[:turn] for place in places if place[0] == way]
 
 
 @contextmanager

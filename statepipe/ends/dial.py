@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 
 from statepipe.ends.address import TCP, UNIX, Address
+from statepipe.ends.names import Place, Target, find_places, find_targets
 from statepipe.ends.net import Patience, tune
-from statepipe.ends.race import Race, Target
+from statepipe.ends.race import Race
 from statepipe.errors import PeerError, UsageError
 
 CONNECT_TIMEOUT = 20.0
@@ -37,7 +38,9 @@ def connect(
 
     Raises PeerError, UsageError where it would need `insecure`.
     """
-    places = _places((address, *also), insecure=insecure)
+    places = find_places((address, *also))
+    for place, target in places:
+        _refuse_open_country(place, [target], insecure=insecure)
     deadline = time.monotonic() + patience.retry
     while (connection := _try_each(places, patience, bind, time.monotonic() >= deadline)) is None:
         time.sleep(RETRY_PAUSE)
@@ -53,55 +56,17 @@ def connected(address: Address, patience: Patience, bind: str | None, *, insecur
 
 
 def connect_again(
-    address: Address,
-    seconds: float,
-    bind: str | None,
-    *,
-    insecure: bool,
-    also: Sequence[Address] = (),
-    short: bool = False,
-) -> socket.socket:
-    """As `connect`, where it was answered before: within `seconds`, with one attempt beside another.
+def connect_again(places: Sequence[Place], seconds: float, bind: str | None, *, short: bool = False) -> socket.socket:
+    """As `connect`, where it was answered before: within `seconds`, with one attempt at a place beside another.
 
     With `short`, neither side sends longer packets than SHORT. Raises PeerError once none is left that may be answered.
     """
-    places = _places((address, *also), insecure=insecure)
     with closing(Race(bind, SHORT if short else None)) as race:
         connection = race.run([target for _, target in places], seconds)
     if connection is None:
-        raise _unreachable({where: race.failed.get(target, TimeoutError()) for where, target in places})
+        raise _unreachable({address: race.failed.get(target, TimeoutError()) for address, target in places})
     tune(connection, Patience())
     return connection
-
-
-def _places(addresses: Sequence[Address], *, insecure: bool) -> list[tuple[Address, Target]]:
-    """What the addresses stand for, in their order. Raises PeerError where that is known of none of them."""
-    places: list[tuple[Address, Target]] = []
-    unknown: PeerError | None = None
-    for address in addresses:
-        try:
-            targets = _targets(address, passive=False)
-        except PeerError as error:
-            unknown = error
-            continue
-        _refuse_open_country(address, targets, insecure=insecure)
-        places += [(address, target) for target in targets]
-    if not places and unknown is not None:
-        raise unknown
-    return places
-
-
-def _targets(address: Address, *, passive: bool) -> list[Target]:
-    """What the address's name stands for. An empty host is every address of ours, or, to connect to, the loopback."""
-    if address.scheme == UNIX:
-        return [(socket.AF_UNIX, address.path)]
-    flags = socket.AI_PASSIVE if passive else 0
-    try:
-        found = socket.getaddrinfo(address.host or None, address.port, type=socket.SOCK_STREAM, flags=flags)
-    except (socket.gaierror, UnicodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no host's name"
-        raise PeerError(f"cannot find {address}: {reason}", hint="look at the host's name") from error
-    return [(family, where) for family, _, _, _, where in found]  # type: ignore[misc]
 
 
 def _refuse_open_country(address: Address, targets: list[Target], *, insecure: bool) -> None:
@@ -116,7 +81,7 @@ def _refuse_open_country(address: Address, targets: list[Target], *, insecure: b
 
 
 def _try_each(
-    places: list[tuple[Address, Target]], patience: Patience, bind: str | None, last: bool
+    places: Sequence[Place], patience: Patience, bind: str | None, last: bool
 ) -> socket.socket | None:
     """A connection to the first that answers; None if none does and it is not the last attempt."""
     failures: dict[Address, OSError] = {}
@@ -167,7 +132,7 @@ def listening(address: Address, *, insecure: bool) -> Iterator[socket.socket]:
         with handed:
             yield handed
         return
-    targets = _targets(address, passive=True)
+    targets = find_targets(address, passive=True)
     _refuse_open_country(address, targets, insecure=insecure)
     try:
         listener = _listen_unix(address.path) if address.scheme == UNIX else _listen_tcp(address, targets)

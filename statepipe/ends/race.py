@@ -10,8 +10,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
-Target = tuple[socket.AddressFamily, str | tuple[str, int] | tuple[str, int, int, int]]
-"""An address as the kernel takes it."""
+from statepipe.ends.names import Target
 
 AGAIN = 0.25
 """Seconds until a dial without an answer is tried once more beside itself: the kernel's own next tries come after 1 s,

@@ -11,6 +11,7 @@ import pytest
 
 from statepipe.ends.address import Address
 from statepipe.ends.dial import SHORT, connect_again
+from statepipe.ends.names import Known, Place, find_places
 from statepipe.ends.net import is_fruitless, is_stuck
 from statepipe.engine.pipeline import Pipeline
 from statepipe.engine.sessionends import SessionSink
@@ -30,7 +31,11 @@ def full() -> Iterator[socket.socket]:
 
 
 def again(where: socket.socket, seconds: float, host: str = "127.0.0.1") -> socket.socket:
-    return connect_again(Address("tls", host, where.getsockname()[1]), seconds, None, insecure=False)
+    return reach(Address("tls", host, where.getsockname()[1]), seconds)
+
+
+def reach(address: Address, seconds: float, *, short: bool = False) -> socket.socket:
+    return connect_again(find_places([address]), seconds, None, short=short)
 
 
 def test_one_that_listens_is_reached() -> None:
@@ -43,7 +48,7 @@ def test_short_packets_are_asked_for_on_both_sides() -> None:
     address = Address("tls", "127.0.0.1", 0)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         there = replace(address, port=listener.getsockname()[1])
-        with connect_again(there, PATIENCE, None, insecure=False, short=True) as near, listener.accept()[0] as far:
+        with reach(there, PATIENCE, short=True) as near, listener.accept()[0] as far:
             for each in (near, far):
                 assert each.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) <= SHORT
 
@@ -58,7 +63,7 @@ def test_a_refusal_is_told_at_once() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.close()
     with pytest.raises(PeerError, match="Connection refused"):
-        connect_again(Address("tls", "localhost", 1), PATIENCE, None, insecure=False)
+        reach(Address("tls", "localhost", 1), PATIENCE)
 
 
 def test_silence_is_given_up(full: socket.socket) -> None:
@@ -88,6 +93,45 @@ def test_a_connection_without_trouble_is_not_stuck() -> None:
         for each in (near, connection):
             assert not is_stuck(each) and not is_fruitless(each)
     assert not is_stuck(connection) and not is_fruitless(connection), "nor one that has been closed"
+
+
+def place(host: str) -> Place:
+    return Address("tls", "host", 1), (socket.AF_INET, (host, 1))
+
+
+def test_names_are_looked_up_beside_what_is_known() -> None:
+    """Nobody is waited for who may be out of reach, too."""
+    old, new = [place("192.0.2.1")], [place("192.0.2.2")]
+    served, asked = threading.Event(), threading.Event()
+
+    def find() -> list[Place]:
+        if not asked.is_set():
+            asked.set()
+            return list(old)
+        assert served.wait(PATIENCE)
+        return list(new)
+
+    known = Known(find)
+    assert known.ask() == known.ask() == old, "the second is answered while its question is not"
+    served.set()
+    while known.ask() != new:
+        threading.Event().wait(0.01)
+
+
+def test_what_is_known_outlives_who_knows_no_more() -> None:
+    found = iter([[place("192.0.2.1")]])
+    over = threading.Event()
+
+    def find() -> list[Place]:
+        try:
+            return list(next(found))
+        except StopIteration:
+            over.set()
+            raise PeerError("cannot find it") from None
+
+    known = Known(find)
+    first = known.ask()
+    assert known.ask() == first and over.wait(PATIENCE) and known.ask() == first
 
 
 class Link(SocketTransport):
