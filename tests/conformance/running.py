@@ -96,3 +96,28 @@ def assert_one_error(said: bytes, verb: str, *words: str) -> None:
     assert all(line.startswith("statepipe: hint: ") for line in lines[1:]) and len(lines) <= 2, said
     for word in words:
         assert word in lines[0], said
+
+
+def left(mark: str) -> list[str]:
+    """The processes, zombies and this one aside, that have a mark in their environment: `NAME=VALUE`."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/environ", "rb") as file:
+                if int(pid) != os.getpid() and f"{mark}\0".encode() in file.read():
+                    found.append(pid)
+        except OSError:  # it ended meanwhile, or is not ours
+            continue
+    return found
+
+
+def assert_none_left(mark: str) -> None:
+    """What has been killed is given the time to die: it may have to wait for a core."""
+    for pid in left(mark):
+        try:
+            pidfd = os.pidfd_open(int(pid))
+        except ProcessLookupError:
+            continue
+        ended = select.select([pidfd], [], [], PATIENCE / 4)[0]
+        os.close(pidfd)
+        assert ended, f"{pid} lives on"

@@ -10,14 +10,14 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.conformance.adapters import ADAPTERS, filter_of
-from tests.conformance.running import PATIENCE, STATEPIPE, assert_one_error, started, wait
+from tests.conformance.running import PATIENCE, STATEPIPE, assert_none_left, assert_one_error, started, wait
 from tests.conformance.test_commands import FED, NOISE, command, every_filter, without_bar
 
 Process = subprocess.Popen[bytes]
@@ -49,21 +49,10 @@ def runtime_of() -> Path:
     return Path(os.environ["XDG_RUNTIME_DIR"], "statepipe")
 
 
-def left_running() -> list[str]:
-    """The processes of this test that still run: they have its runtime folder in their environment."""
-    found = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        with suppress(OSError):
-            marked = f"XDG_RUNTIME_DIR={os.environ['XDG_RUNTIME_DIR']}\0".encode()
-            if int(pid) != os.getpid() and marked in Path("/proc", pid, "environ").read_bytes():
-                found.append(pid)
-    return found
-
-
 def assert_nothing_left(folder: Path) -> None:
     assert os.listdir(runtime_of()) == []
     assert os.listdir(folder) == []
-    assert left_running() == []
+    assert_none_left(f"XDG_RUNTIME_DIR={os.environ['XDG_RUNTIME_DIR']}")
 
 
 @every_filter

@@ -20,7 +20,9 @@ import zstandard
 from tests.conformance.running import (
     PATIENCE,
     STATEPIPE,
+    assert_none_left,
     assert_one_error,
+    left,
     run,
     started,
     wait,
@@ -45,31 +47,6 @@ def give_mark() -> Iterator[str]:
     mark = f"STATEPIPE_TEST_MARK={uuid.uuid4()}"
     yield mark
     assert_none_left(mark)
-
-
-def left(mark: str) -> list[str]:
-    """The processes, zombies aside, that bear a mark."""
-    found = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{pid}/environ", "rb") as file:
-                if mark.encode() in file.read():
-                    found.append(pid)
-        except OSError:  # it ended meanwhile, or is not ours
-            continue
-    return found
-
-
-def assert_none_left(mark: str) -> None:
-    """What has been killed is given the time to die: it may have to wait for a core."""
-    for pid in left(mark):
-        try:
-            pidfd = os.pidfd_open(int(pid))
-        except ProcessLookupError:
-            continue
-        ended = select.select([pidfd], [], [], PATIENCE / 4)[0]
-        os.close(pidfd)
-        assert ended, f"{pid} lives on"
 
 
 def marked(mark: str) -> dict[str, str]:

@@ -14,8 +14,7 @@ import pytest
 
 from tests import agefiles, gpghome
 from tests.conformance import running
-from tests.conformance.running import STATEPIPE, assert_one_error, started, stop, wait_until_read
-from tests.conformance.test_endings import left_running
+from tests.conformance.running import STATEPIPE, assert_none_left, assert_one_error, started, stop, wait_until_read
 
 pytestmark = pytest.mark.skipif(not gpghome.PRESENT, reason="gpg is not installed: tools/setup test")
 
@@ -334,4 +333,4 @@ def test_a_passphrase_is_in_no_argument_and_no_environment(passphrase: Path) -> 
             for name in ("cmdline", "environ"):
                 assert gpghome.PASSPHRASE.encode() not in Path("/proc", pid, name).read_bytes()
         assert stop(process, signal.SIGTERM)[0] == 143
-    assert left_running() == []
+    assert_none_left(f"XDG_RUNTIME_DIR={os.environ['XDG_RUNTIME_DIR']}")
