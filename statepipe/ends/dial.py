@@ -55,7 +55,6 @@ def connected(address: Address, patience: Patience, bind: str | None, *, insecur
         yield connection
 
 
-def connect_again(
 def connect_again(places: Sequence[Place], seconds: float, bind: str | None, *, short: bool = False) -> socket.socket:
     """As `connect`, where it was answered before: within `seconds`, with one attempt at a place beside another.
 
@@ -80,9 +79,7 @@ def _refuse_open_country(address: Address, targets: list[Target], *, insecure: b
         )
 
 
-def _try_each(
-    places: Sequence[Place], patience: Patience, bind: str | None, last: bool
-) -> socket.socket | None:
+def _try_each(places: Sequence[Place], patience: Patience, bind: str | None, last: bool) -> socket.socket | None:
     """A connection to the first that answers; None if none does and it is not the last attempt."""
     failures: dict[Address, OSError] = {}
     for address, (family, where) in places:
