@@ -176,18 +176,36 @@ def _listen_tcp(address: Address, targets: list[Target]) -> socket.socket:
 
 
 def _listen_unix(path: str) -> socket.socket:
-    """For its owner alone. A socket that nobody listens on any more gives way."""
+    """For its owner alone. A socket that nobody listens on any more gives way.
+
+    It gets its name once it listens: who waits for the name is never refused.
+    """
+    folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         os.fchmod(listener.fileno(), 0o600)  # before it has a name: the name takes this mode
         if _is_left_over(path):
             os.unlink(path)
-        listener.bind(path)
-        listener.listen(BACKLOG)
+        _name(listener, folder, os.path.basename(path))
     except BaseException:
         listener.close()
         raise
+    finally:
+        os.close(folder)
     return listener
+
+
+def _name(listener: socket.socket, folder: int, name: str) -> None:
+    """Have it listen, and then be found under its name. Raises OSError where something has that name."""
+    hidden = f".statepipe.{os.getpid()}.{os.urandom(4).hex()}"
+    listener.bind(f"/proc/self/fd/{folder}/{hidden}")  # however long the folder's own path is
+    try:
+        listener.listen(BACKLOG)
+        os.link(hidden, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+    except FileExistsError as error:
+        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE)) from error
+    finally:
+        os.unlink(hidden, dir_fd=folder)
 
 
 def _is_left_over(path: str) -> bool:

@@ -342,6 +342,20 @@ def test_a_place_that_is_taken(listener: socket.socket) -> None:
     assert_one_error(done.stderr, "recv", "Address already in use")
 
 
+def test_what_has_the_name_of_a_socket_keeps_it(tmp_path: Path) -> None:
+    (tmp_path / "s").write_text("a file")
+    done = run("recv", f"unix://{tmp_path}/s")
+    assert done.returncode == 5
+    assert_one_error(done.stderr, "recv", "Address already in use")
+    assert os.listdir(tmp_path) == ["s"] and (tmp_path / "s").read_text() == "a file"
+
+
+def test_a_socket_whose_folder_is_not_there(tmp_path: Path) -> None:
+    done = run("recv", f"unix://{tmp_path}/none/s")
+    assert done.returncode == 5
+    assert_one_error(done.stderr, "recv", "No such file or directory")
+
+
 def test_an_unknown_host() -> None:
     done = run("send", "tcp://no.such.host.invalid:1")
     assert done.returncode == 5

@@ -99,7 +99,8 @@ def test_a_sender_that_is_killed_leaves_no_file(host: Host, tmp_path: Path) -> N
     remote = f"echo $$ > {pidfile}; exec env XDG_RUNTIME_DIR={host.runtime} {ROOT}/bin/statepipe"
     command = host.command(tmp_path / "out", "--retry", "1", "--remote-command", remote)
     with started(command, start_new_session=True) as sender:
-        sender.stdin.write(DATA)
+        sender.stdin.write(DATA)  # which a window holds: it need not be there yet
+        wait(sender, lambda: pidfile.exists() and pidfile.read_text().endswith("\n"))
         receiver = os.pidfd_open(int(pidfile.read_text()))
         sender.kill()
         assert select.select([receiver], [], [], PATIENCE)[0]
