@@ -20,7 +20,9 @@ from statepipe.engine.sessionends import SessionSink
 from statepipe.engine.sessionlinks import dialled
 from statepipe.errors import PeerError
 from statepipe.formats.frames import Role
-from tests.conformance.running import STATEPIPE
+from tests.conformance.running import PATIENCE, STATEPIPE, started
+from tests.conformance.test_plain import collect, rst
+from tests.conformance.test_tls import receiving, sender, speak
 from tests.net.relay import Faults, relay
 from tests.net.test_session import MIB, QUICK, Bytes, Kept, Receiver, whole
 
@@ -90,3 +92,19 @@ def test_cuts_in_a_session_over_tls_cost_no_byte(folder: str, links: int) -> Non
     assert receiver.sink.kept == whole(24 * MIB)
     assert rail.cuts >= 10
     assert receiver.session is not None and "localhost" in receiver.session.name
+
+
+def test_who_breaks_off_is_told_of_only_where_nobody_has_come(folder: str) -> None:
+    """Links do break: later that is nothing that a person need hear of, where a stranger still is."""
+    with receiving("--tls-creds", folder) as (receiver, port):
+        socket.create_connection(("127.0.0.1", port)).close()
+        assert b"turned away 127.0.0.1: " in receiver.stderr.readline()
+        with started(sender(port, "--tls-creds", folder)) as process:
+            process.stdin.write(b"x")
+            assert receiver.stdout.read(1) == b"x"
+            rst(socket.create_connection(("127.0.0.1", port)))
+            speak(port, b"GET / HTTP/1.1\r\n\r\n")  # it is looked at after the one before
+            process.stdin.close()
+            assert process.wait(PATIENCE) == 0
+        status, _, said = collect(receiver)
+    assert status == 0 and said.count(b"\n") == 1 and b"http request" in said, said
