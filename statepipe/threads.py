@@ -36,14 +36,16 @@ _END = object()
 def ahead(upstream: Iterator[T], depth: int) -> Generator[T, None, None]:
     """Pull `upstream` from a thread of its own, at most `depth` items ahead of the consumer."""
     items: queue.SimpleQueue[object] = queue.SimpleQueue()
-    room = threading.Semaphore(depth)
-    stopped = threading.Event()
+    # No Semaphore: a signal's exception in the midst of its release could leave its lock taken, and all wait for ever.
+    room: queue.SimpleQueue[None] = queue.SimpleQueue()
+    stopped = False
 
     def pull() -> None:
         outcome: object = _END
         try:
-            while room.acquire() and not stopped.is_set():
-                if (item := next(upstream, _END)) is _END:
+            while True:
+                room.get()
+                if stopped or (item := next(upstream, _END)) is _END:
                     break
                 items.put(item)
                 del item
@@ -57,16 +59,18 @@ def ahead(upstream: Iterator[T], depth: int) -> Generator[T, None, None]:
 
     thread = threading.Thread(target=pull, name="ahead", daemon=True)
     try:
+        for _ in range(depth):
+            room.put(None)
         start(thread)
         while (item := items.get()) is not _END:
             if isinstance(item, _Failure):
                 raise item.error
-            room.release()
+            room.put(None)
             yield item  # type: ignore[misc]
     finally:
-        stopped.set()
+        stopped = True
         cancel(upstream)
-        room.release()
+        room.put(None)
         _join(thread)
 
 

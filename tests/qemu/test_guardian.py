@@ -14,6 +14,10 @@ from tests.qemu.moving import LISTENING, Credentials, Running, mover, receiver
 ROOT = Path(__file__).parents[2]
 
 
+BROKEN_OFF = (1, 5)
+"""The other host's exit status: it hears of the failure first, or first that nobody is there any more."""
+
+
 def breaking(*words: object) -> Running:
     return Running(*words, program=[sys.executable, "-m", "tests.qemu.breaking"], cwd=ROOT)
 
@@ -31,7 +35,7 @@ def test_the_source_keeps_its_guest(tmp_path: Path, qemu72: str, credentials: Cr
             assert moving.wait() == 1
             assert "RuntimeError: nobody has foreseen this" in moving.said
             assert "guardian: the migration is undone, the guest here is running" in moving.said
-            assert receiving.wait() == 5, receiving.said
+            assert receiving.wait() in BROKEN_OFF, receiving.said
         assert_runs_on(source)
         assert source.settings() == before
         assert target.wait() is not None and target.ticks() == []
@@ -47,7 +51,8 @@ def test_before_go_the_destination_is_ended(tmp_path: Path, qemu72: str, credent
         with breaking(*words) as receiving:
             port = int(receiving.wait_said(LISTENING.pattern)[1])
             with mover(credentials, source, port) as moving:
-                assert (receiving.wait(), moving.wait()) == (1, 5), (receiving.said, moving.said)
+                assert receiving.wait() == 1, receiving.said
+                assert moving.wait() in BROKEN_OFF, moving.said
             assert "guardian: the QEMU that waited here for the guest is ended" in receiving.said
         assert_runs_on(source)
         assert target.wait() is not None and target.ticks() == []
