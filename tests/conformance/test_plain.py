@@ -348,7 +348,7 @@ def test_what_has_the_name_of_a_socket_keeps_it(tmp_path: Path) -> None:
     done = run("recv", f"unix://{tmp_path}/s")
     assert done.returncode == 5
     assert_one_error(done.stderr, "recv", "Address already in use")
-    assert os.listdir(tmp_path) == ["s"] and (tmp_path / "s").read_text() == "a file"
+    assert [each.name for each in tmp_path.iterdir()] == ["s"] and (tmp_path / "s").read_text() == "a file"
 
 
 def test_a_socket_whose_folder_is_not_there(tmp_path: Path) -> None:
