@@ -5,6 +5,7 @@ A new filter's test is one line in ADAPTERS, and one more for each way of it tha
 
 from __future__ import annotations
 
+import atexit
 import bz2
 import gzip
 import hashlib
@@ -25,6 +26,7 @@ from tests import agefiles, gpghome
 from tests.world import world
 
 SCRATCH = tempfile.TemporaryDirectory(prefix="statepipe-test-")
+atexit.register(SCRATCH.cleanup)
 """Files that filters make."""
 
 Bytes = Callable[[bytes], bytes]
