@@ -26,8 +26,8 @@ from tests import agefiles, gpghome
 from tests.world import world
 
 SCRATCH = tempfile.TemporaryDirectory(prefix="statepipe-test-")
-atexit.register(SCRATCH.cleanup)
 """Files that filters make."""
+atexit.register(SCRATCH.cleanup)
 
 Bytes = Callable[[bytes], bytes]
 
