@@ -93,9 +93,12 @@ class Host:
         """A descriptor of its process, which may have to be ended."""
         try:
             return os.pidfd_open(self.monitor.pid)
-        except OSError as error:  # none has the number 0, which stands for one outside of our pid namespace
+        except OSError as error:  # none has the number 0, which stands for one that is not known
             self.monitor.close()
-            hint = "run statepipe where QEMU runs, in the same container or pid namespace"
+            hint = (
+                "run statepipe where QEMU runs, in the same container or pid namespace, as a user who may look at it; "
+                "and name the socket that QEMU itself listens at, not one of a relay"
+            )
             raise QemuError("which process this QEMU is cannot be told, so it could not be ended", hint=hint) from error
 
     def end(self) -> None:

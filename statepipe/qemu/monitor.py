@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, QMPClient, QMPError, Runstate
 
 from statepipe.errors import QemuError, QemuGone
+from statepipe.qemu.process import is_qemu
 
 T = TypeVar("T")
 
@@ -151,7 +152,10 @@ class Monitor:
 
     @property
     def pid(self) -> int:
-        """The process at the other end of the socket, 0 if unknown (SO_PEERCRED)."""
+        """QEMU's process, 0 if it is unknown.
+
+        SO_PEERCRED tells who listens at the socket, and a relay between QEMU and us is none to be ended in its place.
+        """
         return self._call(self._peer()) if self._pid is None else self._pid
 
     async def _peer(self) -> int:
@@ -159,7 +163,8 @@ class Monitor:
         if writer is None:
             return 0
         peer: socket.socket = writer.transport.get_extra_info("socket")
-        return int(struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])
+        pid = int(struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])
+        return pid if is_qemu(pid) else 0
 
     def run_state(self) -> str:
         """The guest's run state, as "running" or "postmigrate". Raises QemuError."""

@@ -52,13 +52,14 @@ def parent_pid() -> int | None:
     """The process id of that QEMU."""
     pid = os.getppid()
     for _ in range(2):
-        if _is_qemu(pid):
+        if is_qemu(pid):
             return pid
         pid = _parent(pid)
     return None
 
 
-def _is_qemu(pid: int) -> bool:
+def is_qemu(pid: int) -> bool:
+    """Whether that process is a QEMU, as far as it may be looked at."""
     try:
         return os.path.basename(os.readlink(f"/proc/{pid}/exe")).startswith("qemu")
     except OSError:  # gone, or not ours to look at: then it is not known to be one

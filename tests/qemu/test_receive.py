@@ -99,6 +99,24 @@ def test_a_qemu_outside_of_our_pid_namespace_is_refused(
         assert target.run_state() == "inmigrate"
 
 
+def test_a_monitor_behind_a_relay_is_refused(
+    tmp_path: Path, qemu72: str, guest: Guest, credentials: Credentials
+) -> None:
+    """The kernel names the relay as the process at the other end, and to end that one would be of no use."""
+    with Guest(tmp_path, qemu=qemu72, image=guest.image, incoming="defer", args=["-S"]) as target:
+        path = target.socket.replace("qmp-2", "relay")
+        relay = ["socat", f"UNIX-LISTEN:{path}", f"UNIX-CONNECT:{target.socket}"]
+        with subprocess.Popen(relay) as between:
+            wait_for("the relay", lambda: os.path.exists(path))
+            receiving, port = receiver(credentials, "--qmp", path)
+            with receiving:
+                assert look(guest, credentials, port).returncode == 5
+                assert receiving.wait() == 6
+            between.kill()
+        assert "which process this QEMU is cannot be told" in receiving.said[-3]
+        assert target.run_state() == "inmigrate"
+
+
 # --- one guest after the other
 
 SERVED = """#!/bin/sh
