@@ -2,7 +2,7 @@
 
 QEMU loads from a socketpair whose other direction is the return path. The guest is there when QEMU says `completed`
 and the stream's digest agreed; it runs when the source says GO, and not a moment before. Whatever fails until then,
-this QEMU is ended, and seen to have ended before the source hears of it.
+this QEMU is ended, and seen to have ended before the source hears of it, unless we break off over a mistake of our own.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from statepipe.commands.journal import Journal
 from statepipe.ends.fd import FdSink, FdSource
 from statepipe.engine.peer import Peer
 from statepipe.engine.pipeline import NamedStage, Pipeline
-from statepipe.errors import InterruptedBySignal, PeerError, QemuError, QemuGone, StatepipeError
+from statepipe.errors import InterruptedBySignal, PeerError, QemuError, StatepipeError
 from statepipe.formats.handover import Action, Destination, Event, destination
 from statepipe.qemu.monitor import Monitor, demand_completed
 
@@ -110,7 +110,7 @@ class Arrival(Coordinator):
             self._ours.shutdown(socket.SHUT_RDWR)
 
     def announce(self) -> None:
-        """Have the guest's network cards tell the switches where they are now."""
-        with suppress(QemuGone):
+        """Have the guest's network cards tell the switches where they are now, if this QEMU can (4.0 and newer)."""
+        with suppress(QemuError):  # it runs, whatever becomes of that
             parameters = {"initial": 50, "max": 550, "rounds": 5, "step": 100}
             self.monitor.execute("announce-self", **parameters)

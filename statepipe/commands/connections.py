@@ -57,10 +57,10 @@ class Connections:
                 became = "broke off" if connection.session.wire.opened else "was not let through"
                 self._say(f"connection {connection.number} {became}: {failure}")
             broken = failure is not None
+            if connection.remark is not None:
+                self._say(f"connection {connection.number}: {connection.remark}")
         finally:
             self._count_out(connection, broken)
-        if connection.remark is not None:
-            self._say(f"connection {connection.number}: {connection.remark}")
 
     def _count_out(self, connection: Connection, broken: bool) -> None:
         with self._lock:
@@ -134,7 +134,7 @@ class Connections:
         for connection in threads:
             connection.break_off(PeerError("the tunnel was ended"))
         for connection, thread in threads.items():
-            if thread is None:
+            if thread is None or thread.ident is None:  # it never began
                 connection.leave()
             else:
                 thread.join()

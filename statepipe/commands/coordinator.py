@@ -104,7 +104,10 @@ class Coordinator:
 
     def _decide(self, begin: Callable[[], None], act: Callable[[Action], None]) -> None:
         """Take events until nothing can change any more, and act on each."""
-        self.journal.write(self.side.state)
+        unwritten = self.journal.write(self.side.state)
+        if unwritten is not None:
+            self.journal.write(self.side.state)
+            self.put(Event.CANCEL, unwritten)
         self._attempt(begin)
         while not self.side.ended:
             for action in self._move(*self._events.get()):

@@ -99,6 +99,7 @@ def _listen(ours: socket.socket) -> tuple[dict[str, Any], socket.socket | None]:
     """All that was said until the end, and the monitor that was lent."""
     known: dict[str, Any] = {}
     spare: socket.socket | None = None
+    looked = False
     while True:
         text, fds, _, _ = socket.recv_fds(ours, NOTE_LIMIT, 1)
         if not text:
@@ -106,7 +107,8 @@ def _listen(ours: socket.socket) -> tuple[dict[str, Any], socket.socket | None]:
         known.update(json.loads(text))
         if fds:
             spare = socket.socket(fileno=fds[0])
-        if "pid" in known and "pidfd" not in known:  # while it cannot be another's yet
+        if "pid" in known and not looked:  # while it cannot be another's yet
+            looked = True
             with suppress(OSError):
                 known["pidfd"] = os.pidfd_open(known["pid"])
 
@@ -137,7 +139,7 @@ def recover_destination(known: Known, spare: socket.socket | None) -> str:
     Without a pidfd, QEMU had ended already when it was noted.
     """
     state = Destination[known["state"]]
-    if state in (Destination.INCOMING, Destination.WAITING):
+    if state in (Destination.INCOMING, Destination.WAITING, Destination.ENDED):  # which was about to be ended
         if "pidfd" in known:
             with suppress(ProcessLookupError):  # it was quicker
                 signal.pidfd_send_signal(known["pidfd"], signal.SIGKILL)

@@ -151,6 +151,7 @@ def _capabilities(request: Request) -> dict[str, bool]:
 
 def _go(departure: Departure, request: Request, guardian: Guardian) -> None:
     """Raises StatepipeError unless the guest runs over there."""
+    guardian.note({"state": Source.PRECOPY.name})  # from the stop on there is something to undo
     if request.offline:
         departure.monitor.execute("stop")
     with at_work(departure):

@@ -109,9 +109,9 @@ def _migrate(request: Request, monitor: Monitor, name: str, go: Callable[[], tup
     wanted = dict.fromkeys((*UNWANTED, "pause-before-switchover"), False)
     wanted |= dict.fromkeys(("events", "return-path", *request.capabilities), True)
     with adjusted(monitor, wanted, request.parameters):
-        if request.offline:
-            monitor.execute("stop")
         try:
+            if request.offline:
+                monitor.execute("stop")
             sent, figures = go()
         except BaseException as error:
             _undo(monitor, error, runs=runs == "running")
@@ -178,17 +178,22 @@ def _carry(request: Request, monitor: Monitor, returning: Incoming, make_sink: M
 
 
 def _undo(monitor: Monitor, error: BaseException, *, runs: bool) -> None:
-    """Wait until QEMU has given up too, and add to the error what became of the guest."""
+    """Wait until QEMU has given up too, have the guest run on, and add to the error what became of it.
+
+    The status of a QEMU that refused to migrate is that of an earlier migration, or none: its run state tells.
+    """
     if isinstance(error, InterruptedBySignal):
         monitor.hurry()
     if isinstance(error, QemuGone) or not isinstance(error, StatepipeError):
         return
     try:
-        if monitor.migration()["status"] not in ("none", *FINAL):
+        status = monitor.migration()["status"]
+        if status not in ("none", *FINAL):
             monitor.execute("migrate_cancel")
-        status = monitor.migration_outcome()["status"]
+            status = monitor.migration_outcome()["status"]
         monitor.wait_until_running()
-        if status != "completed" and runs and monitor.run_state() != "running":
+        was_given_away = status == "completed" and monitor.run_state() == "postmigrate"
+        if runs and not was_given_away and monitor.run_state() != "running":
             monitor.resume()
         error.hint = "; ".join(
             filter(None, [f"QEMU says {status}; the guest is {monitor.run_state()} here", error.hint])

@@ -220,7 +220,7 @@ class _Reception:
             with held():  # but for the time that the two halves wait
                 _arrive(Arrival(host.monitor, peer, words, journal, host.end, runs=offer.runs), host, guardian)
                 host.keep()
-        self._say(f"{peer.name} has given its guest away; here it is {host.monitor.run_state()}")
+        self._say(f"{peer.name} has given its guest away; here it is {'running' if offer.runs else 'paused'}")
         return True
 
     def _path(self) -> str | None:
@@ -232,6 +232,7 @@ class _Reception:
 def _arrive(arrival: Arrival, host: Host, guardian: Guardian) -> None:
     """Raises what prevented it."""
     set_capabilities(arrival.monitor, dict.fromkeys(CAPABILITIES, True))
+    guardian.note({"state": Destination.INCOMING.name})
     host.let_go()
     with at_work(arrival):
         state = arrival.run()

@@ -224,20 +224,23 @@ def _clock(source: Facts, destination: Facts) -> Rows:
 
 def _tsc(source: Facts, destination: Facts) -> Rows:
     """QEMU loads a guest whose counter it cannot keep up with a warning alone (kvm_arch_set_tsc_khz)."""
-    here, there = source["cpu"]["tsc"], destination["cpu"]["tsc"]
+    here, there = source["cpu"].get("tsc"), destination["cpu"].get("tsc")
     if here is None and there is None:
         return
     if here is None or there is None:
         yield Finding("TSC", WARN, f"{_hertz(here)} here, {_hertz(there)} there: they cannot be compared")
     elif abs(here - there) <= TSC_TOLERANCE * here:
         yield Finding("TSC", OK, f"{_hertz(here)} on both")
-    elif destination["tsc_scales"]:
+    elif destination.get("tsc_scales"):
         yield Finding(
             "TSC", OK, f"{_hertz(here)} here; the destination's processor, of {_hertz(there)}, gives that too"
         )
     else:
-        reason = f"{_hertz(here)} here, {_hertz(there)} there, and its processor cannot scale it"
-        yield Finding("TSC", WARN, f"{reason}: the clock of a guest that reads it goes wrong")
+        scaling = "whether its processor scales it is not known"
+        if destination.get("tsc_scales") is False:
+            scaling = "its processor cannot scale it"
+        reason = f"{_hertz(here)} here, {_hertz(there)} there, and {scaling}"
+        yield Finding("TSC", WARN, f"{reason}: else the clock of a guest that reads it goes wrong")
 
 
 def _hertz(frequency: int | None) -> str:

@@ -61,7 +61,8 @@ def parent_pid() -> int | None:
 def is_qemu(pid: int) -> bool:
     """Whether that process is a QEMU, as far as it may be looked at."""
     try:
-        return os.path.basename(os.readlink(f"/proc/{pid}/exe")).startswith("qemu")
+        name = os.path.basename(os.readlink(f"/proc/{pid}/exe"))
+        return name.lstrip(".").startswith("qemu")  # NixOS has it wrapped, as .qemu-system-x86_64-wrapped
     except OSError:  # gone, or not ours to look at: then it is not known to be one
         return False
 

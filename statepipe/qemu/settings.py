@@ -36,9 +36,9 @@ def _restore_after(error: BaseException, monitor: Monitor, before: Mapping[str, 
     """The error that is on its way stays the cause; its hint tells of settings that QEMU would not take back."""
     try:
         restore(monitor, before)
-    except QemuGone:  # and its settings with it, which the error says
-        return
     except QemuError as refused:
+        if isinstance(error, QemuGone):  # and its settings with it, which that says
+            return
         if isinstance(error, StatepipeError):
             error.hint = "; ".join(
                 filter(None, [error.hint, f"QEMU's migration settings are not as before: {refused}"])

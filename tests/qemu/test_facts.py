@@ -76,4 +76,4 @@ def test_differences_that_harm(tmp_path: Path, qemu72: str) -> None:
 
 def test_a_guest_of_tcg_s_has_no_counter_of_its_own(tmp_path: Path, qemu72: str) -> None:
     with facts_of(Guest(tmp_path, qemu=qemu72)) as facts:
-        assert facts["cpu"]["tsc"] is None and facts["tsc_scales"] in (None, True, False)
+        assert facts["cpu"]["tsc"] is None

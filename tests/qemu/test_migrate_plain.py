@@ -107,3 +107,20 @@ def test_what_does_not_go_together(words: list[str]) -> None:
 
 def test_a_monitor_must_be_named() -> None:
     assert "--qmp SOCKET" in run_statepipe("migrate", "localhost").stderr
+
+
+@pytest.mark.parametrize("earlier", [False, True], ids=["the first", "after one that completed"])
+def test_a_guest_that_qemu_refuses_to_migrate_runs_on(tmp_path: Path, qemu72: str, earlier: bool) -> None:
+    """The status is that of an earlier migration then, or none, and neither is waited for."""
+    with Guest(tmp_path, qemu=qemu72, dirty=2, args=["-blockdev", "null-co,node-name=n"]) as source:
+        source.wait_ticks(3)
+        if earlier:
+            source.qmp("migrate", uri="exec:cat >/dev/null")
+            source.wait_status("completed")
+            source.wait_run_state("postmigrate")
+            source.qmp("cont")
+        source.qmp("device_add", driver="nvme", drive="n", serial="1")
+        done = run_statepipe("migrate", "--offline", "--qmp", source.socket, "exec:exec cat >/dev/null")
+        assert done.returncode == 6 and "refused migrate" in done.stderr, done.stderr
+        assert "the guest is running here" in done.stderr
+        assert_runs_on(source)

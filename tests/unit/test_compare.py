@@ -91,6 +91,7 @@ CASES: list[tuple[str, Facts, Facts, str, str]] = [
     ("TSC", HOST, changed(cpu__tsc=TSC + 500_000), OK, "2600.0 MHz on both"),
     ("TSC", HOST, changed(cpu__tsc=3_000_000_000), WARN, "cannot scale it"),
     ("TSC", HOST, changed(cpu__tsc=3_000_000_000, tsc_scales=True), OK, "gives that too"),
+    ("TSC", HOST, changed(cpu__tsc=3_000_000_000, tsc_scales=None), WARN, "not known"),
     ("TSC", HOST, changed(cpu__tsc=None), WARN, "unknown there"),
     ("network tap0", HOST, changed(taps={}), WARN, "no tap of this name"),
     ("network tap0", HOST, changed(taps={"tap0": ["198.51.100.0/24"]}), WARN, "may not be reached"),

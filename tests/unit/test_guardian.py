@@ -45,7 +45,9 @@ def run(pid: int, *steps: str) -> str:
     return subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60).stderr
 
 
-@pytest.mark.parametrize("steps", [("WAITING", "fail"), ("large", "INCOMING", "fail")], ids=" ".join)
+@pytest.mark.parametrize(
+    "steps", [("WAITING", "fail"), ("large", "INCOMING", "fail"), ("WAITING", "ENDED", "fail")], ids=" ".join
+)
 def test_it_acts_where_statepipe_broke_off(sleeper: subprocess.Popen[bytes], steps: tuple[str, ...]) -> None:
     """However much the other host had to say of its guest."""
     assert run(sleeper.pid, *steps).startswith(f"{ENDED}\n")
