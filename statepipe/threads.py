@@ -97,6 +97,12 @@ def held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def forget_late() -> None:
+    """Within `held`, once what was to be done is done: signals that came meanwhile came too late to deny it."""
+    while signal.sigtimedwait(ENDING, 0) is not None:
+        continue
+
+
 def _join(thread: threading.Thread) -> None:
     """Wait for its end, if it was started."""
     if thread.ident is not None:

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import Any
 
 from statepipe import __version__
-from statepipe.cli.messages import explain, say, show
+from statepipe.cli.messages import explain, is_heard, say, show
 from statepipe.cli.verb import Verb
 from statepipe.cli.verbs import EXIT_CODES, VERBS
 from statepipe.engine.desk import Desk
@@ -35,7 +35,8 @@ def _conclude(words: Sequence[str], desk: Desk) -> int:
         return _run_and_tell(words, desk)
     except InterruptedBySignal as error:  # as another failure was about to be told
         first = error.__context__
-        return _fail(words, first if isinstance(first, StatepipeError) else error)
+        cause = first if isinstance(first, StatepipeError) else error
+        return _fail(words, cause) if is_heard(0) else cause.exit_code
 
 
 def _run_and_tell(words: Sequence[str], desk: Desk) -> int:
@@ -43,6 +44,7 @@ def _run_and_tell(words: Sequence[str], desk: Desk) -> int:
         code = _run(words, desk)
         ignore()
     except StatepipeError as error:
+        is_heard(None)  # while signals still end a wait for somebody who does not read
         ignore()
         code = _fail(words, error)
     return code

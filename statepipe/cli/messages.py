@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import signal
 import sys
 from contextlib import suppress
@@ -38,6 +39,13 @@ def say(line: str) -> None:
     """A line on standard error, in one piece, whoever else speaks. Where nobody hears it, the exit code still does."""
     with suppress(OSError):
         print(f"{clean(line)}\n", end="", file=sys.stderr, flush=True)
+
+
+def is_heard(patience: int | None) -> bool:
+    """Whether standard error takes a line at once; waits so many milliseconds for that, None: as long as it takes."""
+    poll = select.poll()
+    poll.register(2, select.POLLOUT)
+    return bool(poll.poll(patience))
 
 
 def show(text: str) -> None:

@@ -17,9 +17,9 @@ from typing import Any
 from statepipe.commands.journal import Journal
 from statepipe.engine.peer import PARTING, Message, Peer
 from statepipe.errors import InterruptedBySignal, PeerError, QemuError, QemuGone, StatepipeError
-from statepipe.formats.handover import Action, Event, Side
+from statepipe.formats.handover import Action, Destination, Event, Side, Source
 from statepipe.qemu.monitor import Monitor
-from statepipe.threads import ENDING, held, start
+from statepipe.threads import ENDING, forget_late, held, start
 
 MESSAGES = {
     Action.SEND_ASK: Event.ASK,
@@ -90,6 +90,8 @@ class Coordinator:
                 self._break_off(failures[0])
                 raise failures[0]
             self._part(listener)
+            if self.side.state in (Source.MOVED, Destination.RUNS):
+                forget_late()
 
     def _watch(self, decider: threading.Thread) -> None:
         """Wait for its end, or for the signal that is the first and only one (engine/signals.py)."""

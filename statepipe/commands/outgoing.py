@@ -7,7 +7,6 @@ named, and only then is QEMU told `SHUT 0`. On any failure before that it is tol
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -18,7 +17,7 @@ from statepipe import __version__
 from statepipe.ends.fd import FdSource
 from statepipe.ends.file import FileSink
 from statepipe.engine.pipeline import NamedStage, Pipeline
-from statepipe.engine.signals import ENDING, held
+from statepipe.engine.signals import forget_late, held
 from statepipe.errors import IntegrityError, QemuGone, StatepipeError
 from statepipe.formats.qemustream import QemuStream
 from statepipe.formats.returnpath import shut
@@ -78,7 +77,7 @@ def save_stream(plan: Plan, source: FdSource, answer: Answer | None, approve: Ca
             with held():
                 sink.commit()
                 _conclude(sink, stream, answer, approve)
-                _forget_late_signals()
+                forget_late()
     except BaseException:
         with suppress(StatepipeError):  # the first failure is the one to tell
             _reply(stream, answer, shut(1))
@@ -100,12 +99,6 @@ def _refuse_more(stream: QemuStream, source: FdSource) -> None:
     """With a return path QEMU waits in silence now; if it does not, what was taken for the end was none."""
     if stream.return_path and not source.is_quiet():
         raise IntegrityError("QEMU went on, or away, after the end of its stream", stage="watch", offset=stream.offset)
-
-
-def _forget_late_signals() -> None:
-    """A signal that came during the commit came too late: the state is saved, and our status must not deny it."""
-    while signal.sigtimedwait(ENDING, 0) is not None:
-        continue
 
 
 def _conclude(sink: FileSink, stream: QemuStream, answer: Answer | None, approve: Callable[[], None]) -> None:

@@ -22,7 +22,7 @@ from statepipe.ends.net import SocketSink, SocketSource, is_network
 from statepipe.ends.relay import Backflow, can_relay, relay
 from statepipe.engine.desk import at_work
 from statepipe.engine.pipeline import NamedStage, Pipeline
-from statepipe.engine.signals import held
+from statepipe.engine.signals import forget_late, held
 from statepipe.errors import InterruptedBySignal, PeerError, StatepipeError
 from statepipe.formats.returnpath import shut
 from statepipe.stage import Buffer, Cancelled, Stage
@@ -172,6 +172,7 @@ def receive(plan: Plan, visit: Visit, sink: FileSink) -> bool:
             sink.commit()
             told = not proof.return_path or answer(shut(0))
             visit.finish()
+            forget_late()
     except BaseException:
         if proof.return_path:
             answer(shut(1))

@@ -26,7 +26,7 @@ from statepipe.ends.dial import listening, port_of
 from statepipe.engine.desk import at_work
 from statepipe.engine.peer import Peer
 from statepipe.engine.pipeline import NamedStage
-from statepipe.engine.signals import held
+from statepipe.engine.signals import forget_late, held
 from statepipe.errors import InterruptedBySignal, PeerError, QemuError, QemuGone, StatepipeError
 from statepipe.formats.handover import Destination
 from statepipe.pipes import polled
@@ -125,9 +125,11 @@ class Host:
         self._let_go = True
 
     def keep(self) -> None:
-        """The guest is here. Where we stay with it, what would end us is QEMU's from now on."""
+        """The guest is here. Where we stay with it, what would end us is QEMU's from now on; else it came too late."""
         if self._stays and self.child is not None:
             self.child.pass_signals_on()
+        else:
+            forget_late()
 
     def __exit__(self, *error: object) -> None:
         with held():

@@ -35,7 +35,7 @@ class Session:
         self.stopped = threading.Event()
         self._readable = threading.Condition(self.lock)
         self._writable = threading.Condition(self.lock)  # and every verdict
-        self._sendable = threading.Condition(self.lock)
+        self._sendable = threading.Condition(self.lock)  # for all writers: that of a link not yet open can do nothing
         self._idle = threading.Condition(self.lock)  # a writer has finished a send
         self._sending = 0
         self._transports: dict[int, Transport] = {}
@@ -226,7 +226,7 @@ class Session:
             while self._is_wanted(channel) and not channel.has_room(len(piece)):
                 self._writable.wait()
             channel.write(piece)
-            self._sendable.notify()
+            self._sendable.notify_all()
 
     def _is_wanted(self, channel: Outgoing) -> bool:
         self.check()
@@ -245,7 +245,7 @@ class Session:
         """Nothing more is written."""
         with self.lock:
             self.wire.end(channel)
-            self._sendable.notify()
+            self._sendable.notify_all()
 
     def get(self, channel: Incoming, idle: float | None, is_cancelled: Callable[[], bool]) -> Buffer | None:
         """The next buffer; FLUSH after `idle` seconds without any; None at the end or once cancelled."""
@@ -257,7 +257,7 @@ class Session:
                 if not self._readable.wait(idle):
                     return FLUSH
             if self.wire.has_to_send():
-                self._sendable.notify()
+                self._sendable.notify_all()
             return data
 
     def wake(self) -> None:
@@ -269,7 +269,7 @@ class Session:
         """Tell the writer what became of its channel."""
         with self.lock:
             self.wire.judge(channel, verdict)
-            self._sendable.notify()
+            self._sendable.notify_all()
 
     def hear_close(self, seconds: float) -> bool:
         """Wait until the peer has heard all it wants; whether it did, before the session failed or time was up."""
@@ -280,7 +280,7 @@ class Session:
         """We have heard all we want."""
         with self.lock:
             self.wire.close()
-            self._sendable.notify()
+            self._sendable.notify_all()
 
     def flush(self, seconds: float) -> None:
         """Wait until what must be known is sent, where there is a link for it."""

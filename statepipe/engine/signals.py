@@ -23,9 +23,9 @@ from contextlib import contextmanager
 from types import FrameType
 
 from statepipe.errors import InterruptedBySignal
-from statepipe.threads import ENDING, held
+from statepipe.threads import ENDING, forget_late, held
 
-__all__ = ["ASKING", "ENDING", "as_exceptions", "held", "ignore"]
+__all__ = ["ASKING", "ENDING", "as_exceptions", "forget_late", "held", "ignore"]
 
 ASKING = signal.SIGUSR1
 

@@ -33,7 +33,10 @@ PART = 1 << 20
 SAMPLES = 4096
 """Pages that are looked at: of a seventh that is rewritten, they tell to a 25th (one sigma), in 20 ms."""
 
-_TOUCHED = bytes(flags & 0x40 != 0 or (flags & 0x80 != 0 and flags & 0x21 != 0) for flags in range(256))
+SWAPPED = 0x40
+"""Bit 62 there."""
+
+_TOUCHED = bytes(flags & SWAPPED != 0 or (flags & 0x80 != 0 and flags & 0x21 != 0) for flags in range(256))
 
 _ZERO = crc32(bytes(PAGE))
 
@@ -66,19 +69,24 @@ class Memory:
         if self._once:
             return 0.0
         try:
-            changed = sum(then != now for then, now in zip(self._before, self._look(), strict=True))
+            both = [pair for pair in zip(self._before, self._look(), strict=True) if None not in pair]
         except OSError:
             return None
-        return changed / max(len(self._sample), 1) * len(self.touched)
+        return sum(then != now for then, now in both) / max(len(both), 1) * len(self.touched)
 
-    def _look(self) -> list[int]:
-        """A checksum of each page of the sample. Reading one that was never touched would touch it: it is zero."""
+    def _look(self) -> list[int | None]:
+        """A checksum of each page of the sample; None of one that was swapped out, which reading would bring back.
+
+        Reading one that was never touched would touch it: it is zero.
+        """
         with self._file("pagemap") as flags, self._file("mem") as pages:
             return [self._checksum(flags, pages, page) for page in self._sample]
 
-    def _checksum(self, flags: int, pages: int, page: int) -> int:
+    def _checksum(self, flags: int, pages: int, page: int) -> int | None:
         address = self._start + page * PAGE
         entry = os.pread(flags, ENTRY, address // PAGE * ENTRY)
+        if entry and entry[FLAGS] & SWAPPED:
+            return None
         return crc32(os.pread(pages, PAGE, address)) if entry and _TOUCHED[entry[FLAGS]] else _ZERO
 
     def _flags(self, pages: int) -> bytes:

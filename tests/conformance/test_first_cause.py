@@ -243,3 +243,24 @@ for command in (["false"], ["cat"], ["head", "-c", "1"], ["nope"]) * 5:
         [sys.executable, "-c", script], capture_output=True, timeout=PATIENCE, cwd=Path(__file__).parents[2]
     )
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+POLLS = ("7", "73", "271")
+"""poll and ppoll, on x86-64 and on arm64."""
+
+
+def test_a_failure_that_nobody_reads_holds_no_one_up() -> None:
+    """Standard error is a full pipe: it waits for room, and a signal ends that, with the status of the failure."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    try:
+        while os.write(writing, bytes(4096)):
+            continue
+    except BlockingIOError:
+        os.set_blocking(writing, True)
+    with started([*STATEPIPE, "decrypt", "-i", "/nonexistent"], stderr=writing) as process:
+        os.close(writing)
+        wait(process, lambda: Path(f"/proc/{process.pid}/syscall").read_text().split()[0] in POLLS)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE) == 1
+    os.close(reading)

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from statepipe.engine.signals import ENDING, as_exceptions, held
+from statepipe.commands.plain import receive
+from statepipe.commands.plan import Plan, Visit
+from statepipe.ends.address import parse_address
+from statepipe.ends.file import FileSink
+from statepipe.ends.net import Patience, SocketSource
+from statepipe.engine.signals import ENDING, as_exceptions, forget_late, held
 from statepipe.errors import InterruptedBySignal
 
 every_signal = pytest.mark.parametrize("number", ENDING)
@@ -149,3 +156,26 @@ def test_one_that_asks_is_ignored_again_afterwards() -> None:
         assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+@every_signal
+def test_one_that_came_too_late_is_forgotten(number: signal.Signals) -> None:
+    """What was done is done, and no status may deny it."""
+    with as_exceptions(), held():
+        signal.raise_signal(number)
+        forget_late()
+    with pytest.raises(InterruptedBySignal), as_exceptions(), held():
+        signal.raise_signal(number)
+
+
+def test_a_receiver_whose_file_is_there_is_not_stopped_any_more(tmp_path: Path) -> None:
+    """Though it may wait long for the sender to hear of it."""
+    ours, theirs = socket.socketpair()
+    theirs.sendall(b"all of it")
+    theirs.close()
+    plan = Plan(parse_address("tcp://127.0.0.1:1"), [], Patience())
+    with ours, SocketSource(ours, "a sender", Patience()) as source, FileSink(str(tmp_path / "f")) as sink:
+        visit = Visit(source, lambda buffer: None, lambda: signal.raise_signal(signal.SIGTERM))
+        with as_exceptions():
+            receive(plan, visit, sink)
+    assert (tmp_path / "f").read_bytes() == b"all of it"
