@@ -15,6 +15,7 @@ from tests.bench import network
 from tests.bench.adapt import rows
 from tests.bench.data import ROOT, Inputs
 from tests.bench.encryption import decrypt, encrypt, openpgp, sealed
+from tests.bench.far import far
 from tests.bench.measure import Broken, Job, Series, interleave, spread
 from tests.bench.migration import migration
 from tests.bench.pairs import ZSTD, Bench, pair, statepipe
@@ -258,6 +259,7 @@ ROWS: dict[str, Callable[[Bench], list[Row]]] = {
     "pass": passing,
     "tcp": plain_network,
     "tls": tls_network,
+    "far": far,
     "adapt": adapt,
     "migrate": migration,
 }

@@ -18,6 +18,7 @@ from tests.bench.measure import Broken, Job
 from tests.bench.network import free_port, is_there, job, ours
 from tests.bench.pairs import Bench, pair
 from tests.bench.table import Row
+from tests.net.distance import ADDRESSES
 from tests.sshd import SSHD, sshd
 
 
@@ -55,7 +56,9 @@ def make_creds(folder: Path) -> Path:
     creds = folder / "creds"
     if not creds.exists():
         _statepipe("pki", "init", "--ca", str(folder / "ca"))
-        _statepipe("pki", "issue", "localhost", "127.0.0.1", "--ca", str(folder / "ca"), "--dir", str(creds))
+        _statepipe(
+            "pki", "issue", "localhost", "127.0.0.1", *ADDRESSES, "--ca", str(folder / "ca"), "--dir", str(creds)
+        )
     return creds
 
 

@@ -32,10 +32,15 @@ QUEUE = 20_000
 
 
 @contextmanager
-def far_apart(hosts: tuple[Host, Host], delay: float, loss: float, seed: int = 1) -> Iterator[tuple[str, str]]:
-    """Addresses at which the two reach each other with `delay` seconds each way; `loss` is the share that is lost."""
+def far_apart(
+    hosts: tuple[Host, Host], delay: float, loss: float, seed: int = 1, *, mtu: int = 1500, rate: str | None = None
+) -> Iterator[tuple[str, str]]:
+    """Addresses at which the two reach each other with `delay` seconds each way; `loss` is the share that is lost.
+
+    Packets have `mtu` bytes at most: the longer, the more we can pass on. They leave at `rate`, in tc's words.
+    """
     with ExitStack() as stack:
-        ends = [_device(stack, host, address) for host, address in zip(hosts, ADDRESSES, strict=True)]
+        ends = [_device(stack, host, address, mtu, rate) for host, address in zip(hosts, ADDRESSES, strict=True)]
         over = stack.enter_context(_event())
         for number, (here, there) in enumerate((ends, ends[::-1])):
             way = queue.SimpleQueue[tuple[float, bytes]]()
@@ -60,7 +65,7 @@ def _event() -> Iterator[tuple[int, int]]:
             os.close(each)
 
 
-def _device(stack: ExitStack, host: Host, address: str) -> int:
+def _device(stack: ExitStack, host: Host, address: str, mtu: int, rate: str | None) -> int:
     """A tun device on that host, with its only end here."""
     try:
         fd = os.open("/dev/net/tun", os.O_RDWR)
@@ -71,7 +76,9 @@ def _device(stack: ExitStack, host: Host, address: str) -> int:
     fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", name.encode(), IFF_TUN | IFF_NO_PI))
     run(["ip", "link", "set", name, "netns", host.name])
     host.run("ip", "address", "add", f"{address}/24", "dev", name)
-    host.run("ip", "link", "set", name, "up", "txqueuelen", str(QUEUE))
+    host.run("ip", "link", "set", name, "up", "txqueuelen", str(QUEUE), "mtu", str(mtu))
+    if rate is not None:
+        host.run("tc", "qdisc", "replace", "dev", name, "root", "tbf", "rate", rate, "burst", "1mb", "latency", "500ms")
     return fd
 
 
