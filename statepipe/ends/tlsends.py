@@ -52,7 +52,10 @@ def origin(where: object) -> Origin:
     """From what accept gives. One host of IPv6 may have all the addresses of a /64 (RFC 4291, 2.5.4)."""
     if not isinstance(where, tuple):
         return Origin("this host", "")
-    address = ipaddress.ip_address(str(where[0]).partition("%")[0])
+    try:
+        address = ipaddress.ip_address(str(where[0]).partition("%")[0])
+    except ValueError:  # a socket handed over may be of any family: vsock has numbers (vsock(7))
+        return Origin(str(where[0]), str(where[0]))
     if isinstance(address, ipaddress.IPv6Address):
         return Origin(str(where[0]), str(address.ipv4_mapped or int(address) >> 64))
     return Origin(str(address), str(address))
@@ -106,9 +109,14 @@ class Gate:
         except OSError:  # it left again, or we have no descriptor to spare
             self._make_room(len(self._shaking) // 2)
             return
-        handshake = Handshake(connection, self._trust.context, None, server=True)
+        try:
+            handshake = Handshake(connection, self._trust.context, None, server=True)
+            self._selector.register(connection, selectors.EVENT_READ, handshake)
+        except OSError:  # of OpenSSL, too: no memory for one more
+            connection.close()
+            self._make_room(len(self._shaking) // 2)
+            return
         self._shaking[handshake] = origin(where)
-        self._selector.register(connection, selectors.EVENT_READ, handshake)
         self._make_room(self._places)
 
     def _go_on(self, handshake: Handshake) -> TlsTransport | None:
