@@ -17,6 +17,7 @@ from statepipe.ends.net import Patience, lost
 from statepipe.ends.tls import HANDSHAKE_TIME, Handshake, TlsTransport, refused, shake_hands
 from statepipe.ends.trust import Trust
 from statepipe.errors import PeerError
+from statepipe.pipes import Bell
 
 AT_THE_GATE = 128
 """Handshakes at a time. When one more comes, one must go: the oldest of the host that has the most. So those who only
@@ -28,15 +29,20 @@ SHARE = 4
 
 
 def greet(
-    connection: socket.socket, trust: Trust, host: str, patience: Patience, within: float = HANDSHAKE_TIME
+    connection: socket.socket,
+    trust: Trust,
+    host: str,
+    patience: Patience,
+    within: float = HANDSHAKE_TIME,
+    stop: Bell | None = None,
 ) -> TlsTransport:
     """A client's handshake with `host`, within so many seconds. That the server believes us too, only its answer shows.
 
-    Raises PeerError.
+    Raises PeerError, Stopped once `stop` rings.
     """
     name = f"tls://{host}"
     handshake = Handshake(connection, trust.context, host if trust.check_host else None, server=False)
-    shake_hands(handshake, name, within)
+    shake_hands(handshake, name, within, stop)
     return handshake.transport(name, trust.identify(handshake.certificate()), patience)
 
 
