@@ -98,9 +98,7 @@ class TlsDial:
             short = any(map(is_fruitless, list(self._made)))
             return connect_again(self._in_turn(), REDIAL, plan.bind, short=short), REDIAL
         patience = Patience(plan.patience.silence, plan.patience.retry)
-        places = find_places([plan.address, *plan.also])
-        connection = connect_first(places, patience, plan.bind, insecure=plan.insecure, stop=self._stop)
-        self._in_turn()
+        connection = connect_first(self._in_turn(), patience, plan.bind, insecure=plan.insecure, stop=self._stop)
         self._first = False
         return connection, HANDSHAKE_TIME
 
