@@ -27,6 +27,9 @@ crowded out by one host however fast. 128 half done take 6.6 MB."""
 SHARE = 4
 """And no more than one part in so many of the descriptors that we may have: the sink and the links need some, too."""
 
+LULL = 0.1
+"""Seconds until it is looked again whether there is a descriptor to spare."""
+
 
 def greet(
     connection: socket.socket,
@@ -112,18 +115,26 @@ class Gate:
     def _accept(self) -> None:
         try:
             connection, where = self._listener.accept()
-        except OSError:  # it left again, or we have no descriptor to spare
-            self._make_room(len(self._shaking) // 2)
+        except (BlockingIOError, ConnectionAbortedError):  # it left again
+            return
+        except OSError:  # we have no descriptor to spare, or no memory
+            self._spare()
             return
         try:
             handshake = Handshake(connection, self._trust.context, None, server=True)
             self._selector.register(connection, selectors.EVENT_READ, handshake)
         except OSError:  # of OpenSSL, too: no memory for one more
             connection.close()
-            self._make_room(len(self._shaking) // 2)
+            self._spare()
             return
         self._shaking[handshake] = origin(where)
         self._make_room(self._places)
+
+    def _spare(self) -> None:
+        """Send half of them away. Where nobody is here, others have it all: it is theirs to end, and nobody waits."""
+        if not self._shaking:
+            time.sleep(LULL)  # of a descriptor that is free nothing tells, and the listener stays ready
+        self._make_room(len(self._shaking) // 2)
 
     def _go_on(self, handshake: Handshake) -> TlsTransport | None:
         where = self._shaking[handshake].address

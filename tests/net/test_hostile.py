@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 import socket
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from statepipe.ends.net import Patience, lost
 from statepipe.ends.tls import HANDSHAKE_BYTES, HANDSHAKE_TIME, Handshake
-from statepipe.ends.tlsends import AT_THE_GATE, gate, origin
-from statepipe.ends.trust import Trust
+from statepipe.ends.tlsends import AT_THE_GATE, LULL, gate, origin
+from statepipe.ends.trust import Trust, by_pins
 from tests.net.homes import DATA, MIB, Receiver, World, connect, finish, hello, receiving, rest, sending, transfer
 
 Attack = Callable[[World, int], None]
@@ -226,6 +229,37 @@ def test_where_no_handshake_can_begin_only_those_who_come_are_concerned() -> Non
                 assert at.admit_within(0) is None
                 assert rest(stranger) == b""
     assert not told
+
+
+class Poor(socket.socket):
+    """A listener of a process that may have no more descriptors, for now."""
+
+    lacks, asked = True, 0
+
+    def accept(self) -> Any:
+        self.asked += 1
+        if self.lacks:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return super().accept()
+
+
+def test_a_lack_of_descriptors_is_waited_out_at_rest(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(world.here.base))
+    told: list[str] = []
+    with (
+        Poor() as listener,
+        gate(listener, by_pins(None, server=True), Patience(), lambda where, error: told.append(where)) as at,
+    ):
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        with connect(listener.getsockname()[1]) as stranger:
+            stranger.sendall(HTTP)
+            assert at.admit_within(4 * LULL) is None
+            assert 1 < listener.asked <= 6 and not told
+            listener.lacks = False
+            while not told:
+                assert at.admit_within(LULL) is None
+    assert told == ["127.0.0.1"]
 
 
 @pytest.mark.faults
