@@ -30,11 +30,17 @@ def enlarge_pipe(fd: int) -> None:
 
 
 class Bell:
-    """Wakes a poll() from any thread. Rung after it was put away, it does nothing: its number may be another's then."""
+    """Wakes a poll() from any thread. Rung after it was put away, it does nothing: its number may be another's then.
+
+    It is put away with the last who holds it, at the latest: one that ends a wait in another thread cannot be sooner.
+    """
 
     def __init__(self) -> None:
+        self.fd, self._lock = -1, threading.Lock()
         self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._lock = threading.Lock()
+
+    def __del__(self) -> None:
+        self.close()
 
     def ring(self) -> None:
         """Until `hush`, every poll of it returns at once."""

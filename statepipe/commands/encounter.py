@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 from statepipe.commands.linked import TlsDial, door, timing
@@ -56,9 +56,10 @@ def _dial(plan: Plan, words: Sequence[str]) -> tuple[Dial, AbstractContextManage
     if plan.address.scheme == SSH:
         from statepipe.commands.overssh import SshDial
 
-        dial = SshDial(plan, words)
-        return dial, dial
-    return TlsDial(plan, trust_of(plan, server=False)), nullcontext()
+        ssh = SshDial(plan, words)
+        return ssh, ssh
+    tls = TlsDial(plan, trust_of(plan, server=False))
+    return tls, tls
 
 
 @contextmanager

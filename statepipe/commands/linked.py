@@ -10,14 +10,14 @@ import itertools
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from statepipe.commands.plan import Plan, Visit
-from statepipe.ends.dial import connect, connect_again
+from statepipe.ends.dial import connect_again, connect_first
 from statepipe.ends.names import Known, Place, find_places
-from statepipe.ends.net import Patience, is_fruitless
+from statepipe.ends.net import Patience, awaited, is_fruitless
 from statepipe.ends.tls import HANDSHAKE_TIME
 from statepipe.ends.tlsends import gate, greet
 from statepipe.engine.sessionends import SessionSink, SessionSource
@@ -25,6 +25,7 @@ from statepipe.engine.sessionlinks import Acceptor, Dial, dialled
 from statepipe.engine.timing import Timing
 from statepipe.errors import PeerError
 from statepipe.formats.frames import MAX_LINKS, Role
+from statepipe.pipes import Bell
 from statepipe.threads import start
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ class TlsDial:
     """Makes links to the plan's addresses in turn: patiently the first, within REDIAL the others.
 
     An address that does not answer is passed over. Whatever the way, at its end must be the host of the plan's own.
-    The packets of a link are short where those of one that was made lately were lost as they were long.
+    The packets of a link are short where those of one that was made lately were lost as they were long. Leaving it ends
+    a dial.
     """
 
     def __init__(self, plan: Plan, trust: Trust) -> None:
@@ -69,11 +71,20 @@ class TlsDial:
         self._turns = itertools.count()
         self._known = Known(partial(find_places, [plan.address, *plan.also]))
         self._made: deque[socket.socket] = deque(maxlen=MAX_LINKS)
+        self._stop = Bell()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.ring()
 
     def __call__(self) -> TlsTransport:
+        """Raises PeerError."""
+        awaited(0, self._stop)
         connection, within = self._connect()
         try:  # the session watches from here on
-            link = greet(connection, self._trust, self._plan.address.host, Patience(), within)
+            link = greet(connection, self._trust, self._plan.address.host, Patience(), within, self._stop)
         except BaseException:
             connection.close()
             raise
@@ -87,8 +98,7 @@ class TlsDial:
             short = any(map(is_fruitless, list(self._made)))
             return connect_again(self._in_turn(), REDIAL, plan.bind, short=short), REDIAL
         patience = Patience(plan.patience.silence, plan.patience.retry)
-        connection = connect(plan.address, patience, plan.bind, insecure=plan.insecure, also=plan.also)
-        self._in_turn()
+        connection = connect_first(self._in_turn(), patience, plan.bind, insecure=plan.insecure, stop=self._stop)
         self._first = False
         return connection, HANDSHAKE_TIME
 
@@ -102,7 +112,7 @@ class TlsDial:
 
 @contextmanager
 def sending(
-    plan: Plan, dial: Dial, ending: AbstractContextManager[object] | None = None
+    plan: Plan, dial: Dial, ending: AbstractContextManager[object]
 ) -> Iterator[tuple[SessionSource, Callable[[Callable[[], None]], SessionSink]]]:
     """A session with the plan's address: what comes back, and how to make its sink. Raises PeerError.
 
@@ -110,7 +120,7 @@ def sending(
     """
     session = dialled(dial, Role.SENDS, str(plan.address), timing(plan), links=plan.links)
     sink, returning = SessionSink(session), SessionSource(session)  # before the peer may speak of them
-    with session, ending or nullcontext():
+    with session, ending:
         session.meet()
 
         def make_sink(until_closed: Callable[[], None]) -> SessionSink:

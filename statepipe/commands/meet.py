@@ -29,7 +29,8 @@ def outgoing(plan: Plan) -> Iterator[tuple[SocketSource | SessionSource, MakeSin
     if plan.address.scheme == TLS:
         from statepipe.commands.linked import TlsDial, sending
 
-        with sending(plan, TlsDial(plan, trust_of(plan, server=False))) as ends:
+        dial = TlsDial(plan, trust_of(plan, server=False))
+        with sending(plan, dial, dial) as ends:
             yield ends
         return
     if plan.address.scheme == SSH:

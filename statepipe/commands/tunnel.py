@@ -15,7 +15,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 
 from statepipe.commands.connection import Connection
@@ -26,6 +26,7 @@ from statepipe.commands.meet import once, trust_of
 from statepipe.commands.plan import Plan, Say
 from statepipe.ends.address import SSH, TLS
 from statepipe.ends.dial import connect, listening, port_of
+from statepipe.ends.net import Stopped
 from statepipe.engine.desk import at_work
 from statepipe.engine.session import Session
 from statepipe.engine.sessionlinks import ATTEMPTS, FIRST_PAUSE, Acceptor, Dial, dialled
@@ -87,7 +88,7 @@ def _dials(plan: Plan) -> Callable[[], tuple[Dial, AbstractContextManager[object
         words = ["tunnel", *times(plan), STDIO, f"unix://{plan.address.path}"]
         return lambda: (dial := SshDial(plan, words), dial)
     trust = trust_of(plan, server=False)
-    return lambda: (_Insistent(TlsDial(plan, trust)), nullcontext())
+    return lambda: (_Insistent(dial := TlsDial(plan, trust)), dial)
 
 
 def _let_in(
@@ -123,14 +124,18 @@ class _Insistent:
         self._dial, self._more = dial, ATTEMPTS - 1
 
     def __call__(self) -> Transport:
-        """Raises what the last attempt does."""
+        """Raises what the last attempt does; Stopped at once."""
         while self._more:
             self._more -= 1
-            with suppress(PeerError):
+            try:
                 transport = self._dial()
+            except Stopped:
+                raise
+            except PeerError:  # the last one's reason is told
+                time.sleep(FIRST_PAUSE)
+            else:
                 self._more = 0
                 return transport
-            time.sleep(FIRST_PAUSE)
         return self._dial()
 
 

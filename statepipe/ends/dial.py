@@ -10,12 +10,14 @@ import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
+from select import POLLOUT
 
 from statepipe.ends.address import TCP, UNIX, Address
 from statepipe.ends.names import Place, Target, find_places, find_targets
-from statepipe.ends.net import Patience, tune
+from statepipe.ends.net import Patience, awaited, tune
 from statepipe.ends.race import Race
 from statepipe.errors import PeerError, UsageError
+from statepipe.pipes import Bell
 
 CONNECT_TIMEOUT = 20.0
 """Seconds to wait for one address to answer: the kernel's own SYN retries take two minutes."""
@@ -31,19 +33,20 @@ BACKLOG = 128
 """Connections that may wait to be accepted: QEMU opens up to 17 at once, which a tunnel takes one by one."""
 
 
-def connect(
-    address: Address, patience: Patience, bind: str | None, *, insecure: bool, also: Sequence[Address] = ()
-) -> socket.socket:
-    """A connection to `address`, or to the first of `also` that answers where it does not.
+def connect(address: Address, patience: Patience, bind: str | None, *, insecure: bool) -> socket.socket:
+    """A connection to `address`. Raises PeerError, UsageError where it would need `insecure`."""
+    return connect_first(find_places([address]), patience, bind, insecure=insecure)
 
-    Raises PeerError, UsageError where it would need `insecure`.
-    """
-    places = find_places((address, *also))
-    for place, target in places:
-        _refuse_open_country(place, [target], insecure=insecure)
+
+def connect_first(
+    places: Sequence[Place], patience: Patience, bind: str | None, *, insecure: bool, stop: Bell | None = None
+) -> socket.socket:
+    """A connection to the first of the places that answers. Raises as `connect`, and Stopped once `stop` rings."""
+    for address, target in places:
+        _refuse_open_country(address, [target], insecure=insecure)
     deadline = time.monotonic() + patience.retry
-    while (connection := _try_each(places, patience, bind, time.monotonic() >= deadline)) is None:
-        time.sleep(RETRY_PAUSE)
+    while (connection := _try_each(places, patience, bind, stop, last=time.monotonic() >= deadline)) is None:
+        awaited(RETRY_PAUSE, stop)
     tune(connection, patience)
     return connection
 
@@ -79,12 +82,14 @@ def _refuse_open_country(address: Address, targets: list[Target], *, insecure: b
         )
 
 
-def _try_each(places: Sequence[Place], patience: Patience, bind: str | None, last: bool) -> socket.socket | None:
+def _try_each(
+    places: Sequence[Place], patience: Patience, bind: str | None, stop: Bell | None, *, last: bool
+) -> socket.socket | None:
     """A connection to the first that answers; None if none does and it is not the last attempt."""
     failures: dict[Address, OSError] = {}
     for address, (family, where) in places:
         try:
-            return _connect(family, where, patience, bind)
+            return _connect(family, where, patience, bind, stop)
         except OSError as error:
             failures[address] = error
     if not last and any(isinstance(each, _MAY_COME) for each in failures.values()):
@@ -105,14 +110,20 @@ def _reason(error: OSError) -> str:
     return os.strerror(error.errno) if error.errno else "it did not answer in time"
 
 
-def _connect(family: socket.AddressFamily, where: object, patience: Patience, bind: str | None) -> socket.socket:
-    connection = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+def _connect(
+    family: socket.AddressFamily, where: object, patience: Patience, bind: str | None, stop: Bell | None
+) -> socket.socket:
+    connection = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     try:
         if bind is not None and family != socket.AF_UNIX:
             connection.bind((bind, 0))
-        connection.settimeout(min(CONNECT_TIMEOUT, patience.silence or CONNECT_TIMEOUT))
-        connection.connect(where)  # type: ignore[arg-type]  # as getaddrinfo gave it
-        connection.settimeout(None)
+        code = connection.connect_ex(where)  # type: ignore[arg-type]  # as getaddrinfo gave it
+        if code == errno.EINPROGRESS:
+            if not awaited(min(CONNECT_TIMEOUT, patience.silence or CONNECT_TIMEOUT), stop, connection, POLLOUT):
+                raise TimeoutError
+            code = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            raise OSError(code, os.strerror(code))
     except BaseException:
         connection.close()
         raise

@@ -16,9 +16,11 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from select import POLLIN
 
 from statepipe.ends.fd import FdSource
 from statepipe.errors import PeerError
+from statepipe.pipes import Bell, polled
 from statepipe.stage import Buffer
 
 KEEP_IDLE, KEEP_INTERVAL, KEEP_COUNT = 15, 5, 4
@@ -31,6 +33,24 @@ class Patience:
 
     silence: float | None = None
     retry: float = 0.0
+
+
+class Stopped(PeerError):
+    """We have ended the wait ourselves."""
+
+    def __init__(self) -> None:
+        super().__init__("it was stopped")
+
+
+def awaited(seconds: float, stop: Bell | None, connection: socket.socket | None = None, events: int = POLLIN) -> bool:
+    """Whether the connection was ready for one of the events within so long. Raises Stopped once `stop` rings."""
+    poll = polled() if stop is None else polled(stop.fd)
+    if connection is not None:
+        poll.register(connection, events)
+    ready = poll.poll(seconds * 1000)
+    if stop is not None and any(fd == stop.fd for fd, _ in ready):
+        raise Stopped
+    return bool(ready)
 
 
 def tune(connection: socket.socket, patience: Patience) -> None:

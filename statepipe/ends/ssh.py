@@ -20,6 +20,7 @@ from contextlib import suppress
 from functools import partial
 
 from statepipe.ends.address import Address
+from statepipe.ends.net import Stopped
 from statepipe.ends.pipelink import PipeTransport
 from statepipe.errors import PeerError
 from statepipe.formats.frames import Violation
@@ -117,7 +118,7 @@ class Ssh:
             left = None if deadline is None else max(deadline - time.monotonic(), 0)
             ready = poll.poll(None if left is None else left * 1000)
             if any(fd == stop.fd for fd, _ in ready):
-                raise PeerError("it was stopped")
+                raise Stopped
             if not ready:
                 raise PeerError(f"ssh to {self._address.host} took more than {seconds:g} s")
             if not (byte := os.read(self._reading, 1)):

@@ -11,7 +11,6 @@ they belong, and authenticated as every record is. A connection that ends withou
 
 from __future__ import annotations
 
-import select
 import socket
 import ssl
 import threading
@@ -19,8 +18,9 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
-from statepipe.ends.net import Patience, is_stuck, lost, round_trip, tune
+from statepipe.ends.net import Patience, awaited, is_stuck, lost, round_trip, tune
 from statepipe.errors import PeerError
+from statepipe.pipes import Bell
 from statepipe.stage import Buffer
 
 HANDSHAKE_TIME = 10.0
@@ -238,17 +238,15 @@ _HINTS = {
 }
 
 
-def shake_hands(handshake: Handshake, name: str, within: float = HANDSHAKE_TIME) -> None:
-    """A client's handshake to its end, within so many seconds. Raises PeerError."""
+def shake_hands(handshake: Handshake, name: str, within: float = HANDSHAKE_TIME, stop: Bell | None = None) -> None:
+    """A client's handshake to its end, within so many seconds. Raises PeerError, Stopped once `stop` rings."""
     deadline = handshake.began + within
-    poll = select.poll()
-    poll.register(handshake.connection, select.POLLIN)
     try:
         handshake.begin()
         done = False
         while not done:
             left = deadline - time.monotonic()
-            if left <= 0 or not poll.poll(left * 1000):
+            if left <= 0 or not awaited(left, stop, handshake.connection):
                 raise PeerError(f"{name} did not finish the handshake within {within:g} s")
             done = handshake.go_on()
     except ssl.SSLError as error:

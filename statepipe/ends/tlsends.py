@@ -17,6 +17,7 @@ from statepipe.ends.net import Patience, lost
 from statepipe.ends.tls import HANDSHAKE_TIME, Handshake, TlsTransport, refused, shake_hands
 from statepipe.ends.trust import Trust
 from statepipe.errors import PeerError
+from statepipe.pipes import Bell
 
 AT_THE_GATE = 128
 """Handshakes at a time. When one more comes, one must go: the oldest of the host that has the most. So those who only
@@ -26,17 +27,25 @@ crowded out by one host however fast. 128 half done take 6.6 MB."""
 SHARE = 4
 """And no more than one part in so many of the descriptors that we may have: the sink and the links need some, too."""
 
+LULL = 0.1
+"""Seconds until it is looked again whether there is a descriptor to spare."""
+
 
 def greet(
-    connection: socket.socket, trust: Trust, host: str, patience: Patience, within: float = HANDSHAKE_TIME
+    connection: socket.socket,
+    trust: Trust,
+    host: str,
+    patience: Patience,
+    within: float = HANDSHAKE_TIME,
+    stop: Bell | None = None,
 ) -> TlsTransport:
     """A client's handshake with `host`, within so many seconds. That the server believes us too, only its answer shows.
 
-    Raises PeerError.
+    Raises PeerError, Stopped once `stop` rings.
     """
     name = f"tls://{host}"
     handshake = Handshake(connection, trust.context, host if trust.check_host else None, server=False)
-    shake_hands(handshake, name, within)
+    shake_hands(handshake, name, within, stop)
     return handshake.transport(name, trust.identify(handshake.certificate()), patience)
 
 
@@ -52,7 +61,10 @@ def origin(where: object) -> Origin:
     """From what accept gives. One host of IPv6 may have all the addresses of a /64 (RFC 4291, 2.5.4)."""
     if not isinstance(where, tuple):
         return Origin("this host", "")
-    address = ipaddress.ip_address(str(where[0]).partition("%")[0])
+    try:
+        address = ipaddress.ip_address(str(where[0]).partition("%")[0])
+    except ValueError:  # a socket handed over may be of any family: vsock has numbers (vsock(7))
+        return Origin(str(where[0]), str(where[0]))
     if isinstance(address, ipaddress.IPv6Address):
         return Origin(str(where[0]), str(address.ipv4_mapped or int(address) >> 64))
     return Origin(str(address), str(address))
@@ -103,13 +115,26 @@ class Gate:
     def _accept(self) -> None:
         try:
             connection, where = self._listener.accept()
-        except OSError:  # it left again, or we have no descriptor to spare
-            self._make_room(len(self._shaking) // 2)
+        except (BlockingIOError, ConnectionAbortedError):  # it left again
             return
-        handshake = Handshake(connection, self._trust.context, None, server=True)
+        except OSError:  # we have no descriptor to spare, or no memory
+            self._spare()
+            return
+        try:
+            handshake = Handshake(connection, self._trust.context, None, server=True)
+            self._selector.register(connection, selectors.EVENT_READ, handshake)
+        except OSError:  # of OpenSSL, too: no memory for one more
+            connection.close()
+            self._spare()
+            return
         self._shaking[handshake] = origin(where)
-        self._selector.register(connection, selectors.EVENT_READ, handshake)
         self._make_room(self._places)
+
+    def _spare(self) -> None:
+        """Send half of them away. Where nobody is here, others have it all: it is theirs to end, and nobody waits."""
+        if not self._shaking:
+            time.sleep(LULL)  # of a descriptor that is free nothing tells, and the listener stays ready
+        self._make_room(len(self._shaking) // 2)
 
     def _go_on(self, handshake: Handshake) -> TlsTransport | None:
         where = self._shaking[handshake].address

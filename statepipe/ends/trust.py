@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from statepipe.ends.config import config_folder
 from statepipe.ends.fd import failure
 from statepipe.ends.file import FileSink
-from statepipe.errors import PeerError, StatepipeError, UsageError
+from statepipe.errors import IntegrityError, PeerError, StatepipeError, UsageError
 
 PEM_LIMIT = 64 << 10
 """Bytes of a pinned certificate's file."""
@@ -107,9 +107,13 @@ def _load_own(context: ssl.SSLContext, folder: str, certificate: str, key: str) 
 
 
 def _subject(certificate: bytes) -> str:
+    """Raises PeerError for one that OpenSSL has taken, and whose fields are not what RFC 5280 says."""
     from statepipe.formats.certificates import facts, read_certificate
 
-    return facts(read_certificate(ssl.DER_cert_to_PEM_cert(certificate).encode(), "the peer's certificate")).name
+    try:
+        return facts(read_certificate(ssl.DER_cert_to_PEM_cert(certificate).encode(), "the peer's certificate")).name
+    except IntegrityError as error:
+        raise PeerError("its certificate cannot be read", hint="issue it another: statepipe pki issue") from error
 
 
 # --- our own key, and the pins

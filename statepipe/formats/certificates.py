@@ -156,12 +156,16 @@ def pem_key(key: Key) -> bytes:
     )
 
 
+_UNREADABLE = (ValueError, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
+"""What cryptography says of a certificate, or of a field of it, that it cannot read."""
+
+
 def read_certificate(data: bytes, place: str) -> x509.Certificate:
     """The first certificate of a PEM file. Raises IntegrityError naming `place`."""
     try:
         certificate = x509.load_pem_x509_certificate(data)
-        certificate.extensions  # noqa: B018 (parsed only when asked for, and wrong ones raise)
-    except ValueError as error:
+        facts(certificate)  # its fields are parsed only when asked for, and wrong ones raise
+    except _UNREADABLE as error:
         raise IntegrityError(f"{place} is not a certificate in PEM") from error
     return certificate
 

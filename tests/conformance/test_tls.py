@@ -14,8 +14,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.x509.oid import ExtensionOID, NameOID
 
-from statepipe.formats.certificates import issue, make_self, new_key, pem_key, read_authority
+from statepipe.formats.certificates import issue, make_self, new_key, pem, pem_key, read_authority
 from tests.conformance.running import PATIENCE, STATEPIPE, started, wait_until_read
 from tests.conformance.test_plain import NOISE, both, collect
 from tests.net.relay import Faults, relay
@@ -42,6 +45,7 @@ def ca(tmp_path_factory: pytest.TempPathFactory) -> Path:
     expired(base / "ca", base / "good", base / "expired")
     self_signed(base / "good", base / "self-signed")
     crossed(base / "good", base / "crossed")
+    odd(base / "ca", base / "good", base / "odd")
     return base
 
 
@@ -70,6 +74,21 @@ def crossed(good: Path, folder: Path) -> None:
     for kind in ("cert", "key"):
         shutil.copy(good / f"server-{kind}.pem", folder / f"client-{kind}.pem")
         shutil.copy(good / f"client-{kind}.pem", folder / f"server-{kind}.pem")
+
+
+def odd(ca: Path, good: Path, folder: Path) -> None:
+    """A client's of the right authority; the issuer's other name in it is no name, which OpenSSL does not look at."""
+    shutil.copytree(good, folder)
+    authority = read_authority((ca / "ca-cert.pem").read_bytes(), (ca / "ca-key.pem").read_bytes(), str(ca))
+    key, now = new_key(), datetime.now(UTC)
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "odd.example")])
+    builder = x509.CertificateBuilder(authority.certificate.subject, subject, key.public_key())
+    builder = builder.serial_number(1).not_valid_before(now - timedelta(hours=1))
+    builder = builder.not_valid_after(now + timedelta(days=1))
+    name = x509.UnrecognizedExtension(ExtensionOID.ISSUER_ALTERNATIVE_NAME, b"\x04\x02hi")
+    made = builder.add_extension(name, critical=False).sign(authority.key, hashes.SHA256())
+    (folder / "client-cert.pem").write_bytes(pem(made))
+    (folder / "client-key.pem").write_bytes(pem_key(key))
 
 
 @contextmanager
@@ -141,14 +160,15 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", [*FAULTS, "odd"])
 def test_a_client_is_turned_away_and_the_next_let_in(ca: Path, fault: str) -> None:
     with receiving("--tls-creds", ca / "good") as (receiver, port):
         status, said = send(port, "--tls-creds", ca / fault)
         assert status == 5 and b"statepipe: send: error: " in said
         (ours, theirs) = both(receiver, sender(port, "--tls-creds", ca / "good"), NOISE)
     assert (ours[0], theirs[:2]) == (0, (0, NOISE))
-    assert b"turned away 127.0.0.1: " in theirs[2] and FAULTS[fault].encode() in theirs[2]
+    why = FAULTS.get(fault, "its certificate cannot be read")
+    assert b"turned away 127.0.0.1: " in theirs[2] and why.encode() in theirs[2]
 
 
 @pytest.mark.parametrize("fault", [*FAULTS, "wrong-host"])

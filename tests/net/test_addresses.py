@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import select
 import signal
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from statepipe.cli.network import plan_of
+from statepipe.commands.linked import TlsDial
 from statepipe.ends.address import Address
-from tests.conformance.running import STATEPIPE, run, started, wait
+from statepipe.ends.trust import by_pins
+from statepipe.errors import PeerError
+from tests.conformance.running import PATIENCE, STATEPIPE, run, started, wait
 from tests.net.homes import DATA, MIB, Receiver, World, finish, receiving, sending
 from tests.net.relay import Faults, Relay, relay
 
@@ -98,6 +104,27 @@ def test_nobody_at_any_address_is_said_of_each(world: World) -> None:
     assert done.returncode == 5
     reason = f"tls://127.0.0.1:{port}: Connection refused, nor to tls://127.0.0.2:{port}: Connection refused"
     assert f"cannot connect to {reason}" in done.stderr.decode()
+
+
+def test_each_name_is_asked_once_before_there_is_a_connection(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever serves names may take longer than a handshake may."""
+    asked: list[tuple[object, int]] = []
+    find = socket.getaddrinfo
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(world.friend.base))
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
+
+        def slow(host: object, *rest: Any, **more: Any) -> Any:
+            asked.append((host, len(select.select([listener], [], [], 0)[0])))
+            return find(host, *rest, **more)
+
+        monkeypatch.setattr(socket, "getaddrinfo", slow)
+        values = {"tls_creds": None, "peer": None, "also": ["localhost"]}
+        plan = plan_of(f"127.0.0.1:{listener.getsockname()[1]}", [], values, None)
+        dialling = pool.submit(TlsDial(plan, by_pins("127.0.0.1", server=False)))
+        listener.accept()[0].close()
+        with pytest.raises(PeerError, match=r"tls://127\.0\.0\.1"):
+            dialling.result(PATIENCE)
+    assert asked == [("127.0.0.1", 0), ("localhost", 0)]
 
 
 def test_another_host_at_the_other_address_is_refused(world: World, tmp_path: Path) -> None:

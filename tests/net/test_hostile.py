@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 import socket
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from statepipe.ends.net import Patience, lost
 from statepipe.ends.tls import HANDSHAKE_BYTES, HANDSHAKE_TIME, Handshake
-from statepipe.ends.tlsends import AT_THE_GATE, origin
+from statepipe.ends.tlsends import AT_THE_GATE, LULL, gate, origin
+from statepipe.ends.trust import Trust, by_pins
 from tests.net.homes import DATA, MIB, Receiver, World, connect, finish, hello, receiving, rest, sending, transfer
 
 Attack = Callable[[World, int], None]
@@ -169,6 +173,8 @@ def test_who_comes_from_elsewhere_is_not_crowded_out(world: World, tmp_path: Pat
         (("2001:db8::1", 1, 0, 0), ("2001:db8:0:1::1", 1, 0, 0), False),
         (("::ffff:192.0.2.1", 1, 0, 0), ("::ffff:192.0.2.2", 1, 0, 0), False),
         (("fe80::1%lo", 1, 0, 1), ("fe80::2%lo", 1, 0, 1), True),
+        ((2, 1), (2, 2), True),  # of vsock, that a listener handed over may be
+        ((2, 1), (3, 1), False),
     ],
 )
 def test_who_may_be_the_same_host(one: object, other: object, same: bool) -> None:
@@ -208,6 +214,52 @@ def test_those_who_would_take_all_descriptors_get_a_part_of_them(world: World, t
     with transfer(world, tmp_path / "out", *few) as receiver, crowd(receiver.port, 96, b"\x16") as them:
         them[0].settimeout(HANDSHAKE_TIME / 2)  # by then it was not time that sent it away
         assert rest(them[0]) == b""
+
+
+def test_where_no_handshake_can_begin_only_those_who_come_are_concerned() -> None:
+    """With a context that OpenSSL begins none with, which is what lack of memory looks like."""
+    trust = Trust(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), check_host=False)
+    told: list[str] = []
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        gate(listener, trust, Patience(), lambda where, error: told.append(where)) as at,
+    ):
+        for _ in range(2):
+            with connect(listener.getsockname()[1]) as stranger:
+                assert at.admit_within(0) is None
+                assert rest(stranger) == b""
+    assert not told
+
+
+class Poor(socket.socket):
+    """A listener of a process that may have no more descriptors, for now."""
+
+    lacks, asked = True, 0
+
+    def accept(self) -> Any:
+        self.asked += 1
+        if self.lacks:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return super().accept()
+
+
+def test_a_lack_of_descriptors_is_waited_out_at_rest(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(world.here.base))
+    told: list[str] = []
+    with (
+        Poor() as listener,
+        gate(listener, by_pins(None, server=True), Patience(), lambda where, error: told.append(where)) as at,
+    ):
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        with connect(listener.getsockname()[1]) as stranger:
+            stranger.sendall(HTTP)
+            assert at.admit_within(4 * LULL) is None
+            assert 1 < listener.asked <= 6 and not told
+            listener.lacks = False
+            while not told:
+                assert at.admit_within(LULL) is None
+    assert told == ["127.0.0.1"]
 
 
 @pytest.mark.faults

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -20,14 +19,6 @@ from statepipe.engine.transport import SocketTransport
 from statepipe.errors import PeerError
 from statepipe.formats.frames import MAX_LINKS, Role
 from tests.net.test_session import FIRST, MIB, PATIENCE, QUICK, Bytes, Kept, Receiver, whole
-
-
-@pytest.fixture
-def full() -> Iterator[socket.socket]:
-    """A listener that has no room for another: the kernel drops what asks for it, without a word."""
-    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener, socket.socket() as visitor:
-        visitor.connect(listener.getsockname())
-        yield listener
 
 
 def again(where: socket.socket, seconds: float, host: str = "127.0.0.1") -> socket.socket:
