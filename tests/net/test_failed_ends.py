@@ -36,8 +36,8 @@ def one_line(process: Process, verb: str) -> Said:
     return status, lines[0].removeprefix(start)
 
 
-def feed(process: Process, data: bytes) -> threading.Thread:
-    """Write to it all that it takes, in a thread."""
+def feed(process: Process, data: bytes, *, keep_open: bool = False) -> threading.Thread:
+    """Write to it all that it takes, in a thread; then close, unless it is kept open."""
 
     def write() -> None:
         try:
@@ -45,7 +45,8 @@ def feed(process: Process, data: bytes) -> threading.Thread:
         except BrokenPipeError:
             return
         finally:
-            process.stdin.close()
+            if not keep_open:
+                process.stdin.close()
 
     thread = threading.Thread(target=write)
     thread.start()

@@ -1,7 +1,7 @@
 """send and recv over tls:// whose disk, input or output fails, is slow, or does things by halves.
 
-Rows 1 to 10 of the fault matrix (tests/net/test_matrix.py says where each is tested). The same for both sides: one line,
-the same status, and under the file's name what was there before.
+Rows 1 to 10 of the fault matrix (tests/net/test_matrix.py says where each is tested). The same for both sides: one
+line, the same status, and under the file's name what was there before.
 """
 
 from __future__ import annotations
@@ -34,6 +34,11 @@ OLDER = b"the older file"
 
 WAITING = streams.whole()
 """The stream of a QEMU that waits for answers."""
+
+
+def rare(*values: object) -> object:
+    """A case for `make faults`."""
+    return pytest.param(*values, marks=pytest.mark.faults)
 
 
 @contextmanager
@@ -85,7 +90,7 @@ def test_no_room_at_fsync(folder: str) -> None:
 
 @pytest.mark.parametrize(
     ("call", "number"),
-    [("write", 9), ("fsync", 1), ("linkat", 1), ("rename", 1), ("fsync-folder", 1)],
+    [("write", 9), ("fsync", 1), ("rename", 1), rare("write", 1), rare("linkat", 1), rare("fsync-folder", 1)],
 )
 def test_a_device_that_fails(folder: str, library: Path, tmp_path: Path, call: str, number: int) -> None:
     before = preload.failing(library, call, errno.EIO, number)
@@ -102,6 +107,7 @@ def test_an_error_of_close_says_nothing_of_what_is_on_the_disk(folder: str, libr
     assert (tmp_path / "out").read_bytes() == NOISE and os.listdir(tmp_path) == ["out"]
 
 
+@pytest.mark.faults
 def test_an_error_of_close_does_not_hide_what_failed_before(folder: str, library: Path) -> None:
     with tmpfs(2 << 20) as disk:
         before = preload.failing(library, "close", errno.EIO)
@@ -113,7 +119,7 @@ def test_an_error_of_close_does_not_hide_what_failed_before(folder: str, library
 # --- 5, 6: the sender's ends
 
 
-@pytest.mark.parametrize("number", [1, 9])
+@pytest.mark.parametrize("number", [9, rare(1)])
 def test_an_input_that_fails(folder: str, library: Path, tmp_path: Path, number: int) -> None:
     before = preload.failing(library, "read", errno.EIO, number)
     ours, theirs = fail(folder, [], ["-o", tmp_path / "out"], ("send", "recv: stream"), NOISE, (before, ()))
