@@ -28,6 +28,24 @@ def tmpfs(size: int) -> Iterator[Path]:
         folder.rmdir()
 
 
+@contextmanager
+def loop_disk() -> Iterator[Path]:
+    """An ext4 that promises more than there is: writes succeed, and fsync says "no space left".
+
+    It lies on a sparse file in a tmpfs too small for it, and allocates as late as ext4 does by default.
+    """
+    with tmpfs(4 << 20) as small, tempfile.TemporaryDirectory(prefix="loop-disk-") as folder:
+        backing = small / "disk.img"
+        with backing.open("wb") as file:
+            file.truncate(256 << 20)
+        or_skip("mkfs.ext4", "-q", "-F", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard", backing)
+        or_skip("mount", "-o", "loop", backing, folder)
+        try:
+            yield Path(folder)
+        finally:
+            unmount(Path(folder))
+
+
 def or_skip(*command: object) -> None:
     """Run a command, or skip the test where it may not."""
     words = [str(word) for word in command]

@@ -63,13 +63,17 @@ class FileSink:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Uncommitted bytes vanish with the descriptor, or with the temporary name."""
+        """Uncommitted bytes vanish with the descriptor, or with the temporary name.
+
+        What close says counts for nothing: of what was committed fsync has told, and nobody waits for the rest.
+        """
         with suppress(OSError):  # what cannot be removed now, the next save sweeps
             if self._linked:
                 os.unlink(self._part)
         self._linked = False
         self._forget_older()
-        os.close(self._fd)
+        with suppress(OSError):
+            os.close(self._fd)
 
     def write(self, buffer: Buffer) -> None:
         """Append it. Raises StatepipeError (disk full, quota, error of the device)."""
@@ -155,7 +159,8 @@ class FileSink:
         if self._older is not None:
             with suppress(OSError):
                 os.unlink(self._older_name)
-            os.close(self._older)
+            with suppress(OSError):
+                os.close(self._older)
             self._older = None
 
 

@@ -4,7 +4,7 @@ Each link has a thread that reads and one that writes; whichever writer is free 
 carries less and a dead one nothing. One more thread ticks. All of them meet in the machine, under one lock, held for
 microseconds: buffers are hashed, sent and received outside it.
 
-Who is without any link for `retry` seconds, once a first one was dialled, gives up.
+Who is without any link of use for `retry` seconds, once a first one was dialled, gives up.
 """
 
 from __future__ import annotations
@@ -140,8 +140,7 @@ class Session:
 
     def _lose(self, number: int) -> None:
         """A link is no more, or taken for dead: whoever is blocked in it comes back."""
-        if self.links:  # up to now: a link that never opened does not count
-            self._alone_since = time.monotonic()
+        self._look_after_links()
         self.wire.lost(number)
         if number in self._transports:
             self._transports[number].cut()
@@ -162,15 +161,22 @@ class Session:
                 self._sendable.notify_all()
             self._give_up_if_alone()
 
+    def _look_after_links(self) -> None:
+        """Up to now we were not alone, if one is of use."""
+        if any(link.is_of_use for link in self.wire.links.values()):
+            self._alone_since = time.monotonic()
+
     def _give_up_if_alone(self) -> None:
+        """A link that is up and has yet to show its use gets as long again, and the time that silence takes."""
+        timing = self.timing
         with self.lock:
-            if not (alone := not self.links):
-                self._alone_since = time.monotonic()
+            self._look_after_links()
+            grace = timing.retry + timing.tick * timing.limit if self.links else 0
             waited = time.monotonic() - self._alone_since
-        if alone and waited >= self.timing.retry:
+        if waited >= timing.retry + grace:
             cause = f": {self.last_trouble}" if self.last_trouble else ""
             hint = "look whether the other host and the network are up; --retry SECONDS waits longer"
-            self.fail(PeerError(f"no link to {self.name} for {self.timing.retry:g} s{cause}", hint=hint))
+            self.fail(PeerError(f"no link to {self.name} for {timing.retry:g} s{cause}", hint=hint))
 
     # --- what changed
 

@@ -78,3 +78,10 @@ class Link:
     said: bool = True
     silent: int = 0
     ping: bool = False
+    ticks: int = 0
+    has_brought: bool = False
+
+    @property
+    def is_of_use(self) -> bool:
+        """Whether a frame has come over it, or it stands for more than a tick: some always break before."""
+        return self.is_open and (self.has_brought or self.ticks > 1)

@@ -114,6 +114,7 @@ class Wire:
             link.silent = 0 if link.heard else link.silent + 1
             link.ping = link.is_open and not link.said
             link.heard = link.said = False
+            link.ticks += 1
         return [number for number, link in self.links.items() if link.silent >= limit]
 
     # --- what we write
@@ -229,6 +230,7 @@ class Wire:
                 return self._welcome(link, item)
             if not link.is_open:
                 raise Misuse("frames before the greeting")
+            link.has_brought = True
             return _HANDLERS[item.kind](self, item)
         except (Violation, IntegrityError) as error:
             self.abort(Verdict(error.exit_code, str(error)))

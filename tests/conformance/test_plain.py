@@ -24,9 +24,12 @@ UNPROVED = b"statepipe: %s: warning: plain connections do not prove that a strea
 
 
 @contextmanager
-def receiving(*words: str, address: str = "tcp://127.0.0.1:0", **options: object) -> Iterator[tuple[Receiver, int]]:
-    """A recv that listens, and its port."""
-    with started([*STATEPIPE, "recv", address, "--timeout", "30", *words], stdin=subprocess.DEVNULL, **options) as it:
+def receiving(
+    *words: str, address: str = "tcp://127.0.0.1:0", before: Sequence[str] = (), **options: object
+) -> Iterator[tuple[Receiver, int]]:
+    """A recv that listens, and its port; `before` stands before its command line."""
+    command = [*before, *STATEPIPE, "recv", address, "--timeout", "30", *words]
+    with started(command, stdin=subprocess.DEVNULL, **options) as it:
         line = it.stderr.readline()
         found = re.fullmatch(rb"statepipe: recv: listening at port (\d+)\n", line)
         assert found, line + it.stderr.read()

@@ -8,7 +8,7 @@ import signal
 import socket
 import ssl
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -92,10 +92,12 @@ def odd(ca: Path, good: Path, folder: Path) -> None:
 
 
 @contextmanager
-def receiving(*words: object, env: dict[str, str] | None = None, timeout: str = "30") -> Iterator[tuple[Process, int]]:
-    """A recv at a free port of the loopback."""
-    command = [*STATEPIPE, "recv", "tls://127.0.0.1:0", "--timeout", timeout, *map(str, words)]
-    with started(command, stdin=subprocess.DEVNULL, env=env) as receiver:
+def receiving(
+    *words: object, timeout: str = "30", before: Sequence[str] = (), **options: object
+) -> Iterator[tuple[Process, int]]:
+    """A recv at a free port of the loopback; `before` stands before its command line."""
+    command = [*before, *STATEPIPE, "recv", "tls://127.0.0.1:0", "--timeout", timeout, *map(str, words)]
+    with started(command, stdin=subprocess.DEVNULL, **options) as receiver:
         line = receiver.stderr.readline()
         assert b"listening at port" in line, line + receiver.stderr.read()
         yield receiver, int(line.split()[-1])

@@ -70,15 +70,8 @@ class Crossing:
     resumed: list[float] = field(default_factory=list)
 
     def arrived(self) -> int:
-        """Bytes in the receiver's file, which has no name yet; all of them once it has."""
-        folder = f"/proc/{self.receiver.pid}/fd"
-        with suppress(OSError):
-            for name in os.listdir(folder):
-                link = f"{folder}/{name}"
-                with suppress(FileNotFoundError):
-                    if os.readlink(link).startswith(f"{self.path.parent}/"):
-                        return os.stat(link).st_size
-        return self.path.stat().st_size if self.path.exists() else 0
+        """Bytes in the receiver's file."""
+        return arrived(self.receiver, self.path)
 
     def reach(self, count: int) -> None:
         """Wait until so many bytes are at the sink."""
@@ -136,6 +129,18 @@ class Crossing:
     def said(self) -> tuple[bytes, bytes]:
         """What the two have said, once they have ended."""
         return self.sender.stderr.read(), self.receiver.stderr.read()
+
+
+def arrived(receiver: Process, path: Path) -> int:
+    """Bytes in the receiver's file, which has no name yet; all of them once it has."""
+    folder = f"/proc/{receiver.pid}/fd"
+    with suppress(OSError):
+        for name in os.listdir(folder):
+            link = f"{folder}/{name}"
+            with suppress(FileNotFoundError):
+                if os.readlink(link).startswith(f"{path.parent}/"):
+                    return os.stat(link).st_size
+    return path.stat().st_size if path.exists() else 0
 
 
 def digest_of(path: Path) -> bytes:

@@ -13,12 +13,16 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Faults:
-    """What is done to every connection. `cut_after` gives the bytes until each one's reset; the rest may change."""
+    """What is done to every connection. `cut_after` gives the bytes until each one's end, which is a reset, or with
+    `politely` what a program that ends leaves, a FIN; `flip_after` those until a bit is flipped. The rest may change.
+    """
 
     delay: float = 0.0
     slice: int = 1 << 16
     bandwidth: float | None = None
     cut_after: Callable[[], int] | None = None
+    politely: bool = False
+    flip_after: Callable[[], int] | None = None
     clear: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
@@ -30,7 +34,7 @@ class Relay:
 
     def __init__(self, port: int, faults: Faults, host: str) -> None:
         self.faults = faults
-        self.cuts = self.accepted = self.bytes = 0
+        self.cuts = self.flips = self.accepted = self.bytes = 0
         self._target = port
         self._listener = socket.create_server((host, 0))
         self.port = self._listener.getsockname()[1]
@@ -53,26 +57,33 @@ class Relay:
                 each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self.accepted += 1
             self._open += [near, far]
-            left = [self.faults.cut_after()] if self.faults.cut_after else None
+            faults = self.faults
+            left = [faults.cut_after()] if faults.cut_after else None
             for pair in ((near, far), (far, near)):
-                thread = threading.Thread(target=self._pump, args=(*pair, left))
+                clean = faults.flip_after() if faults.flip_after and pair[0] is near else None
+                thread = threading.Thread(target=self._pump, args=(*pair, left, clean))
                 self._threads.append(thread)
                 thread.start()
 
-    def _pump(self, source: socket.socket, sink: socket.socket, left: list[int] | None) -> None:
+    def _pump(self, source: socket.socket, sink: socket.socket, left: list[int] | None, clean: int | None) -> None:
+        """`left` are the bytes both ways until the end, `clean` those this way until a bit is flipped."""
         faults = self.faults
         with contextlib.suppress(OSError):
             while data := source.recv(faults.slice):
                 faults.clear.wait()
                 if faults.delay or faults.bandwidth:
                     time.sleep(faults.delay + len(data) / (faults.bandwidth or float("inf")))
+                if clean is not None and 0 <= clean < len(data):
+                    data = data[:clean] + bytes([data[clean] ^ 1]) + data[clean + 1 :]
+                    self.flips += 1
+                clean = None if clean is None else clean - len(data)
                 sink.sendall(data)
                 self.bytes += len(data)
                 if left is not None:
                     left[0] -= len(data)
                     if left[0] <= 0:
                         self.cuts += 1
-                        reset(source, sink)
+                        (hang_up if faults.politely else reset)(source, sink)
                         return
             sink.shutdown(socket.SHUT_WR)
 
@@ -99,6 +110,18 @@ def reset(*connections: socket.socket) -> None:
         with contextlib.suppress(OSError):
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             connection.shutdown(socket.SHUT_RD)
+        connection.close()
+
+
+def hang_up(*connections: socket.socket) -> None:
+    """Close with FIN: what has come is read first, or the kernel would send a reset."""
+    for connection in connections:
+        with contextlib.suppress(OSError):
+            connection.shutdown(socket.SHUT_WR)
+    for connection in connections:
+        with contextlib.suppress(OSError):
+            while connection.recv(1 << 16):
+                continue
         connection.close()
 
 

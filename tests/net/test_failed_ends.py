@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -36,8 +36,8 @@ def one_line(process: Process, verb: str) -> Said:
     return status, lines[0].removeprefix(start)
 
 
-def feed(process: Process, data: bytes) -> threading.Thread:
-    """Write to it all that it takes, in a thread."""
+def feed(process: Process, data: bytes, *, keep_open: bool = False) -> threading.Thread:
+    """Write to it all that it takes, in a thread; then close, unless it is kept open."""
 
     def write() -> None:
         try:
@@ -45,7 +45,8 @@ def feed(process: Process, data: bytes) -> threading.Thread:
         except BrokenPipeError:
             return
         finally:
-            process.stdin.close()
+            if not keep_open:
+                process.stdin.close()
 
     thread = threading.Thread(target=write)
     thread.start()
@@ -58,13 +59,15 @@ def fail(
     recv: list[object],
     verbs: tuple[str, str],
     data: bytes,
-    meanwhile: Callable[[Process], object] = lambda receiver: None,
+    before: tuple[Sequence[str], Sequence[str]] = ((), ()),
 ) -> tuple[Said, Said]:
-    """What the two say of a stream that fails; `meanwhile` is what happens to the receiver."""
+    """What the two say of a stream that fails; `before` stands before their command lines."""
     creds = ["--tls-creds", folder]
-    with receiving(*creds, *recv) as (receiver, port), started(sender(port, *creds, *send)) as sending:
+    with (
+        receiving(*creds, *recv, before=before[1]) as (receiver, port),
+        started([*before[0], *sender(port, *creds, *send)]) as sending,
+    ):
         thread = feed(sending, data)
-        meanwhile(receiver)
         ours = one_line(sending, verbs[0])
         thread.join()
         return ours, one_line(receiver, verbs[1])

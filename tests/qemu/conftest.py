@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.disks import or_skip, tmpfs, unmount
+from tests.disks import loop_disk, tmpfs
 from tests.qemu.harness import Guest
 from tests.qemu.loading import Saved, save_guest
 from tests.qemu.moving import Credentials
@@ -53,22 +52,11 @@ def small_disk() -> Iterator[Callable[[int], Path]]:
         yield lambda size: stack.enter_context(tmpfs(size))
 
 
-@pytest.fixture
-def loop_disk(small_disk: Callable[[int], Path]) -> Iterator[Path]:
-    """An ext4 that promises more than there is: writes succeed, and fsync says "no space left".
-
-    It lies on a sparse file in a tmpfs too small for it, and allocates as late as ext4 does by default.
-    """
-    backing = small_disk(4 << 20) / "disk.img"
-    with backing.open("wb") as file:
-        file.truncate(256 << 20)
-    or_skip("mkfs.ext4", "-q", "-F", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard", backing)
-    with tempfile.TemporaryDirectory(prefix="loop-disk-") as folder:
-        or_skip("mount", "-o", "loop", backing, folder)
-        try:
-            yield Path(folder)
-        finally:
-            unmount(Path(folder))
+@pytest.fixture(name="loop_disk")
+def loop_disk_fixture() -> Iterator[Path]:
+    """An ext4 whose writes succeed, and whose fsync says "no space left"."""
+    with loop_disk() as folder:
+        yield folder
 
 
 @pytest.fixture
