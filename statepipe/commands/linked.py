@@ -20,7 +20,7 @@ from statepipe.ends.names import Known, Place, find_places
 from statepipe.ends.net import Patience, awaited, is_fruitless
 from statepipe.ends.tls import HANDSHAKE_TIME
 from statepipe.ends.tlsends import gate, greet
-from statepipe.engine.sessionends import SessionSink, SessionSource
+from statepipe.engine.sessionends import SessionReturn, SessionSink, SessionSource
 from statepipe.engine.sessionlinks import Acceptor, Dial, dialled
 from statepipe.engine.timing import Timing
 from statepipe.errors import PeerError
@@ -119,7 +119,8 @@ def sending(
     `ending` is left before the session waits for its threads: it ends a dial that may last.
     """
     session = dialled(dial, Role.SENDS, str(plan.address), timing(plan), links=plan.links)
-    sink, returning = SessionSink(session), SessionSource(session)  # before the peer may speak of them
+    sink = SessionSink(session)
+    returning = SessionReturn(session, sink)  # before the peer may speak of them
     with session, ending:
         session.meet()
 

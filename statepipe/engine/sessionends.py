@@ -73,6 +73,14 @@ class SessionSink:
         if verdict.code:
             raise error_of(verdict, self.session.name)
 
+    def hear(self, is_cancelled: Callable[[], bool]) -> None:
+        """Wait for the verdict, from any thread, until cancelled. Raises it, unless it is good."""
+        if not self.session.wait_until(lambda: self._channel.verdict is not None or is_cancelled()):
+            self.session.check()
+        verdict = self._channel.verdict
+        if verdict is not None and verdict.code:
+            raise error_of(verdict, self.session.name)
+
     def end(self) -> None:
         """Nothing more is written; what became of it nobody here waits for."""
         self.session.end(self._channel)
@@ -135,6 +143,21 @@ class SessionSource:
         self.session.say_close()
         self.session.flush(FAREWELL)
         return heard
+
+
+class SessionReturn(SessionSource):
+    """What comes back to a sink. Its end is the verdict on that: a bad one is raised, also while nothing is written."""
+
+    def __init__(self, session: Session, sink: SessionSink) -> None:
+        super().__init__(session)
+        self._sink = sink
+
+    def __next__(self) -> Buffer:
+        try:
+            return super().__next__()
+        except StopIteration:
+            self._sink.hear(lambda: self._cancelled)
+            raise
 
 
 def _failure(error: object) -> StatepipeError:

@@ -17,6 +17,7 @@ from tests.conformance.running import PATIENCE, STREAM, run, started, wait, wait
 from tests.conformance.test_plain import NOISE
 from tests.conformance.test_tls import Process, receiving, sender
 from tests.disks import tmpfs
+from tests.net.crossing import arrived
 from tests.net.test_session_tls import folder
 
 __all__ = ["folder"]
@@ -145,4 +146,15 @@ def test_a_receiver_that_is_killed(folder: str, tmp_path: Path) -> None:
     assert status == 5
     assert said.startswith(f"no link to tls://127.0.0.1:{port} for 0.3 s: cannot connect to "), said
     assert said.endswith("Connection refused")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_receiver_that_is_stopped_is_heard_of_while_nothing_is_sent(folder: str, tmp_path: Path) -> None:
+    words, out = ["--tls-creds", folder], tmp_path / "out"
+    with receiving(*words, "-o", out) as (receiver, port), started(sender(port, *words)) as sending:
+        sending.stdin.write(NOISE)
+        wait(receiver, lambda: arrived(receiver, out) == len(NOISE))
+        receiver.terminate()
+        status, said = one_line(sending, "send")
+        assert (status, receiver.wait(PATIENCE)) == (5, 143) and "failed: stopped by SIGTERM" in said
     assert os.listdir(tmp_path) == []
