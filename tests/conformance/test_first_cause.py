@@ -188,35 +188,6 @@ def test_a_signal_that_reaches_the_programs_too_is_the_cause(number: signal.Sign
         assert_one_error(process.stderr.read(), "pipe", f"stopped by {number.name}")
 
 
-def test_a_signal_while_the_cause_is_told_takes_nothing_of_it() -> None:
-    """Nobody reads standard error at first, and it is full. In the end all is there, and the status is the cause's."""
-    reading, writing = os.pipe()
-    with open(reading, "rb") as said:
-        with open(writing, "wb", buffering=0) as full:
-            os.set_blocking(writing, False)
-            while full.write(bytes(4096)):
-                continue
-            os.set_blocking(writing, True)
-            process = subprocess.Popen(
-                [*STATEPIPE, "decompress"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=full
-            )
-        try:
-            process.stdin.write(b"no stream of any codec")  # type: ignore[union-attr]
-            process.stdin.close()  # type: ignore[union-attr]
-            wait(process, lambda: ignores(process.pid, signal.SIGTERM))
-            process.send_signal(signal.SIGTERM)
-            assert_one_error(said.read().lstrip(b"\0"), "decompress", "")
-            assert process.wait(PATIENCE) == 3
-        finally:
-            process.kill()
-            process.wait()
-
-
-def ignores(pid: int, number: signal.Signals) -> bool:
-    status = Path(f"/proc/{pid}/status").read_text()
-    return bool(int(status.split("SigIgn:")[1].split()[0], 16) >> number - 1 & 1)
-
-
 def test_a_failure_leaves_no_zombie_thread_or_descriptor() -> None:
     """Within one process that lives on."""
     script = """
