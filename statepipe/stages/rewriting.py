@@ -42,11 +42,6 @@ class Rewriting:
         self._next = self._begun + FIRST
         self._curve: list[tuple[float, float]] = []
 
-    @property
-    def is_known(self) -> bool:
-        """Whether there was a count."""
-        return bool(self._curve)
-
     def look(self, *, now: bool = False) -> None:
         """Count, if it is time, or `now`."""
         before = self._clock()

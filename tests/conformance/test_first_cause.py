@@ -12,6 +12,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -220,18 +221,34 @@ POLLS = ("7", "73", "271")
 """poll and ppoll, on x86-64 and on arm64."""
 
 
-def test_a_failure_that_nobody_reads_holds_no_one_up() -> None:
-    """Standard error is a full pipe: it waits for room, and a signal ends that, with the status of the failure."""
+@contextmanager
+def unread(*words: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """A command that has failed and waits to tell it, as its standard error is full; and the end where it is read."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
-    try:
+    with suppress(BlockingIOError):
         while os.write(writing, bytes(4096)):
             continue
-    except BlockingIOError:
-        os.set_blocking(writing, True)
-    with started([*STATEPIPE, "decrypt", "-i", "/nonexistent"], stderr=writing) as process:
-        os.close(writing)
-        wait(process, lambda: Path(f"/proc/{process.pid}/syscall").read_text().split()[0] in POLLS)
+    os.set_blocking(writing, True)
+    try:
+        with started([*STATEPIPE, *words], stderr=writing) as process:
+            os.close(writing)
+            wait(process, lambda: Path(f"/proc/{process.pid}/syscall").read_text().split()[0] in POLLS)
+            yield process, reading
+    finally:
+        os.close(reading)
+
+
+def test_a_failure_that_nobody_reads_holds_no_one_up() -> None:
+    """A signal ends the wait, with the status of the failure."""
+    with unread("decrypt", "-i", "/nonexistent") as (process, _):
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE) == 1
-    os.close(reading)
+
+
+def test_a_failure_that_is_read_late_is_told_whole() -> None:
+    with unread("decrypt", "-i", "/nonexistent") as (process, reading):
+        with open(reading, "rb", closefd=False) as said:
+            text = said.read().lstrip(b"\0")
+        assert process.wait(PATIENCE) == 1
+    assert_one_error(text, "decrypt", "/nonexistent")

@@ -86,7 +86,7 @@ def test_nothing_is_made_of_what_cannot_be_counted() -> None:
     rewriting = Rewriting(lambda: None, clock)
     clock.now += 10
     rewriting.look()
-    assert not rewriting.is_known and rewriting.within(5) == 0
+    assert rewriting.within(5) == 0
 
 
 def test_counts_become_rare() -> None:
