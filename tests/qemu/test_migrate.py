@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import socket
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,20 @@ def test_a_paused_guest_stays_paused(tmp_path: Path, qemu72: str, credentials: C
             assert (moving.wait(), receiving.wait()) == (0, 0), (moving.said, receiving.said)
         assert target.run_state() == "paused" and target.ticks() == []
         target.qmp("cont")
+        assert_moved(source, target)
+
+
+def test_an_address_of_the_destination_s_that_is_dead_is_passed_over(
+    tmp_path: Path, qemu72: str, credentials: Credentials
+) -> None:
+    """Of two that were named, one answers: its link and the other's lead there."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        dead = f"127.0.0.1:{free.getsockname()[1]}"
+    with Guest(tmp_path, qemu=qemu72, dirty=2) as source, waiting(tmp_path, qemu72, source) as target:
+        source.wait_ticks(3)
+        receiving, port = receiver(credentials, "--qmp", target.socket)
+        with receiving, mover(credentials, source, port, "--also", dead) as moving:
+            assert (moving.wait(), receiving.wait()) == (0, 0), (moving.said, receiving.said)
         assert_moved(source, target)
 
 
