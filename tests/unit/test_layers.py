@@ -17,6 +17,7 @@ LAYERS = (
     "statepipe",
     "statepipe.errors",
     "statepipe.units",
+    "statepipe.shapes",
     "statepipe.pipes",
     "statepipe.stage",
     "statepipe.threads",
