@@ -11,7 +11,11 @@ _INSECURE = Param("--insecure", "allow plain TCP beyond this host: anyone on the
 _CREDS = Param(
     "--tls-creds", "with tls://: certificates, and whom to believe, as QEMU's tls-creds-x509 has them", "DIR"
 )
-_PEER = Param("--peer", "with tls://: the pinned peer that is meant; for send the default is the host's name", "NAME")
+_PEER = Param(
+    "--peer",
+    "with tls://: the peer that is meant, by its pin or a name in its certificate; for send the host's by default",
+    "NAME",
+)
 _TIMEOUT = Param("--timeout", "give up when the peer is silent for so many seconds; the default is never", "SECONDS")
 _STATUS_FD = Param("--status-fd", "tell each step, and how far it is each second, in JSON, to descriptor N", "N")
 _JOURNAL = Param("--journal", "write each step down in FILE, which must not be there yet, before it is taken", "FILE")

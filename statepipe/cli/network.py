@@ -84,8 +84,6 @@ def plan_of(address: str, words: Sequence[str], values: Values, silence: float |
 
     where, creds, peer = parse_address(address), values["tls_creds"], values["peer"]
     _refuse_strays(where.scheme, values)
-    if creds and peer:
-        raise UsageError("--peer is for pinned keys; with --tls-creds the certificates say who is who")
     retry = seconds_of(values.get("retry"))
     also = [_also(text, where.port) for text in values.get("also") or ()]
     return Plan(

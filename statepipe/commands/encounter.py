@@ -90,7 +90,7 @@ def _entrance(
         from statepipe.commands.insidessh import first_patience, inside
 
         return inside(acceptor), first_patience(plan)
-    return door(listener, trust_of(plan, server=True), acceptor, once(say)), plan.patience.silence
+    return door(listener, trust_of(plan, server=True, say=say), acceptor, once(say)), plan.patience.silence
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from statepipe.ends.dial import connect_again, connect_first
 from statepipe.ends.names import Known, Place, find_places
 from statepipe.ends.net import Patience, awaited, is_fruitless
 from statepipe.ends.tls import HANDSHAKE_TIME
-from statepipe.ends.tlsends import gate, greet
+from statepipe.ends.tlsends import TrustNow, gate, greet
 from statepipe.engine.sessionends import SessionReturn, SessionSink, SessionSource
 from statepipe.engine.sessionlinks import Acceptor, Dial, dialled
 from statepipe.engine.timing import Timing
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     import socket
 
     from statepipe.ends.tls import TlsTransport
-    from statepipe.ends.trust import Trust
 
 RETRY = 30.0
 """Seconds a session goes on without any link: a switch's port takes as long to come up (802.1D)."""
@@ -66,8 +65,8 @@ class TlsDial:
     a dial.
     """
 
-    def __init__(self, plan: Plan, trust: Trust) -> None:
-        self._plan, self._trust, self._first = plan, trust, True
+    def __init__(self, plan: Plan, trust_now: TrustNow) -> None:
+        self._plan, self._trust_now, self._first = plan, trust_now, True
         self._turns = itertools.count()
         self._known = Known(partial(find_places, [plan.address, *plan.also]))
         self._made: deque[socket.socket] = deque(maxlen=MAX_LINKS)
@@ -84,7 +83,7 @@ class TlsDial:
         awaited(0, self._stop)
         connection, within = self._connect()
         try:  # the session watches from here on
-            link = greet(connection, self._trust, self._plan.address.host, Patience(), within, self._stop)
+            link = greet(connection, self._trust_now, self._plan.address.host, Patience(), within, self._stop)
         except BaseException:
             connection.close()
             raise
@@ -136,11 +135,15 @@ def sending(
 
 @contextmanager
 def receiving(
-    plan: Plan, listener: socket.socket, trust: Trust, turned_away: Callable[[str, PeerError], object], idle: int | None
+    plan: Plan,
+    listener: socket.socket,
+    trust_now: TrustNow,
+    turned_away: Callable[[str, PeerError], object],
+    idle: int | None,
 ) -> Iterator[Visit]:
     """The session of the first at the listener who may begin one. A failure within is told to the sender."""
     acceptor = Acceptor(Role.RECEIVES, timing(plan), turned_away)
-    with door(listener, trust, acceptor, turned_away), visit(acceptor, plan.patience.silence, idle) as visitor:
+    with door(listener, trust_now, acceptor, turned_away), visit(acceptor, plan.patience.silence, idle) as visitor:
         yield visitor
 
 
@@ -164,11 +167,11 @@ def visit(acceptor: Acceptor, seconds: float | None, idle: int | None) -> Iterat
 
 @contextmanager
 def door(
-    listener: socket.socket, trust: Trust, acceptor: Acceptor, turned_away: Callable[[str, PeerError], object]
+    listener: socket.socket, trust_now: TrustNow, acceptor: Acceptor, turned_away: Callable[[str, PeerError], object]
 ) -> Iterator[None]:
     """Let in whoever may come, for as long as the session lasts."""
     closed = threading.Event()
-    with gate(listener, trust, Patience(), turned_away) as at:
+    with gate(listener, trust_now, Patience(), turned_away) as at:
 
         def watch() -> None:
             while not closed.is_set():

@@ -14,7 +14,7 @@ from statepipe.ends.net import Patience, SocketSink, SocketSource, reset
 from statepipe.errors import PeerError
 
 if TYPE_CHECKING:  # ssl alone takes 18 ms, which a plain connection need not pay
-    from statepipe.ends.trust import Trust
+    from statepipe.ends.trust import Kept
     from statepipe.engine.sessionends import SessionSink, SessionSource
 
 TOLD = 16
@@ -47,19 +47,19 @@ def outgoing(plan: Plan) -> Iterator[tuple[SocketSource | SessionSource, MakeSin
         yield plain, lambda wait: SocketSink(connection, name, patience, wait)
 
 
-def trust_of(plan: Plan, *, server: bool) -> Trust:
-    """Whom to believe, and who we are. Raises StatepipeError."""
+def trust_of(plan: Plan, *, server: bool, say: Say = lambda text: None) -> Kept:
+    """Whom to believe, and who we are; `say` is told what is missing. Raises StatepipeError."""
     from statepipe.ends.trust import by_folder, by_pins
 
     if plan.creds is not None:
-        return by_folder(plan.creds, server=server)
-    return by_pins(plan.peer if server else plan.peer or plan.address.host, server=server)
+        return by_folder(plan.creds, server=server, peer=plan.peer, tell=say)
+    return by_pins(plan.peer if server else plan.peer or plan.address.host, server=server, tell=say)
 
 
 @contextmanager
 def visited(plan: Plan, say: Say, idle: int | None = None) -> Iterator[Visit]:
     """The first at the plan's address who may come in. Any failure ends the connection with a reset."""
-    trust = trust_of(plan, server=True) if plan.address.scheme == TLS else None
+    trust = trust_of(plan, server=True, say=say) if plan.address.scheme == TLS else None
     with listening(plan.address, insecure=plan.insecure) as listener:
         if plan.address.scheme != UNIX and not plan.address.port:
             say(f"listening at port {port_of(listener)}")

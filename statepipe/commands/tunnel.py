@@ -146,7 +146,7 @@ def _far(request: Request, listener: socket.socket, connections: Connections, sa
     """Here sessions come in."""
     turned_away, plan = once(say), request.go
     acceptor = Acceptor(Role.TUNNELS, timing(request.come), turned_away, again=True, many=CONNECTIONS, window=WINDOW)
-    with door(listener, trust_of(request.come, server=True), acceptor, turned_away):
+    with door(listener, trust_of(request.come, server=True, say=say), acceptor, turned_away):
         while (session := _next(acceptor)) is not None or not connections.is_over:
             if session is not None:
                 _go_on(plan, connections, connections.open(session))

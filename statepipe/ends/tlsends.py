@@ -31,9 +31,13 @@ LULL = 0.1
 """Seconds until it is looked again whether there is a descriptor to spare."""
 
 
+TrustNow = Callable[[], Trust]
+"""Gives the trust there is for one more handshake, as it may end at any time. Raises PeerError where there is none."""
+
+
 def greet(
     connection: socket.socket,
-    trust: Trust,
+    trust_now: TrustNow,
     host: str,
     patience: Patience,
     within: float = HANDSHAKE_TIME,
@@ -43,7 +47,7 @@ def greet(
 
     Raises PeerError, Stopped once `stop` rings.
     """
-    name = f"tls://{host}"
+    name, trust = f"tls://{host}", trust_now()
     handshake = Handshake(connection, trust.context, host if trust.check_host else None, server=False)
     shake_hands(handshake, name, within, stop)
     return handshake.transport(name, trust.identify(handshake.certificate()), patience)
@@ -70,6 +74,14 @@ def origin(where: object) -> Origin:
     return Origin(str(address), str(address))
 
 
+@dataclass(frozen=True, slots=True)
+class _Visitor:
+    """Who shakes hands: where it is from, and the trust that there was when it came."""
+
+    origin: Origin
+    trust: Trust
+
+
 def _places() -> int:
     """How many may be at the gate."""
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
@@ -86,15 +98,15 @@ class Gate:
     def __init__(
         self,
         listener: socket.socket,
-        trust: Trust,
+        trust_now: TrustNow,
         patience: Patience,
         turned_away: Callable[[str, PeerError], object],
     ) -> None:
         listener.setblocking(False)
-        self._listener, self._trust, self._patience, self._turned_away = listener, trust, patience, turned_away
+        self._listener, self._trust_now, self._patience, self._turned_away = listener, trust_now, patience, turned_away
         self._selector = selectors.DefaultSelector()
         self._selector.register(listener, selectors.EVENT_READ)
-        self._shaking: dict[Handshake, Origin] = {}  # oldest first, and where each is from
+        self._shaking: dict[Handshake, _Visitor] = {}  # oldest first
         self._has_admitted = False
         self._places = _places()
 
@@ -120,14 +132,20 @@ class Gate:
         except OSError:  # we have no descriptor to spare, or no memory
             self._spare()
             return
+        visitor = origin(where)
         try:
-            handshake = Handshake(connection, self._trust.context, None, server=True)
+            trust = self._trust_now()
+            handshake = Handshake(connection, trust.context, None, server=True)
             self._selector.register(connection, selectors.EVENT_READ, handshake)
         except OSError:  # of OpenSSL, too: no memory for one more
             connection.close()
             self._spare()
             return
-        self._shaking[handshake] = origin(where)
+        except PeerError as error:
+            connection.close()
+            self._turned_away(visitor.address, error)
+            return
+        self._shaking[handshake] = _Visitor(visitor, trust)
         self._make_room(self._places)
 
     def _spare(self) -> None:
@@ -137,11 +155,14 @@ class Gate:
         self._make_room(len(self._shaking) // 2)
 
     def _go_on(self, handshake: Handshake) -> TlsTransport | None:
-        where = self._shaking[handshake].address
+        visitor = self._shaking[handshake]
+        where = visitor.origin.address
         try:
             if not handshake.go_on():
                 return None
-            identity = self._trust.identify(handshake.certificate())
+            if visitor.trust.seen != self._trust_now().seen:
+                raise PeerError("whom we believe has changed while it shook hands", hint="it may come again")
+            identity = visitor.trust.identify(handshake.certificate())
             self._forget(handshake)
             self._has_admitted = True
             return handshake.transport(identity, identity, self._patience)
@@ -178,8 +199,8 @@ class Gate:
     def _make_room(self, at_most: int) -> None:
         """Where there are too many, those must go that have come first from where the most are from."""
         while len(self._shaking) > at_most:
-            ((most, _),) = Counter(each.host for each in self._shaking.values()).most_common(1)
-            self._send_away(next(each for each, origin in self._shaking.items() if origin.host == most))
+            ((most, _),) = Counter(each.origin.host for each in self._shaking.values()).most_common(1)
+            self._send_away(next(each for each, visitor in self._shaking.items() if visitor.origin.host == most))
 
     def _send_away(self, handshake: Handshake) -> None:
         self._forget(handshake)
@@ -198,10 +219,10 @@ def _at_most_a_second(left: float | None) -> float:
 
 @contextmanager
 def gate(
-    listener: socket.socket, trust: Trust, patience: Patience, turned_away: Callable[[str, PeerError], object]
+    listener: socket.socket, trust_now: TrustNow, patience: Patience, turned_away: Callable[[str, PeerError], object]
 ) -> Iterator[Gate]:
     """A Gate, closed on leaving."""
-    it = Gate(listener, trust, patience, turned_away)
+    it = Gate(listener, trust_now, patience, turned_away)
     try:
         yield it
     finally:

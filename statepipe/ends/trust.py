@@ -3,6 +3,12 @@
 A pinned peer's certificate is its own signature under its own key, kept here as `peers/NAME.pem`; it is the only one
 that a connection to NAME believes, as with ssh's known hosts, and any of them may come in, as with authorized keys.
 Either way OpenSSL itself refuses the others, inside the handshake. There is no way to turn that off.
+
+OpenSSL looks for an issuer by its subject, and subjects repeat: cloned hosts have the same name. So each pinned
+certificate is an anchor by itself (X509_V_FLAG_PARTIAL_CHAIN), for which OpenSSL compares it whole.
+
+Trust is what the files say when a handshake begins, not what they said when the process did (`Kept`). What cannot be
+read is not believed: neither a revocation nor the end of a pin may wait until somebody has mended a file.
 """
 
 from __future__ import annotations
@@ -11,8 +17,10 @@ import os
 import re
 import ssl
 import stat
-from collections.abc import Mapping
-from dataclasses import dataclass
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from statepipe.ends.config import config_folder
 from statepipe.ends.fd import failure
@@ -22,65 +30,196 @@ from statepipe.errors import IntegrityError, PeerError, StatepipeError, UsageErr
 PEM_LIMIT = 64 << 10
 """Bytes of a pinned certificate's file."""
 
+SETTLED = 100_000_000
+"""Nanoseconds after which a file that has changed once more has another time: the kernel's clock for files ticks each
+4 ms at the most. (Of a file server with another clock we read the files anew for each handshake, or believe its times.)
+"""
+
+CRL = "ca-crl.pem"
+
 _NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.:-]{0,126}[A-Za-z0-9_])?")
+
+Tell = Callable[[str], object]
+"""Told what is missing: a sentence."""
+
+
+State = tuple[str, int, int, int, int]
+"""A file, and what changes with it: its number, its times in nanoseconds and its size; zeros for none."""
+
+
+def _nobody(text: str) -> None:
+    """Nobody is told."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """A context for one end, and what tells who a peer is from its certificate in DER: None for nobody we know."""
+    """A context for one end, and what tells who a peer is from its certificate in DER.
+
+    `pinned` gives the names of those we know; None where an authority vouches for them, of whom `peer` singles out one.
+    `seen` is how its files stood.
+    """
 
     context: ssl.SSLContext
     check_host: bool
     pinned: Mapping[bytes, str] | None = None
+    peer: str | None = None
+    seen: tuple[State, ...] = ()
 
     def identify(self, certificate: bytes) -> str:
-        """The peer's name. Raises PeerError if it has none here."""
+        """The peer's name. Raises PeerError if it has none here, or is not the one that is meant."""
         if self.pinned is None:
-            return _subject(certificate)
+            return _named(certificate, self.peer)
         name = self.pinned.get(certificate)
         if name is None:
             raise PeerError("its certificate is not one of those pinned here", hint="statepipe pair")
         return name
 
 
-def by_folder(folder: str, *, server: bool) -> Trust:
-    """Trust in the authority of a tls-creds-x509 folder, and its list of revocations if there is one.
+class Kept:
+    """Trust as its files have it now: call it for each handshake, from any thread.
 
-    Raises StatepipeError where a file is missing, or a key is not its owner's alone.
+    `load` reads it, `files` names what it is read from, there or not. Made where the files cannot be read, it raises
+    what `load` does; later it raises PeerError, until they can be.
+    """
+
+    def __init__(self, load: Callable[[], Trust], files: Callable[[], Iterable[str]]) -> None:
+        self._load, self._files = load, files
+        self._lock = threading.Lock()
+        self._is_settled = False
+        self._seen = self._look()
+        self._trust = self._read()
+
+    def __call__(self) -> Trust:
+        """Raises PeerError where nobody can be believed now."""
+        with self._lock:
+            try:
+                if (seen := self._look()) != self._seen or not self._is_settled:
+                    self._seen = seen
+                    self._trust = self._read()
+            except StatepipeError as error:
+                self._is_settled = False
+                raise PeerError(f"nobody is believed: {error}", hint=error.hint) from error
+            return self._trust
+
+    def _read(self) -> Trust:
+        """Raises StatepipeError. What has changed only now may change again in the same tick of its file's clock."""
+        self._is_settled = all(time.time_ns() - changed >= SETTLED for _, _, changed, _, _ in self._seen)
+        return replace(self._load(), seen=self._seen)
+
+    def _look(self) -> tuple[State, ...]:
+        return tuple(_state(path) for path in self._files())
+
+
+def _state(path: str) -> State:
+    try:
+        it = os.stat(path)
+    except OSError:
+        return path, 0, 0, 0, 0
+    return path, it.st_ino, it.st_ctime_ns, it.st_mtime_ns, it.st_size
+
+
+def by_folder(folder: str, *, server: bool, peer: str | None = None, tell: Tell = _nobody) -> Kept:
+    """Trust in the authority of a tls-creds-x509 folder, less whom its list of revocations names.
+
+    With `peer`, in the one certificate alone that has this name. A folder that has no list is told of; one that has
+    lost it is trusted no more. Raises StatepipeError where a file is missing, or a key is not its owner's alone.
     """
     end = "server" if server else "client"
-    context = _context(server=server)
-    _load_own(context, folder, f"{end}-cert.pem", f"{end}-key.pem")
-    crl = os.path.join(folder, "ca-crl.pem")
-    try:
-        context.load_verify_locations(os.path.join(folder, "ca-cert.pem"))
-        if os.path.exists(crl):
-            context.load_verify_locations(crl)
-            context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
-    except ssl.SSLError as error:
-        raise StatepipeError(f"the certificates in {folder} cannot be read: {error.reason}") from error
-    except OSError as error:
-        raise failure(f"read the certificates in {folder}", error) from error
-    context.check_hostname = not server
-    return Trust(context, not server)
+    names = [f"{end}-cert.pem", f"{end}-key.pem", "ca-cert.pem", CRL]
+    revocations = _Revocations(os.path.join(folder, CRL), tell)
 
-
-def by_pins(peer: str | None, *, server: bool) -> Trust:
-    """Trust in the peers pinned here; only in `peer`, if one is named. Raises StatepipeError where there is none."""
-    known = pinned() if peer is None else {check_name(peer): _read_pin(peer)}
-    if not known:
-        raise StatepipeError("no peer is pinned here", hint="statepipe pair, or --tls-creds DIR")
-    context = _context(server=server)
-    folder = own_identity()
-    _load_own(context, folder, "own-cert.pem", "own-key.pem")
-    certificates = {}
-    for name, text in known.items():
+    def load() -> Trust:
+        context = _context(server=server)
+        _load_own(context, folder, names[0], names[1])
         try:
-            context.load_verify_locations(cadata=text)
-            certificates[ssl.PEM_cert_to_DER_cert(text)] = name
-        except (ssl.SSLError, ValueError) as error:
-            raise StatepipeError(f"the pinned certificate of {name} cannot be read") from error
-    return Trust(context, False, certificates)
+            context.load_verify_locations(os.path.join(folder, "ca-cert.pem"))
+            revocations.load(context)
+        except ssl.SSLError as error:
+            raise StatepipeError(f"the certificates in {folder} cannot be read: {error.reason}") from error
+        except OSError as error:
+            raise failure(f"read the certificates in {folder}", error) from error
+        context.check_hostname = not server and peer is None
+        return Trust(context, context.check_hostname, peer=peer)
+
+    return Kept(load, lambda: [os.path.join(folder, name) for name in names])
+
+
+class _Revocations:
+    """The list of a folder: QEMU does without one, so do we, and say so; but none that was there is forgotten."""
+
+    def __init__(self, path: str, tell: Tell) -> None:
+        self._path, self._tell, self._was_there = path, tell, False
+
+    def load(self, context: ssl.SSLContext) -> None:
+        """Raises StatepipeError, OSError, ssl.SSLError."""
+        if os.path.exists(self._path):
+            context.load_verify_locations(self._path)
+            context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
+            self._was_there = True
+        elif self._was_there:
+            hint = "put the list back, or start anew to do without it"
+            raise StatepipeError(f"{self._path}, the list of revocations, is gone", hint=hint)
+        else:
+            self._tell(f"there is no {self._path}: certificates that were revoked are believed")
+            self._tell = _nobody
+
+
+def by_pins(peer: str | None, *, server: bool, tell: Tell = _nobody) -> Kept:
+    """Trust in the peers pinned here; only in `peer`, if one is named. Raises StatepipeError where there is none.
+
+    One whose file cannot be read is told of and not believed; the others are.
+    """
+    own_identity()
+    folder, pins = config_folder(), _Pins(peer, tell)
+
+    def load() -> Trust:
+        context = _context(server=server)
+        context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
+        _load_own(context, folder, "own-cert.pem", "own-key.pem")
+        return Trust(context, False, pins.load(context))
+
+    return Kept(
+        load, lambda: [os.path.join(folder, "own-cert.pem"), os.path.join(folder, "own-key.pem"), *pins.files()]
+    )
+
+
+class _Pins:
+    """The pinned peers, or the one that is meant. One that cannot be read does not keep out the others."""
+
+    def __init__(self, peer: str | None, tell: Tell) -> None:
+        self._peer, self._tell, self._told = peer, tell, set[str]()
+
+    def files(self) -> list[str]:
+        """Raises StatepipeError, UsageError for what cannot be a peer's name."""
+        return _pin_files() if self._peer is None else [pin_of(self._peer)]
+
+    def load(self, context: ssl.SSLContext) -> dict[bytes, str]:
+        """Have the context believe them; who each is. Raises StatepipeError where there is none."""
+        if self._peer is not None and not os.path.exists(pin_of(self._peer)):
+            hint = f"statepipe pair {self._peer}, or --tls-creds DIR"
+            raise PeerError(f"no peer is pinned here as '{self._peer}'", hint=hint)
+        known = {}
+        for path in self.files():
+            name = os.path.basename(path).removesuffix(".pem")
+            try:
+                certificate = ssl.PEM_cert_to_DER_cert(_pem(path))
+                context.load_verify_locations(cadata=certificate)
+                known[certificate] = name
+            except (OSError, ValueError) as error:
+                self._pass_over(name, error)
+        if not known:
+            raise StatepipeError("no peer is pinned here", hint="statepipe pair, or --tls-creds DIR")
+        return known
+
+    def _pass_over(self, name: str, error: Exception) -> None:
+        """Raises StatepipeError where it is the one that is meant."""
+        text = f"the pinned certificate of {name} cannot be read"
+        if self._peer is not None:
+            hint = "copy its certificate anew, or remove the file and pair again"
+            raise StatepipeError(text, hint=hint) from error
+        if name not in self._told:
+            self._told.add(name)
+            self._tell(f"{text}: this peer is not believed")
 
 
 def _context(*, server: bool) -> ssl.SSLContext:
@@ -106,14 +245,20 @@ def _load_own(context: ssl.SSLContext, folder: str, certificate: str, key: str) 
         raise failure(f"read {path} and {certificate}", error) from error
 
 
-def _subject(certificate: bytes) -> str:
-    """Raises PeerError for one that OpenSSL has taken, and whose fields are not what RFC 5280 says."""
+def _named(certificate: bytes, peer: str | None) -> str:
+    """The name of a certificate's subject. Raises PeerError where `peer` is none of its names, and for one that OpenSSL
+    has taken, and whose fields are not what RFC 5280 says."""
     from statepipe.formats.certificates import facts, read_certificate
 
     try:
-        return facts(read_certificate(ssl.DER_cert_to_PEM_cert(certificate).encode(), "the peer's certificate")).name
+        it = facts(read_certificate(ssl.DER_cert_to_PEM_cert(certificate).encode(), "the peer's certificate"))
     except IntegrityError as error:
         raise PeerError("its certificate cannot be read", hint="issue it another: statepipe pki issue") from error
+    names = dict.fromkeys((it.name, *it.names))
+    if peer is not None and peer.lower() not in {name.lower() for name in names}:
+        hint = "--peer takes one of the names in its certificate: statepipe pki show"
+        raise PeerError(f"its certificate is for {', '.join(names)}, and {peer} alone is meant", hint=hint)
+    return it.name
 
 
 # --- our own key, and the pins
@@ -138,21 +283,26 @@ def own_certificate() -> str:
     return _read(os.path.join(own_identity(), "own-cert.pem"))
 
 
-def pinned() -> dict[str, str]:
-    """The pinned peers: their names and certificates in PEM. Raises StatepipeError."""
+def _pin_files() -> list[str]:
+    """The pinned peers' files, in order of their names. Raises StatepipeError."""
     folder = os.path.join(config_folder(), "peers")
     try:
         names = sorted(os.listdir(folder))
     except FileNotFoundError:
-        return {}
+        return []
     except OSError as error:
         raise failure(f"read {folder}", error) from error
-    return {name[:-4]: _read(os.path.join(folder, name)) for name in names if name.endswith(".pem") and name[0] != "."}
+    return [os.path.join(folder, name) for name in names if name.endswith(".pem") and name[0] != "."]
+
+
+def pin_of(name: str) -> str:
+    """The file with a peer's certificate. Raises UsageError for what cannot be its name."""
+    return os.path.join(config_folder(), "peers", f"{check_name(name)}.pem")
 
 
 def pin(name: str, certificate: str) -> None:
     """Pin a peer's certificate under a name. Raises UsageError, and StatepipeError where another's is pinned so."""
-    path = os.path.join(config_folder(), "peers", f"{check_name(name)}.pem")
+    path = pin_of(name)
     if os.path.exists(path) and _read(path) != certificate:
         hint = f"if its key has changed indeed, remove {path} and pair again; else give another name with --name"
         raise StatepipeError(f"another key is pinned here as '{check_name(name)}'", hint=hint)
@@ -167,19 +317,17 @@ def check_name(name: str) -> str:
     return name.lower()
 
 
-def _read_pin(peer: str) -> str:
-    path = os.path.join(config_folder(), "peers", f"{check_name(peer)}.pem")
-    if not os.path.exists(path):
-        raise PeerError(f"no peer is pinned here as '{peer}'", hint=f"statepipe pair {peer}, or --tls-creds DIR")
-    return _read(path)
-
-
 def _read(path: str) -> str:
     try:
-        with open(path, "rb") as file:
-            return file.read(PEM_LIMIT).decode("ascii", "replace")
+        return _pem(path)
     except OSError as error:
         raise failure(f"read {path}", error) from error
+
+
+def _pem(path: str) -> str:
+    """Raises OSError."""
+    with open(path, "rb") as file:
+        return file.read(PEM_LIMIT).decode("ascii", "replace")
 
 
 def _make_folder(folder: str) -> None:

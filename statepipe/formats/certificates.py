@@ -126,10 +126,12 @@ def _number(crl: x509.CertificateRevocationList | None) -> int:
 def make_self(name: str) -> tuple[bytes, bytes]:
     """A certificate that vouches for its own key, and the key, in PEM: for peers who pin it.
 
-    It does not end (RFC 5280, 4.1.2.5, has this date for that): a pin ends when it is taken away.
+    It does not end (RFC 5280, 4.1.2.5, has this date for that): a pin ends when it is taken away. A random part makes
+    its subject the only one of its kind: what looks for an issuer by its subject finds this host's, and no clone's.
     """
     key = new_key()
-    subject = _subject(name[:NAME_LIMIT])
+    unique = x509.NameAttribute(NameOID.SERIAL_NUMBER, f"{x509.random_serial_number():040x}")
+    subject = x509.Name([*_subject(name[:NAME_LIMIT]), unique])
     builder = _builder(subject, subject, datetime.now(UTC), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC))
     builder = builder.public_key(key.public_key())
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)

@@ -10,9 +10,14 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from statepipe.formats.certificates import make_self
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.x509.oid import NameOID
+
+from statepipe.formats.certificates import USES, make_self, new_key, pem, pem_key
 from statepipe.formats.frames import GREETING_SIZE, Greeting, decode_greeting
 from tests.conformance.running import PATIENCE, STATEPIPE, started, wait_until_read
 
@@ -23,6 +28,24 @@ MEMORY = 100 * MIB
 """Bytes that strangers may cost: 128 unfinished handshakes take 7 MB, and the transfer's own window is 64 MiB."""
 
 
+Identity = tuple[bytes, bytes]
+FOREVER = datetime(9999, 12, 31, tzinfo=UTC)
+
+
+def clone(serial: int | None = None, mark: bytes | None = None, ends: datetime = FOREVER) -> Identity:
+    """A host whose name others have, too; `mark` is its key's identifier, and its issuer's."""
+    key, name = new_key(), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "debian")])
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    builder = builder.serial_number(serial or x509.random_serial_number())
+    builder = builder.not_valid_before(datetime.now(UTC) - timedelta(days=90)).not_valid_after(ends)
+    builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+    builder = builder.add_extension(x509.ExtendedKeyUsage(list(USES.values())), critical=False)
+    if mark is not None:
+        builder = builder.add_extension(x509.SubjectKeyIdentifier(mark), critical=False)
+        builder = builder.add_extension(x509.AuthorityKeyIdentifier(mark, None, None), critical=False)
+    return pem(builder.sign(key, hashes.SHA256())), pem_key(key)
+
+
 class Home:
     """A host's settings: its key, and whom it has pinned."""
 
@@ -30,7 +53,11 @@ class Home:
         self.name, self.base = name, base / name
         self._folder = self.base / "statepipe"
         (self._folder / "peers").mkdir(parents=True)
-        self.certificate, key = make_self(name)
+        self.become(*make_self(name))
+
+    def become(self, certificate: bytes, key: bytes) -> None:
+        """Have this key; who has pinned another knows this host no more."""
+        self.certificate = certificate
         for file, data in (("own-cert.pem", self.certificate), ("own-key.pem", key)):
             (self._folder / file).write_bytes(data)
             (self._folder / file).chmod(0o600)
@@ -38,6 +65,10 @@ class Home:
     def pin(self, other: Home, name: str = "") -> None:
         """Believe the other, under that name or its own."""
         (self._folder / "peers" / f"{name or other.name}.pem").write_bytes(other.certificate)
+
+    def unpin(self, other: Home) -> None:
+        """Believe the other no more."""
+        (self._folder / "peers" / f"{other.name}.pem").unlink()
 
     @property
     def env(self) -> dict[str, str]:

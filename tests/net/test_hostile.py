@@ -222,7 +222,7 @@ def test_where_no_handshake_can_begin_only_those_who_come_are_concerned() -> Non
     told: list[str] = []
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,
-        gate(listener, trust, Patience(), lambda where, error: told.append(where)) as at,
+        gate(listener, lambda: trust, Patience(), lambda where, error: told.append(where)) as at,
     ):
         for _ in range(2):
             with connect(listener.getsockname()[1]) as stranger:

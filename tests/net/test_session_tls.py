@@ -41,7 +41,7 @@ class TlsReceiver(Receiver):
 
     def __init__(self, sink: Kept, folder: str) -> None:
         super().__init__(sink)
-        self._trust = by_folder(folder, server=True)
+        self._trust = by_folder(folder, server=True)()
 
     def _adopt(self, connection: socket.socket, name: str) -> None:
         handshake = Handshake(connection, self._trust.context, None, server=True)
