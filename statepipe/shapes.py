@@ -18,6 +18,7 @@ that is no UTF-8 is written.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
@@ -76,6 +77,17 @@ def text(most: int = 4096) -> Shape:
     return look
 
 
+def like(pattern: str, what: str) -> Shape:
+    """Text that the pattern fits from end to end; `what` says so in words."""
+    wanted = re.compile(pattern, re.ASCII)
+
+    def look(value: object, where: str) -> None:
+        if not isinstance(value, str) or not wanted.fullmatch(value):
+            _expect(what, value, where)
+
+    return look
+
+
 def flag(value: object, where: str) -> None:
     """True or false."""
     if not isinstance(value, bool):
@@ -92,6 +104,16 @@ def one_of(*words: str) -> Shape:
     def look(value: object, where: str) -> None:
         if not isinstance(value, str) or value not in words:
             _expect(" or ".join(words), value, where)
+
+    return look
+
+
+def just(expected: bool) -> Shape:
+    """True, or false, and nothing else."""
+
+    def look(value: object, where: str) -> None:
+        if value is not expected:
+            _expect("true" if expected else "false", value, where)
 
     return look
 
@@ -118,13 +140,14 @@ def many(shape: Shape, most: int) -> Shape:
     return look
 
 
-def table(shape: Shape, most: int) -> Shape:
-    """An object of at most `most` fields of any name, each of the shape."""
+def table(shape: Shape, most: int, names: Shape = anything) -> Shape:
+    """An object of at most `most` fields, each of the shape and its name of the shape `names`."""
 
     def look(value: object, where: str) -> None:
         if not isinstance(value, dict) or len(value) > most:
             _expect(f"an object of at most {most} fields", value, where)
         for name, item in value.items():
+            names(name, f"a name in {where or 'it'}")
             shape(item, _within(where, name))
 
     return look
@@ -144,6 +167,27 @@ def fields(required: Mapping[str, Shape], optional: Mapping[str, Shape] | None =
                 raise Misshapen(f"{_within(where, name)} is missing")
 
     return look
+
+
+def either(*shapes: Shape) -> Shape:
+    """A value of one of the shapes; the misfit that is told is that of the last."""
+
+    def look(value: object, where: str) -> None:
+        for shape in shapes[:-1]:
+            try:
+                return shape(value, where)
+            except Misshapen:
+                continue
+        return shapes[-1](value, where)
+
+    return look
+
+
+def told(text: object, most: int = 1000) -> str:
+    """Somebody else's words, fit for a terminal and a log: so many characters, none of which acts there."""
+    letters = str(text)
+    short = letters if len(letters) <= most else f"{letters[: most - 1]}…"
+    return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in short)
 
 
 def _within(where: str, name: object) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from statepipe.cli.messages import clean, say, show, warn
 from statepipe.cli.network import plan_of, seconds_of
 from statepipe.engine import desk
 from statepipe.errors import StatepipeError, UsageError
+from statepipe.shapes import told
 from statepipe.units import format_size, parse_rate
 
 if TYPE_CHECKING:
@@ -164,7 +166,7 @@ def run_receive(name: str, values: Values) -> int:
         folder=values["chdir"],
         log=_log() if inside else None,
     )
-    return receive(request, _saying(name), _last_word(name), _listeners(values))
+    return receive(request, _saying(name), _refused(name), _last_word(name), _listeners(values))
 
 
 def _meeting(values: Values) -> Plan:
@@ -269,6 +271,22 @@ def _warning(name: str) -> Say:
 
 def _saying(name: str) -> Say:
     return lambda text: say(f"statepipe: {name}: {text}")
+
+
+def _refused(name: str) -> Callable[[Exception], None]:
+    """How it is said that a visitor gave no guest; of an error that nobody foresaw also where it arose."""
+    from statepipe.engine.peer import mistake
+
+    def speak(error: Exception) -> None:
+        if isinstance(error, StatepipeError):
+            say(f"statepipe: {name}: no guest was taken: {error}")
+            return
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{os.path.basename(place.filename)}:{place.lineno}: {told(error, 200)}"
+        say(f"statepipe: {name}: no guest was taken: {mistake(error)}, at {where}")
+        say("statepipe: hint: please report it; the service goes on")
+
+    return speak
 
 
 def _last_word(name: str) -> LastWord:

@@ -15,22 +15,13 @@ from collections.abc import Callable
 from typing import Any
 
 from statepipe.commands.journal import Journal
+from statepipe.commands.terms import STEPS, step_of
 from statepipe.engine.peer import PARTING, Message, Peer
 from statepipe.errors import InterruptedBySignal, PeerError, QemuError, QemuGone, StatepipeError
 from statepipe.formats.handover import Action, Destination, Event, Side, Source
 from statepipe.qemu.monitor import Monitor
+from statepipe.shapes import told
 from statepipe.threads import ENDING, forget_late, held, start
-
-MESSAGES = {
-    Action.SEND_ASK: Event.ASK,
-    Action.SEND_GO: Event.GO,
-    Action.SEND_ABORT: Event.ABORT,
-    Action.SEND_READY: Event.READY,
-    Action.SEND_ACCEPTED: Event.ACCEPTED,
-    Action.SEND_RUNNING: Event.RUNNING,
-    Action.SEND_REFUSED: Event.REFUSED,
-}
-"""What the other side hears when an action sends."""
 
 FORWARD = (Event.PRE_SWITCHOVER, Event.READY, Event.COMPLETED, Event.ACCEPTED, Event.GO)
 """Events that bring the guest nearer to the other host."""
@@ -80,7 +71,7 @@ class Coordinator:
                 failures.append(error)
 
         with held():
-            listener = self.spawn("peer", self._listen)
+            listener = self.spawn("peer", self._listen, Event.LOST)
             decider = threading.Thread(target=decide, name="decide", daemon=True)
             decider.start()
             while decider.is_alive():
@@ -128,7 +119,7 @@ class Coordinator:
         return None if state is self.side.state else self.journal.write(state, event)
 
     def _act(self, action: Action, act: Callable[[Action], None]) -> None:
-        if action in MESSAGES:
+        if action in STEPS:
             self._attempt(lambda: self.peer.tell(self._message(action)))
         else:
             self._attempt(lambda: act(action))
@@ -143,12 +134,15 @@ class Coordinator:
     def _message(self, action: Action) -> Message:
         """What is said of an action; with an end, what led to it."""
         ends = action in (Action.SEND_ABORT, Action.SEND_REFUSED)
-        return {"event": MESSAGES[action].name} | ({"reason": str(self.cause)} if self.cause and ends else {})
+        return {"event": STEPS[action].name} | ({"reason": told(self.cause)} if self.cause and ends else {})
 
     def _listen(self) -> None:
-        """Turn the other side's messages into events, for as long as it speaks. Raises PeerError."""
+        """Turn the other side's messages into events, for as long as it speaks. Raises PeerError.
+
+        However this ends, the other side is lost: nobody hears it any more.
+        """
         while (message := self.peer.hear()) is not None:
-            self.put(*event_of(message))
+            self.put(*step_of(message, type(self.side.state)))
         self.put(Event.LOST, PeerError("the other host has left"))
 
     def _break_off(self, error: BaseException) -> None:
@@ -174,12 +168,3 @@ def _what(error: BaseException, otherwise: Event) -> Event:
     if isinstance(error, PeerError):
         return Event.LOST
     return Event.GONE if isinstance(error, QemuGone) else otherwise
-
-
-def event_of(message: Message) -> tuple[Event, StatepipeError | None]:
-    """The event in a message, and the reason it gives. Raises PeerError for one that is none."""
-    name = message.get("event")
-    if name not in {event.name for event in MESSAGES.values()}:
-        raise PeerError(f"the other host says {str(message)[:80]!r}, which is no step of a migration")
-    reason = message.get("reason")
-    return Event[str(name)], PeerError(f"the other host says: {str(reason)[:1000]}") if reason else None

@@ -20,7 +20,7 @@ from statepipe.commands.encounter import reception
 from statepipe.commands.guardian import Guardian, LastWord, recover_destination
 from statepipe.commands.journal import Journal, Listener
 from statepipe.commands.plan import Plan, Say
-from statepipe.commands.terms import CHECK, Offer, offered
+from statepipe.commands.terms import Offer, begun, offered
 from statepipe.ends.address import SSH
 from statepipe.ends.dial import listening, port_of
 from statepipe.engine.desk import at_work
@@ -139,13 +139,18 @@ class Host:
             os.close(self._pidfd)
 
 
-def receive(request: Request, say: Say, last_word: LastWord, listeners: Sequence[Listener]) -> int:
+Refused = Callable[[Exception], object]
+"""Has the last word on a visitor who gave no guest, whatever the reason, and who ends nothing."""
+
+
+def receive(request: Request, say: Say, refused: Refused, last_word: LastWord, listeners: Sequence[Listener]) -> int:
     """Take a guest, or one after the other. The exit status: of the QEMU that we started, unless it is left to itself.
 
-    Raises StatepipeError, and then there is no guest here; one who serves says it and waits for the next.
+    Raises StatepipeError, and then there is no guest here; one who serves has it told by `refused` and waits for the
+    next, and so does everyone with a visitor who makes no offer.
     """
     with _listener(request.plan, say) as listener, reception(request.plan, listener, say) as next_peer:
-        it = _Reception(request, next_peer, say, last_word, listeners)
+        it = _Reception(request, next_peer, say, refused, last_word, listeners)
         if request.guests is not None:
             it.serve(request.guests)
         child = it.one(again=listener is not None)
@@ -172,11 +177,13 @@ class _Reception:
         request: Request,
         next_peer: Callable[[], AbstractContextManager[Peer]],
         say: Say,
+        refused: Refused,
         last_word: LastWord,
         listeners: Sequence[Listener],
     ) -> None:
         self._request, self._next_peer, self._say, self._last_word = request, next_peer, say, last_word
-        self._listeners = listeners
+        self._refused, self._listeners = refused, listeners
+        self._is_visited = self._has_offer = False  # what fails now is a visitor's doing, or a guest's
         self._numbers = itertools.count(1)
 
     def serve(self, most: int) -> NoReturn:
@@ -185,23 +192,34 @@ class _Reception:
         while True:
             try:
                 guests += filter(None, [self.one()])
-            except StatepipeError as error:  # whichever: no peer's offer, and no full disk, ends the service
-                if isinstance(error, InterruptedBySignal):
+            except Exception as error:  # no visitor ends the service: by no offer, no full disk, no mistake of ours
+                if isinstance(error, InterruptedBySignal) or not (
+                    self._is_visited or isinstance(error, StatepipeError)
+                ):
                     raise
-                self._say(f"no guest was taken: {error}")
+                self._refused(error)
             while len(guests := [child for child in guests if not child.ended]) >= most:
                 wait_for_one(guests)
 
     def one(self, *, again: bool = True) -> Child | None:
-        """Take a guest; the QEMU, if it is ours. With `again`, however many only ask before. Raises StatepipeError."""
+        """Take a guest; the QEMU, if it is ours. With `again`, however many only ask before, or make no offer.
+
+        Raises StatepipeError.
+        """
         while True:
-            with (
-                Guardian(recover_destination, self._last_word) as guardian,
-                self._next_peer() as peer,
-                Host(self._request) as host,
-            ):
-                if self._take(offered(peer), peer, host, guardian):
-                    return host.child
+            self._is_visited = self._has_offer = False
+            try:
+                with Guardian(recover_destination, self._last_word) as guardian, self._next_peer() as peer:
+                    self._is_visited = True
+                    offer = offered(peer)  # before it, there is no reason to start a QEMU
+                    self._has_offer = True
+                    with Host(self._request) as host:
+                        if self._take(offer, peer, host, guardian):
+                            return host.child
+            except PeerError as error:
+                if not again or self._has_offer or not self._is_visited:
+                    raise
+                self._refused(error)
             if not again:
                 return None
 
@@ -209,12 +227,10 @@ class _Reception:
         """Whether there is a guest now; there is none for who only asked."""
         host.monitor.demand_waiting()
         peer.tell({"facts": gather(host.monitor, offer.disks)})
-        if peer.hear() is None:
+        if not begun(peer, offer):
             peer.farewell()
             self._say(f"{peer.name} has looked whether its guest could come")
             return False
-        if offer.purpose == CHECK:
-            raise PeerError(f"{peer.name} was to ask, and not to come")
         facts = {"side": "destination", "peer": peer.name, "guest": offer.facts["guest"]}
         with closing(Journal(self._path(), facts, (guardian.note, *self._listeners))) as journal:
             host.lend(guardian, runs=offer.runs)

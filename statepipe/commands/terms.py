@@ -1,28 +1,78 @@
-"""What both hosts agree on before anything moves.
+"""What both hosts agree on before anything moves, and all that they ever say to each other: its shapes.
 
     offer     what the caller is there for, its guest and host (qemu/facts.py), how its stages are undone, and whether
               the guest is to run
-    answer    the same facts of the other side
+    answer    the same facts of the other side, or why it will not
     begin     the caller has compared them, and is content
+    step      an event of the two phases (formats/handover.py), and where it ends the reason
 
-Both sides are authenticated; still, no more is believed than must be.
+Both sides are authenticated; still, no more is believed than must be. What is said is held against its shape here and
+nowhere else, and each thing is said when it is due: `Offer.make`, `offered`, `begun` and `step_of` hear them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from statepipe.engine.messages import MAX_MESSAGE
 from statepipe.engine.peer import Message, Peer
 from statepipe.errors import PeerError
+from statepipe.formats.handover import Action, Destination, Event, Source
+from statepipe.qemu.facts import FACTS
+from statepipe.shapes import Misshapen, Shape, check, either, fields, flag, just, many, maybe, one_of, text, told
 
 MIGRATE, CHECK = "migrate", "check"
 
 UNDOING = ("decompress", "decrypt")
 """Stages that the other side may ask for. They need no more than what this host's own configuration holds."""
 
-STAGES = 8
-"""How many of them."""
+STAGES = 4
+"""How many of them: compressed and encrypted, each twice. Every one takes memory here."""
+
+OFFER_TIME = 30.0
+"""Seconds from the opening of a session to the whole of the offer: what it tells was gathered before, or takes a
+second."""
+
+BEGIN_TIME = 60.0
+"""Seconds from the answer to what follows it. Two tables are compared meanwhile, and nobody is asked."""
+
+ANSWER_TIME = 600.0
+"""Seconds from the offer to the answer: a QEMU that makes its guest's memory ready beforehand takes minutes."""
+
+_REASON = text(MAX_MESSAGE)
+
+OFFER = fields(
+    {"offer": one_of(MIGRATE, CHECK), "facts": FACTS, "undo": many(one_of(*UNDOING), most=STAGES), "runs": flag}
+)
+ANSWER = either(fields({"refused": _REASON}), fields({"facts": FACTS}))
+BEGIN = fields({"begin": just(True)})
+
+STEPS: Mapping[Action, Event] = {
+    Action.SEND_ASK: Event.ASK,
+    Action.SEND_GO: Event.GO,
+    Action.SEND_ABORT: Event.ABORT,
+    Action.SEND_READY: Event.READY,
+    Action.SEND_ACCEPTED: Event.ACCEPTED,
+    Action.SEND_RUNNING: Event.RUNNING,
+    Action.SEND_REFUSED: Event.REFUSED,
+}
+"""What the other side hears when an action sends."""
+
+_OF_SOURCE = (Event.ASK, Event.GO, Event.ABORT)
+_OF_DESTINATION = (Event.READY, Event.ACCEPTED, Event.RUNNING, Event.REFUSED)
+
+
+def _step(*events: Event) -> Shape:
+    return fields({"event": one_of(*(event.name for event in events))}, optional={"reason": maybe(_REASON)})
+
+
+HEARD_BY: Mapping[type[Source] | type[Destination], Shape] = {
+    Source: _step(*_OF_DESTINATION),
+    Destination: _step(*_OF_SOURCE),
+}
+"""What each side may be told: that a guest runs here, nobody says but who runs it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,38 +92,48 @@ class Offer:
     def make(self, peer: Peer) -> dict[str, Any]:
         """Say it; the other side's facts. Raises PeerError with its reason where it will not."""
         peer.tell({"offer": self.purpose, "facts": self.facts, "undo": self.undo, "runs": self.runs})
-        answer = heard(peer)
-        facts = answer.get("facts")
-        if not isinstance(facts, dict):
-            raise PeerError(f"{peer.name} will not: {str(answer.get('refused', 'it gives no reason'))[:1000]}")
+        answer = _heard(peer, ANSWER, "an answer to an offer", ANSWER_TIME)
+        if "refused" in answer:
+            raise PeerError(f"{peer.name} will not: {told(answer['refused'])}")
+        facts: dict[str, Any] = answer["facts"]
         return facts
 
 
-def heard(peer: Peer) -> Message:
-    """What the other side says next. Raises PeerError when it has left."""
-    if (message := peer.hear()) is None:
-        raise PeerError(f"{peer.name} has left before anything was agreed on")
-    return message
-
-
 def offered(peer: Peer) -> Offer:
-    """What the caller wants. Raises PeerError for what is no offer."""
-    message = heard(peer)
-    purpose, facts, undo = message.get("offer"), message.get("facts"), message.get("undo")
-    if purpose not in (MIGRATE, CHECK) or not isinstance(facts, dict) or not isinstance(undo, list):
-        raise PeerError(f"{peer.name} says {str(message)[:80]!r}, which is no offer of a guest", hint=_HINT)
-    if len(undo) > STAGES or not all(name in UNDOING for name in undo):
-        raise PeerError(f"{peer.name} has stages that cannot be undone here: {str(undo)[:80]}")
-    return Offer(str(purpose), _known(facts, peer), tuple(undo), message.get("runs") is True)
+    """What the caller wants. Raises PeerError for what is no offer, and if none comes within OFFER_TIME."""
+    message = _heard(peer, OFFER, "an offer of a guest", OFFER_TIME)
+    return Offer(message["offer"], message["facts"], tuple(message["undo"]), message["runs"])
 
 
-_HINT = "are both sides of the same version?"
+def begun(peer: Peer, offer: Offer) -> bool:
+    """Whether who has made the offer begins, rather than to leave. Raises PeerError for anything else, and if nothing
+    comes within BEGIN_TIME."""
+    if (message := peer.hear(BEGIN_TIME)) is None:
+        return False
+    _checked(peer.name, message, BEGIN, "the word to begin")
+    if offer.purpose == CHECK:
+        raise PeerError(f"{peer.name} was to ask, and not to come")
+    return True
 
 
-def _known(facts: dict[str, Any], peer: Peer) -> dict[str, Any]:
-    """What is read here of the facts has the shape that it should."""
-    disks, guest = facts.get("disks"), facts.get("guest")
-    sound = isinstance(guest, dict) and isinstance(disks, list)
-    if not sound or not all(isinstance(disk, dict) and isinstance(disk.get("path"), str) for disk in disks or []):
-        raise PeerError(f"{peer.name} tells nothing of its guest that is understood here", hint=_HINT)
-    return facts
+def step_of(message: Message, side: type[Source] | type[Destination]) -> tuple[Event, PeerError | None]:
+    """The event in what `side` is told, and the reason for it. Raises PeerError for what it cannot be told."""
+    _checked("the other host", message, HEARD_BY[side], "a step of a migration")
+    reason = message.get("reason")
+    return Event[message["event"]], PeerError(f"the other host says: {told(reason)}") if reason else None
+
+
+def _heard(peer: Peer, shape: Shape, what: str, within: float) -> Message:
+    """What the other side says next. Raises PeerError when it has left, or says something else."""
+    if (message := peer.hear(within)) is None:
+        raise PeerError(f"{peer.name} has left before anything was agreed on")
+    return _checked(peer.name, message, shape, what)
+
+
+def _checked(name: str, message: Message, shape: Shape, what: str) -> Message:
+    try:
+        check(message, shape)
+    except Misshapen as error:
+        hint = "are both sides of the same version?"
+        raise PeerError(f"{name} says what is not {what}: {told(error, 200)}", hint=hint) from error
+    return message

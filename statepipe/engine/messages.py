@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from struct import Struct
 from typing import Any
 
 from statepipe.engine.session import Session
 from statepipe.engine.timing import FAREWELL
 from statepipe.engine.verdicts import error_of
-from statepipe.errors import IntegrityError
+from statepipe.errors import IntegrityError, PeerError
 from statepipe.formats.channels import Verdict
 from statepipe.formats.frames import Violation
+from statepipe.shapes import Misshapen, anything, parse, table, text, told
 
 MESSAGES = 1
 """Their channel, each way. Both sides allow each other two."""
@@ -28,6 +30,9 @@ MAX_MESSAGE = 64 << 10
 """Bytes of one: the largest that we say, a description of a guest's devices, has some 10 KiB."""
 
 _LENGTH = Struct(">I")
+
+_OBJECT = table(anything, most=MAX_MESSAGE, names=text(64))
+"""What every message is. What is in it, they know for whom it is (commands/terms.py)."""
 
 
 class Messages:
@@ -44,11 +49,11 @@ class Messages:
             self._outgoing, self._incoming = session.wire.open(MESSAGES), session.wire.read(MESSAGES)
 
     def tell(self, message: dict[str, Any]) -> None:
-        """Send a message, waiting only while the window is full. Raises ValueError if it is too long."""
-        text = json.dumps(message, separators=(",", ":")).encode()
-        if len(text) > MAX_MESSAGE:
-            raise ValueError(f"a message of {len(text)} bytes, of {MAX_MESSAGE} allowed")
-        packed = _LENGTH.pack(len(text)) + text
+        """Send a message, waiting only while the window is full. Raises PeerError if it is too long."""
+        letters = json.dumps(message, separators=(",", ":")).encode()
+        if len(letters) > MAX_MESSAGE:
+            raise PeerError(f"what is to be told needs {len(letters)} bytes, of {MAX_MESSAGE} that a message may have")
+        packed = _LENGTH.pack(len(letters)) + letters
         with self._telling:
             self._session.put(self._outgoing, packed)
             self._outgoing.absorb(packed)
@@ -74,23 +79,31 @@ class Messages:
         session.hear_close(max(FAREWELL, session.timing.retry))
         session.flush(FAREWELL)
 
-    def hear(self) -> dict[str, Any] | None:
-        """The next message, waiting for it; None once the peer has finished. Raises Violation for what is none."""
+    def hear(self, within: float | None = None) -> dict[str, Any] | None:
+        """The next message, waiting for it; None once the peer has finished.
+
+        Raises Violation for what is none, PeerError if it has not come whole within so many seconds.
+        """
+        deadline = None if within is None else time.monotonic() + within
         try:
             while (message := self._cut()) is None:
-                if not self._read():
+                if not self._read(deadline):
                     return None
         except (Violation, IntegrityError) as error:
             self._session.fail(error)
             raise
         return message
 
-    def _read(self) -> bool:
-        """Take what comes next; whether that was not the end."""
-        data = self._session.get(self._incoming, None, lambda: False)
-        if data is not None:
+    def _read(self, deadline: float | None) -> bool:
+        """Take what comes next; whether that was not the end. Raises PeerError if nothing has come by the deadline."""
+        data = self._session.get(self._incoming, _left(deadline), lambda: _left(deadline) == 0)
+        if data is not None and len(data):
             self._incoming.absorb(data)
             self._held += data
+            return True
+        if _left(deadline) == 0 and not self._incoming.is_whole:
+            raise PeerError(f"{self._session.name} has not said in time what is due")
+        if data is not None:
             return True
         self._incoming.prove()
         if self._held:
@@ -108,16 +121,19 @@ class Messages:
         end = _LENGTH.size + length
         if len(self._held) < end:
             return None
-        text = bytes(self._held[_LENGTH.size : end])
+        letters = bytes(self._held[_LENGTH.size : end])
         del self._held[:end]
-        return _parse(text)
+        return _parse(letters)
 
 
-def _parse(text: bytes) -> dict[str, Any]:
+def _parse(letters: bytes) -> dict[str, Any]:
     try:
-        message = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise Violation("a message that is no JSON") from error
-    if not isinstance(message, dict):
-        raise Violation("a message that is no JSON object")
+        message: dict[str, Any] = parse(letters, _OBJECT)
+    except Misshapen as error:
+        raise Violation(f"a message that is no JSON object: {told(error)}") from error
     return message
+
+
+def _left(deadline: float | None) -> float | None:
+    """Seconds until then."""
+    return None if deadline is None else max(deadline - time.monotonic(), 0)

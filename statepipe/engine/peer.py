@@ -94,16 +94,16 @@ class Peer:
         return self.session.links
 
     def tell(self, message: Message) -> None:
-        """Send a message."""
+        """Send a message. Raises PeerError also for one that is too long to be told."""
         try:
             self._messages.tell(message)
         except StatepipeError as error:
             raise _lost(error) from error
 
-    def hear(self) -> Message | None:
-        """Wait for the next one; None once the other side has nothing more to say."""
+    def hear(self, within: float | None = None) -> Message | None:
+        """Wait for the next one, so many seconds at the most; None once the other side has nothing more to say."""
         try:
-            return self._messages.hear()
+            return self._messages.hear(within)
         except StatepipeError as error:
             raise _lost(error) from error
 
@@ -124,17 +124,22 @@ class Peer:
         self.session.flush(FAREWELL)
 
     def farewell(self) -> None:
-        """Leave in peace a session in which no stream flowed. Raises PeerError."""
+        """Leave in peace a session in which no stream flowed. Raises PeerError, also for who talks on."""
         self.fall_silent()
-        while self.hear() is not None:
-            continue
+        if self.hear(max(FAREWELL, self.session.timing.retry)) is not None:
+            raise PeerError(f"{self.name} talks on after it has said that it is done")
         self.part(in_peace=True)
 
     def abandon(self, error: BaseException) -> None:
         """Tell the other side that all is off, and why."""
-        failure = error if isinstance(error, StatepipeError) else StatepipeError(str(error) or "it was stopped")
+        failure = error if isinstance(error, StatepipeError) else StatepipeError(mistake(error))
         self.session.fail(failure)
         self.session.flush(FAREWELL)
+
+
+def mistake(error: BaseException) -> str:
+    """What is told of an error that nobody foresaw: its kind, for what it says may be anything."""
+    return f"a mistake of statepipe's own ({type(error).__name__})"
 
 
 def _lost(error: StatepipeError) -> PeerError:

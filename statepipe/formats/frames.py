@@ -151,8 +151,8 @@ def decode_greeting(data: Buffer) -> Greeting:
 
 
 def _fit(text: str, size: int) -> bytes:
-    """As UTF-8 in at most `size` bytes, no letter cut in two."""
-    return text.encode()[:size].decode(errors="ignore").encode()
+    """As UTF-8 in at most `size` bytes, no letter cut in two; a ? for the bytes of a file's name that are no UTF-8."""
+    return text.encode(errors="replace")[:size].decode(errors="ignore").encode()
 
 
 def printable(text: bytes | bytearray | memoryview) -> str:

@@ -175,7 +175,7 @@ def _disk(here: Facts, there: Facts | None) -> Finding:
     """The same file, not merely one of the same name: QEMU's locks of the source must be seen from there."""
     name = f"disk {here['path']}"
     if there is None or "unknown" in there:
-        reason = there["unknown"] if there else "nobody looked"
+        reason = there["unknown"] if there else "QEMU there has no such disk"
         return Finding(name, FAIL, f"not to be had on the destination: {reason}")
     if "unknown" in here:
         return Finding(name, WARN, f"cannot be read here ({here['unknown']}): nobody can tell whether it is shared")

@@ -7,7 +7,6 @@ side. Nothing is changed by asking.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import platform
 import re
@@ -23,8 +22,66 @@ from statepipe.qemu.disks import fingerprint
 from statepipe.qemu.guest import describe_guest, image_paths
 from statepipe.qemu.monitor import Monitor
 from statepipe.qemu.process import inspect_process
+from statepipe.shapes import (
+    Misshapen,
+    check,
+    either,
+    fields,
+    flag,
+    like,
+    many,
+    maybe,
+    number,
+    parse,
+    table,
+    text,
+    told,
+    whole,
+)
 
 Facts = dict[str, Any]
+
+DISKS = 256
+"""The most of one guest: QEMU's PCI bus has 32 slots, and bridges are rare."""
+
+_NAME, _LINE, _PATH = text(64), text(1000), text(4096)
+_NUMBERS = table(whole(most=0xFFFFFFFF), most=128, names=_NAME)
+
+DISK = either(
+    fields({"path": _PATH, "unknown": _LINE}),
+    fields({"path": _PATH, "size": whole(), "samples_blake3": text(128), "locked": maybe(flag)}),
+)
+
+GUEST = fields(
+    {
+        "qemu": like(r"[0-9]{1,5}(\.[0-9]{1,5}){0,4}( .{0,256})?", "a version of QEMU's"),
+        "machine": text(256),
+        "ram": whole(),
+    },
+    optional={"name": maybe(text(1000)), "uuid": maybe(_NAME)},
+)
+
+FACTS = fields(
+    {
+        "host": text(256),
+        "guest": GUEST,
+        "arch": _NAME,
+        "accelerator": _NAME,
+        "cpu": fields({"type": text(256), "features": _NUMBERS, "missing": _NUMBERS}, optional={"tsc": maybe(whole())}),
+        "command": maybe(many(text(64 << 10), most=4096)),
+        "capabilities": many(_NAME, most=256),
+        "blocked": many(_LINE, most=256),
+        "disks": many(DISK, most=DISKS),
+        "temporary": flag,
+        "machine": _NAME,
+        "memory_free": maybe(whole()),
+        "clock": number,
+        "clocksource": maybe(_NAME),
+        "taps": table(many(_NAME, most=256), most=256, names=_NAME),
+    },
+    optional={"tsc_scales": maybe(flag)},
+)
+"""What both hosts hold the facts against, their own and those that come from the other: compare.py reads no others."""
 
 FIRST_LOCK, LOCKS = 100, 200
 """The bytes of an image that QEMU locks for what it may do with it (block/file-posix.c, RAW_LOCK_PERM_BASE)."""
@@ -37,12 +94,13 @@ def gather(monitor: Monitor, disks: Iterable[str] | None = None) -> Facts:
     """The facts of the QEMU behind `monitor` and of this host, ready for JSON. Raises QemuError.
 
     `disks` are the paths to look at, as the source named them; without them, those that this QEMU has open. Of no
-    other is anything told: whoever may send a guest here may not have every file opened.
+    other is anything told: whoever may send a guest here may neither have every file opened, nor get an answer that
+    grows with what was asked.
     """
     process = inspect_process(monitor.pid)
     command = list(process.command) if process else None
     its = image_paths(monitor)
-    return {
+    facts = {
         "host": platform.node(),
         "guest": describe_guest(monitor),
         "arch": monitor.execute("query-target")["arch"],
@@ -55,6 +113,10 @@ def gather(monitor: Monitor, disks: Iterable[str] | None = None) -> Facts:
         "temporary": _has_temporary_disks(command or []),
         **host_facts(command or []),
     }
+    try:
+        return check(facts, FACTS)  # type: ignore[no-any-return]
+    except Misshapen as error:
+        raise QemuError(f"what QEMU tells of its guest is not understood: {told(error)}") from error
 
 
 def host_facts(command: Sequence[str]) -> Facts:
@@ -103,12 +165,12 @@ def _words(monitor: Monitor, path: str, name: str) -> dict[str, int]:
 
 
 def _disks_facts(names: Iterable[str], its: Sequence[str]) -> list[Facts]:
-    """Of each name; `its` are the images that this QEMU has, perhaps by other names (links, a relative path)."""
-    real = {_real(path) for path in its}
-    return [
-        disk_facts(name) if _real(name) in real else {"path": name, "unknown": "this QEMU has no such disk"}
-        for name in names
-    ]
+    """Of each name that is a disk's of this QEMU; `its` are the images that it has, perhaps by other names (links, a
+    relative path). Each is looked at once, however many names it has."""
+    real = {_real(path) for path in its} - {None}
+    places = {name: place for name in names if (place := _real(name)) in real}
+    looked = {place: disk_facts(name) for name, place in places.items()}
+    return [looked[place] | {"path": name} for name, place in places.items()]
 
 
 def _real(path: str) -> str | None:
@@ -177,10 +239,17 @@ def _taps(command: Sequence[str]) -> list[str]:
     return sorted({found[1] for word in command if (found := re.search(r"\btap\b.*\bifname=([^,]+)", word))})
 
 
+_ROUTES = many(fields({"dst": _NAME}), most=10_000)
+"""ip-route(8), with -json."""
+
+
 def _subnets(tap: str) -> list[str]:
     """The IPv4 and IPv6 networks of the bridge that a tap is on, or of the tap itself."""
     master = Path(f"/sys/class/net/{tap}/master")
     name = master.resolve().name if master.exists() else tap
-    done = subprocess.run(["ip", "-json", "route", "show", "dev", name], capture_output=True, text=True)
-    rows = json.loads(done.stdout or "[]") if not done.returncode else []
-    return sorted(row["dst"] for row in rows if row["dst"] != "default")
+    try:
+        done = subprocess.run(["ip", "-json", "route", "show", "dev", name], capture_output=True, text=True)
+        rows = parse(done.stdout or "[]", _ROUTES) if not done.returncode else []
+    except (OSError, Misshapen):  # there is no ip, or another than iproute2's: then what it knows is not known here
+        rows = []
+    return sorted(row["dst"] for row in rows if row["dst"] != "default")[:256]

@@ -107,7 +107,7 @@ def test_the_longest_and_one_too_long() -> None:
         return heard
 
     with Other(work) as other, dialling(other.port) as (_, messages):
-        with pytest.raises(ValueError, match="a message of 65537 bytes"):
+        with pytest.raises(PeerError, match="needs 65537 bytes, of 65536"):
             messages.tell({"text": longest["text"] + "x"})
         messages.tell(longest)
         messages.close()
@@ -116,9 +116,11 @@ def test_the_longest_and_one_too_long() -> None:
 
 NO_MESSAGES = {
     "too long": (b"\xff\xff\xff\xff", "of 65536 allowed"),
-    "no JSON": (b"\0\0\0\1{", "that is no JSON"),
-    "deep": (b"\0\1\0\0" + b"[" * 65536, "that is no JSON"),
-    "no object": (b"\0\0\0\2[]", "that is no JSON object"),
+    "no JSON": (b"\0\0\0\1{", "that is no JSON object"),
+    "deep": (b"\0\1\0\0" + b"[" * 65536, "that is no JSON object"),
+    "no object": (b"\0\0\0\2[]", "it is a list, where an object"),
+    "no number": (b'\0\0\0\x0a{"x": NaN}', "NaN is no number"),
+    "endless digits": (b'\0\0\x20\6{"x":' + b"1" * 8192 + b"}", "that is no JSON object"),
 }
 
 
