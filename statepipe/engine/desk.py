@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 
-from statepipe.engine.signals import held
+from statepipe.engine.signals import forget_late, held, ignore
 from statepipe.errors import InterruptedBySignal, StatepipeError
 
 if TYPE_CHECKING:
@@ -117,9 +117,13 @@ class Desk:
         self._conclude(None)
 
     def _conclude(self, error: BaseException | None) -> None:
+        """Tell the verdict. Once it is told that all is done, no signal denies it."""
         with held():
             for report in self._reports:
                 report.close(error)
+            if self._reports and error is None:
+                ignore()
+                forget_late()
             self._reports.clear()
 
     @contextmanager
