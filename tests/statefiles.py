@@ -146,7 +146,8 @@ def load(path: Path, *, force: bool = False, keys: Keys = NO_KEYS) -> Loaded:
     sink, doubts = Kept(), None
     try:
         with open_state(str(path), keys) as source:
-            state = prepare(source, force=force)
+            state = prepare(source)
+            state.refuse_changed_disks(None, force=force)
             doubts = state.doubts
             Pipeline(source, state.stages, sink).pour()
     except StatepipeError as error:

@@ -42,24 +42,27 @@ def inspected(facts: dict[str, Any]) -> str:
 
 def _guest(header: dict[str, Any], trailer: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     if "time" in header:
-        yield "saved", f"{time.strftime('%Y-%m-%d %H:%M:%S %z', time.localtime(header['time']))} by {header['writer']}"
+        yield "saved", f"{_when(header['time'])} by {header.get('writer', 'an unknown program')}"
     yield "guest", header.get("name")
     yield "uuid", trailer.get("uuid") or header.get("uuid")
     yield "qemu", header.get("qemu")
     yield "machine", trailer.get("machine")
-    yield "ram", format_size(trailer["ram_bytes"])
+    yield "ram", format_size(trailer["ram_bytes"]) if "ram_bytes" in trailer else None
     yield "run state", trailer.get("run_state")
 
 
 def _stream(facts: dict[str, Any], trailer: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    pages = trailer["pages"]
     ratio = trailer["bytes"] / max(facts["size"], 1)
     yield "stream", f"{format_size(trailer['bytes'])} in a file of {format_size(facts['size'])} ({ratio:.1f} : 1)"
-    kinds = [f"{count} {kind}" for kind, count in pages.items() if count]
-    yield "pages", f"{', '.join(kinds)}; {trailer['rounds']} rounds"
-    yield "devices", len(trailer["devices"]) or None
-    yield "proof", f"complete by its {trailer['proof']}"
+    kinds = [f"{count} {kind}" for kind, count in trailer.get("pages", {}).items() if count]
+    yield "pages", f"{', '.join(kinds)}; {trailer['rounds']} rounds" if kinds and "rounds" in trailer else None
+    yield "devices", len(trailer.get("devices", ())) or None
+    yield "proof", f"complete by its {trailer['proof']}" if trailer.get("proof") else None
     yield "blake3", trailer.get("blake3")
+
+
+def _when(seconds: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(seconds))
 
 
 def _disk(disk: dict[str, Any]) -> str:

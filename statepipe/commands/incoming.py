@@ -1,13 +1,15 @@
 """What loading a state has in common, however it reaches QEMU: open it, ask what it proves, hold the end back.
 
 A file of ours is read at both ends first: without its trailer there is no state, and a disk that changed since the
-save refuses it, before a byte is let out. Then it is decoded, every frame checked before it leaves, and everything
-from QEMU's end mark on is held until the digest of the whole agrees. A stream of other making (raw, or in any codec)
-is loaded too, followed by the parser instead; what cannot be proved of it is said.
+save refuses it, before a byte is let out; of the disks that it names, only those are looked at which QEMU has. Then it
+is decoded, every frame checked before it leaves, and everything from QEMU's end mark on is held until the digest of the
+whole agrees. A stream of other making (raw, or in any codec) is loaded too, followed by the parser instead; what cannot
+be proved of it is said.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from statepipe.ends.state import StateFile
@@ -16,19 +18,22 @@ from statepipe.errors import IntegrityError, TruncatedError
 from statepipe.formats.qemustream import Phase, QemuStream
 from statepipe.formats.statefile import (
     HEADER,
+    LEAST_FRAME,
     META_LIMIT,
     META_MAGIC,
+    SEEK_ENTRY_SIZE,
     SEEK_FOOTER_SIZE,
+    SEEK_TABLE_LIMIT,
     TRAILER,
     Facts,
     Meta,
+    check_state_trailer,
     check_version,
     decode_meta,
-    seek_entries,
     seek_table_size,
+    sum_seek_table,
 )
-from statepipe.formats.zstdframe import KEPT_LIMIT
-from statepipe.qemu.disks import refuse_changed, unknown
+from statepipe.qemu.disks import named, refuse_changed, unknown
 from statepipe.stages.checksum import verify
 from statepipe.stages.codec import RAW, decompress, identify
 from statepipe.stages.watch import LATE, hold, watch
@@ -70,15 +75,8 @@ def read_ends(source: StateFile) -> Ends:
         raise TruncatedError("the trailer is missing: without it there is no state", hint=hint, offset=source.size())
     ends = Ends("zstd", header.facts, trailer.facts)
     if ends.is_state:
-        _check_facts(trailer.facts)
+        check_state_trailer(trailer.facts, source.size())
     return ends
-
-
-def _check_facts(trailer: Facts) -> None:
-    """What loading rests on; a trailer without it belongs to another file."""
-    end_mark, digest = trailer.get("end_mark"), trailer.get("blake3")
-    if not (isinstance(end_mark, int) and isinstance(digest, str)):
-        raise IntegrityError("the trailer is not that of a saved state", offset=0)
 
 
 def _foreign(source: StateFile) -> str:
@@ -105,22 +103,45 @@ def _find_trailer(source: StateFile) -> Meta | None:
     """The frame before the seek table, if that is a trailer. Raises IntegrityError if bytes were lost or added."""
     end = source.size()
     size = seek_table_size(source.tail(max(end - SEEK_FOOTER_SIZE, 0), SEEK_FOOTER_SIZE))
-    if size is None or size > min(end, KEPT_LIMIT):
+    if size is None or size > min(SEEK_TABLE_LIMIT, end) or not _has_room(size, end - size):
         return None
-    entries = seek_entries(source.tail(end - size, size))
-    if not entries or entries[-1][1] or entries[-1][0] > end - size:
+    total, last = sum_seek_table(_table_parts(source, end - size, size))
+    if last is None or last[1] or last[0] > end - size:
         return None
-    meta = _meta_at(source, end - size - entries[-1][0], entries[-1][0])
+    meta = _meta_at(source, end - size - last[0], last[0])
     if meta is None or meta.kind != TRAILER:
         return None
-    if (listed := sum(entry for entry, _ in entries) + size) != end:
+    if (listed := total + size) != end:
         raise IntegrityError(f"the file has {end} bytes, its seek table lists {listed}", offset=end - size)
     return meta
 
 
+def _has_room(table: int, rest: int) -> bool:
+    """Whether the `rest` bytes of a file can be all the frames that a table of so many bytes lists."""
+    return (table - SEEK_FOOTER_SIZE) // SEEK_ENTRY_SIZE * LEAST_FRAME <= rest + LEAST_FRAME
+
+
+TABLE_READ = 128 << 10
+"""Bytes of a seek table that are in memory at a time: whole entries."""
+
+
+def _table_parts(source: StateFile, start: int, size: int) -> Iterator[bytes]:
+    """The entries of the table's frame of `size` bytes at `start`, some at a time. Raises IntegrityError."""
+    at, stop = start + LEAST_FRAME, start + size - SEEK_FOOTER_SIZE
+    while at < stop:
+        part = source.tail(at, min(TABLE_READ, stop - at))
+        if len(part) % SEEK_ENTRY_SIZE or not part:
+            raise IntegrityError("the file became shorter while it was read", offset=at)
+        yield part
+        at += len(part)
+
+
 @dataclass(frozen=True, slots=True)
 class State:
-    """A state ready to be loaded: where it comes from, through which stages, and what is not proved of it."""
+    """A state ready to be loaded: where it comes from, through which stages, and what is not proved of it.
+
+    Its disks are still to be looked at, once it is known which QEMU it is for: `refuse_changed_disks`.
+    """
 
     source: StateFile
     stages: list[NamedStage]
@@ -135,16 +156,28 @@ class State:
             return self.ends.trailer.get("run_state")
         return self.stream.run_state if self.stream else None
 
+    def refuse_changed_disks(self, its: Sequence[str] | None, *, force: bool) -> None:
+        """Raises StatepipeError, unless `force`, for disks that changed since the save, or that QEMU has not.
 
-def prepare(source: StateFile, *, force: bool) -> State:
-    """Check what can be checked of an open file before its bytes flow.
+        `its` are the images that QEMU has, None where no QEMU is to be seen. A foreign stream names no disks.
+        """
+        if self.ends.is_state and self.ends.trailer is not None:
+            refuse_changed(self.ends.trailer.get("disks"), its, force)
 
-    Raises StatepipeError: a changed disk (unless `force`), damage at either end.
+    def refuse_changed_before(self, command: Sequence[str], *, force: bool) -> None:
+        """The same of the disks that a QEMU's command line names: then it need not be started."""
+        if self.ends.is_state and self.ends.trailer is not None:
+            refuse_changed(named(self.ends.trailer.get("disks"), command), None, force)
+
+
+def prepare(source: StateFile) -> State:
+    """Check what can be checked of an open file by itself, before its bytes flow.
+
+    Raises StatepipeError: damage at either end.
     """
     ends = read_ends(source)
     if not ends.is_state or ends.trailer is None:
         return foreign_state(source, ends)
-    refuse_changed(ends.trailer.get("disks"), force)
     return State(source, _own_stages(ends.trailer), unknown(ends.trailer.get("disks")), ends, None)
 
 

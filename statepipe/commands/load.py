@@ -18,6 +18,7 @@ from statepipe.ends.fd import FdSink
 from statepipe.ends.state import Keys, open_state
 from statepipe.engine.pipeline import Pipeline
 from statepipe.errors import StatepipeError, UsageError
+from statepipe.qemu.process import open_images
 
 POISON = b"!"
 """QEMU says "Not a migration stream" and exits."""
@@ -36,7 +37,8 @@ def load_to_stdout(path: str, keys: Keys, *, force: bool, warn: Callable[[str], 
     sink = FdSink(1, "standard output")
     try:
         with open_state(path, keys) as source:
-            state = prepare(source, force=force)
+            state = prepare(source)
+            state.refuse_changed_disks(open_images(), force=force)
             if state.doubts:
                 warn(state.doubts)
             Pipeline(source, state.stages, sink).run()

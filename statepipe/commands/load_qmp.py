@@ -17,6 +17,7 @@ from statepipe.ends.state import Keys, StateFile, open_state
 from statepipe.engine.pipeline import Pipeline
 from statepipe.engine.signals import held
 from statepipe.errors import InterruptedBySignal, QemuError, QemuGone
+from statepipe.qemu.guest import image_paths
 from statepipe.qemu.monitor import Monitor, demand_completed
 from statepipe.qemu.process import Child
 from statepipe.qemu.settings import set_capabilities
@@ -35,10 +36,11 @@ def load_into_new(path: str, command: Sequence[str], keys: Keys, *, force: bool,
     child: Child | None = None
     try:
         with open_state(path, keys) as source:
-            state = _prepare_state(source, force, warn)
+            state = _prepare_state(source, warn)
+            state.refuse_changed_before(command, force=force)
             with held():  # a QEMU that was started must be known to us
                 child = Child(command, detach)
-            monitor = _load(state, child.monitor, runs=not child.stays_paused)
+            monitor = _load(state, child.monitor, force, runs=not child.stays_paused)
         with closing(monitor):
             return 0 if detach else child.wait()
     except BaseException as error:
@@ -53,22 +55,23 @@ def load_into_waiting(path: str, address: str, keys: Keys, *, force: bool, warn:
     Returns the guest's run state. Raises StatepipeError; unless QEMU has ended by itself, it is told to quit.
     """
     with open_state(path, keys) as source:
-        state = _prepare_state(source, force, warn)
-        with closing(_load(state, address, runs=True)) as monitor:
+        state = _prepare_state(source, warn)
+        with closing(_load(state, address, force, runs=True)) as monitor:
             return monitor.run_state()
 
 
-def _prepare_state(source: StateFile, force: bool, warn: Warn) -> State:
-    state = prepare(source, force=force)
+def _prepare_state(source: StateFile, warn: Warn) -> State:
+    state = prepare(source)
     if state.doubts:
         warn(state.doubts)
     return state
 
 
-def _load(state: State, address: str | socket.socket, *, runs: bool) -> Monitor:
+def _load(state: State, address: str | socket.socket, force: bool, *, runs: bool) -> Monitor:
     monitor = Monitor(address)
     try:
         _prepare(monitor)
+        state.refuse_changed_disks(image_paths(monitor), force=force)
         ours = _open(monitor)
     except BaseException:  # this QEMU may run or receive a guest that is none of ours: leave it alone
         monitor.close()

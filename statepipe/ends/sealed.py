@@ -15,13 +15,15 @@ from statepipe.ends.agefile import AgeReaderAt
 from statepipe.ends.file import FileSource
 from statepipe.errors import StatepipeError
 from statepipe.formats.age.envelope import Identity
-from statepipe.formats.statefile import META_LIMIT
-from statepipe.formats.zstdframe import KEPT_LIMIT
+from statepipe.formats.statefile import META_LIMIT, SEEK_TABLE_LIMIT
 from statepipe.stage import Buffer, Over, Stage, cancel, chain, close
 from statepipe.stages.encrypt import decrypt
 
-HEAD_LIMIT, TAIL_LIMIT = META_LIMIT + 8, META_LIMIT + KEPT_LIMIT
+HEAD_LIMIT, TAIL_LIMIT = META_LIMIT + 8, META_LIMIT + SEEK_TABLE_LIMIT
 """What is kept of both ends of a file that is decrypted twice: a header, and a trailer with its seek table."""
+
+SPARE = 4 << 20
+"""Bytes more than that, after which the oldest are dropped."""
 
 
 def sealed_by_age(file: FileSource, sealed: str, identities: Sequence[Identity]) -> SealedFile:
@@ -104,7 +106,7 @@ class ReadThrough:
         self._size += len(buffer)
         self._head += buffer[: HEAD_LIMIT - len(self._head)]
         self._tail += buffer
-        if len(self._tail) > 2 * TAIL_LIMIT:
+        if len(self._tail) > TAIL_LIMIT + SPARE:
             del self._tail[:-TAIL_LIMIT]
 
     def size(self) -> int:

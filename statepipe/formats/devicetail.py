@@ -18,12 +18,13 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from struct import Struct
 
 from statepipe.stage import Buffer
 
 # A bare PC's vmdesc has 100 KB, 3 KB a device. It bounds what is held in memory for a candidate.
-MAX_VMDESC = 64 << 20
+MAX_VMDESC = 32 << 20
 # More than any machine has devices. Guest-chosen bytes can make up sections, and this bounds their list; a list
 # that is full proves nothing more, so then a vmdesc counts without it: a guest must not stop its own saving.
 MAX_SECTIONS = 100_000
@@ -35,6 +36,11 @@ _SECTION_BARE = re.compile(rb"\x04(?=(\x00.{3})([\x01-\xff]))", re.DOTALL)
 _END = re.compile(rb"\x7e(?=.{4}\x00\x06(.{4})\{)", re.DOTALL)
 _END_BARE = re.compile(rb"\x00(?=\x06(.{4})\{)", re.DOTALL)
 _BE32 = Struct(">I")
+
+PARSED = 1 << 20
+"""Bytes of a vmdesc that is parsed as a whole: Python makes up to 25 times as many of it. In a longer one, of hundreds
+of devices, the beginnings of the devices are looked for as QEMU writes them (migration/savevm.c)."""
+_DEVICE = re.compile(rb'\{"name": ?"([\x20\x21\x23-\x5b\x5d-\x7e]{1,255})", ?"instance_id": ?\d')
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +124,9 @@ class DeviceTail:
             return None
         self._candidate = None
         self._find_sections(candidate.end)
-        devices = self._described(bytes(self._window[candidate.text - self._base : candidate.end - self._base]))
+        with memoryview(self._window) as window:
+            text = bytes(window[candidate.text - self._base : candidate.end - self._base])
+        devices = self._described(text)
         if not devices:
             return None
         self.names, self.end_mark = devices, candidate.mark
@@ -128,10 +136,7 @@ class DeviceTail:
         """The names of the devices that a vmdesc lists; none if `text` is not one, or not of this stream."""
         if not text.endswith(b"}"):
             return []
-        try:
-            names = [device["name"] for device in json.loads(text)["devices"]]
-        except (ValueError, LookupError, TypeError, RecursionError):
-            return []
+        names = _names_in(text) if len(text) > PARSED else _names_parsed(text)
         seen, overflow = iter(self.names), len(self.names) == MAX_SECTIONS
         return names if overflow or all(name in seen for name in names) else []
 
@@ -171,3 +176,17 @@ class DeviceTail:
         if keep - self._base > 1 << 16:
             del self._window[: keep - self._base]
             self._base = keep
+
+
+def _names_parsed(text: bytes) -> list[str]:
+    """The devices in a vmdesc; none if it is not one."""
+    try:
+        names = [device["name"] for device in json.loads(text)["devices"]]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return []
+    return names if all(isinstance(name, str) for name in names) else []
+
+
+def _names_in(text: bytes) -> list[str]:
+    """The same of one that is too long to be parsed."""
+    return [match[1].decode("ascii") for match in islice(_DEVICE.finditer(text), MAX_SECTIONS)]

@@ -15,13 +15,30 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from blake3 import blake3
 
 from statepipe.errors import IntegrityError, StatepipeError, TruncatedError
-from statepipe.formats.zstdframe import SEEK_TABLE_MAGIC, skippable
+from statepipe.formats.zstdframe import KEPT_LIMIT, SEEK_TABLE_MAGIC, skippable
+from statepipe.shapes import (
+    LARGEST,
+    Misshapen,
+    Shape,
+    anything,
+    check,
+    fields,
+    flag,
+    many,
+    maybe,
+    parse,
+    table,
+    text,
+    whole,
+)
+from statepipe.stage import Buffer
 
 META_MAGIC = 0x184D2A55
 VERSION = 1
@@ -33,50 +50,142 @@ _SEEK_ENTRY = struct.Struct("<II")
 _SEEK_FOOTER = struct.Struct("<IBI")
 _SEEK_FOOTER_MAGIC = 0x8F92EAB1
 
-SEEK_FOOTER_SIZE = _SEEK_FOOTER.size
-META_LIMIT = 16 << 20
-"""No metadata frame is larger: a header is a few KiB, and a machine with a thousand disks still fits."""
+SEEK_FOOTER_SIZE, SEEK_ENTRY_SIZE = _SEEK_FOOTER.size, _SEEK_ENTRY.size
+META_LIMIT = KEPT_LIMIT
+"""Bytes of a metadata frame's payload. A header has a few KiB; a trailer with a thousand disks has 400 KiB, and the
+header's command line for them 150. Of a megabyte of the worst JSON Python makes 25."""
+
+SEEK_TABLE_LIMIT = 64 << 20
+"""Bytes of a seek table: one of this size describes 8 TiB in our frames."""
+
+LEAST_FRAME = 8
+"""Bytes of the shortest frame, an empty skippable one: so many times its entries, a file is large at least."""
 
 Facts = dict[str, Any]
+
+_PATH, _NAME, _WORD = text(4096), text(1024), text(128 << 10)  # limits.h, QEMU's ids, execve(2)
+_DIGEST = text(64)
+_DISK_SEEN = fields(
+    {"format": text(64), "size": whole(), "mtime_ns": maybe(whole(-LARGEST)), "samples_blake3": _DIGEST}
+)
+
+
+def _disk(value: object, where: str) -> None:
+    """A disk's fingerprint, or why there is none."""
+    fields({"path": _PATH}, {"unknown": text()})(value, where)
+    if isinstance(value, dict) and "unknown" not in value:
+        _DISK_SEEN(value, where)
+
+
+_HEADER = fields(
+    {"statepipe": whole()},
+    {
+        "kind": text(64),
+        "time": whole(0, 1 << 36),
+        "writer": _NAME,
+        "stages": many(text(), 1000),
+        "name": maybe(_NAME),
+        "uuid": maybe(_NAME),
+        "machine": maybe(_NAME),
+        "qemu": maybe(_NAME),
+        "ram": maybe(whole()),
+        "command": many(_WORD, 64 << 10),
+        "live": flag,
+        "run_state_before": maybe(_NAME),
+    },
+)
+"""What is said before the stream. What a later version may add passes unread."""
+
+_TRAILER = fields(
+    {"bytes": whole(), "frames": whole(), "file_blake3": _DIGEST},
+    {
+        "blake3": _DIGEST,
+        "end_mark": whole(),
+        "machine": maybe(_NAME),
+        "uuid": maybe(_NAME),
+        "page_size": whole(),
+        "ram_bytes": whole(),
+        "rounds": whole(),
+        "switchover": maybe(whole()),
+        "run_state": maybe(_NAME),
+        "return_path": flag,
+        "postcopy": flag,
+        "proof": maybe(_NAME),
+        "phase": _NAME,
+        "pages": table(whole(), 16),
+        "devices": many(_NAME, 100_000),
+        "disks": maybe(many(_disk, 64 << 10)),
+    },
+)
+"""What is known once the stream has ended."""
+
+STATE_TRAILER = fields({"end_mark": whole(), "blake3": text(64)})
+"""What loading rests on: a trailer without it belongs to another file."""
+
+_VERSIONED = fields({"statepipe": whole()})
+
+_SHAPES: dict[bytes, Shape] = {HEADER: _HEADER, TRAILER: _TRAILER}
 
 
 @dataclass(frozen=True, slots=True)
 class Meta:
-    """A metadata frame: its kind (HEADER, TRAILER, or one of a later version) and what it says."""
+    """A metadata frame: its kind (HEADER, TRAILER, or one of a later version) and what it says.
+
+    Of a kind that is not known here `facts` is empty: nobody reads it.
+    """
 
     kind: bytes
     facts: Facts
 
 
 def encode_meta(kind: bytes, facts: Facts) -> bytes:
-    """A metadata frame, whole. The JSON is ASCII: a path that is no UTF-8 comes as surrogates, which it can escape."""
+    """A metadata frame, whole. The JSON is ASCII: a path that is no UTF-8 comes as surrogates, which it can escape.
+
+    Raises StatepipeError for what no reader would take: then there must be no file.
+    """
+    try:
+        check(facts, _SHAPES.get(kind, anything))
+    except Misshapen as error:
+        raise StatepipeError(f"this guest does not fit into a state file: {error}") from error
     text = json.dumps(facts, separators=(",", ":")).encode()
-    return skippable(META_MAGIC, _TAG + kind + blake3(kind + text).digest(_CHECK) + text)
+    payload = _TAG + kind + blake3(kind + text).digest(_CHECK) + text
+    if len(payload) > META_LIMIT:
+        largest = max(facts, key=lambda name: len(json.dumps(facts[name])))
+        raise StatepipeError(f"a state file has room for {META_LIMIT} bytes of facts: '{largest}' is too large for it")
+    return skippable(META_MAGIC, payload)
 
 
 def decode_meta(payload: bytes, offset: int) -> Meta | None:
     """What a skippable frame's payload says, or None if it is not one of ours.
 
-    Raises IntegrityError when it is ours and damaged.
+    Raises IntegrityError when it is ours and damaged, or says what no statepipe writes.
     """
     if not payload.startswith(_TAG):
         return None
     start = len(_TAG) + 1
     kind = payload[len(_TAG) : start]
-    check, text = payload[start : start + _CHECK], payload[start + _CHECK :]
-    if blake3(kind + text).digest(_CHECK) != check:
+    digest, text = payload[start : start + _CHECK], payload[start + _CHECK :]
+    if blake3(kind + text).digest(_CHECK) != digest:
         raise IntegrityError("the metadata does not match its checksum", offset=offset)
-    return Meta(kind, _parse(text, offset))
-
-
-def _parse(text: bytes, offset: int) -> Facts:
+    shape = _SHAPES.get(kind)
+    if shape is None:
+        return Meta(kind, {})
+    name = "header" if kind == HEADER else "trailer"
     try:
-        facts = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise IntegrityError(f"the metadata is not JSON: {error}", offset=offset) from error
-    if not isinstance(facts, dict):
-        raise IntegrityError("the metadata is not a JSON object", offset=offset)
-    return facts
+        facts = parse(text, _VERSIONED if kind == HEADER else shape)
+        if kind == HEADER and facts["statepipe"] == VERSION:  # a later version may say the same in another shape
+            check(facts, shape)
+        return Meta(kind, facts)
+    except Misshapen as error:
+        raise IntegrityError(f"the {name} of the file is damaged: {error}", offset=offset) from error
+
+
+def check_state_trailer(facts: Facts, offset: int) -> None:
+    """Raises IntegrityError for a trailer that is not a saved guest's."""
+    try:
+        check(facts, STATE_TRAILER)
+    except Misshapen as error:
+        raise IntegrityError(f"the trailer is not that of a saved state: {error}", offset=offset) from error
 
 
 def check_version(header: Facts) -> None:
@@ -101,8 +210,22 @@ class SeekTable:
 
     def encode(self) -> bytes:
         """The skippable frame that ends the file."""
-        footer = _SEEK_FOOTER.pack(len(self._entries) // _SEEK_ENTRY.size, 0, _SEEK_FOOTER_MAGIC)
-        return skippable(SEEK_TABLE_MAGIC, bytes(self._entries) + footer)
+        return skippable(SEEK_TABLE_MAGIC, bytes(self._entries) + self._footer())
+
+    def _footer(self) -> bytes:
+        return _SEEK_FOOTER.pack(len(self._entries) // _SEEK_ENTRY.size, 0, _SEEK_FOOTER_MAGIC)
+
+    def holds(self, part: Buffer, at: int, size: int) -> bool:
+        """Whether a table's payload of `size` bytes, with `part` at the offset `at`, is this one's as far as seen."""
+        entries, footer = len(self._entries), self._footer()
+        if size != entries + len(footer):
+            return False
+        cut = min(max(entries - at, 0), len(part))
+        head, rest = memoryview(part)[:cut], memoryview(part)[cut:]
+        with memoryview(self._entries) as ours:
+            same = ours[at : at + cut] == head
+        start = at + cut - entries
+        return same and (not rest or footer[start : start + len(rest)] == rest)
 
 
 def seek_table_size(footer: bytes) -> int | None:
@@ -118,9 +241,14 @@ def seek_table_size(footer: bytes) -> int | None:
     return int(count) * _SEEK_ENTRY.size + SEEK_FOOTER_SIZE + 8
 
 
-def seek_entries(table: bytes) -> list[tuple[int, int]]:
-    """The entries of a whole seek-table frame like ours, as (size, content size)."""
-    return list(_SEEK_ENTRY.iter_unpack(table[8:-SEEK_FOOTER_SIZE]))
+def sum_seek_table(parts: Iterable[bytes]) -> tuple[int, tuple[int, int] | None]:
+    """Of a table like ours, in parts of whole entries without frame header and footer: the bytes that its frames take
+    together, and the last entry (size, content size), None where there is none."""
+    total, last = 0, None
+    for part in parts:
+        for last in _SEEK_ENTRY.iter_unpack(part):
+            total += last[0]
+    return total, last
 
 
 class Writer:
@@ -199,21 +327,27 @@ class Checker:
         if self.header is not None:
             raise IntegrityError("a frame larger than statepipe writes", offset=offset)
 
-    def other(self, frame: bytes, offset: int) -> None:
-        """A skippable frame of someone else's."""
-        self._first_piece(offset)
-        if self.header is not None:
-            self._seek.add(len(frame), 0)
-            self._file.update(frame)
+    def skipped(self, magic: int, size: int, at: int, data: bytes, offset: int) -> None:
+        """A part of a skippable frame that is no metadata of ours: `data`, at `at` of its payload of `size` bytes.
 
-    def seek_table(self, frame: bytes, offset: int) -> None:
-        """The seek table, all its bytes."""
-        self._first_piece(offset)
+        The seek table is one; the parts of a frame come in order, the first at 0.
+        """
+        if at == 0:
+            self._first_piece(offset)
         if self.header is None:
             return
-        if self.trailer is None or frame != self._seek.encode():
-            raise IntegrityError("the seek table does not describe this file", offset=offset)
-        self._ended = True
+        if magic == SEEK_TABLE_MAGIC:
+            if self.trailer is None or not self._seek.holds(data, at, size):
+                raise IntegrityError("the seek table does not describe this file", offset=offset)
+            self._ended = at + len(data) == size
+            return
+        if magic == META_MAGIC:
+            raise IntegrityError("metadata larger than statepipe writes", offset=offset)
+        if at == 0:
+            self._seek.add(size + 8, 0)
+            self._file.update(magic.to_bytes(4, "little") + size.to_bytes(4, "little"))
+        if self.trailer is None:
+            self._file.update(data)
 
     def close(self, offset: int) -> None:
         """The file has ended at `offset`, and everything in it was decoded."""

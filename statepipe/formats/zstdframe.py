@@ -29,17 +29,22 @@ PART_LIMIT = 2 << 20
 """A part of a frame that is streamed decodes to no more than this, but for the first, which was kept as a frame
 until it proved too large."""
 
-KEPT_LIMIT = 64 << 20
-"""Of a skippable frame we keep this much at most; a seek table of this size describes 8 TiB in our frames."""
+KEPT_LIMIT = 1 << 20
+"""Bytes of a skippable frame's payload that are kept; a longer one is handed on in pieces, as it comes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Skippable:
-    """A skippable frame: metadata to those who know its magic. `data` is empty if it was over KEPT_LIMIT."""
+    """A skippable frame, or a piece of one: metadata to those who know its magic.
+
+    `length` is that of the whole payload, of which `data` is what stands `at` so many bytes: all of it, unless it is
+    longer than KEPT_LIMIT.
+    """
 
     offset: int
     magic: int
-    size: int
+    length: int
+    at: int
     data: bytes
 
 
@@ -124,7 +129,7 @@ class FrameSplitter:
         self._end: int | None = None  # index in _held of the frame's end, once its last block is known
         self._blocks = self._part_blocks = 0  # in the frame; since its last part
         self._parts = False
-        self._skip = 0
+        self._skip: tuple[int, int, int] | None = None  # a long skippable frame: magic, length, how much is out
 
     def feed(self, data: Buffer) -> Iterator[Piece]:
         """Take the next bytes; yield every piece they complete."""
@@ -142,10 +147,8 @@ class FrameSplitter:
 
     def _step(self) -> Piece | None:
         if self._skip:
-            self._drop_skipped()
-        if self._header is None and not self._skip:
-            return self._begin()
-        return self._walk() if self._header else None
+            return self._skipped(*self._skip)
+        return self._walk() if self._header else self._begin()
 
     def _take(self, count: int) -> bytes:
         taken = bytes(memoryview(self._held)[:count])
@@ -153,10 +156,14 @@ class FrameSplitter:
         self._start += count
         return taken
 
-    def _drop_skipped(self) -> None:
-        count = min(self._skip, len(self._held))
-        self._take(count)
-        self._skip -= count
+    def _skipped(self, magic: int, length: int, at: int) -> Piece | None:
+        """The next of a long skippable frame, if there is any."""
+        data = self._take(min(length - at, len(self._held)))
+        if not data:
+            return None
+        out = at + len(data)
+        self._skip = (magic, length, out) if out < length else None
+        return Skippable(self._frame_offset, magic, length, at, data)
 
     def _begin(self) -> Piece | None:
         """At a frame's first byte: tell a skippable frame from a data frame."""
@@ -177,11 +184,12 @@ class FrameSplitter:
         size = int.from_bytes(self._held[4:8], "little")
         if size > KEPT_LIMIT:
             self._take(8)
-            self._skip = size
-            return Skippable(self._frame_offset, magic, size + 8, b"")
+            self._skip = magic, size, 0
+            return self._skipped(*self._skip)
         if len(self._held) < 8 + size:
             return None
-        return Skippable(self._frame_offset, magic, size + 8, self._take(8 + size)[8:])
+        self._take(8)
+        return Skippable(self._frame_offset, magic, size, 0, self._take(size))
 
     def _begin_frame(self) -> Piece | None:
         header = parse_header(self._held, 0, self._frame_offset)

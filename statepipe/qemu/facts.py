@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from statepipe.errors import QemuError
-from statepipe.qemu.disks import fingerprint
+from statepipe.qemu.disks import NoImage, fingerprint, open_image, same_file
 from statepipe.qemu.guest import describe_guest, image_paths
 from statepipe.qemu.monitor import Monitor
 from statepipe.qemu.process import inspect_process
@@ -167,18 +167,10 @@ def _words(monitor: Monitor, path: str, name: str) -> dict[str, int]:
 def _disks_facts(names: Iterable[str], its: Sequence[str]) -> list[Facts]:
     """Of each name that is a disk's of this QEMU; `its` are the images that it has, perhaps by other names (links, a
     relative path). Each is looked at once, however many names it has."""
-    real = {_real(path) for path in its} - {None}
-    places = {name: place for name in names if (place := _real(name)) in real}
+    real = {same_file(path) for path in its} - {None}
+    places = {name: place for name in names if (place := same_file(name)) in real}
     looked = {place: disk_facts(name) for name, place in places.items()}
     return [looked[place] | {"path": name} for name, place in places.items()]
-
-
-def _real(path: str) -> str | None:
-    """Its name without links; None for what can be none, as with a NUL in it."""
-    try:
-        return os.path.realpath(path)
-    except ValueError:
-        return None
 
 
 def disk_facts(path: str) -> Facts:
@@ -189,8 +181,8 @@ def disk_facts(path: str) -> Facts:
 def _is_locked(path: str) -> bool | None:
     """None where it cannot be told."""
     try:
-        fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
+        fd = open_image(path, os.O_RDWR)
+    except (NoImage, OSError):
         return None
     try:
         wanted = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, FIRST_LOCK, LOCKS, 0)

@@ -83,20 +83,39 @@ def inspect_process(pid: int) -> Running | None:
         return None
 
 
+def open_images() -> list[str] | None:
+    """Every file and block device that the QEMU which started us has open; None if that was none, or may not be seen.
+
+    A QEMU that waits for a guest has its images open, some of them only for reading.
+    """
+    pid = parent_pid()
+    if pid is None:
+        return None
+    try:
+        return [target for target, mode, _ in _open_files(pid) if _is_image(target, mode)]
+    except OSError:
+        return None
+
+
+def _open_files(pid: int) -> Iterator[tuple[str, int, str]]:
+    """What it has open: the name, the mode, the descriptor. Raises OSError."""
+    for entry in os.scandir(f"/proc/{pid}/fd"):
+        try:
+            yield os.readlink(entry.path), os.stat(entry.path).st_mode, entry.name
+        except FileNotFoundError:  # closed meanwhile
+            continue
+
+
 def _writable_images(pid: int) -> list[str]:
     """Files and block devices open read-write: QEMU opens logs and serial files write-only, and RAM files stay
     mapped. Raises OSError."""
     mapped = Path(f"/proc/{pid}/maps").read_text(errors="surrogateescape")
-    paths = []
-    for entry in os.scandir(f"/proc/{pid}/fd"):
-        try:
-            target = os.readlink(entry.path)
-            mode = os.stat(entry.path).st_mode
-        except FileNotFoundError:  # closed meanwhile
-            continue
-        if _is_image(target, mode) and _is_read_write(pid, entry.name) and f" {target}\n" not in mapped:
-            paths.append(target)
-    return sorted(set(paths))
+    found = (
+        target
+        for target, mode, fd in _open_files(pid)
+        if _is_image(target, mode) and _is_read_write(pid, fd) and f" {target}\n" not in mapped
+    )
+    return sorted(set(found))
 
 
 def _is_image(target: str, mode: int) -> bool:

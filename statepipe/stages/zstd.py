@@ -18,7 +18,6 @@ import zstandard
 from statepipe.errors import IntegrityError, TruncatedError
 from statepipe.formats.statefile import META_MAGIC, Checker, Facts, Writer
 from statepipe.formats.zstdframe import (
-    SEEK_TABLE_MAGIC,
     Frame,
     FrameSplitter,
     Part,
@@ -171,14 +170,11 @@ def _checked(decoded: Iterator[_Decoded], checker: Checker) -> Iterator[Buffer]:
 
 
 def check_skippable(piece: Skippable, checker: Checker) -> None:
-    """Tell the checker of a frame that holds no data. Raises what it raises."""
-    frame = skippable(piece.magic, piece.data)
-    if piece.magic == SEEK_TABLE_MAGIC:
-        checker.seek_table(frame, piece.offset)
-    elif piece.magic == META_MAGIC:
-        checker.meta(piece.data, frame, piece.offset)
+    """Tell the checker of a frame that holds no data, or of a piece of it. Raises what it raises."""
+    if piece.magic == META_MAGIC and len(piece.data) == piece.length:
+        checker.meta(piece.data, skippable(piece.magic, piece.data), piece.offset)
     else:
-        checker.other(frame, piece.offset)
+        checker.skipped(piece.magic, piece.length, piece.at, piece.data, piece.offset)
 
 
 class _LargeFrame:

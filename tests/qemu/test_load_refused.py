@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +23,7 @@ from tests.qemu.loading import (
     qemu_command,
     run_load,
 )
-from tests.statefiles import layout
+from tests.statefiles import layout, seal
 
 
 def cut(data: bytes) -> bytes:
@@ -93,6 +96,42 @@ def test_a_changed_disk_is_refused_before_qemu_starts_unless_forced(tmp_path: Pa
     finally:
         state72.image.write_bytes(image)
         os.utime(state72.image, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_another_disk_than_the_guests_is_refused(tmp_path: Path, state72: Saved) -> None:
+    """Its own is unchanged, but this QEMU has a copy of it, which may be older or newer than the memory."""
+    other = tmp_path / "other"
+    other.write_bytes(state72.image.read_bytes())
+    done = run_load(tmp_path, replace(state72, image=other))
+    assert done.returncode == 1, done.stderr
+    assert f"lacks disks that the guest had: {state72.image}" in done.stderr and "--force" in done.stderr
+    assert_never_ran(tmp_path)
+
+
+def test_a_fifo_that_a_state_names_as_a_disk_is_never_opened(tmp_path: Path, state72: Saved) -> None:
+    """Its writer would be let go on by any reader, and a reader would wait for it for ever."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    disk = {"path": str(fifo), "format": "raw", "size": 0, "mtime_ns": None, "samples_blake3": "0" * 64}
+    crafted = state72.damaged(tmp_path, renamed(state72.file.read_bytes(), [disk]))
+    waiting = subprocess.Popen(["sh", "-c", ': >"$0"', fifo])
+    try:
+        done = run_load(tmp_path, crafted)
+        assert done.returncode == 1, done.stderr
+        assert str(fifo) in done.stderr
+        assert waiting.poll() is None
+    finally:
+        waiting.kill()
+        waiting.wait()
+    assert_never_ran(tmp_path)
+
+
+def renamed(data: bytes, disks: list[dict[str, Any]]) -> bytes:
+    """The state file with other disks in its trailer."""
+    pieces = layout(data)
+    trailer = pieces[-2]
+    facts = json.loads(data[trailer.start + 8 + 26 : trailer.end]) | {"disks": disks}
+    return seal([(data[piece.start : piece.end], piece.content) for piece in pieces[:-2]], facts)
 
 
 @pytest.mark.parametrize("other", ["memory", "machine type"])

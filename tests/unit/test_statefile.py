@@ -157,9 +157,9 @@ def test_a_later_version_is_named_whatever_its_end_looks_like(tmp_path: Path) ->
 def test_names_that_are_no_utf_8_survive() -> None:
     """A disk's path is bytes; Python carries those that are no UTF-8 as surrogates."""
     path = os.fsdecode(b"/images/caf\xe9.img")
-    frame = encode_meta(b"T", {"path": path, "name": "Grüße"})
+    frame = encode_meta(b"H", {"statepipe": 1, "path": path, "name": "Grüße"})
     found = decode_meta(frame[8:], 0)
-    assert found is not None and found.facts == {"path": path, "name": "Grüße"}
+    assert found is not None and found.facts == {"statepipe": 1, "path": path, "name": "Grüße"}
 
 
 @pytest.mark.parametrize("text", [b"[1]", b"{", b"\xff", b"", b"[" * 100_000])
