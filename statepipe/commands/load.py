@@ -17,7 +17,7 @@ from statepipe.commands.incoming import prepare
 from statepipe.ends.fd import FdSink
 from statepipe.ends.state import Keys, open_state
 from statepipe.engine.pipeline import Pipeline
-from statepipe.errors import StatepipeError, UsageError
+from statepipe.errors import UsageError
 from statepipe.qemu.process import open_images
 
 POISON = b"!"
@@ -49,16 +49,11 @@ def load_to_stdout(path: str, keys: Keys, *, force: bool, warn: Callable[[str], 
 
 def poison(sink: FdSink) -> None:
     """Have a QEMU that may wait behind `sink`, and has got nothing yet, give up."""
-    with suppress(StatepipeError):  # the first failure is the one to tell
-        _poison(sink)
-
-
-def _poison(sink: FdSink) -> None:
-    """Only into a pipe or socket, where a QEMU may wait; a file keeps what it has."""
     mode = os.fstat(sink.fd).st_mode
-    waiting = stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+    waiting = stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)  # a file keeps what it has
     if waiting and not sink.bytes and _has_room(sink.fd):
-        sink.write(POISON)
+        with suppress(OSError):  # nobody waits there any more; the failure that led here is the one to tell
+            os.write(sink.fd, POISON)
 
 
 def _has_room(fd: int) -> bool:

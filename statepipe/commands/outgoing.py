@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,9 +77,11 @@ def save_stream(plan: Plan, source: FdSource, answer: Answer | None, approve: Ca
                 sink.commit()
                 _conclude(sink, stream, answer, approve)
                 forget_late()
-    except BaseException:
-        with suppress(StatepipeError):  # the first failure is the one to tell
+    except BaseException as error:
+        try:
             _reply(stream, answer, shut(1))
+        except StatepipeError as another:
+            _add(error, f"nor could QEMU be told, which may wait for it: {another}")
         raise
     return Saved(stream, last["disks"])
 
@@ -112,6 +113,12 @@ def _conclude(sink: FileSink, stream: QemuStream, answer: Answer | None, approve
     except BaseException:
         sink.withdraw()
         raise
+
+
+def _add(error: BaseException, advice: str) -> None:
+    """To the hint of the failure that is told."""
+    if isinstance(error, StatepipeError):
+        error.hint = "; ".join(filter(None, [error.hint, advice]))
 
 
 def _reply(stream: QemuStream, answer: Answer | None, message: bytes) -> bool:
