@@ -7,7 +7,8 @@
     ├── NoKeyError            4   no identity opens this stream
     ├── PeerError             5   the other host or the network between
     ├── QemuError             6   QEMU refused or failed
-    │   └── QemuGone          6   QEMU went away
+    │   ├── QemuGone          6   QEMU went away
+    │   └── QemuSilent        6   QEMU has not answered: what it was told, it may do yet
     └── InterruptedBySignal 128+n a signal asked us to stop
 
 Every error may name the stage it arose in, the byte offset in that stage's input, how many bytes the stage had put
@@ -76,6 +77,10 @@ class QemuError(StatepipeError):
 
 class QemuGone(QemuError):
     """QEMU, or the connection to it, ended before it said what we waited for."""
+
+
+class QemuSilent(QemuError):
+    """QEMU has not answered in time. It may still do what it was told: nobody may say that it failed."""
 
 
 class InterruptedBySignal(StatepipeError):

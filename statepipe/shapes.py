@@ -128,12 +128,12 @@ def maybe(shape: Shape) -> Shape:
     return look
 
 
-def many(shape: Shape, most: int) -> Shape:
-    """A list of at most `most` values, each of the shape."""
+def many(shape: Shape, most: int, least: int = 0) -> Shape:
+    """A list of `least` to `most` values, each of the shape."""
 
     def look(value: object, where: str) -> None:
-        if not isinstance(value, list) or len(value) > most:
-            _expect(f"a list of at most {most}", value, where)
+        if not isinstance(value, list) or not least <= len(value) <= most:
+            _expect(f"a list of {least} to {most}" if least else f"a list of at most {most}", value, where)
         for index, item in enumerate(value):
             shape(item, f"{where}[{index}]")
 

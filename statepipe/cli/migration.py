@@ -69,10 +69,10 @@ def _migrate_plainly(values: Values, command: str | None) -> int:
     plan = plan_of("unix:///" if command is not None else values["uri"], values["words"], values, None)
     request = _request(values, plan)
     if command is None and not plan.words:
-        say(_told(migrate_directly(request)))
+        say(_told(migrate_directly(request, _warning("migrate"))))
         return 0
     far = to_address(request) if command is None else to_program(command)
-    say(_told(migrate_plainly(request, far, values["uri"])))
+    say(_told(migrate_plainly(request, far, values["uri"], _warning("migrate"))))
     return 0
 
 
@@ -208,7 +208,7 @@ def run_check(name: str, values: Values) -> int:
     from statepipe.commands.migrate import check
     from statepipe.qemu.compare import FAIL, as_rows, worst
 
-    findings = check(_monitor(values), _there(values, []))
+    findings = check(_monitor(values), _there(values, []), _warning(name))
     width = max(len(finding.what) for finding in findings)
     lines = [f"{finding.level:4}  {finding.what:{width}}  {finding.reason}" for finding in findings]
     show(json.dumps(as_rows(findings), indent=2) if values["json"] else "\n".join(map(clean, lines)))
@@ -241,9 +241,9 @@ def run_resolve(name: str, values: Values) -> int:
     from statepipe.commands.resolve import decide, look
 
     if values["where"] is not None:
-        say(f"statepipe: resolve: {decide(_monitor(values), values['where'])}")
+        say(f"statepipe: resolve: {decide(_monitor(values), values['where'], _warning(name))}")
     else:
-        show(_found(look(_monitor(values), values["journal"]), values["qmp"]))
+        show(_found(look(_monitor(values), values["journal"], _warning(name)), values["qmp"]))
     return 0
 
 

@@ -47,12 +47,16 @@ def _save_by_qmp(values: Values, words: _Words, seal: Sequence[NamedStage]) -> i
     if values["live"] and values["then"]:
         raise UsageError("a guest saved with --live runs on: --then has no place there")
     then = "live" if values["live"] else values["then"] or "stay"
-    outcome = save_by_qmp(values["qmp"], Request(values["file"], words.packing, words.plain, seal, then))
+    outcome = save_by_qmp(values["qmp"], Request(values["file"], words.packing, words.plain, seal, then), _warn_save)
     say(saved(values["file"], outcome))
     _warn_of_disks(outcome.saved)
     if outcome.doubts:
         warn("save", outcome.doubts)
     return 0
+
+
+def _warn_save(text: str) -> None:
+    warn("save", text)
 
 
 def _warn_of_disks(saved: Saved) -> None:

@@ -8,7 +8,7 @@ when it was saved. Whatever fails before that, our QEMU is ended and its guest h
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 
 from statepipe.commands.incoming import State, prepare
@@ -16,19 +16,17 @@ from statepipe.ends.fd import FdSink
 from statepipe.ends.state import Keys, StateFile, open_state
 from statepipe.engine.pipeline import Pipeline
 from statepipe.engine.signals import held
-from statepipe.errors import InterruptedBySignal, QemuError, QemuGone
+from statepipe.errors import InterruptedBySignal, QemuError, QemuGone, QemuSilent
 from statepipe.qemu.guest import image_paths
-from statepipe.qemu.monitor import Monitor, demand_completed
+from statepipe.qemu.monitor import Monitor, Tell, demand_completed
 from statepipe.qemu.process import Child
 from statepipe.qemu.settings import set_capabilities
-
-Warn = Callable[[str], None]
 
 RAN_AT_SAVE = ("running", None)
 """A machine older than 2.4 does not tell its run state; QEMU itself then takes it to be running."""
 
 
-def load_into_new(path: str, command: Sequence[str], keys: Keys, *, force: bool, detach: bool, warn: Warn) -> int:
+def load_into_new(path: str, command: Sequence[str], keys: Keys, *, force: bool, detach: bool, warn: Tell) -> int:
     """Load the state into a QEMU started by `command`; stay until it ends and return its exit status.
 
     With `detach`, return 0 once the guest is loaded. Raises StatepipeError, and then that QEMU is gone.
@@ -40,7 +38,7 @@ def load_into_new(path: str, command: Sequence[str], keys: Keys, *, force: bool,
             state.refuse_changed_before(command, force=force)
             with held():  # a QEMU that was started must be known to us
                 child = Child(command, detach)
-            monitor = _load(state, child.monitor, force, runs=not child.stays_paused)
+            monitor = _load(state, Monitor(child.monitor, child.pid, warn), force, runs=not child.stays_paused)
         with closing(monitor):
             return 0 if detach else child.wait()
     except BaseException as error:
@@ -49,26 +47,25 @@ def load_into_new(path: str, command: Sequence[str], keys: Keys, *, force: bool,
         raise
 
 
-def load_into_waiting(path: str, address: str, keys: Keys, *, force: bool, warn: Warn) -> str:
+def load_into_waiting(path: str, address: str, keys: Keys, *, force: bool, warn: Tell) -> str:
     """Load the state into the QEMU behind the monitor at `address`, started with `-incoming defer`.
 
     Returns the guest's run state. Raises StatepipeError; unless QEMU has ended by itself, it is told to quit.
     """
     with open_state(path, keys) as source:
         state = _prepare_state(source, warn)
-        with closing(_load(state, address, force, runs=True)) as monitor:
+        with closing(_load(state, Monitor(address, tell=warn), force, runs=True)) as monitor:
             return monitor.run_state()
 
 
-def _prepare_state(source: StateFile, warn: Warn) -> State:
+def _prepare_state(source: StateFile, warn: Tell) -> State:
     state = prepare(source)
     if state.doubts:
         warn(state.doubts)
     return state
 
 
-def _load(state: State, address: str | socket.socket, force: bool, *, runs: bool) -> Monitor:
-    monitor = Monitor(address)
+def _load(state: State, monitor: Monitor, force: bool, *, runs: bool) -> Monitor:
     try:
         _prepare(monitor)
         state.refuse_changed_disks(image_paths(monitor), force=force)
@@ -138,7 +135,7 @@ def _quit(monitor: Monitor) -> None:
     monitor.hurry()
     try:
         monitor.execute("quit")
-    except QemuGone:  # which is what was wanted
+    except (QemuGone, QemuSilent):  # the first is what was wanted; of the second, whatever was raised tells enough
         pass
     finally:
         monitor.close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,11 +23,11 @@ from statepipe.commands.terms import CHECK, MIGRATE, Offer
 from statepipe.ends.address import SSH
 from statepipe.engine.desk import at_work, works_for
 from statepipe.engine.peer import Peer
-from statepipe.errors import QemuError, QemuGone, StatepipeError
+from statepipe.errors import QemuError, QemuGone, QemuSilent, StatepipeError
 from statepipe.formats.handover import Source
 from statepipe.qemu.compare import FAIL, WARN, Finding, compare, worst
 from statepipe.qemu.facts import gather
-from statepipe.qemu.monitor import Monitor
+from statepipe.qemu.monitor import Monitor, Tell
 from statepipe.qemu.process import anew, inspect_process
 from statepipe.qemu.settings import adjusted
 
@@ -66,12 +66,9 @@ class Report:
     resent: int
 
 
-Tell = Callable[[str], object]
-
-
-def check(qmp: str, plan: Plan) -> list[Finding]:
+def check(qmp: str, plan: Plan, tell: Tell) -> list[Finding]:
     """Whether the guest behind the monitor would get to the plan's address. Raises StatepipeError."""
-    with closing(Monitor(qmp)) as monitor, called(plan, _far_words(monitor, plan)) as peer:
+    with closing(Monitor(qmp, tell=tell)) as monitor, called(plan, _far_words(monitor, plan)) as peer:
         offer = Offer(CHECK, gather(monitor))
         findings = compare(offer.facts, offer.make(peer))
         peer.farewell()
@@ -82,7 +79,7 @@ def migrate(request: Request, warn: Tell, last_word: LastWord, listeners: Sequen
     """Move the guest; what it came to. Raises StatepipeError, whose hint says where the guest is."""
     with (
         Guardian(recover_source, last_word) as guardian,
-        closing(Monitor(request.qmp)) as monitor,
+        closing(Monitor(request.qmp, tell=warn)) as monitor,
         called(request.plan, _far_words(monitor, request.plan)) as peer,
     ):
         works_for(monitor.pid)
@@ -173,7 +170,8 @@ def _failure(departure: Departure, state: Source, request: Request) -> Statepipe
     if state is Source.DEAD:
         return QemuGone(f"QEMU has ended, and the guest with it: {error}")
     if departure.stranded is not None:
-        error.hint = f"the guest is here but stands still: {departure.stranded}; then: {resolve} here"
+        where = "does not answer" if isinstance(departure.stranded, QemuSilent) else "stands still"
+        error.hint = f"the guest is here but {where}: {departure.stranded}; then: {resolve} here"
     else:
         error.hint = "; ".join(
             filter(None, [f"the guest is {departure.monitor.run_state()} here, as before", error.hint])

@@ -26,11 +26,11 @@ from statepipe.ends.net import Patience, SocketSink, SocketSource
 from statepipe.ends.relay import Backflow, Incoming
 from statepipe.engine.desk import at_work, works_for
 from statepipe.engine.pipeline import Pipeline
-from statepipe.errors import InterruptedBySignal, PeerError, QemuGone, StatepipeError
+from statepipe.errors import InterruptedBySignal, PeerError, QemuGone, QemuSilent, StatepipeError
 from statepipe.formats.qemustream import QemuStream
 from statepipe.pipes import polled
 from statepipe.processes import Process, name_of_signal
-from statepipe.qemu.monitor import FINAL, Monitor, demand_completed
+from statepipe.qemu.monitor import FINAL, Monitor, Tell, demand_completed
 from statepipe.qemu.settings import adjusted
 from statepipe.stages.watch import watch
 
@@ -78,26 +78,26 @@ def _demand_success(process: Process, name: str, hint: str | None) -> None:
         raise StatepipeError(f"{name} ended with {how}", hint=hint)
 
 
-def migrate_plainly(request: Request, far: FarEnd, name: str) -> Report:
-    """Move the guest by QEMU's word alone, to what people call `name`.
+def migrate_plainly(request: Request, far: FarEnd, name: str, tell: Tell) -> Report:
+    """Move the guest by QEMU's word alone, to what people call `name`; `tell` hears what it is waited for.
 
     Raises StatepipeError, whose hint says where the guest is.
     """
-    with closing(Monitor(request.qmp)) as monitor, far as (returning, make_sink):
+    with closing(Monitor(request.qmp, tell=tell)) as monitor, far as (returning, make_sink):
         return _migrate(request, monitor, name, lambda: _carry(request, monitor, returning, make_sink))
 
 
-def migrate_directly(request: Request) -> Report:
+def migrate_directly(request: Request, tell: Tell) -> Report:
     """The same, to the plan's address, with nothing between QEMU and its connection. Raises StatepipeError."""
     plan = request.plan
     with (
-        closing(Monitor(request.qmp)) as monitor,
+        closing(Monitor(request.qmp, tell=tell)) as monitor,
         connected(plan.address, plan.patience, plan.bind, insecure=plan.insecure) as connection,
     ):
 
         def go() -> tuple[int, dict[str, Any]]:
             figures = Direct(monitor).run(connection)
-            return int(figures["ram"]["transferred"]), figures
+            return int(figures.get("ram", {}).get("transferred", 0)), figures
 
         return _migrate(request, monitor, str(plan.address), go)
 
@@ -198,5 +198,5 @@ def _undo(monitor: Monitor, error: BaseException, *, runs: bool) -> None:
         error.hint = "; ".join(
             filter(None, [f"QEMU says {status}; the guest is {monitor.run_state()} here", error.hint])
         )
-    except QemuGone as gone:
-        error.hint = str(gone)
+    except (QemuGone, QemuSilent) as gone:
+        error.hint = "; ".join(filter(None, [str(gone), gone.hint]))

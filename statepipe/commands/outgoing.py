@@ -17,7 +17,7 @@ from statepipe.ends.fd import FdSource
 from statepipe.ends.file import FileSink
 from statepipe.engine.pipeline import NamedStage, Pipeline
 from statepipe.engine.signals import forget_late, held
-from statepipe.errors import IntegrityError, QemuGone, StatepipeError
+from statepipe.errors import IntegrityError, QemuGone, QemuSilent, StatepipeError
 from statepipe.formats.qemustream import QemuStream
 from statepipe.formats.returnpath import shut
 from statepipe.qemu.disks import Disk
@@ -107,7 +107,7 @@ def _conclude(sink: FileSink, stream: QemuStream, answer: Answer | None, approve
         if not _reply(stream, answer, shut(0)):
             raise QemuGone("QEMU went away before it could be told that its state is saved")
         approve()
-    except QemuGone as error:
+    except (QemuGone, QemuSilent) as error:
         error.hint = f"{sink.name} holds the whole state; if QEMU still runs the guest, remove the file"
         raise
     except BaseException:

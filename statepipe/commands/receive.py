@@ -27,7 +27,7 @@ from statepipe.engine.desk import at_work
 from statepipe.engine.peer import Peer
 from statepipe.engine.pipeline import NamedStage
 from statepipe.engine.signals import forget_late, held
-from statepipe.errors import InterruptedBySignal, PeerError, QemuError, QemuGone, StatepipeError
+from statepipe.errors import InterruptedBySignal, PeerError, QemuError, QemuGone, QemuSilent, StatepipeError
 from statepipe.formats.handover import Destination
 from statepipe.pipes import polled
 from statepipe.qemu.facts import gather
@@ -64,7 +64,8 @@ class Request:
 class Host:
     """The QEMU that is to have the guest, started on entering if it is ours. Leaving before `let_go` ends it then."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, tell: Say) -> None:
+        self._tell = tell
         self.child: Child | None = None
         self._request, self._let_go = request, False
         self._stays = not (request.detach or request.guests is not None)
@@ -84,10 +85,10 @@ class Host:
     def _connect(self) -> Monitor:
         it = self._request
         if it.qmp is not None:
-            return Monitor(it.qmp)
+            return Monitor(it.qmp, tell=self._tell)
         with held():  # a QEMU that was started must be known to us
             self.child = Child(it.command, not self._stays, it.folder, it.log)
-        return Monitor(self.child.monitor, self.child.pid)
+        return Monitor(self.child.monitor, self.child.pid, self._tell)
 
     def _process(self) -> int:
         """A descriptor of its process, which may have to be ended."""
@@ -103,7 +104,7 @@ class Host:
 
     def end(self) -> None:
         """Tell it to quit, and see that it has ended: its guest must never run."""
-        with suppress(QemuGone):
+        with suppress(QemuGone, QemuSilent):
             self.monitor.hurry()
             self.monitor.execute("quit")
         if not self._has_ended(ENDING):
@@ -213,7 +214,7 @@ class _Reception:
                     self._is_visited = True
                     offer = offered(peer)  # before it, there is no reason to start a QEMU
                     self._has_offer = True
-                    with Host(self._request) as host:
+                    with Host(self._request, self._say) as host:
                         if self._take(offer, peer, host, guardian):
                             return host.child
             except PeerError as error:

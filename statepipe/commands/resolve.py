@@ -13,7 +13,7 @@ from typing import Any
 from statepipe.commands.journal import read_journal
 from statepipe.errors import QemuError, QemuGone
 from statepipe.formats.handover import Destination, Source
-from statepipe.qemu.monitor import FINAL, LOOK_AGAIN, Monitor
+from statepipe.qemu.monitor import FINAL, LOOK_AGAIN, Monitor, Tell
 
 HERE, ELSEWHERE = "here", "elsewhere"
 
@@ -37,10 +37,10 @@ class Finding:
     step: str | None
 
 
-def look(qmp: str, journal: str | None) -> Finding:
-    """Ask one QEMU. Raises StatepipeError."""
+def look(qmp: str, journal: str | None, tell: Tell) -> Finding:
+    """Ask one QEMU; `tell` hears what it is waited for. Raises StatepipeError."""
     step = None if journal is None else _last_step(read_journal(journal))
-    with closing(Monitor(qmp)) as monitor:
+    with closing(Monitor(qmp, tell=tell)) as monitor:
         state = monitor.run_state()
         return Finding(state, _MEANINGS.get(state, "its guest does not run"), monitor.migration()["status"], step)
 
@@ -54,9 +54,9 @@ def _last_step(rows: list[dict[str, Any]]) -> str | None:
     return f"{states[-1]}: {known.value}" if known else str(states[-1])
 
 
-def decide(qmp: str, where: str) -> str:
+def decide(qmp: str, where: str, tell: Tell) -> str:
     """Have the guest run `here`, or end this QEMU, as it runs `elsewhere`; what came of it. Raises StatepipeError."""
-    with closing(Monitor(qmp)) as monitor:
+    with closing(Monitor(qmp, tell=tell)) as monitor:
         if where == HERE:
             return _run(monitor)
         if (state := monitor.run_state()) == "running":

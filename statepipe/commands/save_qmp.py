@@ -18,10 +18,10 @@ from statepipe.commands.outgoing import IDLE, Plan, Saved, save_stream
 from statepipe.ends.fd import FdSource, write_all
 from statepipe.engine.desk import works_for
 from statepipe.engine.pipeline import NamedStage
-from statepipe.errors import InterruptedBySignal, QemuGone, StatepipeError, TruncatedError
+from statepipe.errors import InterruptedBySignal, QemuGone, QemuSilent, StatepipeError, TruncatedError
 from statepipe.qemu.disks import Disk, fingerprints
 from statepipe.qemu.guest import describe_guest, image_paths
-from statepipe.qemu.monitor import Monitor, demand_completed
+from statepipe.qemu.monitor import Monitor, Tell, demand_completed
 from statepipe.qemu.settings import adjusted
 from statepipe.stages.packing import Packing
 
@@ -52,9 +52,10 @@ class Request:
     then: str
 
 
-def save_by_qmp(address: str, request: Request) -> Outcome:
-    """Save the guest behind the monitor at `address`. Raises StatepipeError; the guest then is as it was."""
-    with closing(Monitor(address)) as monitor:
+def save_by_qmp(address: str, request: Request, tell: Tell) -> Outcome:
+    """Save the guest behind the monitor at `address`; `tell` hears what it is waited for. Raises StatepipeError; the
+    guest then is as it was."""
+    with closing(Monitor(address, tell=tell)) as monitor:
         works_for(monitor.pid, once=request.then == LIVE)
         before = monitor.run_state()
         disks = image_paths(monitor)
@@ -131,8 +132,8 @@ def _explain(monitor: Monitor, error: BaseException) -> None:
         try:
             advice = None if isinstance(error, TruncatedError) else error.hint  # which only guesses what QEMU knows
             error.hint = "; ".join(filter(None, [_describe(monitor), advice]))
-        except QemuGone as gone:
-            error.hint = str(gone)
+        except (QemuGone, QemuSilent) as gone:
+            error.hint = "; ".join(filter(None, [str(gone), gone.hint]))
 
 
 def _describe(monitor: Monitor) -> str:

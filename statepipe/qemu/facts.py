@@ -228,7 +228,9 @@ def _first_line(path: str) -> str | None:
 
 
 def _taps(command: Sequence[str]) -> list[str]:
-    return sorted({found[1] for word in command if (found := re.search(r"\btap\b.*\bifname=([^,]+)", word))})
+    """The interfaces' names; what no interface can be called is left out, as it would lead to other files."""
+    found = (re.search(r"\btap\b.*\bifname=([^,/\s]{1,15})(,|$)", word) for word in command)
+    return sorted({match[1] for match in found if match and match[1] not in (".", "..")})
 
 
 _ROUTES = many(fields({"dst": _NAME}), most=10_000)

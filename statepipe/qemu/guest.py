@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from statepipe.errors import QemuError
+from statepipe.qemu.answers import file_name
 from statepipe.qemu.monitor import Monitor
+from statepipe.shapes import Misshapen
 
 
 def describe_guest(monitor: Monitor) -> dict[str, Any]:
@@ -30,7 +33,10 @@ def image_paths(monitor: Monitor) -> list[str]:
     """The files and devices behind every block node, backing files included. Raises QemuError."""
     nodes = monitor.execute("query-named-block-nodes")
     files = {node["file"] for node in nodes if node["drv"] in ("file", "host_device")}
-    return sorted(os.path.join(_folder(monitor.pid), file) for file in files)
+    try:
+        return sorted(os.path.join(_folder(monitor.pid), file_name(file)) for file in files)
+    except Misshapen as error:
+        raise QemuError(f"what QEMU at {monitor.place} says of its disks is not understood: {error}") from error
 
 
 def _folder(pid: int) -> str:

@@ -1,25 +1,43 @@
-"""QEMU's monitor (QMP), for code that is not asynchronous: qemu.qmp's client in a thread of its own."""
+"""QEMU's monitor (QMP), for code that is not asynchronous: qemu.qmp's client in a thread of its own.
+
+No wait here is silent, and none is without end unless it must be. QEMU's monitor serves one client at a time, is dumb
+while its main loop is busy, and a QEMU that was stopped or waits for a disk answers late or never. So each command has
+a bound that fits it (BOUNDS); while one waits, `tell` hears of it; and `hurry`, from any thread, cuts every wait short.
+An answer that did not come is no refusal: QemuSilent says that QEMU may still do what it was told.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import math
+import os
 import signal
 import socket
+import stat
 import struct
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
 from typing import Any, TypeVar
 
-from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, QMPClient, QMPError, Runstate
+from qemu.qmp import ExecInterruptedError, ExecuteError, QMPClient, QMPError, Runstate
+from qemu.qmp.error import ProtocolError
+from qemu.qmp.message import Message
 
-from statepipe.errors import QemuError, QemuGone
-from statepipe.qemu.process import is_qemu
+from statepipe.errors import QemuError, QemuGone, QemuSilent
+from statepipe.qemu.answers import GREETING, LONGEST, MESSAGE, judge
+from statepipe.qemu.process import listening_qemu
+from statepipe.shapes import Misshapen, parse
+from statepipe.threads import held
 
 T = TypeVar("T")
 
 Reply = Any
-"""What QEMU returned: JSON of the shape that its QAPI schema gives for the command."""
+"""What QEMU returned: JSON of the command's shape (answers.py)."""
+
+Tell = Callable[[str], object]
+"""Hears, from any thread, what is waited for."""
 
 FINAL = ("completed", "failed", "cancelled")
 """The states a migration ends in; every other, and any that a later QEMU adds, is on the way."""
@@ -33,60 +51,225 @@ LOOK_AGAIN = 0.05
 UNLOCK = 5.0
 """Seconds that `cont` is tried while another QEMU holds a lock: one that was killed holds it until it is reaped."""
 
+GREETING_WORD, GREETING_TIME = 3.0, 10.0
+"""Seconds without a greeting until we say so, and until we give up: QEMU greets whom it serves at once."""
+
+START_TIME = 600.0
+"""Seconds that a QEMU which we have just started has for its greeting: it first takes all its memory, with
+`prealloc` at about 1 GB a second."""
+
+WORD = 10.0
+"""Seconds without an answer until we say so; then again after twice, four times as long."""
+
+ANSWER = 30.0
+"""Seconds that QEMU has for an answer which needs nothing but its main loop. That stands still for seconds while the
+memory of a large guest is synchronized, and on a host that is busy beyond measure."""
+
+SETTLE = 60.0
+"""Seconds for what waits for the guest's processors and disks."""
+
+FLOWING = 300.0
+"""Seconds for query-migrate while the guest moves: QEMU's main loop stands still while it writes the last bytes, for as
+long as the guest does (99 MB at 10 MB/s: 10 s). What is behind a stalled link, the session ends sooner."""
+
+BOUNDS: Mapping[str, float | None] = {"stop": SETTLE, "migrate-continue": None, "cont": None}
+"""Seconds for an answer, where ANSWER does not fit. `migrate-continue` is answered when the last bytes are out, and
+whoever waits for it breaks it off otherwise. `cont` opens the disks first: a late one makes it late, and the guest runs
+when the disk answers, whether anybody still waits or not."""
+
+
+class _Client(QMPClient):
+    """A QMPClient that bounds what it reads and holds it against its shape, and that keeps no event: it tells that
+    some came (`changed`). `misfit` is what was wrong with what came last."""
+
+    def __init__(self) -> None:
+        super().__init__("statepipe", LONGEST)
+        self.misfit: Misshapen | None = None
+        self.changed = asyncio.Event()
+
+    def _cb_inbound(self, msg: Message) -> Message:
+        return msg  # nor is each written out for a log that nobody keeps
+
+    def _cb_outbound(self, msg: Message) -> Message:
+        return msg
+
+    async def _do_recv(self) -> Message:
+        try:
+            line = await self._readline()
+        except ValueError:
+            self.misfit = Misshapen(f"it is longer than {LONGEST >> 20} MiB")
+            raise ProtocolError(str(self.misfit)) from self.misfit
+        try:
+            return Message(parse(line, MESSAGE if self._greeting else GREETING))
+        except Misshapen as error:
+            self.misfit = error
+            raise ProtocolError(str(error)) from error
+
+    async def _on_message(self, msg: Message) -> None:
+        if "event" in msg:
+            if msg["event"] in ("MIGRATION", "RESUME"):
+                self.changed.set()
+        else:
+            await super()._on_message(msg)
+
 
 class Monitor:
     """A connection to a QMP socket: `execute` commands, hand over descriptors.
 
     `address` is a path or a connected socket; then `pid` is the process at its other end, which a socketpair does not
-    tell. Raises QemuError when nobody answers there or QEMU goes away.
+    tell. `tell` hears what is waited for. Raises QemuError when nobody answers there in time or QEMU goes away.
     """
 
-    def __init__(self, address: str | socket.socket, pid: int | None = None) -> None:
-        self._patience: float | None = None
-        self._pid = pid
+    def __init__(self, address: str | socket.socket, pid: int | None = None, tell: Tell = lambda text: None) -> None:
+        self._pid, self._tell = pid, tell
+        self._hurried = False
+        self._limits: set[asyncio.Timeout] = set()
+        self._spoken = -WORD
+        self.place = address if isinstance(address, str) else "the QEMU that was started"
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="monitor", daemon=True)
         _start_undisturbed(self._thread)
-        self._client = QMPClient("statepipe")
-        self._migration_events = EventListener("MIGRATION")
-        self._resume_events = EventListener("RESUME")
-        for listener in (self._migration_events, self._resume_events):
-            self._client.register_listener(listener)
+        self._client = _Client()
         try:
-            self._call(self._client.connect(address))
-        except (QMPError, OSError, EOFError) as error:
+            self._connect(address)
+        except BaseException:
             self._stop_loop()
-            raise _unreachable(address, error) from error
+            raise
 
-    def _call(self, work: Coroutine[Any, Any, T]) -> T:
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+    def _connect(self, address: str | socket.socket) -> None:
+        """Raises QemuError."""
+        waits = (
+            f"no greeting at {self.place}: another client may be connected; QEMU serves one at a time"
+            if isinstance(address, str)
+            else "the QEMU that was started has not greeted us yet"
+        )
+        word, bound = (GREETING_WORD, GREETING_TIME) if isinstance(address, str) else (WORD, START_TIME)
         try:
-            return future.result(self._patience)
+            self._call(self._greet(address), bound, lambda seconds: waits, word)
         except TimeoutError as error:
-            future.cancel()
-            raise QemuGone("QEMU does not answer: look whether its guest runs, its settings as before") from error
+            hint = "give statepipe a monitor of its own: start QEMU with one more -qmp unix:PATH,server=on,wait=off"
+            raise QemuSilent(f"{waits} (waited {bound:g} s)", hint=hint) from error
+        except (QMPError, OSError, EOFError) as error:
+            raise self._unreachable(address, error) from error
+
+    async def _greet(self, address: str | socket.socket) -> None:
+        await self._client.connect(address if isinstance(address, socket.socket) else await _reached(address))
+
+    def _unreachable(self, address: str | socket.socket, error: Exception) -> QemuError:
+        if self._client.misfit is not None:
+            hint = "is it a socket of -qmp, or of -chardev with -mon …,mode=control?"
+            return QemuError(f"what answers at {self.place} is no QMP monitor: {self._client.misfit}", hint=hint)
+        if not isinstance(address, str):
+            return QemuGone("QEMU ended before its monitor answered")
+        cause = getattr(error, "exc", error)
+        reason = _no_socket(address) or ("it closed the connection" if isinstance(cause, EOFError) else cause)
+        return QemuError(
+            f"no QMP monitor answers at {address}: {reason}",
+            hint="start QEMU with -qmp unix:PATH,server=on,wait=off and name that PATH; a monitor serves one client",
+        )
+
+    def _call(
+        self, work: Coroutine[Any, Any, T], within: float | None, words: Callable[[float], str], word: float = WORD
+    ) -> T:
+        """What it comes to. Raises TimeoutError after `within` seconds, or HURRY after `hurry`; meanwhile `words` of
+        the seconds so far are told, after `word` of them and again."""
+        future = asyncio.run_coroutine_threadsafe(self._bounded(work, within, words, word), self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()  # a signal's, and nobody waits any more
+            raise
+
+    async def _bounded(
+        self, work: Coroutine[Any, Any, T], within: float | None, words: Callable[[float], str], word: float
+    ) -> T:
+        loop = asyncio.get_running_loop()
+        speaking = asyncio.ensure_future(self._speak(words, word))
+        try:
+            async with asyncio.timeout(None) as limit:
+                self._limits.add(limit)
+                allowed = HURRY if self._hurried else within
+                limit.reschedule(None if allowed is None else loop.time() + allowed)
+                try:
+                    return await work
+                finally:
+                    self._limits.discard(limit)
+        finally:
+            speaking.cancel()
+
+    async def _speak(self, words: Callable[[float], str], word: float) -> None:
+        """Tell, after so many seconds and again; of several that wait, one speaks."""
+        seconds = word
+        await asyncio.sleep(word)
+        while True:
+            now = asyncio.get_running_loop().time()
+            if now - self._spoken >= GREETING_WORD:
+                self._spoken = now
+                self._tell(words(seconds))
+            await asyncio.sleep(seconds)
+            seconds *= 2
 
     def hurry(self) -> None:
-        """From now on, wait for nothing longer than HURRY: whoever told us to stop does not wait for ever either."""
-        self._patience = HURRY
+        """From now on, wait for nothing longer than HURRY: whoever told us to stop does not wait for ever either.
+
+        From any thread; it also cuts short what is waited for in another one.
+        """
+        with suppress(RuntimeError):  # it is closed, and nobody waits any more
+            self._loop.call_soon_threadsafe(self._cut_short)
+
+    def _cut_short(self) -> None:
+        self._hurried = True
+        soon = self._loop.time() + HURRY
+        for limit in self._limits:
+            if not limit.expired() and (limit.when() or math.inf) > soon:
+                limit.reschedule(soon)
 
     def execute(self, command: str, **arguments: object) -> Reply:
         """Run a command. An underscore in an argument's name stands for QMP's hyphen.
 
-        Raises QemuError with QEMU's own words if it refuses, QemuGone if it goes away meanwhile.
+        Raises QemuError with QEMU's own words if it refuses, QemuSilent if it does not answer in time (BOUNDS),
+        QemuGone if it goes away meanwhile.
         """
+        return self._execute(command, BOUNDS.get(command, ANSWER), arguments)
+
+    def _execute(self, command: str, within: float | None, arguments: Mapping[str, object]) -> Reply:
         words = {name.replace("_", "-"): value for name, value in arguments.items()}
+        late = "; the guest runs as soon as it can, perhaps when a disk answers" if command == "cont" else ""
         try:
-            return self._call(self._client.execute(command, words or None))
+            answer = self._call(
+                self._client.execute(command, words or None),
+                within,
+                lambda seconds: f"QEMU at {self.place} has not answered {command} for {seconds:g} s{late}",
+            )
+        except TimeoutError as error:
+            raise self._silent(command) from error
         except ExecuteError as error:
             raise QemuError(f"QEMU refused {command}: {error}") from error
         except (ExecInterruptedError, QMPError, OSError, EOFError) as error:
-            raise QemuGone(f"QEMU went away during {command}") from error
+            raise self._gone(command) from error
+        try:
+            return judge(command, words, answer)
+        except Misshapen as error:
+            raise QemuError(f"what QEMU at {self.place} answers to {command} is not understood: {error}") from error
+
+    def _silent(self, command: str) -> QemuSilent:
+        late = "" if command.startswith("query-") else ", which it may still do"
+        return QemuSilent(
+            f"QEMU does not answer {command}{late}",
+            hint=f"look at the QEMU at {self.place}: whether its guest runs, its migration settings as before",
+        )
+
+    def _gone(self, command: str) -> QemuGone:
+        if self._client.misfit is not None:
+            return QemuGone(f"what QEMU at {self.place} says to {command} is no QMP: {self._client.misfit}")
+        return QemuGone(f"QEMU went away during {command}")
 
     def give(self, fd: int, name: str) -> None:
         """Hand a descriptor to QEMU under `name` (getfd), as for `fd:NAME`. Raises QemuError."""
         try:
-            self._call(self._give(fd))
+            self._call(self._give(fd), ANSWER, lambda seconds: f"QEMU at {self.place} takes nothing")
+        except TimeoutError as error:
+            raise self._silent("getfd") from error
         except (QMPError, OSError) as error:
             raise QemuGone("QEMU went away before it could take its socket") from error
         self.execute("getfd", fdname=name)
@@ -98,13 +281,17 @@ class Monitor:
         """query-migrate's answer; `status` is always there ("none" before any migration). Raises QemuError."""
         return {"status": "none", **self.execute("query-migrate")}
 
-    def migration_outcome(self, patience: float | None = None) -> dict[str, Any]:
+    def _flowing(self) -> dict[str, Any]:
+        """The same, of one that is on its way."""
+        return {"status": "none", **self._execute("query-migrate", FLOWING, {})}
+
+    def migration_outcome(self, patience: float = WORD) -> dict[str, Any]:
         """Wait until the migration is completed, failed or cancelled; query-migrate's answer.
 
-        Needs the capability `events`, or `patience`: seconds between two looks. Raises QemuError.
+        Without the capability `events`, it is looked at every `patience` seconds. Raises QemuError.
         """
-        while (answer := self.migration())["status"] not in FINAL:
-            self._call(self._change(self._migration_events, patience))
+        while (answer := self._flowing())["status"] not in FINAL:
+            self._await_change(patience)
         return answer
 
     def migration_changed(self, status: str, patience: float) -> dict[str, Any]:
@@ -112,9 +299,9 @@ class Monitor:
 
         Needs the capability `events`. Raises QemuError.
         """
-        if (answer := self.migration())["status"] == status:
-            self._call(self._change(self._migration_events, patience))
-            answer = self.migration()
+        if (answer := self._flowing())["status"] == status:
+            self._await_change(patience)
+            answer = self._flowing()
         return answer
 
     def wait_until_running(self) -> None:
@@ -122,31 +309,42 @@ class Monitor:
 
         One that was paused before leaves finish-migrate without an event, so it is looked at again and again.
         """
+        began = time.monotonic()
         while self.run_state() == "finish-migrate":
-            self._call(self._change(self._resume_events, LOOK_AGAIN))
+            if time.monotonic() - began > (UNLOCK if self._hurried else SETTLE):
+                raise QemuSilent(f"QEMU at {self.place} still says finish-migrate: its guest stands still")
+            self._await_change(LOOK_AGAIN)
 
     def resume(self) -> None:
         """`cont`, once the guest is settled, and again while another QEMU has still to let go of a disk (image locks).
 
-        Raises QemuError.
+        Raises QemuError; QemuSilent, once SETTLE seconds have passed, where nobody knows yet whether it will run.
         """
         self.wait_until_running()
         deadline = time.monotonic() + UNLOCK
         while True:
             try:
-                self.execute("cont")
+                self._execute("cont", SETTLE, {})
                 return
             except QemuError as error:
-                if "lock" not in str(error) or time.monotonic() > deadline:
+                if isinstance(error, QemuSilent) or "lock" not in str(error) or time.monotonic() > deadline:
                     raise
-            time.sleep(LOOK_AGAIN)
+            self._await_change(LOOK_AGAIN)
 
-    async def _change(self, events: EventListener, patience: float | None = None) -> None:
-        """Until one of the events, the end of the connection, or `patience` seconds have passed."""
+    def _await_change(self, patience: float) -> None:
+        """Until an event has come, the connection has ended, or `patience` seconds have passed. Raises QemuSilent."""
+        try:
+            self._call(self._change(patience), None, lambda seconds: "")
+        except TimeoutError as error:
+            what = "QEMU has not come to the end of its migration"
+            raise QemuSilent(what, hint=f"look at the QEMU at {self.place}, whether its guest runs") from error
+
+    async def _change(self, patience: float) -> None:
         if self._client.runstate is not Runstate.RUNNING:  # it has ended between a command's answer and this wait
             return
-        waits = [asyncio.ensure_future(events.get()), asyncio.ensure_future(self._client.runstate_changed())]
+        waits = [asyncio.ensure_future(wait) for wait in (self._client.changed.wait(), self._client.runstate_changed())]
         _, pending = await asyncio.wait(waits, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+        self._client.changed.clear()
         for wait in pending:
             wait.cancel()
 
@@ -156,15 +354,15 @@ class Monitor:
 
         SO_PEERCRED tells who listens at the socket, and a relay between QEMU and us is none to be ended in its place.
         """
-        return self._call(self._peer()) if self._pid is None else self._pid
+        return self._call(self._peer(), None, lambda seconds: "") if self._pid is None else self._pid
 
     async def _peer(self) -> int:
         writer = self._client._writer  # qemu.qmp has no public way to the socket either; see its send_fd_scm
         if writer is None:
             return 0
         peer: socket.socket = writer.transport.get_extra_info("socket")
-        pid = int(struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0])
-        return pid if is_qemu(pid) else 0
+        pid, uid, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        return pid if listening_qemu(pid, uid) else 0
 
     def run_state(self) -> str:
         """The guest's run state, as "running" or "postmigrate". Raises QemuError."""
@@ -179,16 +377,56 @@ class Monitor:
     def close(self) -> None:
         """Leave; QEMU stays as it is."""
         try:
-            self._call(self._client.disconnect())
-        except (QMPError, OSError, EOFError, QemuGone):  # it left first, which is as good
+            self._call(self._client.disconnect(), HURRY, lambda seconds: "")
+        except (QMPError, OSError, EOFError, TimeoutError):  # it left first, which is as good
             pass
         finally:
             self._stop_loop()
 
     def _stop_loop(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
+        with held():  # a signal's exception in the midst of a join takes a thread that runs for one that has ended
+            asyncio.run_coroutine_threadsafe(self._wind_up(), self._loop).result()
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
         self._loop.close()
+
+    async def _wind_up(self) -> None:
+        """Nothing is left that waits, nor an open socket."""
+        if (writer := self._client._writer) is not None:
+            writer.transport.abort()
+        left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
+
+async def _reached(path: str) -> socket.socket:
+    """A socket that is connected to who listens at the path. Raises OSError.
+
+    A connection to a unix socket is made at once, or not at all: where too many wait already, it is tried again.
+    """
+    peer = socket.socket(socket.AF_UNIX)
+    try:
+        peer.setblocking(False)
+        while True:
+            try:
+                peer.connect(path)
+                return peer
+            except BlockingIOError:
+                await asyncio.sleep(LOOK_AGAIN)
+    except BaseException:
+        peer.close()
+        raise
+
+
+def _no_socket(path: str) -> str | None:
+    """What the path is, if it is no socket."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:  # what connecting says is as good
+        return None
+    kinds = {stat.S_IFREG: "a file", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO"}
+    return None if stat.S_ISSOCK(mode) else f"it is {kinds.get(stat.S_IFMT(mode), 'a device')}, and no socket"
 
 
 def demand_completed(figures: dict[str, Any], otherwise: str = "it gives no reason") -> dict[str, Any]:
@@ -205,13 +443,3 @@ def _start_undisturbed(thread: threading.Thread) -> None:
         thread.start()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _unreachable(address: str | socket.socket, error: Exception) -> QemuError:
-    if isinstance(address, str):
-        reason = getattr(error, "exc", error)
-        return QemuError(
-            f"no QMP monitor answers at {address}: {reason}",
-            hint="start QEMU with -qmp unix:PATH,server=on,wait=off and name that PATH; a monitor serves one client",
-        )
-    return QemuGone("QEMU ended before its monitor answered")

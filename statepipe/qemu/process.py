@@ -1,8 +1,17 @@
-"""QEMU as a process: what can be told of one that runs, and one of our own to start, feed and reap."""
+"""QEMU as a process: what can be told of one that runs, and one of our own to start, feed and reap.
+
+What /proc tells of another's process is of two kinds. The kernel's own word: its user and rights, its program
+(exe), its folder, the files it has open. And the process's: its command line lies in its own memory, and whoever it
+belongs to writes there what he likes, as may a guest that has taken its QEMU over. So a command line is shown, and
+compared; only that of a QEMU which could do here all that we can is run anywhere (`demand_equal`).
+"""
 
 from __future__ import annotations
 
+import errno
 import os
+import pwd
+import re
 import signal
 import socket
 import stat
@@ -10,6 +19,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from statepipe.errors import QemuError, QemuGone, UsageError
@@ -21,9 +31,11 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A QEMU process seen from outside: its command line and folder, and the images it has open for writing."""
+    """A QEMU process seen from outside: the kernel's word on its program, its folder and the images it has open for
+    writing; its own on its command line, empty where that is too long to be one."""
 
     pid: int
+    program: str
     command: tuple[str, ...]
     disks: tuple[str, ...]
     folder: str
@@ -43,9 +55,12 @@ class Running:
 
 
 def parent_qemu() -> Running | None:
-    """The QEMU that started us by exec:, straight or through its shell; None if no ancestor of ours is one."""
+    """The QEMU that started us by exec:, straight or through its shell; None if no ancestor of ours is one.
+
+    Nor is one of another user's, whose exec: went through sudo: its files are not ours to read for it.
+    """
     pid = parent_pid()
-    return None if pid is None else inspect_process(pid)
+    return inspect_process(pid) if pid is not None and _owner(pid) == os.geteuid() else None
 
 
 def parent_pid() -> int | None:
@@ -74,11 +89,41 @@ def _parent(pid: int) -> int:
         return 0
 
 
-def inspect_process(pid: int) -> Running | None:
-    """Command line and writable images of process `pid`, or None if it may not be looked at."""
+def listening_qemu(pid: int, uid: int) -> bool:
+    """Whether process `pid`, which user `uid` had listen at a socket (SO_PEERCRED), is that QEMU still.
+
+    Who listened may have ended, and another process have its number. So it must be of the same user, unless root
+    listened: QEMU's -runas gives its rights up only then.
+    """
+    return uid in (0, _owner(pid)) and is_qemu(pid)
+
+
+def _owner(pid: int) -> int | None:
+    """The user whose rights it has; None if it is gone."""
     try:
-        command = tuple(Path(f"/proc/{pid}/cmdline").read_text(errors="surrogateescape").split("\0")[:-1])
-        return Running(pid, command, tuple(_writable_images(pid)), os.readlink(f"/proc/{pid}/cwd"))
+        return int(_rights(pid)["Uid"].split()[1])
+    except (OSError, KeyError):
+        return None
+
+
+def _rights(pid: int | str) -> dict[str, str]:
+    """proc_pid_status(5). Raises OSError."""
+    rows = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
+    return {name: value.strip() for name, _, value in (row.partition(":") for row in rows)}
+
+
+COMMAND_LIMIT = 128 << 10
+"""Bytes of a command line: those of large guests have ten thousand. A process can pretend to any."""
+
+
+def inspect_process(pid: int) -> Running | None:
+    """Program, command line, folder and writable images of process `pid`, or None if it may not be looked at."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            line = file.read(COMMAND_LIMIT + 1)
+        words = os.fsdecode(line).split("\0")[:-1] if len(line) <= COMMAND_LIMIT else []
+        program, folder = (os.readlink(f"/proc/{pid}/{name}") for name in ("exe", "cwd"))
+        return Running(pid, program, tuple(words), tuple(_writable_images(pid)), folder)
     except OSError:
         return None
 
@@ -104,6 +149,84 @@ def _open_files(pid: int) -> Iterator[tuple[str, int, str]]:
             yield os.readlink(entry.path), os.stat(entry.path).st_mode, entry.name
         except FileNotFoundError:  # closed meanwhile
             continue
+
+
+def demand_equal(pid: int) -> Running:
+    """The QEMU, if its own word on its command line may be run as ours elsewhere.
+
+    Raises QemuError unless it is our user's, is confined no more than we are, and is in our namespaces: then it could
+    do here whatever we can, and gains nothing by a false one.
+    """
+    running = inspect_process(pid)
+    if running is None:
+        raise QemuError(
+            "this QEMU's command line may not be looked at",
+            hint=f"run statepipe as QEMU's user, and name QEMU's own socket; or {_SAY_IT}",
+        )
+    if why := _unequal(pid) or _unstartable(running):
+        raise QemuError(f"this QEMU's command line is not started elsewhere: {why}", hint=_SAY_IT)
+    return running
+
+
+_SAY_IT = "say yourself what is started there, with --remote-qemu FILE"
+
+
+def _unequal(pid: int) -> str | None:
+    """Why it may do less than we, or None."""
+    try:
+        its, our = _rights(pid), _rights("self")
+        if set(its["Uid"].split()) != set(our["Uid"].split()):
+            return f"it runs as {_user(its['Uid'])}, statepipe as {_user(our['Uid'])}"
+        for name in ("mnt", "user", "pid"):
+            if os.readlink(f"/proc/{pid}/ns/{name}") != os.readlink(f"/proc/self/ns/{name}"):
+                return "it runs in a container, or another namespace"
+        if not os.path.samefile(f"/proc/{pid}/root", "/"):
+            return "it runs in another root folder"
+        if int(our["CapEff"], 16) & ~int(its["CapEff"], 16):
+            return "it has given up capabilities"
+        for name in ("Seccomp_filters", "Seccomp", "NoNewPrivs"):
+            if int(its.get(name, "0")) > int(our.get(name, "0")):
+                return "it is in a sandbox"
+        if _label(pid) != _label("self"):
+            return "it runs under another security label"
+    except (OSError, KeyError, ValueError):
+        return "its rights cannot be told"
+    return None
+
+
+def _user(uids: str) -> str:
+    number = int(uids.split()[1])
+    try:
+        return pwd.getpwuid(number).pw_name
+    except KeyError:
+        return f"user {number}"
+
+
+def _label(pid: int | str) -> bytes:
+    """AppArmor's or SELinux's word on what it may do; empty where there is neither."""
+    try:
+        return Path(f"/proc/{pid}/attr/current").read_bytes()
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.ENOENT):
+            return b""
+        raise
+
+
+def _unstartable(running: Running) -> str | None:
+    """Why its command line would not start the same elsewhere, or None."""
+    if running.program.endswith(" (deleted)"):
+        return "the program that it runs was removed or replaced since"
+    if running.folder.endswith(" (deleted)"):
+        return "the folder that it runs in was removed"
+    if not running.command:
+        return f"it says none, or one of more than {COMMAND_LIMIT >> 10} KiB"
+    for word in anew(running.command):
+        if _HANDED.search(word):
+            return f"it was handed descriptors by who started it ({word[:80]})"
+    return None
+
+
+_HANDED = re.compile(r"(^|[,.])(sock_?)?(vhost)?fds?=\d|/dev/fdset/|/dev/fd/|/proc/self/fd/|^--?add-fd$|^fd:\d")
 
 
 def _writable_images(pid: int) -> list[str]:
@@ -237,19 +360,29 @@ def anew(command: Sequence[str]) -> list[str]:
 
     Without how this one got its own guest, the monitors that statepipe gave it, and what would hide it from us.
     """
-    words = [word for word in command if word not in ("-S", "--S", "-daemonize", "--daemonize")]
-    kept: list[str] = []
-    rest = iter(words)
+    kept, rest = list(command[:1]), iter(command[1:])
     for word in rest:
-        if "-" + word.lstrip("-") in ("-incoming", "-chardev", "-mon"):
-            value = next(rest, "")
-            if word.endswith("-incoming") or f"={_MONITOR}-" in value:
-                continue
-            kept += [word, value]
-        else:
-            kept.append(word)
+        name = _option(word)
+        value = [] if name is None or name in _WITHOUT_VALUE else list(islice(rest, 1))
+        ours = name in ("chardev", "mon") and any(f"={_MONITOR}-" in each for each in value)
+        if name not in ("S", "daemonize", "incoming") and not ours:
+            kept += [word, *value]
     return kept
 
+
+def _option(word: str) -> str | None:
+    """The option's name; QEMU takes it with one dash or two. None for the name of an image, which has none."""
+    return word[1:].removeprefix("-") if word.startswith("-") else None
+
+
+_FLAGS = """
+S s async-teardown audio-help alt-grab ctrl-grab curses daemonize enable-fips enable-kvm enable-sync-profile full-screen
+h help jitdump mem-prealloc no-acpi no-fd-bootchk no-frame no-hpet no-kvm no-quit no-reboot no-shutdown no-user-config
+nodefaults nographic old-param one-insn-per-tb only-migratable perfmap portrait preconfig sdl semihosting singlestep
+snapshot usb version win2k-hack xen-attach xen-domid-restrict
+"""
+_WITHOUT_VALUE = frozenset(_FLAGS.split())
+"""The options of QEMU 2.12 to 10.0 that take none; every other has one, which may begin with a dash."""
 
 _MONITOR = "statepipe-monitor"
 
@@ -262,7 +395,7 @@ def _refuse_incoming(command: Sequence[str]) -> None:
 
 
 def _has_option(command: Sequence[str], flag: str) -> bool:
-    """QEMU takes its options with one dash or two."""
+    """Also as --flag. A value that looks like it counts too: rather one refusal too many."""
     return flag in command or f"-{flag}" in command
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 from statepipe.errors import InterruptedBySignal, QemuError, QemuGone, StatepipeError
@@ -28,8 +28,15 @@ def adjusted(
             monitor.hurry()
         _restore_after(error, monitor, before)
         raise
-    with suppress(QemuGone):  # and its settings with it
+    try:
         restore(monitor, before)
+    except QemuGone:  # and its settings with it
+        pass
+    except QemuError as error:
+        error.hint = "; ".join(
+            filter(None, ["all else is done: only its migration settings are not as before", error.hint])
+        )
+        raise
 
 
 def _restore_after(error: BaseException, monitor: Monitor, before: Mapping[str, Any]) -> None:

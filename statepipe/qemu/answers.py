@@ -1,0 +1,97 @@
+"""What QEMU's monitor says, held against its shape at the door: docs/interop/qmp-spec, and QEMU's QAPI schema.
+
+Whatever answers at a QMP socket may be another QEMU than we know, a relay, or no QEMU at all, and its guest may have
+taken it over. Here is what of its answers is read, and no more: fields that nobody reads may be of any shape.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from statepipe.shapes import Misshapen, Shape, anything, check, fields, flag, many, maybe, table, text, whole
+
+LONGEST = 4 << 20
+"""Bytes of one message. A guest of a hundred disks tells 200 KB of them; parsed, JSON takes up to thirty times as much
+memory as written."""
+
+NAME, WORDS, PATH = 256, 4096, 4096
+"""Characters of a name, of a reason for a person, of a path (PATH_MAX)."""
+
+SOME, MANY = 4096, 65536
+"""The most rows of anything, and of what may be there for each processor or device."""
+
+
+_ANY_OBJECT = table(anything, MANY)
+
+GREETING = fields({"QMP": fields({"version": _ANY_OBJECT, "capabilities": many(anything, SOME)})})
+"""What QEMU says first."""
+
+_ERROR = fields({"class": text(NAME), "desc": text(WORDS)})
+
+MESSAGE = fields({}, {"event": text(NAME), "id": maybe(text(NAME)), "error": _ERROR})
+"""Any message after it: an event, or the answer to a command."""
+
+_COUNT = whole(-(1 << 63))
+"""QEMU's figures are counts; a few are of a type that can be negative, while nothing is known yet."""
+
+_MIGRATION = fields(
+    {},
+    {
+        "status": text(NAME),
+        "error-desc": text(WORDS),
+        "blocked-reasons": many(text(WORDS), SOME),
+        "total-time": _COUNT,
+        "downtime": _COUNT,
+        "expected-downtime": _COUNT,
+        "ram": fields(
+            dict.fromkeys(("transferred", "total", "remaining", "dirty-sync-count"), _COUNT),
+            dict.fromkeys(("dirty-pages-rate", "page-size"), _COUNT),
+        ),
+    },
+)
+"""query-migrate's. The rest is shown as it is, and read by nobody."""
+
+_WORD = fields(
+    {"cpuid-input-eax": whole(), "cpuid-register": text(NAME), "features": whole()}, {"cpuid-input-ecx": whole()}
+)
+
+ANSWERS: Mapping[str, Shape] = {
+    "query-status": fields({"status": text(NAME)}),
+    "query-migrate": _MIGRATION,
+    "query-migrate-capabilities": many(fields({"capability": text(NAME), "state": flag}), SOME),
+    "query-migrate-parameters": fields({}, {"max-bandwidth": whole(), "downtime-limit": whole()}),
+    "query-version": fields(
+        {"qemu": fields({"major": whole(), "minor": whole(), "micro": whole()}), "package": text(NAME)}
+    ),
+    "query-memory-size-summary": fields({"base-memory": whole()}, {"plugged-memory": whole()}),
+    "query-name": fields({}, {"name": text(WORDS)}),
+    "query-uuid": fields({"UUID": text(NAME)}),
+    "query-target": fields({"arch": text(NAME)}),
+    "query-kvm": fields({"enabled": flag}),
+    "query-cpus-fast": many(fields({"qom-path": text(PATH)}), MANY, least=1),
+    "query-named-block-nodes": many(fields({"drv": text(NAME), "file": text(MANY)}), MANY),
+    "qom-get type": text(NAME),
+    "qom-get feature-words": many(_WORD, SOME),
+    "qom-get filtered-features": many(_WORD, SOME),
+    "qom-get tsc-frequency": whole(),
+}
+"""The shape of each answer that is read, by command; of qom-get, by the property too."""
+
+
+def judge(command: str, arguments: Mapping[str, object], answer: Any) -> Any:
+    """The answer, once it is known to be of the command's shape. Raises Misshapen."""
+    key = f"{command} {arguments['property']}" if command == "qom-get" else command
+    return check(answer, ANSWERS.get(key, anything))
+
+
+def file_name(value: str) -> str:
+    """A name that QEMU gives a file, once it is known that a file can have it. Raises Misshapen."""
+    try:
+        named = os.fsencode(value)
+    except UnicodeEncodeError:
+        named = b""
+    if not named or b"\0" in named or len(named) > PATH:
+        raise Misshapen(f"no file can have the name {value[:80]!r}")
+    return value

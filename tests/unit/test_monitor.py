@@ -1,0 +1,224 @@
+"""Whatever answers at a QMP socket, and however, what comes of it is an answer of the right shape or a QemuError."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from statepipe.errors import QemuError, QemuGone, QemuSilent, StatepipeError
+from statepipe.qemu.answers import ANSWERS
+from statepipe.qemu.facts import gather
+from statepipe.qemu.monitor import Monitor
+from statepipe.qemu.settings import adjusted
+from tests.qmpserver import SILENT, QmpServer, Raw, qmp_server
+
+DEEP = Raw(b'{"return": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n")
+
+ODD: list[Any] = [None, -1, "x" * 100_000, [], {}, [None], [{}]]
+"""For every command; then what is odd for one alone."""
+
+RAM = dict.fromkeys(("transferred", "total", "remaining", "dirty-sync-count"), 1)
+
+ODD_FOR: dict[str, list[Any]] = {
+    "query-status": [{"status": None}, {"status": ["running"]}],
+    "query-migrate": [
+        {"status": ["completed"]},
+        {"status": "active", "ram": []},
+        {"status": "active", "ram": RAM | {"remaining": "x"}},
+        {"status": {}, "error-desc": 3},
+        {"blocked-reasons": "no"},
+    ],
+    "query-version": [{"qemu": {"major": "7"}, "package": None}],
+    "query-memory-size-summary": [{"base-memory": "128M"}, {"base-memory": 1 << 70}],
+    "query-named-block-nodes": [
+        [{"drv": "file", "file": "/a\0b"}],
+        [{"drv": "file", "file": "/\udc00\ud800"}],
+        [{"drv": ["file"], "file": None}],
+    ],
+    "query-cpus-fast": [[{"qom-path": 7}]],
+    "query-migrate-capabilities": [[{"capability": {}, "state": "on"}]],
+    "qom-get feature-words": [[{"cpuid-input-eax": "1", "cpuid-register": [], "features": -1}]],
+    "query-migrate-parameters": [{"max-bandwidth": "fast"}],
+}
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="qmp-") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def server(folder: Path) -> Iterator[QmpServer]:
+    with qmp_server(folder) as running:
+        yield running
+
+
+def ask_everything(monitor: Monitor) -> None:
+    """All that statepipe reads of a QEMU."""
+    gather(monitor)
+    monitor.run_state()
+    assert monitor.migration()["status"].upper()
+    with adjusted(monitor, {"events": True}, {"max-bandwidth": 0}):
+        pass
+
+
+@pytest.mark.parametrize("command", ANSWERS)
+def test_an_odd_answer_is_told_by_the_command_it_answers(server: QmpServer, command: str) -> None:
+    with closing(Monitor(server.path)) as monitor:
+        ask_everything(monitor)
+        for odd in [*ODD, *ODD_FOR.get(command, [])]:
+            server.answers[command] = odd
+            try:
+                ask_everything(monitor)
+            except QemuError as error:
+                assert server.path in str(error), error
+                assert command.partition(" ")[0] in str(error) or "disks" in str(error)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        DEEP,
+        Raw(b"[]\n"),
+        Raw(b"\xff\xfe\n"),
+        Raw(b"nonsense\n"),
+        Raw(b'{"return": NaN}\n'),
+        Raw(b'{"return": {}, "id": []}\n'),
+        Raw(b'{"event": ["MIGRATION"]}\n'),
+        Raw(b'{"error": 5}\n'),
+        Raw(b'{"error": {"class": 1, "desc": {}}, "id": "__qmp#00000"}\n'),
+        Raw(b'{"id": "__qmp#00000"}\n'),
+        Raw(b'{"return": "' + b"x" * (5 << 20) + b'"}\n'),
+    ],
+    ids=lambda raw: repr(bytes(raw)[:24]),
+)
+def test_what_is_no_message_of_qmp_ends_the_wait_for_one(server: QmpServer, raw: Raw) -> None:
+    server.answers["query-status"] = raw
+    with closing(Monitor(server.path)) as monitor, pytest.raises(QemuError, match="query-status"):
+        monitor.run_state()
+
+
+@pytest.mark.parametrize(
+    "greeting",
+    [
+        Raw(b"SSH-2.0-OpenSSH_9.2\r\n"),
+        Raw(b"{}\n"),
+        Raw(b'{"QMP": 1}\n'),
+        Raw(b'{"QMP": {"version": [], "capabilities": {}}}\n'),
+        Raw(b"[" * 100_000 + b"\n"),
+        Raw(b"x" * (6 << 20)),
+    ],
+    ids=lambda raw: repr(bytes(raw)[:24]),
+)
+def test_who_greets_otherwise_is_no_monitor(folder: Path, greeting: Raw) -> None:
+    with qmp_server(folder, greeting) as server, pytest.raises(QemuError, match="no QMP monitor"):
+        Monitor(server.path)
+
+
+def test_capabilities_that_are_refused_are_no_monitor(server: QmpServer) -> None:
+    server.answers["qmp_capabilities"] = Raw(b'{"error": {"class": "GenericError", "desc": "no"}}\n')
+    with pytest.raises(QemuError, match="no QMP monitor answers at"):
+        Monitor(server.path)
+
+
+@pytest.mark.parametrize("command", ["qmp_capabilities", "query-status"])
+def test_a_connection_that_is_closed_in_the_midst_is_qemu_gone_or_no_monitor(server: QmpServer, command: str) -> None:
+    def leave() -> Any:
+        raise OSError  # which ends the connection
+
+    server.answers[command] = leave
+    server_side = threading.Thread(target=lambda: (heard(server, command), server.close()))
+    server_side.start()
+    try:
+        with pytest.raises(QemuError), closing(Monitor(server.path)) as monitor:
+            monitor.run_state()
+    finally:
+        server_side.join()
+
+
+def heard(server: QmpServer, command: str) -> None:
+    """Wait until the command has come."""
+    while server.heard.get(timeout=30) != command:
+        pass
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "FIFO", "nothing"])
+def test_a_path_that_is_no_socket_is_told_as_what_it_is(folder: Path, kind: str) -> None:
+    path = folder / "path"
+    make = {"file": path.touch, "folder": path.mkdir, "FIFO": lambda: os.mkfifo(path), "nothing": lambda: None}
+    make[kind]()
+    found = "No such file" if kind == "nothing" else f"it is a {kind}, and no socket"
+    with pytest.raises(QemuError, match=f"no QMP monitor answers at {path}: .*{found}"):
+        Monitor(str(path))
+
+
+@pytest.mark.parametrize("command", ["query-status", "query-migrate", "cont", "quit"])
+def test_a_command_that_is_not_answered_ends_when_told_to_hurry(server: QmpServer, command: str) -> None:
+    """And nothing says that it failed."""
+    server.answers[command] = SILENT
+    with closing(Monitor(server.path)) as monitor:
+        outcome: list[BaseException] = []
+
+        def wait() -> None:
+            try:
+                monitor.execute(command)
+            except StatepipeError as error:
+                outcome.append(error)
+
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        heard(server, command)
+        monitor.hurry()
+        waiting.join(30)
+        assert [type(error) for error in outcome] == [QemuSilent]
+        assert not isinstance(outcome[0], QemuGone) and command in str(outcome[0])
+
+
+def test_a_migration_that_does_not_end_is_not_waited_for_in_a_hurry(server: QmpServer) -> None:
+    server.answers["query-migrate"] = {"status": "active", "ram": RAM}
+    with closing(Monitor(server.path)) as monitor:
+        threading.Thread(target=lambda: (heard(server, "query-migrate"), monitor.hurry())).start()
+        with pytest.raises(QemuSilent, match="has not come to the end"):
+            monitor.migration_outcome()
+
+
+def test_a_late_answer_counts(server: QmpServer) -> None:
+    told, may_answer = [], threading.Event()
+    server.answers["cont"] = lambda: may_answer.wait(30) and {}
+    with closing(Monitor(server.path, tell=told.append)) as monitor:
+        threading.Thread(target=lambda: (heard(server, "cont"), may_answer.set())).start()
+        assert monitor.execute("cont") == {} and told == []
+
+
+def test_events_alone_take_no_memory(server: QmpServer) -> None:
+    """A QEMU, or what has taken it over, may tell of as many as it likes."""
+    flood = json.dumps({"event": "MIGRATION", "data": {"status": "active"}, "timestamp": {}}).encode() + b"\n"
+    server.answers["query-version"] = Raw(flood * 20_000 + b'{"return": {"qemu": 5}, "id": "__qmp#00000"}\n')
+    with closing(Monitor(server.path)) as monitor:
+        before = resident()
+        with pytest.raises(QemuError, match="query-version"):
+            monitor.execute("query-version")
+        assert resident() - before < 100 << 20
+        assert monitor.run_state() == "paused"
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_a_monitor_that_failed_leaves_no_thread(folder: Path) -> None:
+    with qmp_server(folder, Raw(b"{}\n")) as server:
+        before = {thread.name for thread in threading.enumerate()}
+        with pytest.raises(QemuError):
+            Monitor(server.path)
+        assert {thread.name for thread in threading.enumerate()} - before <= {"Thread"}
+        assert not any(thread.name == "monitor" for thread in threading.enumerate())
