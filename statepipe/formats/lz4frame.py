@@ -132,19 +132,31 @@ class Splitter:
         return taken
 
     def _step(self) -> Item | None:
-        if self._skip:
+        while self._skip or self._begins_skipping():
             self._skip -= len(self._take(min(self._skip, len(self._held))))
-        if self._skip or len(self._held) < 4:
+            if self._skip:
+                return None
+        if len(self._held) < 4:
             return None
         if self._frame is None:
             return self._begin()
         return self._legacy_block() if self._frame.legacy else self._block(self._frame)
 
+    def _begins_skipping(self) -> bool:
+        """Whether a skippable frame begins here: it is passed over. There may be any number of them in a row."""
+        if self._frame is not None or len(self._held) < 8:
+            return False
+        if not SKIPPABLE_FIRST <= int.from_bytes(self._held[:4], "little") <= SKIPPABLE_LAST:
+            return False
+        self._skip = int.from_bytes(self._held[4:8], "little")
+        self._take(8)
+        return True
+
     def _begin(self) -> Item | None:
         """At a frame's first byte."""
         magic = int.from_bytes(self._held[:4], "little")
-        if SKIPPABLE_FIRST <= magic <= SKIPPABLE_LAST:
-            return self._begin_skipping()
+        if SKIPPABLE_FIRST <= magic <= SKIPPABLE_LAST:  # its size has still to come
+            return None
         if magic == LEGACY_MAGIC:
             self._frame = Begin(self._start, LEGACY_BLOCK, legacy=True)
             self._take(4)
@@ -158,13 +170,6 @@ class Splitter:
         self._frame, length = parsed
         self._take(length)
         return self._frame
-
-    def _begin_skipping(self) -> Item | None:
-        if len(self._held) < 8:
-            return None
-        self._skip = int.from_bytes(self._held[4:8], "little")
-        self._take(8)
-        return self._step()
 
     def _block(self, frame: Begin) -> Item | None:
         word = int.from_bytes(self._held[:4], "little")

@@ -178,22 +178,37 @@ def decompress(checker: Checker | None = None) -> Stage:
 def _first_magic(upstream: Iterator[Buffer]) -> tuple[bytes, Iterator[Buffer]]:
     """The magic that tells the codec: not that of a skippable frame, which zstd and lz4 have in common, if one of
     theirs is found within SKIPPED_LIMIT bytes."""
-    first, whole = peek(upstream)
-    head, skipped = first, 0
-    while head in SKIPPABLE_MAGICS and skipped < SKIPPED_LIMIT:
-        sized, whole = peek(whole, skipped + 8)
-        skipped += 8 + int.from_bytes(sized[skipped + 4 :], "little")
+    head = _Head(upstream)
+    first = found = head.at(0, 4)
+    skipped = 0
+    while found in SKIPPABLE_MAGICS and skipped < SKIPPED_LIMIT:
+        skipped += 8 + int.from_bytes(head.at(skipped + 4, 4), "little")
         if skipped < SKIPPED_LIMIT:
-            taken, whole = peek(whole, skipped + 4)
-            head = taken[skipped:]
-    return head if _find(head) in _SKIPPERS else first, whole
+            found = head.at(skipped, 4)
+    return found if _find(found) in _SKIPPERS else first, head.whole()
+
+
+class _Head:
+    """The beginning of a stream, taken as far as somebody looks; `whole` still gives all of it."""
+
+    def __init__(self, upstream: Iterator[Buffer]) -> None:
+        self._upstream = upstream
+        self._taken: list[Buffer] = []
+        self._bytes = bytearray()
+
+    def at(self, start: int, size: int) -> bytes:
+        """The bytes there, fewer where the stream ends."""
+        while len(self._bytes) < start + size and (buffer := next(self._upstream, None)) is not None:
+            self._taken.append(buffer)
+            self._bytes += buffer
+        return bytes(self._bytes[start : start + size])
+
+    def whole(self) -> Iterator[Buffer]:
+        """What was taken, and the rest."""
+        return Over(self._upstream, concatenate(self._taken, self._upstream))
 
 
 def peek(upstream: Iterator[Buffer], size: int = 4) -> tuple[bytes, Iterator[Buffer]]:
     """The first `size` bytes (fewer if there are no more), and an iterator that still gives all of them."""
-    taken: list[Buffer] = []
-    count = 0
-    while count < size and (buffer := next(upstream, None)) is not None:
-        taken.append(buffer)
-        count += len(buffer)
-    return b"".join(taken)[:size], Over(upstream, concatenate(taken, upstream))
+    head = _Head(upstream)
+    return head.at(0, size), head.whole()
