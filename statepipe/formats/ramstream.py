@@ -29,10 +29,14 @@ ZERO, MEM_SIZE, PAGE, EOS, CONTINUE = 0x02, 0x04, 0x08, 0x10, 0x20
 XBZRLE, HOOK, COMPRESS_PAGE, MULTIFD_FLUSH = 0x40, 0x80, 0x100, 0x200
 ORDINARY_AGAIN, ZERO_AGAIN = PAGE | CONTINUE, ZERO | CONTINUE
 
-# The largest guests sold have 24 TiB. It bounds the map of pages seen: one byte a page that was sent, or
-# lies below one that was sent, in its block.
+# The largest guests sold have 24 TiB.
 MAX_RAM = 32 << 40
-MAP_STEP = 1 << 16  # pages the map grows by
+# Pages in a part of the map of pages seen, a byte for each: a part is there once a page in it was sent. A sender that
+# means ill sends a page here and a page there, so parts beyond the first are given only where pages have come for them:
+# a guest's first pass fills them, and for what has no part it is not known whether it was sent before.
+MAP_PART = 1 << 12
+FREE_PARTS = 8192
+PAGES_PER_PART = MAP_PART // 4
 MAX_BLOCKS = 4096
 # A row of zero pages longer than this is worth a table to compare it with (zeropages.py).
 SHORT_RUN = 8
@@ -75,12 +79,13 @@ class RamPages:
         self.random_order = False  # pages come as postcopy asks, or as threads finish: going back is no new round
         self.at_end = False  # EOS was read; whoever starts a section sets it back
         self._unlisted = 0
-        self._seen: dict[str, bytearray] = {}
+        self._seen: dict[str, dict[int, bytearray]] = {}
+        self._parts = 0
         self._order: dict[str, int] = {}
         self._block_name = ""  # the block that CONTINUE goes on with
         self._block_pages = 0
         self._block_place = 0  # blocks in order, then pages in order, as one number
-        self._map = bytearray()
+        self._map: dict[int, bytearray] = {}
         self._place = -1  # of the last page
         self._wrapped = False
 
@@ -216,7 +221,7 @@ class RamPages:
         self._block_name = name
         self._block_pages = self.blocks[name].length // self.page_size
         self._block_place = self._order[name] * MAX_RAM
-        self._map = self._seen.setdefault(name, bytearray())
+        self._map = self._seen.setdefault(name, {})
         return after
 
     def _start_list(self, at: int, total: int) -> None:
@@ -253,17 +258,15 @@ class RamPages:
 
     def _sent(self, at: int, address: int, count: int) -> None:
         """Note `count` pages from `address` on, sent by the record at `at`, in the map of pages seen."""
-        first, seen = address // self.page_size, self._map
+        first = address // self.page_size
         after = first + count
         if after > self._block_pages:
             raise self._outside(at, after - 1)
-        if after > len(seen):
-            seen.extend(bytes(min(after + MAP_STEP, self._block_pages) - len(seen)))
-        if count == 1:  # spares a third of the time of scattered pages
-            again, seen[first] = seen[first], 1
+        seen = self._map.get(first // MAP_PART)
+        if count == 1 and seen is not None:  # spares a third of the time of scattered pages
+            again, seen[first % MAP_PART] = seen[first % MAP_PART], 1
         else:
-            again = seen.count(1, first, after)
-            seen[first:after] = b"\x01" * count
+            again = self._mark(first, after)
         place = self._block_place + first
         if place <= self._place:
             self._wrapped = True
@@ -272,6 +275,27 @@ class RamPages:
             if self._wrapped:
                 self._count_round()
         self._place = place + count - 1
+
+    def _mark(self, first: int, after: int) -> int:
+        """Note pages in the block's map; how many of them were there before."""
+        again = 0
+        while first < after:
+            number, start = divmod(first, MAP_PART)
+            stop = min(start + after - first, MAP_PART)
+            if (seen := self._map.get(number) or self._new_part(number)) is not None:
+                again += seen.count(1, start, stop)
+                seen[start:stop] = b"\x01" * (stop - start)
+            first += stop - start
+        return again
+
+    def _new_part(self, number: int) -> bytearray | None:
+        counts = self.counts
+        pages = counts.normal + counts.zero + counts.xbzrle + counts.compressed
+        if self._parts >= FREE_PARTS + pages // PAGES_PER_PART:
+            return None
+        self._parts += 1
+        part = self._map[number] = bytearray(MAP_PART)
+        return part
 
     @property
     def place(self) -> tuple[str, int]:
