@@ -1,0 +1,255 @@
+"""The doors for a guest's state: QEMU's stream, its return path, and state files, sealed or not."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import struct
+import tempfile
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import zstandard
+from blake3 import blake3
+
+from statepipe.cli.report import inspected, verified
+from statepipe.commands.inspect import inspect
+from statepipe.commands.verify import verify_state
+from statepipe.ends.state import Keys
+from statepipe.errors import StatepipeError
+from statepipe.formats.qemustream import QemuStream
+from statepipe.formats.returnpath import ReturnPath
+from statepipe.formats.statefile import HEADER, TRAILER
+from tests import agefiles, statefiles
+from tests import streams as made
+from tests.fuzz.harness import Door
+from tests.fuzz.mutation import LARGE, mutated, odd_json, portions
+
+# --- QEMU's stream
+
+
+def follow(data: bytes) -> None:
+    """As `watch` does; what was seen is told as JSON."""
+    stream = QemuStream()
+    try:
+        for part in portions(data):
+            if stream.feed(part) < len(part):
+                break
+            stream.take_pings()
+        stream.close()
+    finally:
+        json.dumps(stream.facts())
+        assert stream.place and isinstance(stream.could_end_here, bool)
+
+
+def make_stream(random: Random) -> bytes:
+    built = b"".join(random.choice(_PARTS)(random) for _ in range(random.choice((1, 3, 10, 40))))
+    good = random.choice((made.whole(), made.head() + built, made.setup() + built, _huge_blocks(random) + built))
+    if random.random() < 0.3:
+        good += made.devices() + b"\0" + _vmdesc(random)
+    return mutated(random, good, [made.whole()]) if random.random() < 0.7 else good
+
+
+def _huge_blocks(random: Random) -> bytes:
+    """Blocks of sizes that no host has, and a few pages in them."""
+    length = random.choice((1 << 20, 1 << 40, 32 << 40))
+    blocks = made.block_list((("pc.ram", length),))
+    pages = [made.zero(0, "pc.ram"), *(made.zero(random.randrange(length // made.PAGE)) for _ in range(20))]
+    return made.head() + made.ram_start(blocks) + made.ram(*pages)
+
+
+def _vmdesc(random: Random) -> bytes:
+    described = {"page_size": made.PAGE, "devices": [{"name": name, "fields": [1]} for name in made.DEVICES]}
+    text = odd_json(random, described)
+    return b"\x06" + struct.pack(">I", len(text) + random.choice((0, 0, 0, -1, 1))) + text
+
+
+_PARTS: Any = (
+    lambda random: made.ram(made.zero(random.randrange(70), "pc.ram"), made.ordinary(random.randrange(70))),
+    lambda random: made.ram(made.record(random.choice(LARGE) & 0xFFF, random.randrange(1 << 20)), kind=3),
+    lambda random: made.command(
+        random.choice((1, 2, 3, 4, 5, 7, 11, 200)), random.randbytes(random.choice((0, 4, 16)))
+    ),
+    lambda random: made.device(random.choice(("timer", "", "x" * 255)), random.choice((0, 4)), random.randbytes(9)),
+    lambda random: made.start("dirty-bitmap", random.choice((9, 10)), random.randbytes(20)),
+    lambda random: made.globalstate(3, random.randbytes(8)),
+    lambda random: made.ram_start(),
+    lambda random: made.subsection(random.choice(("uuid", "target-page-bits", "x")), struct.pack(">I", 12)),
+    lambda random: made.capabilities("x-ignore-shared", "mapped-ram"[: random.randrange(11)]),
+    lambda random: made.devices() + b"\0" + made.vmdesc(*made.DEVICES),
+    lambda random: made.footer(random.choice((2, 4))) + b"\0",
+    lambda random: made.xbzrle(1) + made.compressed(2),
+)
+
+
+SPARSE = made.head() + made.ram_start(made.block_list((("pc.ram", 32 << 40),)))
+"""The head of a guest of 32 TiB."""
+
+
+def _ended(text: bytes) -> bytes:
+    """A stream that ends in this vmdesc."""
+    body = made.setup() + made.ram(made.LAST, kind=3) + made.devices()
+    return body + b"\0\x06" + struct.pack(">I", len(text)) + text
+
+
+def _filled(begin: bytes, unit: bytes, size: int) -> bytes:
+    return begin + unit * ((size - len(begin)) // len(unit)) + b'0],"devices":[]}'
+
+
+STREAMS = {
+    "a page at the end of 32 TiB": lambda: SPARSE + made.ram(made.zero((32 << 40) // 4096 - 1, "pc.ram")),
+    "pages here and there in 32 TiB": lambda: (
+        SPARSE + made.ram(made.zero(0, "pc.ram"), *(made.zero(page << 12) for page in range(300_000)))
+    ),
+    "a vmdesc of empty lists": lambda: _ended(_filled(b'{"x":[', b"[],", 15 << 20)),
+    "a vmdesc of empty lists, a long one": lambda: _ended(_filled(b'{"x":[', b"[],", 63 << 20)),
+    "a vmdesc of short texts": lambda: _ended(_filled(b'{"x":[', b'"ab",      ', 15 << 20)),
+    "a vmdesc of objects": lambda: _ended(_filled(b'{"x":[', b'{"":1},                  ', 15 << 20)),
+    "a vmdesc with a letter of four bytes": lambda: _ended(b'{"x": "\xf0\x9f\x98\x80' + b"x" * (15 << 20) + b'"}'),
+    "sections without end before the devices": lambda: (
+        made.setup() + b"".join(made.start("x", number, b"", 1) for number in range(3, 600_000))
+    ),
+}
+
+
+def return_path(data: bytes) -> None:
+    path = ReturnPath()
+    for part in portions(data):
+        assert all(message.value is not None or message.payload is not None for message in path.feed(part))
+
+
+def make_return_path(random: Random) -> bytes:
+    parts = []
+    for _ in range(random.choice((1, 4, 20))):
+        size = random.choice((0, 4, 4, 12, 512))
+        parts.append(struct.pack(">HH", random.randrange(9), size) + random.randbytes(size))
+        if parts[-1][1] == 5:
+            parts.append(struct.pack(">Q", 16) + bytes(16) + struct.pack(">Q", 0x0123456789ABCDEF))
+    return mutated(random, b"".join(parts))
+
+
+# --- files
+
+STREAM = statefiles.noisy_stream()
+GOOD = statefiles.state_file(statefiles.cut(STREAM, 3))
+PIECES = statefiles.layout(GOOD)
+FRAMES = [(GOOD[piece.start : piece.end], piece.content) for piece in PIECES[1:] if piece.content]
+
+
+def _facts_of(piece: statefiles.Piece) -> Any:
+    return json.loads(GOOD[piece.start + 8 + 26 : piece.end])
+
+
+DISK = {"path": "/dev/null", "format": "raw", "size": 0, "mtime_ns": None, "samples_blake3": "ab" * 32}
+HEAD = _facts_of(PIECES[0]) | {"name": "guest", "qemu": "10.0.2", "ram": 1 << 27, "stages": ["checksum"]}
+TAIL = _facts_of(PIECES[-2]) | {"disks": [DISK, {"path": "/srv/x", "unknown": "gone"}]}
+
+
+def meta(kind: bytes, text: bytes) -> bytes:
+    """A metadata frame, its own checksum right whatever it says."""
+    payload = b"statepipe" + kind + blake3(kind + text).digest(16) + text
+    return struct.pack("<II", statefiles.META, len(payload)) + payload
+
+
+def read_state(data: bytes) -> None:
+    """Every way to read a state: load, inspect for people and for programs, verify-state."""
+    _read(data, statefiles.NO_KEYS)
+
+
+def _read(data: bytes, keys: Keys) -> None:
+    with tempfile.TemporaryDirectory(prefix="fuzz") as folder:
+        path = Path(folder) / "state"
+        path.write_bytes(data)
+        for force in (False, True):
+            statefiles.load(path, force=force, keys=keys)
+        with contextlib.suppress(StatepipeError):
+            facts = inspect(str(path), keys)
+            json.dumps(facts)
+            assert inspected(facts)
+        with contextlib.suppress(StatepipeError):
+            facts = verify_state(str(path), keys)
+            json.dumps(facts)
+            assert verified(facts)
+
+
+def make_state(random: Random) -> bytes:
+    """A good one with changes; or one whose facts are odd, and all of its sums right."""
+    what = random.random()
+    if what < 0.35:
+        return mutated(random, GOOD, [STREAM])
+    if what < 0.45:
+        return mutated(random, _table(random))
+    head = HEAD if random.random() < 0.5 else json.loads(json.dumps(HEAD))
+    first = meta(HEADER, odd_json(random, HEAD) if random.random() < 0.4 else json.dumps(head).encode())
+    frames = [(first, 0), *_odd_frames(random)]
+    if random.random() < 0.6:
+        return _sealed(random, frames, odd_json(random, TAIL))
+    return statefiles.seal(frames, TAIL)
+
+
+def _odd_frames(random: Random) -> list[tuple[bytes, int]]:
+    """Most often the good ones; else others, of another stream or of a size that they do not say."""
+    if random.random() < 0.7:
+        return FRAMES
+    stream = make_stream(random)[: 1 << 20]
+    packer = zstandard.ZstdCompressor(write_content_size=random.random() < 0.5, write_checksum=random.random() < 0.5)
+    frames = [
+        (packer.compress(stream[at : at + 5000]), len(stream[at : at + 5000])) for at in range(0, len(stream), 5000)
+    ]
+    return [*frames[:20], (struct.pack("<II", 0x184D2A50, 4) + b"more", 0)]
+
+
+def _sealed(random: Random, frames: list[tuple[bytes, int]], text: bytes) -> bytes:
+    """With the sums put in where the facts still are an object."""
+    body = b"".join(frame for frame, _ in frames)
+    digest = blake3(body).hexdigest().encode()
+    text = text.replace(str(TAIL["file_blake3"]).encode(), digest)
+    trailer = meta(TRAILER, text)
+    entries = [(len(frame), content) for frame, content in [*frames, (trailer, 0)]]
+    table = b"".join(struct.pack("<II", *entry) for entry in entries)
+    table += struct.pack("<IBI", len(entries), 0, 0x8F92EAB1)
+    return body + trailer + struct.pack("<II", statefiles.SEEK_TABLE, len(table)) + table
+
+
+def _table(random: Random) -> bytes:
+    """A file whose seek table says what is not so."""
+    entries = [(random.choice(LARGE) % (1 << 32), random.choice((0, 1, 1 << 31))) for _ in range(random.randrange(40))]
+    table = b"".join(struct.pack("<II", *entry) for entry in entries)
+    table += struct.pack("<IBI", random.choice((len(entries), *LARGE)) % (1 << 32), 0, 0x8F92EAB1)
+    return GOOD[: PIECES[-1].start] + struct.pack("<II", statefiles.SEEK_TABLE, len(table)) + table
+
+
+# --- encrypted ones
+
+
+def identities() -> list[Any]:
+    from statepipe.stages.agekeys import parse_identities
+
+    return list(parse_identities(agefiles.KEY_FILE.read_bytes(), "age.key", None))  # type: ignore[arg-type]
+
+
+def no_openpgp() -> Any:
+    raise StatepipeError("no OpenPGP here")
+
+
+def read_sealed(data: bytes) -> None:
+    """The same of an age file, armored or not."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        _read(data, Keys(identities, no_openpgp))
+
+
+def make_sealed(random: Random) -> bytes:
+    state = make_state(random) if random.random() < 0.5 else GOOD
+    sealed = agefiles.sealed(state[: 300 << 10])
+    sealed = agefiles.armored(sealed) if random.random() < 0.3 else sealed
+    return mutated(random, sealed) if random.random() < 0.6 else sealed
+
+
+DOORS = {
+    "streams": Door(follow, make_stream, STREAMS),
+    "return-path": Door(return_path, make_return_path),
+    "states": Door(read_state, make_state),
+    "sealed-states": Door(read_sealed, make_sealed),
+}
