@@ -8,7 +8,7 @@ named, and only then is QEMU told `SHUT 0`. On any failure before that it is tol
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from statepipe.errors import IntegrityError, QemuGone, QemuSilent, StatepipeErro
 from statepipe.formats.qemustream import QemuStream
 from statepipe.formats.returnpath import shut
 from statepipe.qemu.disks import Disk
-from statepipe.stage import Stage
+from statepipe.stage import Buffer, Over, Stage
 from statepipe.stages.checksum import Digest
 from statepipe.stages.packing import Packing
 from statepipe.stages.watch import Answer, watch
@@ -57,6 +57,7 @@ class Saved:
 def save_stream(plan: Plan, source: FdSource, answer: Answer | None, approve: Callable[[], None]) -> Saved:
     """Save the stream from `source`; return once the file has its name and QEMU was answered.
 
+    Without `answer` no QEMU can be told anything: the stream then ends with its source, whatever it opened.
     `approve` is asked after the commit, within the same hold on signals: it raises if QEMU's verdict is no, and
     then the file is taken away again. Only a QEMU that went away without a verdict leaves the file: the guest may
     now be in it alone. Raises what any stage, the disk or `approve` raises.
@@ -70,8 +71,12 @@ def save_stream(plan: Plan, source: FdSource, answer: Answer | None, approve: Ca
 
     try:
         with FileSink(plan.path) as sink:
-            Pipeline(source, _stages(plan, watch(stream, answer), trailer), sink).pour()
-            _refuse_more(stream, source)
+            watcher = watch(stream, answer)
+            if answer is None:
+                watcher = _deserted(stream, watcher)
+            Pipeline(source, _stages(plan, watcher, trailer), sink).pour()
+            if answer is not None:
+                _refuse_more(stream, source)
             sink.sync()
             with held():
                 sink.commit()
@@ -99,7 +104,43 @@ def _stages(plan: Plan, watcher: Stage, trailer: Callable[[], dict[str, Any]]) -
 def _refuse_more(stream: QemuStream, source: FdSource) -> None:
     """With a return path QEMU waits in silence now; if it does not, what was taken for the end was none."""
     if stream.return_path and not source.is_quiet():
-        raise IntegrityError("QEMU went on, or away, after the end of its stream", stage="watch", offset=stream.offset)
+        raise IntegrityError(
+            "QEMU went on, or away, after the end of its stream", hint=_RECORDED, stage="watch", offset=stream.offset
+        )
+
+
+_RECORDED = (
+    "the migration was cancelled, or QEMU ended, at the last moment; "
+    "of a stream that comes from a file, send standard output to /dev/null: nobody waits for an answer there"
+)
+
+MUTE = 5
+"""Times IDLE that the source may go on in silence behind the end of a stream that no QEMU can be answered."""
+
+
+def _deserted(stream: QemuStream, watcher: Stage) -> Stage:
+    """The same watcher, for a stream whose return path leads nowhere: if QEMU itself waits there, the save fails.
+
+    It would wait for ever, or take our end for a failure while the file says otherwise.
+    """
+
+    def stage(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
+        return watcher(Over(upstream, listening(upstream)))
+
+    def listening(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
+        mute = 0
+        for buffer in upstream:
+            ended = stream.return_path and (stream.complete or stream.could_end_here)
+            mute = mute + 1 if ended and not len(buffer) else 0
+            if mute > MUTE:
+                raise StatepipeError(
+                    "QEMU waits for an answer on its return path, which standard output is not",
+                    hint="leave standard output to QEMU, or switch its capability return-path off",
+                    stage="watch",
+                )
+            yield buffer
+
+    return stage
 
 
 def _conclude(sink: FileSink, stream: QemuStream, answer: Answer | None, approve: Callable[[], None]) -> None:

@@ -3,11 +3,16 @@
 Standard input is the stream. Standard output is QEMU's return path: nothing but return-path messages is ever
 written there, and only if the stream opened one. QEMU ignores our exit status, so without a return path the file's
 existence is the truth, and with one QEMU itself reports what became of the file.
+
+A stream that is saved a second time (`zstd -d < FILE | statepipe save ANOTHER`) opened its return path long ago, and
+nobody waits there. Such a one ends with its input, where a QEMU would wait in silence; so where standard output can be
+no return path the end of the input is what is waited for.
 """
 
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Sequence
 
 from statepipe.commands.outgoing import IDLE, Plan, Saved, save_stream
@@ -26,8 +31,26 @@ def save_from_stdin(path: str, packing: Packing, words: Sequence[NamedStage], se
             "standard input is a terminal, not a migration stream",
             hint=f'at the monitor: migrate "exec:exec statepipe save {path}"; from a shell: add --qmp SOCKET',
         )
+    answer = _answer if _may_be_return_path() else None
     with FdSource(0, "standard input", IDLE) as source:
-        return save_stream(_plan(path, packing, words, seal), source, _answer, _approve)
+        return save_stream(_plan(path, packing, words, seal), source, answer, _approve)
+
+
+def _may_be_return_path() -> bool:
+    """QEMU hands over two pipes, or a socket, and perhaps by way of another program, or another host's ssh.
+
+    Standard error is none of them: where it is the same as standard output (a service's log), that is for people.
+    """
+    return _is_stream(0) and _is_stream(1) and not _is_same(1, 2)
+
+
+def _is_stream(fd: int) -> bool:
+    mode = os.fstat(fd).st_mode
+    return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+
+
+def _is_same(fd: int, other: int) -> bool:
+    return os.path.samestat(os.fstat(fd), os.fstat(other))
 
 
 def _plan(path: str, packing: Packing, words: Sequence[NamedStage], seal: Sequence[NamedStage]) -> Plan:

@@ -91,3 +91,29 @@ def test_a_link_stays_and_its_target_is_replaced(guest: Guest, states: Path, sta
     assert start_save(guest, link, EXEC_MODE).status() == 0
     assert link.is_symlink()
     assert_whole(file)
+
+
+def test_a_stream_saved_through_the_monitor_is_saved_again(guest: Guest, states: Path, qemu72: str) -> None:
+    """Its return path is long over, and nobody waits for an answer."""
+    first, second = guest.folder / "first", states / "second"
+    done = run_statepipe("save", "--qmp", guest.socket, "--then", "quit", first)
+    assert done.returncode == 0, done.stderr
+    guest.wait()
+    done = subprocess.run(
+        ["sh", "-c", f"zstd -dcq {first} | {EXEC} save {second} >/dev/null"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert_whole(second)
+    assert_resumes(guest, second, qemu72)
+
+
+def test_a_qemu_whose_answer_goes_elsewhere_keeps_its_guest(guest: Guest, states: Path) -> None:
+    """It waits for a word on standard output, which the shell holds open, and sends into a file."""
+    guest.capabilities(return_path=True)
+    log, said = guest.folder / "log", guest.folder / "said"
+    guest.qmp("migrate", uri=f"exec:exec 3>&1; {EXEC} save {states}/state >{log} 2>{said}")
+    assert guest.wait_status()["status"] == "failed"
+    assert "QEMU waits for an answer" in said.read_text()
+    assert list(states.iterdir()) == []
+    assert log.read_bytes() == b""
+    guest.wait_ticks(2)
