@@ -113,7 +113,7 @@ def _there(values: Values, words: Sequence[str]) -> Plan:
 
 def _undoing(words: Sequence[str]) -> tuple[str, ...]:
     """The stages that undo those words, last first. Raises UsageError for a word that the other side cannot undo."""
-    from statepipe.commands.terms import UNDOING
+    from statepipe.commands.terms import STAGES, UNDOING
 
     undo = []
     for word in reversed(words):
@@ -122,6 +122,8 @@ def _undoing(words: Sequence[str]) -> tuple[str, ...]:
             undo.append(row.inverse)
         elif not row.keeps_bytes:
             raise UsageError(f"'{row.name}' has no place in migrate", hint="the other side could not undo it")
+    if len(undo) > STAGES:
+        raise UsageError(f"migrate takes {STAGES} words that the other side has to undo, not {len(undo)}")
     return tuple(undo)
 
 

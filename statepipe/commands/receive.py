@@ -20,7 +20,7 @@ from statepipe.commands.encounter import reception
 from statepipe.commands.guardian import Guardian, LastWord, recover_destination
 from statepipe.commands.journal import Journal, Listener
 from statepipe.commands.plan import Plan, Say
-from statepipe.commands.terms import Offer, begun, offered
+from statepipe.commands.terms import UNDOING, Offer, begun, offered
 from statepipe.ends.address import SSH
 from statepipe.ends.dial import listening, port_of
 from statepipe.engine.desk import at_work
@@ -39,7 +39,7 @@ ENDING = 5000
 """Milliseconds that a QEMU has to end when it is told to quit, before it is killed."""
 
 Undo = Callable[[Sequence[str]], Sequence[NamedStage]]
-"""Makes the stages of those names. Raises StatepipeError."""
+"""Makes the stages of those words. Raises StatepipeError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +235,7 @@ class _Reception:
         facts = {"side": "destination", "peer": peer.name, "guest": offer.facts["guest"]}
         with closing(Journal(self._path(), facts, (guardian.note, *self._listeners))) as journal:
             host.lend(guardian, runs=offer.runs)
-            words = self._request.undo(offer.undo)
+            words = self._request.undo([UNDOING[name] for name in offer.undo])
             with held():  # but for the time that the two halves wait
                 _arrive(Arrival(host.monitor, peer, words, journal, host.end, runs=offer.runs), host, guardian)
                 host.keep()

@@ -25,8 +25,9 @@ from statepipe.shapes import Misshapen, Shape, check, either, fields, flag, just
 
 MIGRATE, CHECK = "migrate", "check"
 
-UNDOING = ("decompress", "decrypt")
-"""Stages that the other side may ask for. They need no more than what this host's own configuration holds."""
+UNDOING = {"decompress": "decompress:memory=8M", "decrypt": "decrypt"}
+"""Stages that the other side may ask for, as words. They need no more than what this host's own configuration holds,
+and no more memory than what our own compress makes: zstd in frames of 1 MiB, xz with 4 MiB of dictionary."""
 
 STAGES = 4
 """How many of them: compressed and encrypted, each twice. Every one takes memory here."""

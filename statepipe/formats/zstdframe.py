@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from statepipe.errors import IntegrityError, TruncatedError
 from statepipe.stage import Buffer
+from statepipe.units import format_size
 
 FRAME_MAGIC = 0xFD2FB528
 SKIPPABLE_FIRST, SKIPPABLE_LAST = 0x184D2A50, 0x184D2A5F
@@ -28,6 +29,9 @@ whole (64 full blocks and an empty one), and four of the largest in flight stay 
 PART_LIMIT = 2 << 20
 """A part of a frame that is streamed decodes to no more than this, but for the first, which was kept as a frame
 until it proved too large."""
+
+MEMORY = 128 << 20
+"""The window that a reader allows a frame unasked, as zstd(1) does: `zstd --long` writes it, `--long=31` 2 GiB."""
 
 KEPT_LIMIT = 1 << 20
 """Bytes of a skippable frame's payload that are kept; a longer one is handed on in pieces, as it comes."""
@@ -74,6 +78,14 @@ def skippable(magic: int, payload: bytes) -> bytes:
     return magic.to_bytes(4, "little") + len(payload).to_bytes(4, "little") + payload
 
 
+def beyond(what: str, needed: int | None, memory: int, offset: int) -> IntegrityError:
+    """The error of what needs more memory to be decoded than is allowed; in bytes. `offset`: where it begins."""
+    lacking = "more memory" if needed is None else f"{format_size(needed)} of memory"
+    more = "SIZE" if needed is None else f"{needed + (1 << 20) - 1 >> 20}M"
+    hint = f"where it comes from a friend: statepipe decompress --memory {more}, in words decompress:memory={more}"
+    return IntegrityError(f"{what} needs {lacking}, of {format_size(memory)} allowed", hint=hint, offset=offset)
+
+
 @dataclass(frozen=True, slots=True)
 class FrameHeader:
     """What a frame's first 2 to 18 bytes say (RFC 8878 section 3.1.1.1). Sizes in bytes."""
@@ -117,10 +129,12 @@ class FrameSplitter:
     """Cuts a zstd stream into pieces as it arrives. Sans-IO: `feed` bytes, take pieces; `close` at the end.
 
     Raises IntegrityError with the offset of what cannot be a frame, TruncatedError for a stream that stops
-    inside one.
+    inside one, and for a frame whose window is larger than `memory` bytes, where that is given, an IntegrityError that
+    says so: whoever decodes it would have to keep so much, and damage looks no different.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, memory: int | None = None) -> None:
+        self._memory = memory
         self._held = bytearray()
         self._start = 0  # stream offset of _held[0]
         self._frame_offset = 0
@@ -197,6 +211,10 @@ class FrameSplitter:
             return None
         if header.dictionary:
             raise IntegrityError(f"the frame needs dictionary {header.dictionary}", offset=self._frame_offset)
+        if self._memory is not None and header.window > self._memory:
+            raise beyond(
+                f"the zstd frame at byte {self._frame_offset}", header.window, self._memory, self._frame_offset
+            )
         self._header, self._next_block, self._blocks, self._end = header, header.length, 0, None
         self._part_blocks = 0
         return self._walk()

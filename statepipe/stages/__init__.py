@@ -64,8 +64,9 @@ def _compress(values: Values, context: Context) -> Stage:
 
 def _decompress(values: Values, context: Context) -> Stage:
     from statepipe.stages.codec import decompress
+    from statepipe.units import parse_size
 
-    return decompress()
+    return decompress() if values["memory"] is None else decompress(memory=parse_size(values["memory"]))
 
 
 def _checksum(values: Values, context: Context) -> Stage:
@@ -186,7 +187,13 @@ FILTERS = (
     Filter(
         "decompress",
         "decompress zstd, gzip, bzip2, xz or lz4, told by the first bytes, on all cores where the format allows it",
-        (),
+        (
+            Param(
+                "--memory",
+                "the most that a window of zstd, or a decoder of xz, may take; the default is 128M",
+                "SIZE",
+            ),
+        ),
         _decompress,
         inverse="compress",
     ),

@@ -13,6 +13,7 @@ from itertools import chain as concatenate
 
 from statepipe.errors import IntegrityError, TruncatedError, UsageError
 from statepipe.formats.statefile import Checker
+from statepipe.formats.zstdframe import MEMORY
 from statepipe.stage import Buffer, Over, Stage
 
 
@@ -25,7 +26,7 @@ class Codec:
     levels: range
     level: int
     compressor: Callable[[int], Stage]
-    decompressor: Callable[[Checker | None], Stage]
+    decompressor: Callable[[Checker | None, int], Stage]
 
 
 def _to_zstd(level: int) -> Stage:
@@ -34,10 +35,10 @@ def _to_zstd(level: int) -> Stage:
     return zstd.compress(level)
 
 
-def _of_zstd(checker: Checker | None) -> Stage:
+def _of_zstd(checker: Checker | None, memory: int) -> Stage:
     from statepipe.stages import zstd
 
-    return zstd.unpack(checker or Checker())
+    return zstd.unpack(checker or Checker(), memory)
 
 
 def _to_gzip(level: int) -> Stage:
@@ -46,7 +47,7 @@ def _to_gzip(level: int) -> Stage:
     return gzip.compress(level)
 
 
-def _of_gzip(checker: Checker | None) -> Stage:
+def _of_gzip(checker: Checker | None, memory: int) -> Stage:
     from statepipe.stages import gzip
 
     return gzip.decompress()
@@ -58,7 +59,7 @@ def _to_bzip2(level: int) -> Stage:
     return bzip2.compress(level)
 
 
-def _of_bzip2(checker: Checker | None) -> Stage:
+def _of_bzip2(checker: Checker | None, memory: int) -> Stage:
     from statepipe.stages import bzip2
 
     return bzip2.decompress()
@@ -70,10 +71,10 @@ def _to_xz(level: int) -> Stage:
     return xz.compress(level)
 
 
-def _of_xz(checker: Checker | None) -> Stage:
+def _of_xz(checker: Checker | None, memory: int) -> Stage:
     from statepipe.stages import xz
 
-    return xz.decompress()
+    return xz.decompress(memory)
 
 
 def _to_lz4(level: int) -> Stage:
@@ -82,7 +83,7 @@ def _to_lz4(level: int) -> Stage:
     return lz4.compress(level)
 
 
-def _of_lz4(checker: Checker | None) -> Stage:
+def _of_lz4(checker: Checker | None, memory: int) -> Stage:
     from statepipe.stages import lz4
 
     return lz4.decompress()
@@ -156,10 +157,12 @@ def compress(text: str = ZSTD.name) -> Stage:
     return codec.compressor(level)
 
 
-def decompress(checker: Checker | None = None) -> Stage:
+def decompress(checker: Checker | None = None, memory: int = MEMORY) -> Stage:
     """A stage that decodes whatever codec the stream turns out to be in; `checker` follows one of ours.
 
-    Raises IntegrityError for an unknown or damaged stream, TruncatedError for one that is cut or empty.
+    `memory`: bytes that a window of zstd's, or a decoder of xz's, may take; the others need less than 10 MiB.
+    Raises IntegrityError for an unknown or damaged stream and one that needs more memory, TruncatedError for one that
+    is cut or empty.
     """
 
     def stage(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
@@ -170,7 +173,7 @@ def decompress(checker: Checker | None = None) -> Stage:
         if codec is None:
             hint = f"decompress reads {_names()}"
             raise IntegrityError(f"the input begins with {head.hex()}: no compressed stream", hint=hint, offset=0)
-        yield from codec.decompressor(checker)(whole)
+        yield from codec.decompressor(checker, memory)(whole)
 
     return stage
 

@@ -55,7 +55,8 @@ class Format:
 
     `find` gives the first place, from an index on, that looks like the beginning of a stream, or -1. `magic` is what
     each begins with. `limit`: compressed bytes of a stream that is decoded whole. `padding`: zeros may follow a stream
-    in multiples of so many bytes, or not at all (0), and `padded_last`: nothing follows them.
+    in multiples of so many bytes, or not at all (0), and `padded_last`: nothing follows them. `beyond` tells,
+    by its name and the error, of a stream that is not damaged but needs more memory than is allowed.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Format:
     limit: int
     padding: int = 0
     padded_last: bool = False
+    beyond: Callable[[str, Exception, int], IntegrityError | None] = lambda what, error, offset: None
 
 
 def reader(form: Format) -> Stage:
@@ -210,8 +212,9 @@ class _Streams:
         try:
             return decoder.decompress(data, SLICE)
         except self._form.errors as error:
-            what = f"the {self._form.name} stream that begins at byte {self._begin} is corrupt: {error}"
-            raise IntegrityError(what, offset=self._offset) from error
+            what = f"the {self._form.name} stream that begins at byte {self._begin}"
+            corrupt = IntegrityError(f"{what} is corrupt: {error}", offset=self._offset)
+            raise self._form.beyond(what, error, self._offset) or corrupt from error
 
     def close(self) -> None:
         """The input has ended: raises TruncatedError inside a stream or before the first."""

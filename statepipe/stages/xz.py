@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import lzma
 
+from statepipe.formats.zstdframe import MEMORY, beyond
 from statepipe.stage import Buffer, Stage
 from statepipe.stages.blocks import in_blocks
 from statepipe.stages.joined import Format, reader
 
 BLOCK_SIZE = 4 << 20
 """Plain bytes in a stream; also the dictionary, as more could hold nothing."""
-
-MEMORY_LIMIT = 1 << 30
-"""What a decoder may take: `xz -9` needs 65 MiB, but a dictionary of 4 GiB is ten bytes of header."""
 
 _MAGIC = b"\xfd7zXZ\0"
 
@@ -37,21 +35,25 @@ def _dictionary(level: int) -> int:
     return (256 << 10, 1 << 20)[level] if level < 2 else BLOCK_SIZE
 
 
-def decompress() -> Stage:
-    """A stage that decodes xz. Raises IntegrityError and TruncatedError with the compressed offset."""
-    return reader(_FORMAT)
+def decompress(memory: int = MEMORY) -> Stage:
+    """A stage that decodes xz. Raises IntegrityError and TruncatedError with the compressed offset.
+
+    `memory`: what a decoder may take, in bytes: `xz -9` needs 65 MiB, but a dictionary of 4 GiB is ten bytes of
+    header. A stream that needs more is an IntegrityError that says so.
+    """
+    return reader(
+        Format(
+            name="xz",
+            begin=lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=memory),
+            errors=(lzma.LZMAError,),
+            find=lambda data, start: data.find(_MAGIC, start),
+            magic=_MAGIC,
+            limit=BLOCK_SIZE + (64 << 10),
+            padding=4,
+            beyond=lambda what, error, offset: beyond(what, None, memory, offset) if _LIMIT in str(error) else None,
+        )
+    )
 
 
-def _begin() -> lzma.LZMADecompressor:
-    return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=MEMORY_LIMIT)
-
-
-_FORMAT = Format(
-    name="xz",
-    begin=_begin,
-    errors=(lzma.LZMAError,),
-    find=lambda data, start: data.find(_MAGIC, start),
-    magic=_MAGIC,
-    limit=BLOCK_SIZE + (64 << 10),
-    padding=4,
-)
+_LIMIT = "Memory usage limit"
+"""How lzma says that a stream needs more than it may take: liblzma's LZMA_MEMLIMIT_ERROR has no type of its own."""

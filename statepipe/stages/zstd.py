@@ -18,6 +18,7 @@ import zstandard
 from statepipe.errors import IntegrityError, TruncatedError
 from statepipe.formats.statefile import META_MAGIC, Checker, Facts, Writer
 from statepipe.formats.zstdframe import (
+    MEMORY,
     Frame,
     FrameSplitter,
     Part,
@@ -32,9 +33,6 @@ from statepipe.threads import parallel
 FRAME_SIZE = 1 << 20
 """Plain bytes in a frame. On a 158 MB Linux guest, level 1, 2 cores: 512 KiB 1160 MB/s and 57.2 MB, 1 MiB 1177
 and 56.7, 2 MiB 1058 and 56.5, 4 MiB 1018 and 56.4; zstd -T0 -1 makes 56.8."""
-
-WINDOW_LIMIT = 1 << 31
-"""What `zstd --long=31` writes."""
 
 
 def compress(level: int) -> Stage:
@@ -84,20 +82,24 @@ class _Compressor:
         return self._contexts.get().compress(plain), len(plain)
 
 
-def decompress() -> Stage:
+def decompress(memory: int = MEMORY) -> Stage:
     """A stage that decodes any zstd stream; one of ours is proved whole as well.
 
     Raises IntegrityError (with the offset in the compressed stream) and TruncatedError; empty input is an error.
+    `memory` as with `unpack`.
     """
-    return unpack(Checker())
+    return unpack(Checker(), memory)
 
 
-def unpack(checker: Checker) -> Stage:
-    """`decompress` around a checker of the caller's, who may ask it for header and trailer afterwards."""
+def unpack(checker: Checker, memory: int = MEMORY) -> Stage:
+    """`decompress` around a checker of the caller's, who may ask it for header and trailer afterwards.
+
+    `memory`: the largest window of a frame, in bytes. One that has a larger is an IntegrityError that says so.
+    """
 
     def stage(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
-        with closing(parallel(_Decoder(), Over(upstream, _split(upstream)))) as decoded:
-            yield from _checked(decoded, checker)
+        with closing(parallel(_Decoder(memory), Over(upstream, _split(upstream, memory)))) as decoded:
+            yield from _checked(decoded, checker, memory)
 
     return stage
 
@@ -105,9 +107,9 @@ def unpack(checker: Checker) -> Stage:
 _Decoded = tuple[Piece | int | None, bytes]
 
 
-def _split(upstream: Iterator[Buffer]) -> Iterator[Piece | int | None]:
+def _split(upstream: Iterator[Buffer], memory: int) -> Iterator[Piece | int | None]:
     """The pieces of a zstd stream; None for a flush mark; at the end, the number of bytes it had."""
-    splitter = FrameSplitter()
+    splitter = FrameSplitter(memory)
     total = 0
     for buffer in upstream:
         total += len(buffer)
@@ -124,8 +126,8 @@ class _Decoder:
     """On a worker: decodes whole frames, with one zstd context for each thread. Other pieces pass: they are for
     the consumer, in order."""
 
-    def __init__(self) -> None:
-        self._contexts = PerThread(lambda: zstandard.ZstdDecompressor(max_window_size=WINDOW_LIMIT))
+    def __init__(self, memory: int) -> None:
+        self._contexts = PerThread(lambda: zstandard.ZstdDecompressor(max_window_size=_bounded(memory)))
 
     def __call__(self, piece: Piece | int | None) -> _Decoded:
         return piece, self._decode(piece) if isinstance(piece, Frame) else b""
@@ -147,13 +149,18 @@ class _Decoder:
         return plain
 
 
+def _bounded(memory: int) -> int:
+    """A largest window that libzstd can be told (ZSTD_WINDOWLOG_MIN and _MAX). The splitter has judged already."""
+    return min(max(memory, 1 << 10), 1 << 31)
+
+
 def _corrupt(offset: int, error: Exception) -> IntegrityError:
     return IntegrityError(f"the zstd frame at byte {offset} is corrupt: {error}", offset=offset)
 
 
-def _checked(decoded: Iterator[_Decoded], checker: Checker) -> Iterator[Buffer]:
+def _checked(decoded: Iterator[_Decoded], checker: Checker, memory: int) -> Iterator[Buffer]:
     """Tell the checker of every piece in order, and let out what it does not object to."""
-    large = _LargeFrame()
+    large = _LargeFrame(memory)
     for piece, plain in decoded:
         if isinstance(piece, Frame):
             checker.frame(piece.data, len(plain), piece.offset)
@@ -180,12 +187,13 @@ def check_skippable(piece: Skippable, checker: Checker) -> None:
 class _LargeFrame:
     """A frame too large to keep, decoded as its parts arrive."""
 
-    def __init__(self) -> None:
+    def __init__(self, memory: int) -> None:
+        self._memory = memory
         self._decoder: zstandard.ZstdDecompressionObj | None = None
 
     def feed(self, part: Part) -> bytes:
         if self._decoder is None:
-            self._decoder = zstandard.ZstdDecompressor(max_window_size=WINDOW_LIMIT).decompressobj()
+            self._decoder = zstandard.ZstdDecompressor(max_window_size=_bounded(self._memory)).decompressobj()
         try:
             plain = self._decoder.decompress(part.data)
         except zstandard.ZstdError as error:
