@@ -61,6 +61,8 @@ class Session:
             self._wake_all()
         for thread in self._threads:
             thread.join()
+        with self.lock:
+            self.wire.forget()
 
     def spawn(self, work: Callable[[], None], name: str) -> None:
         """Do some of the session's work in a thread of its own; what that raises is the session's failure."""

@@ -180,6 +180,10 @@ class Outgoing:
         if not verdict.code and self.state is Sending.OPEN:
             raise Violation(f"it calls channel {self.number} complete before its end")
         self.verdict = self.verdict or verdict
+        self.drop()
+
+    def drop(self) -> None:
+        """Nothing is kept any more."""
         self._kept.clear()
         self._waiting.clear()
 
@@ -280,7 +284,7 @@ class Incoming:
         return Frame(Kind.ACK, self.number, self.taken)
 
     def drop(self) -> None:
-        """Judged: nothing is kept any more."""
+        """Nothing is kept any more."""
         self.held = 0
         self._ready.clear()
         self._early.clear()

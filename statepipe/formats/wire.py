@@ -125,7 +125,7 @@ class Wire:
         """
         most_heard = max((link.facts_heard - link.heard_mark for link in self.links.values()), default=0)
         most_told = max((link.told - link.told_mark for link in self.links.values()), default=0)
-        is_calm = any(link.calm for link in self.links.values()) and not self._waits_to_be_heard()
+        is_calm = any(link.calm for link in self.links.values()) and not self.waits_to_be_heard()
         if most_heard > self._most_heard or most_told > self._most_told or is_calm:
             self.life += 1
         self._most_heard, self._most_told = max(self._most_heard, most_heard), max(self._most_told, most_told)
@@ -142,7 +142,7 @@ class Wire:
         for link in self.links.values():
             link.mark()
 
-    def _waits_to_be_heard(self) -> bool:
+    def waits_to_be_heard(self) -> bool:
         """Whether there is more to say now, or what was said may be unheard. Of an older peer nobody knows."""
         unheard = any(link.told < link.owed for link in self.links.values())
         return self._tells and (unheard or bool(self._due) or any(each.waits for each in self.outgoing.values()))
@@ -199,6 +199,13 @@ class Wire:
             self._abort = verdict
             self._due = {(Kind.ABORT, 0): None}
 
+    def forget(self) -> None:
+        """It is over, and may be remembered for long: nothing is kept but what its channels have counted."""
+        for written in self.outgoing.values():
+            written.drop()
+        for read in self.incoming.values():
+            read.drop()
+
     def _turn(self, turn: Turn) -> None:
         self.state = STATES[self.state, turn]
 
@@ -224,7 +231,7 @@ class Wire:
         yield from (self._standing(kind, number) for kind, number in due)
         if link.ping:
             link.ping = False
-            yield Frame(Kind.PING, int(self._waits_to_be_heard()), link.reader.offset)
+            yield Frame(Kind.PING, int(self.waits_to_be_heard()), link.reader.offset)
         pulled = 0
         channels = [] if self.state is State.ABORTED else list(self.outgoing.values())
         while channels and pulled < limit:
