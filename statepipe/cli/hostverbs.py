@@ -24,6 +24,11 @@ _ALSO = Param("--also", "with tls://: one more address of the same host, HOST or
 _RETRY = Param("--retry", "with tls://: go on for so many seconds without network; the default is 30", "SECONDS")
 _SSH = Param("--ssh", "with ssh://: the command that is ssh, with its options; the default is ssh", "COMMAND")
 _REMOTE = Param("--remote-command", "with ssh://: what starts statepipe there; the default is statepipe", "COMMAND")
+_REMOTE_QEMU = Param(
+    "--remote-qemu",
+    "with ssh://: start the QEMU command line in FILE there; the default is this QEMU's own, if it has your rights",
+    "FILE",
+)
 _INSIDE = Param("--session-stdio", "what ssh:// starts there: standard input and output are the first connection")
 _MONITOR = Param("--qmp", "the guest's QEMU, whose monitor listens on the unix socket SOCKET", "SOCKET")
 
@@ -106,6 +111,7 @@ BETWEEN_HOSTS = (
             Param("--bind", "connect from this address of ours", "HOST"),
             _SSH,
             _REMOTE,
+            _REMOTE_QEMU,
         ),
         "statepipe.cli.migration:run_migrate",
     ),
@@ -141,6 +147,7 @@ BETWEEN_HOSTS = (
             Param("--bind", "connect from this address of ours", "HOST"),
             _SSH,
             _REMOTE,
+            _REMOTE_QEMU,
         ),
         "statepipe.cli.migration:run_check",
     ),

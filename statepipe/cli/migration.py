@@ -98,7 +98,47 @@ def _request(values: Values, plan: Plan) -> Request:
         parameters=_parameters(values),
         capabilities=("auto-converge",) if values["auto_converge"] else (),
         journal=values["journal"],
+        remote_qemu=_remote_qemu(values),
     )
+
+
+def _remote_qemu(values: Values) -> tuple[str, ...] | None:
+    """The command line in the file that is named, in a shell's words, on as many lines as one likes.
+
+    Raises UsageError, StatepipeError where it cannot be read or is not only ours to write.
+    """
+    if (path := values["remote_qemu"]) is None:
+        return None
+    if not values["uri"].startswith("ssh:"):
+        raise UsageError("--remote-qemu says what ssh:// starts", hint="elsewhere receive is given QEMU's command line")
+    try:
+        words = tuple(shlex.split(_own_text(path), comments=True))
+    except ValueError as error:
+        raise UsageError(f"{path} is no command line: {str(error).lower()}") from error
+    if not words:
+        raise UsageError(f"{path} holds no command line")
+    return words
+
+
+COMMAND_SIZE = 128 << 10
+"""Bytes that a command line may have: those of large guests have ten thousand."""
+
+
+def _own_text(path: str) -> str:
+    """What is in a file that decides what runs on another host. Raises StatepipeError, also where others may write."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(fd, errors="surrogateescape") as file:
+            status = os.fstat(fd)
+            text = file.read(COMMAND_SIZE + 1)
+    except OSError as error:
+        raise StatepipeError(f"cannot read {path}: {os.strerror(error.errno or 0)}") from error
+    if status.st_uid not in (0, os.geteuid()) or status.st_mode & 0o022:
+        hint = f"what is in it is started on the other host: chown it to yourself, and chmod go-w {shlex.quote(path)}"
+        raise StatepipeError(f"others may write {path}", hint=hint)
+    if len(text) > COMMAND_SIZE:
+        raise StatepipeError(f"{path} has more than {COMMAND_SIZE >> 10} KiB, which no command line of QEMU's needs")
+    return text
 
 
 def _there(values: Values, words: Sequence[str]) -> Plan:
@@ -210,7 +250,7 @@ def run_check(name: str, values: Values) -> int:
     from statepipe.commands.migrate import check
     from statepipe.qemu.compare import FAIL, as_rows, worst
 
-    findings = check(_monitor(values), _there(values, []), _warning(name))
+    findings = check(_monitor(values), _there(values, []), _remote_qemu(values), _warning(name))
     width = max(len(finding.what) for finding in findings)
     lines = [f"{finding.level:4}  {finding.what:{width}}  {finding.reason}" for finding in findings]
     show(json.dumps(as_rows(findings), indent=2) if values["json"] else "\n".join(map(clean, lines)))

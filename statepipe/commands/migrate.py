@@ -28,7 +28,7 @@ from statepipe.formats.handover import Source
 from statepipe.qemu.compare import FAIL, WARN, Finding, compare, worst
 from statepipe.qemu.facts import gather
 from statepipe.qemu.monitor import Monitor, Tell
-from statepipe.qemu.process import anew, inspect_process
+from statepipe.qemu.process import anew, demand_equal
 from statepipe.qemu.settings import adjusted
 
 UNWANTED = ("multifd", "postcopy-ram", "background-snapshot", "switchover-ack", "x-colo", "mapped-ram")
@@ -41,6 +41,7 @@ class Request:
 
     `offline` stops the guest first. `parameters` are QEMU's own (downtime-limit in ms, max-bandwidth in bytes a
     second), `capabilities` those wanted beside ours. `force` overrules what the comparison of the hosts found.
+    `remote_qemu` is the QEMU command line that ssh starts over there; without it, the guest's own.
     """
 
     qmp: str
@@ -53,6 +54,7 @@ class Request:
     parameters: dict[str, Any] = field(default_factory=dict)
     capabilities: tuple[str, ...] = ()
     journal: str | None = None
+    remote_qemu: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +68,12 @@ class Report:
     resent: int
 
 
-def check(qmp: str, plan: Plan, tell: Tell) -> list[Finding]:
-    """Whether the guest behind the monitor would get to the plan's address. Raises StatepipeError."""
-    with closing(Monitor(qmp, tell=tell)) as monitor, called(plan, _far_words(monitor, plan)) as peer:
+def check(qmp: str, plan: Plan, remote: Sequence[str] | None, tell: Tell) -> list[Finding]:
+    """Whether the guest behind the monitor would get to the plan's address, into a QEMU that `remote` starts there.
+
+    `tell` hears what is waited for. Raises StatepipeError.
+    """
+    with closing(Monitor(qmp, tell=tell)) as monitor, called(plan, _far_words(monitor, plan, remote)) as peer:
         offer = Offer(CHECK, gather(monitor))
         findings = compare(offer.facts, offer.make(peer))
         peer.farewell()
@@ -80,7 +85,7 @@ def migrate(request: Request, warn: Tell, last_word: LastWord, listeners: Sequen
     with (
         Guardian(recover_source, last_word) as guardian,
         closing(Monitor(request.qmp, tell=warn)) as monitor,
-        called(request.plan, _far_words(monitor, request.plan)) as peer,
+        called(request.plan, _far_words(monitor, request.plan, request.remote_qemu)) as peer,
     ):
         works_for(monitor.pid)
         offer = _agree(request, monitor, peer, warn)
@@ -100,20 +105,21 @@ def migrate(request: Request, warn: Tell, last_word: LastWord, listeners: Sequen
     return report
 
 
-def _far_words(monitor: Monitor, plan: Plan) -> list[str]:
-    """What ssh starts over there: a receive with the QEMU command line that this guest was started with.
+def _far_words(monitor: Monitor, plan: Plan, remote: Sequence[str] | None) -> list[str]:
+    """What ssh starts over there: a receive with the QEMU command line that the user gave (`remote`), or else with this
+    guest's own.
 
-    Raises QemuError where that may not be looked at.
+    Whoever says what is started there is whoever ssh logs in as. So this QEMU's word counts only where it has the same
+    rights as we; raises QemuError where it has not. Its program is the one that it runs, whatever it calls itself.
     """
     if plan.address.scheme != SSH:
         return []
-    process = inspect_process(monitor.pid)
-    if process is None or not process.command:
-        raise QemuError(
-            "this QEMU's command line may not be looked at", hint="run statepipe as QEMU's user, or as root"
-        )
     retry = [] if plan.retry is None else ["--retry", f"{plan.retry:g}"]
-    return ["receive", "--session-stdio", *retry, "--chdir", process.folder, "--", *anew(process.command)]
+    words = ["receive", "--session-stdio", *retry]
+    if remote is not None:
+        return [*words, "--", *anew(remote)]
+    process = demand_equal(monitor.pid)
+    return [*words, "--chdir", process.folder, "--", process.program, *anew(process.command)[1:]]
 
 
 def _agree(request: Request, monitor: Monitor, peer: Peer, warn: Tell) -> Offer:

@@ -7,7 +7,6 @@ it another link. What the shell there is told holds no secret: the session's tok
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Self
@@ -15,7 +14,7 @@ from typing import Self
 from statepipe.commands.linked import sending
 from statepipe.commands.plan import Plan
 from statepipe.ends.pipelink import PipeTransport
-from statepipe.ends.ssh import Ssh, has_terminal, ssh_command
+from statepipe.ends.ssh import Ssh, has_terminal, quoted, ssh_command
 from statepipe.engine.sessionends import SessionSink, SessionSource
 from statepipe.pipes import Bell
 
@@ -57,7 +56,7 @@ class SshDial:
     def _remote(self) -> str:
         """The line for the shell there."""
         words = self._words if self._name is None else ["recv", "--attach", self._name]
-        return f"{self._plan.remote} {shlex.join(words)}"
+        return f"{self._plan.remote} {' '.join(map(quoted, words))}"
 
 
 def times(plan: Plan) -> list[str]:

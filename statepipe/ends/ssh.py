@@ -61,6 +61,17 @@ def ssh_command(address: Address, ssh: Sequence[str], remote: str, *, asks: bool
     return [*command, "--", address.host, remote]
 
 
+def quoted(word: str) -> str:
+    """The word for whatever shell reads it there: sh, bash and zsh, but fish and csh too.
+
+    In single quotes fish still reads a backslash, and csh an exclamation mark: these stand outside, each behind a
+    backslash, where all take them for themselves.
+    """
+    if re.fullmatch(r"[\w@%+=:,./-]+", word, re.ASCII):
+        return word
+    return "'" + re.sub(r"[\\'!]+", lambda found: "'" + "".join("\\" + each for each in found[0]) + "'", word) + "'"
+
+
 def has_terminal() -> bool:
     """Whether ssh could ask somebody."""
     with suppress(OSError):
