@@ -122,7 +122,10 @@ int linkat(int from, const char *old, int to, const char *new, int flags)
     return fails("linkat") ? -1 : NEXT(linkat)(from, old, to, new, flags);
 }
 
-int rename(const char *old, const char *new) { return fails("rename") ? -1 : NEXT(rename)(old, new); }
+int renameat(int from, const char *old, int to, const char *new)
+{
+    return fails("rename") ? -1 : NEXT(renameat)(from, old, to, new);
+}
 """
 
 EVER = 1 << 30

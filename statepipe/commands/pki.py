@@ -238,7 +238,7 @@ def _make_folder(folder: str, files: Mapping[str, bytes], folders: Sequence[str]
     """A new folder with these files, there at once and whole. Raises StatepipeError where there is one."""
     _refuse_taken(folder)
     target = os.path.abspath(folder)
-    part = f"{target}.{os.getpid()}.part"
+    part = f"{target}.{secrets.token_hex(6)}.part"
     try:
         os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
         os.mkdir(part, 0o700)

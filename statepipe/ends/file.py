@@ -1,10 +1,10 @@
 """A file that exists under its name only when it is whole.
 
-The bytes go to a file without a name (O_TMPFILE), so that whatever kills us, kill -9 and power included, leaves
-nothing behind. `commit` makes them durable and only then names them: fsync, link under a temporary name, rename,
-fsync of the folder. The file that is replaced keeps a second name until the new one stands for good. Where the file
-system has no nameless files, the temporary name is there from the start; it is locked while in use, and one that
-nobody locks is swept by the next save.
+The folder is reached once (place.py) and held. The bytes go to a file without a name (O_TMPFILE), so that whatever
+kills us, kill -9 and power included, leaves nothing behind. `commit` makes them durable and only then names them:
+fsync, link under a temporary name that nobody can guess, rename, fsync of the folder. The file that is replaced keeps a
+second name until the new one stands for good. Where the file system has no nameless files, the temporary name is there
+from the start; it is locked while in use, and one that nobody locks is swept by the next save.
 
 The pages are dropped from the host's cache behind the writer: a saved guest as large as the host's memory would
 else push everyone's working set out.
@@ -20,6 +20,7 @@ import stat
 from contextlib import suppress
 
 from statepipe.ends.fd import FdSource, failure, write_all
+from statepipe.ends.place import open_place
 from statepipe.errors import StatepipeError
 from statepipe.stage import Buffer
 
@@ -36,25 +37,30 @@ class FileSink:
     """
 
     def __init__(self, path: str) -> None:
-        self.path = os.path.realpath(path)
         self.name = path
         self.bytes = 0
-        self._folder, self._base = os.path.split(self.path)
-        self._part = os.path.join(self._folder, f".{self._base}.{os.getpid()}.part")
         self._linked = False
         self._older: int | None = None
-        self._older_name = os.path.join(self._folder, f".{self._base}.{os.getpid()}.older.part")
-        _refuse_special(path, self.path)
         try:
+            self._folder, self._base = open_place(path)
+        except (OSError, ValueError) as error:  # a NUL in it, say
+            raise failure(f"create {path}", _as_os_error(error)) from error
+        unguessed = os.urandom(6).hex()
+        self._part, self._older_name = f".{self._base}.{unguessed}.part", f".{self._base}.{unguessed}.older.part"
+        try:
+            _refuse_special(path, self._base, self._folder)
             sweep(self._folder, self._base)
             self._fd = self._open()
-        except OSError as error:
-            raise failure(f"create {path}", error) from error
+        except BaseException as error:
+            os.close(self._folder)
+            if isinstance(error, OSError):
+                raise failure(f"create {path}", error) from error
+            raise
 
     def _open(self) -> int:
         fd = open_nameless(self._folder)
         if fd is None:
-            fd = os.open(self._part, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            fd = os.open(self._part, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=self._folder)
             self._linked = True
         fcntl.flock(fd, fcntl.LOCK_EX)
         return fd
@@ -69,11 +75,12 @@ class FileSink:
         """
         with suppress(OSError):  # what cannot be removed now, the next save sweeps
             if self._linked:
-                os.unlink(self._part)
+                os.unlink(self._part, dir_fd=self._folder)
         self._linked = False
         self._forget_older()
         with suppress(OSError):
             os.close(self._fd)
+        os.close(self._folder)
 
     def write(self, buffer: Buffer) -> None:
         """Append it. Raises StatepipeError (disk full, quota, error of the device)."""
@@ -96,7 +103,7 @@ class FileSink:
             if not self._linked:
                 self._link()
             self._keep_older()
-            os.rename(self._part, self.path)
+            os.rename(self._part, self._base, src_dir_fd=self._folder, dst_dir_fd=self._folder)
             self._linked = False
             self._sync_name()
         except OSError as error:
@@ -117,7 +124,7 @@ class FileSink:
         """
         descriptors = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            os.link(str(self._fd), self._part, src_dir_fd=descriptors, follow_symlinks=True)
+            os.link(str(self._fd), self._part, src_dir_fd=descriptors, dst_dir_fd=self._folder, follow_symlinks=True)
         finally:
             os.close(descriptors)
         self._linked = True
@@ -125,7 +132,7 @@ class FileSink:
     def _sync_name(self) -> None:
         """A name that may not survive a crash is no name: take it away rather than promise it."""
         try:
-            sync_folder(self._folder)
+            os.fsync(self._folder)
         except OSError:
             self._take_back()
             raise
@@ -134,7 +141,7 @@ class FileSink:
         """Take the committed file away again, as another's verdict was no. Raises StatepipeError."""
         try:
             self._take_back()
-            sync_folder(self._folder)
+            os.fsync(self._folder)
         except OSError as error:
             raise failure(f"take back {self.name}", error) from error
 
@@ -144,39 +151,54 @@ class FileSink:
         Where that is not possible (another's file, a file system without links) there will be nothing to put back.
         """
         with suppress(OSError):
-            self._older = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            self._older = os.open(self._base, flags, dir_fd=self._folder)
             fcntl.flock(self._older, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            os.link(self.path, self._older_name)
+            os.link(
+                self._base,
+                self._older_name,
+                src_dir_fd=self._folder,
+                dst_dir_fd=self._folder,
+                follow_symlinks=False,
+            )
 
     def _take_back(self) -> None:
         """Undo the rename: the older file is back, or there is none."""
         try:
-            os.rename(self._older_name, self.path)
+            os.rename(self._older_name, self._base, src_dir_fd=self._folder, dst_dir_fd=self._folder)
         except FileNotFoundError:
-            os.unlink(self.path)
+            os.unlink(self._base, dir_fd=self._folder)
 
     def _forget_older(self) -> None:
         if self._older is not None:
             with suppress(OSError):
-                os.unlink(self._older_name)
+                os.unlink(self._older_name, dir_fd=self._folder)
             with suppress(OSError):
                 os.close(self._older)
             self._older = None
 
 
-def open_nameless(folder: str) -> int | None:
-    """A new file without a name in `folder`, or None where the file system has none. Raises OSError."""
+def open_nameless(folder: int) -> int | None:
+    """A new file without a name in the open `folder`, or None where the file system has none. Raises OSError."""
     try:
-        return os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        return os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=folder)
     except OSError as error:
-        if error.errno in _NO_TMPFILE and os.path.isdir(folder):
+        if error.errno in _NO_TMPFILE:
             return None
         raise
 
 
-def _refuse_special(name: str, path: str) -> None:
+def _as_os_error(error: OSError | ValueError) -> OSError:
+    return error if isinstance(error, OSError) else OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+
+def _refuse_special(name: str, base: str, folder: int) -> None:
     """A rename would put a file in the place of a device, and cannot put one in the place of a folder."""
-    if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+    try:
+        mode = os.stat(base, dir_fd=folder, follow_symlinks=False).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(mode):
         raise StatepipeError(f"{name} is not a regular file", hint="name a file; a new one will be made")
 
 
@@ -189,23 +211,25 @@ def sync_folder(folder: str) -> None:
         os.close(fd)
 
 
-def sweep(folder: str, base: str) -> None:
-    """Remove temporary files of a save of `base` that was killed: those that no process holds locked.
+def sweep(folder: int, base: str) -> None:
+    """Remove temporary files of a save of `base` that was killed: those of ours that no process holds locked.
 
-    What cannot be removed (its owner lives, or was quicker, or is another user) is no reason not to save.
+    What cannot be removed (its owner lives, or was quicker) is no reason not to save.
     """
-    ours = re.compile(re.escape(f".{base}.") + r"\d+(\.older)?\.part")
-    for entry in os.scandir(folder):
-        if ours.fullmatch(entry.name):
+    ours = re.compile(re.escape(f".{base}.") + r"[0-9a-f]+(\.older)?\.part")
+    for name in os.listdir(folder):
+        if ours.fullmatch(name):
             with suppress(OSError):
-                _sweep_one(entry.path)
+                _sweep_one(folder, name)
 
 
-def _sweep_one(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+def _sweep_one(folder: int, name: str) -> None:
+    if os.stat(name, dir_fd=folder, follow_symlinks=False).st_uid != os.geteuid():
+        return
+    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.unlink(path)
+        os.unlink(name, dir_fd=folder)
     finally:
         os.close(fd)
 

@@ -39,7 +39,7 @@ def test_sigterm_before_the_commit_means_no_file(
 
 @pytest.mark.parametrize("mode", MODES)
 # The first linkat gives the control socket its name, the second one the file.
-@pytest.mark.parametrize("step", ["linkat:signal=TERM:when=2", "rename:signal=TERM:when=1", FOLDER.format("TERM")])
+@pytest.mark.parametrize("step", ["linkat:signal=TERM:when=2", "renameat:signal=TERM:when=1", FOLDER.format("TERM")])
 def test_sigterm_during_the_commit_comes_too_late(
     answered_guest: Guest, states: Path, start_save: Start, mode: str, step: str
 ) -> None:
@@ -51,7 +51,9 @@ def test_sigterm_during_the_commit_comes_too_late(
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("step", ["fsync:signal=KILL:when=1", "linkat:signal=KILL:when=2", "rename:signal=KILL:when=1"])
+@pytest.mark.parametrize(
+    "step", ["fsync:signal=KILL:when=1", "linkat:signal=KILL:when=2", "renameat:signal=KILL:when=1"]
+)
 def test_killed_before_the_rename_the_older_file_stays(
     answered_guest: Guest, states: Path, start_save: Start, mode: str, step: str
 ) -> None:
