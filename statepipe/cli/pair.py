@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
 from statepipe.cli.context import ask
@@ -39,7 +40,22 @@ def _listen(address: Any, values: Values) -> Any:
             say(f"statepipe: pair: on the other host type: statepipe pair {os.uname().nodename}:{port}")
             say(f"statepipe: pair: and there, when asked, this code: {code}")
 
-    return pair_listening(address, code, values["name"], ready)
+    def choose(called: str, key: str, host: str) -> str:
+        return values["name"] or _name(clean(called), key, host.partition("%")[0])
+
+    def tell(text: str) -> None:
+        say(f"statepipe: pair: {text}")
+
+    return pair_listening(address, code, choose, ready, tell)
+
+
+def _name(called: str, key: str, host: str) -> str:
+    """A name for who has been paired. What it calls itself is its own word, so a person decides; else its address."""
+    say(f"statepipe: pair: the host at {host} calls itself {called}; its key is {key}")
+    if not (os.isatty(0) and os.isatty(2)):
+        return host
+    print(f"Name to pin it under [{host}]: ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip() or host
 
 
 def _connect(address: Any, values: Values) -> Any:

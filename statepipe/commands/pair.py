@@ -2,24 +2,44 @@
 
 One listens and shows the code, the other connects and is told it. They exchange certificates (formats/pairing.py), and
 each pins the other's. A wrong code ends the attempt on both sides; the next has a new one.
+
+Who connects and says no proper hello has tried no code, so it ends nothing: it is sent away, told of, and the listener
+goes on. Many may be connected at a time, for the true one may be silent for as long as a person types.
 """
 
 from __future__ import annotations
 
+import selectors
 import socket
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 
+from statepipe.commands.plan import Say
+from statepipe.commands.ration import Refusals
 from statepipe.ends.address import Address
-from statepipe.ends.dial import accepted, connected, listening, port_of
+from statepipe.ends.dial import connected, listening, port_of
 from statepipe.ends.net import Patience, lost
 from statepipe.ends.trust import check_name, own_certificate, pin
 from statepipe.errors import IntegrityError, PeerError
-from statepipe.formats.certificates import fingerprint, read_certificate
+from statepipe.formats.certificates import fingerprint
 from statepipe.formats.pairing import CONFIRM_SIZE, HELLO_LIMIT, Pairing, Peer
 
 PATIENCE = Patience(silence=120.0)
 """Seconds for a person to type a code on the other host."""
+
+LISTENING = 300.0
+"""Seconds to wait for the other host in all: a person has to go there, begin, and type."""
+
+ANSWER = Patience(silence=20.0)
+"""Seconds for the rest of the exchange, once the hello is here: no person has a part in it."""
+
+VISITORS = 32
+"""Connections at a time that have said no hello yet. For one more, the oldest of the host with the most goes."""
+
+Choose = Callable[[str, str, str], str]
+"""The name to pin a peer under, by what it calls itself, its key's fingerprint, and the address that it came from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +51,135 @@ class Paired:
     ours: str
 
 
-def pair_listening(address: Address, code: str, name: str | None, ready: Callable[[int], object]) -> Paired:
-    """Wait for the other host; `ready` is told the port. Raises PeerError, StatepipeError."""
+def pair_listening(address: Address, code: str, choose: Choose, ready: Callable[[int], object], say: Say) -> Paired:
+    """Wait for the other host; `ready` is told the port, `say` of others who come. Raises PeerError, StatepipeError."""
     own = own_certificate()
-    with listening(address, insecure=True) as listener:
+    refusals = Refusals(say)
+    with listening(address, insecure=True) as listener, ExitStack() as stack:
         ready(port_of(listener))
-        with accepted(listener, PATIENCE) as connection:
-            pairing = Pairing(code, socket.gethostname(), own, first=True)
-            peer = _exchange(connection, pairing, str(connection.getpeername()[0]))
-    return _pin(peer, name or peer.name, own)
+        lobby = _Lobby(listener, refusals)
+        stack.callback(refusals.end)
+        stack.callback(lobby.close)
+        visitor, pairing, confirm = _first_hello(lobby, lambda: Pairing(code, socket.gethostname(), own, first=True))
+        lobby.keep_only(visitor)
+        peer = _answer(visitor, pairing, confirm)
+    print_of_theirs = _fingerprint(peer)
+    name = choose(peer.name, print_of_theirs, visitor.host)
+    pin(name, peer.certificate)
+    return Paired(check_name(name), print_of_theirs, fingerprint(own.encode()))
+
+
+@dataclass(eq=False)
+class _Visitor:
+    """Somebody who is connected, and what it has said so far."""
+
+    connection: socket.socket
+    host: str
+    said: bytearray = field(default_factory=bytearray)
+
+    def hear(self) -> bytes | None:
+        """Take what has come; its hello once that is whole. Raises PeerError, OSError."""
+        data = self.connection.recv(HELLO_LIMIT)
+        if not data:
+            raise PeerError("it hung up before it had said anything of a pairing")
+        self.said += data
+        size = int.from_bytes(self.said[:4], "big")
+        if len(self.said) >= 4 and size > HELLO_LIMIT:
+            raise PeerError("it does not speak as 'statepipe pair' does")
+        return bytes(self.said[4 : 4 + size]) if len(self.said) >= 4 + size > 4 else None
+
+
+class _Lobby:
+    """All who are connected and have said no hello yet, oldest first."""
+
+    def __init__(self, listener: socket.socket, turned_away: Refusals) -> None:
+        listener.setblocking(False)
+        self._listener, self._turned_away = listener, turned_away
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(listener, selectors.EVENT_READ)
+        self._here: list[_Visitor] = []
+
+    def wait(self, seconds: float) -> list[_Visitor]:
+        """Those who have said more, within so many seconds."""
+        speaking = [key.data for key, _ in self._selector.select(min(max(seconds, 0), 1.0))]
+        if None in speaking:
+            self._accept()
+        self._turned_away.look()
+        return [each for each in speaking if each in self._here]
+
+    def _accept(self) -> None:
+        try:
+            connection, where = self._listener.accept()
+        except OSError:  # it left again, or there is no descriptor to spare: those who are here have some
+            self._make_room(len(self._here) // 2)
+            return
+        connection.setblocking(False)
+        visitor = _Visitor(connection, str(where[0]) if isinstance(where, tuple) else "this host")
+        self._selector.register(connection, selectors.EVENT_READ, visitor)
+        self._here.append(visitor)
+        self._make_room(VISITORS)
+
+    def _make_room(self, at_most: int) -> None:
+        while len(self._here) > at_most:
+            hosts = [each.host for each in self._here]
+            most = max(hosts, key=hosts.count)
+            self.send_away(self._here[hosts.index(most)], PeerError("too many were connected and said nothing"))
+
+    def send_away(self, visitor: _Visitor, error: PeerError) -> None:
+        """It is none of ours."""
+        self._turned_away(visitor.host, error)
+        self._let_go(visitor)
+
+    def _let_go(self, visitor: _Visitor) -> None:
+        self._selector.unregister(visitor.connection)
+        self._here.remove(visitor)
+        visitor.connection.close()
+
+    def keep_only(self, visitor: _Visitor) -> None:
+        """Nobody else is waited for any more."""
+        for each in [each for each in self._here if each is not visitor]:
+            self._let_go(each)
+
+    def close(self) -> None:
+        """Let go of all."""
+        for visitor in list(self._here):
+            self._let_go(visitor)
+        self._selector.close()
+
+
+def _first_hello(lobby: _Lobby, begin: Callable[[], Pairing]) -> tuple[_Visitor, Pairing, bytes]:
+    """The first whose hello is one, and our confirmation of it. Raises PeerError where none came in time."""
+    deadline = time.monotonic() + LISTENING
+    while (left := deadline - time.monotonic()) > 0:
+        for visitor in lobby.wait(left):
+            failure = None
+            try:
+                if (hello := visitor.hear()) is not None:
+                    pairing = begin()
+                    return visitor, pairing, pairing.take_hello(hello)
+            except BlockingIOError:
+                continue
+            except PeerError as error:
+                failure = error
+            except OSError as error:
+                failure = lost(visitor.host, error, len(visitor.said), ANSWER)
+            if failure is not None:
+                lobby.send_away(visitor, failure)
+    raise PeerError(f"nobody came within {LISTENING:g} s to be paired", hint="begin again on both hosts")
+
+
+def _answer(visitor: _Visitor, pairing: Pairing, confirm: bytes) -> Peer:
+    """The rest of the exchange. Raises PeerError: the code has been tried, and is good no more."""
+    connection = visitor.connection
+    connection.settimeout(ANSWER.silence)
+    try:
+        connection.sendall(_framed(pairing.hello) + confirm)
+        more = bytes(visitor.said[4 + int.from_bytes(visitor.said[:4], "big") :])
+        return pairing.take_confirm(more + _read(connection, CONFIRM_SIZE - len(more)))
+    except OSError as error:
+        raise lost(visitor.host, error, len(visitor.said), ANSWER) from error
+    except PeerError as error:
+        raise PeerError(f"{visitor.host}: {error}", hint=error.hint) from error
 
 
 def pair_connecting(address: Address, ask: Callable[[], str], name: str | None) -> Paired:
@@ -48,12 +188,14 @@ def pair_connecting(address: Address, ask: Callable[[], str], name: str | None) 
     with connected(address, PATIENCE, None, insecure=True) as connection:
         pairing = Pairing(ask(), socket.gethostname(), own, first=False)
         peer = _exchange(connection, pairing, str(address))
-    return _pin(peer, name or address.host, own)
+    print_of_theirs = _fingerprint(peer)
+    pin(name or address.host, peer.certificate)
+    return Paired(check_name(name or address.host), print_of_theirs, fingerprint(own.encode()))
 
 
 def _exchange(connection: socket.socket, pairing: Pairing, name: str) -> Peer:
     try:
-        connection.sendall(len(pairing.hello).to_bytes(4, "big") + pairing.hello)
+        connection.sendall(_framed(pairing.hello))
         size = int.from_bytes(_read(connection, 4), "big")
         if size > HELLO_LIMIT:
             raise PeerError(f"{name} does not speak as 'statepipe pair' does")
@@ -63,18 +205,21 @@ def _exchange(connection: socket.socket, pairing: Pairing, name: str) -> Peer:
         raise lost(name, error, 0, PATIENCE) from error
 
 
+def _framed(hello: bytes) -> bytes:
+    return len(hello).to_bytes(4, "big") + hello
+
+
 def _read(connection: socket.socket, size: int) -> bytes:
-    data = connection.recv(size, socket.MSG_WAITALL)
-    if len(data) < size:
-        raise PeerError("the other side broke the pairing off", hint="begin again on both hosts")
+    data = b""
+    while len(data) < size:
+        if not (more := connection.recv(size - len(data))):
+            raise PeerError("the other side broke the pairing off", hint="begin again on both hosts")
+        data += more
     return data
 
 
-def _pin(peer: Peer, name: str, own: str) -> Paired:
+def _fingerprint(peer: Peer) -> str:
     try:
-        print_of_theirs = fingerprint(peer.certificate.encode())
-        read_certificate(peer.certificate.encode(), "its certificate")
+        return fingerprint(peer.certificate.encode())
     except IntegrityError as error:
         raise PeerError("the other side's certificate cannot be read") from error
-    pin(name, peer.certificate)
-    return Paired(check_name(name), print_of_theirs, fingerprint(own.encode()))

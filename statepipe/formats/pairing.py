@@ -19,11 +19,18 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from spake2 import SPAKE2_A, SPAKE2_B, SPAKEError
+from spake2.ed25519_basic import NotOnCurve
 
-from statepipe.errors import PeerError
+from statepipe.errors import IntegrityError, PeerError
+from statepipe.formats.certificates import read_certificate
+from statepipe.shapes import Misshapen, fields, parse, text
 
 HELLO_LIMIT = 16 << 10
 """Bytes of a hello: a certificate of ours has 550."""
+
+_HELLO = fields({"name": text(255), "certificate": text(HELLO_LIMIT), "spake2": text(256)})
+_AMISS = (AssertionError, ValueError, SPAKEError, NotOnCurve)
+"""What spake2 says of an element that is none: of a wrong length, side or group, our own, or off the curve."""
 
 CODE_DIGITS = 8
 
@@ -59,14 +66,14 @@ class Pairing:
         self._peer: Peer | None = None
 
     def take_hello(self, data: bytes) -> bytes:
-        """Take the peer's hello; our confirmation. Raises PeerError."""
+        """Take the peer's hello; our confirmation. Raises PeerError for what is none: that has tried no code."""
         try:
-            fields = json.loads(data)
-            name, certificate, message = (str(fields[key]) for key in ("name", "certificate", "spake2"))
-            self._key = self._spake.finish(bytes.fromhex(message))
-        except (ValueError, TypeError, KeyError, RecursionError, AssertionError, SPAKEError) as error:
+            hello = parse(data, _HELLO)
+            read_certificate(hello["certificate"].encode(), "its certificate")
+            self._key = self._spake.finish(bytes.fromhex(hello["spake2"]))
+        except (Misshapen, IntegrityError, *_AMISS) as error:
             raise PeerError("the other side does not speak as 'statepipe pair' does") from error
-        self._peer = Peer(name, certificate)
+        self._peer = Peer(hello["name"], hello["certificate"])
         hellos = (self.hello, data) if self._label == b"A" else (data, self.hello)
         self._transcript = b"".join(sha256(hello).digest() for hello in hellos)
         return self._confirm(self._label)

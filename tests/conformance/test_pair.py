@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import socket
 import stat
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -136,13 +137,55 @@ def test_a_wrong_code_ends_both_and_pins_nothing(tmp_path: Path) -> None:
     assert not pinned(tmp_path / "one") and not pinned(tmp_path / "other")
 
 
-@pytest.mark.parametrize("data", [b"", b"GET / HTTP/1.1\r\n\r\n", b"\0\0\0\2{}", b"\xff\xff\xff\xff"])
-def test_garbage_pins_nothing(tmp_path: Path, data: bytes) -> None:
-    with listening(tmp_path / "one") as (process, port, _):
-        with socket.create_connection(("127.0.0.1", port)) as connection:
-            connection.sendall(data)
-        assert collect(process)[0] == 5
-    assert not pinned(tmp_path / "one")
+def hello(**changes: object) -> bytes:
+    """A hello in its frame, with changes to its fields."""
+    fields = json.loads(Pairing("1", "x", make_self("x")[0].decode(), first=False).hello) | changes
+    data = json.dumps(fields).encode()
+    return len(data).to_bytes(4, "big") + data
+
+
+ODD = {
+    "nothing": b"",
+    "HTTP": b"GET / HTTP/1.1\r\n\r\n",
+    "an empty object": b"\0\0\0\2{}",
+    "a length beyond all": b"\xff\xff\xff\xff",
+    "no length": bytes(4),
+    "an element off the curve": hello(spake2="42" + 32 * "07"),
+    "an element of zero": hello(spake2="42" + "01" + 31 * "00"),
+    "an element of another length": hello(spake2="42" + 31 * "00"),
+    "an element of the same side": hello(spake2="41" + 32 * "07"),
+    "no element": hello(spake2="xyz"),
+    "a number for a name": hello(name=7),
+    "a name beyond all": hello(name="x" * 1000),
+    "no certificate": hello(certificate="none"),
+    "deep JSON": (4000).to_bytes(4, "big") + b"[" * 4000,
+}
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_who_says_no_proper_hello_is_told_of_and_ends_nothing(tmp_path: Path, what: str) -> None:
+    """Also where it stays connected, and more of it than may: the true one comes, and is let in."""
+    with listening(tmp_path / "one", "--name", "other") as (process, port, code), ExitStack() as stack:
+        for _ in range(3):
+            stranger = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            stranger.sendall(ODD[what])
+            stranger.shutdown(socket.SHUT_WR)
+        for _ in range(40):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+        done = connect(tmp_path / "other", port, code)
+        status, _, said = collect(process)
+    assert (done.returncode, status) == (0, 0), (done.stderr, said)
+    assert b"statepipe: pair: turned away 127.0.0.1: " in said and b"Traceback" not in said
+    assert set(pinned(tmp_path / "one")) == {"other.pem"}
+
+
+def test_what_the_other_host_calls_itself_is_shown_and_is_not_its_name_here(tmp_path: Path) -> None:
+    with listening(tmp_path / "one") as (process, port, code):
+        assert connect(tmp_path / "other", port, code).returncode == 0
+        status, out, said = collect(process)
+    assert status == 0 and b"paired with 127.0.0.1: " in out
+    assert f"the host at 127.0.0.1 calls itself {socket.gethostname()}; its key is SHA256:".encode() in said
+    assert set(pinned(tmp_path / "one")) == {"127.0.0.1.pem"}
 
 
 def test_another_key_does_not_take_a_pinned_ones_place(hosts: tuple[Path, Path], tmp_path: Path) -> None:
@@ -179,19 +222,22 @@ def test_slips(tmp_path: Path, words: list[str], status: int) -> None:
 # --- the exchange itself
 
 
+THEIRS = make_self("b")[0].decode()
+
+
 def attempt(code: str, other: str) -> tuple[Pairing, Pairing]:
-    return Pairing(code, "a", make_self("a")[0].decode(), first=True), Pairing(other, "b", "B", first=False)
+    return Pairing(code, "a", make_self("a")[0].decode(), first=True), Pairing(other, "b", THEIRS, first=False)
 
 
 def test_how_the_code_is_written_does_not_matter() -> None:
     one, other = attempt("1234-5678", " 12345678\n")
     confirm, answer = one.take_hello(other.hello), other.take_hello(one.hello)
-    assert one.take_confirm(answer) == Peer("b", "B") and other.take_confirm(confirm).name == "a"
+    assert one.take_confirm(answer) == Peer("b", THEIRS) and other.take_confirm(confirm).name == "a"
 
 
 def test_a_certificate_changed_on_its_way_is_noticed() -> None:
     one, other = attempt("1234-5678", "1234-5678")
-    one.take_hello(other.hello.replace(b'"B"', b'"C"'))
+    one.take_hello(json.dumps(json.loads(other.hello) | {"certificate": make_self("c")[0].decode()}).encode())
     with pytest.raises(PeerError):
         one.take_confirm(other.take_hello(one.hello))
 
