@@ -56,7 +56,7 @@ def _seconds(text: str) -> float:
 
 def _show(jobs: Sequence[Found], before: Sequence[Found], values: Values) -> None:
     if values["json"]:
-        rows = [{"id": job.id, **(job.status or {"error": "does not answer"})} for job in jobs]
+        rows = [{"id": job.id, **(job.status or {"error": job.trouble})} for job in jobs]
         show(json.dumps(rows, indent=None if values["watch"] else 2))
     else:
         top = CLEAR if values["watch"] and sys.stdout.isatty() else ""
@@ -76,7 +76,7 @@ def table(jobs: Sequence[Found], before: Sequence[Found] = ()) -> str:
 
 def _row(job: Found, earlier: dict[str, Any] | None) -> tuple[str, ...]:
     if (status := job.status) is None:
-        return (job.id, "?", "", "", "", "", "does not answer", "")
+        return (job.id, "?", "", "", "", "", job.trouble, "")
     stages = " ".join([*_phase(status), *(stage["name"] for stage in status["stages"])])
     sizes = (format_size(status["bytes_in"]), format_size(status["bytes_out"]))
     row = (job.id, status["verb"], _clock(status["seconds"]), *sizes, _rate(status, earlier), status["what"], stages)

@@ -17,6 +17,21 @@ from typing import Any
 from statepipe.engine.control import remove
 from statepipe.engine.runtime import inside, node, open_folder, runtime_folder
 from statepipe.errors import StatepipeError
+from statepipe.shapes import (
+    Misshapen,
+    Shape,
+    anything,
+    check,
+    either,
+    fields,
+    many,
+    maybe,
+    number,
+    parse,
+    text,
+    told,
+    whole,
+)
 
 PATIENCE = 5.0
 """Seconds for an answer. One takes a millisecond; a process that is stopped (SIGSTOP) gives none."""
@@ -30,12 +45,50 @@ FORGOTTEN = 60.0
 _ID = re.compile(r"[1-9][0-9]{0,9}(-[1-9][0-9]?)?")
 
 
+_COUNT = whole()
+_RAM = fields(
+    {"remaining": _COUNT, "total": _COUNT, "dirty-sync-count": _COUNT},
+    optional={"dirty-pages-rate": _COUNT, "page-size": _COUNT},
+)
+_COMMON = fields(
+    {
+        "verb": text(64),
+        "what": text(64 << 10),
+        "seconds": number,
+        "bytes_in": _COUNT,
+        "bytes_out": _COUNT,
+        "stages": many(fields({"name": text(64)}), most=1000),
+    },
+    optional={
+        "phase": text(64),
+        "migration": fields({}, optional={"ram": _RAM, "expected-downtime": _COUNT}),
+    },
+)
+_TUNNEL = fields({"connections": _COUNT, "connections_total": _COUNT, "links": _COUNT})
+
+
+def _status(value: object, where: str) -> None:
+    """A status, as far as `ps` reads it; that of a tunnel tells of its connections."""
+    _COMMON(value, where)
+    if isinstance(value, dict) and value.get("connections") is not None:
+        _TUNNEL(value, where)
+
+
+STATUS: Shape = _status
+
+_ANSWER = either(
+    fields({"error": text(64 << 10), "hint": maybe(text(64 << 10))}),
+    fields({"ok": anything}),
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A running statepipe. `status` is None if it does not answer."""
+    """A running statepipe. `status` is None if it gives none; then `trouble` says what it does."""
 
     id: str
     status: dict[str, Any] | None
+    trouble: str = "does not answer"
 
 
 def find_jobs() -> list[Found]:
@@ -114,7 +167,7 @@ def _look(folder: int, job: str) -> Found | None:
     inode = node(folder, job)
     try:
         with _connect(folder, job) as connection:
-            return Found(job, _ask(connection, job, {"do": "status"}))
+            return Found(job, check(_ask(connection, job, {"do": "status"}), STATUS))
     except (ConnectionRefusedError, FileNotFoundError):
         remove(folder, job, inode)
         return None
@@ -122,6 +175,12 @@ def _look(folder: int, job: str) -> Found | None:
         return Found(job, None)
     except _No:
         return None
+    except (_Odd, Misshapen):
+        return Found(job, None, "gives an answer that this version does not know")
+
+
+class _Odd(StatepipeError):
+    """It says what is no answer."""
 
 
 class _Silent(StatepipeError):
@@ -177,22 +236,27 @@ def _ask(connection: socket.socket, job: str, request: dict[str, Any]) -> Any:
 
 
 def _line(connection: socket.socket) -> bytes:
-    line = b""
-    while not line.endswith(b"\n") and len(line) < ANSWER_LIMIT:
+    """A line, or so much of what is none. Raises TimeoutError if it is not there after PATIENCE."""
+    line, deadline = bytearray(), time.monotonic() + PATIENCE
+    while not line.endswith(b"\n") and len(line) <= ANSWER_LIMIT:
+        if (left := deadline - time.monotonic()) <= 0:
+            raise TimeoutError
+        connection.settimeout(left)
         part = connection.recv(ANSWER_LIMIT)
         if not part:
             raise ConnectionResetError
         line += part
-    return line
+    return bytes(line)
 
 
 def _understand(job: str, answer: bytes) -> Any:
-    match json.loads(answer):
-        case {"ok": value}:
-            return value
-        case {"error": str(reason), "hint": hint}:
-            raise _No(f"{job} says: {reason}", hint=hint)
-    raise StatepipeError(f"{job} gave an answer that this version does not know")
+    try:
+        said = parse(answer if len(answer) <= ANSWER_LIMIT else b"", _ANSWER)
+    except Misshapen as error:
+        raise _Odd(f"{job} gave an answer that this version does not know: {told(error, 200)}") from error
+    if "error" in said:
+        raise _No(f"{job} says: {told(said['error'])}", hint=said["hint"] and told(said["hint"]))
+    return said["ok"]
 
 
 def _silent(job: str) -> _Silent:

@@ -11,17 +11,23 @@ from __future__ import annotations
 import enum
 import json
 import os
+import stat
 import time
 from collections.abc import Callable
 from typing import Any
 
 from statepipe.ends.fd import failure, write_all
 from statepipe.errors import StatepipeError
+from statepipe.shapes import Misshapen, fields, one_of, parse, text, told
 
 Listener = Callable[[dict[str, Any]], None]
 
 LIMIT = 1 << 20
 """Bytes of a journal that are read: a migration has a dozen steps."""
+
+
+_STEP = fields({}, optional={"state": text(64)})
+_FACTS = fields({"side": one_of("source", "destination")})
 
 
 class Journal:
@@ -78,18 +84,20 @@ class Journal:
 def read_journal(path: str) -> list[dict[str, Any]]:
     """The lines of a journal, the facts first. A last line that was cut by a crash does not count.
 
-    Raises StatepipeError if it cannot be read or is none.
+    Raises StatepipeError if it cannot be read or is none. A pipe or a device is none, and is not waited for.
     """
+    none = f"{path} is no journal of a migration"
     try:
-        with open(path, "rb") as file:
-            text = file.read(LIMIT)
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise StatepipeError(f"{none}: it is no file")
+            letters = file.read(LIMIT + 1)
     except OSError as error:
         raise failure(f"read the journal {path}", error) from error
-    lines = text.split(b"\n")[:-1]
+    if len(letters) > LIMIT:
+        raise StatepipeError(f"{none}: it has more than {LIMIT} bytes")
+    first, *others = letters.split(b"\n")[:-1] or [b""]
     try:
-        rows = [json.loads(line) for line in lines]
-    except ValueError as error:
-        raise StatepipeError(f"{path} is no journal of a migration") from error
-    if not rows or not all(isinstance(row, dict) for row in rows):
-        raise StatepipeError(f"{path} is no journal of a migration")
-    return rows
+        return [parse(first, _FACTS), *(parse(line, _STEP) for line in others)]
+    except Misshapen as error:
+        raise StatepipeError(f"{none}: {told(error, 200)}") from error

@@ -7,9 +7,11 @@ holds its session key, or its data. The status lines are those of GnuPG's doc/DE
 from __future__ import annotations
 
 import binascii
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from statepipe.errors import IntegrityError, NoKeyError, StatepipeError, UsageError
+from statepipe.shapes import told
 
 PREFIX = "gpg:"
 """What a recipient of OpenPGP is told by, among those of age."""
@@ -77,21 +79,61 @@ def _first_of_armor(text: bytes) -> bytes:
         return b""
 
 
+_NUMBER = "[0-9]{1,10}"
+_KEY = "[0-9A-Fa-f]{1,64}"
+
+ARGUMENTS: Mapping[str, Sequence[str]] = {
+    "INV_RECP": (_NUMBER,),
+    "INV_SGNR": (_NUMBER,),
+    "ERROR": ("[^ ]+", "[^ ]+"),
+    "FAILURE": ("[^ ]+", "[^ ]+"),
+    "ENC_TO": (_KEY,),
+    "ERRSIG": (_KEY,),
+    "BADSIG": (_KEY,),
+    "VALIDSIG": (_KEY,),
+    "GOODSIG": (_KEY,),
+    "DECRYPTION_INFO": (_NUMBER, _NUMBER),
+}
+"""What the lines that we read begin with, word for word (doc/DETAILS)."""
+
+
 class Status:
-    """What gpg says on its status descriptor, as it comes."""
+    """What gpg says on its status descriptor, as it comes.
+
+    `odd` is the first line that is not what doc/DETAILS has of it, or what there is too much of: then nothing that
+    was said counts, for what is not understood may be that all is bad.
+    """
 
     def __init__(self) -> None:
         self.lines: list[list[str]] = []
+        self.odd: str | None = None
         self._rest = b""
 
     def feed(self, data: bytes) -> None:
         """Some more of it."""
         *whole, self._rest = (self._rest + data).split(b"\n")
-        self._rest = self._rest[-LINE:]
+        self._rest = self._rest[: LINE + 1]
         for line in whole:
-            words = line[:LINE].decode(errors="replace").split()
-            if words[:1] == ["[GNUPG:]"] and len(words) > 1 and len(self.lines) < LINES:
-                self.lines.append(words[1:])
+            words = line[: LINE + 1].decode(errors="replace").split()
+            if words[:1] == ["[GNUPG:]"] and len(words) > 1:
+                self._take(words[1:], is_whole=len(line) <= LINE)
+
+    def _take(self, words: list[str], *, is_whole: bool) -> None:
+        wanted = ARGUMENTS.get(words[0], ())
+        given = words[1 : 1 + len(wanted)]
+        fits = len(given) == len(wanted) and all(map(re.fullmatch, wanted, given))
+        if not fits or len(self.lines) >= LINES or not (is_whole or words[0] not in ARGUMENTS):
+            self.odd = self.odd or told(" ".join(words), 80)
+        else:
+            self.lines.append(words)
+
+    def check(self) -> None:
+        """Raises StatepipeError if not all of it was understood."""
+        if self.odd is not None:
+            what = f"gpg says what is not understood: {self.odd!r}"
+            raise StatepipeError(
+                what, hint=f"of a message, {LINES} lines are read; look with: gpg --status-fd 2 --decrypt"
+            )
 
     def said(self, keyword: str) -> list[list[str]]:
         """The arguments of every line with this keyword."""
@@ -143,6 +185,7 @@ def judge_encryption(status: Status, validity: Callable[[str], set[str]]) -> Non
 
     `validity` looks a key up in GnuPG's listing: the letters of all that fit the name.
     """
+    status.check()
     for keyword, role in (("INV_RECP", "recipient"), ("INV_SGNR", "signing key")):
         for reason, *name in status.said(keyword):
             found = validity(" ".join(name))
@@ -176,8 +219,8 @@ _PLACES = ("pkdecrypt_failed", "symkey_decrypt.maybe_error", "sign", "sign-encry
 def _raise_agent(status: Status) -> None:
     for keyword in ("ERROR", "FAILURE"):
         for place, code, *_ in status.said(keyword):
-            if place in _PLACES and (digits := code.partition("_")[0]).isdigit():
-                number = int(digits) & 0xFFFF
+            if place in _PLACES and (digits := re.match(_NUMBER, code)):
+                number = int(digits[0]) & 0xFFFF
                 said, hint = _AGENT.get(number, _ASK if number & 0x8000 else ("", ""))
                 if said:
                     raise (NoKeyError if number == 11 else StatepipeError)(said, hint=hint)
@@ -191,6 +234,7 @@ def judge_decryption(status: Status, signed_by: str | None) -> Iterator[str]:
 
     Good is only what was decrypted once, whole, and proved so.
     """
+    status.check()
     if status.said("NODATA") and not status.said("BEGIN_DECRYPTION"):
         raise IntegrityError("this is no OpenPGP message, or what is left of one")
     if not status.said("DECRYPTION_INFO"):
@@ -239,8 +283,8 @@ _ANYBODY = "0" * 16
 
 def _is_damaged(status: Status, keys: Sequence[str]) -> bool:
     """Whether a key that the message names is here, and yet gives nothing."""
-    failed = [code.partition("_")[0] for place, code, *_ in status.said("ERROR") if place == "pkdecrypt_failed"]
-    others = [code for code in failed if code.isdigit() and int(code) & 0xFFFF != _NO_SECKEY]
+    codes = [re.match(_NUMBER, code) for place, code, *_ in status.said("ERROR") if place == "pkdecrypt_failed"]
+    others = [code for code in codes if code and int(code[0]) & 0xFFFF != _NO_SECKEY]
     return bool(others) and _ANYBODY not in keys
 
 
