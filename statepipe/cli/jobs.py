@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from statepipe.cli.messages import clean, show
+from statepipe.cli.messages import clean, show, warn
 from statepipe.engine.desk import Desk
 from statepipe.errors import StatepipeError, UsageError
 from statepipe.units import format_rate, format_size, parse_rate
@@ -30,11 +30,13 @@ CLEAR = "\x1b[H\x1b[J"
 
 def run_ps(name: str, values: Values) -> int:
     """The running statepipes, once or again and again."""
-    from statepipe.commands.jobs import find_jobs
+    from statepipe.commands.jobs import elsewhere, find_jobs
 
     if values["seconds"] is not None and not values["watch"]:
         raise UsageError("SECONDS goes with --watch")
     pause = _seconds(values["seconds"] or "2")
+    if notice := elsewhere():
+        warn("ps", notice)
     jobs = find_jobs()
     _show(jobs, [], values)
     while values["watch"]:

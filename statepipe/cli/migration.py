@@ -225,13 +225,14 @@ def _meeting(values: Values) -> Plan:
 
 def _log() -> str:
     """A file for what QEMU has to say once the ssh that started us has ended. Raises StatepipeError."""
-    from statepipe.engine.runtime import open_folder, runtime_folder
+    from statepipe.engine.runtime import open_runtime_folder, runtime_folder
 
-    folder = runtime_folder()
     try:
-        os.close(open_folder(folder))
+        opened, folder = open_runtime_folder()
     except OSError as error:
-        raise StatepipeError(f"cannot keep QEMU's messages in {folder}: {os.strerror(error.errno or 0)}") from error
+        place, why = runtime_folder(), os.strerror(error.errno or 0)
+        raise StatepipeError(f"cannot keep QEMU's messages in {place}: {why}") from error
+    os.close(opened)
     return f"{folder}/qemu-{os.getpid()}.log"
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from statepipe.engine.control import remove
-from statepipe.engine.runtime import inside, node, open_folder, runtime_folder
+from statepipe.engine.runtime import inside, node, open_runtime_folder, passed_over, runtime_folder
 from statepipe.errors import StatepipeError
 from statepipe.shapes import (
     Misshapen,
@@ -101,6 +101,16 @@ def find_jobs() -> list[Found]:
     return [each for each in found if each is not None]
 
 
+def elsewhere() -> str | None:
+    """What to say of the folder that is looked in, if it is not the first that comes to mind."""
+    try:
+        folder, path = open_runtime_folder()
+    except OSError:  # find_jobs tells
+        return None
+    os.close(folder)
+    return passed_over(path)
+
+
 def set_rate(job: str, rate: int | None) -> None:
     """Give the throttle of `job` (an ID) a rate in bytes a second; None lifts it. Raises StatepipeError."""
     with _asked(job, {"do": "rate", "rate": rate}):
@@ -135,12 +145,11 @@ def _process(connection: socket.socket) -> Iterator[int | None]:
 
 @contextmanager
 def _folder() -> Iterator[int]:
-    path = runtime_folder()
     try:
-        folder = open_folder(path)
+        folder, _ = open_runtime_folder()
     except OSError as error:
         raise StatepipeError(
-            f"cannot use the runtime folder {path}: {error.strerror}",
+            f"cannot use the runtime folder {runtime_folder()}: {error.strerror}",
             hint="set XDG_RUNTIME_DIR to a folder of yours, for the statepipe that runs too",
         ) from error
     try:

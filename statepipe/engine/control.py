@@ -22,7 +22,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Protocol
 
-from statepipe.engine.runtime import inside, node, open_folder, runtime_folder
+from statepipe.engine.runtime import inside, node, open_runtime_folder
 from statepipe.errors import StatepipeError
 
 REQUEST_LIMIT = 4096
@@ -71,12 +71,15 @@ class _Client:
 
 
 class Listener:
-    """A socket in the runtime folder, `name`, and the thread that answers there until `close`. Raises OSError."""
+    """A socket in the runtime folder `place`, its `name`, and the thread that answers there until `close`.
+
+    Raises OSError.
+    """
 
     def __init__(self, asked: Asked) -> None:
         self._asked = asked
         self._clients: dict[int, _Client] = {}
-        self._folder = open_folder(runtime_folder())
+        self._folder, self.place = open_runtime_folder()
         try:
             self._socket, self.name, self._node = publish(self._folder)
         except BaseException:

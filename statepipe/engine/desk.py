@@ -45,7 +45,7 @@ class Desk:
         self.job: Job | None = None
         self.cancelled = False
         self.qemu: tuple[int, bool] | None = None  # whose guest's state is on its way, where we drive it: `works_for`
-        self._deaf = False
+        self._deaf = self._placed = False
         self._complain = complain
         self._listener: Listener | None = None
         self._reports: list[Report] = []
@@ -144,10 +144,14 @@ class Desk:
 
     def _listen(self) -> None:
         from statepipe.engine.control import Listener
+        from statepipe.engine.runtime import passed_over
 
         if self._listener is None:
             try:
                 self._listener = Listener(self)
+                if not self._placed and (notice := passed_over(self._listener.place)):
+                    self._complain(notice)
+                self._placed = True
             except OSError as error:  # no reason to fail: the data do not need it
                 self._complain(f"'statepipe ps' will not show this: {error.strerror or error}")
 

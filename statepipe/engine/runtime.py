@@ -2,6 +2,9 @@
 
 Names are reached through the folder's descriptor in /proc: so what was checked is what is used, and a long path does
 not run into the 108 bytes of a unix socket's name (unix(7)).
+
+In /tmp anybody may have made the folder first. One that is another user's is never used: the next place is, and both
+who runs and who asks find it by the same rule.
 """
 
 from __future__ import annotations
@@ -22,7 +25,42 @@ def runtime_folder() -> str:
     base = os.environ.get("XDG_RUNTIME_DIR", "")
     if os.path.isabs(base) and _owner(base) == uid:
         return os.path.join(base, "statepipe")
-    return "/run/statepipe" if uid == 0 else f"/tmp/statepipe-{uid}"
+    return "/run/statepipe" if uid == 0 else _in_tmp()
+
+
+def _in_tmp() -> str:
+    return f"/tmp/statepipe-{os.geteuid()}"
+
+
+def open_runtime_folder() -> tuple[int, str]:
+    """A descriptor of runtime_folder(), made if need be, and its path. Raises OSError.
+
+    Where it is in /tmp, and somebody else was there first, `.cache/statepipe` in our home serves.
+    """
+    path = runtime_folder()
+    try:
+        return open_folder(path), path
+    except OSError:
+        another = _at_home() if path == _in_tmp() else None
+        if another is None:
+            raise
+        return open_folder(another), another
+
+
+def passed_over(path: str) -> str | None:
+    """What to say of it once, if `path`, which is used, is not the place that is looked at first."""
+    return None if path == runtime_folder() else f"{runtime_folder()} is another user's; {path} is used in its place"
+
+
+def _at_home() -> str | None:
+    """None where there is no home, or it is not ours, as after `sudo`."""
+    home = os.path.expanduser("~")
+    cache = os.path.join(home, ".cache")
+    if _owner(home) != os.geteuid():
+        return None
+    with suppress(OSError):  # most have it
+        os.mkdir(cache, 0o700)
+    return os.path.join(cache, "statepipe") if _owner(cache) == os.geteuid() else None
 
 
 def _owner(path: str) -> int | None:

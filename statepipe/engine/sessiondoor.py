@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 
 from statepipe.engine.control import may_ask
-from statepipe.engine.runtime import inside, open_folder, runtime_folder
+from statepipe.engine.runtime import inside, open_runtime_folder, runtime_folder
 from statepipe.errors import PeerError, StatepipeError
 from statepipe.threads import start
 
@@ -34,7 +34,7 @@ Come = Callable[[int, int, Callable[[], object]], object]
 def door(name: str, come: Come) -> Iterator[None]:
     """Within it, later links of the session of that name are let in. Raises StatepipeError."""
     try:
-        folder = open_folder(runtime_folder())
+        folder, _ = open_runtime_folder()
     except OSError as error:
         raise StatepipeError(f"cannot wait for links in {runtime_folder()}: {os.strerror(error.errno or 0)}") from error
     try:
@@ -125,7 +125,7 @@ def hand_over(name: str) -> None:
     Raises PeerError where there is none.
     """
     try:
-        folder = open_folder(runtime_folder())
+        folder, _ = open_runtime_folder()
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
                 connection.connect(inside(folder, _PREFIX + name))
