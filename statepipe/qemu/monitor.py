@@ -59,7 +59,7 @@ START_TIME = 600.0
 `prealloc` at about 1 GB a second."""
 
 WORD = 10.0
-"""Seconds without an answer until we say so; then again after twice, four times as long."""
+"""Seconds without an answer until we say so; then again after four times as long, and so on."""
 
 ANSWER = 30.0
 """Seconds that QEMU has for an answer which needs nothing but its main loop. That stands still for seconds while the
@@ -206,8 +206,8 @@ class Monitor:
             if now - self._spoken >= GREETING_WORD:
                 self._spoken = now
                 self._tell(words(seconds))
-            await asyncio.sleep(seconds)
-            seconds *= 2
+            await asyncio.sleep(3 * seconds)
+            seconds *= 4
 
     def hurry(self) -> None:
         """From now on, wait for nothing longer than HURRY: whoever told us to stop does not wait for ever either.
@@ -391,10 +391,13 @@ class Monitor:
         self._loop.close()
 
     async def _wind_up(self) -> None:
-        """Nothing is left that waits, nor an open socket."""
+        """Nothing is left that waits, nor an open socket. What was given up has nobody to tell of its end."""
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
         if (writer := self._client._writer) is not None:
             writer.transport.abort()
         left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        if left:
+            await asyncio.wait(left, timeout=HURRY)  # the client ends them in order, now that its socket is gone
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)

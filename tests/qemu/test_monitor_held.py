@@ -46,6 +46,7 @@ def test_every_verb_says_that_the_monitor_is_held_and_gives_up(
         for each, words in zip(running, verbs, strict=True):
             assert each.wait() == 6, (words, each.said)
             warning, error, hint, _ = each.said[-4:]
+            assert sum("warning: no greeting" in line for line in each.said) == 1
             waits = HELD.format(guest.socket)
             assert warning == f"statepipe: {words[0]}: warning: {waits}"
             assert error == f"statepipe: {words[0]}: error: {waits} (waited 10 s)"
@@ -69,6 +70,7 @@ def test_a_signal_ends_the_wait_for_a_greeting(tmp_path: Path, qemu72: str) -> N
             saving.wait_said("no greeting at")
             saving.send(signal.SIGTERM)
             assert saving.wait() == 143, saving.said
+        assert saving.said == [*saving.said[:1], "statepipe: save: error: stopped by SIGTERM", ""]
 
 
 @pytest.mark.parametrize("command", ["qmp_capabilities", "query-status", "query-migrate"])
@@ -79,6 +81,7 @@ def test_a_signal_ends_the_wait_for_an_answer(server: QmpServer, command: str) -
             pass
         looking.send(signal.SIGTERM)
         assert looking.wait() == 143, looking.said
+    assert looking.said == ["statepipe: resolve: error: stopped by SIGTERM", ""]
 
 
 def test_more_clients_than_may_wait_are_told_the_same(tmp_path: Path, qemu72: str) -> None:
