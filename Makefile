@@ -3,16 +3,19 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 ARGS ?=
 PYTHON := .venv/bin/python
+INSTALLER := build/installer/bin/python
+PIP_OPTIONS ?= --only-binary :all:
 LIBRARY := $(PREFIX)/lib/statepipe
 LAUNCHER := $(PREFIX)/bin/statepipe
 UNITS := $(PREFIX)/lib/systemd/system
+SYSUSERS := $(PREFIX)/lib/sysusers.d/statepipe.conf
 MANPAGE := $(PREFIX)/share/man/man1/statepipe.1
 COMPLETION_bash := $(PREFIX)/share/bash-completion/completions/statepipe
 COMPLETION_zsh := $(PREFIX)/share/zsh/site-functions/_statepipe
 COMPLETION_fish := $(PREFIX)/share/fish/vendor_completions.d/statepipe.fish
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit faults lint bench man install uninstall clean
+.PHONY: help demo test unit faults lint bench man lock install uninstall clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,8 +53,13 @@ man: ## check the manual page and show it
 	@mandoc -Tlint -W warning man/statepipe.1
 	@mandoc -Tutf8 man/statepipe.1
 
+lock: ## requirements.lock anew: what install takes, with its hashes
+	@tools/lock
+
 # -I keeps the user's environment and current folder off Python's path; as the launcher sets no variable, ours stays out
-# of the programs that statepipe starts. pip's own bin/ goes: its launchers start this checkout's Python.
+# of the programs that statepipe starts. pip's own bin/ goes: its launchers start the installer's Python.
+# Nothing but what requirements.lock names by its hash is installed or run: so no build tools, and no sources, which
+# would need such. Where a machine has no wheels: PIP_OPTIONS= (and a compiler).
 define LAUNCHER_TEXT
 import sys
 
@@ -63,29 +71,34 @@ endef
 
 define install_completion
 install -d "$(DESTDIR)$(dir $(2))"
-	bin/statepipe completion $(1) >"$(DESTDIR)$(2)"
+	PYTHONPATH="$(DESTDIR)$(LIBRARY)" $(INSTALLER) -P -m statepipe completion $(1) >"$(DESTDIR)$(2)"
 	chmod 644 "$(DESTDIR)$(2)"
 
 endef
 
 install: export TEXT = $(LAUNCHER_TEXT)
 install: ## into PREFIX (/usr/local), under DESTDIR if given
-	@tools/setup
+	@tools/setup install
 	rm -rf "$(DESTDIR)$(LIBRARY)"
-	@$(PYTHON) -m pip install --quiet --disable-pip-version-check --target "$(DESTDIR)$(LIBRARY)" .
-	rm -rf "$(DESTDIR)$(LIBRARY)/bin" build
+	@$(INSTALLER) -m pip install --quiet --disable-pip-version-check --no-warn-conflicts --require-hashes $(PIP_OPTIONS) \
+		--target "$(DESTDIR)$(LIBRARY)" -r requirements.lock
+	rm -rf "$(DESTDIR)$(LIBRARY)/bin"
+	@find statepipe -name '*.py' -exec install -D -m 644 '{}' "$(DESTDIR)$(LIBRARY)/{}" \;
+	@$(INSTALLER) -m compileall -q -s "$(DESTDIR)" "$(DESTDIR)$(LIBRARY)/statepipe"
 	install -d "$(DESTDIR)$(dir $(LAUNCHER))" "$(DESTDIR)$(dir $(MANPAGE))"
-	@printf '%s\n' "#!$$(readlink -f $(PYTHON)) -I" "$$TEXT" >"$(DESTDIR)$(LAUNCHER)"
+	@printf '%s\n' "#!$$(readlink -f $(INSTALLER)) -I" "$$TEXT" >"$(DESTDIR)$(LAUNCHER)"
 	chmod 755 "$(DESTDIR)$(LAUNCHER)"
 	install -m 644 man/statepipe.1 "$(DESTDIR)$(MANPAGE)"
 	install -d "$(DESTDIR)$(UNITS)"
 	sed 's|/usr/local/bin/statepipe|$(LAUNCHER)|' systemd/statepipe-receive@.service >"$(DESTDIR)$(UNITS)/statepipe-receive@.service"
+	chmod 644 "$(DESTDIR)$(UNITS)/statepipe-receive@.service"
 	install -m 644 systemd/statepipe-receive@.socket "$(DESTDIR)$(UNITS)"
+	install -D -m 644 systemd/statepipe.sysusers "$(DESTDIR)$(SYSUSERS)"
 	$(foreach shell,bash zsh fish,$(call install_completion,$(shell),$(COMPLETION_$(shell))))
 
 uninstall: ## take away what install put there
 	rm -rf "$(DESTDIR)$(LIBRARY)"
-	rm -f "$(DESTDIR)$(LAUNCHER)" "$(DESTDIR)$(MANPAGE)" "$(DESTDIR)$(UNITS)/statepipe-receive@."*
+	rm -f "$(DESTDIR)$(LAUNCHER)" "$(DESTDIR)$(MANPAGE)" "$(DESTDIR)$(UNITS)/statepipe-receive@."* "$(DESTDIR)$(SYSUSERS)"
 	rm -f $(foreach shell,bash zsh fish,"$(DESTDIR)$(COMPLETION_$(shell))")
 
 clean: ## remove .venv, caches and build leftovers
