@@ -14,7 +14,7 @@ import queue
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Generic, TypeVar
 
 from statepipe.stage import Over, cancel, close
@@ -71,7 +71,7 @@ def ahead(upstream: Iterator[T], depth: int) -> Generator[T, None, None]:
         stopped = True
         cancel(upstream)
         room.put(None)
-        _join(thread)
+        join(thread)
 
 
 def start(thread: threading.Thread) -> None:
@@ -103,10 +103,41 @@ def forget_late() -> None:
         continue
 
 
-def _join(thread: threading.Thread) -> None:
-    """Wait for its end, if it was started."""
+def join(thread: threading.Thread, within: float | None = None) -> bool:
+    """Wait for its end, if it was started, at most so many seconds; whether it has ended.
+
+    Ending signals wait meanwhile: in CPython 3.9 to 3.12 an exception in the midst of `Thread.join` marks a thread that
+    runs as ended, and then neither `join` nor `is_alive` tells the truth. So whoever wants a signal to end the wait, or
+    to come in meanwhile, waits for an `End` instead.
+    """
     if thread.ident is not None:
-        thread.join()
+        with held():
+            thread.join(within)
+    return not thread.is_alive()
+
+
+class End:
+    """Something that comes to its end once: one thread tells it, as its very last act, and another may wait for it.
+
+    A signal's exception may come into the midst of a wait, and the next wait still tells the truth. No Event: such an
+    exception could leave its lock taken, and whoever tells it would wait for ever.
+    """
+
+    def __init__(self) -> None:
+        self.come = False
+        self._told: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def tell(self) -> None:
+        """It has come."""
+        self.come = True
+        self._told.put(None)
+
+    def wait(self, within: float | None = None) -> bool:
+        """Until it has come, or so many seconds have passed; whether it has. Raises what a signal raises."""
+        if not self.come:
+            with suppress(queue.Empty):
+                self._told.get(timeout=within)
+        return self.come
 
 
 class _Slot(Generic[R]):
@@ -159,7 +190,7 @@ class _Pool(Generic[T, R]):
         for _ in self._threads:
             self._tasks.put(None)
         for thread in self._threads:
-            _join(thread)
+            join(thread)
 
 
 def parallel(function: Callable[[T], R], upstream: Iterator[T], workers: int | None = None) -> Generator[R, None, None]:

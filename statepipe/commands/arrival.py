@@ -18,7 +18,7 @@ from statepipe.commands.journal import Journal
 from statepipe.ends.fd import FdSink, FdSource
 from statepipe.engine.peer import Peer
 from statepipe.engine.pipeline import NamedStage, Pipeline
-from statepipe.errors import InterruptedBySignal, PeerError, QemuError, StatepipeError
+from statepipe.errors import InterruptedBySignal, PeerError, QemuError, QemuGone, StatepipeError
 from statepipe.formats.handover import Action, Destination, Event, destination
 from statepipe.qemu.monitor import Monitor, demand_completed
 
@@ -38,8 +38,9 @@ class Arrival(Coordinator):
         end: Callable[[], None],
         *,
         runs: bool,
+        say: Callable[[str], object] = lambda text: None,
     ) -> None:
-        super().__init__(destination(), monitor, peer, journal)
+        super().__init__(destination(), monitor, peer, journal, say)
         self._end = end
         self._runs = runs
         self._decided = threading.Event()  # the stream was verified, or no longer matters
@@ -61,6 +62,17 @@ class Arrival(Coordinator):
             self.coordinate(self._begin, self._act_on_qemu, self._release)
         state: Destination = self.side.state
         return state
+
+    def waits_for(self) -> str | None:
+        """What this state waits for."""
+        qemu = f"QEMU here (process {self.pid})"
+        words = {
+            Destination.WAITING: "the whole guest is here, paused; the source has not said yet that it may run",
+            Destination.STARTING: f"{qemu} was told to run the guest and has not answered; until it has, whether the "
+            "guest runs here is not known, and statepipe stays; if it is killed, its guardian waits in its place",
+            Destination.ENDING: f"{qemu} was told to end and has not ended yet; its guest never ran",
+        }
+        return words.get(self.side.state)
 
     def _begin(self) -> None:
         with self._theirs:
@@ -98,11 +110,22 @@ class Arrival(Coordinator):
     def _act_on_qemu(self, action: Action) -> None:
         if action is Action.END:
             self._decided.set()
-            self._end()
+            self.spawn("end", self._see_ended, Event.OVERDUE)
         elif action is Action.START:
-            if self._runs:
-                self.monitor.execute("cont")
-            self.put(Event.RUNNING)
+            self.spawn("start", self._start, Event.FAILED)
+
+    def _see_ended(self) -> None:
+        self._end()
+        self.put(Event.ENDED)
+
+    def _start(self) -> None:
+        """Run the guest, and see that it does. Raises QemuError."""
+        if self.has_ended():  # before it was told: so its guest never ran
+            self.put(Event.ENDED, QemuGone("QEMU has ended before its guest could run"))
+            return
+        if self._runs:
+            self.monitor.execute("cont")
+        self.put(Event.RUNNING)
 
     def _release(self) -> None:
         self._decided.set()

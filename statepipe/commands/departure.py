@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import socket
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ from statepipe.commands.outgoing import IDLE
 from statepipe.ends.fd import FdSource, write_all
 from statepipe.engine.peer import Peer
 from statepipe.engine.pipeline import NamedStage, Pipeline
-from statepipe.errors import QemuError, StatepipeError
+from statepipe.errors import QemuError, QemuGone, QemuSilent, StatepipeError
 from statepipe.formats.handover import Action, Event, Source, source
 from statepipe.formats.qemustream import QemuStream
 from statepipe.qemu.monitor import Monitor
@@ -65,11 +66,13 @@ class Departure(Coordinator):
         *,
         runs: bool,
         limits: Limits | None = None,
+        say: Callable[[str], object] = lambda text: None,
     ) -> None:
-        super().__init__(source(), monitor, peer, journal)
+        super().__init__(source(), monitor, peer, journal, say)
         self.stream = QemuStream()
         self.stranded: QemuError | None = None  # why a guest that stayed here does not run
         self._figures: dict[str, Any] = {}
+        self._begun = threading.Event()  # QEMU was told to migrate, or never will be
         self._runs, self._limits = runs, limits or Limits()
         self._ours, self._theirs = socket.socketpair()
         self._source = FdSource(self._ours.fileno(), "the migration socket", IDLE)
@@ -82,18 +85,7 @@ class Departure(Coordinator):
         with self._ours, self._source:
             self.coordinate(self._begin, self._act_on_qemu, self._shut)
         state: Source = self.side.state
-        if state is Source.KEPT:
-            self._stay()
         return state
-
-    def _stay(self) -> None:
-        """QEMU resumes a guest by itself only if it stopped it itself."""
-        try:
-            self.monitor.wait_until_running()
-            if self._runs and self.monitor.run_state() != "running":
-                self.monitor.resume()
-        except QemuError as error:
-            self.stranded = error
 
     def status(self) -> dict[str, Any]:
         """How it goes, ready for JSON: the pipeline's and its links', `phase`, and QEMU's figures."""
@@ -108,10 +100,32 @@ class Departure(Coordinator):
         if self._pipeline.has_throttle:
             self._pipeline.set_rate(rate)
 
+    def waits_for(self) -> str | None:
+        """What this state waits for."""
+        there = self.peer.name
+        still = "; the guest stands still here meanwhile"
+        words = {
+            Source.ASKED: f"{there} was asked whether all is well and has not answered{still}",
+            Source.HANDING: f"the last bytes are on their way to {there}{still}",
+            Source.ACCEPTED: f"{there} has the whole guest, and QEMU here has not said so yet{still}",
+            Source.HANDED: f"{there} has not said yet that it has the whole guest{still}",
+            Source.ORPHANED: f"QEMU here has ended; {there} has not said yet whether it has the whole guest",
+            Source.CANCELLING: "QEMU here was told to undo the migration and has not answered; the guest was not given "
+            "away",
+            Source.RESUMING: "QEMU here has not said yet that the guest is as it was before; the guest was not given "
+            "away",
+            Source.COMMITTED: f"{there} was told to run the guest and has not said yet that it does; until it does, "
+            "whether it runs there is not known, and the guest here stands still, also if statepipe is killed",
+        }
+        return words.get(self.side.state)
+
     def _begin(self) -> None:
-        with self._theirs:
-            self.monitor.give(self._theirs.fileno(), "statepipe-migrate")
-            self.monitor.execute("migrate", uri="fd:statepipe-migrate")
+        try:
+            with self._theirs:
+                self.monitor.give(self._theirs.fileno(), "statepipe-migrate")
+                self.monitor.execute("migrate", uri="fd:statepipe-migrate")
+        finally:
+            self._begun.set()
         self.spawn("stream", self._send, Event.BROKEN)
         self.spawn("back", self._receive)
         self.spawn("qemu", self._follow)
@@ -154,14 +168,41 @@ class Departure(Coordinator):
             self.spawn("continue", self._continue)
         elif action is Action.CANCEL:
             self._shut()
-            self.monitor.execute("migrate_cancel")
-        elif action is Action.RESUME and self._runs:
-            self.monitor.resume()
+            self.spawn("cancel", self._cancel, Event.FAILED)
+        elif action is Action.RESUME:
+            self.spawn("resume", self._resume, Event.STRANDED)
 
     def _continue(self) -> None:
         """In a thread of its own: QEMU may answer only once the last bytes are out, and what breaks them off must be
         heard meanwhile."""
         self.monitor.execute("migrate-continue", state="pre-switchover")
+
+    def _cancel(self) -> None:
+        """See what becomes of the migration, whatever has become of who follows it. Raises QemuError."""
+        self._begun.wait()
+        self.monitor.execute("migrate_cancel")
+        try:
+            figures = self.monitor.migration_outcome()
+        except QemuSilent as error:
+            self.put(Event.OVERDUE, error)
+        else:
+            self.put(Event.COMPLETED if figures["status"] == "completed" else Event.FAILED, _reason(figures))
+
+    def _resume(self) -> None:
+        """The guest as before: QEMU runs one again by itself only if it stopped it itself. Raises QemuGone."""
+        try:
+            self.monitor.wait_until_running()
+            if self._runs and self.monitor.run_state() != "running":
+                self.monitor.resume()
+        except QemuGone:
+            raise
+        except QemuSilent as error:
+            self.put(Event.OVERDUE, error)
+        except QemuError as error:
+            self.stranded = error
+            self.put(Event.STRANDED, error)
+        else:
+            self.put(Event.RESUMED)
 
     def _shut(self) -> None:
         """No byte goes to or comes from QEMU any more: what blocks there, blocks no longer."""

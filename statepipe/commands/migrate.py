@@ -96,7 +96,9 @@ def migrate(request: Request, warn: Tell, last_word: LastWord, listeners: Sequen
             adjusted(monitor, _capabilities(request), request.parameters) as before,
         ):
             guardian.note({"qmp": request.qmp, "runs": offer.runs, "before": before})
-            departure = Departure(monitor, peer, request.plan.words, journal, runs=offer.runs, limits=request.limits)
+            departure = Departure(
+                monitor, peer, request.plan.words, journal, runs=offer.runs, limits=request.limits, say=warn
+            )
             _go(departure, request, guardian)
             report = Report(peer.name, monitor.migration(), steps.downtime, peer.outgoing.bytes, peer.outgoing.resent)
         if request.quits:
@@ -165,24 +167,41 @@ def _go(departure: Departure, request: Request, guardian: Guardian) -> None:
 
 
 def _failure(departure: Departure, state: Source, request: Request) -> StatepipeError:
+    """What is known of the guest now that it did not move: by the state that was reached, and by QEMU's own word."""
     cause = departure.cause
     error = cause if isinstance(cause, StatepipeError) else QemuError(f"the migration failed: {cause!r}")
     resolve = f"statepipe resolve --qmp {shlex.quote(request.qmp)}"
     if state is Source.UNDECIDED:
-        what = (
-            f"{departure.peer.name} was told to run the guest and cannot be reached: whether it does is not known here"
-        )
-        return QemuError(what, hint=f"look there; if it runs: {resolve} elsewhere; if it does not: {resolve} here")
+        return _undecided(departure.peer.name, error, resolve)
     if state is Source.DEAD:
         return QemuGone(f"QEMU has ended, and the guest with it: {error}")
-    if departure.stranded is not None:
-        where = "does not answer" if isinstance(departure.stranded, QemuSilent) else "stands still"
-        error.hint = f"the guest is here but {where}: {departure.stranded}; then: {resolve} here"
-    else:
-        error.hint = "; ".join(
-            filter(None, [f"the guest is {departure.monitor.run_state()} here, as before", error.hint])
-        )
+    if state is Source.UNANSWERED:
+        departure.monitor.hurry()  # its settings are still to be set back, if it will
+        what = "QEMU here does not answer; the guest was not given away, and whether it runs here is not known"
+        return QemuSilent(f"{what}: {error}", hint=f"once it answers: {resolve} here")
+    error.hint = "; ".join(filter(None, [_whereabouts(departure, resolve), error.hint]))
     return error
+
+
+def _undecided(there: str, error: StatepipeError, resolve: str) -> QemuError:
+    """Of two QEMUs one may be about to run the guest: the other one is told nothing before that one has ended."""
+    what = f"{there} was told to run the guest, and whether it does is not known here: {error}"
+    hint = (
+        f"the guest stands still here until you decide; look there first, with statepipe resolve; if it runs there: "
+        f"{resolve} elsewhere; if it does not, it may yet: end its QEMU there (statepipe resolve … elsewhere, or kill "
+        f"-9 where it does not answer), see that it has ended, and only then: {resolve} here"
+    )
+    return QemuError(what, hint=hint)
+
+
+def _whereabouts(departure: Departure, resolve: str) -> str:
+    """Where a guest is that was kept, as QEMU says it."""
+    if departure.stranded is not None:
+        return f"the guest is here but stands still: {departure.stranded}; then: {resolve} here"
+    try:
+        return f"the guest is {departure.monitor.run_state()} here, as before"
+    except QemuError as silent:
+        return f"the guest was not given away; how it is here is not known: {silent}"
 
 
 class _Steps:

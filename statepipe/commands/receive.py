@@ -103,18 +103,28 @@ class Host:
             raise QemuError("which process this QEMU is cannot be told, so it could not be ended", hint=hint) from error
 
     def end(self) -> None:
-        """Tell it to quit, and see that it has ended: its guest must never run."""
-        with suppress(QemuGone, QemuSilent):
-            self.monitor.hurry()
-            self.monitor.execute("quit")
-        if not self._has_ended(ENDING):
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-            self._has_ended(None)
+        """Tell it to quit, and see that it has ended: its guest must never run.
+
+        A process that waits for a disk may outlast SIGKILL for long, though it will never run anything again.
+        """
+        own = os.dup(self._pidfd)  # whoever waits for this may have given up before it returns
+        try:
+            with suppress(QemuGone, QemuSilent):
+                self.monitor.hurry()
+                self.monitor.execute("quit")
+            if not polled(own).poll(ENDING):
+                with suppress(ProcessLookupError):  # it was quicker
+                    signal.pidfd_send_signal(own, signal.SIGKILL)
+                polled(own).poll()
+        finally:
+            os.close(own)
         if self.child is not None:
             self.child.end()  # reaps it
 
-    def _has_ended(self, patience: int | None) -> bool:
-        return bool(polled(self._pidfd).poll(patience))
+    @property
+    def has_ended(self) -> bool:
+        """Whether its process was seen to have ended."""
+        return bool(polled(self._pidfd).poll(0))
 
     def lend(self, guardian: Guardian, *, runs: bool) -> None:
         """Let the guardian know what it needs should we be killed."""
@@ -236,8 +246,10 @@ class _Reception:
         with closing(Journal(self._path(), facts, (guardian.note, *self._listeners))) as journal:
             host.lend(guardian, runs=offer.runs)
             words = self._request.undo([UNDOING[name] for name in offer.undo])
+            set_capabilities(host.monitor, dict.fromkeys(CAPABILITIES, True))
+            arrival = Arrival(host.monitor, peer, words, journal, host.end, runs=offer.runs, say=self._say)
             with held():  # but for the time that the two halves wait
-                _arrive(Arrival(host.monitor, peer, words, journal, host.end, runs=offer.runs), host, guardian)
+                _arrive(arrival, host, guardian)
                 host.keep()
         self._say(f"{peer.name} has given its guest away; here it is {'running' if offer.runs else 'paused'}")
         return True
@@ -250,7 +262,6 @@ class _Reception:
 
 def _arrive(arrival: Arrival, host: Host, guardian: Guardian) -> None:
     """Raises what prevented it."""
-    set_capabilities(arrival.monitor, dict.fromkeys(CAPABILITIES, True))
     guardian.note({"state": Destination.INCOMING.name})
     host.let_go()
     with at_work(arrival):
@@ -259,7 +270,22 @@ def _arrive(arrival: Arrival, host: Host, guardian: Guardian) -> None:
     if state is Destination.RUNS:
         arrival.announce()
         return
+    raise _failure(arrival, state, ended=host.has_ended)
+
+
+def _failure(arrival: Arrival, state: Destination, *, ended: bool) -> StatepipeError:
+    """What is known of the QEMU here, and of the guest in it, by the state that was reached and by what was seen."""
     cause = arrival.cause
     error = cause if isinstance(cause, StatepipeError) else QemuError(f"the guest could not be taken: {cause!r}")
-    error.hint = "; ".join(filter(None, ["the QEMU here is ended, and its guest never ran", error.hint]))
-    raise error
+    qemu = f"QEMU here (process {arrival.pid})"
+    if state is Destination.UNSURE:
+        now = "has ended" if ended else "lives, and its monitor has broken off"
+        what = f"{qemu} was told to run the guest and {now}: whether the guest ran here is not known: {error}"
+        hint = "the source keeps its guest as it was; before it may run there, this QEMU has to have ended"
+        return QemuGone(what, hint=hint)
+    if state is Destination.ENDED:
+        said = "the QEMU here is ended, and its guest never ran"
+    else:
+        said = f"{qemu} was killed and has not ended yet, perhaps as it waits for a disk; its guest never ran"
+    error.hint = "; ".join(filter(None, [said, error.hint]))
+    return error

@@ -58,11 +58,12 @@ STEPS: Mapping[Action, Event] = {
     Action.SEND_ACCEPTED: Event.ACCEPTED,
     Action.SEND_RUNNING: Event.RUNNING,
     Action.SEND_REFUSED: Event.REFUSED,
+    Action.SEND_UNSURE: Event.UNSURE,
 }
 """What the other side hears when an action sends."""
 
 _OF_SOURCE = (Event.ASK, Event.GO, Event.ABORT)
-_OF_DESTINATION = (Event.READY, Event.ACCEPTED, Event.RUNNING, Event.REFUSED)
+_OF_DESTINATION = (Event.READY, Event.ACCEPTED, Event.RUNNING, Event.REFUSED, Event.UNSURE)
 
 
 def _step(*events: Event) -> Shape:

@@ -17,7 +17,7 @@ from typing import Protocol
 from statepipe.ends.fd import FdSource, write_all
 from statepipe.pipes import READ_SIZE, enlarge_pipe
 from statepipe.stage import Buffer, Cancelled
-from statepipe.threads import start
+from statepipe.threads import End, join, start
 
 PIECE = 1 << 20
 """Bytes asked for in one call: what an enlarged pipe holds."""
@@ -95,6 +95,7 @@ class Backflow:
         self._source, self._broken = source, broken
         self._write: Callable[[Buffer], object] | None = write
         self._error: BaseException | None = None
+        self._end = End()
         self._thread = threading.Thread(target=self._carry, name="backflow", daemon=True)
 
     def start(self) -> None:
@@ -110,6 +111,8 @@ class Backflow:
         except BaseException as error:  # raised again by wait(), in the consumer's thread
             self._error = error
             self._broken()
+        finally:
+            self._end.tell()
 
     def _hand_on(self, buffer: Buffer) -> None:
         try:
@@ -121,11 +124,11 @@ class Backflow:
     def wait(self, silence: float | None) -> None:
         """Until the other side has ended. Raises what reading it raised; TimeoutError after seconds of silence."""
         before = -1
-        while self._thread.is_alive():
+        while not self._end.come:
             if self._source.bytes == before:
                 raise TimeoutError
             before = self._source.bytes
-            self._thread.join(silence)
+            self._end.wait(silence)
         if self._error is not None:
             raise self._error
 
@@ -133,4 +136,4 @@ class Backflow:
         """End it, wherever it is."""
         if self._thread.ident is not None:
             self._source.cancel()
-            self._thread.join()
+            join(self._thread)

@@ -16,7 +16,7 @@ from contextlib import closing, contextmanager, suppress
 from statepipe.engine.control import may_ask
 from statepipe.engine.runtime import inside, open_runtime_folder, runtime_folder
 from statepipe.errors import PeerError, StatepipeError
-from statepipe.threads import start
+from statepipe.threads import join, start
 
 PATIENCE = 5.0
 """Seconds in which a visitor hands its descriptors over: it does so at once."""
@@ -99,7 +99,7 @@ def _watched(listener: socket.socket, come: Come) -> Iterator[None]:
         yield
     finally:
         closed.set()
-        thread.join()
+        join(thread)
 
 
 def _let_in(visitor: socket.socket, come: Come) -> None:

@@ -11,8 +11,14 @@
 
 One rule carries the rest: the destination runs only after GO, and the source never runs once GO has left. So before
 GO any failure ends with the guest on the source; after it, with the guest on the destination, unless that one says
-that it has ended its QEMU for good. What is left is a destination that cannot be reached after GO: UNDECIDED, and
-both stay as they are until a person looks.
+that it has ended its QEMU before its guest could run. What is left is a destination that was told GO and cannot be
+reached, or cannot tell whether its guest ran: UNDECIDED, and the source stays as it is until a person looks.
+
+An answer may come late, and what QEMU was told it may do then, whether anybody still waits or not. So no state says
+more than was seen: a QEMU that was told to run its guest is RESUMING or STARTING until it has answered, and one that
+is to end is ENDING until its process has ended. Where an answer has been waited for long enough (OVERDUE) the last word
+is that it is not known: UNANSWERED, UNDECIDED, UNENDED. A monitor that broke off is no QEMU that has ended: MUTE is not
+GONE.
 
 The source's QEMU dying while the last bytes flow is no loss if the destination has all of them: ORPHANED.
 """
@@ -30,8 +36,13 @@ class Event(enum.Enum):
     PRE_SWITCHOVER = "QEMU has stopped the guest and waits"
     COMPLETED = "QEMU says completed, and all is verified where it arrived"
     FAILED = "QEMU says failed or cancelled, or refused"
-    GONE = "QEMU has ended"
-    CANCEL = "a user or a signal wants it undone"
+    GONE = "QEMU was seen to have ended, before or after what it was told"
+    MUTE = "QEMU lives, and cannot be asked or told anything any more"
+    ENDED = "our QEMU was seen to have ended before it was told to run"
+    RESUMED = "QEMU says that the guest is as it was before"
+    STRANDED = "QEMU would not run the guest again"
+    CANCEL = "a user, a signal or the clock wants it undone"
+    OVERDUE = "an answer has been waited for long enough"
     BROKEN = "the stream to the other side broke off, so that one has not all of it"
     LOST = "the other side cannot be reached any more"
     ASK = "the source asks whether all is well"
@@ -41,15 +52,16 @@ class Event(enum.Enum):
     RUNNING = "the destination's guest runs"
     ABORT = "the source gives up"
     REFUSED = "the destination has ended its QEMU, which never runs"
+    UNSURE = "the destination was told to run, and cannot tell whether it does or did"
 
 
 class Action(enum.Enum):
-    """What a side is to do, in the order given."""
+    """What a side is to do, in the order given. What QEMU is told here, it answers when it likes: with an event."""
 
     SEND_ASK = "ask the destination"
     CONTINUE = "migrate-continue"
     CANCEL = "migrate_cancel"
-    RESUME = "cont: the guest runs here again, unless it was paused before"
+    RESUME = "see that the guest is as before: cont, unless it runs already or was paused before"
     SEND_GO = "write GO to the journal, then send it"
     SEND_ABORT = "tell the destination to give up"
     SEND_READY = "tell the source that all is well"
@@ -58,6 +70,7 @@ class Action(enum.Enum):
     SEND_RUNNING = "tell the source that the guest runs here"
     END = "end our QEMU and see it ended"
     SEND_REFUSED = "tell the source that the guest never runs here"
+    SEND_UNSURE = "tell the source that whether the guest runs here is not known"
 
 
 class Source(enum.Enum):
@@ -70,10 +83,12 @@ class Source(enum.Enum):
     HANDED = "all is sent; the destination has still to say that it has it"
     ORPHANED = "QEMU here has ended; the destination may have all"
     CANCELLING = "it is being undone"
+    RESUMING = "it is undone, and QEMU here has still to say that the guest is as it was before"
     COMMITTED = "the destination was told to run"
     MOVED = "the guest runs on the destination"
-    KEPT = "the guest runs here"
-    UNDECIDED = "the destination was told to run, and cannot be reached"
+    KEPT = "the guest is here, and was not given away"
+    UNDECIDED = "the destination was told to run, and whether it does is not known here"
+    UNANSWERED = "the guest was not given away; QEMU here does not answer, so whether it runs here is not known"
     DEAD = "QEMU here has ended, and with it the guest"
 
 
@@ -84,40 +99,44 @@ class Destination(enum.Enum):
     WAITING = "the whole guest is here, paused"
     STARTING = "the guest is told to run"
     RUNS = "the guest runs here"
+    ENDING = "QEMU here is being ended; its guest never ran"
     ENDED = "QEMU here has ended; the guest never ran"
+    UNENDED = "QEMU here was killed and has not ended yet; its guest never ran"
+    UNSURE = "QEMU here was told to run the guest and has gone: whether the guest runs, or ran, is not known"
 
 
 S, D, E, A = Source, Destination, Event, Action
 
+_CANCELLED = (S.CANCELLING, (A.SEND_ABORT, A.CANCEL))
 _UNDO = {
-    E.REFUSED: (S.CANCELLING, (A.CANCEL,)),
-    E.LOST: (S.CANCELLING, (A.CANCEL,)),
-    E.CANCEL: (S.CANCELLING, (A.CANCEL,)),
-    E.BROKEN: (S.CANCELLING, (A.CANCEL,)),
-    E.FAILED: (S.KEPT, (A.SEND_ABORT,)),
+    **dict.fromkeys((E.REFUSED, E.LOST, E.CANCEL, E.BROKEN), _CANCELLED),
+    E.FAILED: (S.RESUMING, (A.SEND_ABORT, A.RESUME)),
 }
-_DIED = {E.GONE: (S.DEAD, (A.SEND_ABORT,))}
+_DEAF = {E.MUTE: (S.UNANSWERED, (A.SEND_ABORT,))}
+_DIED = _DEAF | {E.GONE: (S.DEAD, (A.SEND_ABORT,))}
 
 SOURCE: Mapping[Source, Mapping[Event, tuple[Source, tuple[Action, ...]]]] = {
     S.PRECOPY: _UNDO | _DIED | {E.PRE_SWITCHOVER: (S.ASKED, (A.SEND_ASK,))},
     S.ASKED: _UNDO | _DIED | {E.READY: (S.HANDING, (A.CONTINUE,))},
     S.HANDING: {
         **_UNDO,
+        **_DEAF,
         E.COMPLETED: (S.HANDED, ()),
         E.ACCEPTED: (S.ACCEPTED, ()),
         E.GONE: (S.ORPHANED, ()),
     },
     S.ACCEPTED: {
         **_UNDO,
+        **_DEAF,
         E.COMPLETED: (S.COMMITTED, (A.SEND_GO,)),
         E.GONE: (S.COMMITTED, (A.SEND_GO,)),
     },
     S.HANDED: {
         E.ACCEPTED: (S.COMMITTED, (A.SEND_GO,)),
-        E.REFUSED: (S.KEPT, (A.RESUME,)),
-        E.LOST: (S.KEPT, (A.RESUME,)),
-        E.CANCEL: (S.KEPT, (A.SEND_ABORT, A.RESUME)),
-        E.BROKEN: (S.KEPT, (A.SEND_ABORT, A.RESUME)),
+        E.REFUSED: (S.RESUMING, (A.RESUME,)),
+        E.LOST: (S.RESUMING, (A.RESUME,)),
+        E.CANCEL: (S.RESUMING, (A.SEND_ABORT, A.RESUME)),
+        E.BROKEN: (S.RESUMING, (A.SEND_ABORT, A.RESUME)),
         E.GONE: (S.ORPHANED, ()),
     },
     S.ORPHANED: {
@@ -125,25 +144,38 @@ SOURCE: Mapping[Source, Mapping[Event, tuple[Source, tuple[Action, ...]]]] = {
         E.BROKEN: (S.DEAD, (A.SEND_ABORT,)),
         E.REFUSED: (S.DEAD, ()),
         E.LOST: (S.DEAD, ()),
+        E.OVERDUE: (S.DEAD, (A.SEND_ABORT,)),
     },
     S.CANCELLING: {
-        E.FAILED: (S.KEPT, (A.SEND_ABORT,)),
-        E.COMPLETED: (S.KEPT, (A.SEND_ABORT, A.RESUME)),
-        **_DIED,
+        E.FAILED: (S.RESUMING, (A.RESUME,)),
+        E.COMPLETED: (S.RESUMING, (A.RESUME,)),
+        E.GONE: (S.DEAD, ()),
+        E.MUTE: (S.UNANSWERED, ()),
+        E.OVERDUE: (S.UNANSWERED, ()),
+    },
+    S.RESUMING: {
+        E.RESUMED: (S.KEPT, ()),
+        E.STRANDED: (S.KEPT, ()),
+        E.GONE: (S.DEAD, ()),
+        E.MUTE: (S.UNANSWERED, ()),
+        E.OVERDUE: (S.UNANSWERED, ()),
     },
     S.COMMITTED: {
         E.RUNNING: (S.MOVED, ()),
-        E.REFUSED: (S.KEPT, (A.RESUME,)),
+        E.REFUSED: (S.RESUMING, (A.RESUME,)),
         E.LOST: (S.UNDECIDED, ()),
+        E.UNSURE: (S.UNDECIDED, ()),
+        E.OVERDUE: (S.UNDECIDED, ()),
     },
     S.MOVED: {},
     S.KEPT: {},
     S.UNDECIDED: {},
+    S.UNANSWERED: {},
     S.DEAD: {},
 }
 """(new state, actions) by state and event; an event that is not listed changes nothing. Without entries: an end."""
 
-_GIVE_UP = dict.fromkeys((E.FAILED, E.GONE, E.CANCEL, E.ABORT, E.LOST), (D.ENDED, (A.END, A.SEND_REFUSED)))
+_GIVE_UP = dict.fromkeys((E.FAILED, E.GONE, E.MUTE, E.CANCEL, E.ABORT, E.LOST), (D.ENDING, (A.END,)))
 
 DESTINATION: Mapping[Destination, Mapping[Event, tuple[Destination, tuple[Action, ...]]]] = {
     D.INCOMING: {
@@ -154,13 +186,29 @@ DESTINATION: Mapping[Destination, Mapping[Event, tuple[Destination, tuple[Action
     D.WAITING: _GIVE_UP | {E.GO: (D.STARTING, (A.START,))},
     D.STARTING: {
         E.RUNNING: (D.RUNS, (A.SEND_RUNNING,)),
-        E.FAILED: (D.ENDED, (A.END, A.SEND_REFUSED)),
-        E.GONE: (D.ENDED, (A.END, A.SEND_REFUSED)),
+        E.FAILED: (D.ENDING, (A.END,)),
+        E.ENDED: (D.ENDED, (A.SEND_REFUSED,)),
+        E.GONE: (D.UNSURE, (A.SEND_UNSURE,)),
+        E.MUTE: (D.UNSURE, (A.SEND_UNSURE,)),
+    },
+    D.ENDING: {
+        E.ENDED: (D.ENDED, (A.SEND_REFUSED,)),
+        E.OVERDUE: (D.UNENDED, ()),
     },
     D.RUNS: {},
     D.ENDED: {},
+    D.UNENDED: {},
+    D.UNSURE: {},
 }
-"""The same for the destination. From STARTING on, the source cannot take it back, nor can a link that is lost."""
+"""The same for the destination. From STARTING on, the source cannot take it back, nor can a link that is lost, nor a
+signal: QEMU may run the guest at any moment. FAILED there is QEMU's own no to `cont`, ENDED one that had ended before
+it could be told; one that goes away once it was told may have run its guest, and have written to its disks."""
+
+HURRIED = (S.CANCELLING, S.RESUMING, D.ENDING)
+"""States whose answer may be OVERDUE whoever asked; elsewhere only somebody who wants us to end makes it so."""
+
+SWITCHOVER = (S.ASKED, S.HANDING, S.HANDED, S.ACCEPTED)
+"""States in which the guest stands still and can still be taken back: the switchover, which has a bound of its own."""
 
 
 State = TypeVar("State", bound=enum.Enum)
@@ -184,6 +232,10 @@ class Side(Generic[State]):
         self.state, actions = self.after(event)
         return actions
 
+    def heeds(self, event: Event) -> bool:
+        """Whether it changes anything here."""
+        return event in self._table[self.state]
+
     @property
     def ended(self) -> bool:
         """Whether nothing can change the outcome any more."""
@@ -200,11 +252,23 @@ def destination() -> Side[Destination]:
     return Side(Destination.INCOMING, DESTINATION)
 
 
-def recovery(state: Source) -> tuple[Action, ...]:
-    """What sets the source's guest right when statepipe itself died in `state`, as the journal has it.
+_UNDONE = (A.CANCEL, A.RESUME)
 
-    Before GO the destination never runs: whatever QEMU was doing is undone. After it nobody here can know.
-    """
-    if state in (Source.MOVED, Source.COMMITTED, Source.UNDECIDED, Source.DEAD):
-        return ()
-    return (Action.CANCEL, Action.RESUME)
+RECOVERY: Mapping[Source | Destination, tuple[Action, ...]] = {
+    **dict.fromkeys((S.PRECOPY, S.ASKED, S.HANDING, S.ACCEPTED, S.HANDED, S.ORPHANED), _UNDONE),
+    **dict.fromkeys((S.CANCELLING, S.RESUMING, S.KEPT, S.UNANSWERED), _UNDONE),
+    **dict.fromkeys((S.COMMITTED, S.MOVED, S.UNDECIDED, S.DEAD), ()),
+    **dict.fromkeys((D.INCOMING, D.WAITING, D.ENDING, D.ENDED, D.UNENDED), (A.END,)),
+    D.STARTING: (A.START,),
+    **dict.fromkeys((D.RUNS, D.UNSURE), ()),
+}
+"""What sets a guest right when statepipe itself died in a state, as the guardian heard of it, or as the journal has it.
+
+Before GO the destination never runs: the source undoes whatever its QEMU was doing, the destination ends its own. After
+GO the source does nothing, for nobody there can know, and the destination has its guest run, which QEMU may be about
+to do by itself: what it was told before statepipe died, it does when it can."""
+
+
+def recovery(state: Source | Destination) -> tuple[Action, ...]:
+    """What RECOVERY has for it."""
+    return RECOVERY[state]

@@ -19,7 +19,7 @@ from contextlib import suppress
 
 from statepipe.pipes import LINGER, PIPE_SIZE, SMALL, Bell, enlarge_pipe, polled, waiting
 from statepipe.stage import Buffer, Cancelled, cancel, close
-from statepipe.threads import start
+from statepipe.threads import join, start
 
 TAIL = 4096
 """Bytes of a program's last words that are kept."""
@@ -114,7 +114,7 @@ class Feeder:
     def close(self) -> None:
         """After `stop`, and once no program is left to see its input end."""
         if self._thread.ident is not None:
-            self._thread.join()
+            join(self._thread)
         self._stop.close()
         for fd in (self.reading, self._writing):
             if fd >= 0:
@@ -151,7 +151,7 @@ class Listener:
         """Hear what has been said already, and no more: who holds the pipe now is none of the program."""
         self._stop.ring()
         if self._thread.ident is not None:
-            self._thread.join(HEARD_OUT)
+            join(self._thread, HEARD_OUT)
 
     def close(self) -> None:
         """After `finish`. A thread that is still held up keeps its descriptors."""

@@ -1,7 +1,13 @@
-"""A migrate or a receive that breaks off over what nobody had foreseen: `python -m tests.qemu.breaking …`."""
+"""A migrate or a receive to which something happens at a step: `python -m tests.qemu.breaking …`.
+
+It breaks off over what nobody had foreseen, or its QEMU is stopped, at the very moment when the step was written down
+and nothing has been done about it.
+"""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +16,8 @@ from statepipe.commands import migrate, receive
 from statepipe.commands.plan import Plan
 from statepipe.ends.address import parse_address
 from statepipe.ends.net import Patience
+from statepipe.engine.signals import as_exceptions
+from statepipe.errors import StatepipeError
 
 
 def say(text: str) -> None:
@@ -21,11 +29,14 @@ def last_word(act: Callable[[], str]) -> None:
 
 
 def breaking_at(step: str) -> Callable[[dict[str, Any]], None]:
-    """A listener that fails when the step is told."""
+    """A listener that fails when the step is told; where it has a number, that process is stopped instead."""
+    where, _, pid = step.partition("=")
 
     def listen(facts: dict[str, Any]) -> None:
-        if facts.get("state") == step:
-            raise RuntimeError("nobody has foreseen this")
+        if facts.get("state") == where:
+            if not pid:
+                raise RuntimeError("nobody has foreseen this")
+            os.kill(int(pid), signal.SIGSTOP)
 
     return listen
 
@@ -38,8 +49,14 @@ def main(side: str, step: str, creds: str, address: str, *words: str) -> None:
         migrate.migrate(migrate.Request(words[0], plan), say, last_word, listeners)
     else:
         where: dict[str, Any] = {"qmp": words[0]} if len(words) == 1 else {"command": words, "detach": True}
-        receive.receive(receive.Request(plan, lambda names: [], **where), say, last_word, listeners)
+        request = receive.Request(plan, lambda names: [], **where)
+        receive.receive(request, say, lambda error: say(f"refused: {error}"), last_word, listeners)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        with as_exceptions():
+            main(*sys.argv[1:])
+    except StatepipeError as error:
+        say(f"error: {error}; hint: {error.hint}")
+        sys.exit(error.exit_code)

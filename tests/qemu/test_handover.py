@@ -148,6 +148,7 @@ def judge(pair: Pair, fault: Callable[[Pair], None], here: Source, there: Destin
         assert there is Destination.ENDED and pair.departure.cause is not None
         assert_one_runs(pair, pair.source, pair.target)
     elif here is Source.UNDECIDED:
-        assert fault is cut_link and pair.source.run_state() == "postmigrate"
+        assert fault is cut_link or there is Destination.UNSURE  # it was told, and may have run
+        assert pair.source.run_state() == "postmigrate"
     else:
         assert here is Source.DEAD and fault is kill_source and not gave_away

@@ -1,0 +1,128 @@
+"""A QEMU that answers late, and somebody who wants statepipe to end meanwhile: it says nothing that it does not know.
+
+QEMU is stopped at the very step, so that nothing it is told is done before it goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.qemu.harness import Guest, assert_runs_on, run_statepipe, wait_for
+from tests.qemu.moving import LISTENING, Credentials, Running, assert_moved, mover, receiver
+
+ROOT = Path(__file__).parents[2]
+
+
+def breaking(*words: object) -> Running:
+    return Running(*words, program=[sys.executable, "-m", "tests.qemu.breaking"], cwd=ROOT)
+
+
+@contextmanager
+def two_guests(folder: Path, qemu: str) -> Iterator[tuple[Guest, Guest]]:
+    """One that runs, and one that waits for it; both go on again in the end, however it was."""
+    with (
+        Guest(folder, qemu=qemu, dirty=2) as source,
+        Guest(folder, qemu=qemu, image=source.image, incoming="defer", args=["-S"]) as target,
+    ):
+        source.wait_ticks(2)
+        try:
+            yield source, target
+        finally:
+            for guest in (source, target):
+                if not guest.ended():
+                    os.kill(guest.pid, signal.SIGCONT)
+
+
+def is_stopped(guest: Guest) -> bool:
+    return Path(f"/proc/{guest.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+def receiving_until(step: str, target: Guest, credentials: Credentials) -> tuple[Running, int]:
+    """A receive whose QEMU is stopped at the step."""
+    words = ("receive", f"{step}={target.pid}", credentials.folder / "destination", "tls://127.0.0.1:0", target.socket)
+    running = breaking(*words)
+    try:
+        return running, int(running.wait_said(LISTENING.pattern)[1])
+    except BaseException:
+        running.__exit__()
+        raise
+
+
+def test_a_signal_while_the_guest_is_told_to_run_changes_nothing(
+    tmp_path: Path, qemu72: str, credentials: Credentials
+) -> None:
+    """It says what it waits for, and stays until QEMU has answered; then the guest runs, there alone."""
+    with two_guests(tmp_path, qemu72) as (source, target):
+        receiving, port = receiving_until("STARTING", target, credentials)
+        with receiving, mover(credentials, source, port) as moving:
+            wait_for("stopped QEMU", lambda: is_stopped(target))
+            receiving.send(signal.SIGTERM)
+            said = receiving.wait_said("was told to run the guest and has not answered")
+            assert "whether the guest runs here is not known" in said.string
+            moving.wait_said("was told to run the guest and has not said yet that it does")
+            assert not receiving.ended() and not moving.ended() and not target.ticks()
+            os.kill(target.pid, signal.SIGCONT)
+            assert moving.wait() == 0, moving.said
+            assert receiving.wait() == 0, receiving.said
+        assert_moved(source, target)
+
+
+def test_a_qemu_that_answers_nothing_is_ended_before_that_is_said(
+    tmp_path: Path, qemu72: str, credentials: Credentials
+) -> None:
+    with two_guests(tmp_path, qemu72) as (source, target):
+        receiving, port = receiving_until("INCOMING", target, credentials)
+        with receiving, mover(credentials, source, port) as moving:
+            wait_for("stopped QEMU", lambda: is_stopped(target))
+            receiving.send(signal.SIGTERM)
+            assert receiving.wait() == 128 + signal.SIGTERM, receiving.said
+            assert target.ended() and not target.ticks()
+            assert "the QEMU here is ended, and its guest never ran" in receiving.said[-2]
+            assert moving.wait() == 5, moving.said
+            assert "the guest is running here, as before" in moving.said[-2]
+        assert_runs_on(source)
+
+
+def test_who_is_to_end_after_go_does_not_say_where_the_guest_runs(
+    tmp_path: Path, qemu72: str, credentials: Credentials
+) -> None:
+    """What it tells people to do makes no second guest of one that starts late."""
+    with two_guests(tmp_path, qemu72) as (source, target):
+        receiving, port = receiving_until("STARTING", target, credentials)
+        with receiving, mover(credentials, source, port) as moving:
+            wait_for("stopped QEMU", lambda: is_stopped(target))
+            moving.wait_said("was told to run the guest and has not said yet")
+            moving.send(signal.SIGTERM)
+            assert moving.wait() == 6, moving.said
+            assert "whether it does is not known here" in moving.said[-3]
+            assert "see that it has ended, and only then" in moving.said[-2]
+            os.kill(target.pid, signal.SIGCONT)
+            assert receiving.wait() == 0, receiving.said
+        assert_moved(source, target)
+
+
+def test_a_source_that_answers_nothing_keeps_nobody_for_ever(
+    tmp_path: Path, qemu72: str, credentials: Credentials
+) -> None:
+    """The destination hears at once that all is off; of the guest here nothing is said that was not seen."""
+    with two_guests(tmp_path, qemu72) as (source, target):
+        receiving, port = receiver(credentials, "--qmp", target.socket)
+        creds = credentials.folder / "source"
+        words = ("migrate", f"ASKED={source.pid}", creds, f"tls://127.0.0.1:{port}", source.socket)
+        with receiving, breaking(*words) as moving:
+            wait_for("stopped QEMU", lambda: is_stopped(source))
+            moving.send(signal.SIGTERM)
+            moving.wait_said("QEMU here was told to undo the migration and has not answered")
+            assert receiving.wait() == 5, receiving.said
+            assert target.ended()
+            assert moving.wait() == 6, moving.said
+            assert "the guest was not given away, and whether it runs here is not known" in moving.said[-2]
+            os.kill(source.pid, signal.SIGCONT)
+            done = run_statepipe("resolve", "--qmp", source.socket, "here")
+            assert done.returncode == 0, done.stderr
+            assert_runs_on(source)
