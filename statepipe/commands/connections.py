@@ -5,21 +5,42 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from typing import Any
 
 from statepipe.commands.connection import Connection
+from statepipe.commands.encounter import WINDOWS
 from statepipe.commands.plan import Say
+from statepipe.commands.ration import Ration
 from statepipe.engine.session import Session
 from statepipe.errors import PeerError, StatepipeError
+from statepipe.formats.channels import MIN_WINDOW
 from statepipe.threads import join, start
 
 CONNECTIONS = 64
 """At a time: a migration by multifd has 17 at the most (QEMU's multifd-channels and the stream's own)."""
 
+WINDOW = WINDOWS[1]
+"""Bytes on their way, each way, in one connection at the most."""
+
+BUDGET = 256 << 20
+"""Bytes on their way, each way, that all connections together keep at the most: each may have as many, unread, as its
+window has, and 64 windows of 16 MiB would take 1 GiB. Half a gigabyte for both ways is what a host with guests of some
+can spare; and it leaves the first connection 12 MiB, which fill 1 Gbit/s over 80 ms, and the 17th 4."""
+
+PART = 16
+"""A new connection gets one part in so many of what is left."""
+
 DOOR = 0.25
 """Seconds between two looks at whether the tunnel is over."""
+
+
+def share(windows: Collection[int]) -> int:
+    """The window of one more connection beside these windows. The first fare best, and the last still has one."""
+    others = CONNECTIONS - len(windows) - 1
+    left = BUDGET - sum(windows) - others * MIN_WINDOW
+    return max(min(WINDOW, left // PART), MIN_WINDOW)
 
 
 class Connections:
@@ -27,6 +48,7 @@ class Connections:
 
     def __init__(self, say: Say, *, once: bool) -> None:
         self._say, self._once = say, once
+        self._lines = Ration(say, CONNECTIONS, "and {} more lines about connections were left out")
         self._started = time.monotonic()
         self._lock = threading.Lock()
         self._ended = threading.Condition(self._lock)  # a connection
@@ -55,12 +77,15 @@ class Connections:
         try:
             if (failure := work()) is not None:
                 became = "broke off" if connection.session.wire.opened else "was not let through"
-                self._say(f"connection {connection.number} {became}: {failure}")
+                self._tell(connection, f"connection {connection.number} {became}: {failure}")
             broken = failure is not None
             if connection.remark is not None:
-                self._say(f"connection {connection.number}: {connection.remark}")
+                self._tell(connection, f"connection {connection.number}: {connection.remark}")
         finally:
             self._count_out(connection, broken)
+
+    def _tell(self, connection: Connection, text: str) -> None:
+        self._lines.tell((connection.number, text), text)
 
     def _count_out(self, connection: Connection, broken: bool) -> None:
         with self._lock:
@@ -71,8 +96,18 @@ class Connections:
             self._resent += connection.outlet.resent
             self._ended.notify_all()
 
+    def windows(self) -> list[int]:
+        """Of those that are open, in bytes."""
+        with self._lock:
+            return [each.session.wire.party.window for each in self._open]
+
+    def look(self) -> None:
+        """Tell what is to be told by now; to be called now and then."""
+        self._lines.look()
+
     def has_room(self) -> bool:
         """Whether there may be one more connection; waits for that a while."""
+        self.look()
         with self._lock:
             return self._ended.wait_for(lambda: len(self._open) < CONNECTIONS, DOOR)
 
@@ -138,3 +173,4 @@ class Connections:
                 connection.leave()
             else:
                 join(thread)
+        self._lines.end()

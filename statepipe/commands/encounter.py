@@ -7,8 +7,9 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 from statepipe.commands.linked import TlsDial, door, timing
-from statepipe.commands.meet import once, trust_of
+from statepipe.commands.meet import trust_of
 from statepipe.commands.plan import Plan, Say
+from statepipe.commands.ration import Refusals
 from statepipe.ends.address import SSH
 from statepipe.engine.peer import CHANNELS, Peer
 from statepipe.engine.sessionlinks import Acceptor, Dial, dialled
@@ -70,8 +71,9 @@ def reception(
 
     Without a listener it is the one that started us inside ssh. Waiting raises PeerError if none comes in time.
     """
-    acceptor = Acceptor(Role.BOTH, timing(plan), once(say), window=WINDOWS[1], channels=CHANNELS, again=True)
-    entrance, patience = _entrance(plan, listener, acceptor, say)
+    turned_away = Refusals(say)
+    acceptor = Acceptor(Role.BOTH, timing(plan), turned_away, window=WINDOWS[1], channels=CHANNELS, again=True)
+    entrance, patience = _entrance(plan, listener, acceptor, turned_away, say)
     with entrance:
         yield lambda: _answered(acceptor, patience)
 
@@ -83,14 +85,14 @@ def _answered(acceptor: Acceptor, patience: float | None) -> Iterator[Peer]:
 
 
 def _entrance(
-    plan: Plan, listener: socket.socket | None, acceptor: Acceptor, say: Say
+    plan: Plan, listener: socket.socket | None, acceptor: Acceptor, turned_away: Refusals, say: Say
 ) -> tuple[AbstractContextManager[None], float | None]:
     """What hands links to the acceptor, and the seconds to wait for the first."""
     if listener is None:
         from statepipe.commands.insidessh import first_patience, inside
 
         return inside(acceptor), first_patience(plan)
-    return door(listener, trust_of(plan, server=True, say=say), acceptor, once(say)), plan.patience.silence
+    return door(listener, trust_of(plan, server=True, say=say), acceptor, turned_away), plan.patience.silence
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from statepipe.commands.plan import Plan, Visit
+from statepipe.commands.ration import Refusals
 from statepipe.ends.dial import connect_again, connect_first
 from statepipe.ends.names import Known, Place, find_places
 from statepipe.ends.net import Patience, awaited, is_fruitless
@@ -23,7 +24,6 @@ from statepipe.ends.tlsends import TrustNow, gate, greet
 from statepipe.engine.sessionends import SessionReturn, SessionSink, SessionSource
 from statepipe.engine.sessionlinks import Acceptor, Dial, dialled
 from statepipe.engine.timing import Timing
-from statepipe.errors import PeerError
 from statepipe.formats.frames import MAX_LINKS, Role
 from statepipe.pipes import Bell
 from statepipe.threads import join, start
@@ -138,7 +138,7 @@ def receiving(
     plan: Plan,
     listener: socket.socket,
     trust_now: TrustNow,
-    turned_away: Callable[[str, PeerError], object],
+    turned_away: Refusals,
     idle: int | None,
 ) -> Iterator[Visit]:
     """The session of the first at the listener who may begin one. A failure within is told to the sender."""
@@ -166,15 +166,14 @@ def visit(acceptor: Acceptor, seconds: float | None, idle: int | None) -> Iterat
 
 
 @contextmanager
-def door(
-    listener: socket.socket, trust_now: TrustNow, acceptor: Acceptor, turned_away: Callable[[str, PeerError], object]
-) -> Iterator[None]:
+def door(listener: socket.socket, trust_now: TrustNow, acceptor: Acceptor, turned_away: Refusals) -> Iterator[None]:
     """Let in whoever may come, for as long as the session lasts."""
     closed = threading.Event()
     with gate(listener, trust_now, Patience(), turned_away) as at:
 
         def watch() -> None:
             while not closed.is_set():
+                turned_away.look()
                 if (transport := at.admit_within(DOOR)) is not None:
                     acceptor.adopt(transport)
 
@@ -185,3 +184,4 @@ def door(
         finally:
             closed.set()
             join(thread)
+            turned_away.end()

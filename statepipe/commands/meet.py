@@ -8,17 +8,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Union
 
 from statepipe.commands.plan import Plan, Say, Visit
+from statepipe.commands.ration import Refusals
 from statepipe.ends.address import SSH, TLS, UNIX
 from statepipe.ends.dial import accepted, connected, listening, port_of
 from statepipe.ends.net import Patience, SocketSink, SocketSource, reset
-from statepipe.errors import PeerError
 
 if TYPE_CHECKING:  # ssl alone takes 18 ms, which a plain connection need not pay
     from statepipe.ends.trust import Kept
     from statepipe.engine.sessionends import SessionSink, SessionSource
-
-TOLD = 16
-"""Reasons for turning somebody away that are told; each once."""
 
 MakeSink = Callable[[Callable[[], None]], Union[SocketSink, "SessionSink"]]
 
@@ -71,7 +68,7 @@ def visited(plan: Plan, say: Say, idle: int | None = None) -> Iterator[Visit]:
             return
         from statepipe.commands.linked import receiving
 
-        with receiving(plan, listener, trust, once(say), idle) as visit:
+        with receiving(plan, listener, trust, Refusals(say), idle) as visit:
             yield visit
 
 
@@ -82,15 +79,3 @@ def _or_reset(connection: socket.socket) -> Iterator[None]:
     except BaseException:
         reset(connection)
         raise
-
-
-def once(say: Say) -> Callable[[str, PeerError], None]:
-    """Tell each reason once: whoever scans ports would fill a log."""
-    told: set[str] = set()
-
-    def turned_away(where: str, error: PeerError) -> None:
-        if str(error) not in told and len(told) < TOLD:
-            told.add(str(error))
-            say(f"turned away {where}: {error}")
-
-    return turned_away

@@ -19,11 +19,11 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 
 from statepipe.commands.connection import Connection
-from statepipe.commands.connections import CONNECTIONS, DOOR, Connections
-from statepipe.commands.encounter import WINDOWS
+from statepipe.commands.connections import CONNECTIONS, DOOR, WINDOW, Connections, share
 from statepipe.commands.linked import TlsDial, door, timing
-from statepipe.commands.meet import once, trust_of
+from statepipe.commands.meet import trust_of
 from statepipe.commands.plan import Plan, Say
+from statepipe.commands.ration import Refusals
 from statepipe.ends.address import SSH, TLS
 from statepipe.ends.dial import connect, listening, port_of
 from statepipe.ends.net import Stopped
@@ -36,9 +36,6 @@ from statepipe.formats.frames import Role
 
 STDIO = "-"
 """FROM, where ssh:// has started us: standard input and output are the first link."""
-
-WINDOW = WINDOWS[1]
-"""Bytes on their way each way in each connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +92,8 @@ def _let_in(
     program: socket.socket, plan: Plan, dial: Dial, ending: AbstractContextManager[object], connections: Connections
 ) -> None:
     name, links = str(plan.address), plan.links
-    session = dialled(dial, Role.TUNNELS, name, timing(plan), links=links, window=WINDOW)
+    window = share(connections.windows())
+    session = dialled(dial, Role.TUNNELS, name, timing(plan), links=links, window=window)
     connection = connections.open(session, ending)
     connections.launch(connection, lambda: connection.carry(program))
     session.wait_until(lambda: session.wire.opened)  # why it was not, its connection tells
@@ -144,10 +142,11 @@ class _Insistent:
 
 def _far(request: Request, listener: socket.socket, connections: Connections, say: Say) -> None:
     """Here sessions come in."""
-    turned_away, plan = once(say), request.go
-    acceptor = Acceptor(Role.TUNNELS, timing(request.come), turned_away, again=True, many=CONNECTIONS, window=WINDOW)
+    turned_away, plan = Refusals(say), request.go
+    acceptor = Acceptor(Role.TUNNELS, timing(request.come), turned_away, again=True, many=CONNECTIONS, share=share)
     with door(listener, trust_of(request.come, server=True, say=say), acceptor, turned_away):
         while (session := _next(acceptor)) is not None or not connections.is_over:
+            connections.look()
             if session is not None:
                 _go_on(plan, connections, connections.open(session))
 

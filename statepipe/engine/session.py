@@ -4,7 +4,7 @@ Each link has a thread that reads and one that writes; whichever writer is free 
 carries less and a dead one nothing. One more thread ticks. All of them meet in the machine, under one lock, held for
 microseconds: buffers are hashed, sent and received outside it.
 
-Who is without any link of use for `retry` seconds, once a first one was dialled, gives up.
+Who sees no sign for `retry` seconds, once a first link was dialled, that the session goes on (Wire.life), gives up.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class Session:
         self.failure: StatepipeError | None = None
         self._has_aborted = False  # we, and not the peer
         self.last_trouble: Exception | None = None  # why a link went: told if none comes back
-        self._alone_since = float("inf")  # to dial the first time may take as long as it does
+        self._last_sign = float("inf")  # to dial the first time may take as long as it does
+        self._life = self._greeted = 0  # links that were open since the last sign
         self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> Self:
@@ -60,6 +61,8 @@ class Session:
             self._wake_all()
         for thread in self._threads:
             join(thread)
+        with self.lock:
+            self.wire.forget()
 
     def spawn(self, work: Callable[[], None], name: str) -> None:
         """Do some of the session's work in a thread of its own; what that raises is the session's failure."""
@@ -83,7 +86,8 @@ class Session:
         """Move bytes over a link until it dies. The machine has it already; `greeting` goes first."""
         with self.lock:
             self._transports[number] = transport
-            self._alone_since = min(self._alone_since, time.monotonic())
+            self._last_sign = min(self._last_sign, time.monotonic())
+            self._greeted += number in self.wire.links and self.wire.links[number].is_open
             for each in self._transports:
                 if self.stopped.is_set() or each not in self.wire.links:  # this one took its place
                     self._transports[each].cut()
@@ -140,7 +144,6 @@ class Session:
 
     def _lose(self, number: int) -> None:
         """A link is no more, or taken for dead: whoever is blocked in it comes back."""
-        self._look_after_links()
         self.wire.lost(number)
         if number in self._transports:
             self._transports[number].cut()
@@ -161,22 +164,24 @@ class Session:
                 self._sendable.notify_all()
             self._give_up_if_alone()
 
-    def _look_after_links(self) -> None:
-        """Up to now we were not alone, if one is of use."""
-        if any(link.is_of_use for link in self.wire.links.values()):
-            self._alone_since = time.monotonic()
-
     def _give_up_if_alone(self) -> None:
-        """A link that is up and has yet to show its use gets as long again, and the time that silence takes."""
+        """A link that is up and has yet to show its use gets the time that silence takes."""
         timing = self.timing
         with self.lock:
-            self._look_after_links()
-            grace = timing.retry + timing.tick * timing.limit if self.links else 0
-            waited = time.monotonic() - self._alone_since
-        if waited >= timing.retry + grace:
-            cause = f": {self.last_trouble}" if self.last_trouble else ""
+            if self.wire.life != self._life:
+                self._life, self._last_sign, self._greeted = self.wire.life, time.monotonic(), 0
+            links, waited = self.links, time.monotonic() - self._last_sign
+        if waited < timing.retry + (timing.tick * timing.limit if links else 0):
+            return
+        cause = f": {self.last_trouble}" if self.last_trouble else ""
+        if links or self._greeted > 1:
+            what = f"nothing gets through to {self.name} and back for {timing.retry:g} s, though connections do{cause}"
+            hint = "look at what stands between the hosts: a firewall or a proxy that holds back what it lets connect"
+        else:
+            what = f"no link to {self.name} for {timing.retry:g} s{cause}"
             hint = "look whether the other host and the network are up; --retry SECONDS waits longer"
-            self.fail(PeerError(f"no link to {self.name} for {timing.retry:g} s{cause}", hint=hint))
+        self.fail(PeerError(what, hint=hint))
+        self._has_aborted = False  # the peer cannot hear of it: nothing to wait for
 
     # --- what changed
 
@@ -188,6 +193,7 @@ class Session:
                 self._fail(error_of(event.verdict, self.name))
                 self._has_aborted = False
             else:
+                self._greeted += event.change is Change.OPENED
                 self._writable.notify_all()
                 self._sendable.notify_all()
 

@@ -8,7 +8,7 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -181,7 +181,8 @@ class Acceptor:
     """Takes authenticated connections, and makes of them sessions and their links.
 
     `turned_away` is told of the others, by name and reason. A session runs until the acceptor's owner leaves it; with
-    `again`, others may begin then, and `many` at a time.
+    `again`, others may begin then, and `many` at a time; `share` says then, by the windows of those that run, which
+    window one more may have.
     """
 
     def __init__(
@@ -194,9 +195,11 @@ class Acceptor:
         channels: int = 1,
         again: bool = False,
         many: int = 1,
+        share: Callable[[Collection[int]], int] | None = None,
     ) -> None:
+        self._share = share or (lambda windows: window)
         self._role, self._timing, self._turned_away = role, timing, turned_away
-        self._window, self._channels, self._again, self._many = window, channels, again, many
+        self._channels, self._again, self._many = channels, again, many
         self._lock = threading.Lock()
         self._silent: Counter[str] = Counter()  # links that have not greeted yet, by peer
         self._sessions: dict[bytes, tuple[Session, Doorkeeper]] = {}  # oldest first
@@ -286,7 +289,9 @@ class Acceptor:
 
     def _new(self, transport: Transport, greeting: Greeting) -> tuple[Session, Doorkeeper]:
         secrets = Secrets(greeting.session, greeting.proof)
-        window = max(min(self._window, greeting.window), MIN_WINDOW)  # the dialler knows how far away it is
+        running = [each for each, _ in self._sessions.values() if not each.stopped.is_set()]
+        ours = self._share([each.wire.party.window for each in running])
+        window = max(min(ours, greeting.window), MIN_WINDOW)  # the dialler knows how far away it is
         wire = Wire(Party(secrets, self._role, window), self._channels)
         session = Session(wire, self._timing, transport.identity or transport.name)
         return session, Doorkeeper(secrets, transport.identity)

@@ -10,7 +10,8 @@ FAREWELL = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds: `tick` between signs of life, `retry` without any link. A link silent for `limit` ticks is dead."""
+    """Seconds: `tick` between signs of life, `retry` without anything that is heard. A link silent for `limit` ticks is
+    dead."""
 
     tick: float = 1.0
     limit: int = 5

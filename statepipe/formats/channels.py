@@ -127,18 +127,24 @@ class Outgoing:
         self._kept.append(piece)
         heapq.heappush(self._waiting, (piece.offset, piece))
 
+    @property
+    def waits(self) -> bool:
+        """Whether a piece is to go that the peer has room for."""
+        while self._waiting and not self._is_missing(self._waiting[0][1]):
+            heapq.heappop(self._waiting)
+        return bool(self._waiting) and self._waiting[0][1].end <= self.acked + self.peer_window
+
+    def _is_missing(self, piece: _Piece) -> bool:
+        return piece.end > max(self.acked, self.arrived) and self.state is not Sending.JUDGED
+
     def pull(self, link: int) -> Frame | None:
         """The next piece to go, over that link; None if there is none the peer has room for."""
-        while self._waiting:
-            piece = self._waiting[0][1]
-            if piece.end > self.acked + self.peer_window:
-                return None
-            heapq.heappop(self._waiting)
-            if piece.end > max(self.acked, self.arrived) and self.state is not Sending.JUDGED:
-                self.resent += len(piece.data) if piece.link is not None else 0
-                piece.link = link
-                return Frame(Kind.DATA, self.number, piece.offset, piece.data)
-        return None
+        if not self.waits:
+            return None
+        _, piece = heapq.heappop(self._waiting)
+        self.resent += len(piece.data) if piece.link is not None else 0
+        piece.link = link
+        return Frame(Kind.DATA, self.number, piece.offset, piece.data)
 
     def lost(self, link: int) -> None:
         """That link died: what went over it and is not acknowledged waits again."""
@@ -147,17 +153,19 @@ class Outgoing:
                 piece.link = LOST
                 heapq.heappush(self._waiting, (piece.offset, piece))
 
-    def has_arrived(self, offset: int) -> None:
-        """The peer has everything before `offset`. Raises Violation if that was never written."""
+    def has_arrived(self, offset: int) -> bool:
+        """The peer has everything before `offset`; whether that is news. Raises Violation if it was never written."""
         self._check(offset)
-        self.arrived = max(self.arrived, offset)
+        before, self.arrived = self.arrived, max(self.arrived, offset)
+        return self.arrived > max(before, self.acked)
 
-    def ack(self, offset: int) -> None:
-        """The peer's consumer has taken everything before `offset`. Raises Violation."""
+    def ack(self, offset: int) -> bool:
+        """The peer's consumer has taken everything before `offset`; whether that is news. Raises Violation."""
         self._check(offset)
-        self.acked = max(self.acked, offset)
+        before, self.acked = self.acked, max(self.acked, offset)
         while self._kept and self._kept[0].end <= self.acked:
             self._kept.popleft()
+        return self.acked > before
 
     def _check(self, offset: int) -> None:
         if offset > self.written:
@@ -172,6 +180,10 @@ class Outgoing:
         if not verdict.code and self.state is Sending.OPEN:
             raise Violation(f"it calls channel {self.number} complete before its end")
         self.verdict = self.verdict or verdict
+        self.drop()
+
+    def drop(self) -> None:
+        """Nothing is kept any more."""
         self._kept.clear()
         self._waiting.clear()
 
@@ -272,7 +284,7 @@ class Incoming:
         return Frame(Kind.ACK, self.number, self.taken)
 
     def drop(self) -> None:
-        """Judged: nothing is kept any more."""
+        """Nothing is kept any more."""
         self.held = 0
         self._ready.clear()
         self._early.clear()

@@ -3,6 +3,8 @@
     greeting  magic 8, be16 version, u8 kind, u8 role, be32 link, be32 window, session 16, proof 32, 128 bytes more
     frame     u8 kind, u8 channel, be16 0, be32 length, be64 offset, payload of that length
 
+A PING's channel is 1 where its sender waits to be heard.
+
 Every greeting has the same length, so the bytes taken from a peer before it is known are as many as that and no more.
 A frame is read into memory of its own, the payload straight from the socket: nothing is copied, and what a
 consumer takes is what arrived.
@@ -82,7 +84,7 @@ MEANINGS = {
     Kind.DONE: ("the verdict's code", "its text"),
     Kind.ABORT: ("the verdict's code", "its text"),
     Kind.CLOSE: ("0", ""),
-    Kind.PING: ("0", ""),
+    Kind.PING: ("bytes of this link that were heard", ""),
 }
 """For each kind: what its offset means and what its payload is. DESIGN 7 is held to this."""
 
@@ -197,13 +199,13 @@ _KINDS = set(Kind)
 
 
 class FrameReader:
-    """Cuts a link's bytes into a greeting and frames. `offset` counts what came.
+    """Cuts a link's bytes into a greeting and frames. `offset` counts what came, a greeting that another took as well.
 
     The caller reads into `room()`, which is never empty, and says how much came; or hands bytes to `feed`.
     """
 
     def __init__(self, *, greeted: bool = False) -> None:
-        self.offset = 0
+        self.offset = GREETING_SIZE if greeted else 0
         self._head: tuple[Kind, int, int, int] | None = None
         self._greeted = greeted
         self._expect(HEADER_SIZE if greeted else GREETING_SIZE)

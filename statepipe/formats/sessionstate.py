@@ -6,7 +6,7 @@ import enum
 from dataclasses import dataclass
 
 from statepipe.formats.channels import Verdict
-from statepipe.formats.frames import FrameReader
+from statepipe.formats.frames import GREETING_SIZE, HEADER_SIZE, FrameReader
 
 
 class Misuse(Exception):
@@ -69,19 +69,32 @@ class Event:
 
 @dataclass(slots=True, eq=False)
 class Link:
-    """One link as the machine sees it. The caller reads into `reader`."""
+    """One link as the machine sees it. The caller reads into `reader`.
+
+    In bytes since its beginning, the greeting's too: `said`; `owed`, up to which it must be heard (a PING need not);
+    `told`, up to which the peer says that it was. `pings` came. `heard` and `calm`: anything, and a PING of a peer that
+    waits for nothing, within this tick. The marks are where the session last went on.
+    """
 
     number: int
     reader: FrameReader
     is_open: bool
     heard: bool = True
-    said: bool = True
+    calm: bool = False
     silent: int = 0
     ping: bool = False
-    ticks: int = 0
-    has_brought: bool = False
+    said: int = GREETING_SIZE
+    owed: int = 0
+    told: int = 0
+    pings: int = 0
+    heard_mark: int = GREETING_SIZE
+    told_mark: int = GREETING_SIZE
 
     @property
-    def is_of_use(self) -> bool:
-        """Whether a frame has come over it, or it stands for more than a tick: some always break before."""
-        return self.is_open and (self.has_brought or self.ticks > 1)
+    def facts_heard(self) -> int:
+        """Bytes that came, PINGs aside."""
+        return self.reader.offset - self.pings * HEADER_SIZE
+
+    def mark(self) -> None:
+        """The session went on."""
+        self.heard_mark, self.told_mark = self.facts_heard, max(self.told, GREETING_SIZE)

@@ -7,8 +7,12 @@ Each side numbers the channels it writes from 0: DATA and END speak of the sende
 must be known in the end (ACK, END, DONE, CLOSE, ABORT) says how things stand, not what changed: after the loss of a
 link it is simply said again, and to hear it twice does no harm.
 
-PING is a sign of life that nobody answers: each side gives one in every tick in which it sent nothing else, and holds a
-link for dead that was silent for some. An answer would have to queue behind megabytes in the buffers of a slow link.
+PING is a sign of life that nobody answers: each side gives one in every tick, and holds a link for dead that was silent
+for some. An answer would have to queue behind megabytes in the buffers of a slow link. A PING says how much of the link
+was heard; so each side knows whether what it says arrives.
+
+A link that lives is not yet a session that does: a way that lets a few bytes of each link through, and swallows the
+rest, has new links for ever. `life` counts the signs that the session itself goes on (`_goes_on`, `tick`).
 
 `Misuse` is our fault, `Violation` and IntegrityError are the peer's: after those `to_send` has an ABORT for it.
 """
@@ -20,6 +24,7 @@ from collections.abc import Callable, Iterator
 from statepipe.errors import IntegrityError
 from statepipe.formats.channels import INCOMING, OUTGOING, Incoming, Outgoing, Receiving, Sending, Verdict, verdict_in
 from statepipe.formats.frames import (
+    HEADER_SIZE,
     MAX_CHANNELS,
     Frame,
     FrameReader,
@@ -53,6 +58,9 @@ class Wire:
         self._due: dict[tuple[Kind, int], None] = {}  # what is to be said, by kind and channel, in order
         self._peer_window = party.window
         self._abort: Verdict | None = None  # what we said
+        self.life = 0
+        self._tells = False  # the peer says what it has heard; an older one does not
+        self._most_heard = self._most_told = 0  # of one link, since the session last went on
 
     # --- links
 
@@ -86,7 +94,8 @@ class Wire:
         for number, offset in enumerate(greeting.received):
             if number in self.outgoing:
                 self.outgoing[number].peer_window = greeting.window
-                self.outgoing[number].has_arrived(offset)
+                if self.outgoing[number].has_arrived(offset):
+                    self._goes_on()
             elif offset:
                 raise Violation(f"it has {offset} bytes of channel {number}, which there is not")
 
@@ -109,13 +118,34 @@ class Wire:
             self._due[Kind.CLOSE, 0] = None
 
     def tick(self, limit: int) -> list[int]:
-        """A tick of time went by. The links that were silent for `limit` of them: cut these, and say `lost`."""
+        """A tick of time went by. The links that were silent for `limit` of them: cut these, and say `lost`.
+
+        It was a sign of life if more of one link was heard, here or there, than of any since the session last went on:
+        a long frame takes its time. Or if neither side waits to be heard, and we heard that.
+        """
+        most_heard = max((link.facts_heard - link.heard_mark for link in self.links.values()), default=0)
+        most_told = max((link.told - link.told_mark for link in self.links.values()), default=0)
+        is_calm = any(link.calm for link in self.links.values()) and not self.waits_to_be_heard()
+        if most_heard > self._most_heard or most_told > self._most_told or is_calm:
+            self.life += 1
+        self._most_heard, self._most_told = max(self._most_heard, most_heard), max(self._most_told, most_told)
         for link in self.links.values():
             link.silent = 0 if link.heard else link.silent + 1
-            link.ping = link.is_open and not link.said
-            link.heard = link.said = False
-            link.ticks += 1
+            link.ping = link.is_open
+            link.heard = link.calm = False
         return [number for number, link in self.links.items() if link.silent >= limit]
+
+    def _goes_on(self) -> None:
+        """Something has been said and heard, for the first time."""
+        self.life += 1
+        self._most_heard = self._most_told = 0
+        for link in self.links.values():
+            link.mark()
+
+    def waits_to_be_heard(self) -> bool:
+        """Whether there is more to say now, or what was said may be unheard. Of an older peer nobody knows."""
+        unheard = any(link.told < link.owed for link in self.links.values())
+        return self._tells and (unheard or bool(self._due) or any(each.waits for each in self.outgoing.values()))
 
     # --- what we write
 
@@ -169,6 +199,13 @@ class Wire:
             self._abort = verdict
             self._due = {(Kind.ABORT, 0): None}
 
+    def forget(self) -> None:
+        """It is over, and may be remembered for long: nothing is kept but what its channels have counted."""
+        for written in self.outgoing.values():
+            written.drop()
+        for read in self.incoming.values():
+            read.drop()
+
     def _turn(self, turn: Turn) -> None:
         self.state = STATES[self.state, turn]
 
@@ -181,8 +218,12 @@ class Wire:
         link = self.links.get(number)
         if link is None or not link.is_open:
             return []
-        buffers = [buffer for frame in self._frames(link, limit) for buffer in frame.encode()]
-        link.said = link.said or bool(buffers)
+        buffers: list[Buffer] = []
+        for frame in self._frames(link, limit):
+            buffers += frame.encode()
+            link.said += HEADER_SIZE + len(frame.payload)
+            if frame.kind is not Kind.PING:
+                link.owed = link.said
         return buffers
 
     def _frames(self, link: Link, limit: int) -> Iterator[Frame]:
@@ -190,7 +231,7 @@ class Wire:
         yield from (self._standing(kind, number) for kind, number in due)
         if link.ping:
             link.ping = False
-            yield Frame(Kind.PING)
+            yield Frame(Kind.PING, int(self.waits_to_be_heard()), link.reader.offset)
         pulled = 0
         channels = [] if self.state is State.ABORTED else list(self.outgoing.values())
         while channels and pulled < limit:
@@ -230,7 +271,8 @@ class Wire:
                 return self._welcome(link, item)
             if not link.is_open:
                 raise Misuse("frames before the greeting")
-            link.has_brought = True
+            if item.kind is Kind.PING:
+                return self._on_ping(link, item)
             return _HANDLERS[item.kind](self, item)
         except (Violation, IntegrityError) as error:
             self.abort(Verdict(error.exit_code, str(error)))
@@ -243,6 +285,15 @@ class Wire:
         self._say_again()
         return [Event(Change.OPENED, link.number)]
 
+    def _on_ping(self, link: Link, frame: Frame) -> list[Event]:
+        if frame.offset > link.said:
+            raise Violation(f"it has heard {frame.offset} bytes of a link on which {link.said} were said")
+        self._tells = self._tells or frame.offset > 0
+        link.told = max(link.told, frame.offset)
+        link.pings += 1
+        link.calm = link.calm or not frame.channel
+        return []
+
     def _for_reading(self, frame: Frame) -> Incoming:
         if frame.channel >= self.channels:
             raise Violation(f"{frame.kind.name} for channel {frame.channel}, of which nobody here knows")
@@ -251,11 +302,17 @@ class Wire:
         return channel
 
     def _on_data(self, frame: Frame) -> list[Event]:
-        more = self._for_reading(frame).arrive(frame.offset, frame.payload)
+        channel = self._for_reading(frame)
+        repeated = channel.repeated
+        more = channel.arrive(frame.offset, frame.payload)
+        if channel.repeated == repeated:
+            self._goes_on()
         return [Event(Change.READABLE, frame.channel)] if more else []
 
     def _on_end(self, frame: Frame) -> list[Event]:
         channel = self._for_reading(frame)
+        if channel.total is None:
+            self._goes_on()
         if channel.state is not Receiving.JUDGED:
             channel.end(frame.offset, bytes(frame.payload))
         return [Event(Change.READABLE, frame.channel)]
@@ -267,17 +324,22 @@ class Wire:
         return channel
 
     def _on_ack(self, frame: Frame) -> list[Event]:
-        self._for_writing(frame).ack(frame.offset)
+        if self._for_writing(frame).ack(frame.offset):
+            self._goes_on()
         return [Event(Change.WRITABLE, frame.channel)]
 
     def _on_done(self, frame: Frame) -> list[Event]:
         channel = self._for_writing(frame)
         verdict = verdict_in(frame)
+        if channel.verdict is None:
+            self._goes_on()
         channel.judge(verdict)
         channel.state = OUTGOING[channel.state, Kind.DONE]
         return [Event(Change.JUDGED, frame.channel, channel.verdict)]
 
     def _on_close(self, frame: Frame) -> list[Event]:
+        if self.state in (State.RUNNING, State.SAID_CLOSE):
+            self._goes_on()
         self._turn(Turn.HEAR_CLOSE)
         return [Event(Change.CLOSED)]
 
@@ -295,5 +357,4 @@ _HANDLERS: dict[Kind, Callable[[Wire, Frame], list[Event]]] = {
     Kind.DONE: Wire._on_done,
     Kind.ABORT: Wire._on_abort,
     Kind.CLOSE: Wire._on_close,
-    Kind.PING: lambda wire, frame: [],
 }

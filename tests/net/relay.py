@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 @dataclass
 class Faults:
     """What is done to every connection. `cut_after` gives the bytes until each one's end, which is a reset, or with
-    `politely` what a program that ends leaves, a FIN; `flip_after` those until a bit is flipped. The rest may change.
+    `politely` what a program that ends leaves, a FIN; `flip_after` those until a bit is flipped; `swallow_after` those
+    after which all is taken and nothing passed on. The rest may change.
     """
 
     delay: float = 0.0
@@ -23,6 +24,7 @@ class Faults:
     cut_after: Callable[[], int] | None = None
     politely: bool = False
     flip_after: Callable[[], int] | None = None
+    swallow_after: Callable[[], int] | None = None
     clear: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
@@ -59,14 +61,23 @@ class Relay:
             self._open += [near, far]
             faults = self.faults
             left = [faults.cut_after()] if faults.cut_after else None
+            passes = [faults.swallow_after()] if faults.swallow_after else None
             for pair in ((near, far), (far, near)):
                 clean = faults.flip_after() if faults.flip_after and pair[0] is near else None
-                thread = threading.Thread(target=self._pump, args=(*pair, left, clean))
+                thread = threading.Thread(target=self._pump, args=(*pair, left, clean, passes))
                 self._threads.append(thread)
                 thread.start()
 
-    def _pump(self, source: socket.socket, sink: socket.socket, left: list[int] | None, clean: int | None) -> None:
-        """`left` are the bytes both ways until the end, `clean` those this way until a bit is flipped."""
+    def _pump(
+        self,
+        source: socket.socket,
+        sink: socket.socket,
+        left: list[int] | None,
+        clean: int | None,
+        passes: list[int] | None,
+    ) -> None:
+        """`left` are the bytes both ways until the end, `passes` those until none passes any more, `clean` those this
+        way until a bit is flipped."""
         faults = self.faults
         with contextlib.suppress(OSError):
             while data := source.recv(faults.slice):
@@ -77,6 +88,8 @@ class Relay:
                     data = data[:clean] + bytes([data[clean] ^ 1]) + data[clean + 1 :]
                     self.flips += 1
                 clean = None if clean is None else clean - len(data)
+                if passes is not None:
+                    data, passes[0] = data[: max(passes[0], 0)], passes[0] - len(data)
                 sink.sendall(data)
                 self.bytes += len(data)
                 if left is not None:
