@@ -19,6 +19,7 @@ from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -158,7 +159,10 @@ def pem_key(key: Key) -> bytes:
     )
 
 
-_UNREADABLE = (ValueError, x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
+_UNREADABLE = (
+    *(ValueError, UnsupportedAlgorithm),
+    *(x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType),
+)
 """What cryptography says of a certificate, or of a field of it, that it cannot read."""
 
 
@@ -167,6 +171,7 @@ def read_certificate(data: bytes, place: str) -> x509.Certificate:
     try:
         certificate = x509.load_pem_x509_certificate(data)
         facts(certificate)  # its fields are parsed only when asked for, and wrong ones raise
+        certificate.public_key()  # and so is this
     except _UNREADABLE as error:
         raise IntegrityError(f"{place} is not a certificate in PEM") from error
     return certificate
@@ -176,9 +181,10 @@ def read_crl(data: bytes, issuer: x509.Certificate, place: str) -> x509.Certific
     """A PEM list, if `issuer` signed it. Raises IntegrityError naming `place`."""
     try:
         crl = x509.load_pem_x509_crl(data)
-    except ValueError as error:
+        signed = crl.is_signature_valid(issuer.public_key())  # type: ignore[arg-type]  # a key that cannot sign says no
+    except (*_UNREADABLE, TypeError) as error:
         raise IntegrityError(f"{place} is not a revocation list in PEM") from error
-    if not crl.is_signature_valid(issuer.public_key()):  # type: ignore[arg-type]  # a key that cannot sign says no
+    if not signed:
         raise IntegrityError(f"{place} was not signed by the authority beside it")
     return crl
 
@@ -188,7 +194,7 @@ def read_authority(certificate: bytes, key: bytes, place: str) -> Authority:
     signing = read_certificate(certificate, f"{place}/ca-cert.pem")
     try:
         private = serialization.load_pem_private_key(key, None)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise IntegrityError(f"{place}/ca-key.pem is not a private key in PEM without a password") from error
     if not isinstance(private, ec.EllipticCurvePrivateKey) or private.public_key() != signing.public_key():
         raise IntegrityError(f"{place}/ca-key.pem is not the key of {place}/ca-cert.pem")
