@@ -12,6 +12,7 @@ starts by exec: has QEMU's environment, which often has no home.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, replace
 
 from statepipe.ends.config import config_folder
@@ -21,6 +22,10 @@ SYSTEM = "/etc/statepipe"
 
 SIZE_LIMIT = 1 << 20
 """Bytes of a configuration file: a few lines, or a folder of somebody's keys in one list."""
+
+
+_DEEP = re.compile(rb"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*"|'[^'\n]*')[ \t]*+\.[ \t]*+){16}""")
+"""A key of so many parts: none of ours has two, and tomllib takes memory by the square of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +69,12 @@ def _read(path: str) -> Config:
         raise StatepipeError(f"cannot read {path}: {error.strerror}", hint="look at STATEPIPE_CONFIG") from error
     if len(text) > SIZE_LIMIT:
         raise UsageError(f"{path} is larger than {SIZE_LIMIT} bytes: that is no configuration")
+    if _DEEP.search(text):
+        raise UsageError(f"{path}: a key of more than 15 parts: that is no configuration")
     try:
         return _config(path, tomllib.loads(text.decode()))
+    except RecursionError as error:
+        raise UsageError(f"{path}: lists in lists in lists: that is no configuration") from error
     except ValueError as error:  # what TOML and UTF-8 are refused with
         raise UsageError(f"{path}: {error}", hint="man statepipe, CONFIGURATION, shows what it may hold") from error
 
