@@ -27,7 +27,7 @@ OPEN_RETURN_PATH, PING, POSTCOPY_ADVISE, POSTCOPY_LISTEN, POSTCOPY_RUN = 1, 2, 3
 PACKAGED, SWITCHOVER_START = 7, 11
 # The commands of a fixed length; QEMU migration/savevm.c, mig_cmd_args.
 COMMAND_LENGTHS = {OPEN_RETURN_PATH: 0, PING: 4, POSTCOPY_LISTEN: 0, POSTCOPY_RUN: 0, PACKAGED: 4, SWITCHOVER_START: 0}
-MAX_EARLY = 100_000  # sections that begin before the devices: RAM, a bitmap a disk, and each virtio-mem
+MAX_EARLY = 10_000  # sections that begin before the devices: RAM, a bitmap a disk, and each virtio-mem
 LAST_COMMAND = 0xFF  # 11 are known; a newer one is skipped by its length
 
 _BE16, _BE32, _BE64 = Struct(">H"), Struct(">I"), Struct(">Q")

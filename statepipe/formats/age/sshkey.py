@@ -24,6 +24,9 @@ SMALLEST_MODULUS = 2048
 LARGEST_MODULUS = 16384
 """Bits, as in OpenSSH: more would only take time."""
 
+PARTS = 16
+"""Strings in a public key: one of ours has two or three, a certificate of ssh eleven and more."""
+
 OPENSSH = b"-----BEGIN OPENSSH PRIVATE KEY-----"
 _MAGIC = b"openssh-key-v1\0"
 
@@ -76,11 +79,13 @@ def read_rsa(blob: Blob) -> RSAPublicKey:
 
 def _strings(data: bytes) -> list[bytes]:
     """The strings that `data` is made of, each behind its length. Raises ValueError."""
-    found = []
+    found: list[bytes] = []
     while data:
         size = int.from_bytes(data[:4], "big")
         if len(data) < 4 + size:
             raise ValueError("it is cut short")
+        if len(found) == PARTS:
+            raise ValueError(f"it is made of more than {PARTS} parts")
         found.append(data[4 : 4 + size])
         data = data[4 + size :]
     return found
