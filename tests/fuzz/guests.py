@@ -101,7 +101,7 @@ def _filled(begin: bytes, unit: bytes, size: int) -> bytes:
 STREAMS = {
     "a page at the end of 32 TiB": lambda: SPARSE + made.ram(made.zero((32 << 40) // 4096 - 1, "pc.ram")),
     "pages here and there in 32 TiB": lambda: (
-        SPARSE + made.ram(made.zero(0, "pc.ram"), *(made.zero(page << 12) for page in range(300_000)))
+        SPARSE + made.ram(made.zero(0, "pc.ram"), *(made.zero(page << 12) for page in range(100_000)))
     ),
     "a vmdesc of empty lists": lambda: _ended(_filled(b'{"x":[', b"[],", 15 << 20)),
     "a vmdesc of empty lists, a long one": lambda: _ended(_filled(b'{"x":[', b"[],", 63 << 20)),
@@ -109,7 +109,7 @@ STREAMS = {
     "a vmdesc of objects": lambda: _ended(_filled(b'{"x":[', b'{"":1},                  ', 15 << 20)),
     "a vmdesc with a letter of four bytes": lambda: _ended(b'{"x": "\xf0\x9f\x98\x80' + b"x" * (15 << 20) + b'"}'),
     "sections without end before the devices": lambda: (
-        made.setup() + b"".join(made.start("x", number, b"", 1) for number in range(3, 600_000))
+        made.setup() + b"".join(made.start("x", number, b"", 1) for number in range(3, 300_000))
     ),
 }
 

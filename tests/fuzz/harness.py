@@ -53,7 +53,7 @@ CEILING = 1500 << 20
 CPU_SECONDS = 10.0
 """Of all threads together, for one input. Most take less than a millisecond."""
 
-PATIENCE = 60.0
+PATIENCE = 180.0
 """Seconds without an end of one input until it is said to hang. By the clock: so many that a busy machine has no part
 in it."""
 
@@ -67,6 +67,10 @@ DOORS = {
     **dict.fromkeys(("greetings", "frames", "links", "messages", "answers", "offers"), "session"),
     **dict.fromkeys(("streams", "return-path", "states", "sealed-states"), "guests"),
     **dict.fromkeys(("zstd", "gzip", "bzip2", "xz", "lz4", "splitters"), "codecs"),
+    **dict.fromkeys(("age-files", "armor", "keys", "plugins", "openpgp", "gpg"), "secrets"),
+    **dict.fromkeys(("requests", "jobs", "journals", "certificates", "pins", "pairing", "ssh"), "host"),
+    "monitors": "monitors",
+    **dict.fromkeys(("words", "lines", "figures", "settings"), "words"),
 }
 """Every door, and the module here that has it in its own table, `DOORS`."""
 
