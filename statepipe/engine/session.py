@@ -44,6 +44,7 @@ class Session:
         self.last_trouble: Exception | None = None  # why a link went: told if none comes back
         self._last_sign = float("inf")  # to dial the first time may take as long as it does
         self._life = self._greeted = 0  # links that were open since the last sign
+        self._has_waited = False  # for a link that went silent, since then
         self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> Self:
@@ -161,17 +162,20 @@ class Session:
                 for number in self.wire.tick(self.timing.limit):
                     self.last_trouble = PeerError(f"a link was silent for {self.timing.tick * self.timing.limit:g} s")
                     self._lose(number)
+                    self._has_waited = True
                 self._sendable.notify_all()
             self._give_up_if_alone()
 
     def _give_up_if_alone(self) -> None:
-        """A link that is up and has yet to show its use gets the time that silence takes."""
+        """A link that is up and has yet to show its use gets the time that silence takes, and what a silent one took is
+        no part of the time to make another. Both once: a way that has new links for ever gains nothing by it."""
         timing = self.timing
         with self.lock:
             if self.wire.life != self._life:
-                self._life, self._last_sign, self._greeted = self.wire.life, time.monotonic(), 0
+                self._life, self._last_sign = self.wire.life, time.monotonic()
+                self._greeted, self._has_waited = 0, False
             links, waited = self.links, time.monotonic() - self._last_sign
-        if waited < timing.retry + (timing.tick * timing.limit if links else 0):
+        if waited < timing.retry + (timing.tick * timing.limit if links or self._has_waited else 0):
             return
         cause = f": {self.last_trouble}" if self.last_trouble else ""
         if links or self._greeted > 1:
