@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
-from statepipe.cli.messages import say
+from statepipe.cli.messages import clean, say
 from statepipe.ends.file import FileSink
 from statepipe.engine.desk import glance, its_qemu, report_to
 from statepipe.errors import StatepipeError
@@ -73,7 +73,7 @@ def _ask(terminal: int, prompt: str) -> str:
     unseen[3] &= ~termios.ECHO
     try:
         termios.tcsetattr(terminal, termios.TCSAFLUSH, unseen)
-        os.write(terminal, f"{prompt}: ".encode())
+        os.write(terminal, f"{clean(prompt)}: ".encode())
         line = os.read(terminal, SECRET_LIMIT)
         os.write(terminal, b"\n")
     finally:

@@ -62,7 +62,7 @@ def _show(jobs: Sequence[Found], before: Sequence[Found], values: Values) -> Non
         show(json.dumps(rows, indent=None if values["watch"] else 2))
     else:
         top = CLEAR if values["watch"] and sys.stdout.isatty() else ""
-        show(top + table(jobs, before))
+        show(table(jobs, before), top)
 
 
 COLUMNS = ("ID", "VERB", "TIME", "IN", "OUT", "RATE", "WHAT", "STAGES")

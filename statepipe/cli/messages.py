@@ -48,12 +48,16 @@ def is_heard(patience: int | None) -> bool:
     return bool(poll.poll(patience))
 
 
-def show(text: str) -> None:
-    """A result on standard output, at once. Raises StatepipeError, as any command whose output nobody takes."""
+def show(text: str, before: str = "") -> None:
+    """A result on standard output, at once, each line of it clean; `before` is for the terminal itself.
+
+    Raises StatepipeError, as any command whose output nobody takes.
+    """
     from statepipe.ends.fd import failure
 
+    lines = text.rstrip("\n").split("\n")
     try:
-        print(text.rstrip("\n"), flush=True)
+        print(before + "\n".join("\t".join(map(clean, line.split("\t"))) for line in lines), flush=True)
     except BrokenPipeError as error:
         raise InterruptedBySignal(signal.SIGPIPE) from error
     except OSError as error:
@@ -61,5 +65,8 @@ def show(text: str) -> None:
 
 
 def clean(text: str) -> str:
-    """One line for a terminal, with no control character of anybody's (a file's name, QEMU's words)."""
+    """One line for a terminal or a log, with no control character of anybody's (a file's name, a peer's, QEMU's words).
+
+    All that statepipe says to people goes through here: messages, results, and what it asks.
+    """
     return "".join(c if c.isprintable() else "?" for c in text)

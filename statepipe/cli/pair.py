@@ -54,7 +54,7 @@ def _name(called: str, key: str, host: str) -> str:
     say(f"statepipe: pair: the host at {host} calls itself {called}; its key is {key}")
     if not (os.isatty(0) and os.isatty(2)):
         return host
-    print(f"Name to pin it under [{host}]: ", end="", file=sys.stderr, flush=True)
+    print(f"Name to pin it under [{clean(host)}]: ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip() or host
 
 

@@ -304,21 +304,22 @@ def _judge_signatures(status: Status, signed_by: str | None) -> Iterator[str]:
     signers = {each for words in status.said("VALIDSIG") for each in (words[0], words[-1])}
     if not signers:
         raise IntegrityError("the message is not signed", hint=f"it should be by {signed_by}")
-    if not status.said("GOODSIG") or not any(each.endswith(key_id(signed_by)) for each in signers):
+    if not status.said("GOODSIG") or _digits(signed_by) not in signers:
         raise IntegrityError(f"the message is signed by {sorted(signers)[0]}, not by {signed_by}")
 
 
-def key_id(text: str) -> str:
-    """A fingerprint, or the 16 last digits of one, as gpg prints it. Raises UsageError."""
+def fingerprint(text: str) -> str:
+    """A whole fingerprint, of a key or of the subkey that signs, as gpg prints it. Raises UsageError."""
     if not is_fingerprint(text):
-        raise UsageError(f"'{text}' is no fingerprint of a key", hint="look with: gpg --list-keys --with-fingerprint")
+        what = f"'{text}' is no whole fingerprint of a key: that has 40 hexadecimal digits, or 64"
+        raise UsageError(what, hint="look with: gpg --list-keys --with-subkey-fingerprint KEY")
     return _digits(text)
 
 
 def is_fingerprint(text: str) -> bool:
-    """Whether it names one key alone: a fingerprint, or the 16 last digits of one."""
+    """Whether it names one key alone. The 16 last digits do not: who wants to, makes a key that has the same."""
     digits = _digits(text)
-    return len(digits) in (16, 40, 64) and not set(digits) - set("0123456789ABCDEF")
+    return len(digits) in (40, 64) and not set(digits) - set("0123456789ABCDEF")
 
 
 def _digits(text: str) -> str:

@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Any
 
 from statepipe.errors import IntegrityError
-from statepipe.formats.openpgp import is_told, key_id, looks_encrypted, looks_like_openpgp
+from statepipe.formats.openpgp import fingerprint, is_told, looks_encrypted, looks_like_openpgp
 from statepipe.stage import FLUSH, Buffer, Over, Stage, cancel, close
 from statepipe.stages import encrypt as age
 from statepipe.stages.agekeys import identities_with, passphrase_of
@@ -17,7 +17,7 @@ from statepipe.stages.context import Context
 def decrypt_as_told(values: Mapping[str, Any], context: Context) -> Stage:
     """`decrypt` by its options. Raises UsageError, NoKeyError, StatepipeError."""
     passphrase = passphrase_of(values, context)
-    signed_by = None if values["signed_by"] is None else key_id(values["signed_by"])
+    signed_by = None if values["signed_by"] is None else fingerprint(values["signed_by"])
     identities = identities_with(passphrase, values, context)
 
     def openpgp() -> Stage:

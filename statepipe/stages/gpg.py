@@ -62,7 +62,7 @@ def encrypt(keys: Sequence[str], sign: str | None = None, passphrase: bytes | No
 def decrypt(signed_by: str | None, passphrase: bytes | None, context: Context) -> Stage:
     """A stage that decrypts with the keys that GnuPG holds, or with `passphrase`.
 
-    With `signed_by`, a key's id or fingerprint, the message must bear a good signature of it. Raises StatepipeError
+    With `signed_by`, a key's whole fingerprint, the message must bear a good signature of it. Raises StatepipeError
     without a gpg; the stage NoKeyError and IntegrityError, by what gpg says.
     """
 

@@ -91,7 +91,7 @@ def test_a_message_under_a_passphrase(passphrase: Path) -> None:
 
 def test_a_signature_that_is_demanded() -> None:
     signed = run("encrypt", "gpg:alice", "--sign", "bob", data=NOISE).stdout
-    for name in (gpghome.fingerprint("bob"), gpghome.fingerprint("bob")[-16:].lower()):
+    for name in (gpghome.fingerprint("bob"), f"0x{gpghome.fingerprint('bob').lower()}"):
         done = run("decrypt", "--signed-by", name, data=signed)
         assert (done.returncode, done.stdout == NOISE) == (0, True)
     assert run("decrypt", data=signed).returncode == 0
@@ -298,6 +298,7 @@ def test_nobody_at_a_terminal_to_ask() -> None:
         ["encrypt", "--sign", "bob", agefiles.RECIPIENT],
         ["encrypt", "--sign", "bob"],
         ["decrypt", "--signed-by", "bob"],
+        ["decrypt", "--signed-by", "3624F0A41F4EC3E5"],
     ],
 )
 def test_slips(arguments: list[str]) -> None:
