@@ -98,6 +98,11 @@ BETWEEN_HOSTS = (
             Param("--auto-converge", "slow the guest down if its memory changes faster than it is sent"),
             Param("--timeout", "seconds that the guest's memory may take", "SECONDS"),
             Param("--on-timeout", "what then: cancel (default), or suspend the guest", "WHAT", choices=ON_TIMEOUT),
+            Param(
+                "--switchover-timeout",
+                "seconds that the guest may wait, standing still, for the other host to have it; default 10, 0: no end",
+                "SECONDS",
+            ),
             Param("--quit-source", "end QEMU here once the guest runs there"),
             Param("--force", "move although the comparison of the hosts fails"),
             _JOURNAL,

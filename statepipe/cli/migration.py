@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import sys
 import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,6 @@ from statepipe.shapes import told
 from statepipe.units import format_size, parse_rate
 
 if TYPE_CHECKING:
-    from statepipe.commands.guardian import LastWord
     from statepipe.commands.migrate import Report, Request
     from statepipe.commands.plan import Plan, Say
     from statepipe.commands.resolve import Finding
@@ -41,7 +41,7 @@ def run_migrate(name: str, values: Values) -> int:
     from statepipe.commands.migrate import migrate
 
     request = _request(values, _there(values, values["words"]))
-    say(_told(migrate(request, _warning(name), _last_word(name), _listeners(values))))
+    say(_told(migrate(request, _warning(name), _guard(name, "source"), _listeners(values))))
     return 0
 
 
@@ -62,7 +62,8 @@ def _migrate_plainly(values: Values, command: str | None) -> int:
     """To a QEMU that waits, or through a program: nobody over there speaks with us."""
     from statepipe.commands.onephase import migrate_directly, migrate_plainly, to_address, to_program
 
-    two_phased = ("detach", "journal", "status_fd", "force", "timeout", "on_timeout", "links", "tls_creds", "peer")
+    two_phased = ["detach", "journal", "status_fd", "force", "links", "tls_creds", "peer"]
+    two_phased += ["timeout", "on_timeout", "switchover_timeout"]
     if stray := [name for name in two_phased if values[name]]:
         what = stray[0].replace("_", "-")
         raise UsageError(f"--{what} is for tls:// and ssh://", hint="there a statepipe takes the guest in two phases")
@@ -87,6 +88,7 @@ def _request(values: Values, plan: Plan) -> Request:
 
     if values["on_timeout"] and not values["timeout"]:
         raise UsageError("--on-timeout says what happens at a time that --timeout SECONDS has to name")
+    parameters = _parameters(values)
     return Request(
         _monitor(values),
         plan,
@@ -94,8 +96,8 @@ def _request(values: Values, plan: Plan) -> Request:
         offline=values["offline"],
         quits=values["quit_source"],
         force=values["force"],
-        limits=Limits(seconds_of(values["timeout"]), values["on_timeout"] or "cancel"),
-        parameters=_parameters(values),
+        limits=Limits(seconds_of(values["timeout"]), values["on_timeout"] or "cancel", _switchover(values, parameters)),
+        parameters=parameters,
         capabilities=("auto-converge",) if values["auto_converge"] else (),
         journal=values["journal"],
         remote_qemu=_remote_qemu(values),
@@ -167,6 +169,16 @@ def _undoing(words: Sequence[str]) -> tuple[str, ...]:
     return tuple(undo)
 
 
+SWITCHOVER = "10"
+"""Seconds, unless otherwise asked for: a switchover takes some 30 ms beside what --downtime-limit allows."""
+
+
+def _switchover(values: Values, parameters: dict[str, int]) -> float | None:
+    """Seconds that a guest may stand still until the other host has it, with what QEMU may take for the last bytes."""
+    seconds = seconds_of(values["switchover_timeout"] or SWITCHOVER)
+    return seconds + parameters.get("downtime-limit", 0) / 1000 if seconds else None
+
+
 def _parameters(values: Values) -> dict[str, int]:
     parameters = {"max-bandwidth": (parse_rate(values["rate"]) if values["rate"] else None) or 0}
     if (limit := values["downtime_limit"]) is not None:
@@ -208,7 +220,7 @@ def run_receive(name: str, values: Values) -> int:
         folder=values["chdir"],
         log=_log() if inside else None,
     )
-    return receive(request, _saying(name), _refused(name), _last_word(name), _listeners(values))
+    return receive(request, _saying(name), _refused(name), _guard(name, "destination"), _listeners(values))
 
 
 def _meeting(values: Values) -> Plan:
@@ -296,8 +308,9 @@ def _found(finding: Finding, qmp: str) -> str:
     lines = [f"{name + ':':12}{clean(value)}" for name, value in rows]
     if finding.run_state != "running":
         command = f"statepipe resolve --qmp {shlex.quote(qmp)}"
-        lines += ["", "Look at the other host too. Then, of the two QEMUs, one runs the guest and the other ends:"]
-        lines += [f"    {command} here", f"    {command} elsewhere"]
+        lines += ["", "Look at the other host too. Of the two QEMUs, end the one that is not to run the guest, and see"]
+        lines += ["that it has ended, for it may be about to run it; only then have the other one run it:"]
+        lines += [f"    {command} elsewhere", f"    {command} here"]
     return "\n".join(lines)
 
 
@@ -332,17 +345,9 @@ def _refused(name: str) -> Callable[[Exception], None]:
     return speak
 
 
-def _last_word(name: str) -> LastWord:
-    """How the guardian speaks when statepipe was killed, or broke off."""
-
-    def speak(recover: Callable[[], str]) -> None:
-        try:
-            warn(name, f"statepipe did not come to its end: {recover()}")
-        except (StatepipeError, OSError) as error:
-            warn(name, f"statepipe did not come to its end, and what it left could not be set right: {error}")
-            say("statepipe: hint: see: statepipe resolve --help")
-
-    return speak
+def _guard(name: str, side: str) -> list[str]:
+    """The program that is to set things right should this one be killed (cli/guarding.py); it speaks as this verb."""
+    return [sys.executable, "-P", "-m", "statepipe.cli.guarding", name, side]
 
 
 def _listeners(values: Values) -> list[Callable[[dict[str, Any]], None]]:

@@ -47,10 +47,12 @@ LOOK = 1.0
 @dataclass(frozen=True, slots=True)
 class Limits:
     """How long the guest's memory may take, in seconds (None: for ever), and what happens then: `cancel`, or
-    `suspend`, which stops the guest so that the rest is soon through. It runs on over there."""
+    `suspend`, which stops the guest so that the rest is soon through: it runs on over there. And how long it may stand
+    still at the end until the other host has all of it, in seconds (None: for ever)."""
 
     seconds: float | None = None
     then: str = "cancel"
+    switchover: float | None = None
 
 
 class Departure(Coordinator):
@@ -74,6 +76,7 @@ class Departure(Coordinator):
         self._figures: dict[str, Any] = {}
         self._begun = threading.Event()  # QEMU was told to migrate, or never will be
         self._runs, self._limits = runs, limits or Limits()
+        self.switchover = self._limits.switchover
         self._ours, self._theirs = socket.socketpair()
         self._source = FdSource(self._ours.fileno(), "the migration socket", IDLE)
         self._pipeline = Pipeline(
@@ -118,6 +121,11 @@ class Departure(Coordinator):
             "whether it runs there is not known, and the guest here stands still, also if statepipe is killed",
         }
         return words.get(self.side.state)
+
+    def too_slow(self) -> StatepipeError:
+        """Why the switchover is undone."""
+        what = f"the switchover was not through after {self.switchover:g} s: {self.waits_for()}"
+        return StatepipeError(what, hint="--switchover-timeout SECONDS gives it longer")
 
     def _begin(self) -> None:
         try:

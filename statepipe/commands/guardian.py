@@ -1,9 +1,10 @@
 """The guardian: a process beside statepipe that sets a migration right where statepipe itself was killed.
 
-It is forked before there is any thread, hears each step before anything is done about it, and ends with statepipe. If
-its socket ends without a last word, statepipe was killed, or broke off over what nobody had foreseen: then the tables'
-rule (formats/handover.py) says what is safe. It reaches QEMU by a connection of its own; a QEMU that statepipe started
-has a second monitor for it.
+It is a program of its own, started anew and not forked: statepipe has threads by then, and a fork would have their
+locks as they were and nobody to open them. It hears each step before anything is done about it, and ends with
+statepipe. If its socket ends without a last word, statepipe was killed, or broke off over what nobody had foreseen:
+then the tables' rule (formats/handover.py, RECOVERY) says what is safe. It reaches QEMU by a connection of its own; a
+QEMU that statepipe started has a second monitor for it. What it says it did, QEMU or its process was seen to do.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
-from statepipe.engine.signals import ENDING, held
+from statepipe.engine.signals import ENDING
+from statepipe.errors import QemuError, QemuSilent
 from statepipe.formats.handover import Action, Destination, Source, recovery
-from statepipe.qemu.monitor import FINAL, Monitor
+from statepipe.pipes import polled
+from statepipe.processes import Process
+from statepipe.qemu.monitor import FINAL, Monitor, Tell
 from statepipe.qemu.settings import restore
 
 NOTE_LIMIT = 64 << 10
@@ -27,35 +31,55 @@ NOTE_LIMIT = 64 << 10
 NOTED = ("state", "qmp", "runs", "before", "pid", "over")
 """What it has to know. Whatever else a journal tells, as the other host's words on its guest, may be of any size."""
 
-Known = Mapping[str, Any]
-Recover = Callable[[Known, "socket.socket | None"], str]
-"""Sets things right by what is known, and by a monitor if one was lent; says what came of it. Raises StatepipeError."""
+FDS = 4
+"""Descriptors with one note, at the most."""
 
+KILLED = 10_000
+"""Milliseconds in which a process that was killed ends, unless it waits for a disk."""
+
+Known = Mapping[str, Any]
+
+Command = Sequence[str]
+"""The program that calls `guard`, and its words; the number of the socket comes after them."""
 
 LastWord = Callable[[Callable[[], str]], object]
 """Calls what sets things right, and tells what came of it, or what was raised: there is nobody above to tell."""
 
 
 class Guardian:
-    """Forks on entering; in the guardian, should it have to act, `last_word` has all to say."""
+    """Started on entering, by the command. Raises StatepipeError if that cannot be started."""
 
-    def __init__(self, recover: Recover, last_word: LastWord) -> None:
-        self._recover, self._last_word = recover, last_word
+    def __init__(self, command: Command) -> None:
+        self._command = command
         self._settled = False
 
     def __enter__(self) -> Self:
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with held(), theirs:
-            self._pid = os.fork()
-            if not self._pid:
-                _guard(theirs, self._recover, self._last_word)
+        nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        fd = theirs.fileno()
+        try:
+            self._process = Process([*self._command, str(fd)], {0: nothing, 1: nothing, 2: 2, fd: fd})
+        except BaseException:
+            self._ours.close()
+            raise
+        finally:
+            theirs.close()
+            os.close(nothing)
         return self
 
-    def note(self, facts: Known, fds: tuple[int, ...] = ()) -> None:
-        """Let it know; a later word on a thing takes the place of an earlier one. Whether it lives is no matter."""
-        known = {name: facts[name] for name in NOTED if name in facts}
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    def note(self, facts: Known, fds: Mapping[str, int] | None = None) -> None:
+        """Let it know; a later word on a thing takes the place of an earlier one. Whether it lives is no matter.
+
+        Of `fds` it gets duplicates, under their names.
+        """
+        known = {name: facts[name] for name in NOTED if name in facts} | {"fds": list(fds or ())}
         with suppress(OSError):
-            socket.send_fds(self._ours, [json.dumps(known).encode()], fds)
+            socket.send_fds(self._ours, [json.dumps(known).encode()], list((fds or {}).values()))
 
     def settle(self) -> None:
         """The tables have come to an end of theirs, whichever: only who is killed now needs it still."""
@@ -66,63 +90,47 @@ class Guardian:
         if self._settled or error is None:
             self.note({"over": True})
         self._ours.close()
-        os.waitpid(self._pid, 0)
+        self._process.reap()
 
 
-def _guard(ours: socket.socket, recover: Recover, last_word: LastWord) -> NoReturn:
-    """The guardian's whole life."""
-    try:
-        _stand_apart(ours.fileno())
-        known, spare = _listen(ours)
-        if "state" in known and "over" not in known:
-            last_word(lambda: recover(known, spare))
-    finally:
-        os._exit(0)
+def guard(fd: int, side: str, last_word: LastWord, tell: Tell) -> None:
+    """The guardian's whole life, in its own program: `fd` is its socket, `side` is source or destination.
 
-
-def _stand_apart(keep: int) -> None:
-    """Out of reach of what ends statepipe, and holding nothing of it but standard error."""
-    os.setsid()
-    signal.set_wakeup_fd(-1)
-    for number in ENDING:
+    Should it have to act, `last_word` has all to say, and `tell` hears meanwhile what is waited for.
+    """
+    for number in ENDING:  # it is out of reach of what ends statepipe, and ends with it all the same
         signal.signal(number, signal.SIG_IGN)
-    nothing = os.open(os.devnull, os.O_RDWR)
-    os.dup2(nothing, 0)
-    os.dup2(nothing, 1)
-    for fd in map(int, os.listdir("/proc/self/fd")):
-        if fd > 2 and fd != keep:
-            with suppress(OSError):  # that of the listing itself
-                os.close(fd)
+    with socket.socket(fileno=fd) as ours:
+        known = _listen(ours)
+    if "state" in known and "over" not in known:
+        recover = recover_source if side == "source" else recover_destination
+        last_word(lambda: recover(known, tell))
 
 
-def _listen(ours: socket.socket) -> tuple[dict[str, Any], socket.socket | None]:
-    """All that was said until the end, and the monitor that was lent."""
+def _listen(ours: socket.socket) -> dict[str, Any]:
+    """All that was said until the end; what came with it stands under its name."""
     known: dict[str, Any] = {}
-    spare: socket.socket | None = None
-    looked = False
     while True:
-        text, fds, _, _ = socket.recv_fds(ours, NOTE_LIMIT, 1)
+        text, fds, _, _ = socket.recv_fds(ours, NOTE_LIMIT, FDS)
         if not text:
-            return known, spare
-        known.update(json.loads(text))
-        if fds:
-            spare = socket.socket(fileno=fds[0])
-        if "pid" in known and not looked:  # while it cannot be another's yet
-            looked = True
-            with suppress(OSError):
-                known["pidfd"] = os.pidfd_open(known["pid"])
+            return known
+        note = json.loads(text)
+        known.update(note | dict(zip(note.pop("fds"), fds, strict=True)))
 
 
 # --- what is safe
 
 
-def recover_source(known: Known, spare: socket.socket | None) -> str:
-    """Before GO the destination never runs: the guest runs on here. `known`: state, qmp, runs, before."""
+def recover_source(known: Known, tell: Tell) -> str:
+    """Before GO the destination never runs: the guest runs on here. `known`: state, qmp, runs, before.
+
+    Raises StatepipeError.
+    """
     state = Source[known["state"]]
     actions = recovery(state)
     if not actions:
         return f"{state.value}; nothing is done about it"
-    with closing(Monitor(known["qmp"])) as monitor:
+    with closing(_patient(lambda: Monitor(known["qmp"], tell=tell))) as monitor:
         if Action.CANCEL in actions and monitor.migration()["status"] not in ("none", *FINAL):
             monitor.execute("migrate_cancel")
             monitor.migration_outcome()
@@ -133,19 +141,54 @@ def recover_source(known: Known, spare: socket.socket | None) -> str:
         return f"the migration is undone, the guest here is {monitor.run_state()}"
 
 
-def recover_destination(known: Known, spare: socket.socket | None) -> str:
-    """Before GO the guest must never run here, after it nowhere else. `known`: state, pid and pidfd, qmp, runs.
+def _patient(meet: Callable[[], Monitor]) -> Monitor:
+    """A QEMU that says nothing at all is asked again, as long as it lives: each time says so, and takes its time."""
+    while True:
+        with suppress(QemuSilent):
+            return meet()
 
-    Without a pidfd, QEMU had ended already when it was noted.
+
+def recover_destination(known: Known, tell: Tell) -> str:
+    """Before GO the guest must never run here, after it nowhere else. `known`: state, pid, pidfd, spare, qmp, runs.
+
+    Raises StatepipeError.
     """
     state = Destination[known["state"]]
-    if state in (Destination.INCOMING, Destination.WAITING, Destination.ENDED):  # which was about to be ended
-        if "pidfd" in known:
-            with suppress(ProcessLookupError):  # it was quicker
-                signal.pidfd_send_signal(known["pidfd"], signal.SIGKILL)
-        return "the QEMU that waited here for the guest is ended"
-    if state is Destination.STARTING and known["runs"]:
-        with closing(Monitor(spare or known["qmp"])) as monitor:
-            monitor.resume()
-        return "the guest runs here"
+    actions = recovery(state)
+    if Action.END in actions:
+        return _end(known)
+    if Action.START in actions:
+        return _start(known, tell) if known["runs"] else "the guest is here, paused as it was"
     return f"{state.value}; nothing is done about it"
+
+
+def _end(known: Known) -> str:
+    with suppress(ProcessLookupError):  # it was quicker
+        signal.pidfd_send_signal(known["pidfd"], signal.SIGKILL)
+    if polled(known["pidfd"]).poll(KILLED):
+        return "the QEMU that waited here for the guest is ended"
+    return (
+        f"the QEMU that waited here for the guest (process {known['pid']}) was killed and has not ended yet; "
+        "its guest never ran"
+    )
+
+
+def _start(known: Known, tell: Tell) -> str:
+    """What statepipe told QEMU, and perhaps did not live to see answered."""
+    try:
+        with closing(_patient(lambda: _monitor(known, tell))) as monitor:
+            while True:  # however late its disk is: it would run the guest then in any case
+                with suppress(QemuSilent):
+                    monitor.resume()
+                    return "the guest runs here"
+    except QemuError as error:
+        if polled(known["pidfd"]).poll(0):
+            what = "QEMU here has ended after it was told to run the guest: whether the guest ran here is not known"
+            raise QemuError(what) from error
+        raise
+
+
+def _monitor(known: Known, tell: Tell) -> Monitor:
+    if "spare" in known:
+        return Monitor(socket.socket(fileno=os.dup(known["spare"])), known["pid"], tell)
+    return Monitor(known["qmp"], tell=tell)

@@ -16,7 +16,7 @@ from typing import Any
 
 from statepipe.commands.departure import CAPABILITIES, Departure, Limits
 from statepipe.commands.encounter import called
-from statepipe.commands.guardian import Guardian, LastWord, recover_source
+from statepipe.commands.guardian import Command, Guardian
 from statepipe.commands.journal import Journal, Listener
 from statepipe.commands.plan import Plan
 from statepipe.commands.terms import CHECK, MIGRATE, Offer
@@ -80,10 +80,10 @@ def check(qmp: str, plan: Plan, remote: Sequence[str] | None, tell: Tell) -> lis
         return findings
 
 
-def migrate(request: Request, warn: Tell, last_word: LastWord, listeners: Sequence[Listener]) -> Report:
+def migrate(request: Request, warn: Tell, guard: Command, listeners: Sequence[Listener]) -> Report:
     """Move the guest; what it came to. Raises StatepipeError, whose hint says where the guest is."""
     with (
-        Guardian(recover_source, last_word) as guardian,
+        Guardian(guard) as guardian,
         closing(Monitor(request.qmp, tell=warn)) as monitor,
         called(request.plan, _far_words(monitor, request.plan, request.remote_qemu)) as peer,
     ):

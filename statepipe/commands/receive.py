@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from statepipe.commands.arrival import CAPABILITIES, Arrival
 from statepipe.commands.encounter import reception
-from statepipe.commands.guardian import Guardian, LastWord, recover_destination
+from statepipe.commands.guardian import Command, Guardian
 from statepipe.commands.journal import Journal, Listener
 from statepipe.commands.plan import Plan, Say
 from statepipe.commands.terms import UNDOING, Offer, begun, offered
@@ -128,8 +128,8 @@ class Host:
 
     def lend(self, guardian: Guardian, *, runs: bool) -> None:
         """Let the guardian know what it needs should we be killed."""
-        spare = (self.child.spare.fileno(),) if self.child else ()
-        guardian.note({"pid": self.monitor.pid, "qmp": self._request.qmp, "runs": runs}, spare)
+        fds = {"pidfd": self._pidfd} | ({"spare": self.child.spare.fileno()} if self.child else {})
+        guardian.note({"pid": self.monitor.pid, "qmp": self._request.qmp, "runs": runs}, fds)
 
     def let_go(self) -> None:
         """From now on the tables end it where that is right, or the guardian; it may hold the only guest there is."""
@@ -154,14 +154,14 @@ Refused = Callable[[Exception], object]
 """Has the last word on a visitor who gave no guest, whatever the reason, and who ends nothing."""
 
 
-def receive(request: Request, say: Say, refused: Refused, last_word: LastWord, listeners: Sequence[Listener]) -> int:
+def receive(request: Request, say: Say, refused: Refused, guard: Command, listeners: Sequence[Listener]) -> int:
     """Take a guest, or one after the other. The exit status: of the QEMU that we started, unless it is left to itself.
 
     Raises StatepipeError, and then there is no guest here; one who serves has it told by `refused` and waits for the
     next, and so does everyone with a visitor who makes no offer.
     """
     with _listener(request.plan, say) as listener, reception(request.plan, listener, say) as next_peer:
-        it = _Reception(request, next_peer, say, refused, last_word, listeners)
+        it = _Reception(request, next_peer, say, refused, guard, listeners)
         if request.guests is not None:
             it.serve(request.guests)
         child = it.one(again=listener is not None)
@@ -189,10 +189,10 @@ class _Reception:
         next_peer: Callable[[], AbstractContextManager[Peer]],
         say: Say,
         refused: Refused,
-        last_word: LastWord,
+        guard: Command,
         listeners: Sequence[Listener],
     ) -> None:
-        self._request, self._next_peer, self._say, self._last_word = request, next_peer, say, last_word
+        self._request, self._next_peer, self._say, self._guard = request, next_peer, say, guard
         self._refused, self._listeners = refused, listeners
         self._is_visited = self._has_offer = False  # what fails now is a visitor's doing, or a guest's
         self._numbers = itertools.count(1)
@@ -220,7 +220,7 @@ class _Reception:
         while True:
             self._is_visited = self._has_offer = False
             try:
-                with Guardian(recover_destination, self._last_word) as guardian, self._next_peer() as peer:
+                with Guardian(self._guard) as guardian, self._next_peer() as peer:
                     self._is_visited = True
                     offer = offered(peer)  # before it, there is no reason to start a QEMU
                     self._has_offer = True

@@ -6,14 +6,19 @@ or `elsewhere`, told.
 
 from __future__ import annotations
 
+import os
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from statepipe.commands.journal import read_journal
-from statepipe.errors import QemuError, QemuGone
+from statepipe.errors import QemuError, QemuGone, QemuSilent
 from statepipe.formats.handover import Destination, Source
+from statepipe.pipes import polled
 from statepipe.qemu.monitor import FINAL, LOOK_AGAIN, Monitor, Tell
+
+ENDING = 10_000
+"""Milliseconds that a QEMU has to end when it is told to."""
 
 HERE, ELSEWHERE = "here", "elsewhere"
 
@@ -64,9 +69,24 @@ def decide(qmp: str, where: str, tell: Tell) -> str:
                 "the guest runs here",
                 hint="if it runs elsewhere as well, stop one of them by hand: both have its disks",
             )
-        with suppress(QemuGone):  # it may end before its answer is out
-            monitor.execute("quit")
-        return f"the QEMU that held the guest ({state}) has ended"
+        return _end(monitor, state)
+
+
+def _end(monitor: Monitor, state: str) -> str:
+    """Have it end, and see that it has: until then it may do what it was told before. Raises StatepipeError."""
+    pid = monitor.pid
+    process = os.pidfd_open(pid) if pid else None
+    with suppress(QemuGone, QemuSilent):  # it may end before its answer is out
+        monitor.execute("quit")
+    if process is None:
+        return f"the QEMU that held the guest ({state}) was told to end; see that its process has"
+    try:
+        if not polled(process).poll(ENDING):
+            hint = f"kill -9 {pid}, and see that it has ended before the guest runs elsewhere"
+            raise QemuSilent(f"the QEMU that held the guest ({state}) has not ended", hint=hint)
+    finally:
+        os.close(process)
+    return f"the QEMU that held the guest ({state}) has ended"
 
 
 def _run(monitor: Monitor) -> str:

@@ -24,8 +24,8 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def last_word(act: Callable[[], str]) -> None:
-    say(f"guardian: {act()}")
+def guard(side: str) -> list[str]:
+    return [sys.executable, "-P", "-m", "statepipe.cli.guarding", "guardian", side]
 
 
 def breaking_at(step: str) -> Callable[[dict[str, Any]], None]:
@@ -46,11 +46,11 @@ def main(side: str, step: str, creds: str, address: str, *words: str) -> None:
     plan = Plan(parse_address(address), [], Patience(), creds=creds)
     listeners = [breaking_at(step)]
     if side == "migrate":
-        migrate.migrate(migrate.Request(words[0], plan), say, last_word, listeners)
+        migrate.migrate(migrate.Request(words[0], plan), say, guard("source"), listeners)
     else:
         where: dict[str, Any] = {"qmp": words[0]} if len(words) == 1 else {"command": words, "detach": True}
         request = receive.Request(plan, lambda names: [], **where)
-        receive.receive(request, say, lambda error: say(f"refused: {error}"), last_word, listeners)
+        receive.receive(request, say, lambda error: say(f"refused: {error}"), guard("destination"), listeners)
 
 
 if __name__ == "__main__":

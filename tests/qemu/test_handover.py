@@ -16,7 +16,7 @@ from statepipe.commands.departure import CAPABILITIES as DEPARTING
 from statepipe.commands.departure import Departure
 from statepipe.commands.journal import Journal
 from statepipe.engine.peer import Peer
-from statepipe.errors import StatepipeError
+from statepipe.errors import PeerError, StatepipeError
 from statepipe.formats.handover import Destination, Event, Source
 from statepipe.qemu.monitor import Monitor
 from tests.guest import parse_ticks
@@ -138,6 +138,32 @@ def test_a_fault_at_a_step(pair: Pair, step: str, fault: Callable[[Pair], None])
     if pair.faults:  # it went by the other of HANDED and ACCEPTED
         assert here is Source.MOVED
     judge(pair, fault, here, there, gave_away="COMMITTED" in pair.steps)
+
+
+def never_says(peer: Peer, event: str) -> None:
+    """A destination that is there, and takes the stream, and never says this of what it was asked."""
+    tell = peer.tell
+    peer.tell = lambda message: None if message.get("event") == event else tell(message)  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("unsaid", ["READY", "ACCEPTED"])
+def test_a_destination_that_says_nothing_does_not_hold_the_guest_still(pair: Pair, unsaid: str) -> None:
+    """The link lives on, and is none the wiser."""
+    never_says(pair.arrival.peer, unsaid)
+    pair.departure.switchover = 2
+    here, there = pair.run()
+    assert (here, there) == (Source.KEPT, Destination.ENDED)
+    assert str(pair.departure.cause).startswith("the switchover was not through after 2 s: the destination ")
+    assert_one_runs(pair, pair.source, pair.target)
+
+
+@pytest.mark.parametrize("said", [{"event": []}, {"event": "GO"}, {"no": "event"}], ids=str)
+def test_a_message_that_is_none_loses_the_other_side(pair: Pair, said: dict[str, Any]) -> None:
+    """And whoever listened is not waited for: after GO nobody here knows what becomes of the guest."""
+    pair.faults["COMMITTED"] = lambda both: both.arrival.peer.tell(said)
+    here, there = pair.run()
+    assert (here, there) == (Source.UNDECIDED, Destination.RUNS)
+    assert isinstance(pair.departure.cause, PeerError)
 
 
 def judge(pair: Pair, fault: Callable[[Pair], None], here: Source, there: Destination, *, gave_away: bool) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,14 +12,15 @@ from pathlib import Path
 
 import pytest
 
+import statepipe
+
 SCRIPT = """
 import sys
-from statepipe.commands.guardian import Guardian, recover_destination
+import os
+from statepipe.commands.guardian import Guardian
 from statepipe.errors import StatepipeError
-def last_word(act):
-    print(act(), file=sys.stderr, flush=True)
 pid, *steps = sys.argv[1:]
-with Guardian(recover_destination, last_word) as guardian:
+with Guardian([sys.executable, "-P", "-m", "statepipe.cli.guarding", "test", "destination"]) as guardian:
     for step in steps:
         if step == "settle":
             guardian.settle()
@@ -25,11 +29,13 @@ with Guardian(recover_destination, last_word) as guardian:
         elif step == "large":
             guardian.note({"side": "destination", "guest": {"name": "x" * 300_000}})
         else:
-            guardian.note({"pid": int(pid)})
+            process = os.pidfd_open(int(pid))
+            guardian.note({"pid": int(pid)}, {"pidfd": process})
+            os.close(process)
             guardian.note({"state": step, "runs": True, "peer": "y" * 300_000})
 """
 
-ENDED = "the QEMU that waited here for the guest is ended"
+ENDED = "statepipe: test: warning: statepipe did not come to its end: the QEMU that waited here for the guest is ended"
 
 
 @pytest.fixture
@@ -62,7 +68,50 @@ def test_it_does_nothing_where_all_was_settled_or_nothing_begun(
     assert sleeper.poll() is None
 
 
-def test_a_qemu_that_has_ended_already_need_not_be_ended(sleeper: subprocess.Popen[bytes]) -> None:
+def test_a_qemu_that_has_ended_already_is_said_to_have(sleeper: subprocess.Popen[bytes]) -> None:
+    """Its process is not reaped yet, so its number is still its own."""
     sleeper.kill()
-    sleeper.wait()
+    os.waitid(os.P_PID, sleeper.pid, os.WEXITED | os.WNOWAIT)
     assert run(sleeper.pid, "WAITING", "fail").startswith(f"{ENDED}\n")
+
+
+def test_a_qemu_that_is_killed_is_seen_to_have_ended(sleeper: subprocess.Popen[bytes]) -> None:
+    """Also where it was stopped."""
+    os.kill(sleeper.pid, signal.SIGSTOP)
+    assert run(sleeper.pid, "WAITING", "fail").startswith(f"{ENDED}\n")
+    assert os.waitid(os.P_PID, sleeper.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+THREADS = """
+import os, sys, threading
+from statepipe.commands.guardian import Guardian
+go = threading.Event()
+threading.Thread(target=go.wait).start()
+with open("/dev/null") as ours:
+    os.set_inheritable(ours.fileno(), True)
+    with Guardian([sys.executable, "-c", sys.argv[1]]) as guardian:
+        guardian.note({"state": "INCOMING", "over": True})
+go.set()
+"""
+
+ITSELF = """
+import os, socket, sys
+with socket.socket(fileno=int(sys.argv[1])) as ours:
+    ours.recv(1 << 16)
+    fds = [fd for fd in os.listdir("/proc/self/fd") if os.path.exists(f"/proc/self/fd/{fd}")]
+    print(os.getsid(0) == os.getpid(), len(os.listdir("/proc/self/task")), len(fds), file=sys.stderr)
+"""
+
+
+def test_it_is_a_program_of_its_own_with_nothing_of_ours() -> None:
+    """A session of its own, one thread, and three descriptors beside its socket, whatever threads we have."""
+    command = [sys.executable, "-P", "-c", THREADS, ITSELF]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60)
+    assert done.stderr == "True 1 4\n"
+
+
+def test_nothing_of_ours_forks() -> None:
+    """A fork has the locks of threads that it does not have."""
+    for path in Path(statepipe.__path__[0]).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            assert not (isinstance(node, ast.Attribute) and node.attr in ("fork", "forkpty")), path

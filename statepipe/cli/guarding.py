@@ -1,0 +1,29 @@
+"""The guardian's own program: `python -m statepipe.cli.guarding VERB SIDE FD`, which migrate and receive start."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+
+from statepipe.cli.messages import say, warn
+from statepipe.commands.guardian import guard
+from statepipe.errors import StatepipeError
+
+
+def main(verb: str, side: str, fd: str) -> None:
+    """Until statepipe has ended, and all is right."""
+
+    def speak(recover: Callable[[], str]) -> None:
+        try:
+            warn(verb, f"statepipe did not come to its end: {recover()}")
+        except (StatepipeError, OSError) as error:
+            warn(verb, f"statepipe did not come to its end, and what it left could not be set right: {error}")
+            say("statepipe: hint: see: statepipe resolve --help")
+
+    guard(int(fd), side, speak, lambda text: warn(verb, text))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
+    os._exit(0)
