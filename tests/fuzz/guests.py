@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import struct
 import tempfile
+from functools import lru_cache
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -44,9 +46,24 @@ def follow(data: bytes) -> None:
         assert stream.place and isinstance(stream.could_end_here, bool)
 
 
+@lru_cache
+def real() -> list[bytes]:
+    """The first bytes of a guest's stream as QEMU wrote it, where one is at hand: tests/unit/test_qemustream.py."""
+    folder = Path(os.environ.get("STATEPIPE_SAMPLES") or Path(__file__).parents[3] / "shared" / "samples")
+    found = sorted(folder.glob("*.qevm.zst"))
+    reader = zstandard.ZstdDecompressor(max_window_size=1 << 31)
+    beginnings = []
+    for path in found:
+        with path.open("rb") as file, reader.stream_reader(file) as plain:
+            beginnings.append(plain.read(1 << 19))
+    return beginnings
+
+
 def make_stream(random: Random) -> bytes:
     built = b"".join(random.choice(_PARTS)(random) for _ in range(random.choice((1, 3, 10, 40))))
     good = random.choice((made.whole(), made.head() + built, made.setup() + built, _huge_blocks(random) + built))
+    if real() and random.random() < 0.1:
+        good = random.choice(real())
     if random.random() < 0.3:
         good += made.devices() + b"\0" + _vmdesc(random)
     return mutated(random, good, [made.whole()]) if random.random() < 0.7 else good
@@ -63,7 +80,7 @@ def _huge_blocks(random: Random) -> bytes:
 def _vmdesc(random: Random) -> bytes:
     described = {"page_size": made.PAGE, "devices": [{"name": name, "fields": [1]} for name in made.DEVICES]}
     text = odd_json(random, described)
-    return b"\x06" + struct.pack(">I", len(text) + random.choice((0, 0, 0, -1, 1))) + text
+    return b"\x06" + struct.pack(">I", max(len(text) + random.choice((0, 0, 0, -1, 1)), 0)) + text
 
 
 _PARTS: Any = (

@@ -7,6 +7,7 @@ import os
 import socket
 import tempfile
 import threading
+from base64 import b64decode, encodebytes
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
@@ -180,8 +181,6 @@ def trust_folder(data: bytes) -> None:
 
 def _odd_pem(random: Random, text: bytes, others: list[bytes]) -> bytes:
     """Its letters changed; or what they stand for."""
-    from base64 import b64decode, encodebytes
-
     if random.random() < 0.3:
         return mutated(random, text, others)
     head, inner, tail = text.partition(b"-----\n")[0], text.split(b"-----")[2], text.rpartition(b"-----END")[2]
@@ -218,6 +217,16 @@ def pinned() -> list[bytes]:
     return list(make_self("node2"))
 
 
+def _off_the_curve() -> bytes:
+    """An authority whose key is no point of its curve."""
+    text = authority()["ca-cert.pem"]
+    body = bytearray(b64decode(text.split(b"-----")[2]))
+    body[body.index(b"\x03\x42\x00\x04") + 10] ^= 1
+    which = sorted(authority()).index("ca-cert.pem")
+    pem = b"-----BEGIN CERTIFICATE-----\n" + encodebytes(bytes(body)) + b"-----END CERTIFICATE-----\n"
+    return bytes([which]) + pem
+
+
 def make_pin(random: Random) -> bytes:
     return _odd_pem(random, random.choice(pinned()), pinned())
 
@@ -245,6 +254,11 @@ def make_hello(random: Random) -> bytes:
     return odd_json(random, hello) if random.random() < 0.6 else json.dumps(hello).encode()
 
 
+def _odd_element() -> bytes:
+    hello = json.loads(Pairing("1234-5678", "them", pinned()[0].decode(), first=False).hello)
+    return json.dumps(hello | {"spake2": "42" + "01" * 32}).encode()
+
+
 # --- ssh
 
 
@@ -264,12 +278,21 @@ def make_line(random: Random) -> bytes:
     return odd_text(random, lines, ("statepipe session ", "a" * 32, "\n", "x" * 300)).encode(errors="surrogateescape")
 
 
+JOBS = {
+    "an answer of objects in objects": lambda: b'{"ok":' * 5000 + b"0" + b"}" * 5000 + b"\n",
+    "a status that is none": lambda: b'{"ok": {"stages": 7}}\n',
+}
+JOURNALS = {
+    "a state that is no word": lambda: b'{"side": "source"}\n{"state": {"x": []}}\n',
+    "lists in lists": lambda: b"[" * 100_000 + b"\n",
+}
+
 DOORS = {
     "requests": Door(ask, make_request),
-    "jobs": Door(look_at_jobs, make_job_answer),
-    "journals": Door(read_steps, make_steps),
-    "certificates": Door(trust_folder, make_folder),
+    "jobs": Door(look_at_jobs, make_job_answer, JOBS),
+    "journals": Door(read_steps, make_steps, JOURNALS),
+    "certificates": Door(trust_folder, make_folder, {"a key off its curve": _off_the_curve}),
     "pins": Door(trust_pins, make_pin),
-    "pairing": Door(pair, make_hello),
+    "pairing": Door(pair, make_hello, {"an element off the curve": _odd_element}),
     "ssh": Door(greet, make_line),
 }

@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import hmac
 import io
+import os
 import re
 import tempfile
 from contextlib import AbstractContextManager, suppress
@@ -43,6 +44,9 @@ from tests import agefiles
 from tests.fuzz.harness import Door
 from tests.fuzz.mutation import mutated, odd_text, portions
 
+VECTORS = Path(os.environ.get("STATEPIPE_VECTORS") or Path(__file__).parents[3] / "shared" / "vectors" / "age")
+"""Files of others, where they are at hand: tests/vectors/test_age.py."""
+
 PLAIN = b"plain text, " * 12_000
 
 
@@ -73,7 +77,8 @@ def identities() -> list[Any]:
 def good_files() -> list[bytes]:
     usual, *others = (identity.recipient for identity in identities())
     several = [[usual], [others[0]], [usual, *others[1:]], [PassphraseRecipient(b"word", 4)]]
-    return [b"".join(encrypt(each)(iter([PLAIN[: 70_000 if each == [usual] else 100]]))) for each in several]
+    ours = [b"".join(encrypt(each)(iter([PLAIN[: 70_000 if each == [usual] else 100]]))) for each in several]
+    return ours + [path.read_bytes().partition(b"\n\n")[2] for path in sorted(VECTORS.glob("*")) if path.is_file()]
 
 
 COSTLY = re.compile(rb"scrypt \S+ (1[2-9]|2[0-9])\n")
@@ -293,11 +298,17 @@ def _many_strings() -> bytes:
     return b"ssh-ed25519 " + base64.b64encode(bytes(4 * 190_000))
 
 
+GPG_KNOWN = {
+    "an error without its words": lambda: b"[GNUPG:] ERROR\n",
+    "a signature of nobody": lambda: b"[GNUPG:] ERRSIG\n[GNUPG:] VALIDSIG\n[GNUPG:] BADSIG\n",
+    "a code of digits that are none": lambda: "[GNUPG:] ERROR pkdecrypt_failed ²\n".encode(),
+}
+
 DOORS = {
     "age-files": Door(open_file, make_file),
     "armor": Door(take_off, make_armor),
     "keys": Door(read_keys, make_keys, {"an ssh key of empty strings": _many_strings}),
     "plugins": Door(hear_plugin, make_plugin),
     "openpgp": Door(look_at_head, make_head),
-    "gpg": Door(hear_gpg, make_gpg),
+    "gpg": Door(hear_gpg, make_gpg, GPG_KNOWN),
 }

@@ -260,11 +260,28 @@ def make_offer(random: Random) -> bytes:
     return odd_json(random, random.choice(SAID[:2]))
 
 
+def _framed(message: object) -> bytes:
+    text = json.dumps(message).encode()
+    return len(text).to_bytes(4, "big") + text
+
+
+def _odd_command() -> bytes:
+    return json.dumps({"facts": FACTS | {"command": ["qemu", None]}}).encode()
+
+
+MESSAGES_KNOWN = {
+    "an event that is a list": lambda: _framed({"event": ["GO"]}),
+    "an event that is an object": lambda: _framed({"event": {"name": "GO"}}),
+    "an offer of thousands of disks": lambda: _framed(
+        {"offer": MIGRATE, "facts": FACTS | {"disks": [{"path": "/x"}] * 3900}, "undo": [], "runs": True}
+    ),
+}
+
 DOORS = {
     "greetings": Door(greet, make_greeting),
     "frames": Door(take_frames, make_frames, raises=REFUSALS),
     "links": Door(read_frames, make_link, raises=REFUSALS),
-    "messages": Door(hear_messages, make_messages),
-    "answers": Door(weigh_answers, make_answer),
+    "messages": Door(hear_messages, make_messages, MESSAGES_KNOWN),
+    "answers": Door(weigh_answers, make_answer, {"a command that is no text": _odd_command}),
     "offers": Door(weigh_offers, make_offer),
 }

@@ -15,7 +15,7 @@ from statepipe.cli.verbs import VERBS
 from statepipe.ends.address import parse_address
 from statepipe.ends.trust import check_name
 from statepipe.errors import StatepipeError
-from statepipe.formats.openpgp import key_id
+from statepipe.formats.openpgp import fingerprint
 from statepipe.stages.checksum import read_digest
 from statepipe.stages.codec import parse_codec
 from statepipe.units import format_rate, format_size, parse_rate, parse_size
@@ -62,7 +62,7 @@ def one_line(data: bytes) -> None:
 def one_figure(data: bytes) -> None:
     """Whatever is not a whole sentence."""
     text = os.fsdecode(data).replace("\0", "")
-    for look in (parse_size, parse_rate, parse_codec, check_name, key_id):
+    for look in (parse_size, parse_rate, parse_codec, check_name, fingerprint):
         with suppress(StatepipeError):
             look(text)  # type: ignore[operator]
     with suppress(StatepipeError):
