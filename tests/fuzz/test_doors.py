@@ -11,8 +11,8 @@ import pytest
 
 from tests.fuzz.harness import DOORS, LONGER, SECONDS, SEED, attack
 
-STARTING = 0.5
-"""Seconds until a process has imported what it needs."""
+STARTING = 0.7
+"""Seconds until a process has imported what it needs, and tried what once failed."""
 
 SHARE = max(2 * SECONDS / len(DOORS) - STARTING, 0.2)
 """Seconds for one door, as two run at a time."""
