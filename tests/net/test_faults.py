@@ -116,7 +116,7 @@ def test_a_reader_that_stops_stops_the_sender_within_the_window(
         listening(hosts[1], keys[1], "--timeout", "30") as (receiver, port),
         sending(hosts[0], keys[0], port, hosts[1].ip4, tmp_path / "status", words) as sender,
     ):
-        fed = fill(sender, 1.5)  # longer than silence may last
+        fed = fill(sender, WINDOW, 1.5)  # longer than silence may last
         assert WINDOW <= fed < WINDOW + 16 * MIB
         for each in (sender, receiver):
             assert peak(each) < WINDOW + 96 * MIB
@@ -127,11 +127,12 @@ def test_a_reader_that_stops_stops_the_sender_within_the_window(
         assert (sender.wait(PATIENCE), receiver.wait(PATIENCE), got) == (0, 0, fed)
 
 
-def fill(process: subprocess.Popen[bytes], seconds: float) -> int:
-    """Write until it has taken nothing for so long; how many bytes it has taken."""
+def fill(process: subprocess.Popen[bytes], least: int, seconds: float) -> int:
+    """Write until it has taken so many bytes, however long it needs to begin, and then nothing for so many seconds; how
+    many bytes it has taken."""
     os.set_blocking(process.stdin.fileno(), False)
     block, count = bytes(MIB), 0
-    while select.select([], [process.stdin], [], seconds)[1]:
+    while select.select([], [process.stdin], [], seconds if count >= least else PATIENCE)[1]:
         with suppress(BlockingIOError):
             count += os.write(process.stdin.fileno(), block)
     return count
