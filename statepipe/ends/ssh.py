@@ -65,9 +65,9 @@ def quoted(word: str) -> str:
     """The word for whatever shell reads it there: sh, bash and zsh, but fish and csh too.
 
     In single quotes fish still reads a backslash, and csh an exclamation mark: these stand outside, each behind a
-    backslash, where all take them for themselves.
+    backslash, where all take them for themselves. Without quotes zsh reads =NAME as the path of a program.
     """
-    if re.fullmatch(r"[\w@%+=:,./-]+", word, re.ASCII):
+    if re.fullmatch(r"[\w@%+:,./-][\w@%+=:,./-]*", word, re.ASCII):
         return word
     return "'" + re.sub(r"[\\'!]+", lambda found: "'" + "".join("\\" + each for each in found[0]) + "'", word) + "'"
 

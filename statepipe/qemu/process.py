@@ -177,13 +177,15 @@ def _unequal(pid: int) -> str | None:
         its, our = _rights(pid), _rights("self")
         if set(its["Uid"].split()) != set(our["Uid"].split()):
             return f"it runs as {_user(its['Uid'])}, statepipe as {_user(our['Uid'])}"
-        for name in ("mnt", "user", "pid"):
+        for name in ("mnt", "user", "pid", "net"):
             if os.readlink(f"/proc/{pid}/ns/{name}") != os.readlink(f"/proc/self/ns/{name}"):
                 return "it runs in a container, or another namespace"
         if not os.path.samefile(f"/proc/{pid}/root", "/"):
             return "it runs in another root folder"
-        if int(our["CapEff"], 16) & ~int(its["CapEff"], 16):
+        if any(int(our[name], 16) & ~int(its[name], 16) for name in ("CapEff", "CapBnd")):
             return "it has given up capabilities"
+        if _groups(our) - _groups(its) and not int(its["CapEff"], 16) & CAP_SETGID:
+            return "it has left groups that statepipe is in"
         for name in ("Seccomp_filters", "Seccomp", "NoNewPrivs"):
             if int(its.get(name, "0")) > int(our.get(name, "0")):
                 return "it is in a sandbox"
@@ -192,6 +194,15 @@ def _unequal(pid: int) -> str | None:
     except (OSError, KeyError, ValueError):
         return "its rights cannot be told"
     return None
+
+
+CAP_SETGID = 1 << 6
+"""capabilities(7): whoever has it enters any group."""
+
+
+def _groups(rights: dict[str, str]) -> set[str]:
+    """Those whose files it may use, by number."""
+    return {rights["Gid"].split()[1], *rights["Groups"].split()}
 
 
 def _user(uids: str) -> str:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from statepipe.ends.ssh import quoted
+from statepipe.errors import QemuError
 from statepipe.qemu.facts import host_facts
-from statepipe.qemu.process import COMMAND_LIMIT, anew, inspect_process, listening_qemu
+from statepipe.qemu.process import COMMAND_LIMIT, anew, demand_equal, inspect_process, listening_qemu
 
 NOBODY = 65534
 
@@ -46,6 +48,68 @@ def test_who_listens_is_only_a_process_of_the_same_user(lookalike: subprocess.Po
     assert not listening_qemu(os.getpid(), os.geteuid())
 
 
+def refusal(pid: int) -> str:
+    """Why its command line is not believed; empty if it is."""
+    try:
+        demand_equal(pid)
+    except QemuError as error:
+        return str(error)
+    return ""
+
+
+def in_a_child(work: Callable[[], str]) -> str:
+    """What it says in a process of its own, whose rights it may change."""
+    reading, writing = os.pipe()
+    if not (pid := os.fork()):
+        try:
+            os.write(writing, work().encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with open(reading) as file:
+        said = file.read()
+    os.waitpid(pid, 0)
+    return said
+
+
+def become(groups: Sequence[int]) -> None:
+    """Nobody, who is in these groups."""
+    os.setgroups(groups)
+    os.setgid(NOBODY)
+    os.setuid(NOBODY)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="other groups take root to enter")
+@pytest.mark.parametrize(("its", "ours"), [([], [4242]), ([4242], [4242]), ([4242], [])])
+def test_who_is_in_fewer_groups_is_not_believed(its: list[int], ours: list[int]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        program = shutil.copy(shutil.which("cat") or "", f"{folder}/qemu-x")
+        with subprocess.Popen(
+            [program], preexec_fn=lambda: become(its), cwd="/", stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as process:
+
+            def look() -> str:
+                become(ours)
+                return refusal(process.pid)
+
+            why = in_a_child(look)
+    assert ("it has left groups that statepipe is in" in why) if set(ours) - set(its) else not why
+
+
+def test_who_is_in_another_network_is_not_believed(tmp_path: Path) -> None:
+    if subprocess.run(["unshare", "-n", "true"], capture_output=True).returncode:
+        pytest.skip("no right to make a network namespace")
+    program = shutil.copy(shutil.which("cat") or "", tmp_path / "qemu-x")
+    with subprocess.Popen(
+        ["unshare", "-n", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(b".")
+        assert process.stdout.read(1) == b"."
+        assert "another namespace" in refusal(process.pid)
+
+
 def test_a_command_line_without_end_is_none(tmp_path: Path) -> None:
     words = ["x" * 1000] * (COMMAND_LIMIT // 1000 + 1)
     with subprocess.Popen(["cat", "-", *words], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
@@ -67,6 +131,8 @@ def test_a_tap_s_name_leads_to_no_other_file(name: str) -> None:
 
 
 WORDS = [
+    "=ls",
+    "a=b",
     "",
     "a b",
     "it's",
