@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import tempfile
 from pathlib import Path
 
@@ -12,6 +13,13 @@ import pytest
 def runtimes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where this session's runtime folders are."""
     return tmp_path_factory.mktemp("runtimes")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> None:
+    """A shell has its background jobs ignore SIGINT, and a statepipe keeps to that: what tests start is to hear it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

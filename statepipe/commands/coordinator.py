@@ -73,6 +73,7 @@ class Coordinator:
         self._events: queue.SimpleQueue[tuple[Event, BaseException | None]] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._is_stopping = False
+        self.signal: InterruptedBySignal | None = None  # the one that came, in time or too late
         self._word_at = self._overdue_at = self._bound_at = math.inf
 
     def put(self, event: Event, cause: BaseException | None = None) -> None:
@@ -133,6 +134,7 @@ class Coordinator:
             finally:
                 signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
         except InterruptedBySignal as error:
+            self.signal = error
             self.put(Event.CANCEL, error)
 
     # --- deciding

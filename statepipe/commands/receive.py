@@ -26,7 +26,7 @@ from statepipe.ends.dial import listening, port_of
 from statepipe.engine.desk import at_work
 from statepipe.engine.peer import Peer
 from statepipe.engine.pipeline import NamedStage
-from statepipe.engine.signals import forget_late, held
+from statepipe.engine.signals import forget_late, heard, held
 from statepipe.errors import InterruptedBySignal, PeerError, QemuError, QemuGone, QemuSilent, StatepipeError
 from statepipe.formats.handover import Destination
 from statepipe.pipes import polled
@@ -136,9 +136,12 @@ class Host:
         self._let_go = True
 
     def keep(self) -> None:
-        """The guest is here. Where we stay with it, what would end us is QEMU's from now on; else it came too late."""
+        """The guest is here. Where we stay with it, what would end us is QEMU's from now on; else it came too late.
+
+        One that came while the guest was about to run has ended nothing: the next one is QEMU's all the same.
+        """
         if self._stays and self.child is not None:
-            self.child.pass_signals_on()
+            self.child.pass_signals_on(heard())
         else:
             forget_late()
 
@@ -252,6 +255,8 @@ class _Reception:
                 _arrive(arrival, host, guardian)
                 host.keep()
         self._say(f"{peer.name} has given its guest away; here it is {'running' if offer.runs else 'paused'}")
+        if arrival.signal is not None and self._request.guests is not None:
+            raise arrival.signal  # too late for this guest, and not for the service
         return True
 
     def _path(self) -> str | None:

@@ -25,7 +25,7 @@ from types import FrameType
 from statepipe.errors import InterruptedBySignal
 from statepipe.threads import ENDING, forget_late, held
 
-__all__ = ["ASKING", "ENDING", "as_exceptions", "forget_late", "held", "ignore"]
+__all__ = ["ASKING", "ENDING", "as_exceptions", "forget_late", "heard", "held", "ignore"]
 
 ASKING = signal.SIGUSR1
 
@@ -39,6 +39,15 @@ def ignore() -> None:
     """From now on ending signals come to nothing: it is over, and what is left is to put things in order or to tell."""
     for each in ENDING:
         signal.signal(each, signal.SIG_IGN)
+
+
+_HEARD: list[int] = []
+"""The signals that end what `as_exceptions` has around it."""
+
+
+def heard() -> list[int]:
+    """The signals that may end us, whether or not one has come: all but those that were ignored from the start."""
+    return list(_HEARD) or [each for each in ENDING if signal.getsignal(each) is not signal.SIG_IGN]
 
 
 def _note(number: int, frame: FrameType | None) -> None:
@@ -57,11 +66,13 @@ def as_exceptions(tell: Callable[[], None] = lambda: None) -> Iterator[None]:
             signal.signal(number, _note)
         elif handler is not signal.SIG_IGN:
             signal.signal(number, _stop)
+            _HEARD.append(number)
     signal.siginterrupt(ASKING, False)
     try:
         with _insisted(tell):
             yield
     finally:
+        _HEARD.clear()
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -76,8 +87,8 @@ def _insisted(tell: Callable[[], None]) -> Iterator[None]:
     reading, writing = os.pipe2(os.O_CLOEXEC)
     os.set_blocking(writing, False)
     done = threading.Event()
-    heard = (reading, threading.get_ident(), done, tell)
-    thread = threading.Thread(target=_insist, args=heard, name="signals", daemon=True)
+    known = (reading, threading.get_ident(), done, tell)
+    thread = threading.Thread(target=_insist, args=known, name="signals", daemon=True)
     with held():
         thread.start()
     before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)

@@ -16,7 +16,7 @@ import signal
 import socket
 import stat
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -302,11 +302,12 @@ class Child:
         """Whether it has; then it is reaped."""
         return self._process.poll() is not None
 
-    def pass_signals_on(self) -> None:
-        """From now on SIGINT, SIGTERM and SIGHUP are QEMU's; one that was ignored (nohup) stays ignored."""
-        for number in ENDING:
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, lambda which, frame: self._process.send_signal(which))
+    def pass_signals_on(self, numbers: Iterable[int] | None = None) -> None:
+        """From now on these are QEMU's: SIGINT, SIGTERM and SIGHUP, but for one that is ignored (nohup)."""
+        if numbers is None:
+            numbers = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
+        for number in numbers:
+            signal.signal(number, lambda which, frame: self._process.send_signal(which))
 
     def wait(self) -> int:
         """Stay until QEMU ends; its exit status, or 128 + the signal that killed it."""

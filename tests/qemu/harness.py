@@ -90,6 +90,14 @@ class Qmp:
         message: dict[str, Any] = json.loads(line)
         return message
 
+    def drain(self) -> list[dict[str, Any]]:
+        """All events, once QEMU has ended: those that nobody has read yet are still in the socket."""
+        with contextlib.suppress(OSError):  # ConnectionError at the end of all
+            while True:
+                if "event" in (message := self._read()):
+                    self.events.append(message)
+        return self.events
+
     def close(self) -> None:
         """Leave the monitor to others."""
         self._lines.close()
@@ -193,6 +201,10 @@ class Guest:
         """All events so far."""
         self.qmp("query-version")
         return self._qmp.events
+
+    def all_events(self) -> list[dict[str, Any]]:
+        """All events so far, of one that has ended too."""
+        return self.events() if not self.ended() else self._qmp.drain()
 
     def run_state(self) -> str:
         """As "running", "paused", "postmigrate"."""

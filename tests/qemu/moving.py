@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ class Running:
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more
         )
         self.said: list[str] = []
+        self._told: Callable[[str], object] = lambda line: None
         self._changed = threading.Condition()
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
@@ -65,10 +66,18 @@ class Running:
         for line in self._process.stderr:
             with self._changed:
                 self.said.append(line.rstrip("\n"))
+                self._told(self.said[-1])
                 self._changed.notify_all()
         with self._changed:
             self.said.append("")
             self._changed.notify_all()
+
+    def on_line(self, tell: Callable[[str], object]) -> None:
+        """Have each line told as soon as it is there, with those that were there before."""
+        with self._changed:
+            self._told = tell
+            for line in self.said:
+                tell(line)
 
     def wait_said(self, pattern: str) -> re.Match[str]:
         """Wait for a line that the pattern is found in."""
@@ -91,6 +100,15 @@ class Running:
 
     def ended(self) -> bool:
         return self._process.poll() is not None
+
+    def kill(self) -> None:
+        """SIGKILL, if it lives."""
+        if not self.ended():
+            self._process.kill()
+
+    def wait_process(self, seconds: float) -> int:
+        """Its exit status, whoever else still holds its standard error. TimeoutExpired after so many seconds."""
+        return self._process.wait(seconds)
 
     def wait(self) -> int:
         """Its exit status, once all it had to say is there too."""
