@@ -126,3 +126,41 @@ def test_a_source_that_answers_nothing_keeps_nobody_for_ever(
             done = run_statepipe("resolve", "--qmp", source.socket, "here")
             assert done.returncode == 0, done.stderr
             assert_runs_on(source)
+
+
+def test_who_was_killed_while_the_guest_is_told_to_run_has_a_guardian_that_waits(
+    tmp_path: Path, qemu72: str, credentials: Credentials
+) -> None:
+    """It says that the guest runs once QEMU has said so, and nothing of the guest before."""
+    with two_guests(tmp_path, qemu72) as (source, target):
+        receiving, port = receiving_until("STARTING", target, credentials)
+        with receiving, mover(credentials, source, port) as moving:
+            wait_for("stopped QEMU", lambda: is_stopped(target))
+            receiving.wait_said("was told to run the guest and has not answered")
+            receiving.send(signal.SIGKILL)
+            assert moving.wait() == 6, moving.said
+            assert "whether it does is not known here" in moving.said[-3]
+            receiving.wait_said("guardian: warning: no greeting at .*: another client may be connected")
+            os.kill(target.pid, signal.SIGCONT)
+            receiving.wait_said("did not come to its end: the guest runs here")
+            assert receiving.wait() == -signal.SIGKILL
+        assert_moved(source, target)
+
+
+def test_of_a_qemu_that_dies_once_it_was_told_to_run_nobody_says_that_its_guest_never_ran(
+    tmp_path: Path, qemu72: str, credentials: Credentials
+) -> None:
+    """Its disks may have been written: so the source's guest stands still until a person has looked."""
+    with two_guests(tmp_path, qemu72) as (source, target):
+        receiving, port = receiving_until("STARTING", target, credentials)
+        with receiving, mover(credentials, source, port) as moving:
+            wait_for("stopped QEMU", lambda: is_stopped(target))
+            receiving.wait_said("was told to run the guest and has not answered")
+            target.kill()
+            assert receiving.wait() == 6, receiving.said
+            assert "has ended: whether the guest ran here is not known" in receiving.said[-2]
+            assert moving.wait() == 6, moving.said
+            assert source.run_state() == "postmigrate"
+        done = run_statepipe("resolve", "--qmp", source.socket, "here")
+        assert done.returncode == 0, done.stderr
+        assert_runs_on(source)
