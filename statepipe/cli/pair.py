@@ -30,8 +30,11 @@ def run_pair(name: str, values: Values) -> int:
 
 def _listen(address: Any, values: Values) -> Any:
     from statepipe.commands.pair import pair_listening
+    from statepipe.ends.trust import check_name
     from statepipe.formats.pairing import new_code
 
+    if values["name"]:
+        check_name(values["name"])  # now, and not when the code is used up
     code = _from_file(values["code_file"]) if values["code_file"] else new_code()
 
     def ready(port: int) -> None:
@@ -41,7 +44,7 @@ def _listen(address: Any, values: Values) -> Any:
             say(f"statepipe: pair: and there, when asked, this code: {code}")
 
     def choose(called: str, key: str, host: str) -> str:
-        return values["name"] or _name(clean(called), key, host.partition("%")[0])
+        return values["name"] or _name(clean(called), key, host)
 
     def tell(text: str) -> None:
         say(f"statepipe: pair: {text}")
@@ -50,12 +53,24 @@ def _listen(address: Any, values: Values) -> Any:
 
 
 def _name(called: str, key: str, host: str) -> str:
-    """A name for who has been paired. What it calls itself is its own word, so a person decides; else its address."""
+    """A name for who has been paired. What it calls itself is its own word, so a person decides; else its address.
+
+    The code is used up by now, so a name that cannot be is asked for again.
+    """
+    from statepipe.ends.trust import check_name
+
     say(f"statepipe: pair: the host at {host} calls itself {called}; its key is {key}")
     if not (os.isatty(0) and os.isatty(2)):
         return host
-    print(f"Name to pin it under [{clean(host)}]: ", end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip() or host
+    while True:
+        print(f"Name to pin it under [{clean(host)}]: ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        try:
+            return check_name(line.strip() or host)
+        except UsageError as error:
+            if not line:
+                raise
+            say(f"statepipe: pair: {error} ({error.hint})")
 
 
 def _connect(address: Any, values: Values) -> Any:

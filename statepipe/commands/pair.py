@@ -21,6 +21,7 @@ from statepipe.commands.ration import Refusals
 from statepipe.ends.address import Address
 from statepipe.ends.dial import connected, listening, port_of
 from statepipe.ends.net import Patience, lost
+from statepipe.ends.tlsends import LULL, Origin, origin
 from statepipe.ends.trust import check_name, own_certificate, pin
 from statepipe.errors import IntegrityError, PeerError
 from statepipe.formats.certificates import fingerprint
@@ -53,8 +54,7 @@ class Paired:
 
 def pair_listening(address: Address, code: str, choose: Choose, ready: Callable[[int], object], say: Say) -> Paired:
     """Wait for the other host; `ready` is told the port, `say` of others who come. Raises PeerError, StatepipeError."""
-    own = own_certificate()
-    refusals = Refusals(say)
+    own, refusals = own_certificate(), Refusals(say)
     with listening(address, insecure=True) as listener, ExitStack() as stack:
         ready(port_of(listener))
         lobby = _Lobby(listener, refusals)
@@ -64,7 +64,7 @@ def pair_listening(address: Address, code: str, choose: Choose, ready: Callable[
         lobby.keep_only(visitor)
         peer = _answer(visitor, pairing, confirm)
     print_of_theirs = _fingerprint(peer)
-    name = choose(peer.name, print_of_theirs, visitor.host)
+    name = choose(peer.name, print_of_theirs, visitor.address)
     pin(name, peer.certificate)
     return Paired(check_name(name), print_of_theirs, fingerprint(own.encode()))
 
@@ -74,8 +74,13 @@ class _Visitor:
     """Somebody who is connected, and what it has said so far."""
 
     connection: socket.socket
-    host: str
+    origin: Origin
     said: bytearray = field(default_factory=bytearray)
+
+    @property
+    def address(self) -> str:
+        """Without a zone: that is an interface's name, and ours."""
+        return self.origin.address.partition("%")[0]
 
     def hear(self) -> bytes | None:
         """Take what has come; its hello once that is whole. Raises PeerError, OSError."""
@@ -83,10 +88,12 @@ class _Visitor:
         if not data:
             raise PeerError("it hung up before it had said anything of a pairing")
         self.said += data
+        if len(self.said) < 4:
+            return None
         size = int.from_bytes(self.said[:4], "big")
-        if len(self.said) >= 4 and size > HELLO_LIMIT:
+        if not 0 < size <= HELLO_LIMIT:
             raise PeerError("it does not speak as 'statepipe pair' does")
-        return bytes(self.said[4 : 4 + size]) if len(self.said) >= 4 + size > 4 else None
+        return bytes(self.said[4 : 4 + size]) if len(self.said) >= 4 + size else None
 
 
 class _Lobby:
@@ -110,24 +117,28 @@ class _Lobby:
     def _accept(self) -> None:
         try:
             connection, where = self._listener.accept()
-        except OSError:  # it left again, or there is no descriptor to spare: those who are here have some
+        except (BlockingIOError, ConnectionAbortedError):  # it left again
+            return
+        except OSError:  # there is no descriptor to spare: those who are here have some
+            if not self._here:
+                time.sleep(LULL)  # of one that is free nothing tells, and the listener stays ready
             self._make_room(len(self._here) // 2)
             return
         connection.setblocking(False)
-        visitor = _Visitor(connection, str(where[0]) if isinstance(where, tuple) else "this host")
+        visitor = _Visitor(connection, origin(where))
         self._selector.register(connection, selectors.EVENT_READ, visitor)
         self._here.append(visitor)
         self._make_room(VISITORS)
 
     def _make_room(self, at_most: int) -> None:
         while len(self._here) > at_most:
-            hosts = [each.host for each in self._here]
+            hosts = [each.origin.host for each in self._here]
             most = max(hosts, key=hosts.count)
             self.send_away(self._here[hosts.index(most)], PeerError("too many were connected and said nothing"))
 
     def send_away(self, visitor: _Visitor, error: PeerError) -> None:
         """It is none of ours."""
-        self._turned_away(visitor.host, error)
+        self._turned_away(visitor.address, error)
         self._let_go(visitor)
 
     def _let_go(self, visitor: _Visitor) -> None:
@@ -162,7 +173,7 @@ def _first_hello(lobby: _Lobby, begin: Callable[[], Pairing]) -> tuple[_Visitor,
             except PeerError as error:
                 failure = error
             except OSError as error:
-                failure = lost(visitor.host, error, len(visitor.said), ANSWER)
+                failure = lost(visitor.address, error, len(visitor.said), ANSWER)
             if failure is not None:
                 lobby.send_away(visitor, failure)
     raise PeerError(f"nobody came within {LISTENING:g} s to be paired", hint="begin again on both hosts")
@@ -177,20 +188,20 @@ def _answer(visitor: _Visitor, pairing: Pairing, confirm: bytes) -> Peer:
         more = bytes(visitor.said[4 + int.from_bytes(visitor.said[:4], "big") :])
         return pairing.take_confirm(more + _read(connection, CONFIRM_SIZE - len(more)))
     except OSError as error:
-        raise lost(visitor.host, error, len(visitor.said), ANSWER) from error
+        raise lost(visitor.address, error, len(visitor.said), ANSWER) from error
     except PeerError as error:
-        raise PeerError(f"{visitor.host}: {error}", hint=error.hint) from error
+        raise PeerError(f"{visitor.address}: {error}", hint=error.hint) from error
 
 
 def pair_connecting(address: Address, ask: Callable[[], str], name: str | None) -> Paired:
     """Connect to the host that listens; `ask` gives its code. Raises PeerError, StatepipeError."""
-    own = own_certificate()
+    own, called = own_certificate(), check_name(name or address.host)  # a code is good for one attempt
     with connected(address, PATIENCE, None, insecure=True) as connection:
         pairing = Pairing(ask(), socket.gethostname(), own, first=False)
         peer = _exchange(connection, pairing, str(address))
     print_of_theirs = _fingerprint(peer)
-    pin(name or address.host, peer.certificate)
-    return Paired(check_name(name or address.host), print_of_theirs, fingerprint(own.encode()))
+    pin(called, peer.certificate)
+    return Paired(called, print_of_theirs, fingerprint(own.encode()))
 
 
 def _exchange(connection: socket.socket, pairing: Pairing, name: str) -> Peer:

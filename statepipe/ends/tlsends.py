@@ -62,16 +62,18 @@ class Origin:
 
 
 def origin(where: object) -> Origin:
-    """From what accept gives. One host of IPv6 may have all the addresses of a /64 (RFC 4291, 2.5.4)."""
+    """From what accept gives. One host of IPv6 may have all the addresses of a /64 (RFC 4291, 2.5.4); one of IPv4 has
+    its own address, also at a socket of IPv6."""
     if not isinstance(where, tuple):
         return Origin("this host", "")
     try:
         address = ipaddress.ip_address(str(where[0]).partition("%")[0])
     except ValueError:  # a socket handed over may be of any family: vsock has numbers (vsock(7))
         return Origin(str(where[0]), str(where[0]))
-    if isinstance(address, ipaddress.IPv6Address):
-        return Origin(str(where[0]), str(address.ipv4_mapped or int(address) >> 64))
-    return Origin(str(address), str(address))
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is None:
+        return Origin(str(where[0]), str(int(address) >> 64))
+    plain = str(getattr(address, "ipv4_mapped", None) or address)
+    return Origin(plain, plain)
 
 
 @dataclass(frozen=True, slots=True)

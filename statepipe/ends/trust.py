@@ -37,7 +37,9 @@ SETTLED = 100_000_000
 
 CRL = "ca-crl.pem"
 
-_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.:-]{0,126}[A-Za-z0-9_])?")
+_NAME = re.compile(r"[A-Za-z0-9_:](?:[A-Za-z0-9_.:-]{0,126}[A-Za-z0-9_:])?")
+"""A name or an address, which of IPv6 may begin or end with colons, is a file's name too: it hides none, and leads
+nowhere."""
 
 Tell = Callable[[str], object]
 """Told what is missing: a sentence."""

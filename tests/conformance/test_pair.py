@@ -21,6 +21,7 @@ from tests.conformance.running import PATIENCE, STATEPIPE, started
 from tests.conformance.test_plain import NOISE, collect
 
 Process = subprocess.Popen[bytes]
+Done = subprocess.CompletedProcess[str]
 
 
 def env(folder: Path) -> dict[str, str]:
@@ -28,21 +29,21 @@ def env(folder: Path) -> dict[str, str]:
 
 
 @contextmanager
-def listening(folder: Path, *words: str) -> Iterator[tuple[Process, int, str]]:
+def listening(folder: Path, *words: str, at: str = "tls://127.0.0.1:0") -> Iterator[tuple[Process, int, str]]:
     """A `pair --listen`, its port and the code it shows."""
-    command = [*STATEPIPE, "pair", "--listen", "tls://127.0.0.1:0", *words]
+    command = [*STATEPIPE, "pair", "--listen", at, *words]
     with started(command, stdin=subprocess.DEVNULL, env=env(folder)) as process:
         port = int(process.stderr.readline().split()[-1])
         process.stderr.readline()
         yield process, port, process.stderr.readline().split()[-1].decode()
 
 
-def connect(folder: Path, port: int, code: str, *words: str) -> subprocess.CompletedProcess[str]:
+def connect(folder: Path, port: int, code: str, *words: str, host: str = "127.0.0.1") -> Done:
     reading, writing = os.pipe()
     with os.fdopen(reading) as read, os.fdopen(writing, "w") as write:
         write.write(f"{code}\n")
         write.close()
-        command = [*STATEPIPE, "pair", f"127.0.0.1:{port}", "--code-file", f"/dev/fd/{read.fileno()}", *words]
+        command = [*STATEPIPE, "pair", f"{host}:{port}", "--code-file", f"/dev/fd/{read.fileno()}", *words]
         more = {"pass_fds": [read.fileno()], "env": env(folder), "timeout": PATIENCE}
         return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, **more)
 
@@ -188,6 +189,45 @@ def test_what_the_other_host_calls_itself_is_shown_and_is_not_its_name_here(tmp_
     assert set(pinned(tmp_path / "one")) == {"127.0.0.1.pem"}
 
 
+def test_at_every_address_a_host_of_ipv4_is_known_by_its_own(tmp_path: Path) -> None:
+    """Where IPv6 is on, it comes in as ::ffff:127.0.0.1 there."""
+    with listening(tmp_path / "one", at="tls://:0") as (process, port, code):
+        assert connect(tmp_path / "other", port, code).returncode == 0
+        status, out, said = collect(process)
+    assert status == 0 and b"paired with 127.0.0.1: " in out, said
+    assert set(pinned(tmp_path / "one")) == {"127.0.0.1.pem"}
+
+
+def test_a_host_of_ipv6_is_known_by_its_address(tmp_path: Path) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this host has no IPv6")
+    with listening(tmp_path / "one", at="tls://[::1]:0") as (process, port, code):
+        done = connect(tmp_path / "other", port, code, host="[::1]")
+        status, _, said = collect(process)
+    assert (done.returncode, status) == (0, 0), (done.stderr, said)
+    assert set(pinned(tmp_path / "one")) == set(pinned(tmp_path / "other")) == {"::1.pem"}
+
+
+def test_of_a_hello_without_a_length_nothing_is_kept(tmp_path: Path) -> None:
+    """However much follows: who sends it is sent away."""
+    with listening(tmp_path / "one", "--name", "other") as (process, port, code):
+        with socket.create_connection(("127.0.0.1", port)) as stranger, pytest.raises(ConnectionError):
+            for _ in range(256):
+                stranger.sendall(bytes(1 << 20))
+        assert connect(tmp_path / "other", port, code).returncode == 0
+        assert collect(process)[0] == 0
+
+
+def test_a_name_that_cannot_be_is_refused_before_the_code_is_tried(tmp_path: Path) -> None:
+    with listening(tmp_path / "one", "--name", "other") as (process, port, code):
+        done = connect(tmp_path / "other", port, code, "--name", "../x")
+        assert done.returncode == 2 and "cannot be a peer's name" in done.stderr
+        assert connect(tmp_path / "other", port, code).returncode == 0
+        assert collect(process)[0] == 0
+
+
 def test_another_key_does_not_take_a_pinned_ones_place(hosts: tuple[Path, Path], tmp_path: Path) -> None:
     before = pinned(hosts[0])
     with listening(hosts[0], "--name", "other") as (process, port, code):
@@ -210,6 +250,7 @@ def test_the_code_is_not_in_any_argument(tmp_path: Path) -> None:
         (["ftp://h:1"], 2),
         (["--listen", "127.0.0.1:0", "--code-file", "short"], 1),
         (["--listen", "127.0.0.1:0", "--code-file", "none"], 1),
+        (["--listen", "127.0.0.1:0", "--name", ".."], 2),
     ],
 )
 def test_slips(tmp_path: Path, words: list[str], status: int) -> None:

@@ -181,6 +181,10 @@ def test_who_may_be_the_same_host(one: object, other: object, same: bool) -> Non
     assert (origin(one).host == origin(other).host) is same
 
 
+def test_an_address_of_ipv4_is_shown_as_one() -> None:
+    assert origin(("::ffff:192.0.2.1", 1, 0, 0)).address == origin(("192.0.2.1", 1)).address == "192.0.2.1"
+
+
 def test_what_comes_behind_a_handshake_does_not_count_as_part_of_it(world: World, tmp_path: Path) -> None:
     """A client does not wait for the server's judgement before it speaks."""
     with receiving(world, tmp_path / "out") as receiver:
