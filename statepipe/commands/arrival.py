@@ -41,6 +41,7 @@ class Arrival(Coordinator):
         say: Callable[[str], object] = lambda text: None,
     ) -> None:
         super().__init__(destination(), monitor, peer, journal, say)
+        self.ran = False  # it was seen to run although nobody had let it
         self._end = end
         self._runs = runs
         self._decided = threading.Event()  # the stream was verified, or no longer matters
@@ -70,11 +71,17 @@ class Arrival(Coordinator):
             Destination.WAITING: "the whole guest is here, paused; the source has not said yet that it may run",
             Destination.STARTING: f"{qemu} was told to run the guest and has not answered; until it has, whether the "
             "guest runs here is not known, and statepipe stays; if it is killed, its guardian waits in its place",
-            Destination.ENDING: f"{qemu} was told to end and has not ended yet; its guest never ran",
+            Destination.ENDING: f"{qemu} was told to end and has not ended yet; {self.told_of_guest}",
         }
         return words.get(self.side.state)
 
+    @property
+    def told_of_guest(self) -> str:
+        """What is to be said of the guest in a QEMU that is ended."""
+        return "until it is ended, its guest runs here" if self.ran else "its guest never ran"
+
     def _begin(self) -> None:
+        self.monitor.execute("stop")  # one that was started without -S would run its guest as soon as it has it
         with self._theirs:
             self.monitor.give(self._theirs.fileno(), "statepipe-receive")
             self.monitor.execute("migrate-incoming", uri="fd:statepipe-receive")
@@ -102,8 +109,12 @@ class Arrival(Coordinator):
         self.peer.outgoing.end()
 
     def _follow(self) -> None:
-        """Until QEMU has the whole guest and the stream was seen to be whole. Raises QemuError."""
+        """Until QEMU has the whole guest, paused, and the stream was seen to be whole. Raises QemuError."""
         demand_completed(self.monitor.migration_outcome(), "its own message is on its standard error")
+        if self.monitor.run_state() == "running":
+            self.ran = True
+            hint = "another client of QEMU's monitor has told it so; its disks may no longer be as the source left them"
+            raise QemuError("the guest ran here before the source had said that it may", hint=hint)
         self._decided.wait()
         self.put(Event.COMPLETED)
 

@@ -288,9 +288,10 @@ def _failure(arrival: Arrival, state: Destination, *, ended: bool) -> StatepipeE
         what = f"{qemu} was told to run the guest and {now}: whether the guest ran here is not known: {error}"
         hint = "the source keeps its guest as it was; before it may run there, this QEMU has to have ended"
         return QemuGone(what, hint=hint)
+    never = "until it was ended, its guest ran here" if arrival.ran else "its guest never ran"
     if state is Destination.ENDED:
-        said = "the QEMU here is ended, and its guest never ran"
+        said = f"the QEMU here is ended, and {never}"
     else:
-        said = f"{qemu} was killed and has not ended yet, perhaps as it waits for a disk; its guest never ran"
+        said = f"{qemu} was killed and has not ended yet, perhaps as it waits for a disk; {never}"
     error.hint = "; ".join(filter(None, [said, error.hint]))
     return error

@@ -19,9 +19,9 @@ from statepipe.engine.peer import Peer
 from statepipe.errors import PeerError, StatepipeError
 from statepipe.formats.handover import Destination, Event, Source
 from statepipe.qemu.monitor import Monitor
-from tests.guest import parse_ticks
+from tests.guest import parse_ticks, write_image
 from tests.net.relay import Relay
-from tests.qemu.harness import Guest, assert_unbroken
+from tests.qemu.harness import Guest, assert_runs_on, assert_unbroken
 from tests.qemu.peers import two_ends
 
 
@@ -71,16 +71,17 @@ class Pair:
 
 @pytest.fixture
 def pair(tmp_path: Path, qemu72: str) -> Iterator[Pair]:
-    with paired(tmp_path, qemu72) as both:
+    with paired(tmp_path, qemu72, "-S") as both:
         yield both
 
 
 @contextmanager
-def paired(folder: Path, qemu: str) -> Iterator[Pair]:
+def paired(folder: Path, qemu: str, *flags: str, image: Path | None = None) -> Iterator[Pair]:
+    """Two QEMUs; `flags` are those of the one that waits, `image` is its disk if they do not share one."""
     with (
         two_ends() as ends,
         Guest(folder, qemu=qemu, dirty=2) as source,
-        Guest(folder, qemu=qemu, image=source.image, incoming="defer", args=["-S"]) as target,
+        Guest(folder, qemu=qemu, image=image or source.image, incoming="defer", args=flags) as target,
     ):
         source.wait_ticks(3)
         both = Pair(source, target, ends)
@@ -92,12 +93,34 @@ def paired(folder: Path, qemu: str) -> Iterator[Pair]:
 
 
 def test_the_guest_goes_on_over_there(tmp_path: Path, qemu: str) -> None:
-    with paired(tmp_path, qemu) as both:
+    with paired(tmp_path, qemu, "-S") as both:
         assert both.run() == (Source.MOVED, Destination.RUNS)
         assert both.departure.cause is None
         ways = (["HANDING", "HANDED"], ["HANDING", "ACCEPTED"])
         assert both.steps in [["PRECOPY", "ASKED", *way, "COMMITTED", "MOVED"] for way in ways]
         assert_one_runs(both, both.target, both.source)
+
+
+def test_a_qemu_that_was_not_told_to_wait_waits_for_the_word_all_the_same(tmp_path: Path, qemu: str) -> None:
+    """Without -S, QEMU would run a guest as soon as it has it: and then the source may still take it back."""
+    with paired(tmp_path, qemu) as both:
+        seen: list[object] = []
+        both.faults["COMMITTED"] = lambda both: seen.extend((both.target.run_state(), both.target.ticks()))
+        assert both.run() == (Source.MOVED, Destination.RUNS)
+        assert seen == ["paused", []]
+        assert_one_runs(both, both.target, both.source)
+
+
+def test_a_guest_that_somebody_else_has_run_too_early_is_not_said_never_to_have_run(
+    tmp_path: Path, qemu72: str
+) -> None:
+    write_image(tmp_path / "apart.img", 24, 2)  # QEMU locks those that are shared, and refuses
+    with paired(tmp_path, qemu72, image=tmp_path / "apart.img") as both:
+        both.faults["ASKED"] = lambda both: both.target.qmp("cont")  # which QEMU keeps for when the guest is there
+        assert both.run() == (Source.KEPT, Destination.ENDED)
+        assert both.arrival.ran and both.target.ended()
+        assert "ran here before the source had said that it may" in str(both.departure.cause)
+        assert_runs_on(both.source)
 
 
 def assert_one_runs(both: Pair, here: Guest, not_there: Guest) -> None:

@@ -141,7 +141,7 @@ def test_an_odd_step_from_the_destination_is_as_good_as_its_loss(
     tmp_path: Path, qemu72: str, step: str, message: dict[str, Any]
 ) -> None:
     """Before GO the guest stays; after it nobody here knows, and that is said rather than waited for."""
-    with paired(tmp_path, qemu72) as both:
+    with paired(tmp_path, qemu72, "-S") as both:
         both.faults[step] = lambda pair: pair.arrival.peer.tell(message)
         here, there = outcome(both)
         if step == "PRECOPY":
@@ -155,7 +155,7 @@ def test_an_odd_step_from_the_destination_is_as_good_as_its_loss(
 
 
 def test_a_source_cannot_say_that_the_guest_runs_over_there(tmp_path: Path, qemu72: str) -> None:
-    with paired(tmp_path, qemu72) as both:
+    with paired(tmp_path, qemu72, "-S") as both:
         both.faults["ASKED"] = lambda pair: pair.departure.peer.tell({"event": "RUNNING"})
         assert outcome(both) == (Source.KEPT, Destination.ENDED)
         assert_one_runs(both, both.source, both.target)
