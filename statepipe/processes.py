@@ -7,7 +7,9 @@ it for ever. posix_spawn does all of it without copying our memory.
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import signal
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -28,16 +30,19 @@ class Process:
 
     `descriptors` are those the program has, by their numbers in it: 0, 1 and 2 from any of ours, others under the
     numbers they have here. One that is not `apart` stays in our session, where it may ask at the terminal and hears
-    a Ctrl-C as we do; only it is signalled then. Raises StatepipeError if it cannot be started.
+    a Ctrl-C as we do; only it is signalled then. `folder` is where it starts, if not here. Raises StatepipeError if it
+    cannot be started.
     """
 
-    def __init__(self, command: Sequence[str], descriptors: Mapping[int, int], *, apart: bool = True) -> None:
+    def __init__(
+        self, command: Sequence[str], descriptors: Mapping[int, int], *, apart: bool = True, folder: str | None = None
+    ) -> None:
         self._apart = apart
         with held():  # between its start and our knowing it, nothing comes
             try:
-                self._pid = _spawn(command, descriptors, apart=apart)
+                self._pid = _spawn(command if folder is None else _within(folder, command), descriptors, apart=apart)
             except OSError as error:
-                raise _not_started(command[0], os.strerror(error.errno or 0)) from error
+                raise _not_started(command[0], error.strerror or "it cannot be") from error
             except ValueError as error:  # a NUL within an argument
                 raise _not_started(command[0], str(error)) from error
             self.pidfd = os.pidfd_open(self._pid)
@@ -46,6 +51,16 @@ class Process:
     def pid(self) -> int:
         """Its process id."""
         return self._pid
+
+    def has_ended(self, patience: int | None = 0) -> bool:
+        """Whether it has ended, within so many milliseconds; None waits until it has. Also true once it is reaped."""
+        return self.pidfd < 0 or bool(polled(self.pidfd).poll(patience))
+
+    def send(self, number: int) -> None:
+        """Send it a signal; one that has ended hears nothing."""
+        if self.pidfd >= 0:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, number)
 
     def status(self) -> int:
         """Wait until it has ended. Its exit status, or minus the number of the signal that killed it."""
@@ -88,6 +103,20 @@ def _spawn(command: Sequence[str], descriptors: Mapping[int, int], *, apart: boo
         setsigmask=(),
         setsigdef=_OURS,
     )
+
+
+def _within(folder: str, command: Sequence[str]) -> list[str]:
+    """The command line that starts it there. Raises OSError.
+
+    posix_spawn cannot change the folder, and our own is every thread's. Absolute, so that CDPATH means nothing.
+    """
+    place = os.path.abspath(folder)
+    if not os.path.isdir(place):
+        raise FileNotFoundError(errno.ENOENT, f"No such folder: {place}")
+    program = command[0]
+    if shutil.which(os.path.join(place, program) if "/" in program else program) is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), program)
+    return ["/bin/sh", "-c", 'cd "$0" && exec "$@"', place, *command]
 
 
 def _inheritable() -> list[int]:

@@ -15,15 +15,15 @@ import re
 import signal
 import socket
 import stat
-import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from statepipe.errors import QemuError, QemuGone, UsageError
+from statepipe.errors import QemuError, QemuGone, StatepipeError, UsageError
 from statepipe.pipes import polled
+from statepipe.processes import Process
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """The signals that end a command."""
@@ -277,20 +277,14 @@ class Child:
         (self.monitor, theirs), (self.spare, spare) = socket.socketpair(), socket.socketpair()
         with theirs, spare, _opened(log) as said:
             fds = [theirs.fileno(), spare.fileno()]
+            its = {0: 0, 1: 1 if said is None else said, 2: 2 if said is None else said} | {fd: fd for fd in fds}
             try:
-                self._process = subprocess.Popen(
-                    [*command, *_paused_and_waiting(fds)],
-                    pass_fds=fds,
-                    stdout=said,
-                    stderr=said,
-                    cwd=folder,
-                    start_new_session=detach,
-                    preexec_fn=_hear_signals,
-                )
-            except OSError as error:
+                words = [*command, *_paused_and_waiting(fds)]
+                self._process = Process(words, its, apart=detach, folder=folder)
+            except StatepipeError as error:
                 self.monitor.close()
                 self.spare.close()
-                raise QemuError(f"cannot start {command[0]}: {error.strerror}") from error
+                raise QemuError(str(error), hint=error.hint) from error
 
     @property
     def pid(self) -> int:
@@ -300,25 +294,27 @@ class Child:
     @property
     def ended(self) -> bool:
         """Whether it has; then it is reaped."""
-        return self._process.poll() is not None
+        if self._process.has_ended():
+            self._process.reap()
+        return self._process.pidfd < 0
 
     def pass_signals_on(self, numbers: Iterable[int] | None = None) -> None:
         """From now on these are QEMU's: SIGINT, SIGTERM and SIGHUP, but for one that is ignored (nohup)."""
         if numbers is None:
             numbers = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
         for number in numbers:
-            signal.signal(number, lambda which, frame: self._process.send_signal(which))
+            signal.signal(number, lambda which, frame: self._process.send(which))
 
     def wait(self) -> int:
         """Stay until QEMU ends; its exit status, or 128 + the signal that killed it."""
         self.pass_signals_on()
-        status = self._process.wait()
+        status = self._process.status()
         return status if status >= 0 else 128 - status
 
     def end(self) -> None:
         """Make sure that it is gone: its guest must never run."""
-        self._process.kill()
-        self._process.wait()
+        self._process.send(signal.SIGKILL)
+        self._process.reap()
 
     def end_after(self, error: BaseException, when: str) -> None:
         """End it, as `error` prevents what it was started for. Raises QemuError if it had ended before, by itself."""
@@ -330,10 +326,7 @@ class Child:
 
     def _status(self) -> int | None:
         """The exit status if it has ended by itself within a second, else None."""
-        try:
-            return self._process.wait(1)
-        except subprocess.TimeoutExpired:
-            return None
+        return self._process.status() if self._process.has_ended(1000) else None
 
 
 def wait_for_one(children: Sequence[Child]) -> None:
@@ -409,11 +402,6 @@ def _refuse_incoming(command: Sequence[str]) -> None:
 def _has_option(command: Sequence[str], flag: str) -> bool:
     """Also as --flag. A value that looks like it counts too: rather one refusal too many."""
     return flag in command or f"-{flag}" in command
-
-
-def _hear_signals() -> None:
-    """In QEMU, before it is one: our own hold on signals is not for it."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
 
 def _paused_and_waiting(fds: Sequence[int]) -> list[str]:

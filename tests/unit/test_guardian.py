@@ -115,3 +115,4 @@ def test_nothing_of_ours_forks() -> None:
     for path in Path(statepipe.__path__[0]).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             assert not (isinstance(node, ast.Attribute) and node.attr in ("fork", "forkpty")), path
+            assert not (isinstance(node, ast.keyword) and node.arg == "preexec_fn"), path

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 from statepipe.ends.ssh import quoted
-from statepipe.errors import QemuError
+from statepipe.errors import QemuError, StatepipeError
+from statepipe.processes import Process
 from statepipe.qemu.facts import host_facts
 from statepipe.qemu.process import COMMAND_LIMIT, anew, demand_equal, inspect_process, listening_qemu
+from statepipe.threads import held
 
 NOBODY = 65534
 
@@ -156,3 +158,43 @@ def test_each_shell_there_reads_the_words_that_were_meant(shell: str) -> None:
     line = f"printf '%s\\n' {' '.join(map(quoted, WORDS))}"
     done = subprocess.run([shell, "-c", line], capture_output=True, text=True, env=os.environ | {"HOME": "/"})
     assert done.stdout.split("\n")[:-1] == WORDS, done
+
+
+def said(command: Sequence[str], folder: str | None = None) -> str:
+    """What a program of ours says at its standard output."""
+    reading, writing = os.pipe()
+    with os.fdopen(reading) as words:
+        process = Process(command, {0: 0, 1: writing, 2: 2}, folder=folder)
+        os.close(writing)
+        try:
+            return words.read()
+        finally:
+            process.reap()
+
+
+def test_a_program_starts_in_a_folder_with_its_words_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, elsewhere = tmp_path / "-a 'folder'", tmp_path / "elsewhere"
+    for folder in (there, elsewhere / there.name):
+        folder.mkdir(parents=True)
+    (there / "tell").write_text('#!/bin/sh\npwd\nprintf "<%s>" "$@"\n')
+    (there / "tell").chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CDPATH", str(elsewhere))
+    odd = ["a b", "$HOME", "'", '"', "\\", "-n", "*", "é\n"]
+    assert said(["./tell", *odd], folder=there.name) == f"{there}\n" + "".join(f"<{word}>" for word in odd)
+    assert Path.cwd() == tmp_path
+
+
+@pytest.mark.parametrize(("program", "folder"), [("true", "nowhere"), ("./nothing", "."), ("no-such-program", ".")])
+def test_what_cannot_start_in_a_folder_is_said_at_once(tmp_path: Path, program: str, folder: str) -> None:
+    with pytest.raises(StatepipeError, match=f"cannot start {program}: No"):
+        Process([program], {0: 0, 1: 1, 2: 2}, folder=str(tmp_path / folder))
+
+
+@pytest.mark.parametrize("folder", [None, "/"])
+def test_a_program_has_no_signal_blocked_that_we_hold(folder: str | None) -> None:
+    with held():
+        mask = said(["grep", "^SigBlk:", "/proc/self/status"], folder=folder)
+    assert int(mask.split()[1], 16) == 0
