@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -226,6 +227,31 @@ def test_a_name_that_cannot_be_is_refused_before_the_code_is_tried(tmp_path: Pat
         assert done.returncode == 2 and "cannot be a peer's name" in done.stderr
         assert connect(tmp_path / "other", port, code).returncode == 0
         assert collect(process)[0] == 0
+
+
+def test_a_slip_in_the_name_that_is_typed_is_asked_again(tmp_path: Path) -> None:
+    """The other host has pinned us by then."""
+    (tmp_path / "code").write_text("1234-5678")
+    ours, theirs = os.openpty()
+    with os.fdopen(ours, "r+b", buffering=0) as terminal:
+        command = [*STATEPIPE, "pair", "--listen", "tls://127.0.0.1:0", "--code-file", str(tmp_path / "code")]
+        with started(command, stdin=theirs, stderr=theirs, env=env(tmp_path / "one")) as process:
+            os.close(theirs)
+            port = int(read_until(terminal, "\n").split()[-1])
+            assert connect(tmp_path / "other", port, "1234-5678").returncode == 0
+            read_until(terminal, "[127.0.0.1]: ")
+            terminal.write(b"my/host\n")
+            assert "'my/host' cannot be a peer's name" in read_until(terminal, "[127.0.0.1]: ")
+            terminal.write(b"other\n")
+            assert process.wait(PATIENCE) == 0
+    assert set(pinned(tmp_path / "one")) == {"other.pem"}
+
+
+def read_until(terminal: IO[bytes], what: str) -> str:
+    seen = b""
+    while what.encode() not in seen:
+        seen += terminal.read(1)
+    return seen.decode()
 
 
 def test_another_key_does_not_take_a_pinned_ones_place(hosts: tuple[Path, Path], tmp_path: Path) -> None:
