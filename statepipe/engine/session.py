@@ -157,8 +157,14 @@ class Session:
                 self.last_trouble = error
 
     def _tick(self) -> None:
+        """Time in which we ourselves stood still (stopped by a shell, frozen with our group, without a turn) says
+        nothing of the peer: it is no part of what was waited for."""
+        before = time.monotonic()
         while not self.stopped.wait(self.timing.tick):
             with self.lock:
+                now = time.monotonic()
+                self._last_sign += max(now - before - self.timing.tick, 0)
+                before = now
                 for number in self.wire.tick(self.timing.limit):
                     self.last_trouble = PeerError(f"a link was silent for {self.timing.tick * self.timing.limit:g} s")
                     self._lose(number)

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -329,6 +330,20 @@ def test_a_sender_that_is_killed_or_stopped_is_given_up(number: int) -> None:
             process.kill()
     assert isinstance(receiver.error, PeerError) and "no link" in str(receiver.error)
     assert not receiver.sink.committed
+
+
+def test_time_in_which_we_stood_still_is_no_part_of_what_is_waited_for() -> None:
+    """As under a shell's Ctrl-Z or in a frozen container. The session's lock, held, stands for that: nothing ticks."""
+    timing, still = Timing(tick=0.05, limit=100, retry=1), 1.5
+    here, far = socket.socketpair()
+    began = time.monotonic()
+    with far, dialled(lambda: SocketTransport(here, "far", "far"), Role.SENDS, "far", timing) as session:
+        assert far.recv(1)  # its link is there
+        with session.lock:
+            threading.Event().wait(still)
+        with pytest.raises(PeerError, match="no link to far for 1 s"):
+            session.meet()
+    assert time.monotonic() - began >= timing.retry + 0.8 * still
 
 
 def test_to_dial_the_first_time_may_last_longer_than_a_session_is_without_links() -> None:
