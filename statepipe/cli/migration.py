@@ -191,8 +191,13 @@ def _parameters(values: Values) -> dict[str, int]:
 def _told(report: Report) -> str:
     ram = report.figures.get("ram", {})
     again = f", {format_size(report.resent)} of them twice" if report.resent else ""
+    where = {
+        True: f"the guest runs at {report.peer}",
+        False: f"the guest is at {report.peer}, paused as it was",
+        None: f"the guest has gone to {report.peer}, by QEMU's word",
+    }[report.runs]
     return (
-        f"statepipe: migrate: the guest runs at {report.peer}: {report.figures.get('total-time', 0) / 1000:.1f} s, "
+        f"statepipe: migrate: {where}: {report.figures.get('total-time', 0) / 1000:.1f} s, "
         f"it stood still for {report.downtime * 1000:.0f} ms; {format_size(report.sent)} sent{again}, "
         f"{ram.get('dirty-sync-count', 0)} rounds over {format_size(ram.get('total', 0))} of memory"
     )

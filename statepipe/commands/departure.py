@@ -75,7 +75,7 @@ class Departure(Coordinator):
         self.stranded: QemuError | None = None  # why a guest that stayed here does not run
         self._figures: dict[str, Any] = {}
         self._begun = threading.Event()  # QEMU was told to migrate, or never will be
-        self._runs, self._limits = runs, limits or Limits()
+        self.runs, self._limits = runs, limits or Limits()
         self.switchover = self._limits.switchover
         self._ours, self._theirs = socket.socketpair()
         self._source = FdSource(self._ours.fileno(), "the migration socket", IDLE)
@@ -96,6 +96,12 @@ class Departure(Coordinator):
             "phase": self.side.state.name.lower(),
             "migration": self._figures,
         }
+
+    def last_figures(self) -> dict[str, Any]:
+        """QEMU's at the end; the last that it told, where it has gone or is silent."""
+        with suppress(QemuGone, QemuSilent):
+            self._figures = self.monitor.migration()
+        return self._figures
 
     def set_rate(self, rate: int | None) -> None:
         """In bytes a second, for QEMU (max-bandwidth) and for a throttle on the way, if there is one; None lifts it."""
@@ -200,7 +206,7 @@ class Departure(Coordinator):
         """The guest as before: QEMU runs one again by itself only if it stopped it itself. Raises QemuGone."""
         try:
             self.monitor.wait_until_running()
-            if self._runs and self.monitor.run_state() != "running":
+            if self.runs and self.monitor.run_state() != "running":
                 self.monitor.resume()
         except QemuGone:
             raise

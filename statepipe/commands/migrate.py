@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Sequence
-from contextlib import closing, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,9 +59,13 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A guest that has moved: QEMU's figures, seconds from STOP here to RUNNING there, bytes sent and sent again."""
+    """A guest that has moved: QEMU's figures, seconds from STOP here to RUNNING there, bytes sent and sent again.
+
+    `runs` is what the other host said of it: that it runs, or is paused as it was; None where nobody there speaks.
+    """
 
     peer: str
+    runs: bool | None
     figures: dict[str, Any]
     downtime: float
     sent: int
@@ -90,9 +94,11 @@ def migrate(request: Request, warn: Tell, guard: Command, listeners: Sequence[Li
         works_for(monitor.pid)
         offer = _agree(request, monitor, peer, warn)
         steps = _Steps()
+        where = f"the guest {'runs' if offer.runs else 'is paused'} at {peer.name}"
         facts = {"side": "source", "peer": peer.name, "guest": offer.facts["guest"]}
         with (
             closing(Journal(request.journal, facts, (guardian.note, steps, *listeners))) as journal,
+            _told_where_it_went(steps, where),
             adjusted(monitor, _capabilities(request), request.parameters) as before,
         ):
             guardian.note({"qmp": request.qmp, "runs": offer.runs, "before": before})
@@ -100,11 +106,11 @@ def migrate(request: Request, warn: Tell, guard: Command, listeners: Sequence[Li
                 monitor, peer, request.plan.words, journal, runs=offer.runs, limits=request.limits, say=warn
             )
             _go(departure, request, guardian)
-            report = Report(peer.name, monitor.migration(), steps.downtime, peer.outgoing.bytes, peer.outgoing.resent)
+            figures, sent, resent = departure.last_figures(), peer.outgoing.bytes, peer.outgoing.resent
         if request.quits:
-            with suppress(QemuGone):  # it may end before its answer is out
+            with _told_where_it_went(steps, where), suppress(QemuGone):  # it may end before its answer is out
                 monitor.execute("quit")
-    return report
+    return Report(peer.name, offer.runs, figures, steps.downtime, sent, resent)
 
 
 def _far_words(monitor: Monitor, plan: Plan, remote: Sequence[str] | None) -> list[str]:
@@ -199,9 +205,22 @@ def _whereabouts(departure: Departure, resolve: str) -> str:
     if departure.stranded is not None:
         return f"the guest is here but stands still: {departure.stranded}; then: {resolve} here"
     try:
-        return f"the guest is {departure.monitor.run_state()} here, as before"
+        state = departure.monitor.run_state()
+        as_before = state == ("running" if departure.runs else "paused")
+        return f"the guest is {state} here, as before" if as_before else f"the guest is here; QEMU says {state}"
     except QemuError as silent:
         return f"the guest was not given away; how it is here is not known: {silent}"
+
+
+@contextmanager
+def _told_where_it_went(steps: _Steps, where: str) -> Iterator[None]:
+    """What fails once the guest has moved, as the QEMU that it left, is no word on it: the hint says where it is."""
+    try:
+        yield
+    except StatepipeError as error:
+        if steps.has_moved:
+            error.hint = "; ".join(filter(None, [where, error.hint]))
+        raise
 
 
 class _Steps:
@@ -213,6 +232,11 @@ class _Steps:
     def __call__(self, facts: dict[str, Any]) -> None:
         if "state" in facts:
             self._at[facts["state"]] = time.monotonic()
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether the other side has said that it has the guest."""
+        return Source.MOVED.name in self._at
 
     @property
     def downtime(self) -> float:

@@ -119,7 +119,7 @@ def _migrate(request: Request, monitor: Monitor, name: str, go: Callable[[], tup
     if request.quits:
         with suppress(QemuGone):  # it may end before its answer is out
             monitor.execute("quit")
-    return Report(name, figures, figures.get("downtime", 0) / 1000, sent, 0)
+    return Report(name, None, figures, figures.get("downtime", 0) / 1000, sent, 0)
 
 
 class Direct:

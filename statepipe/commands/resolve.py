@@ -24,7 +24,7 @@ HERE, ELSEWHERE = "here", "elsewhere"
 
 _MEANINGS = {
     "running": "its guest runs here",
-    "postmigrate": "it has given its guest away and holds it still",
+    "postmigrate": "it has sent all of its guest and holds it still",
     "paused": "its guest is here and stands still",
     "prelaunch": "its guest is here and stands still",
     "finish-migrate": "its guest is on its way and stands still",
@@ -90,14 +90,13 @@ def _end(monitor: Monitor, state: str) -> str:
 
 
 def _run(monitor: Monitor) -> str:
+    if monitor.run_state() == "inmigrate":  # what is on its way here, nobody here can undo
+        hint = "only the other QEMU can run it: statepipe resolve --qmp SOCKET here, on that host"
+        raise QemuError("the guest is not wholly here", hint=hint)
     if monitor.migration()["status"] not in ("none", *FINAL):
         monitor.execute("migrate_cancel")
         monitor.migration_outcome(LOOK_AGAIN)  # its settings are not ours: it may tell of no event
         monitor.wait_until_running()
-    state = monitor.run_state()
-    if state == "inmigrate":
-        hint = "only the other QEMU can run it: statepipe resolve --qmp SOCKET here, on that host"
-        raise QemuError("the guest is not wholly here", hint=hint)
-    if state != "running":
+    if monitor.run_state() != "running":
         monitor.resume()
     return f"the guest is {monitor.run_state()} here"

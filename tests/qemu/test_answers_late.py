@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.qemu.harness import Guest, assert_runs_on, run_statepipe, wait_for
+from tests.guest import parse_ticks
+from tests.qemu.harness import Guest, assert_runs_on, assert_unbroken, run_statepipe, wait_for
 from tests.qemu.moving import LISTENING, Credentials, Running, assert_moved, mover, receiver
 
 ROOT = Path(__file__).parents[2]
@@ -164,3 +165,27 @@ def test_of_a_qemu_that_dies_once_it_was_told_to_run_nobody_says_that_its_guest_
         done = run_statepipe("resolve", "--qmp", source.socket, "here")
         assert done.returncode == 0, done.stderr
         assert_runs_on(source)
+
+
+def test_a_qemu_that_dies_once_its_guest_was_given_away_takes_nothing_from_it(
+    tmp_path: Path, qemu72: str, credentials: Credentials
+) -> None:
+    with two_guests(tmp_path, qemu72) as (source, target):
+        receiving, port = receiving_until("STARTING", target, credentials)
+        with receiving, mover(credentials, source, port, "--quit-source") as moving:
+            wait_for("stopped QEMU", lambda: is_stopped(target))
+            silent = source.serial()
+            source.kill()
+            os.kill(target.pid, signal.SIGCONT)
+            assert (moving.wait(), receiving.wait()) == (0, 0), (moving.said, receiving.said)
+            assert "the guest runs at" in moving.said[-2]
+        target.wait_ticks(3)
+        assert_unbroken(parse_ticks(silent + target.serial()))
+
+
+def test_a_guest_that_is_still_on_its_way_is_run_by_nobody_s_word(tmp_path: Path, qemu72: str) -> None:
+    with Guest(tmp_path, qemu=qemu72, incoming="defer") as target:
+        target.qmp("migrate-incoming", uri=f"unix:{target.socket}.stream")
+        done = run_statepipe("resolve", "--qmp", target.socket, "here")
+        assert done.returncode == 6 and "the guest is not wholly here" in done.stderr
+        assert target.run_state() == "inmigrate"

@@ -35,6 +35,7 @@ def test_a_paused_guest_stays_paused(tmp_path: Path, qemu72: str, credentials: C
         receiving, port = receiver(credentials, "--qmp", target.socket)
         with receiving, mover(credentials, source, port) as moving:
             assert (moving.wait(), receiving.wait()) == (0, 0), (moving.said, receiving.said)
+        assert re.search(r"the guest is at \S+, paused as it was: ", moving.said[-2])
         assert target.run_state() == "paused" and target.ticks() == []
         target.qmp("cont")
         assert_moved(source, target)
