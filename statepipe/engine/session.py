@@ -100,7 +100,7 @@ class Session:
         except Violation as error:
             self.fail(error)
             drain(transport)
-        except (OSError, PeerError) as error:
+        except (OSError, PeerError, RuntimeError) as error:  # the last where no thread can be had for its writer
             self._blame(number, error)
         finally:
             with self.lock:

@@ -214,7 +214,16 @@ class Acceptor:
             transport.close()
             self._turned_away(transport.name, PeerError("too many links at once have not greeted"))
             return
-        start(threading.Thread(target=self._serve, args=(transport,), name="link", daemon=True))
+        try:
+            start(threading.Thread(target=self._serve, args=(transport,), name="link", daemon=True))
+        except RuntimeError as error:  # pthread_create(3), EAGAIN: of a limit that QEMUs share with us
+            self._count_out(transport)
+            transport.close()
+            self._turned_away(transport.name, PeerError(f"no room for it: {error}"))
+
+    def _count_out(self, transport: Transport) -> None:
+        with self._lock:
+            self._silent -= Counter([transport.identity])  # which forgets those that have none
 
     def wait(self, seconds: float | None) -> Session:
         """The next session that somebody has begun. To be entered. Raises PeerError when nobody did in time."""
@@ -228,21 +237,19 @@ class Acceptor:
         try:
             greeting = self._greeting(transport)
             session, answer = self._admit(transport, greeting)
-        except (OSError, PeerError) as error:
-            if not isinstance(error, Late) and (isinstance(error, Violation) or not self._sessions):
+            session.spawn(lambda: session.carry(greeting.link, transport, answer), "link")
+        except (OSError, PeerError, RuntimeError) as error:  # the last where no thread can be had
+            if not isinstance(error, Late) and (isinstance(error, Violation | RuntimeError) or not self._sessions):
                 self._turned_away(transport.name, error if isinstance(error, PeerError) else PeerError(str(error)))
             transport.close()
-            return
         finally:
-            with self._lock:
-                self._silent -= Counter([transport.identity])  # which forgets those that have none
-        session.spawn(lambda: session.carry(greeting.link, transport, answer), "link")
+            self._count_out(transport)
 
     def _greeting(self, transport: Transport) -> Greeting:
         """The first bytes of a link. Raises PeerError, OSError."""
         watch = threading.Timer(GREETING_TIME, transport.cut)
         watch.daemon = True
-        watch.start()
+        start(watch)
         reader = FrameReader()
         try:
             while count := transport.recv_into(reader.room()):

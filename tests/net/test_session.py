@@ -437,6 +437,27 @@ def test_a_resume_from_another_peer_is_refused() -> None:
     assert receiver.turned_away == ["this session is another peer's"]
 
 
+@pytest.mark.parametrize("lacks", [1, 2, 3, 4])
+def test_where_no_thread_can_be_had_for_a_link_the_next_is_taken_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, lacks: int
+) -> None:
+    """Each link needs four at its receiver. One of those of the first cannot be made, and the sender dials again."""
+    start, number = threading.Thread.start, itertools.count(1)
+
+    def limited(thread: threading.Thread) -> None:
+        if (thread.name == "link" or isinstance(thread, threading.Timer)) and next(number) == lacks:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    root, code = Path(__file__).parents[2], SENDER.replace("while True:", "for _ in range(20):") + "    sink.commit()\n"
+    with Receiver(Kept(), Timing(tick=0.1, limit=5, retry=PATIENCE)) as receiver:
+        command = [sys.executable, "-c", code, str(receiver.port)]
+        done = subprocess.run(command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, timeout=PATIENCE)
+    assert next(number) > lacks
+    assert (done.returncode, receiver.sink.kept) == (0, bytes(2_000_000))
+
+
 def test_an_acceptor_waits_only_so_long() -> None:
     with pytest.raises(PeerError, match=r"nobody came within 0\.01 s"):
         Acceptor(Role.RECEIVES, QUICK, lambda name, error: None).wait(0.01)
