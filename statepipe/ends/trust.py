@@ -171,8 +171,9 @@ def by_pins(peer: str | None, *, server: bool, tell: Tell = _nobody) -> Kept:
 
     One whose file cannot be read is told of and not believed; the others are.
     """
-    own_identity()
     folder, pins = config_folder(), _Pins(peer, tell)
+    pins.demand()  # first: who knows nobody needs no key of its own
+    own_identity()
 
     def load() -> Trust:
         context = _context(server=server)
@@ -195,11 +196,18 @@ class _Pins:
         """Raises StatepipeError, UsageError for what cannot be a peer's name."""
         return _pin_files() if self._peer is None else [pin_of(self._peer)]
 
-    def load(self, context: ssl.SSLContext) -> dict[bytes, str]:
-        """Have the context believe them; who each is. Raises StatepipeError where there is none."""
-        if self._peer is not None and not os.path.exists(pin_of(self._peer)):
+    def demand(self) -> None:
+        """Raises StatepipeError where there is none."""
+        if any(map(os.path.exists, self.files())):
+            return
+        if self._peer is not None:
             hint = f"statepipe pair {self._peer}, or --tls-creds DIR"
             raise PeerError(f"no peer is pinned here as '{self._peer}'", hint=hint)
+        raise StatepipeError("no peer is pinned here", hint="statepipe pair, or --tls-creds DIR")
+
+    def load(self, context: ssl.SSLContext) -> dict[bytes, str]:
+        """Have the context believe them; who each is. Raises StatepipeError where there is none."""
+        self.demand()
         known = {}
         for path in self.files():
             name = os.path.basename(path).removesuffix(".pem")
@@ -210,7 +218,7 @@ class _Pins:
             except (OSError, ValueError) as error:
                 self._pass_over(name, error)
         if not known:
-            raise StatepipeError("no peer is pinned here", hint="statepipe pair, or --tls-creds DIR")
+            raise StatepipeError("no pinned certificate can be read", hint="pair again, or --tls-creds DIR")
         return known
 
     def _pass_over(self, name: str, error: Exception) -> None:

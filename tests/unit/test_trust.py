@@ -95,6 +95,15 @@ def test_a_peer_is_believed_from_its_pin_to_the_end_of_it(peers: Path, tmp_path:
         (peers / "a.pem").unlink()
 
 
+@pytest.mark.parametrize("peer", [None, "nobody"])
+def test_who_knows_nobody_is_given_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, peer: str | None) -> None:
+    """A slip in a name leaves nothing behind."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    with pytest.raises(StatepipeError, match="no peer is pinned here"):
+        by_pins(peer, server=False)
+    assert not list(tmp_path.iterdir())
+
+
 def test_where_the_last_pin_is_gone_nobody_is_believed(peers: Path, tmp_path: Path) -> None:
     who = make_self("a")
     (peers / "a.pem").write_bytes(who[0])
