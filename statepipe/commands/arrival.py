@@ -137,14 +137,15 @@ class Arrival(Coordinator):
         if self._runs:
             self.monitor.execute("cont")
         self.put(Event.RUNNING)
+        self._announce()
+
+    def _announce(self) -> None:
+        """Have the guest's network cards tell the switches where they are now, if this QEMU can (4.0 and newer)."""
+        with suppress(QemuError):  # it runs, whatever becomes of that
+            parameters = {"initial": 50, "max": 550, "rounds": 5, "step": 100}
+            self.monitor.execute("announce-self", **parameters)
 
     def _release(self) -> None:
         self._decided.set()
         with suppress(OSError):  # QEMU was first
             self._ours.shutdown(socket.SHUT_RDWR)
-
-    def announce(self) -> None:
-        """Have the guest's network cards tell the switches where they are now, if this QEMU can (4.0 and newer)."""
-        with suppress(QemuError):  # it runs, whatever becomes of that
-            parameters = {"initial": 50, "max": 550, "rounds": 5, "step": 100}
-            self.monitor.execute("announce-self", **parameters)

@@ -29,7 +29,7 @@ from statepipe.formats.handover import HURRIED, SWITCHOVER, Action, Destination,
 from statepipe.pipes import polled
 from statepipe.qemu.monitor import Monitor
 from statepipe.shapes import told
-from statepipe.threads import ENDING, End, forget_late, held, join, start
+from statepipe.threads import ENDING, End, held, join, start
 
 ENDS = (Action.SEND_ABORT, Action.SEND_REFUSED, Action.SEND_UNSURE)
 """What tells the other side that it is over, and why."""
@@ -122,8 +122,7 @@ class Coordinator:
                 self._break_off(failures[0])
                 raise failures[0]
             self._part(listener)
-            if self.side.state in (Source.MOVED, Destination.RUNS):
-                forget_late()
+            self._hear_late()
 
     def _watch(self, over: End) -> None:
         """Wait for the end, or for the signal that is the first and only one (engine/signals.py)."""
@@ -136,6 +135,11 @@ class Coordinator:
         except InterruptedBySignal as error:
             self.signal = error
             self.put(Event.CANCEL, error)
+
+    def _hear_late(self) -> None:
+        """A signal that came once all was decided takes no word of how it ended away, nor what is left to be done."""
+        while (late := signal.sigtimedwait(ENDING, 0)) is not None:
+            self.signal = self.signal or InterruptedBySignal(late.si_signo)
 
     # --- deciding
 
@@ -260,9 +264,12 @@ class Coordinator:
         self._join(PARTING)
 
     def _part(self, listener: threading.Thread) -> None:
-        """Let go of the other side, and wait for the threads that spoke with it, and with a QEMU that answers."""
+        """Let go of the other side, and wait for the threads that spoke with it, and with a QEMU that answers.
+
+        That the guest runs here, the source hears also once a link is back: else a person would have to decide there.
+        """
         self.peer.fall_silent()
-        ended = join(listener, PARTING)
+        ended = join(listener, max(PARTING, self.peer.patience) if self.side.state is Destination.RUNS else PARTING)
         self.peer.part(in_peace=ended)
         self.peer.leave()
         if self.side.state in UNANSWERED:

@@ -198,6 +198,7 @@ class _Reception:
         self._request, self._next_peer, self._say, self._guard = request, next_peer, say, guard
         self._refused, self._listeners = refused, listeners
         self._is_visited = self._has_offer = False  # what fails now is a visitor's doing, or a guest's
+        self._signal: InterruptedBySignal | None = None  # the one that came as a guest did
         self._numbers = itertools.count(1)
 
     def serve(self, most: int) -> NoReturn:
@@ -212,6 +213,8 @@ class _Reception:
                 ):
                     raise
                 self._refused(error)
+                if self._signal is not None:  # it ends the service, whatever became of the guest
+                    raise self._signal from error
             while len(guests := [child for child in guests if not child.ended]) >= most:
                 wait_for_one(guests)
 
@@ -252,11 +255,14 @@ class _Reception:
             set_capabilities(host.monitor, dict.fromkeys(CAPABILITIES, True))
             arrival = Arrival(host.monitor, peer, words, journal, host.end, runs=offer.runs, say=self._say)
             with held():  # but for the time that the two halves wait
-                _arrive(arrival, host, guardian)
+                try:
+                    _arrive(arrival, host, guardian)
+                finally:
+                    self._signal = arrival.signal
                 host.keep()
         self._say(f"{peer.name} has given its guest away; here it is {'running' if offer.runs else 'paused'}")
-        if arrival.signal is not None and self._request.guests is not None:
-            raise arrival.signal  # too late for this guest, and not for the service
+        if self._signal is not None and self._request.guests is not None:
+            raise self._signal  # too late for this guest, and not for the service
         return True
 
     def _path(self) -> str | None:
@@ -272,10 +278,8 @@ def _arrive(arrival: Arrival, host: Host, guardian: Guardian) -> None:
     with at_work(arrival):
         state = arrival.run()
         guardian.settle()
-    if state is Destination.RUNS:
-        arrival.announce()
-        return
-    raise _failure(arrival, state, ended=host.has_ended)
+    if state is not Destination.RUNS:
+        raise _failure(arrival, state, ended=host.has_ended)
 
 
 def _failure(arrival: Arrival, state: Destination, *, ended: bool) -> StatepipeError:

@@ -93,6 +93,11 @@ class Peer:
         """How many are up."""
         return self.session.links
 
+    @property
+    def patience(self) -> float:
+        """Seconds without any link until the other host is taken for lost."""
+        return self.session.timing.retry
+
     def tell(self, message: Message) -> None:
         """Send a message. Raises PeerError also for one that is too long to be told."""
         try:
@@ -126,7 +131,7 @@ class Peer:
     def farewell(self) -> None:
         """Leave in peace a session in which no stream flowed. Raises PeerError, also for who talks on."""
         self.fall_silent()
-        if self.hear(max(FAREWELL, self.session.timing.retry)) is not None:
+        if self.hear(max(FAREWELL, self.patience)) is not None:
             raise PeerError(f"{self.name} talks on after it has said that it is done")
         self.part(in_peace=True)
 

@@ -29,13 +29,13 @@ def two_sessions() -> Iterator[tuple[Session, Session]]:
 
 
 @contextlib.contextmanager
-def two_ends() -> Iterator[tuple[Peer, Peer, Relay]]:
+def two_ends(timing: Timing = QUICK) -> Iterator[tuple[Peer, Peer, Relay]]:
     """The source's and the destination's end, both entered, and the network between them."""
-    acceptor = Acceptor(Role.BOTH, QUICK, lambda name, error: None, channels=CHANNELS)
+    acceptor = Acceptor(Role.BOTH, timing, lambda name, error: None, channels=CHANNELS)
     with (
         _listening(acceptor) as port,
         relay(port, Faults()) as rail,
-        Peer(dialled(lambda: _dial(rail.port), Role.BOTH, "the destination", QUICK, channels=CHANNELS)) as source,
+        Peer(dialled(lambda: _dial(rail.port), Role.BOTH, "the destination", timing, channels=CHANNELS)) as source,
         Peer(acceptor.wait(PATIENCE)) as destination,
     ):
         yield source, destination, rail

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,13 +17,15 @@ from statepipe.commands.departure import CAPABILITIES as DEPARTING
 from statepipe.commands.departure import Departure
 from statepipe.commands.journal import Journal
 from statepipe.engine.peer import Peer
+from statepipe.engine.signals import as_exceptions
+from statepipe.engine.timing import Timing
 from statepipe.errors import PeerError, StatepipeError
 from statepipe.formats.handover import Destination, Event, Source
 from statepipe.qemu.monitor import Monitor
 from tests.guest import parse_ticks, write_image
 from tests.net.relay import Relay
 from tests.qemu.harness import Guest, assert_runs_on, assert_unbroken
-from tests.qemu.peers import two_ends
+from tests.qemu.peers import QUICK, two_ends
 
 
 def prepare(monitor: Monitor, wanted: tuple[str, ...], **parameters: Any) -> None:
@@ -44,12 +47,17 @@ class Pair:
         prepare(self.monitors[1], ARRIVING)
         journal = Journal(None, {}, (self._note,))
         self.departure = Departure(self.monitors[0], ends[0], [], journal, runs=True)
-        self.arrival = Arrival(self.monitors[1], ends[1], [], Journal(None, {}), self._end, runs=True)
+        there = Journal(None, {}, (self._note_there,))
+        self.arrival = Arrival(self.monitors[1], ends[1], [], there, self._end, runs=True)
 
     def _note(self, facts: dict[str, Any]) -> None:
         if "state" in facts:
             self.steps.append(facts["state"])
             self.at(facts["state"])
+
+    def _note_there(self, facts: dict[str, Any]) -> None:
+        if "state" in facts:
+            self.at(f"there: {facts['state']}")
 
     def at(self, state: str) -> None:
         """The fault that a test wants at this step of the source, once."""
@@ -76,10 +84,10 @@ def pair(tmp_path: Path, qemu72: str) -> Iterator[Pair]:
 
 
 @contextmanager
-def paired(folder: Path, qemu: str, *flags: str, image: Path | None = None) -> Iterator[Pair]:
+def paired(folder: Path, qemu: str, *flags: str, image: Path | None = None, timing: Timing = QUICK) -> Iterator[Pair]:
     """Two QEMUs; `flags` are those of the one that waits, `image` is its disk if they do not share one."""
     with (
-        two_ends() as ends,
+        two_ends(timing) as ends,
         Guest(folder, qemu=qemu, dirty=2) as source,
         Guest(folder, qemu=qemu, image=image or source.image, incoming="defer", args=flags) as target,
     ):
@@ -130,6 +138,37 @@ def assert_one_runs(both: Pair, here: Guest, not_there: Guest) -> None:
     here.wait_ticks(3)
     assert not_there.serial() == silent
     assert_unbroken(parse_ticks(both.source.serial() + both.target.serial()))
+
+
+def test_that_the_guest_runs_there_is_heard_once_the_link_is_back(
+    tmp_path: Path, qemu72: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It broke off at the one moment when only the destination knows, for longer than it waits in every other end."""
+    monkeypatch.setattr("statepipe.commands.coordinator.PARTING", 0.1)
+    with paired(tmp_path, qemu72, "-S", timing=Timing(tick=0.2, limit=5, retry=60)) as both:
+
+        def break_off(both: Pair) -> None:
+            both.network.faults.clear.clear()
+            both.network.cut()
+            threading.Timer(2, both.network.faults.clear.set).start()
+
+        both.faults["there: RUNS"] = break_off
+        assert both.run() == (Source.MOVED, Destination.RUNS), both.departure.cause
+
+
+def test_a_signal_once_all_is_decided_takes_no_word_of_it_away(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    fall_silent = pair.departure.peer.fall_silent
+
+    def signalled() -> None:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+        fall_silent()
+
+    monkeypatch.setattr(pair.departure.peer, "fall_silent", signalled)
+    pair.faults["PRECOPY"] = cancel
+    with as_exceptions():
+        assert pair.run() == (Source.KEPT, Destination.ENDED)
+    assert pair.departure.signal is not None and "a test wants it undone" in str(pair.departure.cause)
+    assert_one_runs(pair, pair.source, pair.target)
 
 
 STEPS = ("PRECOPY", "ASKED", "HANDING", "HANDED", "ACCEPTED", "COMMITTED")
