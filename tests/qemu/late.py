@@ -27,7 +27,7 @@ from tests.qemu.moving import Credentials, Running, mover, receiver
 RETRY = ("--retry", "3")
 """Seconds without a link: so soon is a lost one given up here."""
 
-BOUND = 30.0
+BOUND = 60.0
 """Seconds in which both statepipes have ended once nothing is late any more."""
 
 AFTERMATH = 8.0
