@@ -9,6 +9,7 @@ LIBRARY := $(PREFIX)/lib/statepipe
 LAUNCHER := $(PREFIX)/bin/statepipe
 UNITS := $(PREFIX)/lib/systemd/system
 SYSUSERS := $(PREFIX)/lib/sysusers.d/statepipe.conf
+TMPFILES := $(PREFIX)/lib/tmpfiles.d/statepipe.conf
 MANPAGE := $(PREFIX)/share/man/man1/statepipe.1
 COMPLETION_bash := $(PREFIX)/share/bash-completion/completions/statepipe
 COMPLETION_zsh := $(PREFIX)/share/zsh/site-functions/_statepipe
@@ -94,11 +95,12 @@ install: ## into PREFIX (/usr/local), under DESTDIR if given
 	chmod 644 "$(DESTDIR)$(UNITS)/statepipe-receive@.service"
 	install -m 644 systemd/statepipe-receive@.socket "$(DESTDIR)$(UNITS)"
 	install -D -m 644 systemd/statepipe.sysusers "$(DESTDIR)$(SYSUSERS)"
+	install -D -m 644 systemd/statepipe.tmpfiles "$(DESTDIR)$(TMPFILES)"
 	$(foreach shell,bash zsh fish,$(call install_completion,$(shell),$(COMPLETION_$(shell))))
 
 uninstall: ## take away what install put there
 	rm -rf "$(DESTDIR)$(LIBRARY)"
-	rm -f "$(DESTDIR)$(LAUNCHER)" "$(DESTDIR)$(MANPAGE)" "$(DESTDIR)$(UNITS)/statepipe-receive@."* "$(DESTDIR)$(SYSUSERS)"
+	rm -f "$(DESTDIR)$(LAUNCHER)" "$(DESTDIR)$(MANPAGE)" "$(DESTDIR)$(UNITS)/statepipe-receive@."* "$(DESTDIR)$(SYSUSERS)" "$(DESTDIR)$(TMPFILES)"
 	rm -f $(foreach shell,bash zsh fish,"$(DESTDIR)$(COMPLETION_$(shell))")
 
 clean: ## remove .venv, caches and build leftovers

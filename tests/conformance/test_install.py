@@ -42,6 +42,7 @@ def test_what_is_installed_runs_from_its_prefix_and_goes_again(installed: tuple[
         "lib/systemd/system/statepipe-receive@.service",
         "lib/systemd/system/statepipe-receive@.socket",
         "lib/sysusers.d/statepipe.conf",
+        "lib/tmpfiles.d/statepipe.conf",
         "lib/statepipe/statepipe/cli/main.py",
     } <= files
     for name in files:

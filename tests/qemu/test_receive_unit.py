@@ -52,6 +52,21 @@ def test_the_service_runs_as_the_user_that_is_made_for_it() -> None:
     assert unit["MemoryMax"] and SANDBOX in SERVICE.read_text()
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
+def test_the_user_s_home_is_there_before_the_service_first_starts(tmp_path: Path) -> None:
+    """Its keys are made and pinned there first."""
+    (tmp_path / "etc").mkdir()
+    for tool, *words in (["systemd-sysusers"], ["systemd-tmpfiles", "--create"]):
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not installed")
+        shipped = ROOT / "systemd" / f"statepipe.{tool.removeprefix('systemd-')}"
+        subprocess.run([tool, *words, f"--root={tmp_path}", shipped], check=True)
+    rows = [row.split(":") for row in (tmp_path / "etc/passwd").read_text().splitlines()]
+    name, _, uid, _, _, home, _ = next(row for row in rows if row[0] == "statepipe")
+    made = (tmp_path / home.lstrip("/")).stat()
+    assert (made.st_uid, made.st_mode & 0o777) == (int(uid), 0o700)
+
+
 @contextmanager
 def place() -> Iterator[Path]:
     """A folder of the service's user, at a path that others may pass."""
