@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import signal
 import sys
+import threading
 from contextlib import suppress
 
 from statepipe.errors import InterruptedBySignal, StatepipeError
@@ -36,8 +37,14 @@ def warn(verb: str, text: str) -> None:
 
 
 def say(line: str) -> None:
-    """A line on standard error, in one piece, whoever else speaks. Where nobody hears it, the exit code still does."""
+    """A line on standard error, in one piece, whoever else speaks. Where nobody hears it, the exit code still does.
+
+    The main thread waits for a reader, as a signal ends that wait. What another thread carries does not wait: neither a
+    guest, nor QEMU's monitor, nor a listener stands still because a terminal does.
+    """
     with suppress(OSError):
+        if threading.current_thread() is not threading.main_thread() and not is_heard(0):
+            return
         print(f"{clean(line)}\n", end="", file=sys.stderr, flush=True)
 
 

@@ -49,7 +49,9 @@ def open_runtime_folder() -> tuple[int, str]:
 
 def passed_over(path: str) -> str | None:
     """What to say of it once, if `path`, which is used, is not the place that is looked at first."""
-    return None if path == runtime_folder() else f"{runtime_folder()} is no folder of yours; {path} is used in its place"
+    return (
+        None if path == runtime_folder() else f"{runtime_folder()} is no folder of yours; {path} is used in its place"
+    )
 
 
 def _at_home() -> str | None:

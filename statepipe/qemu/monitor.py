@@ -145,12 +145,21 @@ class Monitor:
         )
         word, bound = (GREETING_WORD, GREETING_TIME) if isinstance(address, str) else (WORD, START_TIME)
         try:
-            self._call(self._greet(address), bound, lambda seconds: waits, word)
+            self._call(self._greet(address), bound, lambda seconds: self._waits_at_first(waits, seconds), word)
         except TimeoutError as error:
+            if self._client.greeting is not None:
+                raise self._silent("qmp_capabilities") from error
             hint = "give statepipe a monitor of its own: start QEMU with one more -qmp unix:PATH,server=on,wait=off"
             raise QemuSilent(f"{waits} (waited {bound:g} s)", hint=hint) from error
         except (QMPError, OSError, EOFError) as error:
             raise self._unreachable(address, error) from error
+
+    def _waits_at_first(self, greeting: str, seconds: float) -> str:
+        return greeting if self._client.greeting is None else self._waits("qmp_capabilities", seconds)
+
+    def _waits(self, command: str, seconds: float) -> str:
+        late = "; the guest runs as soon as it can, perhaps when a disk answers" if command == "cont" else ""
+        return f"QEMU at {self.place} has not answered {command} for {seconds:g} s{late}"
 
     async def _greet(self, address: str | socket.socket) -> None:
         await self._client.connect(address if isinstance(address, socket.socket) else await _reached(address))
@@ -162,7 +171,7 @@ class Monitor:
         if not isinstance(address, str):
             return QemuGone("QEMU ended before its monitor answered")
         cause = getattr(error, "exc", error)
-        reason = _no_socket(address) or ("it closed the connection" if isinstance(cause, EOFError) else cause)
+        reason = _no_socket(address) or _reason(cause)
         return QemuError(
             f"no QMP monitor answers at {address}: {reason}",
             hint="start QEMU with -qmp unix:PATH,server=on,wait=off and name that PATH; a monitor serves one client",
@@ -234,12 +243,11 @@ class Monitor:
 
     def _execute(self, command: str, within: float | None, arguments: Mapping[str, object]) -> Reply:
         words = {name.replace("_", "-"): value for name, value in arguments.items()}
-        late = "; the guest runs as soon as it can, perhaps when a disk answers" if command == "cont" else ""
         try:
             answer = self._call(
                 self._client.execute(command, words or None),
                 within,
-                lambda seconds: f"QEMU at {self.place} has not answered {command} for {seconds:g} s{late}",
+                lambda seconds: self._waits(command, seconds),
             )
         except TimeoutError as error:
             raise self._silent(command) from error
@@ -253,7 +261,7 @@ class Monitor:
             raise QemuError(f"what QEMU at {self.place} answers to {command} is not understood: {error}") from error
 
     def _silent(self, command: str) -> QemuSilent:
-        late = "" if command.startswith("query-") else ", which it may still do"
+        late = "" if command.startswith("query-") or command == "qmp_capabilities" else ", which it may still do"
         return QemuSilent(
             f"QEMU does not answer {command}{late}",
             hint=f"look at the QEMU at {self.place}: whether its guest runs, its migration settings as before",
@@ -420,6 +428,13 @@ async def _reached(path: str) -> socket.socket:
     except BaseException:
         peer.close()
         raise
+
+
+def _reason(cause: Exception) -> str:
+    """In words, and no number of an error before them."""
+    if isinstance(cause, EOFError):
+        return "it closed the connection"
+    return os.strerror(cause.errno) if isinstance(cause, OSError) and cause.errno else str(cause).rstrip(": ")
 
 
 def _no_socket(path: str) -> str | None:
