@@ -44,10 +44,14 @@ def _run_and_tell(words: Sequence[str], desk: Desk) -> int:
         code = _run(words, desk)
         ignore()
     except StatepipeError as error:
-        is_heard(None)  # while signals still end a wait for somebody who does not read
+        heard = is_heard(PATIENCE if isinstance(error, InterruptedBySignal) else None)  # while signals still end it
         ignore()
-        code = _fail(words, error)
+        code = _fail(words, error) if heard else error.exit_code
     return code
+
+
+PATIENCE = 5000
+"""Milliseconds that who has sent a signal has to read what came of it; a second signal ends the wait."""
 
 
 def _complain(text: str) -> None:

@@ -62,7 +62,7 @@ def test_the_user_s_home_is_there_before_the_service_first_starts(tmp_path: Path
         shipped = ROOT / "systemd" / f"statepipe.{tool.removeprefix('systemd-')}"
         subprocess.run([tool, *words, f"--root={tmp_path}", shipped], check=True)
     rows = [row.split(":") for row in (tmp_path / "etc/passwd").read_text().splitlines()]
-    name, _, uid, _, _, home, _ = next(row for row in rows if row[0] == "statepipe")
+    uid, home = next((row[2], row[5]) for row in rows if row[0] == "statepipe")
     made = (tmp_path / home.lstrip("/")).stat()
     assert (made.st_uid, made.st_mode & 0o777) == (int(uid), 0o700)
 

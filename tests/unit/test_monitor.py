@@ -202,7 +202,7 @@ def test_a_late_answer_counts(server: QmpServer) -> None:
 def test_one_that_greets_and_answers_nothing_is_not_called_one_without_a_greeting(server: QmpServer) -> None:
     server.answers["qmp_capabilities"] = SILENT
     told: list[str] = []
-    with pytest.raises(QemuSilent, match="QEMU does not answer qmp_capabilities$"):
+    with pytest.raises(QemuSilent, match=r"QEMU does not answer qmp_capabilities$"):
         Monitor(server.path, tell=told.append)
     assert told == [f"QEMU at {server.path} has not answered qmp_capabilities for 3 s"]
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -19,6 +21,21 @@ thread.start()
 thread.join(60)
 os._exit(thread.is_alive())
 """
+
+
+TERM = 15
+
+
+@pytest.fixture
+def full(pipe: tuple[int, int]) -> int:
+    """A pipe that takes no more."""
+    _, writing = pipe
+    os.set_blocking(writing, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writing, b"x" * 4096)
+    os.set_blocking(writing, True)
+    return writing
 
 
 @pytest.fixture
@@ -39,12 +56,20 @@ def test_a_thread_s_words_reach_who_reads(pipe: tuple[int, int]) -> None:
     assert speak(writing) == 0 and os.read(reading, 100) == b"statepipe: a word\n"
 
 
-def test_no_thread_stands_still_because_nobody_reads(pipe: tuple[int, int]) -> None:
+def test_no_thread_stands_still_because_nobody_reads(full: int) -> None:
     """As one that carries a guest, or talks with its QEMU."""
-    _, writing = pipe
-    os.set_blocking(writing, False)
-    with suppress(BlockingIOError):
-        while True:
-            os.write(writing, b"x" * 4096)
-    os.set_blocking(writing, True)
-    assert speak(writing) == 0
+    assert speak(full) == 0
+
+
+def test_one_signal_ends_what_nobody_reads_the_end_of(full: int) -> None:
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as silent:
+        silent.bind(f"{folder}/qmp")
+        silent.listen()
+        command = [sys.executable, "-m", "statepipe", "resolve", "--qmp", f"{folder}/qmp"]
+        with subprocess.Popen(command, stderr=full) as process:
+            try:
+                with silent.accept()[0]:
+                    process.send_signal(TERM)
+                    assert process.wait(60) == 128 + TERM
+            finally:
+                process.kill()
