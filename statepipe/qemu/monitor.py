@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 import signal
 import socket
-import stat
 import struct
 import threading
 import time
@@ -28,6 +26,7 @@ from qemu.qmp.message import Message
 from statepipe.errors import QemuError, QemuGone, QemuSilent
 from statepipe.qemu.answers import GREETING, LONGEST, MESSAGE, judge
 from statepipe.qemu.process import listening_qemu
+from statepipe.qemu.reach import no_socket, reached, reason_of
 from statepipe.shapes import Misshapen, parse
 from statepipe.threads import held
 
@@ -145,7 +144,7 @@ class Monitor:
         )
         word, bound = (GREETING_WORD, GREETING_TIME) if isinstance(address, str) else (WORD, START_TIME)
         try:
-            self._call(self._greet(address), bound, lambda seconds: self._waits_at_first(waits, seconds), word)
+            self._call(self._greet(address), bound, self._first_words(waits), word)
         except TimeoutError as error:
             if self._client.greeting is not None:
                 raise self._silent("qmp_capabilities") from error
@@ -154,15 +153,15 @@ class Monitor:
         except (QMPError, OSError, EOFError) as error:
             raise self._unreachable(address, error) from error
 
-    def _waits_at_first(self, greeting: str, seconds: float) -> str:
-        return greeting if self._client.greeting is None else self._waits("qmp_capabilities", seconds)
+    def _first_words(self, waits: str) -> Callable[[float], str]:
+        return lambda seconds: self._waits("qmp_capabilities", seconds) if self._client.greeting else waits
 
     def _waits(self, command: str, seconds: float) -> str:
         late = "; the guest runs as soon as it can, perhaps when a disk answers" if command == "cont" else ""
         return f"QEMU at {self.place} has not answered {command} for {seconds:g} s{late}"
 
     async def _greet(self, address: str | socket.socket) -> None:
-        await self._client.connect(address if isinstance(address, socket.socket) else await _reached(address))
+        await self._client.connect(address if isinstance(address, socket.socket) else await reached(address))
 
     def _unreachable(self, address: str | socket.socket, error: Exception) -> QemuError:
         if self._client.misfit is not None:
@@ -171,7 +170,7 @@ class Monitor:
         if not isinstance(address, str):
             return QemuGone("QEMU ended before its monitor answered")
         cause = getattr(error, "exc", error)
-        reason = _no_socket(address) or _reason(cause)
+        reason = no_socket(address) or reason_of(cause)
         return QemuError(
             f"no QMP monitor answers at {address}: {reason}",
             hint="start QEMU with -qmp unix:PATH,server=on,wait=off and name that PATH; a monitor serves one client",
@@ -409,42 +408,6 @@ class Monitor:
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
-
-
-async def _reached(path: str) -> socket.socket:
-    """A socket that is connected to who listens at the path. Raises OSError.
-
-    A connection to a unix socket is made at once, or not at all: where too many wait already, it is tried again.
-    """
-    peer = socket.socket(socket.AF_UNIX)
-    try:
-        peer.setblocking(False)
-        while True:
-            try:
-                peer.connect(path)
-                return peer
-            except BlockingIOError:
-                await asyncio.sleep(LOOK_AGAIN)
-    except BaseException:
-        peer.close()
-        raise
-
-
-def _reason(cause: Exception) -> str:
-    """In words, and no number of an error before them."""
-    if isinstance(cause, EOFError):
-        return "it closed the connection"
-    return os.strerror(cause.errno) if isinstance(cause, OSError) and cause.errno else str(cause).rstrip(": ")
-
-
-def _no_socket(path: str) -> str | None:
-    """What the path is, if it is no socket."""
-    try:
-        mode = os.stat(path).st_mode
-    except OSError:  # what connecting says is as good
-        return None
-    kinds = {stat.S_IFREG: "a file", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO"}
-    return None if stat.S_ISSOCK(mode) else f"it is {kinds.get(stat.S_IFMT(mode), 'a device')}, and no socket"
 
 
 def demand_completed(figures: dict[str, Any], otherwise: str = "it gives no reason") -> dict[str, Any]:
