@@ -75,6 +75,7 @@ class Departure(Coordinator):
         self.stranded: QemuError | None = None  # why a guest that stayed here does not run
         self._figures: dict[str, Any] = {}
         self._begun = threading.Event()  # QEMU was told to migrate, or never will be
+        self._is_refused = False  # QEMU will not: what it does with its guest is another's migration
         self.runs, self._limits = runs, limits or Limits()
         self.switchover = self._limits.switchover
         self._ours, self._theirs = socket.socketpair()
@@ -138,6 +139,9 @@ class Departure(Coordinator):
             with self._theirs:
                 self.monitor.give(self._theirs.fileno(), "statepipe-migrate")
                 self.monitor.execute("migrate", uri="fd:statepipe-migrate")
+        except QemuError as error:
+            self._is_refused = not isinstance(error, QemuGone | QemuSilent)
+            raise
         finally:
             self._begun.set()
         self.spawn("stream", self._send, Event.BROKEN)
@@ -194,6 +198,9 @@ class Departure(Coordinator):
     def _cancel(self) -> None:
         """See what becomes of the migration, whatever has become of who follows it. Raises QemuError."""
         self._begun.wait()
+        if self._is_refused:
+            self.put(Event.FAILED)
+            return
         self.monitor.execute("migrate_cancel")
         try:
             figures = self.monitor.migration_outcome()
@@ -203,10 +210,14 @@ class Departure(Coordinator):
             self.put(Event.COMPLETED if figures["status"] == "completed" else Event.FAILED, _reason(figures))
 
     def _resume(self) -> None:
-        """The guest as before: QEMU runs one again by itself only if it stopped it itself. Raises QemuGone."""
+        """The guest as before: QEMU runs one again by itself only if it stopped it itself. Raises QemuGone.
+
+        Another's migration may have given it away meanwhile: then it runs elsewhere, and stands still here for good.
+        """
         try:
             self.monitor.wait_until_running()
-            if self.runs and self.monitor.run_state() != "running":
+            state = self.monitor.run_state()
+            if self.runs and state != "running" and not (self._is_refused and state == "postmigrate"):
                 self.monitor.resume()
         except QemuGone:
             raise

@@ -109,6 +109,20 @@ def test_the_guest_goes_on_over_there(tmp_path: Path, qemu: str) -> None:
         assert_one_runs(both, both.target, both.source)
 
 
+def test_a_guest_that_another_migration_has_given_away_is_not_run_here_again(pair: Pair) -> None:
+    """QEMU refuses ours, so what has become of its guest is none of our doing, and not ours to undo."""
+    monitor = pair.monitors[0]
+    off = [{"capability": name, "state": False} for name in DEPARTING if name != "events"]
+    monitor.execute("migrate-set-capabilities", capabilities=off)
+    monitor.execute("migrate", uri="exec:cat >/dev/null")
+    assert monitor.migration_outcome()["status"] == "completed"
+    prepare(monitor, DEPARTING)
+    before = pair.source.serial()
+    assert pair.run() == (Source.KEPT, Destination.ENDED)
+    assert "refused migrate" in str(pair.departure.cause)
+    assert monitor.run_state() == "postmigrate" and pair.source.serial() == before
+
+
 def test_a_qemu_that_was_not_told_to_wait_waits_for_the_word_all_the_same(tmp_path: Path, qemu: str) -> None:
     """Without -S, QEMU would run a guest as soon as it has it: and then the source may still take it back."""
     with paired(tmp_path, qemu) as both:
