@@ -22,7 +22,7 @@ from statepipe.ends.fd import FdSource, write_all
 from statepipe.engine.peer import Peer
 from statepipe.engine.pipeline import NamedStage, Pipeline
 from statepipe.errors import QemuError, QemuGone, QemuSilent, StatepipeError
-from statepipe.formats.handover import Action, Event, Source, source
+from statepipe.formats.handover import SWITCHOVER, Action, Event, Source, source
 from statepipe.formats.qemustream import QemuStream
 from statepipe.qemu.monitor import Monitor
 from statepipe.stages.watch import watch
@@ -111,14 +111,18 @@ class Departure(Coordinator):
             self._pipeline.set_rate(rate)
 
     def waits_for(self) -> str | None:
-        """What this state waits for."""
+        """What this state waits for, and how the guest is meanwhile."""
+        late = self._late()
+        return f"{late}; the guest stands still here meanwhile" if self.side.state in SWITCHOVER else late
+
+    def _late(self) -> str | None:
+        """The same without the guest, of which something else is true once the wait is over."""
         there = self.peer.name
-        still = "; the guest stands still here meanwhile"
         words = {
-            Source.ASKED: f"{there} was asked whether all is well and has not answered{still}",
-            Source.HANDING: f"the last bytes are on their way to {there}{still}",
-            Source.ACCEPTED: f"{there} has the whole guest, and QEMU here has not said so yet{still}",
-            Source.HANDED: f"{there} has not said yet that it has the whole guest{still}",
+            Source.ASKED: f"{there} was asked whether all is well and has not answered",
+            Source.HANDING: f"the last bytes are on their way to {there}",
+            Source.ACCEPTED: f"{there} has the whole guest, and QEMU here has not said so yet",
+            Source.HANDED: f"{there} has not said yet that it has the whole guest",
             Source.ORPHANED: f"QEMU here has ended; {there} has not said yet whether it has the whole guest",
             Source.CANCELLING: "QEMU here was told to undo the migration and has not answered; the guest was not given "
             "away",
@@ -131,7 +135,7 @@ class Departure(Coordinator):
 
     def too_slow(self) -> StatepipeError:
         """Why the switchover is undone."""
-        what = f"the switchover was not through after {self.switchover:g} s: {self.waits_for()}"
+        what = f"the switchover was not through after {self.switchover:g} s: {self._late()}"
         return StatepipeError(what, hint="--switchover-timeout SECONDS gives it longer")
 
     def _begin(self) -> None:
