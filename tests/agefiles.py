@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import atexit
 import base64
 import hmac
 import secrets
+import shutil
+import tempfile
 from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-KEY_FILE = Path(__file__).parent / "age.key"
+
+def _private_copy(file: Path) -> Path:
+    """Everybody may read what git checks out, and a key that everybody may read is refused."""
+    folder = tempfile.mkdtemp(prefix="statepipe-key-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    copy = Path(folder) / file.name
+    copy.touch(0o600)
+    copy.write_bytes(file.read_bytes())
+    return copy
+
+
+KEY_FILE = _private_copy(Path(__file__).parent / "age.key")
 """As age-keygen writes it. A key for tests alone: it is public."""
 
 RECIPIENT = "age1jppnaz6jtxqg66ef6nh7xrlnqfh7ar09ujmv5w9yu46kf9xz9u6qksd8ee"

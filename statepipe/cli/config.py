@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from dataclasses import dataclass, replace
 
 from statepipe.ends.config import config_folder
@@ -64,6 +65,8 @@ def _read(path: str) -> Config:
 
     try:
         with open(path, "rb") as file:
+            if path != os.environ.get("STATEPIPE_CONFIG"):
+                _refuse_others(path, os.fstat(file.fileno()))
             text = file.read(SIZE_LIMIT + 1)
     except OSError as error:
         raise StatepipeError(f"cannot read {path}: {error.strerror}", hint="look at STATEPIPE_CONFIG") from error
@@ -77,6 +80,15 @@ def _read(path: str) -> Config:
         raise UsageError(f"{path}: lists in lists in lists: that is no configuration") from error
     except ValueError as error:  # what TOML and UTF-8 are refused with
         raise UsageError(f"{path}: {error}", hint="man statepipe, CONFIGURATION, shows what it may hold") from error
+
+
+def _refuse_others(path: str, status: os.stat_result) -> None:
+    """What nobody has named must be ours or root's: who may write it decides who opens what we save."""
+    if status.st_uid not in (0, os.geteuid()):
+        hint = "remove it, or name it with STATEPIPE_CONFIG if it is meant"
+        raise StatepipeError(f"{path} belongs to user {status.st_uid}", hint=hint)
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise StatepipeError(f"{path} can be written by others", hint=f"chmod go-w {path}")
 
 
 def _config(path: str, table: dict[str, object]) -> Config:

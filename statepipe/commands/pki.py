@@ -14,7 +14,7 @@ import fcntl
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -38,6 +38,7 @@ from statepipe.formats.certificates import (
     read_crl,
     revoke,
 )
+from statepipe.private import read_private
 
 CA_CERT, CA_KEY, CA_CRL = "ca-cert.pem", "ca-key.pem", "ca-crl.pem"
 ISSUED = "issued"
@@ -198,7 +199,7 @@ def _open_authority(ca: str) -> Iterator[Authority]:
         raise _no_authority(ca, error) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield read_authority(_read(ca, CA_CERT), _read(ca, CA_KEY), ca)
+        yield read_authority(_read(ca, CA_CERT), _read(ca, CA_KEY, read_private), ca)
     finally:
         os.close(lock)
 
@@ -210,11 +211,15 @@ def _no_authority(ca: str, error: OSError) -> StatepipeError:
     )
 
 
-def _read(folder: str, name: str) -> bytes:
+def _public(path: str, limit: int) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(limit + 1)
+
+
+def _read(folder: str, name: str, read: Callable[[str, int], bytes] = _public) -> bytes:
     path = os.path.join(folder, name)
     try:
-        with open(path, "rb") as file:
-            data = file.read(FILE_LIMIT + 1)
+        data = read(path, FILE_LIMIT)
     except OSError as error:
         raise failure(f"read {path}", error) from error
     if len(data) > FILE_LIMIT:

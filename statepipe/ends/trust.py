@@ -16,7 +16,6 @@ from __future__ import annotations
 import os
 import re
 import ssl
-import stat
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -26,6 +25,7 @@ from statepipe.ends.config import config_folder
 from statepipe.ends.fd import failure
 from statepipe.ends.file import FileSink
 from statepipe.errors import IntegrityError, PeerError, StatepipeError, UsageError
+from statepipe.private import forbid_dumps, refuse_open
 
 PEM_LIMIT = 64 << 10
 """Bytes of a pinned certificate's file."""
@@ -245,9 +245,8 @@ def _context(*, server: bool) -> ssl.SSLContext:
 def _load_own(context: ssl.SSLContext, folder: str, certificate: str, key: str) -> None:
     path = os.path.join(folder, key)
     try:
-        mode = os.stat(path).st_mode
-        if stat.S_IMODE(mode) & 0o077:
-            raise StatepipeError(f"{path} can be read by others", hint=f"chmod 600 {path}")
+        refuse_open(path, os.stat(path))
+        forbid_dumps()
         context.load_cert_chain(os.path.join(folder, certificate), path, lambda: "")
     except ssl.SSLError as error:
         raise StatepipeError(f"{path} and {certificate} are no pair of certificate and key") from error

@@ -7,7 +7,7 @@ the command before it has begun.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from statepipe.errors import NoKeyError, StatepipeError, UsageError
@@ -15,6 +15,7 @@ from statepipe.formats.age.armor import BEGIN, SPACE_LIMIT
 from statepipe.formats.age.envelope import Identity, Recipient
 from statepipe.formats.age.header import VERSION
 from statepipe.formats.age.keys import PluginKey, parse_file, parse_identity, parse_recipient
+from statepipe.private import forbid_dumps, read_private
 from statepipe.stages.ageplugin import PluginIdentity, PluginRecipient
 from statepipe.stages.context import Context
 from statepipe.stages.encrypt import decrypt
@@ -71,7 +72,7 @@ def identities_with(passphrase: bytes | None, values: Values, context: Context) 
 
 def read_identities(path: str, context: Context) -> list[Identity]:
     """The identities in a file: of age (encrypted or not) or a private key of ssh. Raises StatepipeError."""
-    data = _read(path)
+    data = _read_identities(path)
     if data.startswith(VERSION) or BEGIN in data[:SPACE_LIMIT]:
         data = _opened(data, path, context)
     elif data.lstrip().startswith(b"-----BEGIN"):
@@ -116,11 +117,37 @@ def _ssh_identity(pem: bytes, path: str, context: Context) -> Identity:
 
 
 def _read(path: str) -> bytes:
+    """A file of keys that everybody may see."""
+    return _whole(path, _public)
+
+
+def _read_secret(path: str) -> bytes:
+    """A file of keys, or a passphrase, that nobody else may read."""
+    return _whole(path, read_private)
+
+
+def _read_identities(path: str) -> bytes:
+    """The same of identities, but for those that are no secret: encrypted ones, and those of a plugin's device."""
+    return _whole(path, lambda path, limit: read_private(path, limit, _is_secret))
+
+
+def _is_secret(data: bytes) -> bool:
+    if data.startswith(VERSION) or BEGIN in data[:SPACE_LIMIT]:
+        return False
+    return b"AGE-SECRET-KEY-" in data.upper() or b"-----BEGIN" in data
+
+
+def _public(path: str, limit: int) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(limit + 1)
+
+
+def _whole(path: str, read: Callable[[str, int], bytes]) -> bytes:
     try:
-        with open(path, "rb") as file:
-            data = file.read(KEY_FILE_LIMIT + 1)
-    except OSError as error:
-        raise StatepipeError(f"cannot read {path}: {error.strerror}", hint="look at the path") from error
+        data = read(path, KEY_FILE_LIMIT)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no file's name"
+        raise StatepipeError(f"cannot read {path}: {reason}", hint="look at the path") from error
     if len(data) > KEY_FILE_LIMIT:
         raise UsageError(f"{path} is too large for a file of keys")
     return data
@@ -132,7 +159,7 @@ def _passphrase(values: Values, context: Context) -> bytes | None:
     if sum(map(bool, ways)) > 1:
         raise UsageError("a passphrase is given in one way only")
     if values["passphrase_file"] is not None:
-        return _not_empty(_read(values["passphrase_file"])[:PASSPHRASE_LIMIT])
+        return _not_empty(_read_secret(values["passphrase_file"])[:PASSPHRASE_LIMIT])
     if values["passphrase_fd"] is not None:
         return _not_empty(_read_line(values["passphrase_fd"]))
     return None
@@ -150,6 +177,7 @@ def _read_line(text: str) -> bytes:
     if not text.isdigit() or int(text) < 3:
         raise UsageError(f"'{text}' is no descriptor to take a passphrase from", hint="for example: 3, with 3< FILE")
     line = b""
+    forbid_dumps()
     try:
         while len(line) < PASSPHRASE_LIMIT and not line.endswith(b"\n") and (byte := os.read(int(text), 1)):
             line += byte
@@ -159,6 +187,7 @@ def _read_line(text: str) -> bytes:
 
 
 def _typed(context: Context, prompt: str) -> bytes:
+    forbid_dumps()
     return context.ask(prompt).encode(errors="surrogateescape")
 
 

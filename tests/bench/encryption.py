@@ -72,6 +72,7 @@ def _gzip_and_gpg(bench: Bench) -> Job:
     home, part = bench.inputs.folder / "gnupg", bench.inputs.part
     home.mkdir(mode=0o700, exist_ok=True)
     (home / "pass").write_text("a passphrase\n")
+    (home / "pass").chmod(0o600)
     gpg = f"gpg -q --batch --homedir {home} --pinentry-mode loopback --passphrase-file {home}/pass -c"
     size = part.stat().st_size
     return piped(f"gzip | gpg of {size / 1e6:.0f} MB", f"gzip -c | {gpg}", size, part)

@@ -99,6 +99,7 @@ TYPED = [("assphrase", "correct horse"), (":", "correct horse")]
 
 def test_age_opens_with_the_passphrase_that_we_were_given(tmp_path: Path) -> None:
     (tmp_path / "pass").write_text("correct horse\nanother line\n")
+    (tmp_path / "pass").chmod(0o600)
     (tmp_path / "in").write_bytes(filtered(TEXT, "encrypt", "--passphrase-file", str(tmp_path / "pass"))[0])
     status, seen = at_terminal("age -d -o out in", TYPED[:1], tmp_path)
     assert (status, (tmp_path / "out").read_bytes()) == (0, TEXT), seen
@@ -109,6 +110,7 @@ def test_we_open_with_the_passphrase_that_age_was_given(tmp_path: Path) -> None:
     status, seen = at_terminal("age -p -o sealed in", TYPED, tmp_path)
     assert status == 0, seen
     (tmp_path / "pass").write_text("correct horse")
+    (tmp_path / "pass").chmod(0o600)
     sealed = (tmp_path / "sealed").read_bytes()
     assert filtered(sealed, "decrypt", "--passphrase-file", str(tmp_path / "pass"))[0] == TEXT
     status, seen = at_terminal(" ".join([*STATEPIPE, "decrypt -p <sealed >out"]), TYPED[:1], tmp_path)

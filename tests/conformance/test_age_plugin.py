@@ -107,6 +107,7 @@ def test_a_plugin_that_is_not_there() -> None:
 def test_no_secret_is_in_its_arguments_or_environment(plugin: Path) -> None:
     sealed, _ = filtered(DATA, "encrypt", "-r", RECIPIENT)
     (plugin / "pass").write_text("correct horse")
+    (plugin / "pass").chmod(0o600)
     arguments = ["-i", str(plugin / "key"), "--passphrase-file", str(plugin / "pass")]
     assert filtered(sealed, "decrypt", *arguments)[0] == DATA
     started = [json.loads(line) for line in (plugin / "log").read_text().splitlines()]

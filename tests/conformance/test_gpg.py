@@ -34,6 +34,7 @@ def everybody() -> None:
 @pytest.fixture
 def passphrase(tmp_path: Path) -> Path:
     (tmp_path / "passphrase").write_text(gpghome.PASSPHRASE + "\n")
+    (tmp_path / "passphrase").chmod(0o600)
     return tmp_path / "passphrase"
 
 
@@ -81,6 +82,7 @@ def test_a_message_under_a_passphrase(passphrase: Path) -> None:
     done = run("decrypt", "--passphrase-file", str(passphrase), data=message)
     assert (done.returncode, done.stdout == NOISE) == (0, True)
     passphrase.write_text("wrong\n")
+    passphrase.chmod(0o600)
     done = run("decrypt", "--passphrase-file", str(passphrase), data=message)
     assert (done.returncode, done.stdout) == (4, b"")
     assert_one_error(done.stderr, "decrypt", "passphrase")
@@ -277,6 +279,7 @@ def test_a_signer_that_cannot_be_used(signer: str, words: str) -> None:
 def test_a_wrong_passphrase(passphrase: Path) -> None:
     gpghome.forget()
     passphrase.write_text("wrong\n")
+    passphrase.chmod(0o600)
     done = run("encrypt", "gpg:alice", "--sign", "carol", "--passphrase-file", str(passphrase), data=NOISE)
     assert done.returncode == 4
     assert_one_error(done.stderr, "encrypt", "the passphrase is wrong")

@@ -76,7 +76,10 @@ KEYS = {
     ("decrypt", "--passphrase-file", "/dev/null"): (2, "the passphrase is empty"),
     ("decrypt", "-p", "--passphrase-fd", "3"): (2, "a passphrase is given in one way only"),
     ("encrypt",): (2, "encrypt needs a recipient"),
-    ("encrypt", "-r", agefiles.RECIPIENT, "--passphrase-file", __file__): (2, "goes with no other recipient"),
+    ("encrypt", "-r", agefiles.RECIPIENT, "--passphrase-file", str(agefiles.KEY_FILE)): (
+        2,
+        "goes with no other recipient",
+    ),
 }
 
 

@@ -18,6 +18,7 @@ LAYERS = (
     "statepipe.errors",
     "statepipe.units",
     "statepipe.shapes",
+    "statepipe.private",
     "statepipe.pipes",
     "statepipe.stage",
     "statepipe.threads",
