@@ -34,6 +34,9 @@ from statepipe.qemu.settings import adjusted
 UNWANTED = ("multifd", "postcopy-ram", "background-snapshot", "switchover-ack", "x-colo", "mapped-ram")
 """Capabilities that one stream over a session cannot serve; `tunnel` carries QEMU's own sockets."""
 
+UNMOVED = "nothing was moved"
+"""Said of a guest that nothing was done to."""
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -86,12 +89,18 @@ def check(qmp: str, plan: Plan, remote: Sequence[str] | None, tell: Tell) -> lis
 
 def migrate(request: Request, warn: Tell, guard: Command, listeners: Sequence[Listener]) -> Report:
     """Move the guest; what it came to. Raises StatepipeError, whose hint says where the guest is."""
+    with Guardian(guard) as guardian, closing(Monitor(request.qmp, tell=warn)) as monitor:
+        works_for(monitor.pid)
+        movable(monitor)
+        return _move(request, warn, monitor, guardian, listeners)
+
+
+def _move(request: Request, warn: Tell, monitor: Monitor, guardian: Guardian, listeners: Sequence[Listener]) -> Report:
+    """Both sides meet, agree, and part. Raises StatepipeError."""
     with (
-        Guardian(guard) as guardian,
-        closing(Monitor(request.qmp, tell=warn)) as monitor,
+        _unmoved() as unmoved,
         called(request.plan, _far_words(monitor, request.plan, request.remote_qemu)) as peer,
     ):
-        works_for(monitor.pid)
         offer = _agree(request, monitor, peer, warn)
         steps = _Steps()
         where = f"the guest {'runs' if offer.runs else 'is paused'} at {peer.name}"
@@ -105,12 +114,31 @@ def migrate(request: Request, warn: Tell, guard: Command, listeners: Sequence[Li
             departure = Departure(
                 monitor, peer, request.plan.words, journal, runs=offer.runs, limits=request.limits, say=warn
             )
+            unmoved.is_over = True
             _go(departure, request, guardian)
             figures, sent, resent = departure.last_figures(), peer.outgoing.bytes, peer.outgoing.resent
         if request.quits:
             with _told_where_it_went(steps, where), suppress(QemuGone):  # it may end before its answer is out
                 monitor.execute("quit")
     return Report(peer.name, offer.runs, figures, steps.downtime, sent, resent)
+
+
+class _Unmoved:
+    """The time before a guest begins to move."""
+
+    is_over = False
+
+
+@contextmanager
+def _unmoved() -> Iterator[_Unmoved]:
+    """What goes wrong in this time has not touched the guest, and its hint says so."""
+    time_before = _Unmoved()
+    try:
+        yield time_before
+    except StatepipeError as error:
+        if not (time_before.is_over or (error.hint or "").startswith(UNMOVED)):
+            error.hint = "; ".join(filter(None, [UNMOVED, error.hint]))
+        raise
 
 
 def _far_words(monitor: Monitor, plan: Plan, remote: Sequence[str] | None) -> list[str]:
@@ -153,7 +181,7 @@ def _judge(findings: Sequence[Finding], warn: Tell, *, force: bool) -> None:
             warn(f"{finding.what}: {finding.reason}")
     if worst(findings) == FAIL and not force:
         reasons = [f"{finding.what}: {finding.reason}" for finding in findings if finding.level == FAIL]
-        raise StatepipeError("; ".join(reasons), hint="nothing was moved; statepipe check shows all, --force overrules")
+        raise StatepipeError("; ".join(reasons), hint=f"{UNMOVED}; statepipe check shows all, --force overrules")
 
 
 def _capabilities(request: Request) -> dict[str, bool]:

@@ -64,8 +64,8 @@ class Request:
 class Host:
     """The QEMU that is to have the guest, started on entering if it is ours. Leaving before `let_go` ends it then."""
 
-    def __init__(self, request: Request, tell: Say) -> None:
-        self._tell = tell
+    def __init__(self, request: Request, tell: Say, guardian: Guardian) -> None:
+        self._tell, self._guardian = tell, guardian
         self.child: Child | None = None
         self._request, self._let_go = request, False
         self._stays = not (request.detach or request.guests is not None)
@@ -78,6 +78,7 @@ class Host:
         except BaseException as error:
             if self.child is not None:
                 with held():
+                    self._guardian.note({"over": True})
                     self.child.end_after(error, "before it could take a guest")
             raise
         return self
@@ -88,7 +89,17 @@ class Host:
             return Monitor(it.qmp, tell=self._tell)
         with held():  # a QEMU that was started must be known to us
             self.child = Child(it.command, not self._stays, it.folder, it.log)
+            self._have_it_ended(self.child.pid)
         return Monitor(self.child.monitor, self.child.pid, self._tell)
+
+    def _have_it_ended(self, pid: int) -> None:
+        """By the guardian, should we be killed before there is anything else to do about it: nobody else knows it."""
+        pidfd = os.pidfd_open(pid)
+        try:
+            facts = {"state": Destination.INCOMING.name, "pid": pid, "qmp": None, "runs": False}
+            self._guardian.note(facts, {"pidfd": pidfd})
+        finally:
+            os.close(pidfd)
 
     def _process(self) -> int:
         """A descriptor of its process, which may have to be ended."""
@@ -126,10 +137,10 @@ class Host:
         """Whether its process was seen to have ended."""
         return bool(polled(self._pidfd).poll(0))
 
-    def lend(self, guardian: Guardian, *, runs: bool) -> None:
+    def lend(self, *, runs: bool) -> None:
         """Let the guardian know what it needs should we be killed."""
         fds = {"pidfd": self._pidfd} | ({"spare": self.child.spare.fileno()} if self.child else {})
-        guardian.note({"pid": self.monitor.pid, "qmp": self._request.qmp, "runs": runs}, fds)
+        self._guardian.note({"pid": self.monitor.pid, "qmp": self._request.qmp, "runs": runs}, fds)
 
     def let_go(self) -> None:
         """From now on the tables end it where that is right, or the guardian; it may hold the only guest there is."""
@@ -149,6 +160,7 @@ class Host:
         with held():
             if not self._let_go and self.child is not None:
                 self.end()
+                self._guardian.note({"over": True})
             self.monitor.close()
             os.close(self._pidfd)
 
@@ -230,7 +242,7 @@ class _Reception:
                     self._is_visited = True
                     offer = offered(peer)  # before it, there is no reason to start a QEMU
                     self._has_offer = True
-                    with Host(self._request, self._say) as host:
+                    with Host(self._request, self._say, guardian) as host:
                         if self._take(offer, peer, host, guardian):
                             return host.child
             except PeerError as error:
@@ -250,7 +262,7 @@ class _Reception:
             return False
         facts = {"side": "destination", "peer": peer.name, "guest": offer.facts["guest"]}
         with closing(Journal(self._path(), facts, (guardian.note, *self._listeners))) as journal:
-            host.lend(guardian, runs=offer.runs)
+            host.lend(runs=offer.runs)
             words = self._request.undo([UNDOING[name] for name in offer.undo])
             set_capabilities(host.monitor, dict.fromkeys(CAPABILITIES, True))
             arrival = Arrival(host.monitor, peer, words, journal, host.end, runs=offer.runs, say=self._say)

@@ -100,7 +100,9 @@ class Desk:
                 yield
         except InterruptedBySignal as error:
             if self.cancelled and error.exit_code == 128 + signal.SIGTERM:
-                raise InterruptedBySignal(signal.SIGTERM, "cancelled by statepipe cancel") from error
+                cancelled = InterruptedBySignal(signal.SIGTERM, "cancelled by statepipe cancel")
+                cancelled.hint = error.hint  # where the guest is, as after any other end
+                raise cancelled from error
             raise
         finally:
             _DESK.reset(token)

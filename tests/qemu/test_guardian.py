@@ -5,16 +5,21 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
+from statepipe.pipes import polled
 from tests.guest import parse_ticks
 from tests.qemu.harness import Guest, assert_runs_on, assert_unbroken, wait_for
-from tests.qemu.moving import LISTENING, Credentials, Running, mover, receiver
+from tests.qemu.moving import LISTENING, Credentials, Running, child_of, mover, receiver
+from tests.qemu.test_visitors import visiting
+from tests.unit.test_terms import THING
 
 ROOT = Path(__file__).parents[2]
 
 
 BROKE_OFF = "statepipe: guardian: warning: statepipe did not come to its end:"
+KILLED = "statepipe: receive: warning: statepipe did not come to its end:"
 
 BROKEN_OFF = (1, 5)
 """The other host's exit status: it hears of the failure first, or first that nobody is there any more."""
@@ -77,6 +82,25 @@ def test_after_go_the_destination_runs(tmp_path: Path, qemu72: str, credentials:
             assert receiving.wait() == 1
             assert f"{BROKE_OFF} the guest runs here" in receiving.said
         assert_unbroken(parse_ticks(source.serial() + target.serial()))
+
+
+def test_a_qemu_that_has_been_offered_a_guest_and_no_more_is_ended(qemu72: str, credentials: Credentials) -> None:
+    """Also where statepipe is killed before the guest has begun to move: nobody else knows of that QEMU."""
+    receiving, port = receiver(credentials, "--", qemu72, "-accel", "tcg", "-display", "none", "-nodefaults")
+    with receiving, visiting(credentials, port) as peer:
+        peer.tell(THING)
+        assert peer.hear() is not None, "QEMU was started, and has said what it is"
+        qemu = os.pidfd_open(child_of(receiving.pid))
+        try:
+            receiving.send(signal.SIGKILL)
+            assert polled(qemu).poll(60_000), "it lives on"
+        finally:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(qemu, signal.SIGKILL)
+            os.close(qemu)
+        assert receiving.wait() == -signal.SIGKILL
+        ended = f"{KILLED} the QEMU that waited here for the guest is ended"
+        assert ended in receiving.said
 
 
 def kill_if_it_lives(path: Path) -> None:

@@ -87,6 +87,7 @@ def test_a_stalled_link_does_not_hold_the_guest_when_it_is_cancelled(
             cancelled = run_statepipe("cancel", str(moving.pid))
             assert cancelled.returncode == 0, cancelled.stderr
             assert moving.wait() == 143, moving.said
+            assert "statepipe: hint: the guest is running here, as before" in moving.said
             assert_runs_on(source)
             assert receiving.wait() == 5
         assert target.ended()
@@ -155,6 +156,7 @@ def test_nobody_else_may_come(tmp_path: Path, qemu72: str, credentials: Credenti
         with receiving:
             with mover(stranger, source, port) as moving:
                 assert moving.wait() == 5
+                assert any("hint: nothing was moved" in line for line in moving.said), moving.said
             assert_runs_on(source)
             with mover(credentials, source, port) as moving:
                 assert (moving.wait(), receiving.wait()) == (0, 0), (moving.said, receiving.said)
