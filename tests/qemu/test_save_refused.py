@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.qemu.harness import Guest, assert_runs_on, statepipe_command, wait_for
-from tests.qemu.saving import EXEC_MODE, QMP_MODE, STREAM, Save, assert_whole, reach, slow_down
+from tests.qemu.saving import EXEC_MODE, QMP_MODE, STREAM, Save, assert_whole, child_of, reach, slow_down
 
 Start = Callable[..., Save]
 
@@ -131,7 +131,7 @@ def test_a_save_killed_on_such_a_file_system_is_swept_by_the_next(
     save = start_save(calm_guest, states / "s", EXEC_MODE, wrapper=without_nameless_files(states))
     reach(calm_guest, save, 0.3)
     (left,) = states.iterdir()
-    os.kill(int(left.name.split(".")[2]), signal.SIGKILL)
+    os.kill(child_of(save.pid), signal.SIGKILL)
     assert save.status() != 0
     assert calm_guest.wait_status()["status"] == "failed"
     assert list(states.iterdir()) == [left]
