@@ -203,8 +203,11 @@ class Guest:
         return self._qmp.events
 
     def all_events(self) -> list[dict[str, Any]]:
-        """All events so far, of one that has ended too."""
-        return self.events() if not self.ended() else self._qmp.drain()
+        """All events so far, of one that has ended too, or is about to."""
+        if not self.ended():
+            with contextlib.suppress(ConnectionError):
+                return self.events()
+        return self._qmp.drain()
 
     def run_state(self) -> str:
         """As "running", "paused", "postmigrate"."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import select
 import signal
@@ -215,6 +216,7 @@ class Move:
     steps: dict[str, Steps]
     lines: dict[str, list[Line]] = field(default_factory=lambda: {side: [] for side in SIDES})
     stopped: list[int] = field(default_factory=list)
+    killed: dict[str, float] = field(default_factory=dict)
 
     def guest(self, side: str) -> Guest:
         return self.source if side == "migrate" else self.target
@@ -245,6 +247,12 @@ class Move:
                 os.kill(pid, signal.SIGCONT)
         self.stopped.clear()
 
+    def kill_qemu(self, side: str) -> None:
+        """As a person does whom it does not answer. Returns once it has ended."""
+        self.guest(side).kill()
+        self.guest(side).wait()
+        self.killed[side] = time.time()
+
     def end(self) -> None:
         """All of it, at once: a guardian that waits for a QEMU would hold what we read from."""
         self.answer()
@@ -269,14 +277,14 @@ class Move:
 
     def look_back(self) -> dict[str, History]:
         """What both QEMUs told of their guests."""
-        return {side: History(self.guest(side), runs=side == "migrate") for side in SIDES}
+        return {side: History(self.guest(side), side == "migrate", self.killed.get(side, math.inf)) for side in SIDES}
 
 
 class History:
-    """When a QEMU's guest ran, by what QEMU itself told (`events`, with its own clock, which is ours)."""
+    """When a QEMU's guest ran until it was `killed`, by what QEMU itself told: events, with its clock, which is ours."""
 
-    def __init__(self, guest: Guest, *, runs: bool) -> None:
-        self.ran_at_first = runs
+    def __init__(self, guest: Guest, runs: bool, killed: float) -> None:
+        self.ran_at_first, self.killed = runs, killed
         self.alive = not guest.ended()
         self.changes: list[tuple[float, bool]] = []
         for event in guest.all_events():
@@ -285,8 +293,10 @@ class History:
                 self.changes.append((at["seconds"] + at["microseconds"] / 1e6, event["event"] == "RESUME"))
 
     def ran(self, at: float) -> bool:
-        """Whether the guest ran at that moment (time.time()), QEMU alive or not."""
-        return next((runs for when, runs in reversed(self.changes) if when <= at), self.ran_at_first)
+        """Whether the guest ran at that moment (time.time())."""
+        return at < self.killed and next(
+            (runs for when, runs in reversed(self.changes) if when <= at), self.ran_at_first
+        )
 
     @property
     def ever(self) -> bool:
