@@ -19,7 +19,8 @@ def main(verb: str, side: str, fd: str) -> None:
             warn(verb, f"statepipe did not come to its end: {recover()}")
         except (StatepipeError, OSError) as error:
             warn(verb, f"statepipe did not come to its end, and what it left could not be set right: {error}")
-            say("statepipe: hint: see: statepipe resolve --help")
+            hint = error.hint if isinstance(error, StatepipeError) else None
+            say(f"statepipe: hint: {hint or 'see: statepipe resolve --help'}")
 
     guard(int(fd), side, speak, lambda text: warn(verb, text))
 

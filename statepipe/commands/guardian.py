@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from typing import Any, Self
 
+from statepipe.commands.resolve import how_to_decide
 from statepipe.engine.signals import ENDING
 from statepipe.errors import QemuError, QemuSilent
 from statepipe.formats.handover import Action, Destination, Source, recovery
@@ -128,6 +129,9 @@ def recover_source(known: Known, tell: Tell) -> str:
     """
     state = Source[known["state"]]
     actions = recovery(state)
+    if state in (Source.COMMITTED, Source.UNDECIDED):  # GO was written down; nobody knows whether it was sent
+        what = "the other host may have been told to run the guest, and whether it does is not known here"
+        raise QemuError(what, hint=how_to_decide(known["qmp"]))
     if not actions:
         return f"{state.value}; nothing is done about it"
     with closing(_patient(lambda: Monitor(known["qmp"], tell=tell))) as monitor:

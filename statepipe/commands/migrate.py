@@ -19,6 +19,7 @@ from statepipe.commands.encounter import called
 from statepipe.commands.guardian import Command, Guardian
 from statepipe.commands.journal import Journal, Listener
 from statepipe.commands.plan import Plan
+from statepipe.commands.resolve import how_to_decide
 from statepipe.commands.terms import CHECK, MIGRATE, Offer
 from statepipe.ends.address import SSH
 from statepipe.engine.desk import at_work, works_for
@@ -206,7 +207,9 @@ def _failure(departure: Departure, state: Source, request: Request) -> Statepipe
     error = cause if isinstance(cause, StatepipeError) else QemuError(f"the migration failed: {cause!r}")
     resolve = f"statepipe resolve --qmp {shlex.quote(request.qmp)}"
     if state is Source.UNDECIDED:
-        return _undecided(departure.peer.name, error, resolve)
+        there = departure.peer.name
+        what = f"{there} was told to run the guest, and whether it does is not known here: {error}"
+        return QemuError(what, hint=how_to_decide(request.qmp))
     if state is Source.DEAD:
         return QemuGone(f"QEMU has ended, and the guest with it: {error}")
     if state is Source.UNANSWERED:
@@ -215,17 +218,6 @@ def _failure(departure: Departure, state: Source, request: Request) -> Statepipe
         return QemuSilent(f"{what}: {error}", hint=f"once it answers: {resolve} here")
     error.hint = "; ".join(filter(None, [_whereabouts(departure, resolve), error.hint]))
     return error
-
-
-def _undecided(there: str, error: StatepipeError, resolve: str) -> QemuError:
-    """Of two QEMUs one may be about to run the guest: the other one is told nothing before that one has ended."""
-    what = f"{there} was told to run the guest, and whether it does is not known here: {error}"
-    hint = (
-        f"the guest stands still here until you decide; look there first, with statepipe resolve; if it runs there: "
-        f"{resolve} elsewhere; if it does not, it may yet: end its QEMU there (statepipe resolve … elsewhere, or kill "
-        f"-9 where it does not answer), see that it has ended, and only then: {resolve} here"
-    )
-    return QemuError(what, hint=hint)
 
 
 def _whereabouts(departure: Departure, resolve: str) -> str:

@@ -7,6 +7,7 @@ or `elsewhere`, told.
 from __future__ import annotations
 
 import os
+import shlex
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,19 @@ _MEANINGS = {
     "finish-migrate": "its guest is on its way and stands still",
     "inmigrate": "it waits for a guest, or for the rest of one",
 }
+
+
+def how_to_decide(qmp: str) -> str:
+    """What a person does about a guest that stands still behind `qmp`, and of which nobody knows whether it runs there.
+
+    Of two QEMUs one may be about to run the guest: the other one is told nothing before that one has ended.
+    """
+    resolve = f"statepipe resolve --qmp {shlex.quote(qmp)}"
+    return (
+        f"the guest stands still here until you decide; look there first, with statepipe resolve; if it runs there: "
+        f"{resolve} elsewhere; if it does not, it may yet: end its QEMU there (statepipe resolve … elsewhere, or kill "
+        f"-9 where it does not answer), see that it has ended, and only then: {resolve} here"
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -281,7 +281,7 @@ class Move:
 
 
 class History:
-    """When a QEMU's guest ran until it was `killed`, by what QEMU itself told: events, with its clock, which is ours."""
+    """When a QEMU's guest ran until it was `killed`, as its events tell, by its clock, which is ours."""
 
     def __init__(self, guest: Guest, runs: bool, killed: float) -> None:
         self.ran_at_first, self.killed = runs, killed

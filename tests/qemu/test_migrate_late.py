@@ -162,6 +162,7 @@ SAMPLE = [
     case("migrate", ("COMMITTED",), "disk there", TERM, 0.1, 8.0),
     case("migrate", ("COMMITTED",), "qemu there", INT, 0.1, 3.0),
     case("migrate", ("COMMITTED",), "peer", TERM, 0.0, 1.5),
+    case("migrate", ("COMMITTED",), "disk there", KILL, 0.0, 2.5),
     case("migrate", ("HANDING",), "disk here", TERM, 0.0, 1.5),
     case("migrate", ("PRECOPY",), "qemu here", TERM, 0.1, 1.5),
     case("migrate", ("ASKED",), "link", TERM, 0.0, 1.5),
