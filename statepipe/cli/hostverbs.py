@@ -75,6 +75,7 @@ BETWEEN_HOSTS = (
             _INSECURE,
             _TIMEOUT,
             Param("--retry", "with tls://: wait so many seconds for a sender whose connection broke", "SECONDS"),
+            Param("--allow-empty", "with tcp:// and unix://: who connects and sends nothing sends an empty stream"),
             _INSIDE,
             Param("--attach", "what ssh:// starts again: one more connection for the receiver ID", "ID"),
         ),

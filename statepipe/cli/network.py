@@ -27,7 +27,7 @@ def run_send(name: str, values: Values) -> int:
     plan = _plan(values)
     if plan.address.scheme == SSH and plan.address.path in ("", "/"):
         raise UsageError(f"'{plan.address}' names no file", hint="write ssh://HOST/PATH; PATH is a file, from the root")
-    _doubt(name, send(plan))
+    _doubt(name, send(plan, lambda text: warn(name, text)))
     return 0
 
 
@@ -99,6 +99,7 @@ def plan_of(address: str, words: Sequence[str], values: Values, silence: float |
         _ssh(values.get("ssh")),
         values.get("remote_command") or "statepipe",
         also,
+        values.get("allow_empty", False),
     )
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Union
 from statepipe.commands.plan import Plan, Say, Visit
 from statepipe.commands.ration import Refusals
 from statepipe.ends.address import SSH, TLS, UNIX
-from statepipe.ends.dial import accepted, connected, listening, port_of
+from statepipe.ends.dial import connected, listening, port_of
+from statepipe.ends.firstbyte import accepted
 from statepipe.ends.net import Patience, SocketSink, SocketSource, reset
 
 if TYPE_CHECKING:  # ssl alone takes 18 ms, which a plain connection need not pay
@@ -41,7 +42,13 @@ def outgoing(plan: Plan) -> Iterator[tuple[SocketSource | SessionSource, MakeSin
         connected(plan.address, patience, plan.bind, insecure=plan.insecure) as connection,
         SocketSource(connection, name, Patience()) as plain,
     ):
-        yield plain, lambda wait: SocketSink(connection, name, patience, wait)
+
+        def make_sink(wait: Callable[[], None]) -> SocketSink:
+            sink = SocketSink(connection, name, patience, wait)
+            plain.passed = lambda: sink.bytes
+            return sink
+
+        yield plain, make_sink
 
 
 def trust_of(plan: Plan, *, server: bool, say: Say = lambda text: None) -> Kept:
@@ -61,8 +68,9 @@ def visited(plan: Plan, say: Say, idle: int | None = None) -> Iterator[Visit]:
         if plan.address.scheme != UNIX and not plan.address.port:
             say(f"listening at port {port_of(listener)}")
         if trust is None:
-            with accepted(listener, plan.patience) as connection:
-                listener.close()
+            refusals = Refusals(say)
+            with accepted(listener, plan.patience, refusals, allow_empty=plan.allow_empty) as connection:
+                refusals.end()
                 with SocketSource(connection, "the sender", plan.patience, idle) as plain, _or_reset(connection):
                     yield Visit(plain, connection.sendall, lambda: None)
             return

@@ -69,7 +69,7 @@ class Looked:
 # --- send
 
 
-def send(plan: Plan) -> bool:
+def send(plan: Plan, warn: Say) -> bool:
     """Send standard input; whether it proved itself whole. Raises StatepipeError.
 
     What the receiver sends back goes to standard output, unless that is a terminal: it is QEMU's return path, where
@@ -87,7 +87,10 @@ def send(plan: Plan) -> bool:
             raise
         finally:
             back.stop()
-    return proof.holds or plan.address.scheme in (TLS, SSH)
+    proved = proof.holds or plan.address.scheme in (TLS, SSH)
+    if not proved and not sink.bytes:  # a unix socket knows no reset, which would have said so
+        warn("nothing was sent, and a receiver of ours takes that for nobody unless it has --allow-empty")
+    return proved
 
 
 def _to_stdout(buffer: Buffer) -> None:

@@ -23,7 +23,8 @@ class Plan:
 
     For TLS: the folder with certificates (None: the pinned keys), the one peer that is meant, how many seconds a
     session goes on without any link (None: as long as linked.py has it), how many links a sender keeps, and which
-    other addresses of the same host they lead to in turn. For ssh: the words that start it here, and the shell's that
+    other addresses of the same host they lead to in turn. For a plain receiver: whether a stream of no byte is one
+    (`allow_empty`). For ssh: the words that start it here, and the shell's that
     start statepipe there.
     """
 
@@ -39,6 +40,7 @@ class Plan:
     ssh: Sequence[str] = ("ssh",)
     remote: str = "statepipe"
     also: Sequence[Address] = ()
+    allow_empty: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -232,19 +232,6 @@ def _is_left_over(path: str) -> bool:
     return False
 
 
-@contextmanager
-def accepted(listener: socket.socket, patience: Patience) -> Iterator[socket.socket]:
-    """The first connection that comes, closed on leaving. Raises PeerError when none comes in time."""
-    listener.settimeout(patience.silence)
-    try:
-        connection, _ = listener.accept()
-    except TimeoutError as error:
-        raise PeerError(f"nobody came within {patience.silence:g} s") from error
-    with connection:
-        tune(connection, patience)
-        yield connection
-
-
 def port_of(listener: socket.socket) -> int:
     """The port that a listener got where 0 was asked for; 0 for a unix socket."""
     where = listener.getsockname()

@@ -136,18 +136,30 @@ _STALLED = "it, or what it writes to, stands still; a larger --timeout waits lon
 _DEAD = "the other host or the network between is down"
 
 
+def _lost(name: str, error: OSError, done: int, patience: Patience) -> PeerError:
+    """The same of a plain connection, where somebody who sends nothing may be taken for a probe (ends/firstbyte.py)."""
+    told = lost(name, error, done, patience)
+    if not done and isinstance(error, ConnectionResetError):
+        told.hint = "nothing was sent, and a receiver takes that for nobody unless it has --allow-empty"
+    return told
+
+
 class SocketSource(FdSource):
-    """Buffers from a connection until the peer's FIN. Raises PeerError for a reset, a dead peer, and silence."""
+    """Buffers from a connection until the peer's FIN. Raises PeerError for a reset, a dead peer, and silence.
+
+    `passed` gives the bytes that an error tells of: those that came, unless the stream is what goes the other way.
+    """
 
     def __init__(self, connection: socket.socket, name: str, patience: Patience, idle: int | None = None) -> None:
         silence = None if patience.silence is None else max(int(patience.silence * 1000), 1)
         super().__init__(connection.fileno(), name, idle if silence is None else min(idle or silence, silence))
         self._patience, self._silence = patience, silence
         self._last = time.monotonic()
+        self.passed: Callable[[], int] = lambda: self.bytes
 
     def lost(self, error: OSError) -> PeerError:
         """What an error of the connection means."""
-        return lost(self.name, error, self.bytes, self._patience)
+        return _lost(self.name, error, self.passed(), self._patience)
 
     def wait(self) -> None:
         """As FdSource's, within the patience there is. Raises PeerError."""
@@ -200,7 +212,7 @@ class SocketSink:
 
     def lost(self, error: OSError) -> PeerError:
         """What an error of the connection means."""
-        return lost(self.name, error, self.bytes, self._patience)
+        return _lost(self.name, error, self.bytes, self._patience)
 
     def write(self, buffer: Buffer) -> None:
         """Send it all. Raises PeerError."""

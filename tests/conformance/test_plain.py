@@ -10,7 +10,7 @@ import struct
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -99,10 +99,10 @@ def to(listener: socket.socket) -> str:
 
 @pytest.mark.parametrize("size", [0, 1, 3, 4, 4096, len(NOISE)])
 def test_to_ourselves(size: int) -> None:
-    with receiving() as (receiver, port):
+    with receiving("--allow-empty") as (receiver, port):
         ours, theirs = both(receiver, sending(port), NOISE[:size])
     assert (ours[:2], theirs[:2]) == ((0, b""), (0, NOISE[:size]))
-    assert ours[2].startswith(UNPROVED % b"send") and theirs[2].startswith(UNPROVED % b"recv")
+    assert UNPROVED % b"send" in ours[2] and theirs[2].startswith(UNPROVED % b"recv")
 
 
 def test_from_a_pipe() -> None:
@@ -246,6 +246,53 @@ def test_a_reset_is_no_end(words: list[str], tmp_path: Path) -> None:
     assert status == 5 and b"the sender broke the connection off" in said
 
 
+PROBES = {
+    "leaves": lambda probe: probe.close(),
+    "half-closes": lambda probe: probe.shutdown(socket.SHUT_WR),
+    "is reset": rst,
+    "stays without a word": lambda probe: None,
+}
+
+
+@pytest.mark.parametrize("how", PROBES)
+def test_who_connects_and_sends_nothing_is_no_sender(how: str, tmp_path: Path) -> None:
+    (tmp_path / "out").write_bytes(b"precious")
+    with receiving("--output", str(tmp_path / "out")) as (receiver, port), connect(port) as probe:
+        PROBES[how](probe)
+        assert (tmp_path / "out").read_bytes() == b"precious"
+        ours, theirs = both(receiver, sending(port), NOISE)
+    assert (ours[0], theirs[0]) == (0, 0)
+    assert (b"turned away 127.0.0.1: it sent nothing" in theirs[2]) == (how != "stays without a word")
+    assert (tmp_path / "out").read_bytes() == NOISE
+
+
+@pytest.mark.parametrize("words", [[], ["checksum"]])
+def test_nobody_but_a_probe_leaves_what_was_there(words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "out").write_bytes(b"precious")
+    with receiving(*words, "--timeout", "2", "--output", str(tmp_path / "out")) as (receiver, port):
+        assert send(f"tcp://127.0.0.1:{port}", data=b"").returncode == 5, "an empty stream did not arrive"
+        status, _, said = collect(receiver)
+    assert status == 5 and b"nobody came within 2 s" in said
+    assert (tmp_path / "out").read_bytes() == b"precious"
+
+
+def test_an_empty_stream_that_is_wanted_arrives(tmp_path: Path) -> None:
+    (tmp_path / "out").write_bytes(b"old")
+    with receiving("--allow-empty", "--output", str(tmp_path / "out")) as (receiver, port):
+        rst(connect(port))  # which is no end of a stream
+        assert send(f"tcp://127.0.0.1:{port}", data=b"").returncode == 0
+        assert collect(receiver)[0] == 0
+    assert (tmp_path / "out").read_bytes() == b""
+
+
+def test_many_who_say_nothing_keep_nobody_out() -> None:
+    with ExitStack() as opened, receiving() as (receiver, port):
+        for _ in range(100):
+            opened.enter_context(connect(port))
+        ours, theirs = both(receiver, sending(port), NOISE)
+    assert (ours[0], theirs[:2]) == (0, (0, NOISE))
+
+
 def test_a_receiver_that_closes_early_is_an_error(listener: socket.socket) -> None:
     with started([*STATEPIPE, "send", to(listener)]) as sender:
         connection, _ = listener.accept()
@@ -334,7 +381,7 @@ def test_retry_waits_for_a_receiver(tmp_path: Path) -> None:
     address = f"unix://{tmp_path}/s"
     with (
         started([*STATEPIPE, "send", "--retry", "60", address], stdin=subprocess.DEVNULL) as sender,
-        started([*STATEPIPE, "recv", address], stdin=subprocess.DEVNULL) as receiver,
+        started([*STATEPIPE, "recv", "--allow-empty", address], stdin=subprocess.DEVNULL) as receiver,
     ):
         assert (collect(receiver)[0], collect(sender)[0]) == (0, 0)
 
