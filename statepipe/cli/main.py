@@ -13,6 +13,7 @@ from statepipe import __version__
 from statepipe.cli.messages import explain, is_heard, say, show
 from statepipe.cli.verb import Verb
 from statepipe.cli.verbs import EXIT_CODES, VERBS
+from statepipe.ends.farwords import meant_words
 from statepipe.engine.desk import Desk
 from statepipe.engine.signals import ASKING, as_exceptions, ignore
 from statepipe.errors import InterruptedBySignal, StatepipeError, UsageError
@@ -20,7 +21,7 @@ from statepipe.errors import InterruptedBySignal, StatepipeError, UsageError
 
 def main(arguments: Sequence[str] | None = None, leave: Callable[[int], int] = lambda code: code) -> int:
     """Run a command line (sys.argv by default); the exit code. `leave` gets it while signals can change it no more."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    words = meant_words(sys.argv[1:] if arguments is None else arguments)
     desk = Desk(_complain)
     try:
         with as_exceptions(lambda: _tell(desk)):

@@ -7,14 +7,16 @@ it another link. What the shell there is told holds no secret: the session's tok
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Self
 
 from statepipe.commands.linked import sending
 from statepipe.commands.plan import Plan
+from statepipe.ends.farwords import far_words
 from statepipe.ends.pipelink import PipeTransport
-from statepipe.ends.ssh import Ssh, has_terminal, quoted, ssh_command
+from statepipe.ends.ssh import Ssh, has_terminal, ssh_command
 from statepipe.engine.sessionends import SessionSink, SessionSource
 from statepipe.pipes import Bell
 
@@ -29,6 +31,9 @@ class SshDial:
     """Makes links: the first as patiently as ssh is where somebody may be at the terminal, who types a passphrase or
     looks at a host's key; each later one within `redial` seconds. Leaving it ends a dial.
 
+    Where ssh's configuration shares a connection, every second of the later ones does without: a shared connection
+    that is dead would hold up each of them.
+
     `words` start the other side there: a verb with --session-stdio (a tunnel from `-`), which says where later links
     find it. Each verb that can be met so lets links in with `insidessh.inside`.
     """
@@ -36,6 +41,7 @@ class SshDial:
     def __init__(self, plan: Plan, words: Sequence[str], redial: float = REDIAL) -> None:
         self._plan, self._words, self._asks, self._redial = plan, words, has_terminal(), redial
         self._name: str | None = None
+        self._later = itertools.count()
         self._stop = Bell()
 
     def __enter__(self) -> Self:
@@ -48,7 +54,8 @@ class SshDial:
         """Raises PeerError, StatepipeError where there is no ssh."""
         plan, is_first = self._plan, self._name is None
         within = (plan.patience.silence or FIRST) if is_first else self._redial
-        command = ssh_command(plan.address, plan.ssh, self._remote(), asks=self._asks, within=within)
+        apart = not is_first and next(self._later) % 2 == 1
+        command = ssh_command(plan.address, plan.ssh, self._remote(), asks=self._asks, within=within, apart=apart)
         started = Ssh(command, plan.address, asks=self._asks)
         self._name, transport = started.greeted(None if self._asks and is_first else within, self._stop)
         return transport
@@ -56,7 +63,7 @@ class SshDial:
     def _remote(self) -> str:
         """The line for the shell there."""
         words = self._words if self._name is None else ["recv", "--attach", self._name]
-        return f"{self._plan.remote} {' '.join(map(quoted, words))}"
+        return " ".join([self._plan.remote, *far_words(words)])
 
 
 def times(plan: Plan) -> list[str]:

@@ -47,9 +47,27 @@ def first_line(name: str) -> bytes:
     return f"statepipe session {name}\n".encode()
 
 
-def ssh_command(address: Address, ssh: Sequence[str], remote: str, *, asks: bool, within: float | None) -> list[str]:
+OURS = (
+    "IgnoreUnknown=*",
+    *("RemoteCommand=none", "PermitLocalCommand=no", "ClearAllForwardings=yes", "ControlMaster=no"),
+    *("StdinNull=no", "SessionType=default", "ForkAfterAuthentication=no"),
+)
+"""What ssh_config may say for people and not for a program's channel, as scp has it: another command there, or one here
+that prints; forwards, whose ports are taken where an ssh of the user's runs; an input that is /dev/null, or an ssh that
+goes into the background; and that other sessions share this connection, and end with it. The last three came with
+OpenSSH 8.7: an older ssh is to ignore them, and not to end."""
+
+
+APART = "ControlPath=none"
+"""Has an ssh connect by itself, and not through a connection that another one shares."""
+
+
+def ssh_command(
+    address: Address, ssh: Sequence[str], remote: str, *, asks: bool, within: float | None, apart: bool = False
+) -> list[str]:
     """The command line that runs `remote`, a line for the shell there. To connect may take `within` seconds."""
-    command = [*ssh, "-T", "-x"]
+    options = (*OURS, APART) if apart else OURS
+    command = [*ssh, "-T", "-x", "-a", *(word for option in options for word in ("-o", option))]
     if within is not None:
         command += ["-o", f"ConnectTimeout={math.ceil(within)}"]
     if not asks:
@@ -59,17 +77,6 @@ def ssh_command(address: Address, ssh: Sequence[str], remote: str, *, asks: bool
     if address.user:
         command += ["-l", address.user]
     return [*command, "--", address.host, remote]
-
-
-def quoted(word: str) -> str:
-    """The word for whatever shell reads it there: sh, bash and zsh, but fish and csh too.
-
-    In single quotes fish still reads a backslash, and csh an exclamation mark: these stand outside, each behind a
-    backslash, where all take them for themselves. Without quotes zsh reads =NAME as the path of a program.
-    """
-    if re.fullmatch(r"[\w@%+:,./-][\w@%+=:,./-]*", word, re.ASCII):
-        return word
-    return "'" + re.sub(r"[\\'!]+", lambda found: "'" + "".join("\\" + each for each in found[0]) + "'", word) + "'"
 
 
 def has_terminal() -> bool:

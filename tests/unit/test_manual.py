@@ -22,7 +22,7 @@ from statepipe.stages import FILTERS, Param
 
 MANUAL = Path(__file__).parents[2] / "man" / "statepipe.1"
 SOURCE = MANUAL.read_text()
-GENERAL = {"--help", "--version"}
+GENERAL = {"--help", "--version", "--percent"}
 """Options of the program itself, which main.py knows without a table."""
 
 each_verb = pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)

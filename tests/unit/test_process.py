@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from statepipe.ends.ssh import quoted
 from statepipe.errors import QemuError, StatepipeError
 from statepipe.processes import Process
 from statepipe.qemu.facts import host_facts
@@ -130,34 +129,6 @@ def test_a_value_that_looks_like_an_option_is_kept() -> None:
 @pytest.mark.parametrize("name", ["../../../../etc/passwd", "..", "a/b", "x" * 100])
 def test_a_tap_s_name_leads_to_no_other_file(name: str) -> None:
     assert host_facts([f"tap,id=n,ifname={name},script=no"])["taps"] == {}
-
-
-WORDS = [
-    "=ls",
-    "a=b",
-    "",
-    "a b",
-    "it's",
-    "\\",
-    "\\'; touch x #",
-    "'\\'",
-    "a\\\\b",
-    "!x!",
-    "$HOME `id` $(id)",
-    '"',
-    "*?[]{}~",
-    "ü€",
-    "-x",
-]
-
-
-@pytest.mark.parametrize("shell", ["sh", "dash", "bash", "zsh", "fish", "csh", "tcsh"])
-def test_each_shell_there_reads_the_words_that_were_meant(shell: str) -> None:
-    if shutil.which(shell) is None:
-        pytest.skip(f"no {shell}")
-    line = f"printf '%s\\n' {' '.join(map(quoted, WORDS))}"
-    done = subprocess.run([shell, "-c", line], capture_output=True, text=True, env=os.environ | {"HOME": "/"})
-    assert done.stdout.split("\n")[:-1] == WORDS, done
 
 
 def said(command: Sequence[str], folder: str | None = None) -> str:
