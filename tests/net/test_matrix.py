@@ -10,6 +10,7 @@ import ast
 import itertools
 import os
 import random
+import re
 import signal
 import socket
 import ssl
@@ -251,7 +252,7 @@ def test_connections_that_end_early_are_made_anew(folder: str, tmp_path: Path, f
     "fault", [pytest.param(each, marks=[pytest.mark.faults] * (each != "flipped")) for each in WIRE]
 )
 def test_links_that_always_break_are_given_up(folder: str, tmp_path: Path, fault: str) -> None:
-    """Each comes up, and breaks before a frame of it is through."""
+    """Each comes up, and breaks before a frame of it is through: whether a second one came up is chance."""
     words, faults = ["--tls-creds", folder, "--retry", "0.5"], WIRE[fault](lambda: 40_000)
     with (
         receiving(*words, "-o", tmp_path / "out") as (receiver, port),
@@ -261,7 +262,8 @@ def test_links_that_always_break_are_given_up(folder: str, tmp_path: Path, fault
         thread = feed(sending, NOISE)
         for process, verb, peer in ((sending, "send", "tls://127.0.0.1:"), (receiver, "recv: stream", "localhost")):
             status, said = one_line(process, verb)
-            assert status == 5 and said.startswith(f"no link to {peer}") and " for 0.5 s: " in said, said
+            assert status == 5, said
+            assert re.match(f"(no link|nothing gets through) to {peer}.* for 0.5 s(:|, though)", said), said
         thread.join()
         assert at.cuts + at.flips > 1
     assert os.listdir(tmp_path) == []

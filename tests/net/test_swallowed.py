@@ -35,5 +35,6 @@ def test_both_ends_give_up(world: World, tmp_path: Path, links: str) -> None:
             assert rail.accepted > 2
         status, told = receiver.ended()
     assert (sender.returncode, status) == (5, 5), (said, told)
-    assert b" for 8 s" in said and " for 8 s" in told, (said, told)
+    assert " for 8 s" in told, told
+    assert b" for 8 s" in said or b"this session has ended" in said, said  # as the listener gave up first
     assert not out.exists()

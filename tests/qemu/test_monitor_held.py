@@ -95,9 +95,8 @@ def test_more_clients_than_may_wait_are_told_the_same(tmp_path: Path, qemu72: st
 
 def test_a_cont_that_comes_late_is_waited_for_and_told_of(server: QmpServer) -> None:
     may_run = threading.Event()
-    state = iter(["paused", "paused", "running"])
     server.answers |= {
-        "query-status": lambda: {"status": next(state)},
+        "query-status": lambda: {"status": "running" if may_run.is_set() else "paused"},
         "cont": lambda: may_run.wait(60) and {},
     }
     with Running("resolve", "--qmp", server.path, "here") as deciding:

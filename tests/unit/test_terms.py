@@ -136,7 +136,7 @@ def test_what_is_no_answer(message: Facts) -> None:
 # --- the steps
 
 STEPS = {
-    Source: {Event.READY, Event.ACCEPTED, Event.RUNNING, Event.REFUSED},
+    Source: {Event.READY, Event.ACCEPTED, Event.RUNNING, Event.REFUSED, Event.UNSURE},
     Destination: {Event.ASK, Event.GO, Event.ABORT},
 }
 
