@@ -12,6 +12,7 @@ start, counts for nothing where cores go to a program (core(5)). Nor may other p
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 from collections.abc import Callable
 
@@ -42,7 +43,8 @@ def refuse_open(path: str, status: os.stat_result) -> None:
     others = 0o027 if status.st_uid == 0 else 0o077
     if status.st_mode & others and os.geteuid() in (0, status.st_uid):
         mode = f"{stat.S_IMODE(status.st_mode):04o}"
-        raise StatepipeError(f"{path} can be read or written by others: its mode is {mode}", hint=f"chmod 600 {path}")
+        what = f"{path} can be read or written by others: its mode is {mode}"
+        raise StatepipeError(what, hint=f"chmod 600 {shlex.quote(path)}")
 
 
 _DESCRIPTORS = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import stat
 from dataclasses import dataclass, replace
 
@@ -88,7 +89,7 @@ def _refuse_others(path: str, status: os.stat_result) -> None:
         hint = "remove it, or name it with STATEPIPE_CONFIG if it is meant"
         raise StatepipeError(f"{path} belongs to user {status.st_uid}", hint=hint)
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise StatepipeError(f"{path} can be written by others", hint=f"chmod go-w {path}")
+        raise StatepipeError(f"{path} can be written by others", hint=f"chmod go-w {shlex.quote(path)}")
 
 
 def _config(path: str, table: dict[str, object]) -> Config:

@@ -10,6 +10,7 @@ import itertools
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -37,6 +38,9 @@ from statepipe.qemu.settings import set_capabilities
 
 ENDING = 5000
 """Milliseconds that a QEMU has to end when it is told to quit, before it is killed."""
+
+AGAIN = 1.0
+"""Seconds until one who serves waits for visitors again, where this host could not have it so."""
 
 Undo = Callable[[Sequence[str]], Sequence[NamedStage]]
 """Makes the stages of those words. Raises StatepipeError."""
@@ -225,6 +229,8 @@ class _Reception:
                 ):
                     raise
                 self._refused(error)
+                if not self._is_visited:  # this host cannot start a guardian, or read its trust: now, but perhaps later
+                    time.sleep(AGAIN)
                 if self._signal is not None:  # it ends the service, whatever became of the guest
                     raise self._signal from error
             while len(guests := [child for child in guests if not child.ended]) >= most:
