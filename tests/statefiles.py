@@ -18,6 +18,7 @@ from statepipe.ends.state import Keys, open_state
 from statepipe.engine.pipeline import Pipeline
 from statepipe.errors import StatepipeError
 from statepipe.formats.qemustream import QemuStream
+from statepipe.qemu.guard import Said
 from statepipe.stage import Buffer
 from statepipe.stages.checksum import Digest
 from statepipe.stages.watch import watch
@@ -141,13 +142,13 @@ class Loaded:
     doubts: str | None = None
 
 
-def load(path: Path, *, force: bool = False, keys: Keys = NO_KEYS) -> Loaded:
+def load(path: Path, *, keys: Keys = NO_KEYS) -> Loaded:
     """Load as every way of `statepipe load` does, into memory."""
     sink, doubts = Kept(), None
     try:
         with open_state(str(path), keys) as source:
             state = prepare(source)
-            state.refuse_changed_disks(None, force=force)
+            state.refuse_changed_disks(None, Said(), lambda text: None)
             doubts = state.doubts
             Pipeline(source, state.stages, sink).pour()
     except StatepipeError as error:

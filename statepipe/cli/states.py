@@ -18,6 +18,7 @@ from statepipe.errors import UsageError
 
 if TYPE_CHECKING:
     from statepipe.commands.outgoing import Saved
+    from statepipe.qemu.guard import Said
     from statepipe.stages.packing import Packing
 
 Values = dict[str, Any]
@@ -60,7 +61,7 @@ def _warn_save(text: str) -> None:
 
 
 def _warn_of_disks(saved: Saved) -> None:
-    from statepipe.qemu.disks import unknown
+    from statepipe.qemu.guard import unknown
 
     if doubts := unknown(saved.disks):
         warn("save", doubts)
@@ -104,7 +105,7 @@ def run_load(name: str, values: Values) -> int:
     if not values["command"] and not values["qmp"]:
         from statepipe.commands.load import load_to_stdout
 
-        load_to_stdout(values["file"], keys_of(values), force=values["force"], warn=_warn_load)
+        load_to_stdout(values["file"], keys_of(values), _said_of_disks(values), _warn_load)
         return 0
     return _load_by_qmp(values)
 
@@ -114,12 +115,22 @@ def _load_by_qmp(values: Values) -> int:
 
     keys = keys_of(values)
     if values["qmp"]:
-        state = load_into_waiting(values["file"], values["qmp"], keys, force=values["force"], warn=_warn_load)
+        state = load_into_waiting(values["file"], values["qmp"], keys, _said_of_disks(values), warn=_warn_load)
         say(f"statepipe: load: {values['file']} is loaded and verified; the guest is {state}")
         return 0
     return load_into_new(
-        values["file"], values["command"], keys, force=values["force"], detach=values["detach"], warn=_warn_load
+        values["file"], values["command"], keys, _said_of_disks(values), detach=values["detach"], warn=_warn_load
     )
+
+
+def _said_of_disks(values: Values) -> Said:
+    """What --disk and --force say. Raises UsageError."""
+    from statepipe.qemu.guard import Said
+
+    for text in values["disk"]:
+        if "=" not in text.strip("="):
+            raise UsageError(f"'{text}' does not say which disk is where now", hint="write --disk OLD=NEW")
+    return Said(values["disk"], values["force"])
 
 
 def _warn_load(text: str) -> None:

@@ -14,7 +14,8 @@ THEN = ("stay", "cont", "quit")
 
 
 _WORDS = "stages, in order: NAME[:ARGUMENT][,OPTION=VALUE]…"
-_FORCE = Param("--force", "load although a disk has changed since the save")
+_DISK = Param("--disk", "the guest's disk that was OLD at the save is NEW now", "OLD=NEW", many="any")
+_FORCE = Param("--force", "load although DISK is not as it was at the save", "DISK", many="any")
 _ID = Param("id", "which one: the ID that ps shows", "ID")
 _QMP = Param("--qmp", "drive the QEMU whose monitor listens on the unix socket SOCKET", "SOCKET")
 
@@ -48,6 +49,7 @@ COMMANDS = (
             Param("command", "after --: the QEMU command line that the guest was started with", "QEMU", many="any"),
             _QMP,
             Param("--detach", "return once the guest runs, and leave QEMU to itself"),
+            _DISK,
             _FORCE,
             *IDENTITIES,
         ),

@@ -33,7 +33,10 @@ from statepipe.formats.statefile import (
     seek_table_size,
     sum_seek_table,
 )
-from statepipe.qemu.disks import named, refuse_changed, unknown
+from statepipe.qemu.disks import Disk
+from statepipe.qemu.guard import Said, Warn, judge, named, unknown
+from statepipe.qemu.images import Images
+from statepipe.qemu.process import starts_qemu
 from statepipe.stages.checksum import verify
 from statepipe.stages.codec import RAW, decompress, identify
 from statepipe.stages.watch import LATE, hold, watch
@@ -156,18 +159,24 @@ class State:
             return self.ends.trailer.get("run_state")
         return self.stream.run_state if self.stream else None
 
-    def refuse_changed_disks(self, its: Sequence[str] | None, *, force: bool) -> None:
-        """Raises StatepipeError, unless `force`, for disks that changed since the save, or that QEMU has not.
+    @property
+    def disks(self) -> list[Disk]:
+        """What it says of the guest's disks; a foreign stream says nothing."""
+        return self.ends.trailer.get("disks") or [] if self.ends.is_state and self.ends.trailer else []
 
-        `its` are the images that QEMU has, None where no QEMU is to be seen. A foreign stream names no disks.
+    def refuse_changed_disks(self, its: Images | None, said: Said, warn: Warn) -> None:
+        """Raises StatepipeError for disks that changed since the save, that QEMU has not, or has elsewhere, unless
+        `said` has another word on them.
+
+        `its` are the images that QEMU has, None where no QEMU is to be seen.
         """
-        if self.ends.is_state and self.ends.trailer is not None:
-            refuse_changed(self.ends.trailer.get("disks"), its, force)
+        judge(self.disks, its, said.of(self.disks), warn)
 
-    def refuse_changed_before(self, command: Sequence[str], *, force: bool) -> None:
+    def refuse_changed_before(self, command: Sequence[str], said: Said) -> None:
         """The same of the disks that a QEMU's command line names: then it need not be started."""
-        if self.ends.is_state and self.ends.trailer is not None:
-            refuse_changed(named(self.ends.trailer.get("disks"), command), None, force)
+        word = said.of(self.disks)
+        if starts_qemu(command):
+            judge(named(self.disks, command, word), None, word, lambda text: None)
 
 
 def prepare(source: StateFile) -> State:

@@ -18,14 +18,17 @@ from statepipe.ends.fd import FdSink
 from statepipe.ends.state import Keys, open_state
 from statepipe.engine.pipeline import Pipeline
 from statepipe.errors import UsageError
+from statepipe.qemu.guard import Said
+from statepipe.qemu.images import Image, Images
 from statepipe.qemu.process import open_images
 
 POISON = b"!"
 """QEMU says "Not a migration stream" and exits."""
 
 
-def load_to_stdout(path: str, keys: Keys, *, force: bool, warn: Callable[[str], None]) -> None:
-    """Verify the state in `path` and write its stream to standard output; `warn` hears what is not proved.
+def load_to_stdout(path: str, keys: Keys, said: Said, warn: Callable[[str], None]) -> None:
+    """Verify the state in `path` and write its stream to standard output; `said` is what a person says of the
+    disks, `warn` hears what is not proved.
 
     Raises StatepipeError; QEMU then does not run the guest.
     """
@@ -38,13 +41,19 @@ def load_to_stdout(path: str, keys: Keys, *, force: bool, warn: Callable[[str], 
     try:
         with open_state(path, keys) as source:
             state = prepare(source)
-            state.refuse_changed_disks(open_images(), force=force)
+            state.refuse_changed_disks(_open_images(), said, warn)
             if state.doubts:
                 warn(state.doubts)
             Pipeline(source, state.stages, sink).run()
     except BaseException:  # a signal too, and what nobody foresaw: QEMU waits all the same
         poison(sink)
         raise
+
+
+def _open_images() -> Images | None:
+    """Those of the QEMU that started us: its open files alone, as nobody asks its monitor."""
+    paths = open_images()
+    return None if paths is None else Images(tuple(Image(path, "file") for path in paths), complete=False)
 
 
 def poison(sink: FdSink) -> None:

@@ -17,7 +17,8 @@ from statepipe.ends.state import Keys, StateFile, open_state
 from statepipe.engine.pipeline import Pipeline
 from statepipe.engine.signals import held
 from statepipe.errors import InterruptedBySignal, QemuError, QemuGone, QemuSilent
-from statepipe.qemu.guest import image_paths
+from statepipe.qemu.guard import Said
+from statepipe.qemu.images import images
 from statepipe.qemu.monitor import Monitor, Tell, demand_completed
 from statepipe.qemu.process import Child
 from statepipe.qemu.settings import set_capabilities
@@ -26,19 +27,20 @@ RAN_AT_SAVE = ("running", None)
 """A machine older than 2.4 does not tell its run state; QEMU itself then takes it to be running."""
 
 
-def load_into_new(path: str, command: Sequence[str], keys: Keys, *, force: bool, detach: bool, warn: Tell) -> int:
+def load_into_new(path: str, command: Sequence[str], keys: Keys, said: Said, *, detach: bool, warn: Tell) -> int:
     """Load the state into a QEMU started by `command`; stay until it ends and return its exit status.
 
-    With `detach`, return 0 once the guest is loaded. Raises StatepipeError, and then that QEMU is gone.
+    `said` is a person's word on the disks. With `detach`, return 0 once the guest is loaded. Raises StatepipeError, and
+    then that QEMU is gone.
     """
     child: Child | None = None
     try:
         with open_state(path, keys) as source:
             state = _prepare_state(source, warn)
-            state.refuse_changed_before(command, force=force)
+            state.refuse_changed_before(command, said)
             with held():  # a QEMU that was started must be known to us
                 child = Child(command, detach)
-            monitor = _load(state, Monitor(child.monitor, child.pid, warn), force, runs=not child.stays_paused)
+            monitor = _load(state, Monitor(child.monitor, child.pid, warn), said, warn, runs=not child.stays_paused)
         with closing(monitor):
             return 0 if detach else child.wait()
     except BaseException as error:
@@ -47,14 +49,14 @@ def load_into_new(path: str, command: Sequence[str], keys: Keys, *, force: bool,
         raise
 
 
-def load_into_waiting(path: str, address: str, keys: Keys, *, force: bool, warn: Tell) -> str:
+def load_into_waiting(path: str, address: str, keys: Keys, said: Said, *, warn: Tell) -> str:
     """Load the state into the QEMU behind the monitor at `address`, started with `-incoming defer`.
 
     Returns the guest's run state. Raises StatepipeError; unless QEMU has ended by itself, it is told to quit.
     """
     with open_state(path, keys) as source:
         state = _prepare_state(source, warn)
-        with closing(_load(state, Monitor(address, tell=warn), force, runs=True)) as monitor:
+        with closing(_load(state, Monitor(address, tell=warn), said, warn, runs=True)) as monitor:
             return monitor.run_state()
 
 
@@ -65,10 +67,10 @@ def _prepare_state(source: StateFile, warn: Tell) -> State:
     return state
 
 
-def _load(state: State, monitor: Monitor, force: bool, *, runs: bool) -> Monitor:
+def _load(state: State, monitor: Monitor, said: Said, warn: Tell, *, runs: bool) -> Monitor:
     try:
         _prepare(monitor)
-        state.refuse_changed_disks(image_paths(monitor), force=force)
+        state.refuse_changed_disks(images(monitor), said, warn)
         ours = _open(monitor)
     except BaseException:  # this QEMU may run or receive a guest that is none of ours: leave it alone
         monitor.close()

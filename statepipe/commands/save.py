@@ -19,7 +19,7 @@ from statepipe.commands.outgoing import IDLE, Plan, Saved, save_stream
 from statepipe.ends.fd import FdSource, failure, write_all
 from statepipe.engine.pipeline import NamedStage
 from statepipe.errors import UsageError
-from statepipe.qemu.disks import fingerprints
+from statepipe.qemu.guard import look_from_outside
 from statepipe.qemu.process import parent_qemu
 from statepipe.stages.packing import Packing
 
@@ -59,7 +59,7 @@ def _plan(path: str, packing: Packing, words: Sequence[NamedStage], seal: Sequen
     if qemu is None:
         return Plan(path, packing, words, seal)
     guest = {"name": qemu.name, "uuid": qemu.option("-uuid"), "command": list(qemu.command)}
-    return Plan(path, packing, words, seal, guest, lambda: fingerprints(qemu.disks))
+    return Plan(path, packing, words, seal, guest, lambda: look_from_outside(qemu.disks, qemu.command))
 
 
 def _answer(message: bytes) -> bool:

@@ -19,8 +19,10 @@ from statepipe.ends.fd import FdSource, write_all
 from statepipe.engine.desk import works_for
 from statepipe.engine.pipeline import NamedStage
 from statepipe.errors import InterruptedBySignal, QemuGone, QemuSilent, StatepipeError, TruncatedError
-from statepipe.qemu.disks import Disk, fingerprints
-from statepipe.qemu.guest import describe_guest, image_paths
+from statepipe.qemu.disks import Disk
+from statepipe.qemu.guard import look
+from statepipe.qemu.guest import describe_guest
+from statepipe.qemu.images import Images, images
 from statepipe.qemu.monitor import Monitor, Tell, demand_completed
 from statepipe.qemu.settings import adjusted
 from statepipe.stages.packing import Packing
@@ -58,11 +60,11 @@ def save_by_qmp(address: str, request: Request, tell: Tell) -> Outcome:
     with closing(Monitor(address, tell=tell)) as monitor:
         works_for(monitor.pid, once=request.then == LIVE)
         before = monitor.run_state()
-        disks = image_paths(monitor)
+        disks = images(monitor)
         with adjusted(monitor, capabilities(request.then), {"max-bandwidth": 0}):
             saved, migration = _save(monitor, request, before, disks)
         run_state = _leave(monitor, request.then)
-        return Outcome(saved, migration, run_state, _MOVING if disks and run_state == "running" else None)
+        return Outcome(saved, migration, run_state, _MOVING if disks.rows and run_state == "running" else None)
 
 
 _MOVING = (
@@ -77,7 +79,7 @@ def capabilities(then: str) -> dict[str, bool]:
     return dict.fromkeys(UNWANTED, False) | {"events": True, "return-path": not live, "background-snapshot": live}
 
 
-def _save(monitor: Monitor, request: Request, before: str, disks: list[str]) -> tuple[Saved, dict[str, Any]]:
+def _save(monitor: Monitor, request: Request, before: str, disks: Images) -> tuple[Saved, dict[str, Any]]:
     guest = describe_guest(monitor) | {"live": request.then == LIVE, "run_state_before": before}
     plan = Plan(request.path, request.packing, request.words, request.seal, guest, _look(disks, request.then))
     outcome: dict[str, Any] = {}
@@ -96,11 +98,11 @@ def _save(monitor: Monitor, request: Request, before: str, disks: list[str]) -> 
     return saved, outcome
 
 
-def _look(disks: list[str], then: str) -> Callable[[], list[Disk]]:
+def _look(disks: Images, then: str) -> Callable[[], list[Disk]]:
     """When to look at the disks: a live save holds the guest of its first moment, any other that of its last."""
     if then != LIVE:
-        return lambda: fingerprints(disks)
-    early = fingerprints(disks)
+        return lambda: look(disks)
+    early = look(disks)
     return lambda: early
 
 

@@ -70,9 +70,22 @@ _DISK_SEEN = fields(
 )
 
 
+_DISK_AT = fields(
+    {"path": _PATH},
+    {
+        "unknown": text(),
+        "devices": many(text(4096), 1000),
+        "driver": _NAME,
+        "read_only": flag,
+        "remote_size": maybe(whole()),
+        "content_blake3": _DIGEST,
+    },
+)
+
+
 def _disk(value: object, where: str) -> None:
     """A disk's fingerprint, or why there is none."""
-    fields({"path": _PATH}, {"unknown": text()})(value, where)
+    _DISK_AT(value, where)
     if isinstance(value, dict) and "unknown" not in value:
         _DISK_SEEN(value, where)
 

@@ -57,6 +57,14 @@ _WORD = fields(
     {"cpuid-input-eax": whole(), "cpuid-register": text(NAME), "features": whole()}, {"cpuid-input-ecx": whole()}
 )
 
+_NODE = fields(
+    {"drv": text(NAME), "file": text(MANY)},
+    {"node-name": text(NAME), "ro": flag, "image": fields({}, {"virtual-size": whole()})},
+)
+_DRIVE = fields({}, {"qdev": text(PATH), "inserted": fields({}, {"node-name": text(NAME)})})
+_VERTEX = fields({"id": whole(), "type": text(NAME), "name": text(PATH)})
+_EDGE = fields({"parent": whole(), "child": whole(), "name": text(NAME)})
+
 ANSWERS: Mapping[str, Shape] = {
     "query-status": fields({"status": text(NAME)}),
     "query-migrate": _MIGRATION,
@@ -71,7 +79,13 @@ ANSWERS: Mapping[str, Shape] = {
     "query-target": fields({"arch": text(NAME)}),
     "query-kvm": fields({"enabled": flag}),
     "query-cpus-fast": many(fields({"qom-path": text(PATH)}), MANY, least=1),
-    "query-named-block-nodes": many(fields({"drv": text(NAME), "file": text(MANY)}), MANY),
+    "query-named-block-nodes": many(_NODE, MANY),
+    "query-block": many(_DRIVE, MANY),
+    "x-debug-query-block-graph": fields({"nodes": many(_VERTEX, MANY), "edges": many(_EDGE, MANY)}),
+    "query-chardev": many(fields({"label": text(WORDS), "filename": text(MANY)}), MANY),
+    "qom-list": many(fields({"name": text(WORDS), "type": text(WORDS)}), MANY),
+    "qom-get parent_bus": text(PATH),
+    "qom-get chardev": text(WORDS),
     "qom-get type": text(NAME),
     "qom-get feature-words": many(_WORD, SOME),
     "qom-get filtered-features": many(_WORD, SOME),

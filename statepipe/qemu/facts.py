@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from statepipe.errors import QemuError
-from statepipe.qemu.disks import NoImage, fingerprint, open_image, same_file
-from statepipe.qemu.guest import describe_guest, image_paths
+from statepipe.qemu.disks import NoImage, fingerprint, open_image
+from statepipe.qemu.guest import describe_guest
+from statepipe.qemu.images import Images, images
 from statepipe.qemu.monitor import Monitor
 from statepipe.qemu.process import inspect_process
 from statepipe.shapes import (
@@ -99,7 +100,7 @@ def gather(monitor: Monitor, disks: Iterable[str] | None = None) -> Facts:
     """
     process = inspect_process(monitor.pid)
     command = list(process.command) if process else None
-    its = image_paths(monitor)
+    its = images(monitor)
     facts = {
         "host": platform.node(),
         "guest": describe_guest(monitor),
@@ -109,7 +110,7 @@ def gather(monitor: Monitor, disks: Iterable[str] | None = None) -> Facts:
         "command": command,
         "capabilities": sorted(row["capability"] for row in monitor.execute("query-migrate-capabilities")),
         "blocked": monitor.migration().get("blocked-reasons", []),
-        "disks": _disks_facts(its if disks is None else disks, its),
+        "disks": _disks_facts([row.path for row in its.rows if row.is_file] if disks is None else disks, its),
         "temporary": _has_temporary_disks(command or []),
         **host_facts(command or []),
     }
@@ -164,12 +165,11 @@ def _words(monitor: Monitor, path: str, name: str) -> dict[str, int]:
     }
 
 
-def _disks_facts(names: Iterable[str], its: Sequence[str]) -> list[Facts]:
+def _disks_facts(names: Iterable[str], its: Images) -> list[Facts]:
     """Of each name that is a disk's of this QEMU; `its` are the images that it has, perhaps by other names (links, a
     relative path). Each is looked at once, however many names it has."""
-    real = {same_file(path) for path in its} - {None}
-    places = {name: place for name in names if (place := same_file(name)) in real}
-    looked = {place: disk_facts(name) for name, place in places.items()}
+    places = {name: its.view.place(row.path) for name in names if (row := its.find(name)) is not None and row.is_file}
+    looked = {place: disk_facts(place) for place in places.values()}
     return [looked[place] | {"path": name} for name, place in places.items()]
 
 

@@ -12,11 +12,12 @@ import errno
 import os
 import pwd
 import re
+import shutil
 import signal
 import socket
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -79,6 +80,29 @@ def is_qemu(pid: int) -> bool:
         name = os.path.basename(os.readlink(f"/proc/{pid}/exe"))
         return name.lstrip(".").startswith("qemu")  # NixOS has it wrapped, as .qemu-system-x86_64-wrapped
     except OSError:  # gone, or not ours to look at: then it is not known to be one
+        return False
+
+
+def qemu_under(pid: int) -> int:
+    """The QEMU that process `pid` is, or has started as a wrapper does; `pid` where none is to be seen."""
+    found = [pid]
+    for each in found:  # which grows
+        if is_qemu(each):
+            return each
+        with suppress(OSError):
+            found += map(int, Path(f"/proc/{each}/task/{each}/children").read_text().split())
+    return pid
+
+
+def starts_qemu(command: Sequence[str]) -> bool:
+    """Whether a command line starts QEMU itself, in our own view of the host: no wrapper, and no script."""
+    program = shutil.which(command[0]) if command else None
+    if program is None or not os.path.basename(program).lstrip(".").startswith("qemu"):
+        return False
+    try:
+        with open(program, "rb") as file:
+            return file.read(4) == b"\x7fELF"
+    except OSError:
         return False
 
 

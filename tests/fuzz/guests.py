@@ -179,8 +179,7 @@ def _read(data: bytes, keys: Keys) -> None:
     with tempfile.TemporaryDirectory(prefix="fuzz") as folder:
         path = Path(folder) / "state"
         path.write_bytes(data)
-        for force in (False, True):
-            statefiles.load(path, force=force, keys=keys)
+        statefiles.load(path, keys=keys)
         with contextlib.suppress(StatepipeError):
             facts = inspect(str(path), keys)
             json.dumps(facts)

@@ -90,7 +90,7 @@ def test_a_changed_disk_is_refused_before_qemu_starts_unless_forced(tmp_path: Pa
         assert done.returncode == 1
         assert str(state72.image) in done.stderr and "its content" in done.stderr and "--force" in done.stderr
         assert not (tmp_path / "serial").exists()
-        with loaded(tmp_path, state72, "--force") as guest:
+        with loaded(tmp_path, state72, "--force", str(state72.image)) as guest:
             guest.wait_ticks(2)
             assert_continues(state72.before, guest.serial())
     finally:

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from statepipe.errors import StatepipeError
-from statepipe.qemu.disks import fingerprint, named, refuse_changed
+from statepipe.qemu.disks import WHOLE, fingerprint
+from statepipe.qemu.guard import Word, judge, named
+from statepipe.qemu.images import Image, Images
 
 LOOK = "import json, sys; from statepipe.qemu.disks import fingerprint; print(json.dumps(fingerprint(sys.argv[1])))"
 
@@ -55,21 +57,22 @@ def test_a_name_that_is_none_is_told(path: str) -> None:
 def test_no_other_file_than_qemus_is_looked_at(tmp_path: Path) -> None:
     """Not even to say whether it is there."""
     disk = {"path": str(tmp_path / "not there"), "size": 1, "mtime_ns": 1, "samples_blake3": ""}
-    with pytest.raises(StatepipeError, match=r"lacks disks that the guest had: .*not there$"):
-        refuse_changed([disk], [str(tmp_path / "its own")], False)
-    refuse_changed([disk], [str(tmp_path / "its own")], True)
-    refuse_changed([disk | {"unknown": "another user's"}], [], False)
+    its = Images((Image(str(tmp_path / "its own"), "file"),))
+    for saved in (disk, {"path": disk["path"], "unknown": "another user's"}):
+        with pytest.raises(StatepipeError, match=r"lacks disks that the guest had: .*not there$"):
+            judge([saved], its, Word(), str)
+        judge([saved], its, Word(forced=[str(disk["path"])]), str)
 
 
 def test_a_disk_by_another_name_is_the_same(tmp_path: Path) -> None:
     image = tmp_path / "image"
     image.write_bytes(b"it")
     (tmp_path / "link").symlink_to(image)
-    saved = fingerprint(str(tmp_path / "link"))
-    refuse_changed([saved], [str(image)], False)
+    saved, its = fingerprint(str(tmp_path / "link")), Images((Image(str(image), "file"),))
+    judge([saved], its, Word(), str)
     image.write_bytes(b"is")
-    with pytest.raises(StatepipeError, match=r"its modification time and its content changed|its content changed"):
-        refuse_changed([saved], [str(image)], False)
+    with pytest.raises(StatepipeError, match="its content changed"):
+        judge([saved], its, Word(), str)
 
 
 @pytest.mark.parametrize(
@@ -77,5 +80,31 @@ def test_a_disk_by_another_name_is_the_same(tmp_path: Path) -> None:
 )
 def test_a_command_line_names_its_disks(tmp_path: Path, word: str) -> None:
     disk = {"path": str(tmp_path / "image")}
-    assert named([disk], ["qemu", "-drive", word.format(disk["path"])]) == [disk]
-    assert named([disk], ["qemu", "-drive", word.format(tmp_path / "other")]) == []
+    assert named([disk], ["qemu", "-drive", word.format(disk["path"])], Word()) == [disk]
+    assert named([disk], ["qemu", "-drive", word.format(tmp_path / "other")], Word()) == []
+
+
+def test_a_copy_has_the_same_content_whether_it_is_sparse_or_not(tmp_path: Path) -> None:
+    """Holes are zeros; where in the image a block lies counts."""
+    sparse, full, other = (tmp_path / name for name in ("sparse", "full", "other"))
+    for path, at in ((sparse, 300_000), (full, 300_000), (other, 300_001)):
+        with path.open("wb") as file:
+            file.truncate(3_000_001)
+            file.seek(at)
+            file.write(b"data")
+    full.write_bytes(full.read_bytes())
+    contents = [fingerprint(str(path))["content_blake3"] for path in (sparse, full, other)]
+    assert contents[0] == contents[1] != contents[2]
+
+
+def test_of_an_image_with_much_in_it_only_samples_are_read(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    with image.open("wb") as file:
+        file.truncate(WHOLE * 1000)
+    assert "content_blake3" in fingerprint(str(image))
+    with image.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, 4096)
+        for at in range(0, WHOLE + 1, 1 << 20):
+            file.seek(at)
+            file.write(b"x" * (1 << 20))
+    assert "content_blake3" not in fingerprint(str(image))

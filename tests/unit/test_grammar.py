@@ -179,13 +179,13 @@ def test_a_word_can_not_ask_for_help() -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        ["f", "--force", "--", "qemu", "-m", "128", "--", "-x", "--force"],
-        ["--force", "f", "--", "qemu", "-m", "128", "--", "-x", "--force"],
+        ["f", "--force", "d", "--", "qemu", "-m", "128", "--", "-x", "--force"],
+        ["--force", "d", "f", "--", "qemu", "-m", "128", "--", "-x", "--force"],
     ],
 )
 def test_the_command_after_the_dashes_is_not_looked_at(line: list[str]) -> None:
     values = parse(verb("load"), line)
-    assert (values["file"], values["force"]) == ("f", True)
+    assert (values["file"], values["force"]) == ("f", ["d"])
     assert values["command"] == ["qemu", "-m", "128", "--", "-x", "--force"]
 
 

@@ -1,0 +1,204 @@
+"""The disk guard: whether the disks that a QEMU has are still those which a saved guest had.
+
+Old memory on a disk that has moved on, or on another guest's, destroys its file systems. Which disks there were is told
+by a state file, so no name is opened for being told: where a QEMU is at hand, it must have that image itself, and the
+guest must see it in the same place. What cannot be proved, as of a disk behind a network, is said.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from statepipe.errors import StatepipeError
+from statepipe.qemu.disks import Disk, fingerprint, fingerprints
+from statepipe.qemu.images import Image, Images
+from statepipe.qemu.view import View
+
+Warn = Callable[[str], object]
+
+UNSEEN = "command line"
+"""The driver of a disk that only a command line names: QEMU calls it by another name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a person says of disks, before it is known which there are: OLD=NEW of those that were moved, and the names
+    of those that are to be taken as they are."""
+
+    moved: Sequence[str] = ()
+    forced: Sequence[str] = ()
+
+    def of(self, saved: Sequence[Disk]) -> Word:
+        """The same of these disks. A name may have an equals sign, too. Raises StatepipeError for one that none has."""
+        names = [disk["path"] for disk in saved]
+        moved = {}
+        for text in self.moved:
+            old = next((name for name in names if text.startswith(f"{name}=")), None)
+            if old is None:
+                raise _stranger("--disk", text.partition("=")[0], names)
+            moved[old] = text[len(old) + 1 :]
+        for name in self.forced:
+            if name not in {*names, *moved.values()}:
+                raise _stranger("--force", name, names)
+        return Word(moved, self.forced)
+
+
+def _stranger(option: str, name: str, names: Sequence[str]) -> StatepipeError:
+    its = f"its disks: {', '.join(names)}" if names else "the state knows of none"
+    return StatepipeError(f"{option} names {name}, which is no disk of this state", hint=its)
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """Which image was `moved` from which name to which, and which ones are to be taken as they are (`forced`), by
+    either name."""
+
+    moved: Mapping[str, str] = field(default_factory=dict)
+    forced: Collection[str] = ()
+
+    def now(self, disk: Disk) -> str:
+        """The name that the saved disk has now."""
+        return self.moved.get(disk["path"], disk["path"])
+
+    def forces(self, disk: Disk) -> bool:
+        """Whether this one is to be taken as it is."""
+        return disk["path"] in self.forced or self.now(disk) in self.forced
+
+
+def look(images: Images) -> list[Disk]:
+    """What every image looks like now, for a state file's trailer."""
+    return [_record(row, images.view) for row in images.rows]
+
+
+def _record(row: Image, view: View) -> Disk:
+    more: Disk = {} if row.devices is None else {"devices": list(row.devices)}
+    if not row.is_file:
+        why = f"{row.driver} keeps it, which is no file of this host"
+        return more | {"path": row.path, "driver": row.driver, "unknown": why, "remote_size": row.size}
+    if row.read_only and row.devices:
+        more["read_only"] = True
+    if not os.path.isabs(row.path):
+        return more | {"path": row.path, "unknown": "the folder that QEMU runs in may not be looked at"}
+    return fingerprint(row.path, view.place(row.path)) | more
+
+
+def look_from_outside(paths: Iterable[str], command: Sequence[str]) -> list[Disk]:
+    """The same of a QEMU whose monitor is not ours: of its files, and of what its command line reaches elsewhere."""
+    why = "it is no file of this host, and only QEMU's monitor tells more of it"
+    elsewhere = [word[:4096] for name, word in pairwise(command) if _OPTION.fullmatch(name) and _ELSEWHERE.search(word)]
+    return fingerprints(paths) + [{"path": word, "driver": UNSEEN, "unknown": why} for word in elsewhere]
+
+
+_OPTION = re.compile(r"--?(drive|blockdev|device|hd[abcd]|cdrom|fd[ab]|pflash|sd|mtdblock)")
+
+_ELSEWHERE = re.compile(
+    r"""(?x) (^|[=,"]) (nbd|rbd|iscsi|ssh|nfs|gluster|https?|ftps?) (\+\w+)? : (?!//?$)
+    | \bdriver"?\s*[=:]\s*"?(nbd|rbd|iscsi|ssh|nfs|gluster|https?|ftps?)\b | \bvhost-user-(blk|scsi)\b"""
+)
+"""How a command line names a disk that is no file: by a URL, by a driver, by a device that another process serves."""
+
+
+def unknown(disks: list[Disk] | None) -> str | None:
+    """Why nobody can tell whether some of these disks changed, or None if all fingerprints are there."""
+    if disks is None:
+        return "the state does not say which disks the guest had: load cannot tell whether they changed"
+    missing = [f"{disk['path']} ({disk['unknown']})" for disk in disks if "unknown" in disk]
+    what = "what is on these disks could not be compared, load cannot tell whether they changed"
+    return f"{what}: {', '.join(missing)}" if missing else None
+
+
+def named(saved: list[Disk] | None, command: Sequence[str], word: Word) -> list[Disk]:
+    """Those of the disks that the command line of a QEMU, to be started in this folder, plainly names."""
+    view = View(0)
+    words = {part for each in command for part in re.split(r"[][,=\"{}]+", each) if part}
+    files = {view.real(each) for each in words} - {None}
+    return [disk for disk in saved or [] if view.real(word.now(disk)) in files]
+
+
+def judge(saved: Iterable[Disk] | None, images: Images | None, word: Word, warn: Warn) -> None:
+    """Raises StatepipeError naming every disk that is not as it was when the state was saved, but for those that `word`
+    forces; `warn` hears what was not compared, or not proved.
+
+    `images` are those of the QEMU that is to load the state. None: no QEMU is at hand, and the files of those names are
+    looked at.
+    """
+    lacking, elsewhere, changed = [], [], []
+    for disk in saved or ():
+        if word.forces(disk):
+            warn(f"{word.now(disk)} is taken as it is, as --force says: nobody has compared it")
+            continue
+        row = images.find(word.now(disk)) if images is not None else None
+        if images is not None and row is None:
+            if (images.complete or "unknown" not in disk) and disk.get("driver") != UNSEEN:
+                lacking.append(_missing(disk, images, word))
+        elif row is not None and (where := _moved_on_the_bus(disk, row)):
+            elsewhere.append(where)
+        elif difference := _change(disk, row, images, word, warn):
+            changed.append(difference)
+    _refuse(lacking, elsewhere, changed)
+
+
+def _missing(disk: Disk, images: Images, word: Word) -> str:
+    there = images.at(tuple(disk.get("devices", ())))
+    instead = f" (in its place, at {' and '.join(disk['devices'])}: {', '.join(there)})" if there else ""
+    return f"{word.now(disk)}{instead}"
+
+
+def _moved_on_the_bus(disk: Disk, row: Image) -> str | None:
+    """The same image, where the guest does not expect it; None where either side does not tell."""
+    before, now = disk.get("devices"), row.devices
+    if before is None or now is None or before == list(now):
+        return None
+    if before and not now:
+        return f"{row.path} lies below another image now, and was the guest's own, at {' and '.join(before)}"
+    if now and not before:
+        return f"{row.path} is the guest's own now, at {' and '.join(now)}, and lay below another image"
+    return f"{row.path} is at {' and '.join(now)}, and was at {' and '.join(before)}"
+
+
+def _change(disk: Disk, row: Image | None, images: Images | None, word: Word, warn: Warn) -> str | None:
+    """How the disk differs from what it was; None if it does not, or if nobody can tell, which is warned of."""
+    if "unknown" in disk:
+        before, now = disk.get("remote_size"), row.size if row is not None else None
+        if before is not None and now is not None and before != now:
+            return f"{word.now(disk)}: it had {before} bytes, and has {now}"
+        return None  # that nobody can vouch for it is said once, before anything is started
+    path = word.now(disk)
+    now_there = fingerprint(path, images.view.place(path) if images is not None else None)
+    if "unknown" in now_there:
+        return f"{path} cannot be read: {now_there['unknown']}"
+    words = {"size": "its size", "samples_blake3": "its content"}
+    if differ := [words[name] for name in words if disk[name] != now_there[name]]:
+        return f"{path}: {' and '.join(differ)} changed"
+    contents = [each.get("content_blake3") for each in (disk, now_there)]
+    if None not in contents and contents[0] != contents[1]:
+        return f"{path}: its content changed"
+    if disk["mtime_ns"] == now_there["mtime_ns"] or None not in contents:
+        return None
+    only_the_date = f"{path}: its modification time changed, its size and what was compared of its content did not"
+    if disk.get("read_only"):
+        warn(f"{only_the_date}; the guest can only read it")
+        return None
+    return only_the_date
+
+
+def _refuse(lacking: list[str], elsewhere: list[str], changed: list[str]) -> None:
+    """Raises StatepipeError, with the way out of what is wrong first."""
+    said, hints = [], []
+    if lacking:
+        said.append(f"this QEMU lacks disks that the guest had: {', '.join(lacking)}")
+        hints.append("give QEMU the guest's own disks, by these names; of one that was moved say --disk OLD=NEW")
+    elif elsewhere:
+        said.append(f"disks are not where the guest has them: {'; '.join(elsewhere)}")
+        hints.append("name the disks in the order of the guest's own command line")
+    if changed:
+        said.append(f"disks changed since the state was saved: {'; '.join(changed)}")
+        hints.append("restore them as they were at the save")
+    if said:
+        hints.insert(0, "old memory on another or a newer disk destroys its file systems")
+        hints.append("of a disk that you know to be right, say --force DISK")
+        raise StatepipeError("; ".join(said), hint="; ".join(hints))

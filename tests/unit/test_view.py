@@ -1,0 +1,71 @@
+"""Files as another process sees them: under its root, in its mount namespace, in its folder."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from statepipe.qemu.view import View
+
+
+@contextmanager
+def boxed(*words: object, folder: Path) -> Iterator[View]:
+    """The view of a process that is started by these words, and says when it is there."""
+    command = [*map(str, words), "sh", "-c", "echo there; read end"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=folder, text=True, **pipes) as process:  # type: ignore[call-overload]
+        try:
+            if process.stdout.readline() != "there\n":
+                pytest.skip(f"no such box here: {process.stderr.read()}")
+            yield View(process.pid)
+        finally:
+            process.stdin.close()
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """`in` is to be mounted over `out`; both have an `image`, and `in` has links to it."""
+    for name in ("in", "out"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "image").write_text(name)
+    (tmp_path / "in" / "absolute").symlink_to(tmp_path / "out" / "image")
+    (tmp_path / "in" / "relative").symlink_to("../out/image")
+    return tmp_path
+
+
+def test_a_mount_that_only_it_has_is_looked_through(tree: Path) -> None:
+    mount = f'mount --bind "{tree}/in" "{tree}/out" && exec "$@"'
+    with boxed("unshare", "-Urm", "sh", "-c", mount, "sh", folder=tree) as view:
+        for name in ("image", "absolute", "relative"):
+            path = f"{tree}/out/{name}"
+            assert view.real(path) == f"{tree}/out/image"
+            assert Path(view.place(path)).read_text() == "in"
+        assert view.lacks(f"{tree}/out/none")
+        assert view.full("out/image") == f"{tree}/out/image"
+    assert (tree / "out" / "image").read_text() == "out"
+
+
+def test_a_process_that_sees_what_we_see_calls_files_as_we_do(tree: Path) -> None:
+    with boxed(folder=tree / "in") as view:
+        assert view.place(f"{tree}/out/image") == f"{tree}/out/image"
+        assert view.real(f"{tree}/in/absolute") == f"{tree}/out/image"
+        assert view.full("image") == f"{tree}/in/image"
+
+
+def test_links_without_an_end_lead_nowhere(tree: Path) -> None:
+    (tree / "in" / "loop").symlink_to(tree / "out" / "loop")
+    mount = f'mount --bind "{tree}/in" "{tree}/out" && exec "$@"'
+    with boxed("unshare", "-Urm", "sh", "-c", mount, "sh", folder=tree) as view:
+        assert view.real(f"{tree}/out/loop") is None
+
+
+def test_the_folder_of_a_process_that_nobody_knows_is_not_ours() -> None:
+    view = View(0)
+    assert view.full("image") is None
+    assert view.full("/image") == "/image"
+    assert view.real("image") == os.path.realpath("image")
