@@ -89,7 +89,7 @@ def plan_of(address: str, words: Sequence[str], values: Values, silence: float |
     return Plan(
         where,
         build_words(words),
-        Patience(silence, retry or 0),
+        Patience(silence, (retry or 0) if "retry" in values else None),
         values.get("insecure", False),
         values.get("bind"),
         creds,

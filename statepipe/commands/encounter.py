@@ -11,12 +11,13 @@ from statepipe.commands.meet import trust_of
 from statepipe.commands.plan import Plan, Say
 from statepipe.commands.ration import Refusals
 from statepipe.ends.address import SSH
+from statepipe.ends.listeners import ListeningSocket
 from statepipe.engine.peer import CHANNELS, Peer
 from statepipe.engine.sessionlinks import Acceptor, Dial, dialled
 from statepipe.formats.frames import Role
 
 if TYPE_CHECKING:
-    import socket
+    pass
 
 WINDOWS = 4 << 20, 16 << 20
 """Bytes on their way, at the least and at the most. What is on its way when the guest stops, it waits for: on the
@@ -65,7 +66,7 @@ def _dial(plan: Plan, words: Sequence[str]) -> tuple[Dial, AbstractContextManage
 
 @contextmanager
 def reception(
-    plan: Plan, listener: socket.socket | None, say: Say
+    plan: Plan, listener: ListeningSocket | None, say: Say
 ) -> Iterator[Callable[[], AbstractContextManager[Peer]]]:
     """Within it, whoever may is let in; what it gives waits for the next of them, a `statepipe migrate` or `check`.
 
@@ -85,7 +86,7 @@ def _answered(acceptor: Acceptor, patience: float | None) -> Iterator[Peer]:
 
 
 def _entrance(
-    plan: Plan, listener: socket.socket | None, acceptor: Acceptor, turned_away: Refusals, say: Say
+    plan: Plan, listener: ListeningSocket | None, acceptor: Acceptor, turned_away: Refusals, say: Say
 ) -> tuple[AbstractContextManager[None], float | None]:
     """What hands links to the acceptor, and the seconds to wait for the first."""
     if listener is None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Self
 from statepipe.commands.plan import Plan, Visit
 from statepipe.commands.ration import Refusals
 from statepipe.ends.dial import connect_again, connect_first
+from statepipe.ends.listeners import ListeningSocket
 from statepipe.ends.names import Known, Place, find_places
 from statepipe.ends.net import Patience, awaited, is_fruitless
 from statepipe.ends.tls import HANDSHAKE_TIME
@@ -83,7 +84,7 @@ class TlsDial:
         awaited(0, self._stop)
         connection, within = self._connect()
         try:  # the session watches from here on
-            link = greet(connection, self._trust_now, self._plan.address.host, Patience(), within, self._stop)
+            link = greet(connection, self._trust_now, self._plan.address.name, Patience(), within, self._stop)
         except BaseException:
             connection.close()
             raise
@@ -97,7 +98,7 @@ class TlsDial:
             short = any(map(is_fruitless, list(self._made)))
             return connect_again(self._in_turn(), REDIAL, plan.bind, short=short), REDIAL
         patience = Patience(plan.patience.silence, plan.patience.retry)
-        connection = connect_first(self._in_turn(), patience, plan.bind, insecure=plan.insecure, stop=self._stop)
+        connection = connect_first(self._in_turn, patience, plan.bind, insecure=plan.insecure, stop=self._stop)
         self._first = False
         return connection, HANDSHAKE_TIME
 
@@ -136,7 +137,7 @@ def sending(
 @contextmanager
 def receiving(
     plan: Plan,
-    listener: socket.socket,
+    listener: ListeningSocket,
     trust_now: TrustNow,
     turned_away: Refusals,
     idle: int | None,
@@ -166,7 +167,7 @@ def visit(acceptor: Acceptor, seconds: float | None, idle: int | None) -> Iterat
 
 
 @contextmanager
-def door(listener: socket.socket, trust_now: TrustNow, acceptor: Acceptor, turned_away: Refusals) -> Iterator[None]:
+def door(listener: ListeningSocket, trust_now: TrustNow, acceptor: Acceptor, turned_away: Refusals) -> Iterator[None]:
     """Let in whoever may come, for as long as the session lasts."""
     closed = threading.Event()
     with gate(listener, trust_now, Patience(), turned_away) as at:

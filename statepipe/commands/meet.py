@@ -57,7 +57,7 @@ def trust_of(plan: Plan, *, server: bool, say: Say = lambda text: None) -> Kept:
 
     if plan.creds is not None:
         return by_folder(plan.creds, server=server, peer=plan.peer, tell=say)
-    return by_pins(plan.peer if server else plan.peer or plan.address.host, server=server, tell=say)
+    return by_pins(plan.peer if server else plan.peer or plan.address.name, server=server, tell=say)
 
 
 @contextmanager

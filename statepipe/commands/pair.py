@@ -20,6 +20,7 @@ from statepipe.commands.plan import Say
 from statepipe.commands.ration import Refusals
 from statepipe.ends.address import Address
 from statepipe.ends.dial import connected, listening, port_of
+from statepipe.ends.listeners import ListeningSocket
 from statepipe.ends.net import Patience, lost
 from statepipe.ends.tlsends import LULL, Origin, origin
 from statepipe.ends.trust import check_name, own_certificate, pin
@@ -99,7 +100,7 @@ class _Visitor:
 class _Lobby:
     """All who are connected and have said no hello yet, oldest first."""
 
-    def __init__(self, listener: socket.socket, turned_away: Refusals) -> None:
+    def __init__(self, listener: ListeningSocket, turned_away: Refusals) -> None:
         listener.setblocking(False)
         self._listener, self._turned_away = listener, turned_away
         self._selector = selectors.DefaultSelector()
@@ -195,7 +196,7 @@ def _answer(visitor: _Visitor, pairing: Pairing, confirm: bytes) -> Peer:
 
 def pair_connecting(address: Address, ask: Callable[[], str], name: str | None) -> Paired:
     """Connect to the host that listens; `ask` gives its code. Raises PeerError, StatepipeError."""
-    own, called = own_certificate(), check_name(name or address.host)  # a code is good for one attempt
+    own, called = own_certificate(), check_name(name or address.name)  # a code is good for one attempt
     with connected(address, PATIENCE, None, insecure=True) as connection:
         pairing = Pairing(ask(), socket.gethostname(), own, first=False)
         peer = _exchange(connection, pairing, str(address))

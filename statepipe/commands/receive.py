@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
@@ -24,6 +23,7 @@ from statepipe.commands.plan import Plan, Say
 from statepipe.commands.terms import UNDOING, Offer, begun, offered
 from statepipe.ends.address import SSH
 from statepipe.ends.dial import listening, port_of
+from statepipe.ends.listeners import ListeningSocket
 from statepipe.engine.desk import at_work
 from statepipe.engine.peer import Peer
 from statepipe.engine.pipeline import NamedStage
@@ -188,7 +188,7 @@ def receive(request: Request, say: Say, refused: Refused, guard: Command, listen
 
 
 @contextmanager
-def _listener(plan: Plan, say: Say) -> Iterator[socket.socket | None]:
+def _listener(plan: Plan, say: Say) -> Iterator[ListeningSocket | None]:
     """Where to listen; None inside ssh, which has started us for one alone."""
     if plan.address.scheme == SSH:
         yield None

@@ -26,6 +26,7 @@ from statepipe.commands.plan import Plan, Say
 from statepipe.commands.ration import Refusals
 from statepipe.ends.address import SSH, TLS
 from statepipe.ends.dial import connect, listening, port_of
+from statepipe.ends.listeners import ListeningSocket
 from statepipe.ends.net import Stopped
 from statepipe.engine.desk import at_work
 from statepipe.engine.session import Session
@@ -68,7 +69,7 @@ def run_tunnel(request: Request, say: Say) -> None:
 # --- where connections come in
 
 
-def _near(request: Request, listener: socket.socket, connections: Connections, say: Say) -> None:
+def _near(request: Request, listener: ListeningSocket, connections: Connections, say: Say) -> None:
     """Each has reached the far tunnel, or never will, before the next is taken."""
     make_dial = _dials(request.go)
     listener.settimeout(DOOR)
@@ -99,7 +100,7 @@ def _let_in(
     session.wait_until(lambda: session.wire.opened)  # why it was not, its connection tells
 
 
-def _accepted(listener: socket.socket, connections: Connections) -> socket.socket | None:
+def _accepted(listener: ListeningSocket, connections: Connections) -> socket.socket | None:
     """The next that comes within DOOR."""
     if not connections.has_room():
         return None
@@ -140,7 +141,7 @@ class _Insistent:
 # --- where they go on
 
 
-def _far(request: Request, listener: socket.socket, connections: Connections, say: Say) -> None:
+def _far(request: Request, listener: ListeningSocket, connections: Connections, say: Say) -> None:
     """Here sessions come in."""
     turned_away, plan = Refusals(say), request.go
     acceptor = Acceptor(Role.TUNNELS, timing(request.come), turned_away, again=True, many=CONNECTIONS, share=share)

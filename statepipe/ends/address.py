@@ -37,6 +37,12 @@ class Address:
     path: str = ""
     user: str = ""
 
+    @property
+    def name(self) -> str:
+        """What the host is known by, in a certificate and to us: without the zone of an IPv6 address, which is an
+        interface of ours, and without the dot that ends a name at the root."""
+        return self.host.partition("%")[0].removesuffix(".").lower()
+
     def __str__(self) -> str:
         if self.scheme == UNIX:
             return f"unix://{self.path}"

@@ -8,14 +8,17 @@ import os
 import socket
 import stat
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from select import POLLOUT
 
 from statepipe.ends.address import TCP, UNIX, Address
-from statepipe.ends.names import Place, Target, find_places, find_targets
+from statepipe.ends.listeners import BACKLOG, ListeningSocket, listen_at
+from statepipe.ends.names import Place, Target, Unanswered, find_places, find_targets
 from statepipe.ends.net import Patience, awaited, tune
 from statepipe.ends.race import Race
+from statepipe.ends.unreachable import Failure, may_come, unreachable
 from statepipe.errors import PeerError, UsageError
 from statepipe.pipes import Bell
 
@@ -29,23 +32,29 @@ SHORT = 1024
 """Bytes of a segment that get through where longer ones are lost without a word: the kernel's own tcp_base_mss, to
 which it turns by itself only with net.ipv4.tcp_mtu_probing. IPv6 promises packets of 1280 (RFC 8200, 5)."""
 
-BACKLOG = 128
-"""Connections that may wait to be accepted: QEMU opens up to 17 at once, which a tunnel takes one by one."""
-
 
 def connect(address: Address, patience: Patience, bind: str | None, *, insecure: bool) -> socket.socket:
     """A connection to `address`. Raises PeerError, UsageError where it would need `insecure`."""
-    return connect_first(find_places([address]), patience, bind, insecure=insecure)
+    return connect_first(partial(find_places, [address]), patience, bind, insecure=insecure)
 
 
 def connect_first(
-    places: Sequence[Place], patience: Patience, bind: str | None, *, insecure: bool, stop: Bell | None = None
+    find: Callable[[], Sequence[Place]],
+    patience: Patience,
+    bind: str | None,
+    *,
+    insecure: bool,
+    stop: Bell | None = None,
 ) -> socket.socket:
-    """A connection to the first of the places that answers. Raises as `connect`, and Stopped once `stop` rings."""
-    for address, target in places:
-        _refuse_open_country(address, [target], insecure=insecure)
-    deadline = time.monotonic() + patience.retry
-    while (connection := _try_each(places, patience, bind, stop, last=time.monotonic() >= deadline)) is None:
+    """A connection to the first of the places that answers; they are found anew for each round.
+
+    Raises as `connect`, and Stopped once `stop` rings.
+    """
+    deadline = time.monotonic() + (patience.retry or 0)
+    while True:
+        last = time.monotonic() >= deadline
+        if (connection := _try_each(find, patience, bind, stop, insecure=insecure, last=last)) is not None:
+            break
         awaited(RETRY_PAUSE, stop)
     tune(connection, patience)
     return connection
@@ -66,7 +75,7 @@ def connect_again(places: Sequence[Place], seconds: float, bind: str | None, *, 
     with closing(Race(bind, SHORT if short else None)) as race:
         connection = race.run([target for _, target in places], seconds)
     if connection is None:
-        raise _unreachable({address: race.failed.get(target, TimeoutError()) for address, target in places})
+        raise unreachable([(place, race.failed.get(place[1], TimeoutError())) for place in places], Patience())
     tune(connection, Patience())
     return connection
 
@@ -83,31 +92,32 @@ def _refuse_open_country(address: Address, targets: list[Target], *, insecure: b
 
 
 def _try_each(
-    places: Sequence[Place], patience: Patience, bind: str | None, stop: Bell | None, *, last: bool
+    find: Callable[[], Sequence[Place]],
+    patience: Patience,
+    bind: str | None,
+    stop: Bell | None,
+    *,
+    insecure: bool,
+    last: bool,
 ) -> socket.socket | None:
-    """A connection to the first that answers; None if none does and it is not the last attempt."""
-    failures: dict[Address, OSError] = {}
-    for address, (family, where) in places:
-        try:
-            return _connect(family, where, patience, bind, stop)
-        except OSError as error:
-            failures[address] = error
-    if not last and any(isinstance(each, _MAY_COME) for each in failures.values()):
+    """A connection to the first that answers; None if none does, one may yet, and it is not the last attempt."""
+    try:
+        places = find()
+    except Unanswered:
+        if last:
+            raise
         return None
-    raise _unreachable(failures)
-
-
-_MAY_COME = (ConnectionRefusedError, TimeoutError, FileNotFoundError)
-"""What is said of somebody who may be there a moment later."""
-
-
-def _unreachable(failures: Mapping[Address, OSError]) -> PeerError:
-    reasons = ", nor to ".join(f"{address}: {_reason(error)}" for address, error in failures.items())
-    return PeerError(f"cannot connect to {reasons}", hint="is it listening there? --retry SECONDS waits for it")
-
-
-def _reason(error: OSError) -> str:
-    return os.strerror(error.errno) if error.errno else "it did not answer in time"
+    for address, target in places:
+        _refuse_open_country(address, [target], insecure=insecure)
+    failures: list[Failure] = []
+    for place in places:
+        try:
+            return _connect(*place[1], patience, bind, stop)
+        except OSError as error:
+            failures.append((place, error))
+    if not last and may_come(failures):
+        return None
+    raise unreachable(failures, patience)
 
 
 def _connect(
@@ -131,8 +141,10 @@ def _connect(
 
 
 @contextmanager
-def listening(address: Address, *, insecure: bool) -> Iterator[socket.socket]:
-    """A listening socket at `address`; an empty host means every address, IPv4 and IPv6. Raises as `connected`.
+def listening(address: Address, *, insecure: bool) -> Iterator[ListeningSocket]:
+    """A listening socket at `address`, at all that its name stands for; an empty host is every address, IPv4 and IPv6.
+
+    Raises as `connected`.
 
     Where systemd has handed one over, it is that, whatever the address.
     """
@@ -143,7 +155,9 @@ def listening(address: Address, *, insecure: bool) -> Iterator[socket.socket]:
     targets = find_targets(address, passive=True)
     _refuse_open_country(address, targets, insecure=insecure)
     try:
-        listener = _listen_unix(address.path) if address.scheme == UNIX else _listen_tcp(address, targets)
+        listener: ListeningSocket = (
+            _listen_unix(address.path) if address.scheme == UNIX else _listen_tcp(address, targets)
+        )
     except OSError as error:
         hint = "another process has it; look with: ss -ltnp" if error.errno == errno.EADDRINUSE else None
         raise PeerError(f"cannot listen at {address}: {os.strerror(error.errno or 0)}", hint=hint) from error
@@ -178,12 +192,11 @@ def _handed_over() -> socket.socket | None:
     return handed
 
 
-def _listen_tcp(address: Address, targets: list[Target]) -> socket.socket:
+def _listen_tcp(address: Address, targets: list[Target]) -> ListeningSocket:
     if not address.host and socket.has_dualstack_ipv6():
         where = ("::", address.port)
         return socket.create_server(where, family=socket.AF_INET6, backlog=BACKLOG, dualstack_ipv6=True)
-    family, found = targets[0]
-    return socket.create_server(found, family=family, backlog=BACKLOG)
+    return listen_at(targets)
 
 
 def _listen_unix(path: str) -> socket.socket:
@@ -232,7 +245,7 @@ def _is_left_over(path: str) -> bool:
     return False
 
 
-def port_of(listener: socket.socket) -> int:
+def port_of(listener: ListeningSocket) -> int:
     """The port that a listener got where 0 was asked for; 0 for a unix socket."""
     where = listener.getsockname()
     return int(where[1]) if isinstance(where, tuple) else 0

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from statepipe.ends.listeners import ListeningSocket
 from statepipe.ends.net import Patience, lost, reset, tune
 from statepipe.errors import PeerError
 from statepipe.pipes import polled
@@ -26,7 +27,7 @@ TurnedAway = Callable[[str, PeerError], object]
 
 @contextmanager
 def accepted(
-    listener: socket.socket, patience: Patience, turned_away: TurnedAway, *, allow_empty: bool
+    listener: ListeningSocket, patience: Patience, turned_away: TurnedAway, *, allow_empty: bool
 ) -> Iterator[socket.socket]:
     """The connection whose first byte came first, closed on leaving; then nobody listens any more.
 
@@ -45,7 +46,7 @@ class _Lobby:
     """Connections that have not sent anything yet, the oldest first, with the time (monotonic) at which each came."""
 
     def __init__(
-        self, listener: socket.socket, patience: Patience, turned_away: TurnedAway, *, allow_empty: bool
+        self, listener: ListeningSocket, patience: Patience, turned_away: TurnedAway, *, allow_empty: bool
     ) -> None:
         self._listener, self._patience, self._turned_away = listener, patience, turned_away
         self._allow_empty = allow_empty

@@ -18,10 +18,14 @@ Place = tuple[Address, Target]
 """Where an address, as it was given, leads."""
 
 
+class Unanswered(PeerError):
+    """Nobody tells what a name stands for, at the moment."""
+
+
 def find_targets(address: Address, *, passive: bool) -> list[Target]:
     """What the address's name stands for. An empty host is every address of ours, or, to connect to, the loopback.
 
-    Raises PeerError.
+    Raises PeerError; Unanswered where it may be known a moment later.
     """
     if address.scheme == UNIX:
         return [(socket.AF_UNIX, address.path)]
@@ -29,9 +33,17 @@ def find_targets(address: Address, *, passive: bool) -> list[Target]:
     try:
         found = socket.getaddrinfo(address.host or None, address.port, type=socket.SOCK_STREAM, flags=flags)
     except (socket.gaierror, UnicodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no host's name"
-        raise PeerError(f"cannot find {address}: {reason}", hint="look at the host's name") from error
+        raise _unknown(address, error) from error
     return [(family, where) for family, _, _, _, where in found]  # type: ignore[misc]
+
+
+def _unknown(address: Address, error: socket.gaierror | UnicodeError) -> PeerError:
+    if isinstance(error, UnicodeError):
+        return PeerError(f"cannot find {address}: it is no host's name", hint="look at the host's name")
+    if error.errno == socket.EAI_AGAIN:
+        hint = "whoever tells names does not answer: see /etc/resolv.conf; an address in the name's place needs nobody"
+        return Unanswered(f"cannot find {address}: {error.strerror}", hint=hint)
+    return PeerError(f"cannot find {address}: {error.strerror}", hint="look at the host's name")
 
 
 def find_places(addresses: Sequence[Address]) -> list[Place]:

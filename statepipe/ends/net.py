@@ -29,10 +29,11 @@ KEEP_IDLE, KEEP_INTERVAL, KEEP_COUNT = 15, 5, 4
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """Seconds. `silence` bounds every wait for the peer (None: for ever), `retry` how long to go on connecting."""
+    """Seconds. `silence` bounds every wait for the peer (None: for ever), `retry` how long to go on connecting (None
+    where no option says it)."""
 
     silence: float | None = None
-    retry: float = 0.0
+    retry: float | None = None
 
 
 class Stopped(PeerError):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from statepipe.ends.listeners import ListeningSocket
 from statepipe.ends.net import Patience, lost
 from statepipe.ends.tls import HANDSHAKE_TIME, Handshake, TlsTransport, refused, shake_hands
 from statepipe.ends.trust import Trust
@@ -99,7 +100,7 @@ class Gate:
 
     def __init__(
         self,
-        listener: socket.socket,
+        listener: ListeningSocket,
         trust_now: TrustNow,
         patience: Patience,
         turned_away: Callable[[str, PeerError], object],
@@ -221,7 +222,7 @@ def _at_most_a_second(left: float | None) -> float:
 
 @contextmanager
 def gate(
-    listener: socket.socket, trust_now: TrustNow, patience: Patience, turned_away: Callable[[str, PeerError], object]
+    listener: ListeningSocket, trust_now: TrustNow, patience: Patience, turned_away: Callable[[str, PeerError], object]
 ) -> Iterator[Gate]:
     """A Gate, closed on leaving."""
     it = Gate(listener, trust_now, patience, turned_away)
