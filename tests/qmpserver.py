@@ -42,11 +42,12 @@ class Raw(bytes):
 
 
 class QmpServer:
-    """`answers` by command, of qom-get by property too; a value may be a function that waits. `heard` has each command
-    that came."""
+    """`answers` by command, of qom-get by property too; a value may be a function that waits. What is in `takes`
+    hears the arguments. `heard` has each command that came."""
 
     def __init__(self, path: str, greeting: Any) -> None:
         self.path, self.answers = path, dict(ANSWERS)
+        self.takes: dict[str, Callable[[dict[str, Any]], Any]] = {}
         self.heard: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._greeting = greeting
         self._listener = socket.socket(socket.AF_UNIX)
@@ -88,7 +89,7 @@ class QmpServer:
     def _answer(self, peer: socket.socket, request: dict[str, Any]) -> None:
         command = request["execute"]
         key = f"{command} {request['arguments']['property']}" if command == "qom-get" else command
-        answer = self.answers.get(key, {})
+        answer = self.takes[key](request["arguments"]) if key in self.takes else self.answers.get(key, {})
         self.heard.put(command)
         if isinstance(answer, Callable):  # type: ignore[arg-type]
             answer = answer()

@@ -97,15 +97,15 @@ DEVICES = ("timer", "globalstate", "0000:00:01.0/ide")
 LAST = ordinary(1, "pc.ram")
 
 
-def whole() -> bytes:
-    """A stream with every usual thing in it."""
+def whole(*more: bytes) -> bytes:
+    """A stream with every usual thing in it, and `more` records of RAM."""
     return (
         head("pc-i440fx-7.2", subsection("uuid", bytes(range(16))))
         + command(1)
         + command(2, pack(">I", 7))
         + ram_start()
         + ram(zero(0, "pc.ram"), ordinary(1), ordinary(2), *map(zero, range(3, 40)), xbzrle(40))
-        + ram(ordinary(41), zero(3, "pc.bios"), xbzrle(1, "pc.ram"), compressed(2))
+        + ram(ordinary(41), zero(3, "pc.bios"), xbzrle(1, "pc.ram"), *more)
         + ram(ordinary(1), zero(2), kind=3)
         + devices()
         + b"\0"

@@ -111,16 +111,16 @@ def run_load(name: str, values: Values) -> int:
 
 
 def _load_by_qmp(values: Values) -> int:
-    from statepipe.commands.load_qmp import load_into_new, load_into_waiting
+    from statepipe.commands.load_qmp import Telling, load_into_new, load_into_waiting
 
-    keys = keys_of(values)
-    if values["qmp"]:
-        state = load_into_waiting(values["file"], values["qmp"], keys, _said_of_disks(values), warn=_warn_load)
-        say(f"statepipe: load: {values['file']} is loaded and verified; the guest is {state}")
-        return 0
-    return load_into_new(
-        values["file"], values["command"], keys, _said_of_disks(values), detach=values["detach"], warn=_warn_load
+    path, keys, said = values["file"], keys_of(values), _said_of_disks(values)
+    tell = Telling(
+        _warn_load, lambda state: say(f"statepipe: load: {path} is loaded and verified; the guest is {state}")
     )
+    if values["qmp"]:
+        load_into_waiting(path, values["qmp"], keys, said, tell)
+        return 0
+    return load_into_new(path, values["command"], keys, said, tell, detach=values["detach"])
 
 
 def _said_of_disks(values: Values) -> Said:

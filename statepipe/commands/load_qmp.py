@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass
+from typing import Any
 
 from statepipe.commands.incoming import State, prepare
 from statepipe.ends.fd import FdSink
@@ -21,13 +23,22 @@ from statepipe.qemu.guard import Said
 from statepipe.qemu.images import images
 from statepipe.qemu.monitor import Monitor, Tell, demand_completed
 from statepipe.qemu.process import Child
-from statepipe.qemu.settings import set_capabilities
+from statepipe.qemu.settings import made_ready, restore
 
 RAN_AT_SAVE = ("running", None)
 """A machine older than 2.4 does not tell its run state; QEMU itself then takes it to be running."""
 
 
-def load_into_new(path: str, command: Sequence[str], keys: Keys, said: Said, *, detach: bool, warn: Tell) -> int:
+@dataclass(frozen=True, slots=True)
+class Telling:
+    """Who hears of it: `warn` what is not proved and what is waited for, `loaded` the run state of a guest that is
+    here."""
+
+    warn: Tell
+    loaded: Tell
+
+
+def load_into_new(path: str, command: Sequence[str], keys: Keys, said: Said, tell: Telling, *, detach: bool) -> int:
     """Load the state into a QEMU started by `command`; stay until it ends and return its exit status.
 
     `said` is a person's word on the disks. With `detach`, return 0 once the guest is loaded. Raises StatepipeError, and
@@ -35,13 +46,16 @@ def load_into_new(path: str, command: Sequence[str], keys: Keys, said: Said, *, 
     """
     child: Child | None = None
     try:
-        with open_state(path, keys) as source:
-            state = _prepare_state(source, warn)
-            state.refuse_changed_before(command, said)
-            with held():  # a QEMU that was started must be known to us
-                child = Child(command, detach)
-            monitor = _load(state, Monitor(child.monitor, child.pid, warn), said, warn, runs=not child.stays_paused)
-        with closing(monitor):
+        with ExitStack() as opened:
+            with open_state(path, keys) as source:
+                state = _prepare_state(source, tell.warn)
+                state.refuse_changed_before(command, said)
+                with held():  # a QEMU that was started must be known to us
+                    child = Child(command, detach)
+                monitor = opened.enter_context(closing(Monitor(child.monitor, child.pid, tell.warn)))
+                _load(state, monitor, said, tell.warn, runs=not child.stays_paused)
+            with suppress(QemuGone, QemuSilent):  # its guest has ended it already, or keeps it busy
+                tell.loaded(monitor.run_state())
             return 0 if detach else child.wait()
     except BaseException as error:
         if child is not None:
@@ -49,15 +63,18 @@ def load_into_new(path: str, command: Sequence[str], keys: Keys, said: Said, *, 
         raise
 
 
-def load_into_waiting(path: str, address: str, keys: Keys, said: Said, *, warn: Tell) -> str:
+def load_into_waiting(path: str, address: str, keys: Keys, said: Said, tell: Telling) -> None:
     """Load the state into the QEMU behind the monitor at `address`, started with `-incoming defer`.
 
-    Returns the guest's run state. Raises StatepipeError; unless QEMU has ended by itself, it is told to quit.
+    Raises StatepipeError; unless QEMU has ended by itself, it is told to quit.
     """
     with open_state(path, keys) as source:
-        state = _prepare_state(source, warn)
-        with closing(_load(state, Monitor(address, tell=warn), said, warn, runs=True)) as monitor:
-            return monitor.run_state()
+        state = _prepare_state(source, tell.warn)
+        with closing(Monitor(address, tell=tell.warn)) as monitor:
+            before = _load(state, monitor, said, tell.warn, runs=True)
+            with suppress(QemuGone):  # its guest has ended it already
+                tell.loaded(monitor.run_state())
+                restore(monitor, before)
 
 
 def _prepare_state(source: StateFile, warn: Tell) -> State:
@@ -67,13 +84,21 @@ def _prepare_state(source: StateFile, warn: Tell) -> State:
     return state
 
 
-def _load(state: State, monitor: Monitor, said: Said, warn: Tell, *, runs: bool) -> Monitor:
+def _load(state: State, monitor: Monitor, said: Said, warn: Tell, *, runs: bool) -> dict[str, Any]:
+    """Load it, and run it if it ran; how QEMU was set to migrate before. Raises StatepipeError.
+
+    A QEMU that may run or receive a guest that is none of ours is left alone; one that has half of ours can only be
+    ended.
+    """
+    monitor.demand_waiting()
+    monitor.demand_handover()
+    before = made_ready(monitor, ("events", "late-block-activate"))
     try:
-        _prepare(monitor)
         state.refuse_changed_disks(images(monitor), said, warn)
         ours = _open(monitor)
-    except BaseException:  # this QEMU may run or receive a guest that is none of ours: leave it alone
-        monitor.close()
+    except BaseException:
+        with suppress(QemuError):  # the cause is told
+            restore(monitor, before)
         raise
     try:
         with ours:
@@ -81,17 +106,11 @@ def _load(state: State, monitor: Monitor, said: Said, warn: Tell, *, runs: bool)
         demand_completed(monitor.migration_outcome(), "its message is above")
         if runs and state.run_state in RAN_AT_SAVE:
             monitor.execute("cont")
-        return monitor
-    except BaseException:  # half a guest, which can only be ended
+        return before
+    except BaseException:
         with held():
             _quit(monitor)
         raise
-
-
-def _prepare(monitor: Monitor) -> None:
-    monitor.demand_waiting()
-    names = {item["capability"] for item in monitor.execute("query-migrate-capabilities")}
-    set_capabilities(monitor, {name: True for name in ("events", "late-block-activate") if name in names})
 
 
 def _open(monitor: Monitor) -> socket.socket:
@@ -135,9 +154,7 @@ def _why_closed(monitor: Monitor, error: InterruptedBySignal) -> Exception:
 
 def _quit(monitor: Monitor) -> None:
     monitor.hurry()
-    try:
+    with suppress(
+        QemuGone, QemuSilent
+    ):  # the first is what was wanted; of the second, whatever was raised tells enough
         monitor.execute("quit")
-    except (QemuGone, QemuSilent):  # the first is what was wanted; of the second, whatever was raised tells enough
-        pass
-    finally:
-        monitor.close()

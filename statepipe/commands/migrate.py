@@ -32,9 +32,6 @@ from statepipe.qemu.monitor import Monitor, Tell
 from statepipe.qemu.process import anew, demand_equal
 from statepipe.qemu.settings import adjusted
 
-UNWANTED = ("multifd", "postcopy-ram", "background-snapshot", "switchover-ack", "x-colo", "mapped-ram")
-"""Capabilities that one stream over a session cannot serve; `tunnel` carries QEMU's own sockets."""
-
 UNMOVED = "nothing was moved"
 """Said of a guest that nothing was done to."""
 
@@ -91,6 +88,7 @@ def check(qmp: str, plan: Plan, remote: Sequence[str] | None, tell: Tell) -> lis
 def migrate(request: Request, warn: Tell, guard: Command, listeners: Sequence[Listener]) -> Report:
     """Move the guest; what it came to. Raises StatepipeError, whose hint says where the guest is."""
     with Guardian(guard) as guardian, closing(Monitor(request.qmp, tell=warn)) as monitor:
+        monitor.demand_handover()
         works_for(monitor.pid)
         movable(monitor)
         return _move(request, warn, monitor, guardian, listeners)
@@ -186,7 +184,8 @@ def _judge(findings: Sequence[Finding], warn: Tell, *, force: bool) -> None:
 
 
 def _capabilities(request: Request) -> dict[str, bool]:
-    return dict.fromkeys(UNWANTED, False) | dict.fromkeys((*CAPABILITIES, *request.capabilities), True)
+    """Whatever else is on that one stream cannot serve is off meanwhile; `tunnel` carries QEMU's own sockets."""
+    return dict.fromkeys((*CAPABILITIES, *request.capabilities), True)
 
 
 def _go(departure: Departure, request: Request, guardian: Guardian) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from statepipe.commands.departure import LOOK
 from statepipe.commands.meet import MakeSink, outgoing
-from statepipe.commands.migrate import UNWANTED, Report, Request, movable
+from statepipe.commands.migrate import Report, Request, movable
 from statepipe.commands.outgoing import IDLE
 from statepipe.ends.dial import connected
 from statepipe.ends.fd import FdSource, write_all
@@ -104,10 +104,10 @@ def migrate_directly(request: Request, tell: Tell) -> Report:
 
 def _migrate(request: Request, monitor: Monitor, name: str, go: Callable[[], tuple[int, dict[str, Any]]]) -> Report:
     """What both have in common; `go` gives the bytes sent and QEMU's figures."""
+    monitor.demand_handover()
     works_for(monitor.pid)
     runs = movable(monitor)
-    wanted = dict.fromkeys((*UNWANTED, "pause-before-switchover"), False)
-    wanted |= dict.fromkeys(("events", "return-path", *request.capabilities), True)
+    wanted = dict.fromkeys(("events", "return-path", *request.capabilities), True)
     with adjusted(monitor, wanted, request.parameters):
         try:
             if request.offline:

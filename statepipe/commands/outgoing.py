@@ -24,7 +24,7 @@ from statepipe.qemu.disks import Disk
 from statepipe.stage import Buffer, Over, Stage
 from statepipe.stages.checksum import Digest
 from statepipe.stages.packing import Packing
-from statepipe.stages.watch import Answer, watch
+from statepipe.stages.watch import Answer, alone, watch
 
 IDLE = 1000
 """Milliseconds without a byte after which a stream without vmdesc that could end is taken to have ended."""
@@ -74,7 +74,7 @@ def save_stream(plan: Plan, source: FdSource, answer: Answer | None, approve: Ca
             watcher = watch(stream, answer)
             if answer is None:
                 watcher = _deserted(stream, watcher)
-            Pipeline(source, _stages(plan, watcher, trailer), sink).pour()
+            Pipeline(source, [("watch", watcher), ("watch", alone(stream)), *_stages(plan, trailer)], sink).pour()
             if answer is not None:
                 _refuse_more(stream, source)
             sink.sync()
@@ -91,14 +91,14 @@ def save_stream(plan: Plan, source: FdSource, answer: Answer | None, approve: Ca
     return Saved(stream, last["disks"])
 
 
-def _stages(plan: Plan, watcher: Stage, trailer: Callable[[], dict[str, Any]]) -> list[NamedStage]:
-    """watch stands first: what it calls the end is the end for every other stage."""
+def _stages(plan: Plan, trailer: Callable[[], dict[str, Any]]) -> list[NamedStage]:
+    """Those behind watch, which stands first: what it calls the end is the end for every other stage."""
     header = {"kind": "state", "time": int(time.time()), "writer": f"statepipe {__version__}", **plan.guest}
     header["stages"] = [name for name, _ in plan.words] + [plan.packing.word]
     header["stages"] += [name for name, _ in plan.seal]
     digest = Digest("blake3")
     packer = plan.packing.pack(header, lambda: {**trailer(), "blake3": digest.value})
-    return [("watch", watcher), *plan.words, ("digest", digest), ("compress", packer), *plan.seal]
+    return [*plan.words, ("digest", digest), ("compress", packer), *plan.seal]
 
 
 def _refuse_more(stream: QemuStream, source: FdSource) -> None:

@@ -34,7 +34,7 @@ from statepipe.pipes import polled
 from statepipe.qemu.facts import gather
 from statepipe.qemu.monitor import Monitor
 from statepipe.qemu.process import Child, wait_for_one
-from statepipe.qemu.settings import set_capabilities
+from statepipe.qemu.settings import made_ready, restore
 
 ENDING = 5000
 """Milliseconds that a QEMU has to end when it is told to quit, before it is killed."""
@@ -270,7 +270,7 @@ class _Reception:
         with closing(Journal(self._path(), facts, (guardian.note, *self._listeners))) as journal:
             host.lend(runs=offer.runs)
             words = self._request.undo([UNDOING[name] for name in offer.undo])
-            set_capabilities(host.monitor, dict.fromkeys(CAPABILITIES, True))
+            before = made_ready(host.monitor, CAPABILITIES)
             arrival = Arrival(host.monitor, peer, words, journal, host.end, runs=offer.runs, say=self._say)
             with held():  # but for the time that the two halves wait
                 try:
@@ -278,6 +278,8 @@ class _Reception:
                 finally:
                     self._signal = arrival.signal
                 host.keep()
+            if host.child is None:  # one of another's
+                restore(host.monitor, before)
         self._say(f"{peer.name} has given its guest away; here it is {'running' if offer.runs else 'paused'}")
         if self._signal is not None and self._request.guests is not None:
             raise self._signal  # too late for this guest, and not for the service

@@ -24,13 +24,10 @@ from statepipe.qemu.guard import look
 from statepipe.qemu.guest import describe_guest
 from statepipe.qemu.images import Images, images
 from statepipe.qemu.monitor import Monitor, Tell, demand_completed
-from statepipe.qemu.settings import adjusted
+from statepipe.qemu.settings import HARMLESS, adjusted
 from statepipe.stages.packing import Packing
 
 LIVE = "live"
-
-UNWANTED = ("multifd", "postcopy-ram", "pause-before-switchover", "switchover-ack", "x-colo", "mapped-ram")
-"""Capabilities that one stream into a file cannot serve, or need not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +55,12 @@ def save_by_qmp(address: str, request: Request, tell: Tell) -> Outcome:
     """Save the guest behind the monitor at `address`; `tell` hears what it is waited for. Raises StatepipeError; the
     guest then is as it was."""
     with closing(Monitor(address, tell=tell)) as monitor:
-        works_for(monitor.pid, once=request.then == LIVE)
+        live = request.then == LIVE
+        monitor.demand_handover()
+        works_for(monitor.pid, once=live)
         before = monitor.run_state()
         disks = images(monitor)
-        with adjusted(monitor, capabilities(request.then), {"max-bandwidth": 0}):
+        with adjusted(monitor, capabilities(live=live), {"max-bandwidth": 0}, () if live else HARMLESS):
             saved, migration = _save(monitor, request, before, disks)
         run_state = _leave(monitor, request.then)
         return Outcome(saved, migration, run_state, _MOVING if disks.rows and run_state == "running" else None)
@@ -73,10 +72,9 @@ _MOVING = (
 )
 
 
-def capabilities(then: str) -> dict[str, bool]:
-    """What the save wants on and off."""
-    live = then == LIVE
-    return dict.fromkeys(UNWANTED, False) | {"events": True, "return-path": not live, "background-snapshot": live}
+def capabilities(*, live: bool) -> dict[str, bool]:
+    """What the save wants on and off. background-snapshot goes with next to no other."""
+    return {"events": True, "return-path": not live, "background-snapshot": live}
 
 
 def _save(monitor: Monitor, request: Request, before: str, disks: Images) -> tuple[Saved, dict[str, Any]]:

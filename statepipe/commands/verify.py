@@ -12,19 +12,19 @@ from statepipe.errors import IntegrityError
 from statepipe.formats.qemustream import QemuStream
 from statepipe.stages.checksum import verify
 from statepipe.stages.codec import RAW, decompress
-from statepipe.stages.watch import watch
+from statepipe.stages.watch import alone, watch
 
 
 def verify_state(path: str, keys: Keys) -> dict[str, Any]:
     """`file`, `size`, `bytes` of the stream, `format`, `digest` (whether one was there to compare).
 
     The digests are compared, every frame is decoded, and the stream parsed to its end. Raises IntegrityError or
-    TruncatedError with the offset, StatepipeError if the file cannot be read.
+    TruncatedError with the offset, StatepipeError if the file cannot be read, or is no state by itself.
     """
     with open_state(path, keys) as source:
         ends = read_ends(source)
         stream = QemuStream()
-        Pipeline(source, [*_decoders(ends), ("watch", watch(stream))], Nowhere()).pour()
+        Pipeline(source, [*_decoders(ends), ("watch", watch(stream)), ("watch", alone(stream))], Nowhere()).pour()
         if ends.trailer is not None and ends.trailer.get("end_mark", stream.end_mark) != stream.end_mark:
             raise IntegrityError("the stream's end mark is not where the trailer says", offset=stream.end_mark)
         facts = {

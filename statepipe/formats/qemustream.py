@@ -132,7 +132,7 @@ class QemuStream:
 
     @property
     def page_size(self) -> int:
-        """Bytes in a page of the guest; 4096 unless the stream tells."""
+        """Bytes in a page of the guest; 4096 unless the stream tells, or its machine has others."""
         return self._sections.ram.page_size
 
     @property
@@ -179,6 +179,12 @@ class QemuStream:
     def postcopy(self) -> bool:
         """Whether the guest went over to the destination before its RAM was complete there."""
         return self._sections.postcopy
+
+    @property
+    def demanded(self) -> tuple[str, ...]:
+        """The capabilities without which no QEMU loads it: one that is started as usual has none of them, and of what
+        x-ignore-shared leaves out it has nothing."""
+        return self._sections.demanded
 
     @property
     def devices(self) -> tuple[str, ...]:

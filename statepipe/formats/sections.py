@@ -24,7 +24,7 @@ from statepipe.stage import Buffer
 MAGIC = b"QEVM\0\0\0\x03"
 EOF, START, PART, END, FULL, CONFIGURATION, COMMAND, FOOTER = 0, 1, 2, 3, 4, 7, 8, 0x7E
 OPEN_RETURN_PATH, PING, POSTCOPY_ADVISE, POSTCOPY_LISTEN, POSTCOPY_RUN = 1, 2, 3, 4, 5
-PACKAGED, SWITCHOVER_START = 7, 11
+PACKAGED, ENABLE_COLO, SWITCHOVER_START = 7, 8, 11
 # The commands of a fixed length; QEMU migration/savevm.c, mig_cmd_args.
 COMMAND_LENGTHS = {OPEN_RETURN_PATH: 0, PING: 4, POSTCOPY_LISTEN: 0, POSTCOPY_RUN: 0, PACKAGED: 4, SWITCHOVER_START: 0}
 MAX_EARLY = 10_000  # sections that begin before the devices: RAM, a bitmap a disk, and each virtio-mem
@@ -57,6 +57,7 @@ class Sections:
         self.pings: list[int] = []
         self.return_path = False
         self.postcopy = False
+        self._demanded: set[str] = set()  # capabilities, beside those that others here know of
         self.switchover: int | None = None
         self.end_mark: int | None = None
         self.proof: str | None = None
@@ -83,6 +84,12 @@ class Sections:
             error.offset = self.origin + (error.offset or 0)
             raise
         return at
+
+    @property
+    def demanded(self) -> tuple[str, ...]:
+        """The capabilities without which no QEMU loads it, in order, as far as it has shown them."""
+        shown = {"compress"} if self.ram.counts.compressed else set()
+        return tuple(sorted(self._demanded | shown | set(self.configuration.capabilities)))
 
     # --- the head
 
@@ -242,6 +249,8 @@ class Sections:
             self.pings.append(_BE32.unpack_from(data, at + 5)[0])
         elif command == POSTCOPY_ADVISE:
             self._advise(data, at + 5, length)
+        elif command == ENABLE_COLO:
+            self._demanded.add("x-colo")
         elif command == SWITCHOVER_START:
             self._begin_switchover(at)
         elif command in (POSTCOPY_LISTEN, POSTCOPY_RUN, PACKAGED):
@@ -255,6 +264,7 @@ class Sections:
         page_size = _BE64.unpack_from(data, at + 8)[0]
         if page_size.bit_count() != 1 or not 1 << 10 <= page_size <= 1 << 20:
             raise IntegrityError(f"a page of {page_size} bytes", offset=at + 8)
+        self._demanded.add("postcopy-ram")
         self.ram.page_size = page_size
         self.ram.host_pages = _BE64.unpack_from(data, at)[0]
 

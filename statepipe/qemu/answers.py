@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from statepipe.shapes import Misshapen, Shape, anything, check, fields, flag, many, maybe, table, text, whole
+from statepipe.shapes import Misshapen, Shape, anything, check, either, fields, flag, many, maybe, table, text, whole
 
 LONGEST = 4 << 20
 """Bytes of one message. A guest of a hundred disks tells 200 KB of them; parsed, JSON takes up to thirty times as much
@@ -27,6 +27,11 @@ _ANY_OBJECT = table(anything, MANY)
 
 GREETING = fields({"QMP": fields({"version": _ANY_OBJECT, "capabilities": many(anything, SOME)})})
 """What QEMU says first."""
+
+_EVENT = fields({"event": text(NAME)})
+
+FIRST = either(_EVENT, GREETING)
+"""What may come before anything was said to it: an event belongs to the client that was there before us."""
 
 _ERROR = fields({"class": text(NAME), "desc": text(WORDS)})
 

@@ -80,7 +80,7 @@ def images(monitor: Monitor) -> Images:
     try:
         rows = [*_trees(monitor, nodes, view), *_served(monitor)]
     except Misshapen as error:
-        raise QemuError(f"what QEMU at {monitor.place} says of its disks is not understood: {error}") from error
+        raise QemuError(f"what {monitor.place} says of its disks is not understood: {error}") from error
     return Images(_merged(rows), view)
 
 

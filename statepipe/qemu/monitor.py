@@ -24,9 +24,9 @@ from qemu.qmp.error import ProtocolError
 from qemu.qmp.message import Message
 
 from statepipe.errors import QemuError, QemuGone, QemuSilent
-from statepipe.qemu.answers import GREETING, LONGEST, MESSAGE, judge
+from statepipe.qemu.answers import FIRST, LONGEST, MESSAGE, judge
 from statepipe.qemu.process import listening_qemu
-from statepipe.qemu.reach import no_socket, reached, reason_of
+from statepipe.qemu.reach import ONE_MORE, reached, unreachable
 from statepipe.shapes import Misshapen, parse
 from statepipe.threads import held
 
@@ -50,7 +50,7 @@ LOOK_AGAIN = 0.05
 UNLOCK = 5.0
 """Seconds that `cont` is tried while another QEMU holds a lock: one that was killed holds it until it is reaped."""
 
-GREETING_WORD, GREETING_TIME = 3.0, 10.0
+GREETING_WORD, GREETING_TIME = 2.0, 6.0
 """Seconds without a greeting until we say so, and until we give up: QEMU greets whom it serves at once."""
 
 START_TIME = 600.0
@@ -77,13 +77,18 @@ whoever waits for it breaks it off otherwise. `cont` opens the disks first: a la
 when the disk answers, whether anybody still waits or not."""
 
 
+FIRST_WORDS = 200
+"""Bytes of what came first that are kept, to tell what answers where no QMP monitor does."""
+
+
 class _Client(QMPClient):
     """A QMPClient that bounds what it reads and holds it against its shape, and that keeps no event: it tells that
-    some came (`changed`). `misfit` is what was wrong with what came last."""
+    some came (`changed`). `misfit` is what was wrong with what came last, `first_line` what came first."""
 
     def __init__(self) -> None:
         super().__init__("statepipe", LONGEST)
         self.misfit: Misshapen | None = None
+        self.first_line = b""
         self.changed = asyncio.Event()
 
     def _cb_inbound(self, msg: Message) -> Message:
@@ -93,13 +98,21 @@ class _Client(QMPClient):
         return msg
 
     async def _do_recv(self) -> Message:
+        """What comes next. The client knows no event until it is connected, but QEMU may be quicker with one than with
+        its greeting or the answer to qmp_capabilities."""
+        while "event" in (message := await self._message()) and self.runstate is Runstate.CONNECTING:
+            continue
+        return message
+
+    async def _message(self) -> Message:
         try:
             line = await self._readline()
         except ValueError:
             self.misfit = Misshapen(f"it is longer than {LONGEST >> 20} MiB")
             raise ProtocolError(str(self.misfit)) from self.misfit
+        self.first_line = self.first_line or line[:FIRST_WORDS]
         try:
-            return Message(parse(line, MESSAGE if self._greeting else GREETING))
+            return Message(parse(line, MESSAGE if self._greeting else FIRST))
         except Misshapen as error:
             self.misfit = error
             raise ProtocolError(str(error)) from error
@@ -115,8 +128,8 @@ class _Client(QMPClient):
 class Monitor:
     """A connection to a QMP socket: `execute` commands, hand over descriptors.
 
-    `address` is a path or a connected socket; then `pid` is the process at its other end, which a socketpair does not
-    tell. `tell` hears what is waited for. Raises QemuError when nobody answers there in time or QEMU goes away.
+    `address` is one of reach.py's or a connected socket; then `pid` is the process at its other end, which a socketpair
+    does not tell. `tell` hears what is waited for. Raises QemuError when nobody answers in time or QEMU goes away.
     """
 
     def __init__(self, address: str | socket.socket, pid: int | None = None, tell: Tell = lambda text: None) -> None:
@@ -124,7 +137,7 @@ class Monitor:
         self._hurried = False
         self._limits: set[asyncio.Timeout] = set()
         self._spoken = -WORD
-        self.place = address if isinstance(address, str) else "the QEMU that was started"
+        self.place = f"QEMU at {address}" if isinstance(address, str) else "the QEMU that was started here"
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="monitor", daemon=True)
         _start_undisturbed(self._thread)
@@ -138,9 +151,9 @@ class Monitor:
     def _connect(self, address: str | socket.socket) -> None:
         """Raises QemuError."""
         waits = (
-            f"no greeting at {self.place}: another client may be connected; QEMU serves one at a time"
+            f"no greeting at {address}: another client may be connected; QEMU serves one at a time"
             if isinstance(address, str)
-            else "the QEMU that was started has not greeted us yet"
+            else f"{self.place} has not greeted us yet"
         )
         word, bound = (GREETING_WORD, GREETING_TIME) if isinstance(address, str) else (WORD, START_TIME)
         try:
@@ -148,33 +161,20 @@ class Monitor:
         except TimeoutError as error:
             if self._client.greeting is not None:
                 raise self._silent("qmp_capabilities") from error
-            hint = "give statepipe a monitor of its own: start QEMU with one more -qmp unix:PATH,server=on,wait=off"
+            hint = f"give statepipe a monitor of its own: {ONE_MORE}"
             raise QemuSilent(f"{waits} (waited {bound:g} s)", hint=hint) from error
         except (QMPError, OSError, EOFError) as error:
-            raise self._unreachable(address, error) from error
+            raise unreachable(address, error, self._client.misfit, self._client.first_line) from error
 
     def _first_words(self, waits: str) -> Callable[[float], str]:
         return lambda seconds: self._waits("qmp_capabilities", seconds) if self._client.greeting else waits
 
     def _waits(self, command: str, seconds: float) -> str:
         late = "; the guest runs as soon as it can, perhaps when a disk answers" if command == "cont" else ""
-        return f"QEMU at {self.place} has not answered {command} for {seconds:g} s{late}"
+        return f"{self.place} has not answered {command} for {seconds:g} s{late}"
 
     async def _greet(self, address: str | socket.socket) -> None:
         await self._client.connect(address if isinstance(address, socket.socket) else await reached(address))
-
-    def _unreachable(self, address: str | socket.socket, error: Exception) -> QemuError:
-        if self._client.misfit is not None:
-            hint = "is it a socket of -qmp, or of -chardev with -mon …,mode=control?"
-            return QemuError(f"what answers at {self.place} is no QMP monitor: {self._client.misfit}", hint=hint)
-        if not isinstance(address, str):
-            return QemuGone("QEMU ended before its monitor answered")
-        cause = getattr(error, "exc", error)
-        reason = no_socket(address) or reason_of(cause)
-        return QemuError(
-            f"no QMP monitor answers at {address}: {reason}",
-            hint="start QEMU with -qmp unix:PATH,server=on,wait=off and name that PATH; a monitor serves one client",
-        )
 
     def _call(
         self, work: Coroutine[Any, Any, T], within: float | None, words: Callable[[float], str], word: float = WORD
@@ -257,24 +257,34 @@ class Monitor:
         try:
             return judge(command, words, answer)
         except Misshapen as error:
-            raise QemuError(f"what QEMU at {self.place} answers to {command} is not understood: {error}") from error
+            raise QemuError(f"what {self.place} answers to {command} is not understood: {error}") from error
 
     def _silent(self, command: str) -> QemuSilent:
         late = "" if command.startswith("query-") or command == "qmp_capabilities" else ", which it may still do"
         return QemuSilent(
             f"QEMU does not answer {command}{late}",
-            hint=f"look at the QEMU at {self.place}: whether its guest runs, its migration settings as before",
+            hint=f"look at {self.place}: whether its guest runs, its migration settings as before",
         )
 
     def _gone(self, command: str) -> QemuGone:
         if self._client.misfit is not None:
-            return QemuGone(f"what QEMU at {self.place} says to {command} is no QMP: {self._client.misfit}")
+            return QemuGone(f"what {self.place} says to {command} is no QMP: {self._client.misfit}")
         return QemuGone(f"QEMU went away during {command}")
+
+    def demand_handover(self) -> None:
+        """Raises QemuError unless descriptors can be handed over here."""
+        if self._call(self._family(), None, lambda seconds: "") is not socket.AF_UNIX:
+            what = f"{self.place} takes a guest's stream only through a monitor at a unix socket"
+            raise QemuError(what, hint=f"{ONE_MORE}, and name that PATH")
+
+    async def _family(self) -> int:
+        peer = self._socket()
+        return socket.AF_UNIX if peer is None else peer.family
 
     def give(self, fd: int, name: str) -> None:
         """Hand a descriptor to QEMU under `name` (getfd), as for `fd:NAME`. Raises QemuError."""
         try:
-            self._call(self._give(fd), ANSWER, lambda seconds: f"QEMU at {self.place} takes nothing")
+            self._call(self._give(fd), ANSWER, lambda seconds: f"{self.place} takes nothing")
         except TimeoutError as error:
             raise self._silent("getfd") from error
         except (QMPError, OSError) as error:
@@ -319,7 +329,7 @@ class Monitor:
         began = time.monotonic()
         while self.run_state() == "finish-migrate":
             if time.monotonic() - began > (UNLOCK if self._hurried else SETTLE):
-                raise QemuSilent(f"QEMU at {self.place} still says finish-migrate: its guest stands still")
+                raise QemuSilent(f"{self.place} still says finish-migrate: its guest stands still")
             self._await_change(LOOK_AGAIN)
 
     def resume(self) -> None:
@@ -344,7 +354,7 @@ class Monitor:
             self._call(self._change(patience), None, lambda seconds: "")
         except TimeoutError as error:
             what = "QEMU has not come to the end of its migration"
-            raise QemuSilent(what, hint=f"look at the QEMU at {self.place}, whether its guest runs") from error
+            raise QemuSilent(what, hint=f"look at {self.place}, whether its guest runs") from error
 
     async def _change(self, patience: float) -> None:
         if self._client.runstate is not Runstate.RUNNING:  # it has ended between a command's answer and this wait
@@ -364,12 +374,15 @@ class Monitor:
         return self._call(self._peer(), None, lambda seconds: "") if self._pid is None else self._pid
 
     async def _peer(self) -> int:
-        writer = self._client._writer  # qemu.qmp has no public way to the socket either; see its send_fd_scm
-        if writer is None:
+        if (peer := self._socket()) is None:
             return 0
-        peer: socket.socket = writer.transport.get_extra_info("socket")
         pid, uid, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         return pid if listening_qemu(pid, uid) else 0
+
+    def _socket(self) -> socket.socket | None:
+        """qemu.qmp has no public way to it either; see its send_fd_scm."""
+        writer = self._client._writer
+        return None if writer is None else writer.transport.get_extra_info("socket")
 
     def run_state(self) -> str:
         """The guest's run state, as "running" or "postmigrate". Raises QemuError."""

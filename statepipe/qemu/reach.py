@@ -1,27 +1,54 @@
-"""Reaching who listens at a unix socket, and why nobody does."""
+"""Reaching QEMU's monitor at the address that it has in QEMU's own words, and why nobody answers there."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 import stat
+
+from statepipe.errors import QemuError, QemuGone, UsageError
 
 LOOK_AGAIN = 0.05
 """Seconds between two attempts at a socket where too many wait already."""
 
+_HMP = re.compile(rb"QEMU [\w.]+ monitor\b")
 
-async def reached(path: str) -> socket.socket:
-    """A socket that is connected to who listens at the path. Raises OSError.
+ONE_MORE = "start QEMU with one more -qmp unix:PATH,server=on,wait=off"
+
+
+def parse_monitor(address: str) -> str | tuple[str, int]:
+    """Where it is: a unix socket's path, or a host and a port. Raises UsageError.
+
+    A path; or as -qmp has it: `unix:PATH,server=on,wait=off`, `tcp:HOST:PORT,…`. A path that begins so is written `./`.
+    """
+    kind, colon, rest = address.partition(":")
+    if not colon or kind not in ("unix", "tcp"):
+        return address
+    place = rest.partition(",")[0]
+    if kind == "unix":
+        return f"/{place.lstrip('/')}" if place.startswith("//") else place
+    host, _, port = place.removeprefix("//").rpartition(":")
+    if not port.isdecimal() or int(port) > 0xFFFF:
+        raise UsageError(f"'{address}' names no port", hint="as QEMU has it: tcp:HOST:PORT")
+    return host.strip("[]") or "localhost", int(port)
+
+
+async def reached(address: str) -> socket.socket:
+    """A socket that is connected to who listens there. Raises OSError, UsageError.
 
     A connection to a unix socket is made at once, or not at all: where too many wait already, it is tried again.
     """
+    place = parse_monitor(address)
+    if not isinstance(place, str):
+        return await _over_tcp(*place)
     peer = socket.socket(socket.AF_UNIX)
     try:
         peer.setblocking(False)
         while True:
             try:
-                peer.connect(path)
+                peer.connect(place)
                 return peer
             except BlockingIOError:
                 await asyncio.sleep(LOOK_AGAIN)
@@ -30,15 +57,59 @@ async def reached(path: str) -> socket.socket:
         raise
 
 
+async def _over_tcp(host: str, port: int) -> socket.socket:
+    """To the first of the host's addresses that answers. Raises OSError."""
+    failure: OSError | None = None
+    for family, kind, protocol, _, place in await asyncio.get_running_loop().getaddrinfo(
+        host, port, type=socket.SOCK_STREAM
+    ):
+        peer = socket.socket(family, kind, protocol)
+        try:
+            peer.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(peer, place)
+            return peer
+        except OSError as error:
+            peer.close()
+            failure = failure or error
+        except BaseException:
+            peer.close()
+            raise
+    raise failure or OSError("it has no address")
+
+
+def unreachable(
+    address: str | socket.socket, error: Exception, misfit: Exception | None, first_line: bytes
+) -> QemuError:
+    """Why no QMP monitor answered; `misfit` is what was wrong with what came, `first_line` what came first."""
+    if misfit is not None and _HMP.match(first_line):
+        what = f"the monitor at {address} is QEMU's for people (HMP, -monitor), and not one for programs (QMP)"
+        return QemuError(what, hint=f"{ONE_MORE}, and name that PATH")
+    if misfit is not None:
+        hint = "is it a socket of -qmp, or of -chardev with -mon …,mode=control?"
+        place = address if isinstance(address, str) else "the monitor of the QEMU that was started here"
+        return QemuError(f"what answers at {place} is no QMP monitor: {misfit}", hint=hint)
+    if not isinstance(address, str):
+        return QemuGone("QEMU ended before its monitor answered")
+    reason = no_socket(address) or reason_of(getattr(error, "exc", error))
+    return QemuError(
+        f"no QMP monitor answers at {address}: {reason}",
+        hint="start QEMU with -qmp unix:PATH,server=on,wait=off and name that PATH; a monitor serves one client",
+    )
+
+
 def reason_of(cause: Exception) -> str:
     """In words, and no number of an error before them."""
     if isinstance(cause, EOFError):
         return "it closed the connection"
+    if isinstance(cause, socket.gaierror):
+        return str(cause.strerror)
     return os.strerror(cause.errno) if isinstance(cause, OSError) and cause.errno else str(cause).rstrip(": ")
 
 
-def no_socket(path: str) -> str | None:
-    """What the path is, if it is no socket."""
+def no_socket(address: str) -> str | None:
+    """What the path is, if it is one and no socket."""
+    if not isinstance(path := parse_monitor(address), str):
+        return None
     try:
         mode = os.stat(path).st_mode
     except OSError:  # what connecting says is as good

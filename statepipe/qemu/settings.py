@@ -1,27 +1,45 @@
-"""How QEMU is to migrate, for as long as it takes: its capabilities and parameters, and their way back."""
+"""How QEMU is to migrate, for as long as it takes: its capabilities and parameters, and their way back.
+
+A stream of ours is one stream that any other QEMU loads as it is started. What QEMU was set to before, by libvirt, by a
+person, by a migration that broke off, may make another one of it: without the shared memory (x-ignore-shared), with
+pages that only a QEMU set alike can read (compress), over more connections than one (multifd), behind a TLS handshake
+that nobody answers (tls-creds). So whatever is on and not known to be harmless is turned off meanwhile.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from statepipe.errors import InterruptedBySignal, QemuError, QemuGone, StatepipeError
 from statepipe.qemu.monitor import Monitor
 
+HARMLESS = (
+    *("auto-converge", "dirty-bitmaps", "dirty-limit", "events", "late-block-activate", "rdma-pin-all", "return-path"),
+    *("validate-uuid", "xbzrle", "zero-blocks"),
+)
+"""Capabilities of QEMU 7.2 to 10.0 with which a stream may be made, and loaded by a QEMU that has none of them."""
+
+PLAIN: Mapping[str, Any] = {"tls-creds": "", "mode": "normal"}
+"""Parameters that would make another thing of a migration: TLS over whatever it goes through, or cpr (8.2)."""
+
 
 @contextmanager
 def adjusted(
-    monitor: Monitor, capabilities: Mapping[str, bool], parameters: Mapping[str, Any]
+    monitor: Monitor,
+    capabilities: Mapping[str, bool],
+    parameters: Mapping[str, Any],
+    harmless: Collection[str] = HARMLESS,
 ) -> Iterator[dict[str, Any]]:
-    """Within it, capabilities and parameters are as wanted; afterwards as they were, which is what it gives.
+    """Within it, capabilities and parameters are as wanted, and what else is on and not `harmless` is off; afterwards
+    as they were, which is what it gives.
 
     A capability that this QEMU does not know and that is wanted off is off. Raises QemuError.
     """
-    before = _settings(monitor, capabilities, parameters)
+    before = _settings(monitor, capabilities, parameters, harmless)
     try:
-        set_capabilities(monitor, {name: capabilities[name] for name in before["capabilities"]})
-        _set_parameters(monitor, parameters)
+        _adjust(monitor, before, parameters)
         yield before
     except BaseException as error:
         if isinstance(error, InterruptedBySignal):
@@ -39,12 +57,31 @@ def adjusted(
         raise
 
 
+def made_ready(monitor: Monitor, capabilities: Collection[str]) -> dict[str, Any]:
+    """Have a QEMU that waits for a guest take one stream, with these capabilities as far as it knows them; what it was
+    set to before, for `restore`. Raises QemuError."""
+    known = {item["capability"] for item in monitor.execute("query-migrate-capabilities")}
+    before = _settings(monitor, dict.fromkeys(known.intersection(capabilities), True), {}, HARMLESS)
+    try:
+        _adjust(monitor, before, {})
+    except BaseException as error:
+        _restore_after(error, monitor, before)
+        raise
+    return before
+
+
+def _adjust(monitor: Monitor, before: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
+    """Raises QemuError."""
+    set_capabilities(monitor, {name: not state for name, state in before["capabilities"].items()})
+    _set_parameters(monitor, {name: PLAIN[name] for name in before["parameters"] if name in PLAIN} | dict(parameters))
+
+
 def _restore_after(error: BaseException, monitor: Monitor, before: Mapping[str, Any]) -> None:
     """The error that is on its way stays the cause; its hint tells of settings that QEMU would not take back."""
     try:
         restore(monitor, before)
     except QemuError as refused:
-        if isinstance(error, QemuGone):  # and its settings with it, which that says
+        if isinstance(error, QemuGone) or isinstance(refused, QemuGone):  # and its settings with it
             return
         if isinstance(error, StatepipeError):
             error.hint = "; ".join(
@@ -52,15 +89,17 @@ def _restore_after(error: BaseException, monitor: Monitor, before: Mapping[str, 
             )
 
 
-def _settings(monitor: Monitor, capabilities: Mapping[str, bool], parameters: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(
+    monitor: Monitor, capabilities: Mapping[str, bool], parameters: Mapping[str, Any], harmless: Collection[str]
+) -> dict[str, Any]:
     """What is now otherwise than wanted. One that QEMU does not have is refused when it is set, unless wanted off."""
     states = {item["capability"]: item["state"] for item in monitor.execute("query-migrate-capabilities")}
     values = monitor.execute("query-migrate-parameters")
+    wanted = {name: False for name, on in states.items() if on and name not in harmless} | dict(capabilities)
+    spoiling = [name for name, plain in PLAIN.items() if values.get(name, plain) != plain]
     return {
-        "capabilities": {
-            name: states.get(name, False) for name, on in capabilities.items() if states.get(name, False) != on
-        },
-        "parameters": {name: values[name] for name in parameters if name in values},
+        "capabilities": {name: not on for name, on in wanted.items() if states.get(name, False) != on},
+        "parameters": {name: values[name] for name in (*parameters, *spoiling) if name in values},
     }
 
 

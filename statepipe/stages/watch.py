@@ -15,6 +15,30 @@ from statepipe.formats.returnpath import pong
 from statepipe.stage import Buffer, Stage
 from statepipe.units import format_size
 
+
+def alone(stream: QemuStream) -> Stage:
+    """A stage behind `watch` that lets nothing pass which no QEMU loads as it is started, and so is no state by itself.
+
+    Raises StatepipeError as soon as the stream shows it.
+    """
+
+    def stage(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
+        for buffer in upstream:
+            if demanded := stream.demanded:
+                raise _no_state(", ".join(demanded), lacks_memory="x-ignore-shared" in demanded)
+            yield buffer
+
+    return stage
+
+
+def _no_state(names: str, *, lacks_memory: bool) -> StatepipeError:
+    lacks = ", and the memory that is shared is not in it" if lacks_memory else ""
+    return StatepipeError(
+        f"no whole state: the stream was made with {names}; only a QEMU that is set alike loads it{lacks}",
+        hint=f"in QEMU, turn {names} off (migrate-set-capabilities) and save again; save --qmp does so by itself",
+    )
+
+
 LATE = (Phase.DEVICES, Phase.VMDESC, Phase.END)
 """From the first device on; what comes before it leaves a loading QEMU waiting for more."""
 

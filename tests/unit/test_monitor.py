@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from statepipe.qemu.answers import ANSWERS
 from statepipe.qemu.facts import gather
 from statepipe.qemu.monitor import Monitor
 from statepipe.qemu.settings import adjusted
-from tests.qmpserver import SILENT, QmpServer, Raw, qmp_server
+from tests.qmpserver import GREETING, SILENT, QmpServer, Raw, qmp_server
 
 DEEP = Raw(b'{"return": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n")
 
@@ -124,6 +125,64 @@ def test_who_greets_otherwise_is_no_monitor(folder: Path, greeting: Raw) -> None
         Monitor(server.path)
 
 
+def test_a_monitor_for_people_is_called_so(folder: Path) -> None:
+    hmp = Raw(b"QEMU 7.2.22 monitor - type 'help' for more information\r\n(qemu) ")
+    with qmp_server(folder, hmp) as server, pytest.raises(QemuError, match=r"for people \(HMP") as caught:
+        Monitor(server.path)
+    assert "-qmp unix:PATH" in (caught.value.hint or "")
+
+
+EVENT = b'{"event": "RESET", "data": {"guest": true}, "timestamp": {"seconds": 1, "microseconds": 2}}\r\n'
+
+
+def test_events_that_come_before_qemu_has_answered_anything_are_passed_over(folder: Path) -> None:
+    """As of a guest that resets all the time."""
+    early = Raw(EVENT + json.dumps(GREETING).encode() + b"\r\n" + EVENT)
+    with qmp_server(folder, early) as server, closing(Monitor(server.path)) as monitor:
+        assert monitor.run_state() == "paused"
+
+
+@pytest.mark.parametrize("spelling", ["unix:{}", "unix:{},server=on,wait=off", "unix://{}", "tcp:127.0.0.1:{port}"])
+def test_a_monitor_is_reached_as_qemu_spells_it(server: QmpServer, spelling: str) -> None:
+    with forwarded(server.path) as port, closing(Monitor(spelling.format(server.path, port=port))) as monitor:
+        assert monitor.run_state() == "paused"
+        if spelling.startswith("tcp:"):
+            with pytest.raises(QemuError, match="only through a monitor at a unix socket"):
+                monitor.demand_handover()
+        else:
+            monitor.demand_handover()
+
+
+@contextmanager
+def forwarded(path: str) -> Iterator[int]:
+    """A port of this host that leads to the socket, for one client."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket(socket.AF_UNIX) as there:
+
+        def carry(source: socket.socket, sink: socket.socket) -> None:
+            with suppress(OSError):
+                while data := source.recv(65536):
+                    sink.sendall(data)
+
+        def serve() -> None:
+            with suppress(OSError):
+                here = listener.accept()[0]
+                with here:
+                    there.connect(path)
+                    back = threading.Thread(target=carry, args=(there, here))
+                    back.start()
+                    carry(here, there)
+                    there.shutdown(socket.SHUT_RDWR)
+                    back.join()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
 def test_capabilities_that_are_refused_are_no_monitor(server: QmpServer) -> None:
     server.answers["qmp_capabilities"] = Raw(b'{"error": {"class": "GenericError", "desc": "no"}}\n')
     with pytest.raises(QemuError, match="no QMP monitor answers at"):
@@ -204,7 +263,7 @@ def test_one_that_greets_and_answers_nothing_is_not_called_one_without_a_greetin
     told: list[str] = []
     with pytest.raises(QemuSilent, match=r"QEMU does not answer qmp_capabilities$"):
         Monitor(server.path, tell=told.append)
-    assert told == [f"QEMU at {server.path} has not answered qmp_capabilities for 3 s"]
+    assert told == [f"QEMU at {server.path} has not answered qmp_capabilities for 2 s"]
 
 
 def test_events_alone_take_no_memory(server: QmpServer) -> None:

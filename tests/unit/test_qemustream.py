@@ -26,6 +26,7 @@ from tests.streams import (
     block_list,
     capabilities,
     command,
+    compressed,
     device,
     devices,
     footer,
@@ -62,7 +63,7 @@ def refused(data: bytes) -> IntegrityError:
 
 
 def test_tells_everything_of_a_usual_stream() -> None:
-    data = whole()
+    data = whole(compressed(2))
     stream = parse(data)
     stream.close()
     assert stream.complete and stream.proof == "vmdesc" and stream.phase is Phase.END
@@ -298,6 +299,33 @@ def test_mapped_ram_is_refused_with_what_to_do() -> None:
     assert "mapped-ram stream" in str(error) and error.hint
 
 
+@pytest.mark.parametrize(("machine", "size"), [("sun4u", 8192), ("clipper", 8192), ("tricore_testboard", 16384)])
+def test_a_machine_of_large_pages_does_not_tell_their_size(machine: str, size: int) -> None:
+    listed = pack(">Q", 8 * size | 4) + text("ram") + pack(">Q", 8 * size)
+    pages = pack(">Q", 8) + text("ram") + bytes(size) + pack(">Q", size | 0x28) + bytes(size)
+    zeros = b"".join(pack(">QB", page * size | 0x22, 0) for page in range(2, 8))
+    tail = ram(kind=3) + devices() + b"\0" + vmdesc(*DEVICES)
+    stream = parse(head(machine) + ram_start(listed) + ram(pages, zeros) + tail)
+    assert stream.complete and stream.page_size == size and stream.pages == PageCounts(normal=2, zero=6)
+
+
+@pytest.mark.parametrize(
+    ("stream", "names"),
+    [
+        (whole(), ()),
+        (whole(compressed(2)), ("compress",)),
+        (head("pc", capabilities("x-ignore-shared")) + start("x", 1, b""), ("x-ignore-shared",)),
+        (head("pc", capabilities("x-of-later")) + ram_start(), ("x-of-later",)),
+        (head() + command(3, pack(">QQ", PAGE, PAGE)), ("postcopy-ram",)),
+        (head() + command(3), ()),
+        (setup() + command(8), ("x-colo",)),
+    ],
+    ids=lambda value: "" if isinstance(value, bytes) else "+".join(value) or "none",
+)
+def test_the_capabilities_that_a_qemu_needs_to_load_it(stream: bytes, names: tuple[str, ...]) -> None:
+    assert parse(stream).demanded == names
+
+
 # --- any split, and cost
 
 
@@ -309,7 +337,7 @@ def facts_of(data: bytes, cuts: list[int]) -> dict[str, object]:
     return stream.facts()
 
 
-SPLIT = whole()
+SPLIT = whole(compressed(2))
 EXPECTED = facts_of(SPLIT, [])
 
 
