@@ -34,7 +34,10 @@ without, with, and with GnuPG's authentication."""
 MARKER = 10
 """The tag of a packet that means nothing, and may stand first (RFC 9580, 5.8)."""
 
-TAGS = ENCRYPTED | {2, 4, 8, MARKER, 11}
+LITERAL = 11
+"""The tag of the packet that holds the data themselves (RFC 9580, 5.9)."""
+
+TAGS = ENCRYPTED | {2, 4, 8, MARKER, LITERAL}
 """And those that others begin with: signature, one-pass signature, compressed, marker, literal."""
 
 
@@ -79,6 +82,20 @@ def _first_of_armor(text: bytes) -> bytes:
         return b""
 
 
+def literal(packet: bytes) -> tuple[bytes, bytes] | None:
+    """The format letter and the data of a literal packet that has its length at its head; None if it is not that."""
+    if first_tag(packet) != LITERAL:
+        return None
+    if packet[0] & 0x40:
+        first = packet[1] if len(packet) > 1 else 0
+        octets = 1 if first < 192 else 2 if first < 224 else 5 if first == 255 else 0
+    else:
+        octets = (1, 2, 4, 0)[packet[0] & 3]
+    body = packet[1 + octets :]
+    length = body[1] if len(body) > 1 else 0
+    return (body[:1], body[2 + length + 4 :]) if octets and len(body) >= 2 + length + 4 else None
+
+
 _NUMBER = "[0-9]{1,10}"
 _KEY = "[0-9A-Fa-f]{1,64}"
 
@@ -92,7 +109,9 @@ ARGUMENTS: Mapping[str, Sequence[str]] = {
     "BADSIG": (_KEY,),
     "VALIDSIG": (_KEY,),
     "GOODSIG": (_KEY,),
+    "BEGIN_ENCRYPTION": (_NUMBER, _NUMBER),
     "DECRYPTION_INFO": (_NUMBER, _NUMBER),
+    "PLAINTEXT": ("[0-9A-Fa-f]{2}",),
 }
 """What the lines that we read begin with, word for word (doc/DETAILS)."""
 
@@ -192,6 +211,9 @@ def judge_encryption(status: Status, validity: Callable[[str], set[str]]) -> Non
             said, hint = _REASONS.get(reason) or _unusable(found, _SECRET if keyword == "INV_SGNR" else _UNFIT)
             raise StatepipeError(f"the {role} {' '.join(name)} {said}", hint=hint)
     _raise_agent(status)
+    if any(words[0] == "0" and len(words) < 3 for words in status.said("BEGIN_ENCRYPTION")):  # neither MDC nor AEAD
+        what = "gpg would write a message that nobody can prove whole: decrypt would refuse it"
+        raise StatepipeError(what, hint="take rfc2440, or another old way of writing, out of gpg.conf")
 
 
 def _unusable(found: set[str], other: tuple[str, str]) -> tuple[str, str]:
@@ -246,10 +268,15 @@ def judge_decryption(status: Status, signed_by: str | None) -> Iterator[str]:
     order = [words[0] for words in status.lines if words[0] in _FRAME]
     if status.said("BADMDC") or order != list(_FRAME):
         raise IntegrityError(CHANGED)
+    if bytes.fromhex(status.said("PLAINTEXT")[0][0]) in _TEXTS:
+        yield "the message says of itself that it is text: gpg has made its line ends those of this host"
     yield from _judge_signatures(status, signed_by)
 
 
 CHANGED = "the message was changed, or cut, after it was encrypted"
+
+_TEXTS = (b"t", b"u", b"m")
+"""Letters of literal packets whose line ends are not kept (RFC 9580, 5.9; m is GnuPG's own, for mail)."""
 
 _FRAME = ("BEGIN_DECRYPTION", "PLAINTEXT", "DECRYPTION_OKAY", "GOODMDC", "END_DECRYPTION")
 """What gpg says of a message that is good, in this order and once: plaintext outside of it was not encrypted.

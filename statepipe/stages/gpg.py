@@ -3,6 +3,9 @@
 The exit status of gpg tells too little: 0 for a message that was never encrypted, 2 for one that is whole but signed
 by a stranger. The lines on its status descriptor do, too: of AEAD, gpg 2.2 calls good what is not. And it puts the
 plaintext out before it has seen the proof at the end: so the last buffer is held back until all of it is proved.
+
+What gpg.conf says must not change the bytes either. So before the first of them gpg writes a little text twice: in
+the open, which shows what becomes of the bytes, and for the recipients, which shows whether it can be proved whole.
 """
 
 from __future__ import annotations
@@ -21,10 +24,12 @@ from statepipe.formats.openpgp import (
     is_fingerprint,
     judge_decryption,
     judge_encryption,
+    literal,
 )
 from statepipe.stage import FLUSH, Buffer, Over, Stage
 from statepipe.stages.context import Context
 from statepipe.stages.external import Ending, Job, running
+from statepipe.stages.gpgsettings import DECRYPTING, ENCRYPTING, OVERRULED, SAMPLE, require_none
 
 _AEAD = "or not, and gpg fails only for want of the key that signed: gpg --import FILE brings it in"
 
@@ -39,6 +44,7 @@ def encrypt_as_told(values: Mapping[str, Any], context: Context) -> Stage:
         raise UsageError("recipients of age and of OpenPGP do not go together", hint="encrypt twice, or for one kind")
     if not keys or not all(keys):
         raise UsageError("OpenPGP needs a recipient", hint="give gpg:KEY; a passphrase opens the key that signs")
+    require_none(ENCRYPTING)  # the listing, too, could wait for an input
     for key in keys:
         _require_one(key)
     passphrase = passphrase_of(values, context)
@@ -52,11 +58,62 @@ def encrypt(keys: Sequence[str], sign: str | None = None, passphrase: bytes | No
 
     `passphrase` opens that key; without it GnuPG's agent is asked. Raises StatepipeError without a gpg.
     """
-    options = ["-z", "0", "--encrypt"]  # what is to be compressed was, on all cores
-    options += [word for key in keys for word in ("--recipient", key)]
-    options += ["--sign", "--local-user", sign] if sign is not None else []
-    options += ["--armor"] if armor else []
-    return _by_gpg(options, passphrase, lambda status: judge_encryption(status, _validity))
+    options = ["-z", "0", "--compress-algo", "none"]  # what is to be compressed was, on all cores
+    recipients = [word for key in keys for word in ("--recipient", key)]
+    signer = ["--sign", "--local-user", sign] if sign is not None else []
+
+    def judge(status: Status) -> None:
+        judge_encryption(status, _validity)
+
+    _try_out([*options, "--no-armor"], recipients, judge)
+    options += ["--armor" if armor else "--no-armor", *recipients, *signer, "--encrypt"]
+    return _none_lost(_by_gpg(options, passphrase, judge))
+
+
+def _try_out(options: Sequence[str], recipients: Sequence[str], judge: Callable[[Status], None]) -> None:
+    """Raise StatepipeError for what gpg would not do well. A signature is left out: for that its agent may ask."""
+    written = b"".join(_by_gpg([*options, "--store"], None, judge)(iter([SAMPLE])))
+    if literal(written) != (b"b", SAMPLE):
+        what = "gpg does not keep the bytes as they are: its settings change them"
+        raise StatepipeError(what, hint="look for what concerns the data in gpg.conf; it was seen with: gpg --store")
+    for _ in _by_gpg([*options, *recipients, "--encrypt"], None, judge)(iter([SAMPLE])):
+        pass
+
+
+def _none_lost(stage: Stage) -> Stage:
+    """The same. Raises IntegrityError at the end if less has come out than went in: an encrypted message is longer."""
+
+    def counting(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
+        counted = _Counted(upstream)
+        flow = stage(Over(upstream, counted))
+        return Over(flow, _all_of(flow, counted))
+
+    return counting
+
+
+class _Counted:
+    """What comes from above, and how many bytes it has been."""
+
+    def __init__(self, upstream: Iterator[Buffer]) -> None:
+        self.bytes = 0
+        self._upstream = upstream
+
+    def __iter__(self) -> Iterator[Buffer]:
+        return self
+
+    def __next__(self) -> Buffer:
+        buffer = next(self._upstream)
+        self.bytes += len(buffer)
+        return buffer
+
+
+def _all_of(flow: Iterator[Buffer], counted: _Counted) -> Iterator[Buffer]:
+    written = 0
+    for buffer in flow:
+        written += len(buffer)
+        yield buffer
+    if written < counted.bytes:
+        raise IntegrityError(f"gpg has written {written} bytes of a message of {counted.bytes}: a part is lost")
 
 
 def decrypt(signed_by: str | None, passphrase: bytes | None, context: Context) -> Stage:
@@ -70,6 +127,7 @@ def decrypt(signed_by: str | None, passphrase: bytes | None, context: Context) -
         for warning in judge_decryption(status, signed_by):
             context.warn(f"decrypt: {warning}")
 
+    require_none(DECRYPTING)
     return _held_back(_by_gpg(["--decrypt"], passphrase, judge))
 
 
@@ -87,7 +145,7 @@ def _by_gpg(options: Sequence[str], passphrase: bytes | None, judge: Callable[[S
                 words += ["--pinentry-mode", "loopback", "--passphrase-fd", str(fds[1])]
             elif terminal := _terminal():
                 words += ["--ttyname", terminal]
-            return [*words, *options]
+            return [*words, *OVERRULED, *options]
 
         def judged(ending: Ending) -> None:
             judge(status)

@@ -16,6 +16,7 @@ from statepipe.formats.openpgp import (
     is_told,
     judge_decryption,
     judge_encryption,
+    literal,
     looks_encrypted,
     looks_like_openpgp,
 )
@@ -168,6 +169,7 @@ REFUSALS = [
     ("INV_RECP 10 x y", {"-"}, "recipient x y is not trusted"),
     ("INV_SGNR 9 x", {"u"}, "signing key x has no secret part here"),
     ("FAILURE sign-encrypt 67108875", set(), "the passphrase is wrong"),
+    ("BEGIN_ENCRYPTION 0 9", set(), "nobody can prove whole"),
 ]
 
 
@@ -176,6 +178,37 @@ def test_what_gpg_refuses_to_encrypt(line: str, letters: set[str], words: str) -
     with pytest.raises(StatepipeError, match=words) as caught:
         judge_encryption(status("KEY_CONSIDERED A 0", line), lambda name: letters)
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("line", ["BEGIN_ENCRYPTION 2 9", "BEGIN_ENCRYPTION 0 9 2"])
+def test_a_message_with_a_proof(line: str) -> None:
+    judge_encryption(status(line, "END_ENCRYPTION"), lambda name: set())
+
+
+LITERAL = b"b\x03abc\0\0\0\0data"
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        bytes([0xCB, len(LITERAL)]) + LITERAL,
+        bytes([0xCB, 255, 0, 0, 0, len(LITERAL)]) + LITERAL,
+        bytes([0xAC, len(LITERAL)]) + LITERAL,
+        bytes([0xAD, 0, len(LITERAL)]) + LITERAL,
+    ],
+)
+def test_a_literal_packet(packet: bytes) -> None:
+    assert literal(packet) == (b"b", b"data")
+
+
+@pytest.mark.parametrize("packet", [b"", b"\xcb", b"\xcb\x03b\0\0", b"\xcb\xe1" + LITERAL, SESSION_KEY, b"data"])
+def test_what_is_no_literal_packet(packet: bytes) -> None:
+    assert literal(packet) is None
+
+
+@pytest.mark.parametrize(("letter", "warnings"), [("62", 0), ("74", 1), ("75", 1), ("6d", 1)])
+def test_a_message_that_is_text(letter: str, warnings: int) -> None:
+    assert len(judge(*OPENED, f"PLAINTEXT {letter} 1 ", *PROVED[1:])) == warnings
 
 
 def test_what_gpg_says_is_bounded() -> None:

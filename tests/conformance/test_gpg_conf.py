@@ -1,0 +1,107 @@
+"""encrypt and decrypt under any gpg.conf: the bytes come back, or it is an error that names the line."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import gpghome
+from tests.conformance.running import assert_one_error, run
+
+pytestmark = pytest.mark.skipif(not gpghome.PRESENT, reason="gpg is not installed: tools/setup test")
+
+DATA = b"a\r\nb \nc\0\xff\n\n\r" * 1000
+"""Whatever is done to text changes it."""
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    """alice's keys, and room for another gpg.conf."""
+    folder = tmp_path / "home"
+    folder.mkdir(0o700)
+    for name in ("pubring.kbx", "trustdb.gpg"):
+        (folder / name).symlink_to(gpghome.home() / name)
+    yield folder
+    subprocess.run(["gpgconf", "--kill", "all"], env=within(folder), check=True)
+
+
+def within(folder: Path) -> dict[str, str]:
+    return os.environ | {"GNUPGHOME": str(folder)}
+
+
+@pytest.mark.parametrize(
+    "line", ["textmode", "mimemode", "output FOLDER/elsewhere", "set-filesize 5", "armor", "compress-level 9", "pgp6"]
+)
+def test_options_of_the_data_do_not_count_for_encrypt(line: str, home: Path) -> None:
+    (home / "gpg.conf").write_text(line.replace("FOLDER", str(home)) + "\n")
+    done = run("encrypt", "gpg:alice", data=DATA, env=within(home))
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert not done.stdout.startswith(b"-----")
+    assert run("decrypt", data=done.stdout, env=gpghome.environment()).stdout == DATA
+
+
+@pytest.mark.parametrize("line", ["textmode", "output FOLDER/elsewhere", "max-output 5", "use-embedded-filename"])
+def test_options_of_the_data_do_not_count_for_decrypt(line: str, home: Path, tmp_path: Path) -> None:
+    (home / "gpg.conf").write_text(line.replace("FOLDER", str(home)) + "\n")
+    done = run("decrypt", "--passphrase-file", str(passphrase_in(tmp_path)), data=under_passphrase(), env=within(home))
+    assert (done.returncode, done.stdout, done.stderr) == (0, DATA, b"")
+    assert not (home / "elsewhere").exists()
+
+
+def passphrase_in(folder: Path) -> Path:
+    (folder / "passphrase").write_text(gpghome.PASSPHRASE)
+    (folder / "passphrase").chmod(0o600)
+    return folder / "passphrase"
+
+
+def under_passphrase(*options: str) -> bytes:
+    ways = ["--pinentry-mode", "loopback", "--passphrase", gpghome.PASSPHRASE, "--symmetric", *options]
+    return gpghome.gpg(*ways, data=DATA)
+
+
+STEALING = ["multifile", "passphrase-fd 0", "override-session-key-fd 0"]
+
+
+@pytest.mark.parametrize("line", ["no-literal", "rfc2440", "compliance rfc2440", "--no-literal", *STEALING])
+def test_an_option_that_has_no_opposite_is_named_and_nothing_encrypted(line: str, home: Path) -> None:
+    (home / "gpg.conf").write_text(f"# mine\n\n {line}\n")
+    done = run("encrypt", "gpg:alice", data=DATA, env=within(home))
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert_one_error(done.stderr, "encrypt", f"'{line.removeprefix('--').removesuffix(' 0')}' in {home}/gpg.conf")
+
+
+@pytest.mark.parametrize("line", ["list-only", "unwrap", *STEALING])
+def test_an_option_that_has_no_opposite_is_named_and_nothing_decrypted(line: str, home: Path, tmp_path: Path) -> None:
+    (home / "gpg.conf").write_text(line)
+    done = run("decrypt", "--passphrase-file", str(passphrase_in(tmp_path)), data=under_passphrase(), env=within(home))
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert_one_error(done.stderr, "decrypt", f"'{line.removesuffix(' 0')}' in {home}/gpg.conf")
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [("--no-literal", "does not keep the bytes"), ("--rfc2440", "nobody can prove whole")],
+)
+def test_what_gpg_was_told_elsewhere_is_seen_before_the_first_byte(option: str, words: str, tmp_path: Path) -> None:
+    """As by a file for all users of the host."""
+    program = tmp_path / "gpg"
+    program.write_text(f'#!/bin/sh\nexec {shutil.which("gpg")} {option} "$@"\n')
+    program.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    done = run("encrypt", "gpg:alice", data=DATA, env=gpghome.environment() | {"PATH": path})
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert_one_error(done.stderr, "encrypt", words)
+
+
+def test_a_message_that_is_text_by_its_own_word_is_told(tmp_path: Path) -> None:
+    """Who wrote it changed the line ends, and gpg changes them again."""
+    passphrase = str(passphrase_in(tmp_path))
+    message = under_passphrase("--textmode")
+    done = run("decrypt", "--passphrase-file", passphrase, data=message, env=gpghome.environment())
+    assert done.returncode == 0
+    assert b"warning: decrypt: the message says of itself that it is text" in done.stderr
