@@ -37,7 +37,7 @@ class Process:
     def __init__(
         self, command: Sequence[str], descriptors: Mapping[int, int], *, apart: bool = True, folder: str | None = None
     ) -> None:
-        self._apart = apart
+        self._apart, self._program = apart, command[0]
         with held():  # between its start and our knowing it, nothing comes
             try:
                 self._pid = _spawn(command if folder is None else _within(folder, command), descriptors, apart=apart)
@@ -63,8 +63,17 @@ class Process:
                 signal.pidfd_send_signal(self.pidfd, number)
 
     def status(self) -> int:
-        """Wait until it has ended. Its exit status, or minus the number of the signal that killed it."""
-        ending = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOWAIT)
+        """Wait until it has ended. Its exit status, or minus the number of the signal that killed it.
+
+        Raises StatepipeError where somebody else was told it, and so we never will be.
+        """
+        try:
+            ending = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOWAIT)
+        except ChildProcessError as error:
+            what = (
+                f"{self._program} has ended, and it is not known how: something else in this process has waited for it"
+            )
+            raise StatepipeError(what, hint="take what it did as failed, and start it again") from error
         assert ending is not None
         return ending.si_status if ending.si_code == os.CLD_EXITED else -ending.si_status
 
@@ -86,7 +95,8 @@ class Process:
     def reap(self) -> None:
         """Wait until it has ended, and forget it; a second time does nothing."""
         if self.pidfd >= 0:
-            os.waitpid(self._pid, 0)
+            with suppress(ChildProcessError):
+                os.waitpid(self._pid, 0)
             os.close(self.pidfd)
             self.pidfd = -1
 

@@ -150,6 +150,7 @@ def entry() -> None:
     """What bin/statepipe and `python -m statepipe` run. Leaves without the interpreter's slow farewell."""
     _fill_standard_descriptors()
     signal.signal(ASKING, signal.SIG_IGN)  # who asks a moment too early or too late must not end us
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, as our parent may have left it, no program's end is told
     try:
         code = main(leave=os._exit)
     except SystemExit as leaving:  # argparse, after --help

@@ -436,3 +436,19 @@ def test_it_waits_for_its_input_as_it_is_told(tmp_path: Path) -> None:
         assert process.stdout.read(1000) == b"x" * 1000
         process.stdin.close()
         assert process.wait(PATIENCE) == 0
+
+
+# --- whoever started us
+
+
+IGNORING = "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+"""As some daemons and window managers do: then the kernel tells nobody how a program has ended."""
+
+
+@pytest.mark.parametrize(("script", "code", "output"), [("cat", 0, b"data"), ("cat; exit 3", 1, b"data")])
+def test_a_parent_that_ignores_its_childrens_end(script: str, code: int, output: bytes) -> None:
+    command = [sys.executable, "-c", IGNORING, *STATEPIPE, *sh(script)]
+    done = subprocess.run(command, input=b"data", capture_output=True, timeout=PATIENCE)
+    assert (done.returncode, done.stdout) == (code, output), done.stderr
+    assert (b"failed with exit status 3" in done.stderr) == bool(code)
+    assert b"Traceback" not in done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,21 @@ def test_a_signal_that_nohup_ignores_stays_ignored(tmp_path: Path, state72: Save
         os.kill(guest.pid, signal.SIGHUP)
         guest.wait_ticks(2)
         assert_continues(state72.before, guest.serial())
+
+
+def test_a_qemu_that_was_killed_is_told_also_where_our_parent_ignores_childrens_ends(
+    tmp_path: Path, state72: Saved
+) -> None:
+    ignoring = (
+        "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execvp(sys.argv[1], sys.argv[1:])"
+    )
+    with loaded(tmp_path, state72, wrapper=[sys.executable, "-c", ignoring]) as guest:
+        guest.wait_ticks(1)
+        pid = qemu_pid(tmp_path)
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        assert guest.wait() == 128 + signal.SIGKILL
+        assert "Traceback" not in guest.stderr()
 
 
 def test_a_qemu_that_becomes_a_daemon_runs_on(tmp_path: Path, state72: Saved) -> None:

@@ -169,3 +169,13 @@ def test_a_program_has_no_signal_blocked_that_we_hold(folder: str | None) -> Non
     with held():
         mask = said(["grep", "^SigBlk:", "/proc/self/status"], folder=folder)
     assert int(mask.split()[1], 16) == 0
+
+
+def test_an_end_that_was_told_to_another_is_an_error() -> None:
+    """Some library in this process may wait for any child."""
+    process = Process(["true"], {})
+    os.waitpid(process.pid, 0)
+    with pytest.raises(StatepipeError, match="true has ended, and it is not known how"):
+        process.status()
+    process.reap()
+    assert process.has_ended()
