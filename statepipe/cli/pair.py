@@ -9,6 +9,7 @@ from typing import Any
 from statepipe.cli.context import ask
 from statepipe.cli.messages import clean, say, show
 from statepipe.errors import StatepipeError, UsageError
+from statepipe.private import read_private
 
 Values = dict[str, Any]
 
@@ -83,10 +84,12 @@ def _connect(address: Any, values: Values) -> Any:
 
 
 def _from_file(path: str) -> str:
-    """A code from a file or, as /dev/fd/N, a descriptor. Raises StatepipeError."""
+    """A code from a file or, as /dev/fd/N, a descriptor.
+
+    Raises StatepipeError, also where others may read the file: who has the code is believed to be the other host.
+    """
     try:
-        with open(path, "rb") as file:
-            code = file.read(CODE_LIMIT).decode("ascii", "replace").strip()
+        code = read_private(path, CODE_LIMIT).decode("ascii", "replace").strip()
     except OSError as error:
         raise StatepipeError(f"cannot read {path}: {os.strerror(error.errno or 0)}") from error
     if sum(map(str.isalnum, code)) < 6:

@@ -1,7 +1,7 @@
 """pair: let two hosts know each other's keys, once, by a code that a person carries from one to the other.
 
 One listens and shows the code, the other connects and is told it. They exchange certificates (formats/pairing.py), and
-each pins the other's. A wrong code ends the attempt on both sides; the next has a new one.
+each pins the other's, or neither does. A wrong code ends the attempt on both sides; the next has a new one.
 
 Who connects and says no proper hello has tried no code, so it ends nothing: it is sent away, told of, and the listener
 goes on. Many may be connected at a time, for the true one may be silent for as long as a person types.
@@ -13,7 +13,7 @@ import selectors
 import socket
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 
 from statepipe.commands.plan import Say
@@ -23,10 +23,11 @@ from statepipe.ends.dial import connected, listening, port_of
 from statepipe.ends.listeners import ListeningSocket
 from statepipe.ends.net import Patience, lost
 from statepipe.ends.tlsends import LULL, Origin, origin
-from statepipe.ends.trust import check_name, own_certificate, pin
+from statepipe.ends.trust import check_name, own_certificate, pinning
+from statepipe.engine.signals import forget_late, held
 from statepipe.errors import IntegrityError, PeerError
 from statepipe.formats.certificates import fingerprint
-from statepipe.formats.pairing import CONFIRM_SIZE, HELLO_LIMIT, Pairing, Peer
+from statepipe.formats.pairing import CONFIRM_SIZE, DONE, HELLO_LIMIT, KEPT, READY, Pairing, Peer
 
 PATIENCE = Patience(silence=120.0)
 """Seconds for a person to type a code on the other host."""
@@ -39,6 +40,8 @@ ANSWER = Patience(silence=20.0)
 
 VISITORS = 32
 """Connections at a time that have said no hello yet. For one more, the oldest of the host with the most goes."""
+
+AGAIN = "look at what it says over there, then begin again on both hosts"
 
 Choose = Callable[[str, str, str], str]
 """The name to pin a peer under, by what it calls itself, its key's fingerprint, and the address that it came from."""
@@ -64,9 +67,10 @@ def pair_listening(address: Address, code: str, choose: Choose, ready: Callable[
         visitor, pairing, confirm = _first_hello(lobby, lambda: Pairing(code, socket.gethostname(), own, first=True))
         lobby.keep_only(visitor)
         peer = _answer(visitor, pairing, confirm)
-    print_of_theirs = _fingerprint(peer)
-    name = choose(peer.name, print_of_theirs, visitor.address)
-    pin(name, peer.certificate)
+        print_of_theirs = _fingerprint(peer)
+        name = choose(peer.name, print_of_theirs, visitor.address)
+        with pinning(name, peer.certificate) as keep:
+            _keep_when_kept(visitor, pairing, keep)
     return Paired(check_name(name), print_of_theirs, fingerprint(own.encode()))
 
 
@@ -189,9 +193,26 @@ def _answer(visitor: _Visitor, pairing: Pairing, confirm: bytes) -> Peer:
         more = bytes(visitor.said[4 + int.from_bytes(visitor.said[:4], "big") :])
         return pairing.take_confirm(more + _read(connection, CONFIRM_SIZE - len(more)))
     except OSError as error:
-        raise lost(visitor.address, error, len(visitor.said), ANSWER) from error
+        raise _broken(visitor.address, error, ANSWER) from error
     except PeerError as error:
         raise PeerError(f"{visitor.address}: {error}", hint=error.hint) from error
+
+
+def _keep_when_kept(visitor: _Visitor, pairing: Pairing, keep: Callable[[], object]) -> None:
+    """Pin the peer once it has pinned us. Raises PeerError, and then neither side has."""
+    connection = visitor.connection
+    try:
+        connection.sendall(pairing.word(READY))
+        pairing.take_word(_read(connection, CONFIRM_SIZE), KEPT)
+    except OSError as error:
+        raise _broken(visitor.address, error, ANSWER) from error
+    except PeerError as error:
+        raise PeerError(f"{visitor.address}: {error}", hint=error.hint) from error
+    with held():
+        keep()
+        with suppress(OSError):  # who does not hear it begins again, and finds us as we are
+            connection.sendall(pairing.word(DONE))
+        forget_late()
 
 
 def pair_connecting(address: Address, ask: Callable[[], str], name: str | None) -> Paired:
@@ -200,9 +221,32 @@ def pair_connecting(address: Address, ask: Callable[[], str], name: str | None) 
     with connected(address, PATIENCE, None, insecure=True) as connection:
         pairing = Pairing(ask(), socket.gethostname(), own, first=False)
         peer = _exchange(connection, pairing, str(address))
-    print_of_theirs = _fingerprint(peer)
-    pin(called, peer.certificate)
-    return Paired(called, print_of_theirs, fingerprint(own.encode()))
+        with pinning(called, peer.certificate) as keep:
+            _keep_with_the_other(connection, pairing, keep, str(address))
+    return Paired(called, _fingerprint(peer), fingerprint(own.encode()))
+
+
+def _keep_with_the_other(
+    connection: socket.socket, pairing: Pairing, keep: Callable[[], Callable[[], None]], name: str
+) -> None:
+    """Pin the peer once it can pin us, and for good once it has. Raises PeerError, and then we have not."""
+    take_back: Callable[[], None] = _nothing
+    try:
+        pairing.take_word(_read(connection, CONFIRM_SIZE), READY)  # a person there may be choosing our name
+        connection.settimeout(ANSWER.silence)
+        with held():
+            take_back = keep()
+        connection.sendall(pairing.word(KEPT))
+        pairing.take_word(_read(connection, CONFIRM_SIZE), DONE)
+    except BaseException as error:
+        take_back()
+        if isinstance(error, OSError):
+            raise _broken(name, error, PATIENCE) from error
+        raise
+
+
+def _nothing() -> None:
+    """There is nothing to take back."""
 
 
 def _exchange(connection: socket.socket, pairing: Pairing, name: str) -> Peer:
@@ -214,7 +258,12 @@ def _exchange(connection: socket.socket, pairing: Pairing, name: str) -> Peer:
         connection.sendall(pairing.take_hello(_read(connection, size)))
         return pairing.take_confirm(_read(connection, CONFIRM_SIZE))
     except OSError as error:
-        raise lost(name, error, 0, PATIENCE) from error
+        raise _broken(name, error, PATIENCE) from error
+
+
+def _broken(name: str, error: OSError, patience: Patience) -> PeerError:
+    """What an OSError in the middle of it means."""
+    return PeerError(f"{lost(name, error, 0, patience)}: nothing is pinned here", hint=AGAIN)
 
 
 def _framed(hello: bytes) -> bytes:
@@ -225,7 +274,7 @@ def _read(connection: socket.socket, size: int) -> bytes:
     data = b""
     while len(data) < size:
         if not (more := connection.recv(size - len(data))):
-            raise PeerError("the other side broke the pairing off", hint="begin again on both hosts")
+            raise PeerError("the other side broke the pairing off, and nothing is pinned here", hint=AGAIN)
         data += more
     return data
 

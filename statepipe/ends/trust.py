@@ -18,7 +18,8 @@ import re
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from statepipe.ends.config import config_folder
@@ -309,14 +310,29 @@ def pin_of(name: str) -> str:
     return os.path.join(config_folder(), "peers", f"{check_name(name)}.pem")
 
 
-def pin(name: str, certificate: str) -> None:
-    """Pin a peer's certificate under a name. Raises UsageError, and StatepipeError where another's is pinned so."""
+@contextmanager
+def pinning(name: str, certificate: str) -> Iterator[Callable[[], Callable[[], None]]]:
+    """Make ready to pin a peer's certificate under a name; what is given pins it, and gives what takes that back.
+
+    Raises UsageError, and StatepipeError where another's is pinned so, or it could not be kept.
+    """
     path = pin_of(name)
-    if os.path.exists(path) and _read(path) != certificate:
-        hint = f"if its key has changed indeed, remove {path} and pair again; else give another name with --name"
-        raise StatepipeError(f"another key is pinned here as '{check_name(name)}'", hint=hint)
+    if os.path.exists(path):
+        if _read(path) != certificate:
+            hint = f"if its key has changed indeed, remove {path} and pair again; else give another name with --name"
+            raise StatepipeError(f"another key is pinned here as '{check_name(name)}'", hint=hint)
+        yield lambda: lambda: None
+        return
     _make_folder(os.path.dirname(path))
-    write_private(path, certificate.encode())
+    with FileSink(path) as sink:
+        sink.write(certificate.encode())
+        sink.sync()
+
+        def keep() -> Callable[[], None]:
+            sink.commit()
+            return sink.withdraw
+
+        yield keep
 
 
 def check_name(name: str) -> str:

@@ -2,12 +2,17 @@
 
     hello     name, certificate, and the first half of a SPAKE2 exchange over the code     both ways
     confirm   HMAC of both hellos under the key that came of it                            both ways
+    ready     who listens can keep the certificate                                         from who listens
+    kept      who connects has it                                                          from who connects
+    done      and now so has who listens: without it, who connects forgets it again        from who listens
 
 SPAKE2 (RFC 9382) gives both the same key only if both had the same code, and tells an eavesdropper nothing to try
 codes against. Who takes part without the code has one guess in 10^8, and then the run is over on both sides. The
 confirmation covers both hellos whole, so a certificate that was changed on its way is noticed too.
 
-Sans-IO: `hello` and `confirm` are bytes for the caller to carry, each in a frame of its own.
+So a pair is made on both sides or on neither, but for a connection that breaks in the moment of the last word.
+
+Sans-IO: `hello` and `confirm` are bytes for the caller to carry, the hello in a frame, the others of a fixed size.
 """
 
 from __future__ import annotations
@@ -35,6 +40,10 @@ _AMISS = (AssertionError, ValueError, SPAKEError, NotOnCurve)
 CODE_DIGITS = 8
 
 CONFIRM_SIZE = 32
+"""Bytes of a confirmation, and of each word after it."""
+
+READY, KEPT, DONE = b"ready", b"kept", b"done"
+"""The words after the confirmation, in this order."""
 
 
 def new_code() -> str:
@@ -84,6 +93,15 @@ class Pairing:
             hint = "begin again on both hosts: each code is good for one attempt"
             raise PeerError("the codes differ, or somebody is between the two hosts", hint=hint)
         return self._peer
+
+    def word(self, word: bytes) -> bytes:
+        """READY, KEPT or DONE as nobody says it who has not the key."""
+        return hmac.digest(self._key, b"statepipe pair " + word + self._transcript, "sha256")
+
+    def take_word(self, data: bytes, word: bytes) -> None:
+        """Raises PeerError for anything else."""
+        if not hmac.compare_digest(data, self.word(word)):
+            raise PeerError("the other side does not speak as 'statepipe pair' does", hint="are both of one version?")
 
     def _confirm(self, label: bytes) -> bytes:
         return hmac.digest(self._key, b"statepipe pair confirm " + label + self._transcript, "sha256")

@@ -9,6 +9,7 @@ import socket
 import stat
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
@@ -17,7 +18,7 @@ import pytest
 
 from statepipe.errors import PeerError
 from statepipe.formats.certificates import fingerprint, make_self
-from statepipe.formats.pairing import Pairing, Peer, new_code
+from statepipe.formats.pairing import CONFIRM_SIZE, KEPT, READY, Pairing, Peer, new_code
 from tests.conformance.running import PATIENCE, STATEPIPE, started
 from tests.conformance.test_plain import NOISE, collect
 
@@ -230,19 +231,21 @@ def test_a_name_that_cannot_be_is_refused_before_the_code_is_tried(tmp_path: Pat
 
 
 def test_a_slip_in_the_name_that_is_typed_is_asked_again(tmp_path: Path) -> None:
-    """The other host has pinned us by then."""
-    (tmp_path / "code").write_text("1234-5678")
+    """The other host waits until it is known under a name."""
+    code_in(tmp_path)
     ours, theirs = os.openpty()
     with os.fdopen(ours, "r+b", buffering=0) as terminal:
         command = [*STATEPIPE, "pair", "--listen", "tls://127.0.0.1:0", "--code-file", str(tmp_path / "code")]
         with started(command, stdin=theirs, stderr=theirs, env=env(tmp_path / "one")) as process:
             os.close(theirs)
             port = int(read_until(terminal, "\n").split()[-1])
-            assert connect(tmp_path / "other", port, "1234-5678").returncode == 0
-            read_until(terminal, "[127.0.0.1]: ")
-            terminal.write(b"my/host\n")
-            assert "'my/host' cannot be a peer's name" in read_until(terminal, "[127.0.0.1]: ")
-            terminal.write(b"other\n")
+            with ThreadPoolExecutor(1) as pool:
+                there = pool.submit(connect, tmp_path / "other", port, "1234-5678")
+                read_until(terminal, "[127.0.0.1]: ")
+                terminal.write(b"my/host\n")
+                assert "'my/host' cannot be a peer's name" in read_until(terminal, "[127.0.0.1]: ")
+                terminal.write(b"other\n")
+                assert there.result().returncode == 0
             assert process.wait(PATIENCE) == 0
     assert set(pinned(tmp_path / "one")) == {"other.pem"}
 
@@ -257,10 +260,70 @@ def read_until(terminal: IO[bytes], what: str) -> str:
 def test_another_key_does_not_take_a_pinned_ones_place(hosts: tuple[Path, Path], tmp_path: Path) -> None:
     before = pinned(hosts[0])
     with listening(hosts[0], "--name", "other") as (process, port, code):
-        connect(tmp_path / "third", port, code)
+        done = connect(tmp_path / "third", port, code)
         status, _, said = collect(process)
     assert status == 1 and b"another key is pinned here as 'other'" in said
     assert pinned(hosts[0]) == before
+    assert done.returncode == 5 and "nothing is pinned here" in done.stderr
+    assert not pinned(tmp_path / "third"), "neither side has the other's key"
+
+
+def test_a_key_that_who_connects_cannot_keep_is_kept_by_neither(hosts: tuple[Path, Path], tmp_path: Path) -> None:
+    before = pinned(hosts[1])
+    with listening(tmp_path / "third", "--name", "other") as (process, port, code):
+        done = connect(hosts[1], port, code)
+        status, _, said = collect(process)
+    assert done.returncode == 1 and "another key is pinned here as '127.0.0.1'" in done.stderr
+    assert status == 5 and b"nothing is pinned here" in said
+    assert pinned(hosts[1]) == before and not pinned(tmp_path / "third")
+
+
+LEAVES = {"before it is ready": 0, "once it is ready": 1, "without its last word": 2}
+
+
+@pytest.mark.parametrize("words", LEAVES.values(), ids=LEAVES)
+def test_who_is_left_alone_with_a_key_forgets_it(tmp_path: Path, words: int) -> None:
+    """The other side confirms, and leaves after so many of the words between the two."""
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
+        done = pool.submit(connect, tmp_path / "one", server.getsockname()[1], "1234-5678")
+        with server.accept()[0] as connection:
+            side = Pairing("1234-5678", "other", THEIRS, first=True)
+            size = int.from_bytes(read_exactly(connection, 4), "big")
+            confirm = side.take_hello(read_exactly(connection, size))
+            connection.sendall(len(side.hello).to_bytes(4, "big") + side.hello + confirm)
+            side.take_confirm(read_exactly(connection, CONFIRM_SIZE))
+            if words > 0:
+                connection.sendall(side.word(READY))
+            if words > 1:
+                side.take_word(read_exactly(connection, CONFIRM_SIZE), KEPT)
+        assert done.result().returncode == 5
+    assert "nothing is pinned here" in done.result().stderr
+    assert not pinned(tmp_path / "one")
+
+
+def read_exactly(connection: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        data += connection.recv(size - len(data))
+    return data
+
+
+def code_in(folder: Path, mode: int = 0o600) -> Path:
+    path = folder / "code"
+    path.write_text("1234-5678")
+    path.chmod(mode)
+    return path
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o604, 0o602])
+def test_a_code_that_others_may_read_is_refused(tmp_path: Path, mode: int) -> None:
+    """Who has the code is believed to be the other host."""
+    code = code_in(tmp_path, mode)
+    command = [*STATEPIPE, "pair", "--listen", "127.0.0.1:0", "--code-file", str(code)]
+    done = subprocess.run(command, capture_output=True, text=True, env=env(tmp_path), timeout=PATIENCE)
+    assert done.returncode == 1
+    assert f"{code} can be read or written by others: its mode is {mode:04o}" in done.stderr
+    assert f"hint: chmod 600 {code}" in done.stderr
 
 
 def test_the_code_is_not_in_any_argument(tmp_path: Path) -> None:

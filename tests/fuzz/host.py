@@ -23,7 +23,7 @@ from statepipe.commands.resolve import _last_step
 from statepipe.ends.address import SSH, Address
 from statepipe.ends.config import config_folder
 from statepipe.ends.ssh import Ssh, first_line
-from statepipe.ends.trust import by_folder, by_pins, own_certificate, pin
+from statepipe.ends.trust import by_folder, by_pins, own_certificate, pinning
 from statepipe.engine.control import answer
 from statepipe.errors import StatepipeError
 from statepipe.formats.certificates import fingerprint, make_self
@@ -242,7 +242,8 @@ def pair(data: bytes) -> None:
         assert pairing.take_hello(data)
         said = json.loads(data)
         assert fingerprint(said["certificate"].encode())
-        pin(said["name"], said["certificate"])
+        with pinning(said["name"], said["certificate"]) as keep:
+            keep()
 
 
 def make_hello(random: Random) -> bytes:
