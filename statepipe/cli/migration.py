@@ -16,6 +16,7 @@ from statepipe.cli.messages import clean, say, show, warn
 from statepipe.cli.network import plan_of, seconds_of
 from statepipe.engine import desk
 from statepipe.errors import StatepipeError, UsageError
+from statepipe.qemu.runstates import RUNNING
 from statepipe.shapes import told
 from statepipe.units import format_size, parse_rate
 
@@ -192,10 +193,9 @@ def _told(report: Report) -> str:
     ram = report.figures.get("ram", {})
     again = f", {format_size(report.resent)} of them twice" if report.resent else ""
     where = {
-        True: f"the guest runs at {report.peer}",
-        False: f"the guest is at {report.peer}, paused as it was",
+        RUNNING: f"the guest runs at {report.peer}",
         None: f"the guest has gone to {report.peer}, by QEMU's word",
-    }[report.runs]
+    }.get(report.state, f"the guest is at {report.peer}, {report.state} as it was")
     return (
         f"statepipe: migrate: {where}: {report.figures.get('total-time', 0) / 1000:.1f} s, "
         f"it stood still for {report.downtime * 1000:.0f} ms; {format_size(report.sent)} sent{again}, "

@@ -24,7 +24,9 @@ from statepipe.engine.pipeline import NamedStage, Pipeline
 from statepipe.errors import QemuError, QemuGone, QemuSilent, StatepipeError
 from statepipe.formats.handover import SWITCHOVER, Action, Event, Source, source
 from statepipe.formats.qemustream import QemuStream
+from statepipe.qemu.guest import demand_cont
 from statepipe.qemu.monitor import Monitor
+from statepipe.qemu.runstates import LIVE
 from statepipe.stages.watch import watch
 
 CAPABILITIES = ("events", "return-path", "pause-before-switchover")
@@ -56,8 +58,8 @@ class Limits:
 
 
 class Departure(Coordinator):
-    """Runs the source's half. The capabilities are the caller's to set; `words` see the plain stream; `runs` says
-    whether the guest is to run, wherever it ends up."""
+    """Runs the source's half. The capabilities are the caller's to set; `words` see the plain stream; `was` is the run
+    state of the guest, which it is to have wherever it ends up."""
 
     def __init__(
         self,
@@ -66,7 +68,7 @@ class Departure(Coordinator):
         words: Sequence[NamedStage],
         journal: Journal,
         *,
-        runs: bool,
+        was: str,
         limits: Limits | None = None,
         say: Callable[[str], object] = lambda text: None,
     ) -> None:
@@ -76,13 +78,18 @@ class Departure(Coordinator):
         self._figures: dict[str, Any] = {}
         self._begun = threading.Event()  # QEMU was told to migrate, or never will be
         self._is_refused = False  # QEMU will not: what it does with its guest is another's migration
-        self.runs, self._limits = runs, limits or Limits()
+        self.was, self._limits = was, limits or Limits()
         self.switchover = self._limits.switchover
         self._ours, self._theirs = socket.socketpair()
         self._source = FdSource(self._ours.fileno(), "the migration socket", IDLE)
         self._pipeline = Pipeline(
             self._source, [("watch", watch(self.stream, lambda message: True)), *words], peer.outgoing
         )
+
+    @property
+    def runs(self) -> bool:
+        """Whether it is to go on, wherever it ends up."""
+        return self.was in LIVE
 
     def run(self) -> Source:
         """Migrate; where it ended. What went wrong first is in `cause`."""
@@ -221,7 +228,9 @@ class Departure(Coordinator):
         try:
             self.monitor.wait_until_running()
             state = self.monitor.run_state()
-            if self.runs and state != "running" and not (self._is_refused and state == "postmigrate"):
+            if self.runs and state not in LIVE and not (self._is_refused and state == "postmigrate"):
+                if state == "postmigrate":
+                    demand_cont(self.monitor, self.was)
                 self.monitor.resume()
         except QemuGone:
             raise

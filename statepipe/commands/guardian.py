@@ -24,6 +24,7 @@ from statepipe.formats.handover import Action, Destination, Source, recovery
 from statepipe.pipes import polled
 from statepipe.processes import Process
 from statepipe.qemu.monitor import FINAL, Monitor, Tell
+from statepipe.qemu.runstates import LIVE
 from statepipe.qemu.settings import restore
 
 NOTE_LIMIT = 64 << 10
@@ -139,7 +140,7 @@ def recover_source(known: Known, tell: Tell) -> str:
             monitor.execute("migrate_cancel")
             monitor.migration_outcome()
         monitor.wait_until_running()
-        if known["runs"] and monitor.run_state() != "running":
+        if known["runs"] and monitor.run_state() not in LIVE:
             monitor.resume()
         restore(monitor, known["before"])
         return f"the migration is undone, the guest here is {monitor.run_state()}"

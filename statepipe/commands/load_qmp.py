@@ -23,9 +23,10 @@ from statepipe.qemu.guard import Said
 from statepipe.qemu.images import images
 from statepipe.qemu.monitor import Monitor, Tell, demand_completed
 from statepipe.qemu.process import Child
+from statepipe.qemu.runstates import LIVE
 from statepipe.qemu.settings import made_ready, restore
 
-RAN_AT_SAVE = ("running", None)
+RAN_AT_SAVE = (*LIVE, None)
 """A machine older than 2.4 does not tell its run state; QEMU itself then takes it to be running."""
 
 

@@ -30,6 +30,7 @@ from statepipe.qemu.compare import FAIL, WARN, Finding, compare, worst
 from statepipe.qemu.facts import gather
 from statepipe.qemu.monitor import Monitor, Tell
 from statepipe.qemu.process import anew, demand_equal
+from statepipe.qemu.runstates import LIVE, MOVABLE, RUNNING
 from statepipe.qemu.settings import adjusted
 
 UNMOVED = "nothing was moved"
@@ -62,11 +63,11 @@ class Request:
 class Report:
     """A guest that has moved: QEMU's figures, seconds from STOP here to RUNNING there, bytes sent and sent again.
 
-    `runs` is what the other host said of it: that it runs, or is paused as it was; None where nobody there speaks.
+    `state` is the run state that it had here, and the other host says that it has; None where nobody there speaks.
     """
 
     peer: str
-    runs: bool | None
+    state: str | None
     figures: dict[str, Any]
     downtime: float
     sent: int
@@ -100,9 +101,9 @@ def _move(request: Request, warn: Tell, monitor: Monitor, guardian: Guardian, li
         _unmoved() as unmoved,
         called(request.plan, _far_words(monitor, request.plan, request.remote_qemu)) as peer,
     ):
-        offer = _agree(request, monitor, peer, warn)
+        offer, state = _agree(request, monitor, peer, warn)
         steps = _Steps()
-        where = f"the guest {'runs' if offer.runs else 'is paused'} at {peer.name}"
+        where = f"the guest {'runs' if state == RUNNING else f'is {state}'} at {peer.name}"
         facts = {"side": "source", "peer": peer.name, "guest": offer.facts["guest"]}
         with (
             closing(Journal(request.journal, facts, (guardian.note, steps, *listeners))) as journal,
@@ -111,7 +112,7 @@ def _move(request: Request, warn: Tell, monitor: Monitor, guardian: Guardian, li
         ):
             guardian.note({"qmp": request.qmp, "runs": offer.runs, "before": before})
             departure = Departure(
-                monitor, peer, request.plan.words, journal, runs=offer.runs, limits=request.limits, say=warn
+                monitor, peer, request.plan.words, journal, was=state, limits=request.limits, say=warn
             )
             unmoved.is_over = True
             _go(departure, request, guardian)
@@ -119,7 +120,7 @@ def _move(request: Request, warn: Tell, monitor: Monitor, guardian: Guardian, li
         if request.quits:
             with _told_where_it_went(steps, where), suppress(QemuGone):  # it may end before its answer is out
                 monitor.execute("quit")
-    return Report(peer.name, offer.runs, figures, steps.downtime, sent, resent)
+    return Report(peer.name, state, figures, steps.downtime, sent, resent)
 
 
 class _Unmoved:
@@ -157,18 +158,18 @@ def _far_words(monitor: Monitor, plan: Plan, remote: Sequence[str] | None) -> li
     return [*words, "--chdir", process.folder, "--", process.program, *anew(process.command)[1:]]
 
 
-def _agree(request: Request, monitor: Monitor, peer: Peer, warn: Tell) -> Offer:
-    """Both sides look at each other, and are content. Raises StatepipeError."""
-    runs = movable(monitor) == "running"
-    offer = Offer(MIGRATE, gather(monitor), request.undo, runs)
+def _agree(request: Request, monitor: Monitor, peer: Peer, warn: Tell) -> tuple[Offer, str]:
+    """Both sides look at each other, and are content; with the guest's run state. Raises StatepipeError."""
+    state = movable(monitor)
+    offer = Offer(MIGRATE, gather(monitor), request.undo, state in LIVE)
     _judge(compare(offer.facts, offer.make(peer)), warn, force=request.force)
     peer.tell({"begin": True})
-    return offer
+    return offer, state
 
 
 def movable(monitor: Monitor) -> str:
-    """The run state of a guest that can be moved: running or paused. Raises QemuError."""
-    if (state := monitor.run_state()) not in ("running", "paused"):
+    """The run state of a guest that can be moved. Raises QemuError."""
+    if (state := monitor.run_state()) not in MOVABLE:
         raise QemuError(f"there is no guest to move: QEMU says {state}", hint="see: statepipe resolve --help")
     return state
 
@@ -225,7 +226,7 @@ def _whereabouts(departure: Departure, resolve: str) -> str:
         return f"the guest is here but stands still: {departure.stranded}; then: {resolve} here"
     try:
         state = departure.monitor.run_state()
-        as_before = state == ("running" if departure.runs else "paused")
+        as_before = state == departure.was
         return f"the guest is {state} here, as before" if as_before else f"the guest is here; QEMU says {state}"
     except QemuError as silent:
         return f"the guest was not given away; how it is here is not known: {silent}"

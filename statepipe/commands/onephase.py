@@ -31,6 +31,7 @@ from statepipe.formats.qemustream import QemuStream
 from statepipe.pipes import polled
 from statepipe.processes import Process, name_of_signal
 from statepipe.qemu.monitor import FINAL, Monitor, Tell, demand_completed
+from statepipe.qemu.runstates import LIVE
 from statepipe.qemu.settings import adjusted
 from statepipe.stages.watch import watch
 
@@ -114,7 +115,7 @@ def _migrate(request: Request, monitor: Monitor, name: str, go: Callable[[], tup
                 monitor.execute("stop")
             sent, figures = go()
         except BaseException as error:
-            _undo(monitor, error, runs=runs == "running")
+            _undo(monitor, error, runs=runs in LIVE)
             raise
     if request.quits:
         with suppress(QemuGone):  # it may end before its answer is out
@@ -193,7 +194,7 @@ def _undo(monitor: Monitor, error: BaseException, *, runs: bool) -> None:
             status = monitor.migration_outcome()["status"]
         monitor.wait_until_running()
         was_given_away = status == "completed" and monitor.run_state() == "postmigrate"
-        if runs and not was_given_away and monitor.run_state() != "running":
+        if runs and not was_given_away and monitor.run_state() not in LIVE:
             monitor.resume()
         error.hint = "; ".join(
             filter(None, [f"QEMU says {status}; the guest is {monitor.run_state()} here", error.hint])

@@ -54,6 +54,16 @@ class Saved:
     disks: list[Disk] | None
 
 
+def demand_lasting(temporary: Sequence[str]) -> None:
+    """Raises StatepipeError for images without a name: what is in them ends with QEMU, and a state needs its disks."""
+    if temporary:
+        raise StatepipeError(
+            f"what the guest writes to its disks ends with its QEMU (-snapshot, snapshot=on): {', '.join(temporary)}",
+            hint="a state saved now could never be loaded: start the guest without it; or keep what was written, with "
+            "block-commit and block-job-complete in QEMU, and save then",
+        )
+
+
 def save_stream(plan: Plan, source: FdSource, answer: Answer | None, approve: Callable[[], None]) -> Saved:
     """Save the stream from `source`; return once the file has its name and QEMU was answered.
 

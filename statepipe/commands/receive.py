@@ -280,7 +280,7 @@ class _Reception:
                 host.keep()
             if host.child is None:  # one of another's
                 restore(host.monitor, before)
-        self._say(f"{peer.name} has given its guest away; here it is {'running' if offer.runs else 'paused'}")
+        self._say(f"{peer.name} has given its guest away; here it is {_state(host.monitor, offer)}")
         if self._signal is not None and self._request.guests is not None:
             raise self._signal  # too late for this guest, and not for the service
         return True
@@ -289,6 +289,13 @@ class _Reception:
         """One who serves has a journal for each guest."""
         path, number = self._request.journal, next(self._numbers)
         return path if path is None or self._request.guests is None else f"{path}.{number}"
+
+
+def _state(monitor: Monitor, offer: Offer) -> str:
+    """The run state of a guest that is here; where QEMU does not say, what it was told to make of it."""
+    with suppress(QemuError):
+        return monitor.run_state()
+    return "running" if offer.runs else "paused"
 
 
 def _arrive(arrival: Arrival, host: Host, guardian: Guardian) -> None:

@@ -17,6 +17,7 @@ from statepipe.errors import QemuError, QemuGone, QemuSilent
 from statepipe.formats.handover import Destination, Source
 from statepipe.pipes import polled
 from statepipe.qemu.monitor import FINAL, LOOK_AGAIN, Monitor, Tell
+from statepipe.qemu.runstates import LIVE
 
 ENDING = 10_000
 """Milliseconds that a QEMU has to end when it is told to."""
@@ -25,6 +26,10 @@ HERE, ELSEWHERE = "here", "elsewhere"
 
 _MEANINGS = {
     "running": "its guest runs here",
+    "suspended": "its guest is here and sleeps; system_wakeup at QEMU's monitor wakes it",
+    "io-error": "its guest is here and stands still, as a disk failed or is full; `here` has it try again",
+    "guest-panicked": "its guest is here and has panicked",
+    "shutdown": "its guest is here and has shut down",
     "postmigrate": "it has sent all of its guest and holds it still",
     "paused": "its guest is here and stands still",
     "prelaunch": "its guest is here and stands still",
@@ -111,6 +116,6 @@ def _run(monitor: Monitor) -> str:
         monitor.execute("migrate_cancel")
         monitor.migration_outcome(LOOK_AGAIN)  # its settings are not ours: it may tell of no event
         monitor.wait_until_running()
-    if monitor.run_state() != "running":
+    if monitor.run_state() not in LIVE:
         monitor.resume()
     return f"the guest is {monitor.run_state()} here"

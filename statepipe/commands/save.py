@@ -15,7 +15,7 @@ import os
 import stat
 from collections.abc import Sequence
 
-from statepipe.commands.outgoing import IDLE, Plan, Saved, save_stream
+from statepipe.commands.outgoing import IDLE, Plan, Saved, demand_lasting, save_stream
 from statepipe.ends.fd import FdSource, failure, write_all
 from statepipe.engine.pipeline import NamedStage
 from statepipe.errors import UsageError
@@ -54,10 +54,14 @@ def _is_same(fd: int, other: int) -> bool:
 
 
 def _plan(path: str, packing: Packing, words: Sequence[NamedStage], seal: Sequence[NamedStage]) -> Plan:
-    """If a QEMU has started us, its process tells what the stream does not: the guest's name and its disks."""
+    """If a QEMU has started us, its process tells what the stream does not: the guest's name and its disks.
+
+    Raises StatepipeError for a guest whose disks end with its QEMU.
+    """
     qemu = parent_qemu()
     if qemu is None:
         return Plan(path, packing, words, seal)
+    demand_lasting(qemu.temporary)
     guest = {"name": qemu.name, "uuid": qemu.option("-uuid"), "command": list(qemu.command)}
     return Plan(path, packing, words, seal, guest, lambda: look_from_outside(qemu.disks, qemu.command))
 

@@ -14,14 +14,14 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from statepipe.commands.outgoing import IDLE, Plan, Saved, save_stream
+from statepipe.commands.outgoing import IDLE, Plan, Saved, demand_lasting, save_stream
 from statepipe.ends.fd import FdSource, write_all
 from statepipe.engine.desk import works_for
 from statepipe.engine.pipeline import NamedStage
 from statepipe.errors import InterruptedBySignal, QemuGone, QemuSilent, StatepipeError, TruncatedError
 from statepipe.qemu.disks import Disk
 from statepipe.qemu.guard import look
-from statepipe.qemu.guest import describe_guest
+from statepipe.qemu.guest import demand_cont, describe_guest
 from statepipe.qemu.images import Images, images
 from statepipe.qemu.monitor import Monitor, Tell, demand_completed
 from statepipe.qemu.settings import HARMLESS, adjusted
@@ -59,7 +59,10 @@ def save_by_qmp(address: str, request: Request, tell: Tell) -> Outcome:
         monitor.demand_handover()
         works_for(monitor.pid, once=live)
         before = monitor.run_state()
+        if request.then == "cont":
+            demand_cont(monitor, before)
         disks = images(monitor)
+        demand_lasting(disks.temporary)
         with adjusted(monitor, capabilities(live=live), {"max-bandwidth": 0}, () if live else HARMLESS):
             saved, migration = _save(monitor, request, before, disks)
         run_state = _leave(monitor, request.then)

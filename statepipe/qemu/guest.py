@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from statepipe.errors import QemuError
 from statepipe.qemu.monitor import Monitor
+from statepipe.qemu.runstates import SUSPENDED
 
 
 def describe_guest(monitor: Monitor) -> dict[str, Any]:
@@ -18,6 +20,14 @@ def describe_guest(monitor: Monitor) -> dict[str, Any]:
         "qemu": "{major}.{minor}.{micro} ".format(**version["qemu"]) + f"({version['package']})",
         "ram": memory["base-memory"] + memory.get("plugged-memory", 0),
     }
+
+
+def demand_cont(monitor: Monitor, was: str) -> None:
+    """Raises QemuError where `cont` after a migration would end QEMU, as from 9.0 on of a guest that `was` suspended:
+    "invalid runstate transition: 'postmigrate' -> 'suspended'", and it aborts."""
+    if was == SUSPENDED and monitor.execute("query-version")["qemu"]["major"] >= 9:
+        what = "this QEMU would end if it were to let a guest go on that was suspended before it was saved or sent"
+        raise QemuError(what, hint="wake it first (system_wakeup at QEMU's monitor), or load it elsewhere")
 
 
 def _given(uuid: str) -> str | None:

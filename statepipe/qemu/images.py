@@ -68,6 +68,12 @@ class Images:
         real = self.view.real(path)
         return next((row for row in self.rows if row.is_file and self.view.real(row.path) == real), None)
 
+    @property
+    def temporary(self) -> list[str]:
+        """Files without a name that the guest writes to: an overlay of -snapshot's, or a disk that was removed."""
+        written = (row for row in self.rows if row.is_file and row.devices and not row.read_only)
+        return [row.path for row in written if self.view.lacks(row.path)]
+
     def at(self, places: tuple[str, ...]) -> list[str]:
         """What the guest would see in these places."""
         return [row.path for row in self.rows if set(row.devices or ()) & set(places)]

@@ -33,13 +33,15 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 @dataclass(frozen=True, slots=True)
 class Running:
     """A QEMU process seen from outside: the kernel's word on its program, its folder and the images it has open for
-    writing; its own on its command line, empty where that is too long to be one."""
+    writing, and those of them that have no name (-snapshot); its own on its command line, empty where that is too long
+    to be one."""
 
     pid: int
     program: str
     command: tuple[str, ...]
     disks: tuple[str, ...]
     folder: str
+    temporary: tuple[str, ...] = ()
 
     @property
     def name(self) -> str | None:
@@ -147,7 +149,7 @@ def inspect_process(pid: int) -> Running | None:
             line = file.read(COMMAND_LIMIT + 1)
         words = os.fsdecode(line).split("\0")[:-1] if len(line) <= COMMAND_LIMIT else []
         program, folder = (os.readlink(f"/proc/{pid}/{name}") for name in ("exe", "cwd"))
-        return Running(pid, program, tuple(words), tuple(_writable_images(pid)), folder)
+        return Running(pid, program, tuple(words), tuple(_writable_images(pid)), folder, tuple(_overlays(pid)))
     except OSError:
         return None
 
@@ -274,6 +276,16 @@ def _writable_images(pid: int) -> list[str]:
         if _is_image(target, mode) and _is_read_write(pid, fd) and f" {target}\n" not in mapped
     )
     return sorted(set(found))
+
+
+_OVERLAY = re.compile(r"(/.*/vl\.\w{6}) \(deleted\)")
+"""What -snapshot writes to (QEMU block.c, get_tmp_filename and create_tmp_file)."""
+
+
+def _overlays(pid: int) -> list[str]:
+    """Raises OSError."""
+    found = (_OVERLAY.fullmatch(target) for target, _, fd in _open_files(pid) if _is_read_write(pid, fd))
+    return sorted(match[1] for match in found if match)
 
 
 def _is_image(target: str, mode: int) -> bool:

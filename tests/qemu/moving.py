@@ -145,9 +145,9 @@ def mover(credentials: Credentials, guest: Guest, port: int, *words: object, **m
     return Running("migrate", "--qmp", guest.socket, *credentials.of("source"), *words, where, **more)
 
 
-def waiting(folder: Path, qemu: str, source: Guest) -> Guest:
+def waiting(folder: Path, qemu: str, source: Guest, *args: str) -> Guest:
     """The QEMU that the guest is to move into."""
-    return Guest(folder, qemu=qemu, image=source.image, incoming="defer", args=["-S"])
+    return Guest(folder, qemu=qemu, image=source.image, incoming="defer", args=[*args, "-S"])
 
 
 def assert_moved(source: Guest, target: Guest) -> None:

@@ -31,7 +31,7 @@ def test_the_guest_goes_on_where_it_was(tmp_path: Path, state: Saved) -> None:
         assert not guest.ended(), "statepipe stays as long as QEMU"
         guest.qmp("quit")
         assert guest.wait() == QUIT_STATUS
-        assert guest.stderr() == ""
+        assert guest.stderr() == f"statepipe: load: {state.file} is loaded and verified; the guest is running\n"
 
 
 def test_a_paused_guest_stays_paused_and_can_go_on(tmp_path: Path, paused72: Saved) -> None:

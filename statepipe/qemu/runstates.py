@@ -1,0 +1,17 @@
+"""The run states of a guest, as QEMU's qapi/run-state.json has them: which can be moved, and which go on by themselves.
+
+A guest that an I/O error, a watchdog or a panic has stopped, or that was never started, has its whole state all the
+same; and a host whose storage is full is one to be emptied.
+"""
+
+from __future__ import annotations
+
+RUNNING, SUSPENDED = "running", "suspended"
+
+LIVE = (RUNNING, SUSPENDED)
+"""Of these `cont` makes what they were: a guest that is suspended (ACPI S3) waits to be woken, and stays suspended."""
+
+STANDING = ("paused", "prelaunch", "io-error", "shutdown", "watchdog", "guest-panicked", "internal-error")
+
+MOVABLE = (*LIVE, *STANDING)
+"""What QEMU 7.2 to 10.0 lets go to another QEMU, which is then in the same state."""
