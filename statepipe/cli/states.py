@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Values = dict[str, Any]
 
-AT_ONE_LEVEL: Values = {"adapt": False, "min": None, "max": None}
+AT_ONE_LEVEL: Values = {"adapt": False, "min": None, "max": None, "one_frame": False}
 """compress without its options."""
 
 

@@ -60,15 +60,24 @@ class End:
 Item = Begin | Block | End
 
 
-def frame(plain_size: int, checksum: int, block: bytes, *, stored: bool) -> bytes:
-    """A whole frame of one block of up to 1 MiB, with its content size and checksum."""
-    descriptor = _FLAGS + _ONE_MEBIBYTE + plain_size.to_bytes(8, "little")
-    size = (len(block) | (_STORED if stored else 0)).to_bytes(4, "little") if block else b""
-    head = MAGIC.to_bytes(4, "little") + descriptor + _header_checksum(descriptor)
-    return b"".join((head, size, block, bytes(4), checksum.to_bytes(4, "little")))
+def head() -> bytes:
+    """The beginning of a frame of blocks of up to 1 MiB: independent, each with a checksum, and one of the content."""
+    descriptor = _FLAGS + _ONE_MEBIBYTE
+    return MAGIC.to_bytes(4, "little") + descriptor + _header_checksum(descriptor)
 
 
-_FLAGS = b"\x6c"  # version 1, independent blocks, content size, content checksum
+def block(data: bytes, *, stored: bool) -> bytes:
+    """One block of such a frame; `stored`: its bytes are as they were."""
+    size = (len(data) | (_STORED if stored else 0)).to_bytes(4, "little")
+    return b"".join((size, data, xxhash.xxh32_intdigest(data).to_bytes(4, "little")))
+
+
+def tail(checksum: int) -> bytes:
+    """Its end, with the checksum of all it holds."""
+    return bytes(4) + checksum.to_bytes(4, "little")
+
+
+_FLAGS = b"\x74"  # version 1, independent blocks, block checksums, content checksum
 _ONE_MEBIBYTE = b"\x60"
 
 

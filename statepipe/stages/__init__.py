@@ -55,8 +55,12 @@ class Filter:
 
 def _compress(values: Values, context: Context) -> Stage:
     from statepipe.stages.codec import ZSTD, compress
-    from statepipe.stages.packing import adaptive, is_auto
+    from statepipe.stages.packing import adaptive, is_auto, level_of_one_frame
 
+    if values["one_frame"]:
+        from statepipe.stages.zstd import in_one_frame
+
+        return in_one_frame(level_of_one_frame(values))
     if is_auto(values):
         return adaptive(values, context.clock).pack({"kind": "stream"}, lambda: {})
     return compress(values["codec"] or ZSTD.name)
@@ -180,6 +184,10 @@ FILTERS = (
             Param("--adapt", "choose zstd's level from frame to frame, so that the least time is lost: zstd:auto"),
             Param("--min", "the lowest level that zstd:auto may choose (-7)", "LEVEL"),
             Param("--max", "the highest (19, or what fits into 256 MiB)", "LEVEL"),
+            Param(
+                "--one-frame",
+                "write zstd as one frame, for readers that stop at the first: python-zstandard's, fzstd in JavaScript",
+            ),
         ),
         _compress,
         inverse="decompress",

@@ -79,8 +79,20 @@ def is_auto(values: Mapping[str, Any]) -> bool:
     return bool(auto)
 
 
+def level_of_one_frame(values: Mapping[str, Any]) -> int:
+    """zstd's level with --one-frame. Raises UsageError where something else is told that does not go with it."""
+    if is_auto(values):
+        raise UsageError("--one-frame and zstd:auto do not go together", hint="give a level, as in zstd:3")
+    codec, level = parse_codec(values["codec"] or ZSTD.name)
+    if codec is not ZSTD:
+        raise UsageError(f"--one-frame is for zstd, not for {codec.name}", hint="lz4 is one frame as it is")
+    return level
+
+
 def packing(values: Mapping[str, Any], clock: Callable[[], float]) -> Packing:
     """How compress's parameters say a state file is to be compressed. Raises UsageError for another codec than zstd."""
+    if values["one_frame"]:
+        raise UsageError("a state file is many frames: that is how it is read in parts", hint="leave out --one-frame")
     if is_auto(values):
         return adaptive(values, clock)
     codec, level = parse_codec(values["codec"] or ZSTD.name)

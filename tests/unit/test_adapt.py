@@ -114,7 +114,7 @@ def test_small_frames_teach_nothing() -> None:
 
 
 def parameters(codec: str = "zstd", adapt: object = False, low: str | None = None, high: str | None = None) -> dict:  # type: ignore[type-arg]
-    return {"codec": codec, "adapt": adapt, "min": low, "max": high}
+    return {"codec": codec, "adapt": adapt, "min": low, "max": high, "one_frame": False}
 
 
 @pytest.mark.parametrize("values", [parameters("zstd:auto"), parameters(adapt=True), parameters("auto", low="1")])

@@ -8,6 +8,7 @@ import lzma
 import subprocess
 import sys
 from collections.abc import Iterable
+from typing import Any
 
 import lz4.frame
 import pytest
@@ -16,6 +17,8 @@ import zstandard
 from statepipe.errors import IntegrityError, TruncatedError, UsageError
 from statepipe.stage import FLUSH, Buffer
 from statepipe.stages.codec import CODECS, RAW, SKIPPED_LIMIT, compress, decompress, identify, parse_codec
+from statepipe.stages.packing import level_of_one_frame, packing
+from statepipe.stages.zstd import in_one_frame
 
 SAID = {
     "zstd": ("zstd", 1),
@@ -55,6 +58,46 @@ def test_each_is_told_by_what_it_writes(codec: object) -> None:
     packed = b"".join(compress(name)(iter([b"it"])))
     assert identify(packed[:4]) == name
     assert b"".join(decompress()(packed[at : at + 1] for at in range(len(packed)))) == b"it"
+
+
+PARTS = [b"of more than one block " * 100_000, FLUSH, b"and its end"]
+
+
+def test_a_reader_that_stops_at_the_first_frame_has_all_of_lz4() -> None:
+    packed = b"".join(compress("lz4")(iter(PARTS)))
+    assert lz4.frame.decompress(packed) == b"".join(PARTS)
+
+
+@pytest.mark.parametrize("parts", [PARTS, [], [b""]], ids=["much", "nothing", "nothing, flushed"])
+def test_a_reader_that_stops_at_the_first_frame_has_all_of_zstd_in_one(parts: list[bytes]) -> None:
+    packed = b"".join(in_one_frame(3)(iter(parts)))
+    reader = zstandard.ZstdDecompressor().decompressobj()
+    assert reader.decompress(packed) == b"".join(parts) == b"".join(decompress()(iter([packed])))
+    assert reader.eof and not reader.unused_data
+
+
+def test_what_was_flushed_is_there_to_read_in_one_frame() -> None:
+    flow = in_one_frame(1)(iter([b"first", FLUSH, b"second"]))
+    packed = b""
+    while part := next(flow):
+        packed += part
+    assert zstandard.ZstdDecompressor().decompressobj().decompress(packed) == b"first"
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"codec": "lz4"}, "is for zstd, not for lz4"),
+        ({"codec": "zstd:auto"}, "do not go together"),
+        ({"adapt": True}, "do not go together"),
+    ],
+)
+def test_what_does_not_go_with_one_frame(values: dict[str, Any], words: str) -> None:
+    plain = {"codec": None, "adapt": False, "min": None, "max": None, "one_frame": True}
+    with pytest.raises(UsageError, match=words):
+        level_of_one_frame(plain | values)
+    with pytest.raises(UsageError, match="a state file is many frames"):
+        packing(plain, lambda: 0.0)
 
 
 def test_a_bare_stream_is_raw_and_other_bytes_are_nothing() -> None:

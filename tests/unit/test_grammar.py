@@ -115,13 +115,14 @@ def test_a_bare_word_is_a_bare_command(row: Filter) -> None:
 
 NO_PASSPHRASE = {"passphrase": False, "passphrase_file": None, "passphrase_fd": None}
 
-AT_ONE_LEVEL = {"adapt": False, "min": None, "max": None}
+AT_ONE_LEVEL = {"adapt": False, "min": None, "max": None, "one_frame": False}
 
 WORDS = {
     "compress:zstd:3": {"codec": "zstd:3"} | AT_ONE_LEVEL,
     "compress:-3": {"codec": "-3"} | AT_ONE_LEVEL,
-    "compress:zstd:auto,min=1,max=12": {"codec": "zstd:auto", "adapt": False, "min": "1", "max": "12"},
-    "compress:adapt,min=-3": {"codec": None, "adapt": True, "min": "-3", "max": None},
+    "compress:zstd:auto,min=1,max=12": AT_ONE_LEVEL | {"codec": "zstd:auto", "min": "1", "max": "12"},
+    "compress:adapt,min=-3": AT_ONE_LEVEL | {"codec": None, "adapt": True, "min": "-3"},
+    "compress:one-frame": AT_ONE_LEVEL | {"codec": None, "one_frame": True},
     "checksum:blake3": {"algorithm": "blake3", "to": None},
     "checksum:to=a=b": {"algorithm": "sha256", "to": "a=b"},
     "checksum:to=a,,b,sha1": {"algorithm": "sha1", "to": "a,b"},
