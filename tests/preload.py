@@ -20,7 +20,9 @@ SOURCE = r"""
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <stdarg.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <time.h>
@@ -120,6 +122,26 @@ int close(int fd)
 int linkat(int from, const char *old, int to, const char *new, int flags)
 {
     return fails("linkat") ? -1 : NEXT(linkat)(from, old, to, new, flags);
+}
+
+int flock(int fd, int what) { return fails("flock") ? -1 : NEXT(flock)(fd, what); }
+
+/* It returns its error. */
+int posix_fadvise64(int fd, off64_t from, off64_t length, int advice)
+{
+    return fails("fadvise") ? errno : NEXT(posix_fadvise64)(fd, from, length, advice);
+}
+
+int posix_fadvise(int fd, off_t from, off_t length, int advice) { return posix_fadvise64(fd, from, length, advice); }
+
+int openat64(int folder, const char *name, int flags, ...)
+{
+    va_list rest;
+    va_start(rest, flags);
+    mode_t mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(rest, mode_t) : 0;
+    va_end(rest);
+    if ((flags & O_TMPFILE) == O_TMPFILE && fails("tmpfile")) return -1;
+    return NEXT(openat64)(folder, name, flags, mode);
 }
 
 int renameat(int from, const char *old, int to, const char *new)

@@ -15,9 +15,11 @@ import os
 import re
 import shlex
 import stat
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from statepipe.ends.config import config_folder
+from statepipe.descriptors import look_at
+from statepipe.ends.config import config_folder, home
 from statepipe.errors import StatepipeError, UsageError
 
 SYSTEM = "/etc/statepipe"
@@ -55,9 +57,13 @@ def load_config() -> Config:
 def _find() -> str | None:
     """The file that was named must be there; of the others the first that is."""
     if named := os.environ.get("STATEPIPE_CONFIG"):
+        look_at(named)
         return named
-    folders = dict.fromkeys([config_folder(), os.path.expanduser("~/.config/statepipe"), SYSTEM])
-    paths = [os.path.join(folder, "config.toml") for folder in folders]
+    own = home()
+    folders = [os.path.join(own, ".config/statepipe"), SYSTEM] if own else [SYSTEM]
+    with suppress(StatepipeError):  # no home, and nothing in its place: then nothing was set there either
+        folders.insert(0, config_folder())
+    paths = [os.path.join(folder, "config.toml") for folder in dict.fromkeys(folders)]
     return next((path for path in paths if os.path.exists(path)), None)
 
 
@@ -110,5 +116,8 @@ def _strings(path: str, key: str, value: object) -> list[str]:
 
 
 def _paths(names: list[str]) -> tuple[str, ...]:
-    """With ~ for the home."""
-    return tuple(os.path.expanduser(name) for name in names if name)
+    """With ~ for the home. Raises UsageError for a descriptor that is not open."""
+    paths = tuple(os.path.expanduser(name) for name in names if name)
+    for path in paths:
+        look_at(path)
+    return paths

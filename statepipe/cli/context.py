@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 from statepipe.cli.messages import clean, say
-from statepipe.ends.file import FileSink
+from statepipe.ends.output import new_output
 from statepipe.engine.desk import glance, its_qemu, report_to
 from statepipe.errors import StatepipeError
 from statepipe.stages.context import Context, GuestMemory, Talking
@@ -18,7 +18,7 @@ from statepipe.stages.context import Context, GuestMemory, Talking
 
 def context() -> Context:
     """The real one."""
-    return Context(sys.stderr, _warn, time.monotonic, ask, FileSink, _program, glance(), report_to, _memory())
+    return Context(sys.stderr, _warn, time.monotonic, ask, new_output, _program, glance(), report_to, _memory())
 
 
 def _memory() -> Callable[[int], GuestMemory | None]:

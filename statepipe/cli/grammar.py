@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from statepipe.cli.messages import show
 from statepipe.cli.verb import Verb
+from statepipe.descriptors import demand, look_at
 from statepipe.errors import UsageError
 from statepipe.stages import Filter, Param, find
 
@@ -62,7 +63,20 @@ def parse(verb: Verb | Filter, arguments: Sequence[str]) -> dict[str, Any]:
     """The values of a verb's parameters by name. Raises UsageError; SystemExit(0) after --help."""
     own, command = _cut_command(verb, arguments)
     values = vars(parser_for(verb).parse_args(_options_first(verb, own)))
+    _look_at_descriptors(values)
     return values | command
+
+
+def _look_at_descriptors(values: dict[str, Any]) -> None:
+    """Before anything is opened: what the caller has not opened would be ours. Raises UsageError."""
+    for name, value in values.items():
+        for text in value if isinstance(value, list) else [value]:
+            if not isinstance(text, str):
+                continue
+            if not name.endswith("_fd"):
+                look_at(text)
+            elif text.isascii() and text.isdecimal():
+                demand(int(text))
 
 
 def _cut_command(verb: Verb | Filter, arguments: Sequence[str]) -> tuple[Sequence[str], dict[str, list[str]]]:

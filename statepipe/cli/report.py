@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -16,11 +15,11 @@ if TYPE_CHECKING:
 
 def saved(path: str, outcome: Outcome) -> str:
     """One line on a save that succeeded."""
-    size = os.path.getsize(path)
+    state, size = format_size(outcome.saved.stream.offset), format_size(outcome.saved.size)
     total, down = (outcome.migration.get(key, 0) for key in ("total-time", "downtime"))
     return (
-        f"statepipe: save: {path}: {format_size(outcome.saved.stream.offset)} of state in {format_size(size)}, "
-        f"{total / 1000:.1f} s, the guest stood still for {down} ms at the end; it is now {outcome.run_state}"
+        f"statepipe: save: {path}: {state} of state in {size}, {total / 1000:.1f} s, "
+        f"the guest stood still for {down} ms at the end; it is now {outcome.run_state}"
     )
 
 

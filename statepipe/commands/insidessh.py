@@ -33,7 +33,7 @@ def inside(acceptor: Acceptor) -> Iterator[None]:
     Raises StatepipeError.
     """
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    name, user = os.urandom(NAME_SIZE).hex(), pwd.getpwuid(os.geteuid()).pw_name
+    name, user = os.urandom(NAME_SIZE).hex(), _user()
 
     def come(reading: int, writing: int, release: Callable[[], object] = lambda: None) -> None:
         transport = PipeTransport(reading, writing, "the sender", user, release)
@@ -63,6 +63,14 @@ def recv_inside(silence: float | None, retry: float | None, path: str) -> None:
     acceptor = Acceptor(Role.RECEIVES, timing(plan), turned_away)
     with inside(acceptor), visit(acceptor, first_patience(plan), IDLE) as visitor, FileSink(path) as sink:
         receive(plan, visitor, sink)
+
+
+def _user() -> str:
+    """Who we are, also where no database of users knows the number."""
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return f"user {os.geteuid()}"
 
 
 def _taken() -> tuple[int, int]:

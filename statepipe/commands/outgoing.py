@@ -14,7 +14,7 @@ from typing import Any
 
 from statepipe import __version__
 from statepipe.ends.fd import FdSource
-from statepipe.ends.file import FileSink
+from statepipe.ends.output import Output
 from statepipe.engine.pipeline import NamedStage, Pipeline
 from statepipe.engine.signals import forget_late, held
 from statepipe.errors import IntegrityError, QemuGone, QemuSilent, StatepipeError
@@ -38,7 +38,6 @@ class Plan:
     None if they are not known.
     """
 
-    path: str
     packing: Packing
     words: Sequence[NamedStage] = ()
     seal: Sequence[NamedStage] = ()
@@ -48,9 +47,10 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """A stream that is saved, and what its trailer says of the disks (None: not known)."""
+    """A stream that is saved, the bytes of its file, and what its trailer says of the disks (None: not known)."""
 
     stream: QemuStream
+    size: int
     disks: list[Disk] | None
 
 
@@ -64,8 +64,10 @@ def demand_lasting(temporary: Sequence[str]) -> None:
         )
 
 
-def save_stream(plan: Plan, source: FdSource, answer: Answer | None, approve: Callable[[], None]) -> Saved:
-    """Save the stream from `source`; return once the file has its name and QEMU was answered.
+def save_stream(
+    plan: Plan, source: FdSource, sink: Output, answer: Answer | None, approve: Callable[[], None]
+) -> Saved:
+    """Save the stream from `source` to `sink`; return once the file has its name and QEMU was answered.
 
     Without `answer` no QEMU can be told anything: the stream then ends with its source, whatever it opened.
     `approve` is asked after the commit, within the same hold on signals: it raises if QEMU's verdict is no, and
@@ -80,25 +82,24 @@ def save_stream(plan: Plan, source: FdSource, answer: Answer | None, approve: Ca
         return last
 
     try:
-        with FileSink(plan.path) as sink:
-            watcher = watch(stream, answer)
-            if answer is None:
-                watcher = _deserted(stream, watcher)
-            Pipeline(source, [("watch", watcher), ("watch", alone(stream)), *_stages(plan, trailer)], sink).pour()
-            if answer is not None:
-                _refuse_more(stream, source)
-            sink.sync()
-            with held():
-                sink.commit()
-                _conclude(sink, stream, answer, approve)
-                forget_late()
+        watcher = watch(stream, answer)
+        if answer is None:
+            watcher = _deserted(stream, watcher)
+        Pipeline(source, [("watch", watcher), ("watch", alone(stream)), *_stages(plan, trailer)], sink).pour()
+        if answer is not None:
+            _refuse_more(stream, source)
+        sink.sync()
+        with held():
+            sink.commit()
+            _conclude(sink, stream, answer, approve)
+            forget_late()
     except BaseException as error:
         try:
             _reply(stream, answer, shut(1))
         except StatepipeError as another:
             _add(error, f"nor could QEMU be told, which may wait for it: {another}")
         raise
-    return Saved(stream, last["disks"])
+    return Saved(stream, sink.bytes, last["disks"])
 
 
 def _stages(plan: Plan, trailer: Callable[[], dict[str, Any]]) -> list[NamedStage]:
@@ -153,7 +154,7 @@ def _deserted(stream: QemuStream, watcher: Stage) -> Stage:
     return stage
 
 
-def _conclude(sink: FileSink, stream: QemuStream, answer: Answer | None, approve: Callable[[], None]) -> None:
+def _conclude(sink: Output, stream: QemuStream, answer: Answer | None, approve: Callable[[], None]) -> None:
     try:
         if not _reply(stream, answer, shut(0)):
             raise QemuGone("QEMU went away before it could be told that its state is saved")

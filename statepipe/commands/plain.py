@@ -17,8 +17,8 @@ from statepipe.commands.meet import outgoing, visited
 from statepipe.commands.plan import Plan, Say, Visit
 from statepipe.ends.address import SSH, TLS
 from statepipe.ends.fd import FdSink, FdSource, failure, write_all
-from statepipe.ends.file import FileSink
 from statepipe.ends.net import SocketSink, SocketSource, is_network
+from statepipe.ends.output import Output, new_output
 from statepipe.ends.relay import Backflow, can_relay, relay
 from statepipe.engine.desk import at_work
 from statepipe.engine.pipeline import NamedStage, Pipeline
@@ -157,11 +157,11 @@ def recv_to_file(plan: Plan, path: str, say: Say) -> bool:
 
     A QEMU that sends it is answered as by save: its migration completes only if the file does. Raises StatepipeError.
     """
-    with FileSink(path) as sink, visited(plan, say, IDLE) as visit:
+    with new_output(path) as sink, visited(plan, say, IDLE) as visit:
         return receive(plan, visit, sink) or plan.address.scheme == TLS
 
 
-def receive(plan: Plan, visit: Visit, sink: FileSink) -> bool:
+def receive(plan: Plan, visit: Visit, sink: Output) -> bool:
     """From a sender who came in to a file, and commit it; whether the stream proved itself. Raises StatepipeError."""
     proof = Proof()
 

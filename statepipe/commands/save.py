@@ -16,7 +16,9 @@ import stat
 from collections.abc import Sequence
 
 from statepipe.commands.outgoing import IDLE, Plan, Saved, demand_lasting, save_stream
+from statepipe.descriptors import named_by
 from statepipe.ends.fd import FdSource, failure, write_all
+from statepipe.ends.output import new_output
 from statepipe.engine.pipeline import NamedStage
 from statepipe.errors import UsageError
 from statepipe.qemu.guard import look_from_outside
@@ -31,17 +33,19 @@ def save_from_stdin(path: str, packing: Packing, words: Sequence[NamedStage], se
             "standard input is a terminal, not a migration stream",
             hint=f'at the monitor: migrate "exec:exec statepipe save {path}"; from a shell: add --qmp SOCKET',
         )
-    answer = _answer if _may_be_return_path() else None
-    with FdSource(0, "standard input", IDLE) as source:
-        return save_stream(_plan(path, packing, words, seal), source, answer, _approve)
+    with new_output(path) as sink, FdSource(0, "standard input", IDLE) as source:
+        answer = _answer if _may_be_return_path(path) else None
+        return save_stream(_plan(packing, words, seal), source, sink, answer, _approve)
 
 
-def _may_be_return_path() -> bool:
+def _may_be_return_path(path: str) -> bool:
     """QEMU hands over two pipes, or a socket, and perhaps by way of another program, or another host's ssh.
 
-    Standard error is none of them: where it is the same as standard output (a service's log), that is for people.
+    Standard error is none of them: where it is the same as standard output (a service's log), that is for people. Nor
+    is it where the state itself goes.
     """
-    return _is_stream(0) and _is_stream(1) and not _is_same(1, 2)
+    file = named_by(path)
+    return _is_stream(0) and _is_stream(1) and not _is_same(1, 2) and not (file is not None and _is_same(1, file))
 
 
 def _is_stream(fd: int) -> bool:
@@ -53,17 +57,17 @@ def _is_same(fd: int, other: int) -> bool:
     return os.path.samestat(os.fstat(fd), os.fstat(other))
 
 
-def _plan(path: str, packing: Packing, words: Sequence[NamedStage], seal: Sequence[NamedStage]) -> Plan:
+def _plan(packing: Packing, words: Sequence[NamedStage], seal: Sequence[NamedStage]) -> Plan:
     """If a QEMU has started us, its process tells what the stream does not: the guest's name and its disks.
 
     Raises StatepipeError for a guest whose disks end with its QEMU.
     """
     qemu = parent_qemu()
     if qemu is None:
-        return Plan(path, packing, words, seal)
+        return Plan(packing, words, seal)
     demand_lasting(qemu.temporary)
     guest = {"name": qemu.name, "uuid": qemu.option("-uuid"), "command": list(qemu.command)}
-    return Plan(path, packing, words, seal, guest, lambda: look_from_outside(qemu.disks, qemu.command))
+    return Plan(packing, words, seal, guest, lambda: look_from_outside(qemu.disks, qemu.command))
 
 
 def _answer(message: bytes) -> bool:

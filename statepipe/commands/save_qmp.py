@@ -16,6 +16,7 @@ from typing import Any
 
 from statepipe.commands.outgoing import IDLE, Plan, Saved, demand_lasting, save_stream
 from statepipe.ends.fd import FdSource, write_all
+from statepipe.ends.output import Output, new_output
 from statepipe.engine.desk import works_for
 from statepipe.engine.pipeline import NamedStage
 from statepipe.errors import InterruptedBySignal, QemuGone, QemuSilent, StatepipeError, TruncatedError
@@ -53,8 +54,8 @@ class Request:
 
 def save_by_qmp(address: str, request: Request, tell: Tell) -> Outcome:
     """Save the guest behind the monitor at `address`; `tell` hears what it is waited for. Raises StatepipeError; the
-    guest then is as it was."""
-    with closing(Monitor(address, tell=tell)) as monitor:
+    guest then is as it was. The file is begun before QEMU hears of anything: where it cannot be, nothing happens."""
+    with new_output(request.path) as sink, closing(Monitor(address, tell=tell)) as monitor:
         live = request.then == LIVE
         monitor.demand_handover()
         works_for(monitor.pid, once=live)
@@ -64,7 +65,7 @@ def save_by_qmp(address: str, request: Request, tell: Tell) -> Outcome:
         disks = images(monitor)
         demand_lasting(disks.temporary)
         with adjusted(monitor, capabilities(live=live), {"max-bandwidth": 0}, () if live else HARMLESS):
-            saved, migration = _save(monitor, request, before, disks)
+            saved, migration = _save(monitor, request, sink, before, disks)
         run_state = _leave(monitor, request.then)
         return Outcome(saved, migration, run_state, _MOVING if disks.rows and run_state == "running" else None)
 
@@ -80,9 +81,9 @@ def capabilities(*, live: bool) -> dict[str, bool]:
     return {"events": True, "return-path": not live, "background-snapshot": live}
 
 
-def _save(monitor: Monitor, request: Request, before: str, disks: Images) -> tuple[Saved, dict[str, Any]]:
+def _save(monitor: Monitor, request: Request, sink: Output, before: str, disks: Images) -> tuple[Saved, dict[str, Any]]:
     guest = describe_guest(monitor) | {"live": request.then == LIVE, "run_state_before": before}
-    plan = Plan(request.path, request.packing, request.words, request.seal, guest, _look(disks, request.then))
+    plan = Plan(request.packing, request.words, request.seal, guest, _look(disks, request.then))
     outcome: dict[str, Any] = {}
 
     def approve() -> None:
@@ -91,7 +92,7 @@ def _save(monitor: Monitor, request: Request, before: str, disks: Images) -> tup
     ours = _start(monitor)
     with ours, FdSource(ours.fileno(), "the migration socket", IDLE) as source:
         try:
-            saved = save_stream(plan, source, lambda message: _answer(ours, message), approve)
+            saved = save_stream(plan, source, sink, lambda message: _answer(ours, message), approve)
         except BaseException as error:
             ours.close()
             _explain(monitor, error)

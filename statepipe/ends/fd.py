@@ -31,6 +31,7 @@ _HINTS = {
     errno.EROFS: "the file system is mounted read-only",
     errno.EACCES: "look at the permissions of the file and its folder",
     errno.ENOENT: "look at the path",
+    errno.ENAMETOOLONG: "give it a shorter name: most file systems take 255 bytes",
 }
 
 
@@ -120,7 +121,7 @@ class FdSink:
         self.bytes = 0
         enlarge_pipe(fd)
 
-    def __enter__(self) -> FdSink:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -3,8 +3,12 @@
 The folder is reached once (place.py) and held. The bytes go to a file without a name (O_TMPFILE), so that whatever
 kills us, kill -9 and power included, leaves nothing behind. `commit` makes them durable and only then names them:
 fsync, link under a temporary name that nobody can guess, rename, fsync of the folder. The file that is replaced keeps a
-second name until the new one stands for good. Where the file system has no nameless files, the temporary name is there
-from the start; it is locked while in use, and one that nobody locks is swept by the next save.
+second name until the new one stands for good. Where there are no nameless files, or none can be named (no /proc, no
+linkat), the temporary name is there from the start; it is locked while in use, and one that nobody locks is swept by
+the next save. What would fail at the end is looked for at the beginning (rehearsal.py).
+
+What is only a help may be missing: advice on the cache, locks (then nothing is swept), and fsync of a folder, which
+some network file systems do not know. Their names last as they themselves promise; the bytes are on the disk.
 
 The pages are dropped from the host's cache behind the writer: a saved guest as large as the host's memory would
 else push everyone's working set out.
@@ -17,27 +21,33 @@ import fcntl
 import os
 import re
 import stat
+from collections.abc import Callable
 from contextlib import suppress
 
 from statepipe.ends.fd import FdSource, failure, write_all
 from statepipe.ends.place import open_place
+from statepipe.ends.rehearsal import refuse_impossible, shortened
 from statepipe.errors import StatepipeError
 from statepipe.stage import Buffer
 
 DROP_WINDOW = 32 << 20
 """Bytes after which the written pages are sent to disk, and those of the window before are dropped."""
 
-_NO_TMPFILE = (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL)
+_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+"""What is wrong with a folder, or here, and not with files that have no name."""
+
+_UNKNOWN = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.ENOTTY, errno.EPERM, errno.EACCES)
+"""What a kernel, a file system or a sandbox says of a call that it does not know or allow."""
 
 
 class FileSink:
-    """Writes a new file at `path`, mode 0600, replacing what was there only by `commit`.
+    """Writes a new file at `path`, of that mode less the umask, replacing what was there only by `commit`.
 
     As a context manager it removes every trace on the way out unless committed. Raises StatepipeError.
     """
 
-    def __init__(self, path: str) -> None:
-        self.name = path
+    def __init__(self, path: str, mode: int = 0o600) -> None:
+        self.name, self._mode = path, mode
         self.bytes = 0
         self._linked = False
         self._older: int | None = None
@@ -46,10 +56,11 @@ class FileSink:
         except (OSError, ValueError) as error:  # a NUL in it, say
             raise failure(f"create {path}", _as_os_error(error)) from error
         unguessed = os.urandom(6).hex()
-        self._part, self._older_name = f".{self._base}.{unguessed}.part", f".{self._base}.{unguessed}.older.part"
+        stem = shortened(self._base, self._folder, len(f"..{unguessed}.older.part"))
+        self._part, self._older_name = f".{stem}.{unguessed}.part", f".{stem}.{unguessed}.older.part"
         try:
-            _refuse_special(path, self._base, self._folder)
-            sweep(self._folder, self._base)
+            refuse_impossible(path, self._base, self._folder)
+            sweep(self._folder, stem)
             self._fd = self._open()
         except BaseException as error:
             os.close(self._folder)
@@ -58,12 +69,29 @@ class FileSink:
             raise
 
     def _open(self) -> int:
-        fd = open_nameless(self._folder)
+        fd = open_nameless(self._folder, self._mode) if self._can_name() else None
         if fd is None:
-            fd = os.open(self._part, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=self._folder)
+            flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
+            fd = os.open(self._part, flags, self._mode, dir_fd=self._folder)
             self._linked = True
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        _if_known(lambda: fcntl.flock(fd, fcntl.LOCK_EX))
         return fd
+
+    def _can_name(self) -> bool:
+        """Whether a nameless file gets a name here: tried with an empty one, which is gone at once. Raises OSError."""
+        spare = open_nameless(self._folder)
+        if spare is None:
+            return False
+        try:
+            _link(spare, self._part, self._folder)
+            os.unlink(self._part, dir_fd=self._folder)
+        except OSError as error:
+            if error.errno in (*_UNKNOWN, errno.ENOENT):
+                return False
+            raise
+        finally:
+            os.close(spare)
+        return True
 
     def __enter__(self) -> FileSink:
         return self
@@ -94,14 +122,16 @@ class FileSink:
 
     def _drop(self) -> None:
         """Starts the write-out of the newest window and frees those already on disk, without waiting."""
-        os.posix_fadvise(self._fd, 0, self.bytes, os.POSIX_FADV_DONTNEED)
+        with suppress(OSError):
+            os.posix_fadvise(self._fd, 0, self.bytes, os.POSIX_FADV_DONTNEED)
 
     def commit(self) -> None:
         """Make the file durable and give it its name. Raises StatepipeError, and then there is no such file."""
         self.sync()
         try:
             if not self._linked:
-                self._link()
+                _link(self._fd, self._part, self._folder)
+                self._linked = True
             self._keep_older()
             os.rename(self._part, self._base, src_dir_fd=self._folder, dst_dir_fd=self._folder)
             self._linked = False
@@ -117,22 +147,10 @@ class FileSink:
         except OSError as error:
             raise failure(f"complete {self.name}", error) from error
 
-    def _link(self) -> None:
-        """Give the nameless file its temporary name: a link cannot replace a file, a rename can.
-
-        The folder's descriptor is there to have Python call linkat, which alone follows the link in /proc.
-        """
-        descriptors = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.link(str(self._fd), self._part, src_dir_fd=descriptors, dst_dir_fd=self._folder, follow_symlinks=True)
-        finally:
-            os.close(descriptors)
-        self._linked = True
-
     def _sync_name(self) -> None:
         """A name that may not survive a crash is no name: take it away rather than promise it."""
         try:
-            os.fsync(self._folder)
+            _sync(self._folder)
         except OSError:
             self._take_back()
             raise
@@ -141,7 +159,7 @@ class FileSink:
         """Take the committed file away again, as another's verdict was no. Raises StatepipeError."""
         try:
             self._take_back()
-            os.fsync(self._folder)
+            _sync(self._folder)
         except OSError as error:
             raise failure(f"take back {self.name}", error) from error
 
@@ -178,35 +196,51 @@ class FileSink:
             self._older = None
 
 
-def open_nameless(folder: int) -> int | None:
-    """A new file without a name in the open `folder`, or None where the file system has none. Raises OSError."""
+def open_nameless(folder: int, mode: int = 0o600) -> int | None:
+    """A new file without a name in the open `folder`, or None where there is no such thing. Raises OSError."""
     try:
-        return os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=folder)
+        return os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode, dir_fd=folder)
     except OSError as error:
-        if error.errno in _NO_TMPFILE:
-            return None
-        raise
+        if error.errno in _NO_ROOM:
+            raise
+        return None
+
+
+def _link(fd: int, name: str, folder: int) -> None:
+    """Give a nameless file its temporary name: a link cannot replace a file, a rename can.
+
+    The folder of descriptors is there to have Python call linkat, which alone follows the link in /proc.
+    """
+    descriptors = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.link(str(fd), name, src_dir_fd=descriptors, dst_dir_fd=folder, follow_symlinks=True)
+    finally:
+        os.close(descriptors)
+
+
+def _sync(folder: int) -> None:
+    """Make names in the open folder durable, where its file system knows how. Raises OSError."""
+    _if_known(lambda: os.fsync(folder))
+
+
+def _if_known(call: Callable[[], None]) -> None:
+    """A call that may be unknown here, which changes nothing for us. Raises OSError for what else goes wrong."""
+    try:
+        call()
+    except OSError as error:
+        if error.errno not in _UNKNOWN:
+            raise
 
 
 def _as_os_error(error: OSError | ValueError) -> OSError:
     return error if isinstance(error, OSError) else OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
 
-def _refuse_special(name: str, base: str, folder: int) -> None:
-    """A rename would put a file in the place of a device, and cannot put one in the place of a folder."""
-    try:
-        mode = os.stat(base, dir_fd=folder, follow_symlinks=False).st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISREG(mode):
-        raise StatepipeError(f"{name} is not a regular file", hint="name a file; a new one will be made")
-
-
 def sync_folder(folder: str) -> None:
     """Make a rename or unlink in `folder` durable. Raises OSError."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(fd)
+        _sync(fd)
     finally:
         os.close(fd)
 
@@ -247,7 +281,8 @@ class FileSource(FdSource):
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
             raise StatepipeError(f"{path} is not a regular file", hint="a saved state is read at both its ends")
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+        with suppress(OSError):  # which is a hint
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
         super().__init__(fd, path)
 
     def tail(self, offset: int, size: int) -> bytes:

@@ -14,6 +14,8 @@ import os
 import stat
 from contextlib import suppress
 
+from statepipe.ends.config import home
+
 
 def runtime_folder() -> str:
     """`$XDG_RUNTIME_DIR/statepipe`, where that variable names a folder of ours; else `/run/statepipe` for root and
@@ -56,10 +58,10 @@ def passed_over(path: str) -> str | None:
 
 def _at_home() -> str | None:
     """None where there is no home, or it is not ours, as after `sudo`."""
-    home = os.path.expanduser("~")
-    cache = os.path.join(home, ".cache")
-    if _owner(home) != os.geteuid():
+    own = home()
+    if own is None or _owner(own) != os.geteuid():
         return None
+    cache = os.path.join(own, ".cache")
     with suppress(OSError):  # most have it
         os.mkdir(cache, 0o700)
     return os.path.join(cache, "statepipe") if _owner(cache) == os.geteuid() else None

@@ -76,7 +76,7 @@ def _decompress(values: Values, context: Context) -> Stage:
 def _checksum(values: Values, context: Context) -> Stage:
     from statepipe.stages.checksum import checksum
 
-    return checksum(context.messages.write, values["algorithm"], values["to"])
+    return checksum(context.messages.write, context.new_file, values["algorithm"], values["to"])
 
 
 def _verify(values: Values, context: Context) -> Stage:
@@ -92,7 +92,7 @@ def _progress(values: Values, context: Context) -> Stage:
     from statepipe.units import parse_size
 
     if values["status_fd"] is not None:
-        if not values["status_fd"].isdigit():
+        if not values["status_fd"].isdecimal():
             raise UsageError(f"'{values['status_fd']}' is not a descriptor", hint="for example: --status-fd 3 3> FILE")
         context.report(int(values["status_fd"]))
     size = values["size"]
@@ -140,6 +140,9 @@ def _external(values: Values, context: Context) -> Stage:
 def _tee(values: Values, context: Context) -> Stage:
     from statepipe.stages.tee import WARN, tee
 
+    if values["on_error"] != WARN:
+        with context.new_file(values["file"]):  # what cannot be is told before a guest is stopped for it
+            pass
     return tee(values["file"], context.new_file, context.warn if values["on_error"] == WARN else None)
 
 

@@ -174,7 +174,7 @@ def _not_empty(data: bytes) -> bytes:
 
 def _read_line(text: str) -> bytes:
     """The first line that a descriptor gives, and not a byte more: what follows is for others."""
-    if not text.isdigit() or int(text) < 3:
+    if not (text.isascii() and text.isdecimal()) or int(text) < 3:
         raise UsageError(f"'{text}' is no descriptor to take a passphrase from", hint="for example: 3, with 3< FILE")
     line = b""
     forbid_dumps()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
@@ -12,6 +14,7 @@ from blake3 import blake3
 
 from statepipe.errors import IntegrityError, StatepipeError, UsageError
 from statepipe.stage import FLUSH, Buffer, Stage
+from statepipe.stages.context import NewFile
 
 ALGORITHMS = ("sha256", "sha512", "sha1", "md5", "blake2b", "blake3")
 
@@ -48,16 +51,28 @@ class Digest:
             yield buffer
 
 
-def checksum(report: Callable[[str], object], algorithm: str = "sha256", to: str | None = None) -> Stage:
+def checksum(
+    report: Callable[[str], object], new_file: NewFile, algorithm: str = "sha256", to: str | None = None
+) -> Stage:
     """A stage that passes everything on and writes `DIGEST  -` when the stream has ended cleanly.
 
-    The line goes to the file `to`, or else to `report` (standard error, for standard output is data).
+    The line goes to the file `to`, or else to `report` (standard error, for standard output is data). Raises
+    StatepipeError at once where there can be no such file.
     """
     digest = Digest(algorithm)
+    named = to is not None and not _is_device(to)
+    if to is not None and named:
+        with new_file(to, _FOR_ALL):
+            pass
 
     def stage(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
         yield from digest(upstream)
         line = f"{digest.value}  -\n"
+        if to is not None and named:
+            with new_file(to, _FOR_ALL) as file:
+                file.write(line.encode())
+                file.commit()
+            return
         try:
             report(line) if to is None else Path(to).write_text(line)
         except OSError as error:
@@ -65,6 +80,19 @@ def checksum(report: Callable[[str], object], algorithm: str = "sha256", to: str
             raise StatepipeError(f"cannot write the checksum to {place}: {error.strerror}") from error
 
     return stage
+
+
+_FOR_ALL = 0o666
+"""The mode of a digest's file, less the umask: unlike what it is of, it is no secret."""
+
+
+def _is_device(path: str) -> bool:
+    """A terminal, /dev/null, a named pipe: the line is written to it, and nothing takes its place."""
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)
 
 
 def read_digest(path: str) -> str:

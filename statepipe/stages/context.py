@@ -24,6 +24,14 @@ class Output(Protocol):
     def commit(self) -> None: ...
 
 
+class NewFile(Protocol):
+    """Begins a file by name, of that mode less the umask, or what is written to a descriptor that the name stands for.
+
+    Raises StatepipeError where it cannot be."""
+
+    def __call__(self, path: str, mode: int = 0o600, /) -> Output: ...
+
+
 class Talking(Protocol):
     """A program that was started to talk with."""
 
@@ -47,7 +55,7 @@ class Context:
     """`messages` is for people, `warn` takes what they should know; `clock` gives monotonic seconds.
 
     `ask` shows a prompt at the terminal and returns the secret that was typed; it raises StatepipeError where there
-    is no terminal. `new_file` begins a file by name; it raises StatepipeError. `program` starts a command
+    is no terminal. `new_file` begins a file. `program` starts a command
     and ends it with the context that it gives; it raises StatepipeError. `status` tells how the whole command goes,
     as engine/desk.py has it, None when it is at nothing. `report` has that written, as JSON
     lines, to a descriptor. `memory` looks at the RAM block of so many bytes of the QEMU whose stream this is; None
@@ -58,7 +66,7 @@ class Context:
     warn: Callable[[str], None]
     clock: Callable[[], float]
     ask: Callable[[str], str]
-    new_file: Callable[[str], Output]
+    new_file: NewFile
     program: Callable[[Sequence[str]], AbstractContextManager[Talking]]
     status: Callable[[], dict[str, Any] | None]
     report: Callable[[int], None]

@@ -63,7 +63,7 @@ def _limit(limits: Mapping[str, str | None], name: str) -> int | None:
     text = limits[name]
     if text is None:
         return None
-    if not text.removeprefix("-").isdigit() or int(text) not in AUTO_LEVELS or not int(text):
+    if not text.removeprefix("-").isdecimal() or int(text) not in AUTO_LEVELS or not int(text):
         raise UsageError(f"--{name} '{text}' is no level", hint="levels are -7 to -1 and 1 to 19")
     return int(text)
 

@@ -11,13 +11,13 @@ from contextlib import ExitStack
 
 from statepipe.errors import InterruptedBySignal, StatepipeError
 from statepipe.stage import Buffer, Stage
-from statepipe.stages.context import Output
+from statepipe.stages.context import NewFile, Output
 
 WARN = "warn"
 """The policy under which a copy that fails is given up."""
 
 
-def tee(path: str, new_file: Callable[[str], Output], give_up: Callable[[str], None] | None = None) -> Stage:
+def tee(path: str, new_file: NewFile, give_up: Callable[[str], None] | None = None) -> Stage:
     """A stage that passes everything on and makes the file `path` of it.
 
     Raises StatepipeError where the file cannot be made, unless there is `give_up`: it is told why, once, and the
@@ -37,7 +37,7 @@ def tee(path: str, new_file: Callable[[str], Output], give_up: Callable[[str], N
 class _Copy:
     """The file, until it is given up."""
 
-    def __init__(self, path: str, new_file: Callable[[str], Output], give_up: Callable[[str], None] | None) -> None:
+    def __init__(self, path: str, new_file: NewFile, give_up: Callable[[str], None] | None) -> None:
         self._path, self._new_file, self._give_up = path, new_file, give_up
         self._opened = ExitStack()
         self._output: Output | None = None

@@ -38,8 +38,8 @@ def test_sigterm_before_the_commit_means_no_file(
 
 
 @pytest.mark.parametrize("mode", MODES)
-# The first linkat gives the control socket its name, the second one the file.
-@pytest.mark.parametrize("step", ["linkat:signal=TERM:when=2", "renameat:signal=TERM:when=1", FOLDER.format("TERM")])
+# The first linkat tries whether a file can be named, the second gives the control socket its name, the third the file.
+@pytest.mark.parametrize("step", ["linkat:signal=TERM:when=3", "renameat:signal=TERM:when=1", FOLDER.format("TERM")])
 def test_sigterm_during_the_commit_comes_too_late(
     answered_guest: Guest, states: Path, start_save: Start, mode: str, step: str
 ) -> None:
@@ -52,7 +52,7 @@ def test_sigterm_during_the_commit_comes_too_late(
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(
-    "step", ["fsync:signal=KILL:when=1", "linkat:signal=KILL:when=2", "renameat:signal=KILL:when=1"]
+    "step", ["fsync:signal=KILL:when=1", "linkat:signal=KILL:when=3", "renameat:signal=KILL:when=1"]
 )
 def test_killed_before_the_rename_the_older_file_stays(
     answered_guest: Guest, states: Path, start_save: Start, mode: str, step: str

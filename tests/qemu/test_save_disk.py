@@ -93,7 +93,7 @@ def test_a_limit_on_the_files_size(guest: Guest, states: Path, start_save: Start
     [
         "fsync:error=ENOSPC:when=1",
         "fsync:error=EIO:when=1",
-        "linkat:error=EIO:when=2",
+        "linkat:error=EIO:when=3",
         "renameat:error=EIO",
         "fsync:error=EIO:when=3",
     ],

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
+from statepipe.ends.file import FileSink
 from statepipe.errors import IntegrityError, StatepipeError, UsageError
 from statepipe.stage import FLUSH
 from statepipe.stages.checksum import ALGORITHMS, Digest, checksum, new_hash, parse_digest, read_digest, verify
@@ -33,7 +34,7 @@ def test_an_unknown_algorithm(algorithm: str) -> None:
 
 def test_the_line_comes_after_the_last_byte() -> None:
     said: list[str] = []
-    flow = checksum(said.append)(iter([b"abc", b"def"]))
+    flow = checksum(said.append, FileSink)(iter([b"abc", b"def"]))
     assert [next(flow), next(flow)] == [b"abc", b"def"]
     assert not said
     assert list(flow) == []
@@ -46,16 +47,16 @@ def test_no_line_for_a_stream_that_breaks(tmp_path: Path) -> None:
         raise StatepipeError("no more")
 
     with pytest.raises(StatepipeError, match="no more"):
-        list(checksum(pytest.fail, to=str(tmp_path / "sum"))(broken()))  # type: ignore[arg-type]
+        list(checksum(pytest.fail, FileSink, to=str(tmp_path / "sum"))(broken()))  # type: ignore[arg-type]
     assert not os.listdir(tmp_path)
 
 
 def test_a_place_that_takes_no_line(tmp_path: Path) -> None:
-    with pytest.raises(StatepipeError, match=r"cannot write the checksum to .*: No such file or directory"):
-        list(checksum(pytest.fail, to=str(tmp_path / "no" / "sum"))(iter([b"abc"])))
+    with pytest.raises(StatepipeError, match=r"cannot create .*: No such file or directory"):
+        list(checksum(pytest.fail, FileSink, to=str(tmp_path / "no" / "sum"))(iter([b"abc"])))
     with open("/dev/full", "w", buffering=1) as full:
         with pytest.raises(StatepipeError, match="standard error: No space left"):
-            list(checksum(full.write)(iter([b"abc"])))
+            list(checksum(full.write, FileSink)(iter([b"abc"])))
         with open(os.devnull, "w") as null:
             os.dup2(null.fileno(), full.fileno())  # so that its close succeeds
 

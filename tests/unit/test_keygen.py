@@ -72,9 +72,9 @@ KEYS = {
     ("decrypt", "-i", "/dev/zero"): (2, "/dev/zero is too large for a file of keys"),
     ("decrypt", "-i", "/dev/null"): (2, "there is no identity in /dev/null"),
     ("decrypt", "--passphrase-fd", "0"): (2, "'0' is no descriptor to take a passphrase from"),
-    ("decrypt", "--passphrase-fd", "999999"): (1, "cannot read the passphrase from descriptor 999999"),
+    ("decrypt", "--passphrase-fd", "999999"): (2, "descriptor 999999 is not open"),
     ("decrypt", "--passphrase-file", "/dev/null"): (2, "the passphrase is empty"),
-    ("decrypt", "-p", "--passphrase-fd", "3"): (2, "a passphrase is given in one way only"),
+    ("decrypt", "-p", "--passphrase-fd", "2"): (2, "a passphrase is given in one way only"),
     ("encrypt",): (2, "encrypt needs a recipient"),
     ("encrypt", "-r", agefiles.RECIPIENT, "--passphrase-file", str(agefiles.KEY_FILE)): (
         2,

@@ -20,6 +20,7 @@ LAYERS = (
     "statepipe.shapes",
     "statepipe.private",
     "statepipe.pipes",
+    "statepipe.descriptors",
     "statepipe.stage",
     "statepipe.threads",
     "statepipe.processes",

@@ -1,0 +1,98 @@
+"""Whether a file can be put under a name: asked of the kernel before the first byte, and not learnt after the last.
+
+Each question changes nothing. That a new file may be made in the folder, its opening there has shown; here is what
+would yet fail as it takes its name.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import struct
+from contextlib import suppress
+
+from statepipe.errors import StatepipeError
+
+FS_IOC_GETFLAGS, FS_IMMUTABLE_FL, FS_APPEND_FL = 0x80086601, 0x10, 0x20
+"""ioctl_iflags(2): what lsattr shows."""
+
+NAME_MAX = 255
+"""Bytes of a name where the file system does not say (limits.h)."""
+
+
+def refuse_impossible(path: str, base: str, folder: int) -> None:
+    """Raises StatepipeError, or OSError, where no file can take the name `base` in the open folder; `path` is both.
+
+    What is there must be a file: a rename would put one in the place of a device.
+    """
+    if _flags(folder) & (FS_IMMUTABLE_FL | FS_APPEND_FL):
+        hint = "name a file elsewhere; lsattr -d shows the folder's flags"
+        raise StatepipeError(f"{path} is in a folder where no file is renamed (immutable, or append-only)", hint=hint)
+    try:
+        there = os.stat(base, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(there.st_mode):
+        raise StatepipeError(f"{path} is not a regular file", hint="name a file; a new one will be made")
+    if _is_mounted(base, folder):
+        raise StatepipeError(
+            f"{path} is a mount point, and no file can take its place",
+            hint="a container's -v FILE:FILE makes one: mount the folder that it is in, or name another file",
+        )
+    _refuse_kept(path, base, folder, there)
+
+
+def _refuse_kept(path: str, base: str, folder: int, there: os.stat_result) -> None:
+    """A file that may not be removed may not be replaced. rmdir(2) of it asks for the same rights, and removes none."""
+    try:
+        os.rmdir(base, dir_fd=folder)
+    except PermissionError as error:
+        if error.errno != errno.EPERM:
+            raise
+        around = os.fstat(folder)
+        if around.st_mode & stat.S_ISVTX and os.geteuid() not in (there.st_uid, around.st_uid):
+            why = f"it is user {there.st_uid}'s, in a folder where only owners replace what is theirs (sticky)"
+        else:
+            why = "it may neither be changed nor removed (lsattr shows its flags)"
+        raise StatepipeError(f"cannot replace {path}: {why}", hint="name another file") from error
+    except OSError:  # it is no folder: all else is well
+        return
+
+
+def _flags(fd: int) -> int:
+    """Those of chattr(1); none where the file system knows none."""
+    with suppress(OSError):
+        flags: int = struct.unpack_from("=I", fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(8)))[0]
+        return flags
+    return 0
+
+
+def _is_mounted(base: str, folder: int) -> bool:
+    """Whether something is mounted there; not known without /proc."""
+    try:
+        seen = os.open(base, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+        try:
+            return _mount(seen) != _mount(folder)
+        finally:
+            os.close(seen)
+    except OSError:
+        return False
+
+
+def _mount(fd: int) -> str:
+    """The number of the mount that it was opened in (proc_pid_fdinfo(5)); two of one file system differ."""
+    with open(f"/proc/self/fdinfo/{fd}") as file:
+        return next((line for line in file if line.startswith("mnt_id:")), "")
+
+
+def shortened(base: str, folder: int, room: int) -> str:
+    """As much of a name as leaves room for so many bytes more, in whole characters."""
+    try:
+        most = os.fpathconf(folder, "PC_NAME_MAX")
+    except (OSError, ValueError):
+        most = NAME_MAX
+    while len(os.fsencode(base)) + room > most and base:
+        base = base[:-1]
+    return base

@@ -1,0 +1,184 @@
+"""What cannot be is found before the first byte, and what a host does not have is done without."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests import preload
+from tests.conformance.running import PATIENCE, STATEPIPE, assert_one_error, run
+
+DATA = bytes(range(256)) * 400
+NOBODY = 65534
+
+
+def tee(path: Path | str, before: Sequence[str] = (), **options: object) -> subprocess.CompletedProcess[bytes]:
+    """A copy at `path`; `before` stands before its command line."""
+    command = [*before, *STATEPIPE, "tee", str(path)]
+    return subprocess.run(command, input=DATA, capture_output=True, timeout=PATIENCE, **options)  # type: ignore[call-overload, no-any-return]
+
+
+def assert_refused(done: subprocess.CompletedProcess[bytes], *words: str) -> None:
+    """With these words, and nothing had passed."""
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert_one_error(done.stderr, "tee", *words)
+
+
+@pytest.fixture
+def as_root() -> None:
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        pytest.skip("only root makes such a place")
+
+
+def as_somebody() -> list[str]:
+    """Another user, who may read all files: this tree is root's."""
+    rights = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+    return ["setpriv", f"--reuid={NOBODY}", "--clear-groups", *rights]
+
+
+# --- names and places
+
+
+def test_a_name_that_is_too_long(tmp_path: Path) -> None:
+    assert_refused(tee(tmp_path / ("n" * 256)), "cannot create", "File name too long")
+
+
+@pytest.mark.parametrize("name", ["n" * 255, "n" * 250, "ö" * 127])
+def test_the_longest_name_is_not(name: str, tmp_path: Path) -> None:
+    assert tee(tmp_path / name).returncode == 0
+    assert os.listdir(tmp_path) == [name]
+    assert tee(tmp_path / name).returncode == 0, "and what is there is replaced"
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_a_file_that_is_a_mount_point(as_root: None, tmp_path: Path) -> None:
+    """As a container's -v FILE:FILE makes it."""
+    (tmp_path / "file").write_bytes(b"old")
+    mounted = ["unshare", "-m", "sh", "-c", 'mount --bind file file; exec "$@"', "sh"]
+    assert_refused(tee("file", mounted, cwd=tmp_path), "file is a mount point")
+    assert (tmp_path / "file").read_bytes() == b"old"
+
+
+def test_a_folder_that_is_mounted_read_only(as_root: None, tmp_path: Path) -> None:
+    mounted = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o ro none "$0"; exec "$@"', str(tmp_path)]
+    assert_refused(tee(tmp_path / "file", mounted), "cannot create", "Read-only file system")
+
+
+def test_a_file_of_somebody_else_in_a_sticky_folder(as_root: None, tmp_path: Path) -> None:
+    tmp_path.chmod(0o1777)
+    (tmp_path / "theirs").write_bytes(b"old")
+    (tmp_path / "theirs").chmod(0o666)
+    assert_refused(tee("theirs", as_somebody(), cwd=tmp_path), "cannot replace theirs: it is user 0's", "sticky")
+    assert (tmp_path / "theirs").read_bytes() == b"old"
+    assert tee("ours", as_somebody(), cwd=tmp_path).returncode == 0
+    assert tee("ours", as_somebody(), cwd=tmp_path).returncode == 0, "what is one's own is replaced"
+
+
+@pytest.fixture
+def flagged(as_root: None, tmp_path: Path) -> Iterator[Path]:
+    """A folder with a file, both for chattr; without flags again afterwards."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "file").write_bytes(b"old")
+    if shutil.which("chattr") is None or subprocess.run(["lsattr", folder], capture_output=True).returncode:
+        pytest.skip("no flags of files here")
+    yield folder
+    subprocess.run(["chattr", "-ia", folder, folder / "file"], check=True)
+
+
+@pytest.mark.parametrize(
+    ("flag", "on", "words"),
+    [
+        ("+i", "file", "it may neither be changed nor removed"),
+        ("+a", "file", "it may neither be changed nor removed"),
+        ("+i", ".", "where no file is renamed"),
+        ("+a", ".", "where no file is renamed"),
+    ],
+)
+def test_flags_of_a_file_or_its_folder(flagged: Path, flag: str, on: str, words: str) -> None:
+    subprocess.run(["chattr", flag, flagged / on], check=True)
+    assert_refused(tee(flagged / "file"), words)
+    assert os.listdir(flagged) == ["file"] and (flagged / "file").read_bytes() == b"old"
+
+
+WRONG = ["/dev/null", "/proc/file", "/none/file", "."]
+
+
+@pytest.mark.parametrize("file", WRONG)
+def test_a_guest_hears_nothing_of_a_file_that_cannot_be(file: str) -> None:
+    """Its monitor would have been asked next."""
+    for words in ([file], [f"tee:{file}", "state"], [f"checksum:to={file}", "state"])[: 2 if file == WRONG[0] else 3]:
+        done = run("save", "--qmp", "/none/monitor", *words)
+        assert done.returncode == 1
+        assert file in done.stderr.decode().splitlines()[0] and b"monitor" not in done.stderr, done.stderr
+    assert not os.path.exists("state")
+
+
+def test_a_listener_never_listens_for_a_file_that_cannot_be(tmp_path: Path) -> None:
+    done = run("recv", "-o", str(tmp_path), "tcp://127.0.0.1:0")
+    assert done.returncode == 1
+    assert_one_error(done.stderr, "recv", "is not a regular file")
+
+
+# --- users
+
+
+def test_a_user_whom_no_database_knows(as_root: None, tmp_path: Path) -> None:
+    """As in a container that was given a bare number, with nothing of a home."""
+    tmp_path.chmod(0o777)
+    bare = {"PATH": os.environ["PATH"], "PYTHONPATH": os.getcwd()}
+    stranger = ["setpriv", "--reuid=43217", *as_somebody()[2:]]
+    assert tee("file", stranger, cwd=tmp_path, env=bare).returncode == 0
+    done = subprocess.run(
+        [*stranger, *STATEPIPE, "pair", "localhost"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        cwd=tmp_path,
+        env=bare,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 1
+    assert_one_error(done.stderr, "pair", "user 43217 has no home")
+    assert os.listdir(tmp_path) == ["file"], "nor is one made of a tilde"
+
+
+# --- what a kernel, a file system or a sandbox may lack
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return preload.library(tmp_path_factory.mktemp("preload"))
+
+
+MISSING = [
+    ("fsync-folder", errno.EINVAL),
+    ("fsync-folder", errno.EOPNOTSUPP),
+    ("fadvise", errno.ENOSYS),
+    ("flock", errno.ENOLCK),
+    ("flock", errno.ENOSYS),
+    ("tmpfile", errno.EOPNOTSUPP),
+    ("tmpfile", errno.EPERM),
+    ("linkat", errno.EPERM),
+    ("linkat", errno.ENOENT),
+]
+
+
+@pytest.mark.parametrize(("call", "error"), MISSING, ids=lambda each: str(each))
+def test_a_file_is_made_without(call: str, error: int, library: Path, tmp_path: Path) -> None:
+    for content in b"old", DATA:
+        (tmp_path / "file").write_bytes(content)
+        done = tee(tmp_path / "file", preload.failing(library, call, error))
+        assert (done.returncode, done.stdout, done.stderr) == (0, DATA, b"")
+        assert (tmp_path / "file").read_bytes() == DATA and os.listdir(tmp_path) == ["file"]
+
+
+def test_without_proc_a_file_is_made_as_well(as_root: None, tmp_path: Path) -> None:
+    hidden = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs none /proc; exec "$@"', "sh"]
+    assert tee(tmp_path / "file", hidden).returncode == 0
+    assert (tmp_path / "file").read_bytes() == DATA and os.listdir(tmp_path) == ["file"]
