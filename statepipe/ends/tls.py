@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
+from statepipe.ends.distrust import refused
 from statepipe.ends.net import Patience, awaited, is_stuck, lost, round_trip, tune
 from statepipe.errors import PeerError
 from statepipe.pipes import Bell
@@ -211,31 +212,6 @@ def _pieces(buffers: Iterable[Buffer]) -> Iterator[memoryview]:
     for buffer in buffers:
         view = memoryview(buffer)
         yield from (view[start : start + WRITE_BATCH] for start in range(0, len(view), WRITE_BATCH))
-
-
-def refused(name: str, error: ssl.SSLError) -> PeerError:
-    """OpenSSL's reason in our words."""
-    reason = getattr(error, "verify_message", "") or (error.reason or str(error)).replace("_", " ").lower()
-    return PeerError(f"no trust between us and {name}: {reason}", hint=_hint(reason))
-
-
-def _hint(reason: str) -> str:
-    for word, hint in _HINTS.items():
-        if word in reason:
-            return hint
-    return "look at what the other side says; both need each other's certificate, or to be paired"
-
-
-_HINTS = {
-    "expired": "issue new certificates: statepipe pki issue",
-    "mismatch": "connect to it by a name that stands in its certificate",
-    "revoked": "its certificate was revoked by the authority",
-    "self-signed": "it is not one of the peers pinned here, nor of our authority: statepipe pair",
-    "self signed": "it is not one of the peers pinned here, nor of our authority: statepipe pair",
-    "version": "it does not speak TLS 1.3",
-    "protocol": "it does not speak TLS 1.3",
-    "alert": "the other side refused our certificate: expired, revoked, of another authority, or not paired",
-}
 
 
 def shake_hands(handshake: Handshake, name: str, within: float = HANDSHAKE_TIME, stop: Bell | None = None) -> None:

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from statepipe.ends.distrust import refused
 from statepipe.ends.listeners import ListeningSocket
 from statepipe.ends.net import Patience, lost
-from statepipe.ends.tls import HANDSHAKE_TIME, Handshake, TlsTransport, refused, shake_hands
+from statepipe.ends.tls import HANDSHAKE_TIME, Handshake, TlsTransport, shake_hands
 from statepipe.ends.trust import Trust
 from statepipe.errors import PeerError
 from statepipe.pipes import Bell

@@ -38,6 +38,10 @@ SETTLED = 100_000_000
 
 CRL = "ca-crl.pem"
 
+_NO_CHECK_TIME = 0x200000
+"""X509_V_FLAG_NO_CHECK_TIME (x509_vfy.h; Python has no name for it). A pin ends when it is taken away, and begins when
+it is made: a host whose clock is behind, as one without a battery is when it starts, believes it all the same."""
+
 _NAME = re.compile(r"[A-Za-z0-9_:](?:[A-Za-z0-9_.:-]{0,126}[A-Za-z0-9_:])?")
 """A name or an address, which of IPv6 may begin or end with colons, is a file's name too: it hides none, and leads
 nowhere."""
@@ -178,13 +182,22 @@ def by_pins(peer: str | None, *, server: bool, tell: Tell = _nobody) -> Kept:
 
     def load() -> Trust:
         context = _context(server=server)
-        context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
+        context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN | _NO_CHECK_TIME
         _load_own(context, folder, "own-cert.pem", "own-key.pem")
         return Trust(context, False, pins.load(context))
 
     return Kept(
         load, lambda: [os.path.join(folder, "own-cert.pem"), os.path.join(folder, "own-key.pem"), *pins.files()]
     )
+
+
+SHOWN = 5
+"""Names of pinned peers that a hint tells, at the most."""
+
+
+def _name_of(path: str) -> str:
+    """The name of the peer whose file it is."""
+    return os.path.basename(path).removesuffix(".pem")
 
 
 class _Pins:
@@ -203,6 +216,9 @@ class _Pins:
             return
         if self._peer is not None:
             hint = f"statepipe pair {self._peer}, or --tls-creds DIR"
+            if others := [_name_of(path) for path in _pin_files()]:
+                known = ", ".join(others[:SHOWN]) + (", ..." if others[SHOWN:] else "")
+                hint = f"if it is pinned under another name, say so with --peer NAME: {known}; else {hint}"
             raise PeerError(f"no peer is pinned here as '{self._peer}'", hint=hint)
         raise StatepipeError("no peer is pinned here", hint="statepipe pair, or --tls-creds DIR")
 
@@ -211,7 +227,7 @@ class _Pins:
         self.demand()
         known = {}
         for path in self.files():
-            name = os.path.basename(path).removesuffix(".pem")
+            name = _name_of(path)
             try:
                 certificate = ssl.PEM_cert_to_DER_cert(_pem(path))
                 context.load_verify_locations(cadata=certificate)

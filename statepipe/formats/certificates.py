@@ -32,8 +32,9 @@ SERVER = "server"
 CLIENT = "client"
 USES = {SERVER: ExtendedKeyUsageOID.SERVER_AUTH, CLIENT: ExtendedKeyUsageOID.CLIENT_AUTH}
 
-SKEW = timedelta(hours=1)
-"""A certificate is good from an hour before it was made: hosts' clocks differ, and a new one is used at once."""
+SKEW = timedelta(days=1)
+"""A certificate is good from a day before it was made: hosts' clocks differ, by 14 hours where one keeps local time for
+UTC, and a new one is used at once."""
 
 NAME_LIMIT = 64
 """Characters in a common name: RFC 5280, ub-common-name."""

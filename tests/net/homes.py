@@ -32,12 +32,14 @@ Identity = tuple[bytes, bytes]
 FOREVER = datetime(9999, 12, 31, tzinfo=UTC)
 
 
-def clone(serial: int | None = None, mark: bytes | None = None, ends: datetime = FOREVER) -> Identity:
+def clone(
+    serial: int | None = None, mark: bytes | None = None, ends: datetime = FOREVER, begins: datetime | None = None
+) -> Identity:
     """A host whose name others have, too; `mark` is its key's identifier, and its issuer's."""
     key, name = new_key(), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "debian")])
     builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
     builder = builder.serial_number(serial or x509.random_serial_number())
-    builder = builder.not_valid_before(datetime.now(UTC) - timedelta(days=90)).not_valid_after(ends)
+    builder = builder.not_valid_before(begins or datetime.now(UTC) - timedelta(days=90)).not_valid_after(ends)
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
     builder = builder.add_extension(x509.ExtendedKeyUsage(list(USES.values())), critical=False)
     if mark is not None:

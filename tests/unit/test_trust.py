@@ -68,6 +68,15 @@ def test_pinned_peers_that_share_it_are_all_let_in(peers: Path, tmp_path: Path, 
         comes(CLONES[what](), trusted, tmp_path)
 
 
+@pytest.mark.parametrize("hours", [-48, 2, 24 * 400])
+def test_a_pin_has_no_time(peers: Path, tmp_path: Path, hours: int) -> None:
+    """A host whose clock is behind, or ahead, believes a peer that was pinned here all the same."""
+    now = datetime.now(UTC) + timedelta(hours=hours)
+    host = clone(begins=now, ends=now + timedelta(days=1))
+    (peers / "a.pem").write_bytes(host[0])
+    assert comes(host, by_pins(None, server=True), tmp_path) == "a"
+
+
 def test_one_among_a_thousand_of_a_name_is_let_in(peers: Path, tmp_path: Path) -> None:
     key, name = new_key(), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "debian")])
     builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
