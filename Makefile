@@ -16,7 +16,7 @@ COMPLETION_zsh := $(PREFIX)/share/zsh/site-functions/_statepipe
 COMPLETION_fish := $(PREFIX)/share/fish/vendor_completions.d/statepipe.fish
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit faults lint bench man lock install uninstall clean
+.PHONY: help demo test unit faults lint bench man lock install installed uninstall clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -77,8 +77,11 @@ install -d "$(DESTDIR)$(dir $(2))"
 
 endef
 
-install: export TEXT = $(LAUNCHER_TEXT)
 install: ## into PREFIX (/usr/local), under DESTDIR if given
+	@umask 022 && $(MAKE) --no-print-directory installed # root's own may shut all others out
+
+installed: export TEXT = $(LAUNCHER_TEXT)
+installed:
 	@tools/setup install
 	rm -rf "$(DESTDIR)$(LIBRARY)"
 	@$(INSTALLER) -m pip install --quiet --disable-pip-version-check --no-warn-conflicts --require-hashes $(PIP_OPTIONS) \

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import subprocess
+import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +20,9 @@ NETWORK = ("No matching distribution", "Could not fetch URL", "Temporary failure
 
 def make(target: str, destination: Path | str, prefix: Path, *words: str) -> subprocess.CompletedProcess[str]:
     command = ["make", target, f"DESTDIR={destination}", f"PREFIX={prefix}", *words]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=600)
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=600, umask=0o077
+    )
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +55,10 @@ def test_what_is_installed_runs_from_its_prefix_and_goes_again(installed: tuple[
         assert not stat.S_IMODE(path.stat().st_mode) & 0o022, f"{name} may be written by others"
         if not name.startswith("lib/statepipe/"):
             assert path.stat().st_size and str(destination) not in path.read_text(), name
+    for path in (staged, *staged.rglob("*")):
+        assert path.stat().st_mode & (0o005 if path.is_dir() else 0o004), f"others cannot read {path}"
+    interpreter = Path((staged / "bin/statepipe").read_text().split()[0].removeprefix("#!"))
+    assert all(folder.stat().st_mode & 0o001 for folder in interpreter.parents), f"others cannot start {interpreter}"
     unit = (staged / "lib/systemd/system/statepipe-receive@.service").read_text()
     assert f"ExecStart={prefix}/bin/statepipe receive" in unit
 
@@ -70,3 +79,54 @@ def test_only_what_is_known_by_its_hash_is_installed(tmp_path: Path) -> None:
     pip = [line for line in words if "pip install" in line]
     assert len(pip) == 1 and "--require-hashes" in pip[0] and "-r requirements.lock" in pip[0]
     assert "--only-binary :all:" in pip[0], "sources would run build tools that nobody has looked at"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root installs for others, and may hide a folder")
+def test_a_python_of_one_user_alone_is_not_installed_for_all(tmp_path: Path) -> None:
+    """The system's Python can make no venv here, root's own can: then the system's is brought to where it can."""
+    (tmp_path / "tools").mkdir()
+    shutil.copy(ROOT / "tools" / "setup", tmp_path / "tools")
+    for name, script in {
+        "apt-get": f'echo "$@" >>{tmp_path}/asked; exit 1',
+        "python3": f'exec {private(tmp_path)} "$@"',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "__init__.py").write_text("raise ImportError")
+    hidden = subprocess.run(
+        ["/usr/bin/python3", "-c", "import ensurepip; print(ensurepip.__path__[0])"], capture_output=True, text=True
+    ).stdout.strip()
+    script = 'mount --bind "$1" "$2" && exec tools/setup install' if hidden else "exec tools/setup install"
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, "sh", tmp_path / "none", hidden],
+        cwd=tmp_path,
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1 and "apt-get could not install python3 python3-venv" in done.stderr
+    assert not (tmp_path / "build").exists()
+
+
+def private(folder: Path) -> Path:
+    """A Python below a folder that is closed to others."""
+    (folder / "closed").mkdir(0o700)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "closed"], check=True)
+    return folder / "closed" / "bin" / "python"
+
+
+def test_a_wheel_has_the_manual(tmp_path: Path) -> None:
+    """pip puts it below its prefix, where man looks for what is beside bin/."""
+    for name in ("statepipe", "man"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path / "dist", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode and any(word in done.stderr for word in NETWORK):
+        pytest.skip("the build's own requirements cannot be had from here")
+    assert done.returncode == 0, done.stderr
+    (wheel,) = (tmp_path / "dist").iterdir()
+    names = zipfile.ZipFile(wheel).namelist()
+    assert [name for name in names if name.endswith(".data/data/share/man/man1/statepipe.1")]
