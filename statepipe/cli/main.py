@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, TextIO
 
 from statepipe import __version__
 from statepipe.cli.messages import explain, is_heard, say, show
 from statepipe.cli.verb import Verb
 from statepipe.cli.verbs import EXIT_CODES, VERBS
 from statepipe.ends.farwords import meant_words
+from statepipe.ends.fd import write_all
 from statepipe.engine.desk import Desk
 from statepipe.engine.signals import ASKING, as_exceptions, ignore
 from statepipe.errors import InterruptedBySignal, StatepipeError, UsageError
@@ -168,7 +170,19 @@ def _fill_standard_descriptors() -> None:
             os.fstat(fd)
         except OSError:
             os.open("/dev/null", flags)  # the lowest number that is free: this one
-    sys.stdout = sys.stdout or open(1, "w")  # noqa: SIM115 (for as long as the process lives)
-    sys.stderr = sys.stderr or open(2, "w")  # noqa: SIM115
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a real file's, not a test's
+    sys.stdout, sys.stderr = (_patient(fd, stream) for fd, stream in ((1, sys.stdout), (2, sys.stderr)))
+
+
+class _Patient(io.FileIO):
+    """A descriptor whose writes wait, also where somebody who shares it has it not block: no word is lost for that."""
+
+    def write(self, data: Any) -> int:
+        return write_all(self.fileno(), data)
+
+
+def _patient(fd: int, before: TextIO | None) -> TextIO:
+    """In the place of Python's own stream, in its encoding; what that cannot write is written with backslashes."""
+    raw = _Patient(fd, "w", closefd=False)
+    buffered = io.BufferedWriter(raw)
+    encoding = "utf-8" if before is None else before.encoding
+    return io.TextIOWrapper(buffered, encoding, "backslashreplace", line_buffering=True)

@@ -147,12 +147,12 @@ def write_all(fd: int, buffer: Buffer) -> int:
         try:
             left = left[os.write(fd, left) :]
         except BlockingIOError:
-            _wait_until_writable(fd)
+            wait_until_writable(fd)
     return len(buffer)
 
 
-def _wait_until_writable(fd: int) -> None:
-    """By poll: select knows no descriptor above 1023."""
+def wait_until_writable(fd: int) -> None:
+    """Until a write does something at once, be it to fail. By poll: select knows no descriptor above 1023."""
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
     poll.poll()

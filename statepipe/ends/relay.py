@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Protocol
 
-from statepipe.ends.fd import FdSource, write_all
-from statepipe.pipes import READ_SIZE, enlarge_pipe
+from statepipe.ends.fd import FdSource, wait_until_writable, write_all
+from statepipe.pipes import READ_SIZE, enlarge_pipe, polled
 from statepipe.stage import Buffer, Cancelled
 from statepipe.threads import End, join, start
 
@@ -38,11 +38,11 @@ def relay(source: FdSource, sink: int, moved: Moved, room: Room = lambda wanted:
     """Move every byte from the source to a descriptor. Raises OSError of either, and what the source's wait raises."""
     copy = partial(_copy, source.fd, sink)
     try:
-        move(source, mover(source.fd, sink) or copy, moved, room)
+        move(source, mover(source.fd, sink) or _patient(copy, source.fd, sink), moved, room)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EPERM):  # a file that knows no such shortcut
             raise
-        move(source, copy, moved, room)
+        move(source, _patient(copy, source.fd, sink), moved, room)
 
 
 def move(source: FdSource, step: Callable[[int], int], moved: Moved, room: Room) -> None:
@@ -62,10 +62,31 @@ def mover(source: int, sink: int) -> Callable[[int], int] | None:
     if any(map(stat.S_ISFIFO, modes)):
         enlarge_pipe(source)
         enlarge_pipe(sink)
-        return lambda count: os.splice(source, sink, count)
+        return _patient(lambda count: os.splice(source, sink, count), source, sink)
     if stat.S_ISREG(modes[0]) and stat.S_ISSOCK(modes[1]):
-        return lambda count: os.sendfile(sink, source, None, count)  # from where it stands
+        return _patient(lambda count: os.sendfile(sink, source, None, count), source, sink)  # from where it stands
     return None
+
+
+def _patient(step: Callable[[int], int], source: int, sink: int) -> Callable[[int], int]:
+    """The step, which waits also where somebody who shares one of the two has it not block, as node, ssh and QEMU do.
+
+    That may be at any time. A socket of ours that blocks says the same once its patience is over: that is an error.
+    """
+
+    def patient(count: int) -> int:
+        while True:
+            try:
+                return step(count)
+            except BlockingIOError:
+                if not os.get_blocking(sink):
+                    wait_until_writable(sink)
+                elif not os.get_blocking(source):
+                    polled(source).poll()
+                else:
+                    raise
+
+    return patient
 
 
 def _copy(source: int, sink: int, count: int) -> int:

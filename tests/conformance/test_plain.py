@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import select
 import shutil
 import socket
 import struct
@@ -364,6 +366,30 @@ def test_a_full_standard_output_is_told() -> None:
         connection.sendall(NOISE[:1000])
         status, _, said = collect(receiver)
     assert status == 1 and b"cannot write standard output" in said
+
+
+@pytest.mark.parametrize("words", [[], ["checksum"]], ids=["untouched", "through a stage"])
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_an_output_that_others_make_non_blocking_is_waited_for(kind: str, words: list[str], tmp_path: Path) -> None:
+    """As node, ssh and QEMU do with what they inherit."""
+    reading, writing = os.pipe()
+    address = "tcp://127.0.0.1:0" if kind == "tcp" else f"unix://{tmp_path}/s"
+    command = [*STATEPIPE, "recv", address, *words]
+    with (
+        started(command, stdin=subprocess.DEVNULL, stdout=writing) as receiver,
+        open(reading, "rb") as output,
+        tempfile.TemporaryFile() as file,
+    ):
+        if kind == "tcp":
+            address = f"tcp://127.0.0.1:{int(receiver.stderr.readline().split()[-1])}"
+        file.write(NOISE)
+        file.seek(0)
+        with started([*STATEPIPE, "send", "--retry", "60", address], stdin=file) as sender:
+            wait(receiver, lambda: not select.select([], [writing], [], 0)[1])  # it is full
+            os.set_blocking(writing, False)
+            os.close(writing)
+            assert output.read() == NOISE
+            assert (receiver.wait(PATIENCE), sender.wait(PATIENCE)) == (0, 0)
 
 
 # --- where to

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -73,3 +75,20 @@ def test_one_signal_ends_what_nobody_reads_the_end_of(full: int) -> None:
                     assert process.wait(60) == 128 + TERM
             finally:
                 process.kill()
+
+
+def test_a_result_goes_to_its_end_also_where_others_made_its_pipe_non_blocking(pipe: tuple[int, int]) -> None:
+    reading, writing = pipe
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+    os.set_blocking(writing, False)
+    full = b"x" * os.write(writing, b"x" * 8192)
+    command = [sys.executable, "-m", "statepipe", "completion", "bash"]
+    whole = subprocess.run(command, capture_output=True, check=True).stdout
+    with subprocess.Popen(command, stdout=writing, stderr=subprocess.PIPE) as process:
+        got = b""
+        with pytest.raises(subprocess.TimeoutExpired):  # it waits for its reader
+            process.wait(1)
+        while len(got) < len(full + whole) and select.select([reading], [], [], 60)[0]:
+            got += os.read(reading, 4096)
+        assert process.stderr is not None
+        assert (process.wait(60), process.stderr.read(), got) == (0, b"", full + whole)
