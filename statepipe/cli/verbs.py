@@ -15,7 +15,9 @@ THEN = ("stay", "cont", "quit")
 
 _WORDS = "stages, in order: NAME[:ARGUMENT][,OPTION=VALUE]…"
 _DISK = Param("--disk", "the guest's disk that was OLD at the save is NEW now", "OLD=NEW", many="any")
-_FORCE = Param("--force", "load although DISK is not as it was at the save", "DISK", many="any")
+_FORCE = Param(
+    "--force", "load although WHAT (a disk; cpu, smp, ram or devices) is not as it was at the save", "WHAT", many="any"
+)
 _ID = Param("id", "which one: the ID that ps shows", "ID")
 _QMP = Param("--qmp", "drive the QEMU whose monitor listens on the unix socket SOCKET", "SOCKET")
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from statepipe.ends.state import StateFile
 from statepipe.engine.pipeline import NamedStage
-from statepipe.errors import IntegrityError, TruncatedError
+from statepipe.errors import IntegrityError, StatepipeError, TruncatedError
 from statepipe.formats.qemustream import Phase, QemuStream
 from statepipe.formats.statefile import (
     HEADER,
@@ -35,6 +35,7 @@ from statepipe.formats.statefile import (
 )
 from statepipe.qemu.disks import Disk
 from statepipe.qemu.guard import Said, Warn, judge, named, unknown
+from statepipe.qemu.hardware import changed_words, changes
 from statepipe.qemu.images import Images
 from statepipe.qemu.process import starts_qemu
 from statepipe.stages.checksum import verify
@@ -177,6 +178,29 @@ class State:
         word = said.of(self.disks)
         if starts_qemu(command):
             judge(named(self.disks, command, word), None, word, lambda text: None)
+
+    def refuse_other_hardware(self, now: Facts | None, command: Sequence[str] | None, said: Said, warn: Warn) -> None:
+        """Raises StatepipeError for what the guest had at the save and would miss, unless `said` takes it as it is.
+
+        `now` is the hardware of the QEMU that is to have it (hardware.py), and its RAM; `command` its command line,
+        which must do where QEMU told one side no more.
+        """
+        header = self.ends.header or {}
+        found: list[tuple[str, str]] = []
+        if "hardware" in header and now is not None:
+            found = list(changes(header["hardware"] | {"ram": header.get("ram")}, now))
+        elif "command" in header and command:
+            found = list(changed_words(header["command"], command))
+        for part, text in found:
+            if part in said.forced:
+                warn(f"{text}: taken as it is, as --force says")
+        if left := [(part, text) for part, text in found if part not in said.forced]:
+            hint = "start QEMU with the guest's own command line, and plug in what was plugged in while it ran"
+            forcing = " ".join(f"--force {part}" for part, _ in left)
+            raise StatepipeError(
+                f"this QEMU's machine is not the guest's: {'; '.join(text for _, text in left)}",
+                hint=f"{hint}; or overrule with {forcing}",
+            )
 
 
 def prepare(source: StateFile) -> State:

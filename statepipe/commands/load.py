@@ -20,7 +20,7 @@ from statepipe.engine.pipeline import Pipeline
 from statepipe.errors import UsageError
 from statepipe.qemu.guard import Said
 from statepipe.qemu.images import Image, Images
-from statepipe.qemu.process import open_images
+from statepipe.qemu.process import open_images, parent_qemu
 
 POISON = b"!"
 """QEMU says "Not a migration stream" and exits."""
@@ -42,6 +42,8 @@ def load_to_stdout(path: str, keys: Keys, said: Said, warn: Callable[[str], None
         with open_state(path, keys) as source:
             state = prepare(source)
             state.refuse_changed_disks(_open_images(), said, warn)
+            qemu = parent_qemu()
+            state.refuse_other_hardware(None, qemu.command if qemu else None, said, warn)
             if state.doubts:
                 warn(state.doubts)
             Pipeline(source, state.stages, sink).run()

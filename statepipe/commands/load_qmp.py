@@ -20,9 +20,11 @@ from statepipe.engine.pipeline import Pipeline
 from statepipe.engine.signals import held
 from statepipe.errors import InterruptedBySignal, QemuError, QemuGone, QemuSilent
 from statepipe.qemu.guard import Said
+from statepipe.qemu.guest import describe_guest
+from statepipe.qemu.hardware import hardware
 from statepipe.qemu.images import images
 from statepipe.qemu.monitor import Monitor, Tell, demand_completed
-from statepipe.qemu.process import Child
+from statepipe.qemu.process import Child, inspect_process, qemu_under
 from statepipe.qemu.runstates import LIVE
 from statepipe.qemu.settings import made_ready, restore
 
@@ -96,6 +98,7 @@ def _load(state: State, monitor: Monitor, said: Said, warn: Tell, *, runs: bool)
     before = made_ready(monitor, ("events", "late-block-activate"))
     try:
         state.refuse_changed_disks(images(monitor), said, warn)
+        _refuse_other_machine(state, monitor, said, warn)
         ours = _open(monitor)
     except BaseException:
         with suppress(QemuError):  # the cause is told
@@ -112,6 +115,12 @@ def _load(state: State, monitor: Monitor, said: Said, warn: Tell, *, runs: bool)
         with held():
             _quit(monitor)
         raise
+
+
+def _refuse_other_machine(state: State, monitor: Monitor, said: Said, warn: Tell) -> None:
+    process = inspect_process(qemu_under(monitor.pid))
+    now = hardware(monitor) | {"ram": describe_guest(monitor)["ram"]}
+    state.refuse_other_hardware(now, process.command if process else None, said, warn)
 
 
 def _open(monitor: Monitor) -> socket.socket:

@@ -23,8 +23,10 @@ from statepipe.errors import InterruptedBySignal, QemuGone, QemuSilent, Statepip
 from statepipe.qemu.disks import Disk
 from statepipe.qemu.guard import look
 from statepipe.qemu.guest import demand_cont, describe_guest
+from statepipe.qemu.hardware import hardware
 from statepipe.qemu.images import Images, images
 from statepipe.qemu.monitor import Monitor, Tell, demand_completed
+from statepipe.qemu.process import inspect_process, qemu_under
 from statepipe.qemu.settings import HARMLESS, adjusted
 from statepipe.stages.packing import Packing
 
@@ -83,6 +85,9 @@ def capabilities(*, live: bool) -> dict[str, bool]:
 
 def _save(monitor: Monitor, request: Request, sink: Output, before: str, disks: Images) -> tuple[Saved, dict[str, Any]]:
     guest = describe_guest(monitor) | {"live": request.then == LIVE, "run_state_before": before}
+    guest["hardware"] = hardware(monitor)
+    if process := inspect_process(qemu_under(monitor.pid)):
+        guest["command"] = list(process.command)
     plan = Plan(request.packing, request.words, request.seal, guest, _look(disks, request.then))
     outcome: dict[str, Any] = {}
 

@@ -22,6 +22,7 @@ from typing import Any
 from blake3 import blake3
 
 from statepipe.errors import IntegrityError, StatepipeError, TruncatedError
+from statepipe.formats.hardware import HARDWARE
 from statepipe.formats.zstdframe import KEPT_LIMIT, SEEK_TABLE_MAGIC, skippable
 from statepipe.shapes import (
     LARGEST,
@@ -105,6 +106,7 @@ _HEADER = fields(
         "command": many(_WORD, 64 << 10),
         "live": flag,
         "run_state_before": maybe(_NAME),
+        "hardware": HARDWARE,
     },
 )
 """What is said before the stream. What a later version may add passes unread."""

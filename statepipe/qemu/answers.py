@@ -66,6 +66,7 @@ _NODE = fields(
     {"drv": text(NAME), "file": text(MANY)},
     {"node-name": text(NAME), "ro": flag, "image": fields({}, {"virtual-size": whole()})},
 )
+_CARD = fields({"slot": whole(), "function": whole(), "id": fields({"vendor": whole(), "device": whole()})})
 _DRIVE = fields({}, {"qdev": text(PATH), "inserted": fields({}, {"node-name": text(NAME)})})
 _VERTEX = fields({"id": whole(), "type": text(NAME), "name": text(PATH)})
 _EDGE = fields({"parent": whole(), "child": whole(), "name": text(NAME)})
@@ -83,7 +84,8 @@ ANSWERS: Mapping[str, Shape] = {
     "query-uuid": fields({"UUID": text(NAME)}),
     "query-target": fields({"arch": text(NAME)}),
     "query-kvm": fields({"enabled": flag}),
-    "query-cpus-fast": many(fields({"qom-path": text(PATH)}), MANY, least=1),
+    "query-cpus-fast": many(fields({"qom-path": text(PATH)}, {"props": table(whole(), 64)}), MANY, least=1),
+    "query-pci": many(fields({"bus": whole(), "devices": many(_CARD, SOME)}), SOME),
     "query-named-block-nodes": many(_NODE, MANY),
     "query-block": many(_DRIVE, MANY),
     "x-debug-query-block-graph": fields({"nodes": many(_VERTEX, MANY), "edges": many(_EDGE, MANY)}),

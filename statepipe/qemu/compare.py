@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from statepipe.qemu.facts import Facts
+from statepipe.qemu.hardware import bits, lost, processors
 from statepipe.units import format_size
 
 OK, WARN, FAIL = "ok", "warn", "fail"
@@ -21,16 +22,6 @@ CLOCK_SKEW = 2.0
 
 TSC_TOLERANCE = 250e-6
 """By which two TSCs may differ and be called the same: KVM's own tsc_tolerance_ppm."""
-
-NAMED_BITS = {
-    "0x80000001:EDX": {11: "syscall", 20: "nx", 26: "pdpe1gb", 27: "rdtscp", 29: "lm"},
-    "0x80000001:ECX": {2: "svm", 5: "abm", 6: "sse4a"},
-    "0x1:EDX": {25: "sse", 26: "sse2"},
-    "0x1:ECX": {0: "sse3", 1: "pclmulqdq", 5: "vmx", 9: "ssse3", 12: "fma", 13: "cx16", 19: "sse4.1", 20: "sse4.2"}
-    | {21: "x2apic", 22: "movbe", 23: "popcnt", 24: "tsc-deadline", 25: "aes", 26: "xsave", 28: "avx", 29: "f16c"},
-    "0x7:EBX": {0: "fsgsbase", 3: "bmi1", 5: "avx2", 7: "smep", 8: "bmi2", 16: "avx512f", 18: "rdseed", 20: "smap"},
-}
-"""Names of the CPUID bits that people know (Intel SDM volume 2A, CPUID); the others are told by leaf and number."""
 
 NEEDED = ("return-path", "late-block-activate", "pause-before-switchover", "events")
 
@@ -111,15 +102,6 @@ def _processor(source: Facts, destination: Facts) -> Rows:
     yield Finding("CPU", OK, f"{here['type']}, with all of its features on both")
 
 
-def bits(wanted: dict[str, int], there: dict[str, int]) -> Iterator[str]:
-    """The names of the CPUID bits that `wanted` has and `there` has not."""
-    for word, value in wanted.items():
-        left = value & ~there.get(word, 0)
-        for number in range(left.bit_length()):
-            if left >> number & 1:
-                yield NAMED_BITS.get(word, {}).get(number, f"CPUID {word} bit {number}")
-
-
 _PLACES = (
     *("-incoming", "-qmp", "-monitor", "-mon", "-chardev", "-pidfile", "-D", "-name"),
     *("-display", "-vnc"),
@@ -166,26 +148,62 @@ def _disks(source: Facts, destination: Facts) -> Rows:
         yield Finding("disks", FAIL, "-snapshot is in use: what the guest wrote is in a file that only this host has")
     there = {disk["path"]: disk for disk in destination["disks"]}
     for disk in source["disks"]:
-        yield _disk(disk, there.get(disk["path"]))
+        level, reason = _disk(disk, there.get(disk["path"]) or _in_its_place(disk, destination["disks"]))
+        yield Finding(f"disk {disk['path']}", level, reason)
     if not source["disks"]:
         yield Finding("disks", OK, "the guest has none")
 
 
-def _disk(here: Facts, there: Facts | None) -> Finding:
+def _in_its_place(here: Facts, others: Sequence[Facts]) -> Facts | None:
+    """What the destination's QEMU has where the guest sees a disk that is no file: each host may call it otherwise."""
+    places = here.get("devices")
+    return next(
+        (disk for disk in others if "driver" in here and "driver" in disk and disk.get("devices") == places), None
+    )
+
+
+def _disk(here: Facts, there: Facts | None) -> tuple[str, str]:
     """The same file, not merely one of the same name: QEMU's locks of the source must be seen from there."""
-    name = f"disk {here['path']}"
-    if there is None or "unknown" in there:
-        reason = there["unknown"] if there else "QEMU there has no such disk"
-        return Finding(name, FAIL, f"not to be had on the destination: {reason}")
+    if there is None:
+        return FAIL, "not to be had on the destination: QEMU there has no such disk"
+    places, others = here.get("devices"), there.get("devices")
+    if places is not None and others is not None and places != others:
+        where = [" and ".join(each) or "below another image" for each in (places, others)]
+        return FAIL, f"the guest has it at {where[0]} here, and at {where[1]} there: name the disks in the same order"
+    sizes = {disk["size"] for disk in (here, there) if disk.get("size") is not None}
+    if len(sizes) == 2:
+        return FAIL, "another disk under the same path: its size differs there"
+    if "driver" in here and "driver" in there:
+        other = "" if here["path"] == there["path"] else f", and is {there['path']} there"
+        return WARN, f"{here['driver']} keeps it{other}: that it is one disk, and not two, cannot be told from here"
+    if "unknown" in there:
+        return FAIL, f"not to be had on the destination: {there['unknown']}"
     if "unknown" in here:
-        return Finding(name, WARN, f"cannot be read here ({here['unknown']}): nobody can tell whether it is shared")
-    if here["size"] != there["size"] or here["samples_blake3"] != there["samples_blake3"]:
-        return Finding(name, FAIL, "another disk under the same path: its size or content differs there")
+        return WARN, f"cannot be read here ({here['unknown']}): nobody can tell whether it is shared"
+    if here["format"] != there["format"]:
+        return FAIL, f"another disk under the same path: {here['format']} here, {there['format']} there"
+    if "samples_blake3" in here and "samples_blake3" in there:  # nobody writes to it
+        same = here["samples_blake3"] == there["samples_blake3"]
+        return (
+            (OK, "the same content on both")
+            if same
+            else (FAIL, "another disk under the same path: its content differs")
+        )
+    return _is_one(here, there)
+
+
+def _is_one(here: Facts, there: Facts) -> tuple[str, str]:
+    """Whether a disk that is in use is one. What it holds is not compared: the guest writes to it meanwhile."""
+    unlike = "inode" in here and "inode" in there and here["inode"] != there["inode"]
     if here["locked"] and there["locked"]:
-        return Finding(name, OK, "the same on both: QEMU's lock on it here is seen from there")
-    if here["locked"]:
-        return Finding(name, FAIL, "a copy, not shared: QEMU's lock on it here is not seen from there")
-    return Finding(name, WARN, "the same content, but no lock on it to tell whether it is one disk or two")
+        if unlike:
+            return WARN, "locked on both, but under another number there: it may be two files, each in use"
+        return OK, "the same on both: QEMU's lock on it here is seen from there"
+    if here["locked"] and there["locked"] is False:
+        return FAIL, "a copy, not shared: QEMU's lock on it here is not seen from there"
+    number = ", and has another number" if unlike else ""
+    reason = f"the same size and format{number}, but no lock on it to tell whether it is one disk or two"
+    return WARN, f"{reason}; what it holds was not compared, as the guest may write to it"
 
 
 def _capabilities(source: Facts, destination: Facts) -> Rows:
@@ -198,6 +216,10 @@ def _capabilities(source: Facts, destination: Facts) -> Rows:
 
 def _memory(source: Facts, destination: Facts) -> Rows:
     needed, free = source["guest"]["ram"], destination["memory_free"]
+    if needed != (there := destination["guest"]["ram"]):
+        reason = f"the guest has {format_size(needed)} of RAM, QEMU there {format_size(there)}: give both the same -m"
+        yield Finding("memory", FAIL, reason)
+        return
     if free is None:
         yield Finding("memory", WARN, "how much the destination has free cannot be told")
     else:
@@ -205,11 +227,29 @@ def _memory(source: Facts, destination: Facts) -> Rows:
         yield Finding("memory", OK if free > needed else FAIL, reason)
 
 
-def _blocked(source: Facts, destination: Facts) -> Rows:
+def _devices(source: Facts, destination: Facts) -> Rows:
+    """QEMU refuses a stream with a device that it has not, and takes one without a device that it has."""
     for reason in source["blocked"]:
         yield Finding("devices", FAIL, f"QEMU cannot migrate this guest: {reason}")
-    if not source["blocked"]:
-        yield Finding("devices", OK, "none that QEMU could not migrate")
+    here, there = source.get("devices"), destination.get("devices")
+    if here is None or there is None:
+        yield Finding("devices", WARN, "those of one QEMU are not told: they cannot be compared")
+        return
+    if lacking := lost(here, there):
+        reason = f"QEMU there would refuse the guest, as it lacks {', '.join(lacking)}"
+        yield Finding("devices", FAIL, f"{reason}; what was plugged in while the guest ran is on no command line")
+    if extra := lost(there, here):
+        yield Finding("devices", WARN, f"only there: {', '.join(extra)}: the guest would find what it never had")
+    if not (source["blocked"] or lacking or extra):
+        yield Finding("devices", OK, f"the same {len(here)} on both, and none that QEMU could not migrate")
+
+
+def _processors(source: Facts, destination: Facts) -> Rows:
+    here, there = source.get("cpus"), destination.get("cpus")
+    if here and there and here != there:
+        yield Finding("processors", FAIL, f"{processors(here, there)}: give both the same -smp")
+    elif here and there:
+        yield Finding("processors", OK, f"{len(here)} on both")
 
 
 def _clock(source: Facts, destination: Facts) -> Rows:
@@ -264,9 +304,10 @@ CHECKS: tuple[Callable[[Facts, Facts], Rows], ...] = (
     _machine,
     _architecture,
     _processor,
+    _processors,
     _command_line,
     _capabilities,
-    _blocked,
+    _devices,
     _disks,
     _memory,
     _clock,

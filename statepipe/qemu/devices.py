@@ -6,7 +6,7 @@ address there are what the guest goes by, and what QEMU's migration stream names
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import TYPE_CHECKING, Any
 
 from statepipe.errors import QemuError, QemuGone, QemuSilent
@@ -54,3 +54,32 @@ def _address(monitor: Monitor, path: str, bus: str) -> Iterator[str]:
             if name == "scsi-id":
                 yield from (str(ask(monitor, "qom-get", path=path, property=more)) for more in ("channel", "lun"))
             return
+
+
+_CHOSEN = ("isa-serial", "isa-parallel", "ide-hd", "ide-cd", "floppy")
+"""Devices that options as -serial and -drive add, where QEMU keeps those of the board too."""
+
+
+def plugged(monitor: Monitor) -> list[str]:
+    """What is plugged into the guest's machine, as `virtio-rng-pci at pci.0 02.0`, sorted. Raises QemuError.
+
+    Those of the board itself are told by the machine's type, and versions of QEMU sort them in otherwise.
+    """
+    found, taken = [], set()
+    for folder, kinds in (("peripheral", ("",)), ("peripheral-anon", ("",)), ("unattached", _CHOSEN)):
+        for row in ask(monitor, "qom-list", path=f"/machine/{folder}") or []:
+            kind = row["type"].removeprefix("child<").rstrip(">")
+            if row["type"].startswith("child<") and kind.startswith(kinds):
+                where = place(monitor, f"/machine/{folder}/{row['name']}")
+                taken.add(where.partition(" ")[2] if where.startswith(("pci.0 ", "pcie.0 ")) else "")
+                found.append(kind if where.startswith("/") else f"{kind} at {where}")
+    return sorted([*found, *_cards(monitor, taken)])
+
+
+def _cards(monitor: Monitor, known: Container[str]) -> Iterator[str]:
+    """What is on the first PCI bus beside those, as a network card that -nic has added."""
+    for bus in ask(monitor, "query-pci") or []:
+        for card in bus["devices"] if bus["bus"] == 0 else []:
+            where = f"{card['slot']:02x}.{card['function']:x}"
+            if where not in known:
+                yield f"PCI {card['id']['vendor']:04x}:{card['id']['device']:04x} at {where}"

@@ -94,7 +94,7 @@ def _fingerprint(fd: int, path: str) -> Disk:
     regular = stat.S_ISREG(status.st_mode)
     seen = {
         "path": path,
-        "format": _format(os.pread(fd, 4, 0)),
+        "format": format_of(os.pread(fd, 4, 0)),
         "size": size,
         "mtime_ns": status.st_mtime_ns if regular else None,
         "samples_blake3": digest.hexdigest(),
@@ -137,5 +137,6 @@ def _places(size: int) -> list[int]:
     return sorted({last * i // (SAMPLES - 1) for i in range(SAMPLES)})
 
 
-def _format(magic: bytes) -> str:
-    return {b"QFI\xfb": "qcow2", b"KDMV": "vmdk", b"vhdx": "vhdx"}.get(magic, "raw")
+def format_of(magic: bytes) -> str:
+    """What the first bytes of an image say of its format."""
+    return {b"QFI\xfb": "qcow2", b"KDMV": "vmdk", b"vhdx": "vhdx"}.get(magic[:4], "raw")

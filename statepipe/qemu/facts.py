@@ -10,7 +10,6 @@ import fcntl
 import os
 import platform
 import re
-import struct
 import subprocess
 import time
 from collections.abc import Iterable, Sequence
@@ -18,15 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from statepipe.errors import QemuError
-from statepipe.qemu.disks import NoImage, fingerprint, open_image
+from statepipe.formats.hardware import CPU, CPUS, DEVICES
 from statepipe.qemu.guest import describe_guest
-from statepipe.qemu.images import Images, images
+from statepipe.qemu.hardware import hardware
+from statepipe.qemu.images import images
 from statepipe.qemu.monitor import Monitor
 from statepipe.qemu.process import inspect_process
+from statepipe.qemu.shared import DISK, disk_facts
 from statepipe.shapes import (
     Misshapen,
     check,
-    either,
     fields,
     flag,
     like,
@@ -46,12 +46,6 @@ DISKS = 256
 """The most of one guest: QEMU's PCI bus has 32 slots, and bridges are rare."""
 
 _NAME, _LINE, _PATH = text(64), text(1000), text(4096)
-_NUMBERS = table(whole(most=0xFFFFFFFF), most=128, names=_NAME)
-
-DISK = either(
-    fields({"path": _PATH, "unknown": _LINE}),
-    fields({"path": _PATH, "size": whole(), "samples_blake3": text(128), "locked": maybe(flag)}),
-)
 
 GUEST = fields(
     {
@@ -68,7 +62,7 @@ FACTS = fields(
         "guest": GUEST,
         "arch": _NAME,
         "accelerator": _NAME,
-        "cpu": fields({"type": text(256), "features": _NUMBERS, "missing": _NUMBERS}, optional={"tsc": maybe(whole())}),
+        "cpu": CPU,
         "command": maybe(many(text(64 << 10), most=4096)),
         "capabilities": many(_NAME, most=256),
         "blocked": many(_LINE, most=256),
@@ -80,12 +74,9 @@ FACTS = fields(
         "clocksource": maybe(_NAME),
         "taps": table(many(_NAME, most=256), most=256, names=_NAME),
     },
-    optional={"tsc_scales": maybe(flag)},
+    optional={"tsc_scales": maybe(flag), "cpus": CPUS, "devices": DEVICES},
 )
 """What both hosts hold the facts against, their own and those that come from the other: compare.py reads no others."""
-
-FIRST_LOCK, LOCKS = 100, 200
-"""The bytes of an image that QEMU locks for what it may do with it (block/file-posix.c, RAW_LOCK_PERM_BASE)."""
 
 KVM_CHECK_EXTENSION, KVM_CAP_TSC_CONTROL = 0xAE03, 60
 """Documentation/virt/kvm/api.rst: whether the processor can give a guest a TSC of another frequency than its own."""
@@ -100,17 +91,15 @@ def gather(monitor: Monitor, disks: Iterable[str] | None = None) -> Facts:
     """
     process = inspect_process(monitor.pid)
     command = list(process.command) if process else None
-    its = images(monitor)
     facts = {
         "host": platform.node(),
         "guest": describe_guest(monitor),
         "arch": monitor.execute("query-target")["arch"],
-        "accelerator": "kvm" if monitor.execute("query-kvm")["enabled"] else "tcg",
-        "cpu": _cpu(monitor),
+        **hardware(monitor),
         "command": command,
         "capabilities": sorted(row["capability"] for row in monitor.execute("query-migrate-capabilities")),
         "blocked": monitor.migration().get("blocked-reasons", []),
-        "disks": _disks_facts([row.path for row in its.rows if row.is_file] if disks is None else disks, its),
+        "disks": disk_facts(images(monitor), disks),
         "temporary": _has_temporary_disks(command or []),
         **host_facts(command or []),
     }
@@ -130,68 +119,6 @@ def host_facts(command: Sequence[str]) -> Facts:
         "tsc_scales": _scales_tsc(),
         "taps": {name: _subnets(name) for name in _taps(command)},
     }
-
-
-def _cpu(monitor: Monitor) -> Facts:
-    """The first CPU's type and CPUID bits: what the guest has, and what it was to have and this host lacks."""
-    first = monitor.execute("query-cpus-fast")[0]["qom-path"]
-    return {
-        "type": monitor.execute("qom-get", path=first, property="type"),
-        "features": _words(monitor, first, "feature-words"),
-        "missing": _words(monitor, first, "filtered-features"),
-        "tsc": _tsc(monitor, first),
-    }
-
-
-def _tsc(monitor: Monitor, path: str) -> int | None:
-    """The guest's time stamp counter in Hz; None where QEMU tells none: TCG makes it of the host's clock."""
-    try:
-        return monitor.execute("qom-get", path=path, property="tsc-frequency") or None
-    except QemuError:  # another processor than x86
-        return None
-
-
-def _words(monitor: Monitor, path: str, name: str) -> dict[str, int]:
-    """`{"0x80000001:EDX": bits}`; nothing on other processors than x86."""
-    try:
-        rows = monitor.execute("qom-get", path=path, property=name)
-    except QemuError:
-        return {}
-    return {
-        f"{row['cpuid-input-eax']:#x}{'.' + str(leaf) if (leaf := row.get('cpuid-input-ecx', 0)) else ''}:"
-        f"{row['cpuid-register']}": row["features"]
-        for row in rows
-        if row["features"]
-    }
-
-
-def _disks_facts(names: Iterable[str], its: Images) -> list[Facts]:
-    """Of each name that is a disk's of this QEMU; `its` are the images that it has, perhaps by other names (links, a
-    relative path). Each is looked at once, however many names it has."""
-    places = {name: its.view.place(row.path) for name in names if (row := its.find(name)) is not None and row.is_file}
-    looked = {place: disk_facts(place) for place in places.values()}
-    return [looked[place] | {"path": name} for name, place in places.items()]
-
-
-def disk_facts(path: str) -> Facts:
-    """A disk's fingerprint (disks.py), and whether somebody, here or on another host, holds QEMU's locks on it."""
-    return fingerprint(path) | {"locked": _is_locked(path)}
-
-
-def _is_locked(path: str) -> bool | None:
-    """None where it cannot be told."""
-    try:
-        fd = open_image(path, os.O_RDWR)
-    except (NoImage, OSError):
-        return None
-    try:
-        wanted = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, FIRST_LOCK, LOCKS, 0)
-        kind: int = struct.unpack("hhqqi", fcntl.fcntl(fd, fcntl.F_OFD_GETLK, wanted))[0]
-        return kind != fcntl.F_UNLCK
-    except OSError:  # a file system without locks
-        return None
-    finally:
-        os.close(fd)
 
 
 def _has_temporary_disks(command: Sequence[str]) -> bool:

@@ -15,6 +15,7 @@ from itertools import pairwise
 
 from statepipe.errors import StatepipeError
 from statepipe.qemu.disks import Disk, fingerprint, fingerprints
+from statepipe.qemu.hardware import PARTS
 from statepipe.qemu.images import Image, Images
 from statepipe.qemu.view import View
 
@@ -42,7 +43,7 @@ class Said:
                 raise _stranger("--disk", text.partition("=")[0], names)
             moved[old] = text[len(old) + 1 :]
         for name in self.forced:
-            if name not in {*names, *moved.values()}:
+            if name not in {*names, *moved.values(), *PARTS}:
                 raise _stranger("--force", name, names)
         return Word(moved, self.forced)
 

@@ -19,7 +19,7 @@ import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 
 from statepipe.errors import QemuError, QemuGone, StatepipeError, UsageError
@@ -51,10 +51,15 @@ class Running:
 
     def option(self, flag: str) -> str | None:
         """What follows `flag` (also in its --flag spelling) on the command line."""
-        for word, value in zip(self.command, self.command[1:], strict=False):
-            if word in (flag, "-" + flag):
-                return value
-        return None
+        return option(self.command, flag)
+
+
+def option(command: Sequence[str], flag: str) -> str | None:
+    """The same of any command line."""
+    for word, value in pairwise(command):
+        if word in (flag, "-" + flag):
+            return value
+    return None
 
 
 def parent_qemu() -> Running | None:

@@ -33,8 +33,8 @@ from statepipe.formats.handover import Destination, Source
 from statepipe.formats.opening import Doorkeeper, Party, Secrets, refuse
 from statepipe.formats.wire import Wire
 from statepipe.qemu.compare import as_rows, compare, worst
-from statepipe.qemu.facts import _disks_facts
 from statepipe.qemu.images import Image, Images
+from statepipe.qemu.shared import disk_facts
 from tests.fuzz.harness import Door
 from tests.fuzz.mutation import LARGE, mutated, odd_json, portions
 from tests.fuzz.samples import FACTS
@@ -253,7 +253,7 @@ def weigh_offers(data: bytes) -> None:
     """Facts of a caller that `receive` looks at."""
     if (message := _parsed(data)) is not None:
         offer = offered(_said(message))
-        json.dumps(_disks_facts(offer.disks, Images((Image("/srv/disk.qcow2", "file"),))))
+        json.dumps(disk_facts(Images((Image("/srv/disk.qcow2", "file"),)), offer.disks))
         json.dumps({"guest": offer.facts["guest"]})
 
 

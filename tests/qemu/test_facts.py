@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -63,7 +64,7 @@ def test_only_its_own_disks_are_looked_at(tmp_path: Path, qemu72: str) -> None:
 
 
 def test_differences_that_harm(tmp_path: Path, qemu72: str) -> None:
-    arguments = ["-cpu", "qemu64,-nx", "-machine", "pc-q35-7.2"]
+    arguments = ["-cpu", "qemu64,-nx", "-machine", "pc-q35-7.2", "-smp", "2", "-m", "64"]
     with (
         facts_of(Guest(tmp_path, qemu=qemu72, args=["-snapshot"])) as source,
         facts_of(Guest(tmp_path, qemu=qemu72, args=arguments, incoming="defer")) as destination,
@@ -72,6 +73,38 @@ def test_differences_that_harm(tmp_path: Path, qemu72: str) -> None:
     assert "nx" in reasons["CPU"]
     assert "-machine pc-i440fx-7.2" in reasons["machine type"]
     assert "-snapshot" in reasons["disks"]
+    assert "same -smp" in reasons["processors"] and "same -m" in reasons["memory"]
+
+
+def test_a_disk_that_its_guest_writes_to_meanwhile_is_the_same(tmp_path: Path, qemu72: str) -> None:
+    """What it holds, and how much of the host's disk it takes, is another at every look."""
+    image = tmp_path / "disk.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", image, "64M"], check=True)
+    args = ["-drive", f"file={image},if=virtio"]
+    with Guest(tmp_path, qemu=qemu72, args=args) as guest, closing(Monitor(guest.socket)) as monitor:
+        source = gather(monitor)
+        write = 'qemu-io virtio0 "write -P 7 0 4M"'
+        guest.qmp("human-monitor-command", command_line=write)
+        names = [disk["path"] for disk in source["disks"]]
+        with facts_of(Guest(tmp_path, qemu=qemu72, image=guest.image, incoming="defer", args=args), names) as there:
+            assert levels(source, there)[f"disk {image}"] == OK, compare(source, there)
+
+
+def test_what_was_plugged_in_while_the_guest_ran_is_lacking_there(tmp_path: Path, qemu72: str) -> None:
+    """As are two disks that were swapped there: both have the same devices, and each other's disks."""
+    disks = [tmp_path / "one", tmp_path / "two"]
+    for disk in disks:
+        disk.write_bytes(bytes(1 << 20))
+    drives = [["-drive", f"file={disk},format=raw,if=virtio"] for disk in disks]
+    with Guest(tmp_path, qemu=qemu72, args=[*drives[0], *drives[1]]) as guest:
+        guest.qmp("device_add", driver="virtio-rng-pci", id="r")
+        with closing(Monitor(guest.socket)) as monitor:
+            source = gather(monitor)
+        names, swapped = [disk["path"] for disk in source["disks"]], [*drives[1], *drives[0]]
+        with facts_of(Guest(tmp_path, qemu=qemu72, image=guest.image, incoming="defer", args=swapped), names) as there:
+            reasons = {finding.what: finding.reason for finding in compare(source, there) if finding.level == FAIL}
+    assert set(reasons) == {"devices", *(f"disk {disk}" for disk in disks)}
+    assert "lacks virtio-rng-pci at pci.0 0" in reasons["devices"]
 
 
 def test_a_guest_of_tcg_s_has_no_counter_of_its_own(tmp_path: Path, qemu72: str) -> None:

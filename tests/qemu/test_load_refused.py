@@ -134,6 +134,20 @@ def renamed(data: bytes, disks: list[dict[str, Any]]) -> bytes:
     return seal([(data[piece.start : piece.end], piece.content) for piece in pieces[:-2]], facts)
 
 
+@pytest.mark.parametrize(("args", "part"), [(["-cpu", "max"], "cpu"), (["-smp", "2"], "smp")])
+def test_another_processor_is_refused_by_the_command_lines(
+    tmp_path: Path, state72: Saved, args: list[str], part: str
+) -> None:
+    """QEMU itself would run the guest on it, and the state says nothing of it but QEMU's command line."""
+    done = run_load(tmp_path, state72, args=args)
+    assert done.returncode == 1, done.stderr
+    assert "this QEMU's machine is not the guest's: " in done.stderr and f"--force {part}" in done.stderr
+    assert_never_ran(tmp_path)
+    with loaded(tmp_path, state72, "--force", part, args=args) as guest:
+        guest.wait_ticks(1)
+        assert "taken as it is, as --force says" in guest.stderr()
+
+
 @pytest.mark.parametrize("other", ["memory", "machine type"])
 def test_another_machine_never_runs(tmp_path: Path, state: Saved, other: str) -> None:
     memory = MEMORY * 2 if other == "memory" else MEMORY

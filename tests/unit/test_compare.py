@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 
-from statepipe.qemu.compare import FAIL, NEEDED, OK, WARN, bits, compare, visible, worst
+from statepipe.qemu.compare import FAIL, NEEDED, OK, WARN, compare, visible, worst
+from statepipe.qemu.hardware import bits
 
 Facts = dict[str, Any]
 
-DISK = {"path": "/d/a.img", "size": 9, "samples_blake3": "aa", "locked": True}
+DISK = {"path": "/d/a.img", "format": "raw", "size": 9, "inode": 7, "locked": True, "devices": ["pci.0 03.0"]}
+BASE = {"path": "/d/base", "format": "qcow2", "size": 9, "locked": True, "devices": [], "samples_blake3": "aa"}
+NBD = {"path": "nbd://a/e", "driver": "nbd", "unknown": "nbd keeps it", "size": 9, "devices": ["pci.0 04.0"]}
 TSC = 2_600_000_000
 HOST: Facts = {
     "host": "a",
@@ -22,6 +25,8 @@ HOST: Facts = {
     "command": ["qemu-system-x86_64", "-m", "1024", "-qmp", "unix:/a", "-drive", "file=/d/a.img"],
     "capabilities": [*NEEDED, "xbzrle"],
     "blocked": [],
+    "cpus": ["core 1", "first"],
+    "devices": ["e1000 at pci.0 02.0"],
     "disks": [DISK],
     "temporary": False,
     "machine": "x86_64",
@@ -81,9 +86,26 @@ CASES: list[tuple[str, Facts, Facts, str, str]] = [
     ("disk /d/a.img", HOST, changed(disks=[]), FAIL, "no such disk"),
     ("disk /d/a.img", HOST, changed(disks=[{"path": "/d/a.img", "unknown": "No such file"}]), FAIL, "No such file"),
     ("disk /d/a.img", HOST, changed(disks=[DISK | {"size": 8}]), FAIL, "another disk under the same path"),
+    ("disk /d/a.img", HOST, changed(disks=[DISK | {"format": "qcow2"}]), FAIL, "raw here, qcow2 there"),
+    ("disk /d/a.img", HOST, changed(disks=[DISK | {"devices": ["pci.0 05.0"]}]), FAIL, "at pci.0 05.0 there"),
+    ("disk /d/a.img", HOST, changed(disks=[DISK | {"devices": []}]), FAIL, "at below another image there"),
     ("disk /d/a.img", HOST, changed(disks=[DISK | {"locked": False}]), FAIL, "a copy, not shared"),
+    ("disk /d/a.img", HOST, changed(disks=[DISK | {"locked": None}]), WARN, "what it holds was not compared"),
+    ("disk /d/a.img", HOST, changed(disks=[DISK | {"inode": 8}]), WARN, "it may be two files, each in use"),
     ("disk /d/a.img", changed(disks=[DISK | {"locked": None}]), HOST, WARN, "no lock"),
     ("disk /d/a.img", changed(disks=[{"path": "/d/a.img", "unknown": "denied"}]), HOST, WARN, "denied"),
+    ("disk /d/base", changed(disks=[BASE]), changed(disks=[BASE | {"locked": False}]), OK, "the same content"),
+    ("disk /d/base", changed(disks=[BASE]), changed(disks=[BASE | {"samples_blake3": "b"}]), FAIL, "content differs"),
+    ("disk nbd://a/e", changed(disks=[NBD]), changed(disks=[NBD]), WARN, "cannot be told from here"),
+    ("disk nbd://a/e", changed(disks=[NBD]), changed(disks=[NBD | {"path": "nbd://b/e"}]), WARN, "is nbd://b/e there"),
+    ("disk nbd://a/e", changed(disks=[NBD]), changed(disks=[NBD | {"size": 8}]), FAIL, "its size differs there"),
+    ("disk nbd://a/e", changed(disks=[NBD]), HOST, FAIL, "no such disk"),
+    ("processors", HOST, changed(cpus=["first"]), FAIL, "there are 2 processors, on the destination 1"),
+    ("processors", HOST, changed(cpus=["first", "socket 1"]), FAIL, "processors at core 1, on the destination them at"),
+    ("devices", changed(devices=["a at b", *HOST["devices"]]), HOST, FAIL, "it lacks a at b"),
+    ("devices", HOST, changed(devices=["a at b", *HOST["devices"]]), WARN, "only there: a at b"),
+    ("devices", HOST, changed(devices=None), WARN, "cannot be compared"),
+    ("memory", HOST, changed(guest__ram=2 << 30), FAIL, "1.0 GiB of RAM, QEMU there 2.0 GiB"),
     ("memory", HOST, changed(memory_free=1 << 29), FAIL, "512 MiB free"),
     ("memory", HOST, changed(memory_free=None), WARN, "cannot be told"),
     ("clock", HOST, changed(clock=990.0), WARN, "10.0 s behind"),

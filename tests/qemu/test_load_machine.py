@@ -1,4 +1,4 @@
-"""load and the disks that QEMU really has: by its own word, in the places where the guest sees them."""
+"""load and the machine that QEMU really is: its disks, by its own word and where the guest sees them; its hardware."""
 
 from __future__ import annotations
 
@@ -66,12 +66,17 @@ def rig(tmp_path_factory: pytest.TempPathFactory, qemu72: str) -> Iterator[Rig]:
         rig = Rig(Saved(folder / "state", folder / "guest-0.img", "", qemu72), first, overlay, second, medium, socket)
         with Guest(folder, qemu=qemu72, memory=MEMORY, fill=8, dirty=2, args=rig.args(first, second)) as guest:
             guest.wait_ticks(2)
+            guest.qmp("device_add", driver="virtio-rng-pci", addr="0x9")
             guest.qmp("blockdev-snapshot-sync", device="virtio0", snapshot_file=str(overlay), format="qcow2")
             done = run_statepipe("save", "--qmp", guest.socket, rig.saved.file)
             assert done.returncode == 0, done.stderr
             assert f"nbd+unix:///e?socket={socket}" in done.stderr, "nobody can vouch for that one"
             before = guest.serial()
         yield Rig(Saved(rig.saved.file, guest.image, before, qemu72), first, overlay, second, medium, socket)
+
+
+RNG = ["-device", "virtio-rng-pci,addr=0x9"]
+"""What was plugged in while the guest ran."""
 
 
 def assert_refused(folder: Path, rig: Rig, args: Sequence[str], *said: str) -> None:
@@ -108,13 +113,29 @@ def test_another_server_s_disk_is_refused(tmp_path: Path, rig: Rig) -> None:
 def test_the_guest_s_own_disks_are_known_in_a_newer_qemu_too(tmp_path: Path, rig: Rig, qemu10: str) -> None:
     """One has another name now and another date; all of them are only looked at, by -snapshot."""
     moved = Path(shutil.copyfile(rig.second, tmp_path / "moved"))
-    args = [*rig.args(rig.overlay, moved), "-snapshot"]
+    args = [*rig.args(rig.overlay, moved), *RNG, "-snapshot"]
     with loaded(tmp_path, rig.saved, "--disk", f"{rig.second}={moved}", qemu=qemu10, args=args) as guest:
         guest.wait_ticks(3)
         assert_continues(rig.saved.before, guest.serial())
         said = guest.stderr()
     assert f"could not be compared, load cannot tell whether they changed: nbd+unix:///e?socket={rig.socket}" in said
     assert str(rig.second) not in said
+
+
+@pytest.mark.parametrize(
+    ("args", "said", "part"),
+    [
+        ([], "it lacks virtio-rng-pci at pci.0 09.0", "devices"),
+        ([*RNG, "-cpu", "max"], "its processor was qemu64-x86_64-cpu, and is max-x86_64-cpu", "cpu"),
+        ([*RNG, "-cpu", "qemu64,-nx"], "its processor lacks nx", "cpu"),
+        ([*RNG, "-smp", "2"], "it had 1 processors, and has 2", "smp"),
+        ([*RNG, "-m", str(MEMORY * 2)], f"it had {MEMORY} MiB of memory, and has {MEMORY * 2}", "ram"),
+    ],
+)
+def test_another_machine_than_the_guest_s_is_refused_before_a_byte(
+    tmp_path: Path, rig: Rig, args: list[str], said: str, part: str
+) -> None:
+    assert_refused(tmp_path, rig, [*rig.args(rig.overlay, rig.second), *args], said, f"--force {part}")
 
 
 def boxed(folder: Path, qemu: str) -> Path:
