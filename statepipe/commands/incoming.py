@@ -33,11 +33,11 @@ from statepipe.formats.statefile import (
     seek_table_size,
     sum_seek_table,
 )
+from statepipe.qemu.commandline import starts_qemu
 from statepipe.qemu.disks import Disk
 from statepipe.qemu.guard import Said, Warn, judge, named, unknown
 from statepipe.qemu.hardware import changed_words, changes
 from statepipe.qemu.images import Images
-from statepipe.qemu.process import starts_qemu
 from statepipe.stages.checksum import verify
 from statepipe.stages.codec import RAW, decompress, identify
 from statepipe.stages.watch import LATE, hold, watch

@@ -26,10 +26,11 @@ from statepipe.engine.desk import at_work, works_for
 from statepipe.engine.peer import Peer
 from statepipe.errors import QemuError, QemuGone, QemuSilent, StatepipeError
 from statepipe.formats.handover import Source
+from statepipe.qemu.commandline import anew
 from statepipe.qemu.compare import FAIL, WARN, Finding, compare, worst
 from statepipe.qemu.facts import gather
 from statepipe.qemu.monitor import Monitor, Tell
-from statepipe.qemu.process import anew, demand_equal
+from statepipe.qemu.process import demand_equal
 from statepipe.qemu.runstates import LIVE, MOVABLE, RUNNING
 from statepipe.qemu.settings import adjusted
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from statepipe.errors import QemuError
 from statepipe.formats.hardware import HARDWARE
+from statepipe.qemu.commandline import option_of
 from statepipe.qemu.devices import ask, plugged
-from statepipe.qemu.process import option
 from statepipe.shapes import Misshapen, check
 
 if TYPE_CHECKING:  # asyncio takes 60 ms, which a filter need not pay
@@ -109,11 +109,11 @@ def changes(saved: Facts, now: Facts) -> Iterator[tuple[str, str]]:
 
 def changed_words(saved: Sequence[str], now: Sequence[str]) -> Iterator[tuple[str, str]]:
     """The same of two command lines, where that is all that is known: another model, another number of processors."""
-    before, after = (option(command, "-cpu") for command in (saved, now))
+    before, after = (option_of(command, "-cpu") for command in (saved, now))
     models = [value.partition(",")[0] if value else "the machine's own" for value in (before, after)]
     if models[0] != models[1]:
         yield "cpu", f"its processor was {models[0]}, and is {models[1]} (-cpu)"
-    numbers = [_count(option(command, "-smp")) for command in (saved, now)]
+    numbers = [_count(option_of(command, "-smp")) for command in (saved, now)]
     if None not in numbers and numbers[0] != numbers[1]:
         yield "smp", f"it had {numbers[0]} processors, and has {numbers[1]} (-smp)"
 

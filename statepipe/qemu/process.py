@@ -12,19 +12,18 @@ import errno
 import os
 import pwd
 import re
-import shutil
 import signal
 import socket
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from itertools import islice, pairwise
 from pathlib import Path
 
 from statepipe.errors import QemuError, QemuGone, StatepipeError, UsageError
 from statepipe.pipes import polled
 from statepipe.processes import Process
+from statepipe.qemu.commandline import MONITOR, anew, option_of
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """The signals that end a command."""
@@ -51,15 +50,7 @@ class Running:
 
     def option(self, flag: str) -> str | None:
         """What follows `flag` (also in its --flag spelling) on the command line."""
-        return option(self.command, flag)
-
-
-def option(command: Sequence[str], flag: str) -> str | None:
-    """The same of any command line."""
-    for word, value in pairwise(command):
-        if word in (flag, "-" + flag):
-            return value
-    return None
+        return option_of(self.command, flag)
 
 
 def parent_qemu() -> Running | None:
@@ -99,18 +90,6 @@ def qemu_under(pid: int) -> int:
         with suppress(OSError):
             found += map(int, Path(f"/proc/{each}/task/{each}/children").read_text().split())
     return pid
-
-
-def starts_qemu(command: Sequence[str]) -> bool:
-    """Whether a command line starts QEMU itself, in our own view of the host: no wrapper, and no script."""
-    program = shutil.which(command[0]) if command else None
-    if program is None or not os.path.basename(program).lstrip(".").startswith("qemu"):
-        return False
-    try:
-        with open(program, "rb") as file:
-            return file.read(4) == b"\x7fELF"
-    except OSError:
-        return False
 
 
 def _parent(pid: int) -> int:
@@ -401,38 +380,6 @@ def _opened(log: str | None) -> Iterator[int | None]:
         os.close(fd)
 
 
-def anew(command: Sequence[str]) -> list[str]:
-    """The command line that starts another such QEMU, to wait for this one's guest.
-
-    Without how this one got its own guest, the monitors that statepipe gave it, and what would hide it from us.
-    """
-    kept, rest = list(command[:1]), iter(command[1:])
-    for word in rest:
-        name = _option(word)
-        value = [] if name is None or name in _WITHOUT_VALUE else list(islice(rest, 1))
-        ours = name in ("chardev", "mon") and any(f"={_MONITOR}-" in each for each in value)
-        if name not in ("S", "daemonize", "incoming") and not ours:
-            kept += [word, *value]
-    return kept
-
-
-def _option(word: str) -> str | None:
-    """The option's name; QEMU takes it with one dash or two. None for the name of an image, which has none."""
-    return word[1:].removeprefix("-") if word.startswith("-") else None
-
-
-_FLAGS = """
-S s async-teardown audio-help alt-grab ctrl-grab curses daemonize enable-fips enable-kvm enable-sync-profile full-screen
-h help jitdump mem-prealloc no-acpi no-fd-bootchk no-frame no-hpet no-kvm no-quit no-reboot no-shutdown no-user-config
-nodefaults nographic old-param one-insn-per-tb only-migratable perfmap portrait preconfig sdl semihosting singlestep
-snapshot usb version win2k-hack xen-attach xen-domid-restrict
-"""
-_WITHOUT_VALUE = frozenset(_FLAGS.split())
-"""The options of QEMU 2.12 to 10.0 that take none; every other has one, which may begin with a dash."""
-
-_MONITOR = "statepipe-monitor"
-
-
 def _refuse_incoming(command: Sequence[str]) -> None:
     if _has_option(command, "-incoming"):
         raise UsageError(
@@ -448,6 +395,6 @@ def _has_option(command: Sequence[str], flag: str) -> bool:
 def _paused_and_waiting(fds: Sequence[int]) -> list[str]:
     words = ["-S", "-incoming", "defer"]
     for number, fd in enumerate(fds):
-        name = f"{_MONITOR}-{number}"
+        name = f"{MONITOR}-{number}"
         words += ["-chardev", f"socket,id={name},fd={fd}", "-mon", f"chardev={name},mode=control"]
     return words

@@ -13,8 +13,9 @@ import pytest
 
 from statepipe.errors import QemuError, StatepipeError
 from statepipe.processes import Process
+from statepipe.qemu.commandline import anew
 from statepipe.qemu.facts import host_facts
-from statepipe.qemu.process import COMMAND_LIMIT, anew, demand_equal, inspect_process, listening_qemu
+from statepipe.qemu.process import COMMAND_LIMIT, demand_equal, inspect_process, listening_qemu
 from statepipe.threads import held
 
 NOBODY = 65534
