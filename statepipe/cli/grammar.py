@@ -17,7 +17,7 @@ from statepipe.cli.messages import show
 from statepipe.cli.verb import Verb
 from statepipe.descriptors import demand, look_at
 from statepipe.errors import UsageError
-from statepipe.stages import Filter, Param, find
+from statepipe.stages import FILTERS, Filter, Param, find
 
 COMMAND = "command"
 """The name of the parameter that takes a command line of another program."""
@@ -127,6 +127,16 @@ def parse_word(word: str) -> tuple[Filter, dict[str, Any]]:
     row = find(name)
     with naming(word):
         return row, parse(row, _arguments(row, rest))
+
+
+def refuse_word(text: str, what: str, written: str) -> None:
+    """Raises UsageError for a word in the place of `what`, which was forgotten; `written`: how it is really meant."""
+    name = text.partition(":")[0].partition(",")[0]
+    if name in CODECS or any(row.name == name for row in FILTERS):
+        raise UsageError(
+            f"'{text}' is a word, and no {what} is named",
+            hint=f"name the {what} as well; one that is really called so is written {written}",
+        )
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from statepipe.cli.filters import build_words
+from statepipe.cli.grammar import refuse_word
 from statepipe.cli.messages import say, warn
 from statepipe.errors import UsageError
 
@@ -82,6 +83,7 @@ def plan_of(address: str, words: Sequence[str], values: Values, silence: float |
     from statepipe.ends.address import parse_address
     from statepipe.ends.net import Patience
 
+    refuse_word(address, "address", f"tls://{address}")
     where, creds, peer = parse_address(address), values["tls_creds"], values["peer"]
     _refuse_strays(where.scheme, values)
     retry = seconds_of(values.get("retry"))

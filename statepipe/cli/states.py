@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from statepipe.cli.config import load_config
 from statepipe.cli.filters import build_words
-from statepipe.cli.grammar import parse_word
+from statepipe.cli.grammar import parse_word, refuse_word
 from statepipe.cli.keys import keys_of, seals
 from statepipe.cli.messages import say, show, warn
 from statepipe.engine.pipeline import NamedStage
@@ -29,6 +30,8 @@ AT_ONE_LEVEL: Values = {"adapt": False, "min": None, "max": None, "one_frame": F
 
 def run_save(name: str, values: Values) -> int:
     """save, as a filter or with --qmp."""
+    if not os.path.lexists(values["file"]):
+        refuse_word(values["file"], "FILE", f"./{values['file']}")
     words = _save_words(values["words"])
     seal = seals(values, words.encrypt)
     if values["qmp"] is None:

@@ -307,3 +307,28 @@ def test_a_slip_where_no_qemu_waits_on_standard_output_writes_nothing_there(tail
     done = subprocess.run([*STATEPIPE, "load", "file", *tail], capture_output=True, timeout=30)
     assert done.returncode == 2
     assert done.stdout == b""
+
+
+FORGOTTEN = {
+    ("save", "--qmp", "/none", "progress"): "./progress",
+    ("save", "checksum", "zstd:3"): "./zstd:3",
+    ("save", "tee:copy"): "./tee:copy",
+    ("send", "compress"): "tls://compress",
+    ("recv", "decompress"): "tls://decompress",
+    ("migrate", "--qmp", "/none", "zstd:auto"): "tls://zstd:auto",
+}
+
+
+@pytest.mark.parametrize("words", FORGOTTEN, ids=" ".join)
+def test_a_word_takes_no_forgotten_names_place(words: tuple[str, ...], tmp_path: Path) -> None:
+    done = run(*words, data=STREAM, cwd=tmp_path)
+    assert done.returncode == 2
+    assert_one_error(done.stderr, words[0], f"'{words[-1]}' is a word, and no ")
+    assert FORGOTTEN[words] in done.stderr.decode().splitlines()[1]
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_file_may_have_a_words_name(tmp_path: Path) -> None:
+    for name in "./progress", "progress":  # which is there by then
+        assert run("save", name, data=STREAM, cwd=tmp_path).returncode == 0
+    assert os.listdir(tmp_path) == ["progress"]
