@@ -7,6 +7,7 @@ carries it out, imported only then.
 from __future__ import annotations
 
 from statepipe.cli.hostverbs import BETWEEN_HOSTS
+from statepipe.cli.onfiles import ON_FILES
 from statepipe.cli.verb import AS_JSON, Verb
 from statepipe.stages import FILTERS, IDENTITIES, RECIPIENTS, Param
 
@@ -118,7 +119,12 @@ COMMANDS = (
     ),
 )
 
-VERBS = tuple(Verb(row.name, row.help, row.params, "statepipe.cli.filters:run_filter") for row in FILTERS) + COMMANDS
+_FILTERS = tuple(
+    Verb(row.name, row.help, (*row.params, *ON_FILES.get(row.name, ())), "statepipe.cli.filters:run_filter")
+    for row in FILTERS
+)
+
+VERBS = _FILTERS + COMMANDS
 
 EXIT_CODES = (
     (0, "done"),

@@ -24,6 +24,7 @@ import stat
 from collections.abc import Callable
 from contextlib import suppress
 
+from statepipe.descriptors import demand, named_by
 from statepipe.ends.fd import FdSource, failure, write_all
 from statepipe.ends.place import open_place
 from statepipe.ends.rehearsal import refuse_impossible, shortened
@@ -299,6 +300,27 @@ class FileSource(FdSource):
     def stored(self) -> int:
         """The same: what lies on the disk is what it gives (ends/sealed.py)."""
         return self.size()
+
+    def __exit__(self, *error: object) -> None:
+        os.close(self.fd)
+        super().__exit__(*error)
+
+
+class AnyFile(FdSource):
+    """Buffers from what is opened by name, a pipe or a device too. Raises StatepipeError if it cannot be opened."""
+
+    def __init__(self, path: str) -> None:
+        fd = named_by(path)
+        if fd is not None:
+            demand(fd)
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC) if fd is None else fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+        except (OSError, ValueError) as error:  # a NUL in it
+            raise failure(f"open {path}", _as_os_error(error)) from error
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise StatepipeError(f"{path} is a folder", hint=f"for a folder: tar -c {path} | statepipe …")
+        super().__init__(fd, path)
 
     def __exit__(self, *error: object) -> None:
         os.close(self.fd)

@@ -76,7 +76,7 @@ USAGE = [
     ["compress", "zstd:23"],
     ["compress", "zstd:x"],
     ["compress", "--no-such"],
-    ["decompress", "x"],
+    ["decompress", "x", "y"],
     ["checksum", "crc32"],
     ["verify"],
     ["verify", "xyz"],

@@ -226,7 +226,7 @@ INCOMPLETE = [
     ("save", ["--qmp", "--then", "quit", "f"], "--qmp needs a value"),
     ("save", ["f", "--qmp"], "--qmp needs a value"),
     ("checksum", ["--to", "--", "f"], "--to needs a value"),
-    ("decompress", ["f"], "unrecognized arguments: f"),
+    ("decompress", ["f", "g"], "unrecognized arguments: g"),
 ]
 
 
