@@ -88,7 +88,7 @@ BETWEEN_HOSTS = (
             Param("words", "stages on the way: zstd:auto, throttle:100M, checksum", "WORD", many="any"),
             Param(
                 "uri",
-                "where statepipe receive waits: tls://HOST:PORT, or HOST; or ssh://USER@HOST, which starts it there",
+                "where statepipe receive waits: tls://HOST:PORT, HOST, unix:///PATH; ssh://USER@HOST starts it there",
                 "URI",
             ),
             _MONITOR,
@@ -125,7 +125,12 @@ BETWEEN_HOSTS = (
         "receive",
         "take a guest that migrate gives away, into a QEMU that is started for it or one that waits",
         (
-            Param("address", "tls://:PORT or tls://HOST:PORT", "ADDRESS", many="optional"),
+            Param(
+                "address",
+                "tls://:PORT or tls://HOST:PORT; on one host unix:///PATH",
+                "ADDRESS",
+                many="optional",
+            ),
             Param("command", "after --: the QEMU command line that the guest was started with", "QEMU", many="any"),
             Param("--qmp", "the QEMU that waits with -incoming defer: its monitor's unix socket", "SOCKET"),
             Param("--detach", "return once the guest runs, and leave QEMU to itself"),
@@ -145,7 +150,7 @@ BETWEEN_HOSTS = (
         "check",
         "say whether a guest would get to another host, before anything moves",
         (
-            Param("uri", "as for migrate: tls://HOST:PORT, or HOST; ssh://USER@HOST", "URI"),
+            Param("uri", "as for migrate: tls://HOST:PORT, or HOST; unix:///PATH; ssh://USER@HOST", "URI"),
             _MONITOR,
             AS_JSON,
             _CREDS,

@@ -8,6 +8,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from statepipe.cli.filters import build_words
@@ -33,17 +34,31 @@ def run_migrate(name: str, values: Values) -> int:
     uri, _, rest = values["uri"].partition(":")
     if uri == "file":
         return _save(values)
-    if uri in ("tcp", "unix", "exec"):
+    if uri in ("tcp", "exec"):
         return _migrate_plainly(values, rest if uri == "exec" else None)
     if values["detach"]:
         from statepipe.cli.detached import run_detached
 
         return run_detached(values, _monitor(values))
+    plan = _there(values, values["words"])
+    if uri == "unix" and not any(values[option] for option in TWO_PHASED):
+        from statepipe.commands.overunix import find_out
+
+        ready, is_ours = find_out(plan)
+        plan = replace(plan, ready=ready)
+        if not is_ours:
+            return _migrate_plainly(values, None, plan)
     from statepipe.commands.migrate import migrate
 
-    request = _request(values, _there(values, values["words"]))
-    say(_told(migrate(request, _warning(name), _guard(name, "source"), _listeners(values))))
+    say(_told(migrate(_request(values, plan), _warning(name), _guard(name, "source"), _listeners(values))))
     return 0
+
+
+TWO_PHASED = (
+    *("detach", "journal", "status_fd", "force", "links", "tls_creds", "peer"),
+    *("timeout", "on_timeout", "switchover_timeout"),
+)
+"""Options that mean a statepipe over there."""
 
 
 def _save(values: Values) -> int:
@@ -59,16 +74,14 @@ def _save(values: Values) -> int:
     return run_save("save", parse(find_verb("save"), [*values["words"], "--qmp", _monitor(values), path]))
 
 
-def _migrate_plainly(values: Values, command: str | None) -> int:
+def _migrate_plainly(values: Values, command: str | None, plan: Plan | None = None) -> int:
     """To a QEMU that waits, or through a program: nobody over there speaks with us."""
     from statepipe.commands.onephase import migrate_directly, migrate_plainly, to_address, to_program
 
-    two_phased = ["detach", "journal", "status_fd", "force", "links", "tls_creds", "peer"]
-    two_phased += ["timeout", "on_timeout", "switchover_timeout"]
-    if stray := [name for name in two_phased if values[name]]:
+    if stray := [name for name in TWO_PHASED if values[name]]:
         what = stray[0].replace("_", "-")
         raise UsageError(f"--{what} is for tls:// and ssh://", hint="there a statepipe takes the guest in two phases")
-    plan = plan_of("unix:///" if command is not None else values["uri"], values["words"], values, None)
+    plan = plan or plan_of("unix:///" if command is not None else values["uri"], values["words"], values, None)
     request = _request(values, plan)
     if command is None and not plan.words:
         say(_told(migrate_directly(request, _warning("migrate"))))
@@ -147,10 +160,10 @@ def _own_text(path: str) -> str:
 def _there(values: Values, words: Sequence[str]) -> Plan:
     """Where the guest is to go. Raises UsageError."""
     plan = plan_of(values["uri"], words, values, None)
-    if plan.address.scheme not in ("tls", "ssh") or plan.address.path not in ("", "/"):
-        raise UsageError(
-            f"'{values['uri']}' is no host where a guest could go", hint="tls://HOST:PORT, or ssh://USER@HOST"
-        )
+    scheme, path = plan.address.scheme, plan.address.path
+    if scheme not in ("tls", "ssh", "unix") or (scheme == "ssh" and path not in ("", "/")):
+        hint = "tls://HOST:PORT, ssh://USER@HOST, or unix:///PATH on this host"
+        raise UsageError(f"'{values['uri']}' is no place where a guest could go", hint=hint)
     return plan
 
 
@@ -235,8 +248,8 @@ def _meeting(values: Values) -> Plan:
             "receive listens at an ADDRESS, unless ssh:// has started it", hint="see: statepipe receive --help"
         )
     plan = plan_of(values["address"] or "ssh://there", [], values, seconds_of(values["timeout"]))
-    if values["address"] and plan.address.scheme != "tls":
-        raise UsageError(f"a guest is received at tls:// alone, not at {plan.address}")
+    if values["address"] and plan.address.scheme not in ("tls", "unix"):
+        raise UsageError(f"a guest is received at tls:// or unix:// alone, not at {plan.address}")
     return plan
 
 

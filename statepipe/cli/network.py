@@ -117,9 +117,10 @@ def _also(text: str, port: int) -> Address:
 
 def _refuse_strays(scheme: str, values: Values) -> None:
     """Options of another kind of address. Raises UsageError."""
-    from statepipe.ends.address import SSH, TLS
+    from statepipe.ends.address import SSH, TLS, UNIX
 
-    if scheme != TLS and (values["tls_creds"] or values["peer"]):
+    users = scheme == UNIX and "qmp" in values  # where a guest moves, its peer is a user of this host
+    if scheme != TLS and (values["tls_creds"] or (values["peer"] and not users)):
         raise UsageError("--tls-creds and --peer are for tls:// addresses")
     if scheme != TLS and values.get("also"):
         raise UsageError("--also is for tls:// addresses")

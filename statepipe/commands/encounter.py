@@ -10,7 +10,7 @@ from statepipe.commands.linked import TlsDial, door, timing
 from statepipe.commands.meet import trust_of
 from statepipe.commands.plan import Plan, Say
 from statepipe.commands.ration import Refusals
-from statepipe.ends.address import SSH
+from statepipe.ends.address import SSH, UNIX
 from statepipe.ends.listeners import ListeningSocket
 from statepipe.engine.peer import CHANNELS, Peer
 from statepipe.engine.sessionlinks import Acceptor, Dial, dialled
@@ -60,6 +60,11 @@ def _dial(plan: Plan, words: Sequence[str]) -> tuple[Dial, AbstractContextManage
 
         ssh = SshDial(plan, words)
         return ssh, ssh
+    if plan.address.scheme == UNIX:
+        from statepipe.commands.overunix import UnixDial
+
+        unix = UnixDial(plan)
+        return unix, unix
     tls = TlsDial(plan, trust_of(plan, server=False))
     return tls, tls
 
@@ -93,6 +98,10 @@ def _entrance(
         from statepipe.commands.insidessh import first_patience, inside
 
         return inside(acceptor), first_patience(plan)
+    if plan.address.scheme == UNIX:
+        from statepipe.commands.overunix import unix_door
+
+        return unix_door(plan, listener, acceptor, turned_away), plan.patience.silence
     return door(listener, trust_of(plan, server=True, say=say), acceptor, turned_away), plan.patience.silence
 
 

@@ -7,7 +7,6 @@ later links it waits at a socket in the runtime folder (engine/sessiondoor.py).
 from __future__ import annotations
 
 import os
-import pwd
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from statepipe.commands.plan import Plan
 from statepipe.ends.address import SSH, Address
 from statepipe.ends.file import FileSink
 from statepipe.ends.net import Patience
+from statepipe.ends.peercred import user_name
 from statepipe.ends.pipelink import PipeTransport
 from statepipe.ends.ssh import NAME_SIZE, first_line
 from statepipe.engine.sessiondoor import door
@@ -33,7 +33,7 @@ def inside(acceptor: Acceptor) -> Iterator[None]:
     Raises StatepipeError.
     """
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    name, user = os.urandom(NAME_SIZE).hex(), _user()
+    name, user = os.urandom(NAME_SIZE).hex(), user_name(os.geteuid())
 
     def come(reading: int, writing: int, release: Callable[[], object] = lambda: None) -> None:
         transport = PipeTransport(reading, writing, "the sender", user, release)
@@ -63,14 +63,6 @@ def recv_inside(silence: float | None, retry: float | None, path: str) -> None:
     acceptor = Acceptor(Role.RECEIVES, timing(plan), turned_away)
     with inside(acceptor), visit(acceptor, first_patience(plan), IDLE) as visitor, FileSink(path) as sink:
         receive(plan, visitor, sink)
-
-
-def _user() -> str:
-    """Who we are, also where no database of users knows the number."""
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        return f"user {os.geteuid()}"
 
 
 def _taken() -> tuple[int, int]:

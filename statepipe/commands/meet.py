@@ -39,7 +39,7 @@ def outgoing(plan: Plan) -> Iterator[tuple[SocketSource | SessionSource, MakeSin
         return
     name, patience = str(plan.address), plan.patience
     with (
-        connected(plan.address, patience, plan.bind, insecure=plan.insecure) as connection,
+        connected_to(plan) as connection,
         SocketSource(connection, name, Patience()) as plain,
     ):
 
@@ -49,6 +49,17 @@ def outgoing(plan: Plan) -> Iterator[tuple[SocketSource | SessionSource, MakeSin
             return sink
 
         yield plain, make_sink
+
+
+@contextmanager
+def connected_to(plan: Plan) -> Iterator[socket.socket]:
+    """The connection that is there, or one to the plan's address; closed on leaving. Raises PeerError."""
+    if plan.ready is not None:
+        with plan.ready:
+            yield plan.ready
+        return
+    with connected(plan.address, plan.patience, plan.bind, insecure=plan.insecure) as connection:
+        yield connection
 
 
 def trust_of(plan: Plan, *, server: bool, say: Say = lambda text: None) -> Kept:

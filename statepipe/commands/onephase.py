@@ -17,10 +17,9 @@ from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from typing import Any
 
 from statepipe.commands.departure import LOOK
-from statepipe.commands.meet import MakeSink, outgoing
+from statepipe.commands.meet import MakeSink, connected_to, outgoing
 from statepipe.commands.migrate import Report, Request, movable
 from statepipe.commands.outgoing import IDLE
-from statepipe.ends.dial import connected
 from statepipe.ends.fd import FdSource, write_all
 from statepipe.ends.net import Patience, SocketSink, SocketSource
 from statepipe.ends.relay import Backflow, Incoming
@@ -93,7 +92,7 @@ def migrate_directly(request: Request, tell: Tell) -> Report:
     plan = request.plan
     with (
         closing(Monitor(request.qmp, tell=tell)) as monitor,
-        connected(plan.address, plan.patience, plan.bind, insecure=plan.insecure) as connection,
+        connected_to(plan) as connection,
     ):
 
         def go() -> tuple[int, dict[str, Any]]:

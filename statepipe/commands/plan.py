@@ -12,6 +12,8 @@ from statepipe.engine.pipeline import NamedStage
 from statepipe.stage import Buffer
 
 if TYPE_CHECKING:  # the session and ssl take 30 ms, which a plain connection need not pay
+    import socket
+
     from statepipe.engine.sessionends import SessionSource
 
 Say = Callable[[str], object]
@@ -24,8 +26,8 @@ class Plan:
     For TLS: the folder with certificates (None: the pinned keys), the one peer that is meant, how many seconds a
     session goes on without any link (None: as long as linked.py has it), how many links a sender keeps, and which
     other addresses of the same host they lead to in turn. For a plain receiver: whether a stream of no byte is one
-    (`allow_empty`). For ssh: the words that start it here, and the shell's that
-    start statepipe there.
+    (`allow_empty`). For ssh: the words that start it here, and the shell's that start statepipe there. `ready` is a
+    connection to the address that is there already.
     """
 
     address: Address
@@ -41,6 +43,7 @@ class Plan:
     remote: str = "statepipe"
     also: Sequence[Address] = ()
     allow_empty: bool = False
+    ready: socket.socket | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,8 +55,8 @@ class SocketTransport:
 
     @property
     def delay(self) -> float | None:
-        """What the kernel has measured."""
-        return round_trip(self.connection)
+        """What the kernel has measured. Within a host there is none."""
+        return 0.0 if self.connection.family == socket.AF_UNIX else round_trip(self.connection)
 
     @property
     def is_stuck(self) -> bool:

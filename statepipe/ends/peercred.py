@@ -1,0 +1,42 @@
+"""Who is at the other end of a unix socket, by the kernel's word (SO_PEERCRED, unix(7))."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import socket
+import struct
+
+from statepipe.errors import PeerError, UsageError
+
+
+def user_name(uid: int) -> str:
+    """A user's name, also where no database of users knows the number."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
+
+
+def uid_of(name: str) -> int:
+    """The number of a user who is named by it or by a name. Raises UsageError."""
+    if name.isdecimal():
+        return int(name)
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except KeyError:
+        hint = "with unix:// the peer is a user of this host, by name or number"
+        raise UsageError(f"there is no user '{name}' here", hint=hint) from None
+
+
+def demand_user(connection: socket.socket, meant: str | None) -> str:
+    """The name of the user who connected, or who listens: root, ourselves, or the one that is meant.
+
+    Raises PeerError for anybody else.
+    """
+    _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    if uid not in (0, os.geteuid()) and (meant is None or uid != uid_of(meant)):
+        known = "root" if os.geteuid() == 0 else f"root or {user_name(os.geteuid())}"
+        hint = f"if that is the peer that is meant, add --peer {uid}; else look who made the socket"
+        raise PeerError(f"the other side is {user_name(uid)}, and not {known}", hint=hint)
+    return user_name(uid)

@@ -1,0 +1,71 @@
+"""migrate and receive at a unix socket: a guest goes into another QEMU of its host, without certificates."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from statepipe.ends.peercred import demand_user, uid_of
+from statepipe.errors import UsageError
+from tests.qemu.harness import Guest, assert_runs_on, run_statepipe, wait_for
+from tests.qemu.moving import Running, assert_moved, waiting
+
+
+def test_a_guest_goes_into_another_qemu_of_its_host(tmp_path: Path, qemu: str) -> None:
+    where = f"unix://{tmp_path}/meet"
+    with Guest(tmp_path, qemu=qemu, dirty=2) as source, waiting(tmp_path, qemu, source) as target:
+        source.wait_ticks(3)
+        with Running("receive", where, "--qmp", target.socket) as receiving:
+            wait_for("the socket", (tmp_path / "meet").exists)
+            looked = run_statepipe("check", "--qmp", source.socket, where)
+            assert looked.returncode == 0, looked.stderr
+            with Running("migrate", "--qmp", source.socket, "zstd:1", where) as moving:
+                assert (moving.wait(), receiving.wait()) == (0, 0), (moving.said, receiving.said)
+        assert f"the guest runs at {where}: " in moving.said[-2]
+        assert_moved(source, target)
+        assert source.run_state() == "postmigrate"
+    assert not (tmp_path / "meet").exists()
+
+
+@contextmanager
+def listened_at(path: Path, uid: int) -> Iterator[socket.socket]:
+    """A unix socket at which another user listens: the kernel keeps who it was at that moment."""
+    if os.geteuid():
+        pytest.skip("only root can be another user")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        os.seteuid(uid)
+        try:
+            listener.listen()
+        finally:
+            os.seteuid(0)
+        yield listener
+
+
+def test_a_listener_of_another_user_s_gets_nothing_and_the_guest_runs_on(tmp_path: Path, qemu72: str) -> None:
+    where = f"unix://{tmp_path}/meet"
+    with Guest(tmp_path, qemu=qemu72, dirty=2) as source, listened_at(tmp_path / "meet", 65534) as listener:
+        source.wait_ticks(3)
+        done = run_statepipe("migrate", "--qmp", source.socket, "--timeout", "60", where)
+        assert done.returncode == 5, done.stderr
+        assert f"{where}: the other side is nobody, and not root" in done.stderr and "--peer 65534" in done.stderr
+        with listener.accept()[0] as connection:
+            assert connection.recv(1) == b"", "not a byte was sent"
+        assert_runs_on(source)
+
+
+@pytest.mark.parametrize(("uid", "meant"), [(65534, "nobody"), (65534, "65534"), (0, None), (0, "nobody")])
+def test_root_and_who_is_meant_are_known(tmp_path: Path, uid: int, meant: str | None) -> None:
+    with listened_at(tmp_path / "meet", uid) as listener, socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(listener.getsockname())
+        assert demand_user(connection, meant) == ("nobody" if uid else "root")
+
+
+def test_a_user_who_is_none_is_told() -> None:
+    with pytest.raises(UsageError, match="there is no user 'nobody-at-all' here"):
+        uid_of("nobody-at-all")
