@@ -11,12 +11,13 @@ import errno
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from statepipe.errors import StatepipeError
 from statepipe.pipes import polled
-from statepipe.threads import held
+from statepipe.threads import held, start
 
 GRACE = 2000
 """Milliseconds that a program has to put its things in order when it is asked to end (SIGTERM)."""
@@ -27,6 +28,8 @@ _OURS = (signal.SIGPIPE, signal.SIGXFSZ)
 
 class Process:
     """A running program. `pidfd` is readable once it has ended; it is not reaped before `end`.
+
+    Where there are no pidfds (a kernel before 5.3, a sandbox), that is the end of a pipe whose other a thread closes.
 
     `descriptors` are those the program has, by their numbers in it: 0, 1 and 2 from any of ours, others under the
     numbers they have here. One that is not `apart` stays in our session, where it may ask at the terminal and hears
@@ -45,7 +48,22 @@ class Process:
                 raise _not_started(command[0], error.strerror or "it cannot be") from error
             except ValueError as error:  # a NUL within an argument
                 raise _not_started(command[0], str(error)) from error
-            self.pidfd = os.pidfd_open(self._pid)
+            self.pidfd = self._end_of_it()
+
+    def _end_of_it(self) -> int:
+        """What is readable once it has ended. It does not run on where there can be no such thing."""
+        try:
+            try:
+                return os.pidfd_open(self._pid)
+            except OSError:
+                return _waited_for(self._pid)
+        except BaseException as error:
+            self._signal(signal.SIGKILL)
+            with suppress(ChildProcessError):
+                os.waitpid(self._pid, 0)
+            if isinstance(error, OSError):
+                raise _not_started(self._program, error.strerror or "it cannot be waited for") from error
+            raise
 
     @property
     def pid(self) -> int:
@@ -60,7 +78,7 @@ class Process:
         """Send it a signal; one that has ended hears nothing."""
         if self.pidfd >= 0:
             with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self.pidfd, number)
+                os.kill(self._pid, number)  # until it is reaped, its number cannot be another's
 
     def status(self) -> int:
         """Wait until it has ended. Its exit status, or minus the number of the signal that killed it.
@@ -68,7 +86,7 @@ class Process:
         Raises StatepipeError where somebody else was told it, and so we never will be.
         """
         try:
-            ending = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOWAIT)
+            ending = os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOWAIT)
         except ChildProcessError as error:
             what = (
                 f"{self._program} has ended, and it is not known how: something else in this process has waited for it"
@@ -99,6 +117,40 @@ class Process:
                 os.waitpid(self._pid, 0)
             os.close(self.pidfd)
             self.pidfd = -1
+
+
+def _waited_for(pid: int) -> int:
+    """The end of a pipe, which a thread ends as soon as the child has ended. Raises OSError, StatepipeError."""
+    reading, writing = os.pipe2(os.O_CLOEXEC)
+
+    def wait() -> None:
+        with suppress(ChildProcessError):  # it was reaped first
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        os.close(writing)
+
+    try:
+        start(threading.Thread(target=wait, name="end of a program", daemon=True))
+    except BaseException:
+        os.close(reading)
+        os.close(writing)
+        raise
+    return reading
+
+
+def hold(pid: int) -> int:
+    """A pidfd of a process that need be no child of ours: what it stands for is never another process.
+
+    Raises OSError where there is no such process, StatepipeError where there are no pidfds.
+    """
+    try:
+        return os.pidfd_open(pid)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EACCES, errno.ENOSYS):
+            raise
+        raise StatepipeError(
+            f"process {pid} cannot be held on to: pidfd_open: {os.strerror(error.errno)}",
+            hint="a sandbox refuses that call, as Docker's did before 20.10, or the kernel is older than 5.3",
+        ) from error
 
 
 def _spawn(command: Sequence[str], descriptors: Mapping[int, int], *, apart: bool) -> int:

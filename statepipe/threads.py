@@ -15,8 +15,10 @@ import signal
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
+from itertools import takewhile
 from typing import Generic, TypeVar
 
+from statepipe.errors import StatepipeError
 from statepipe.stage import Over, cancel, close
 
 T = TypeVar("T")
@@ -72,15 +74,37 @@ def ahead(upstream: Iterator[T], depth: int) -> Generator[T, None, None]:
         cancel(upstream)
         room.put(None)
         join(thread)
+        if thread.ident is None:  # there could be none
+            close(upstream)
 
 
 def start(thread: threading.Thread) -> None:
     """Start a thread that gets none of the signals that end us: they are for the main thread, which can act on them.
 
-    Nor does one come between the start and its outcome.
+    Nor does one come between the start and its outcome. Raises StatepipeError where there can be no further thread.
     """
     with held():
+        begin(thread)
+
+
+def begin(thread: threading.Thread) -> None:
+    """Start a thread as it is. Raises StatepipeError where there can be no further one."""
+    if not _starts(thread):
+        raise StatepipeError("no further thread can be started", hint=LIMITS)
+
+
+def _starts(thread: threading.Thread) -> bool:
+    try:
         thread.start()
+    except RuntimeError:
+        if thread.ident is not None:
+            raise
+        return False
+    return True
+
+
+LIMITS = "look at 'ulimit -u' and 'ulimit -v', and at pids.max and memory.max of the cgroup"
+"""What to try where there are no threads, or there is no memory."""
 
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -169,8 +193,10 @@ class _Pool(Generic[T, R]):
         self._threads = [threading.Thread(target=self._work, name="worker", daemon=True) for _ in range(workers)]
 
     def start(self) -> None:
-        for thread in self._threads:
-            start(thread)
+        """Fewer will do where there cannot be more. Raises StatepipeError where there is not one."""
+        start(self._threads[0])
+        with held():
+            self._threads[1:] = takewhile(_starts, self._threads[1:])
 
     def submit(self, item: T) -> _Slot[R]:
         slot: _Slot[R] = _Slot()

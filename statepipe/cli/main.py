@@ -19,6 +19,7 @@ from statepipe.ends.fd import write_all
 from statepipe.engine.desk import Desk
 from statepipe.engine.signals import ASKING, as_exceptions, ignore
 from statepipe.errors import InterruptedBySignal, StatepipeError, UsageError
+from statepipe.threads import LIMITS
 
 
 def main(arguments: Sequence[str] | None = None, leave: Callable[[int], int] = lambda code: code) -> int:
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str] | None = None, leave: Callable[[int], int] = l
     try:
         with as_exceptions(lambda: _tell(desk)):
             return leave(_conclude(words, desk))
-    except InterruptedBySignal as error:  # before anything was begun
+    except StatepipeError as error:  # a signal, or a lack of threads, before anything was begun
         return _fail(words, error)
 
 
@@ -50,6 +51,9 @@ def _run_and_tell(words: Sequence[str], desk: Desk) -> int:
         heard = is_heard(PATIENCE if isinstance(error, InterruptedBySignal) else None)  # while signals still end it
         ignore()
         code = _fail(words, error) if heard else error.exit_code
+    except MemoryError:
+        ignore()
+        code = _fail(words, StatepipeError("there is not enough memory", hint=LIMITS))
     return code
 
 

@@ -31,6 +31,7 @@ from statepipe.engine.signals import forget_late, heard, held
 from statepipe.errors import InterruptedBySignal, PeerError, QemuError, QemuGone, QemuSilent, StatepipeError
 from statepipe.formats.handover import Destination
 from statepipe.pipes import polled
+from statepipe.processes import hold
 from statepipe.qemu.facts import gather
 from statepipe.qemu.monitor import Monitor
 from statepipe.qemu.process import Child, wait_for_one
@@ -98,7 +99,7 @@ class Host:
 
     def _have_it_ended(self, pid: int) -> None:
         """By the guardian, should we be killed before there is anything else to do about it: nobody else knows it."""
-        pidfd = os.pidfd_open(pid)
+        pidfd = hold(pid)
         try:
             facts = {"state": Destination.INCOMING.name, "pid": pid, "qmp": None, "runs": False}
             self._guardian.note(facts, {"pidfd": pidfd})
@@ -108,7 +109,7 @@ class Host:
     def _process(self) -> int:
         """A descriptor of its process, which may have to be ended."""
         try:
-            return os.pidfd_open(self.monitor.pid)
+            return hold(self.monitor.pid)
         except OSError as error:  # none has the number 0, which stands for one that is not known
             self.monitor.close()
             hint = (
@@ -116,6 +117,9 @@ class Host:
                 "and name the socket that QEMU itself listens at, not one of a relay"
             )
             raise QemuError("which process this QEMU is cannot be told, so it could not be ended", hint=hint) from error
+        except StatepipeError:
+            self.monitor.close()
+            raise
 
     def end(self) -> None:
         """Tell it to quit, and see that it has ended: its guest must never run.

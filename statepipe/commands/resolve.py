@@ -94,7 +94,9 @@ def decide(qmp: str, where: str, tell: Tell) -> str:
 def _end(monitor: Monitor, state: str) -> str:
     """Have it end, and see that it has: until then it may do what it was told before. Raises StatepipeError."""
     pid = monitor.pid
-    process = os.pidfd_open(pid) if pid else None
+    process = None
+    with suppress(OSError):  # it has just ended, is not seen from here, or this kernel has no pidfds
+        process = os.pidfd_open(pid) if pid else None
     with suppress(QemuGone, QemuSilent):  # it may end before its answer is out
         monitor.execute("quit")
     if process is None:

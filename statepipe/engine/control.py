@@ -11,6 +11,7 @@ process that was killed, and whoever meets it takes it away.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -24,6 +25,7 @@ from typing import Any, Protocol
 
 from statepipe.engine.runtime import inside, node, open_runtime_folder
 from statepipe.errors import StatepipeError
+from statepipe.threads import begin
 
 REQUEST_LIMIT = 4096
 """Bytes; the longest request there is has sixty."""
@@ -92,7 +94,10 @@ class Listener:
         self._thread = threading.Thread(target=self._serve, name="control", daemon=True)
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
-            self._thread.start()  # it hears no signals: they are the main thread's
+            begin(self._thread)  # it hears no signals: they are the main thread's
+        except StatepipeError as error:
+            self._put_away()
+            raise OSError(errno.EAGAIN, str(error)) from error
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -100,6 +105,9 @@ class Listener:
         """End the thread, and take the name away if it is still ours."""
         os.eventfd_write(self._end, 1)
         self._thread.join()
+        self._put_away()
+
+    def _put_away(self) -> None:
         remove(self._folder, self.name, self._node)
         for client in self._clients.values():
             client.connection.close()

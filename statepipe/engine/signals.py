@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from statepipe.errors import InterruptedBySignal
-from statepipe.threads import ENDING, forget_late, held
+from statepipe.threads import ENDING, forget_late, held, start
 
 __all__ = ["ASKING", "ENDING", "as_exceptions", "forget_late", "heard", "held", "ignore"]
 
@@ -89,8 +89,7 @@ def _insisted(tell: Callable[[], None]) -> Iterator[None]:
     done = threading.Event()
     known = (reading, threading.get_ident(), done, tell)
     thread = threading.Thread(target=_insist, args=known, name="signals", daemon=True)
-    with held():
-        thread.start()
+    start(thread)
     before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     try:
         yield

@@ -28,7 +28,7 @@ from statepipe.qemu.answers import FIRST, LONGEST, MESSAGE, judge
 from statepipe.qemu.process import listening_qemu
 from statepipe.qemu.reach import ONE_MORE, reached, unreachable
 from statepipe.shapes import Misshapen, parse
-from statepipe.threads import held
+from statepipe.threads import begin, held
 
 T = TypeVar("T")
 
@@ -434,6 +434,6 @@ def _start_undisturbed(thread: threading.Thread) -> None:
     """Start it while signals wait, as an exception of theirs would leave `threading` in disorder. It gets none."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
-        thread.start()
+        begin(thread)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -16,7 +16,7 @@ import signal
 import socket
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -312,6 +312,11 @@ class Child:
         return self._process.pid
 
     @property
+    def ending(self) -> int:
+        """A descriptor that is readable once it has ended."""
+        return self._process.pidfd
+
+    @property
     def ended(self) -> bool:
         """Whether it has; then it is reaped."""
         if self._process.has_ended():
@@ -351,12 +356,7 @@ class Child:
 
 def wait_for_one(children: Sequence[Child]) -> None:
     """Until one of them has ended, of which none was reaped yet."""
-    with ExitStack() as opened:
-        pidfds = []
-        for child in children:
-            pidfds.append(os.pidfd_open(child.pid))
-            opened.callback(os.close, pidfds[-1])
-        polled(*pidfds).poll()
+    polled(*(child.ending for child in children)).poll()
 
 
 def _last_words(log: str | None) -> tuple[str, str]:

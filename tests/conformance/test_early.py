@@ -5,14 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import signal
 import subprocess
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from tests import preload
-from tests.conformance.running import PATIENCE, STATEPIPE, assert_one_error, run
+from tests.conformance.running import PATIENCE, STATEPIPE, assert_none_left, assert_one_error, run, started, stop
+from tests.refusing import refusing
 
 DATA = bytes(range(256)) * 400
 NOBODY = 65534
@@ -182,3 +185,62 @@ def test_without_proc_a_file_is_made_as_well(as_root: None, tmp_path: Path) -> N
     hidden = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs none /proc; exec "$@"', "sh"]
     assert tee(tmp_path / "file", hidden).returncode == 0
     assert (tmp_path / "file").read_bytes() == DATA and os.listdir(tmp_path) == ["file"]
+
+
+REFUSED = ["pidfd_open", "pidfd_send_signal", "splice", "sendfile", "linkat", "flock", "memfd_create", "userfaultfd"]
+
+
+@pytest.mark.parametrize("error", [errno.EPERM, errno.ENOSYS], ids=["refused", "not there"])
+def test_every_newer_call_can_be_done_without(error: int, tmp_path: Path) -> None:
+    """As in a sandbox, or on an older kernel. Each program is seen to end, and a copy is there whole."""
+    words = ["external:cat", "throttle:unlimited", "tee:copy", "progress", "checksum"]
+    line = ["sh", "-c", '"$@" | cat', "sh", *refusing(error, *REFUSED), *STATEPIPE, "pipe", *words]
+    done = subprocess.run(line, input=DATA, capture_output=True, cwd=tmp_path, timeout=PATIENCE)
+    assert (done.returncode, done.stdout) == (0, DATA) and b"error" not in done.stderr, done.stderr
+    assert (tmp_path / "copy").read_bytes() == DATA and os.listdir(tmp_path) == ["copy"]
+
+
+@pytest.mark.parametrize("error", [errno.EPERM, errno.ENOSYS], ids=["refused", "not there"])
+def test_without_pidfds_a_program_that_fails_is_known_to_have(error: int) -> None:
+    done = subprocess.run(
+        [*refusing(error, "pidfd_open"), *STATEPIPE, "external", "--", "sh", "-c", "cat; exit 7"],
+        input=DATA,
+        capture_output=True,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 1
+    assert_one_error(done.stderr, "external", "status 7")
+
+
+def test_without_pidfds_a_signal_leaves_no_program() -> None:
+    mark = f"MARK={uuid.uuid4()}"
+    command = [*refusing(errno.EPERM, "pidfd_open"), *STATEPIPE, "external", "--", "sh", "-c", "cat; sleep 1000"]
+    with started(["env", mark, *command]) as process:
+        process.stdin.write(DATA[:1000])
+        assert process.stdout.read(1000) == DATA[:1000]
+        assert stop(process, signal.SIGTERM)[0] == 143
+    assert_none_left(mark)
+
+
+def test_a_user_of_few_threads_is_told_of_limits(as_root: None) -> None:
+    """Others of the same user may run: nothing is said of how many threads are enough."""
+    few = ["setpriv", "--reuid=43218", *as_somebody()[2:], "prlimit"]
+    seen = set()
+    for count in 1, 2, 3, 5, 9:
+        for words in ["compress"], ["external", "--", "cat"]:
+            command = [*few, f"--nproc={count}", *STATEPIPE, *words]
+            done = subprocess.run(command, input=DATA, capture_output=True, cwd="/", timeout=PATIENCE)
+            seen.add(done.returncode)
+            if done.returncode:
+                assert_one_error(done.stderr, words[0], "")
+                assert b"ulimit -u" in done.stderr or b"Resource temporarily unavailable" in done.stderr
+    assert seen == {0, 1}
+
+
+def test_a_lack_of_memory_is_told() -> None:
+    limits = ["sh", "-c", 'ulimit -v 190000; exec "$@"', "sh"]
+    done = subprocess.run([*limits, *STATEPIPE, "compress"], input=DATA * 100, capture_output=True, timeout=PATIENCE)
+    assert b"Traceback" not in done.stderr
+    if done.returncode:
+        assert_one_error(done.stderr, "compress", "")
+        assert b"ulimit -v" in done.stderr
