@@ -20,7 +20,7 @@ from statepipe.commands.encounter import reception
 from statepipe.commands.guardian import Command, Guardian
 from statepipe.commands.journal import Journal, Listener
 from statepipe.commands.plan import Plan, Say
-from statepipe.commands.terms import UNDOING, Offer, begun, offered
+from statepipe.commands.terms import CHECK, UNDOING, Offer, begun, offered
 from statepipe.ends.address import SSH
 from statepipe.ends.dial import listening, port_of
 from statepipe.ends.listeners import ListeningSocket
@@ -32,10 +32,12 @@ from statepipe.errors import InterruptedBySignal, PeerError, QemuError, QemuGone
 from statepipe.formats.handover import Destination
 from statepipe.pipes import polled
 from statepipe.processes import hold
-from statepipe.qemu.facts import gather
+from statepipe.qemu.facts import Own, gather
 from statepipe.qemu.monitor import Monitor
+from statepipe.qemu.places import clashes, for_a_look, seen
 from statepipe.qemu.process import Child, wait_for_one
 from statepipe.qemu.settings import made_ready, restore
+from statepipe.qemu.view import View
 
 ENDING = 5000
 """Milliseconds that a QEMU has to end when it is told to quit, before it is killed."""
@@ -69,8 +71,10 @@ class Request:
 class Host:
     """The QEMU that is to have the guest, started on entering if it is ours. Leaving before `let_go` ends it then."""
 
-    def __init__(self, request: Request, tell: Say, guardian: Guardian) -> None:
+    def __init__(self, request: Request, offer: Offer, tell: Say, guardian: Guardian) -> None:
         self._tell, self._guardian = tell, guardian
+        self._offer = offer
+        self.own: Own | None = None
         self.child: Child | None = None
         self._request, self._let_go = request, False
         self._stays = not (request.detach or request.guests is not None)
@@ -92,10 +96,29 @@ class Host:
         it = self._request
         if it.qmp is not None:
             return Monitor(it.qmp, tell=self._tell)
+        command = self._command()
         with held():  # a QEMU that was started must be known to us
-            self.child = Child(it.command, not self._stays, it.folder, it.log)
+            self.child = Child(command, not self._stays, it.folder, it.log)
             self._have_it_ended(self.child.pid)
         return Monitor(self.child.monitor, self.child.pid, self._tell)
+
+    def _command(self) -> Sequence[str]:
+        """What is started for this visitor. Raises StatepipeError where it would harm the guest that is to come.
+
+        For one who only asks, a QEMU that makes nothing for itself on this host.
+        """
+        command = self._request.command
+        found = seen(command, View(0), self._request.folder or os.getcwd(), held=False)
+        self.own = (command, found)
+        if self._offer.purpose == CHECK:
+            return for_a_look(command)
+        in_use = clashes(self._offer.facts.get("places", []), found)
+        if harmed := [f"{row['path']} ({row['option']}): {why}" for row, why in in_use]:
+            raise StatepipeError(
+                f"QEMU is not started here, as it would empty or take away what is in use: {'; '.join(harmed)}",
+                hint="give it other names than the guest's QEMU has: to receive, or with --remote-qemu FILE over ssh",
+            )
+        return command
 
     def _have_it_ended(self, pid: int) -> None:
         """By the guardian, should we be killed before there is anything else to do about it: nobody else knows it."""
@@ -252,7 +275,7 @@ class _Reception:
                     self._is_visited = True
                     offer = offered(peer)  # before it, there is no reason to start a QEMU
                     self._has_offer = True
-                    with Host(self._request, self._say, guardian) as host:
+                    with Host(self._request, offer, self._say, guardian) as host:
                         if self._take(offer, peer, host, guardian):
                             return host.child
             except PeerError as error:
@@ -265,7 +288,7 @@ class _Reception:
     def _take(self, offer: Offer, peer: Peer, host: Host, guardian: Guardian) -> bool:
         """Whether there is a guest now; there is none for who only asked."""
         host.monitor.demand_waiting()
-        peer.tell({"facts": gather(host.monitor, offer.disks)})
+        peer.tell({"facts": gather(host.monitor, offer.disks, host.own)})
         if not begun(peer, offer):
             peer.farewell()
             self._say(f"{peer.name} has looked whether its guest could come")

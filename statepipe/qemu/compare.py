@@ -13,6 +13,7 @@ from typing import Any
 
 from statepipe.qemu.facts import Facts
 from statepipe.qemu.hardware import bits, lost, processors
+from statepipe.qemu.places import clashes
 from statepipe.units import format_size
 
 OK, WARN, FAIL = "ok", "warn", "fail"
@@ -287,6 +288,14 @@ def _hertz(frequency: int | None) -> str:
     return "unknown" if frequency is None else f"{frequency / 1e6:.1f} MHz"
 
 
+def _places(source: Facts, destination: Facts) -> Rows:
+    """What QEMU makes for itself under a name of another's, it empties or takes away."""
+    for row, why in clashes(source.get("places", []), destination.get("places", [])):
+        held = row.get("held")
+        harm = "QEMU there has it too" if held else "QEMU there would empty it or take it away: give it another name"
+        yield Finding(f"{row['option']} {row['path']}", WARN if held else FAIL, f"{why}; {harm}")
+
+
 def _networks(source: Facts, destination: Facts) -> Rows:
     for tap, subnets in source["taps"].items():
         there = destination["taps"].get(tap)
@@ -312,5 +321,6 @@ CHECKS: tuple[Callable[[Facts, Facts], Rows], ...] = (
     _memory,
     _clock,
     _tsc,
+    _places,
     _networks,
 )

@@ -22,8 +22,10 @@ from statepipe.qemu.guest import describe_guest
 from statepipe.qemu.hardware import hardware
 from statepipe.qemu.images import images
 from statepipe.qemu.monitor import Monitor
-from statepipe.qemu.process import inspect_process
+from statepipe.qemu.places import PLACES, seen
+from statepipe.qemu.process import inspect_process, qemu_under
 from statepipe.qemu.shared import DISK, disk_facts
+from statepipe.qemu.view import View
 from statepipe.shapes import (
     Misshapen,
     check,
@@ -41,6 +43,9 @@ from statepipe.shapes import (
 )
 
 Facts = dict[str, Any]
+
+Own = tuple[Sequence[str], list[Facts]]
+"""The command line of a QEMU that we start, and what there was of its places before (places.py)."""
 
 DISKS = 256
 """The most of one guest: QEMU's PCI bus has 32 slots, and bridges are rare."""
@@ -74,7 +79,7 @@ FACTS = fields(
         "clocksource": maybe(_NAME),
         "taps": table(many(_NAME, most=256), most=256, names=_NAME),
     },
-    optional={"tsc_scales": maybe(flag), "cpus": CPUS, "devices": DEVICES},
+    optional={"tsc_scales": maybe(flag), "cpus": CPUS, "devices": DEVICES, "places": PLACES},
 )
 """What both hosts hold the facts against, their own and those that come from the other: compare.py reads no others."""
 
@@ -82,15 +87,16 @@ KVM_CHECK_EXTENSION, KVM_CAP_TSC_CONTROL = 0xAE03, 60
 """Documentation/virt/kvm/api.rst: whether the processor can give a guest a TSC of another frequency than its own."""
 
 
-def gather(monitor: Monitor, disks: Iterable[str] | None = None) -> Facts:
+def gather(monitor: Monitor, disks: Iterable[str] | None = None, own: Own | None = None) -> Facts:
     """The facts of the QEMU behind `monitor` and of this host, ready for JSON. Raises QemuError.
+
+    `own` is what is known of one that was started here by us.
 
     `disks` are the paths to look at, as the source named them; without them, those that this QEMU has open. Of no
     other is anything told: whoever may send a guest here may neither have every file opened, nor get an answer that
     grows with what was asked.
     """
-    process = inspect_process(monitor.pid)
-    command = list(process.command) if process else None
+    command, its = own or _of_process(qemu_under(monitor.pid))
     facts = {
         "host": platform.node(),
         "guest": describe_guest(monitor),
@@ -100,6 +106,7 @@ def gather(monitor: Monitor, disks: Iterable[str] | None = None) -> Facts:
         "capabilities": sorted(row["capability"] for row in monitor.execute("query-migrate-capabilities")),
         "blocked": monitor.migration().get("blocked-reasons", []),
         "disks": disk_facts(images(monitor), disks),
+        "places": its,
         "temporary": _has_temporary_disks(command or []),
         **host_facts(command or []),
     }
@@ -107,6 +114,14 @@ def gather(monitor: Monitor, disks: Iterable[str] | None = None) -> Facts:
         return check(facts, FACTS)  # type: ignore[no-any-return]
     except Misshapen as error:
         raise QemuError(f"what QEMU tells of its guest is not understood: {told(error)}") from error
+
+
+def _of_process(pid: int) -> tuple[list[str] | None, list[Facts]]:
+    """The command line of a QEMU that runs, and its places."""
+    process = inspect_process(pid)
+    if process is None:
+        return None, []
+    return list(process.command), seen(process.command, View(pid), process.folder, held=True)
 
 
 def host_facts(command: Sequence[str]) -> Facts:

@@ -123,8 +123,12 @@ def test_no_statepipe_there_moves_nothing(tmp_path: Path, qemu72: str, host: Hos
 
 
 def test_a_qemu_that_cannot_start_there_says_why_here(tmp_path: Path, qemu72: str, host: Host) -> None:
-    """Its pid file is locked: it is not one of those that are apart."""
-    with Guest(tmp_path, qemu=qemu72, dirty=0, args=["-pidfile", f"{tmp_path}/pid"]) as source, Arrived(source):
+    """The folder of its pid file is not there."""
+    source = Guest(tmp_path, qemu=qemu72, dirty=0)
+    folder = Path(source.socket).with_name("folder")
+    folder.mkdir()
+    source.command += ["-pidfile", f"{folder}/pid"]
+    with source, Arrived(source):
         source.wait_ticks(2)
         done = run_statepipe("migrate", *words(host, source, tmp_path), host.address)
         assert done.returncode == 5, done.stderr

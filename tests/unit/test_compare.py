@@ -57,6 +57,10 @@ def test_two_hosts_alike_are_ok() -> None:
     assert worst(found) == OK
 
 
+LOG = {"path": "/l", "option": "-serial", "inode": 5}
+LOGS = changed(places=[LOG | {"held": True}])
+"""QEMU has a file of the host's."""
+
 SERIAL = changed(command=[*HOST["command"], "-serial", "file:/a"])
 """The guest has a serial line."""
 
@@ -108,6 +112,9 @@ CASES: list[tuple[str, Facts, Facts, str, str]] = [
     ("memory", HOST, changed(guest__ram=2 << 30), FAIL, "1.0 GiB of RAM, QEMU there 2.0 GiB"),
     ("memory", HOST, changed(memory_free=1 << 29), FAIL, "512 MiB free"),
     ("memory", HOST, changed(memory_free=None), WARN, "cannot be told"),
+    ("-serial /l", LOGS, LOGS | {"places": [LOG]}, FAIL, "both hosts see it; QEMU there would empty it"),
+    ("-serial /l", LOGS, LOGS, WARN, "QEMU there has it too"),
+    ("-serial /l", HOST, LOGS | {"places": [LOG | {"busy": True}]}, FAIL, "somebody listens there"),
     ("clock", HOST, changed(clock=990.0), WARN, "10.0 s behind"),
     ("clock source", HOST, changed(clocksource="hpet"), WARN, "hpet"),
     ("TSC", HOST, changed(cpu__tsc=TSC + 500_000), OK, "2600.0 MHz on both"),

@@ -1,0 +1,107 @@
+"""What a QEMU makes for itself on a host: known from its command line, left out for a look, not taken from another."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from statepipe.qemu.places import clashes, for_a_look, places, seen
+from statepipe.qemu.view import View
+
+MAKING = [
+    (["-serial", "file:/l"], "/l", ["-serial", "null"]),
+    (["--serial", "mon:unix:/s,server=on,wait=off"], "/s", ["--serial", "null"]),
+    (["-parallel", "pipe:/f"], "/f", ["-parallel", "null"]),
+    (["-debugcon", "file:/d"], "/d", ["-debugcon", "null"]),
+    (["-qmp", "unix:/q,server,nowait"], "/q", []),
+    (["-monitor", "unix:/m,server=on"], "/m", []),
+    (["-gdb", "unix:/g,server=on"], "/g", []),
+    (["-pidfile", "/p"], "/p", []),
+    (["-D", "/t"], "/t", []),
+    (["-vnc", "unix:/v"], "/v", []),
+    (["-chardev", "file,id=c,path=/l,append=on"], "/l", ["-chardev", "null,id=c"]),
+    (["-chardev", "file,id=c,path=/a,,b"], "/a,b", ["-chardev", "null,id=c"]),
+    (["-chardev", "socket,id=c,path=/s,server=on,mux=on"], "/s", ["-chardev", "null,id=c,mux=on"]),
+    (["-chardev", "socket,id=c,path=/s,logfile=/l"], "/l", ["-chardev", "null,id=c"]),
+    (["-object", "filter-dump,id=f,netdev=n,file=/dump"], "/dump", []),
+    (
+        ["-object", "memory-backend-file,id=m,size=1G,mem-path=/none/m,share=on"],
+        "/none/m",
+        ["-object", "memory-backend-ram,id=m,size=1G"],
+    ),
+    (
+        ["-object", '{"qom-type": "memory-backend-file", "id": "m", "size": 4096, "mem-path": "/none/m"}'],
+        "/none/m",
+        ["-object", "memory-backend-ram,id=m,size=4096"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("words", "path", "quiet"), MAKING, ids=lambda value: str(value)[:40])
+def test_what_is_made_is_known_and_left_out_for_a_look(words: list[str], path: str, quiet: list[str]) -> None:
+    command = ["qemu", *words, "-m", "64"]
+    assert [place.path for place in places(command)] == [path]
+    assert for_a_look(command) == ["qemu", *quiet, "-m", "64", "-display", "none", "-monitor", "none"]
+
+
+@pytest.mark.parametrize(
+    ("words", "quiet"),
+    [
+        (["-serial", "tcp::4444,server"], ["-serial", "null"]),
+        (["-serial", "stdio"], ["-serial", "null"]),
+        (["-chardev", "socket,id=c,host=::1,port=1,server=on"], ["-chardev", "null,id=c"]),
+        (["-netdev", "user,id=n,hostfwd=tcp::2222-:22"], ["-netdev", "user,id=n"]),
+        (["-netdev", "socket,id=n,listen=:1234"], ["-netdev", "hubport,id=n,hubid=4096"]),
+        (["-daemonize"], []),
+        (["-vnc", ":1"], []),
+        (["-s"], []),
+    ],
+)
+def test_ports_are_left_out_too(words: list[str], quiet: list[str]) -> None:
+    assert for_a_look(["qemu", *words]) == ["qemu", *quiet, "-display", "none", "-monitor", "none"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-serial", "none"],
+        ["-serial", "chardev:c"],
+        ["-chardev", "socket,id=c,path=/run/disk.sock"],
+        ["-chardev", "null,id=c"],
+        ["-netdev", "tap,id=n,ifname=tap0"],
+        ["-nic", "user,model=e1000"],
+        ["-drive", "file=/d,if=virtio"],
+        ["-device", "virtio-serial"],
+        ["-object", "memory-backend-ram,id=m,size=1G"],
+        ["disk.img"],
+    ],
+)
+def test_what_makes_nothing_stays(words: list[str]) -> None:
+    assert for_a_look(["qemu", *words])[1:-4] == words
+    assert not list(places(["qemu", *words]))
+
+
+def test_a_file_that_both_hosts_see_is_another_s_and_one_of_the_same_name_is_not(tmp_path: Path) -> None:
+    for host in ("here", "there"):
+        (tmp_path / host).mkdir()
+        (tmp_path / host / "log").touch()
+    (tmp_path / "there" / "shared").symlink_to(tmp_path / "here")
+    command = ["qemu", "-serial", "file:log", "-serial", "file:none", "-serial", "file:/dev/null"]
+    source = seen(command, View(0), f"{tmp_path}/here", held=True)
+    assert not list(clashes(source, seen(command, View(0), f"{tmp_path}/there", held=False)))
+    [(row, why)] = clashes(source, seen(command, View(0), f"{tmp_path}/there/shared", held=False))
+    assert (row["path"], row["option"]) == (f"{tmp_path}/there/shared/log", "-serial")
+    assert "both hosts see it" in why
+
+
+def test_a_socket_that_somebody_listens_at_is_not_to_be_had(tmp_path: Path) -> None:
+    command = ["qemu", "-qmp", "unix:q,server=on"]
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "q"))
+        assert not list(clashes([], seen(command, View(0), str(tmp_path), held=False))), "nobody listens yet"
+        listener.listen()
+        [(_, why)] = clashes([], seen(command, View(0), str(tmp_path), held=False))
+    assert why == "somebody listens there"
+    assert not list(clashes([], seen(command, View(0), str(tmp_path), held=True))), "it is its own"
