@@ -81,10 +81,14 @@ def ahead(upstream: Iterator[T], depth: int) -> Generator[T, None, None]:
 def start(thread: threading.Thread) -> None:
     """Start a thread that gets none of the signals that end us: they are for the main thread, which can act on them.
 
-    Nor does one come between the start and its outcome. Raises StatepipeError where there can be no further thread.
+    Nor does one come between the start and its outcome. Nor is it stopped, and all of us with it, for writing to a
+    terminal from the background (SIGTTOU, stty tostop). Raises StatepipeError where there can be no further thread.
     """
-    with held():
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (*ENDING, signal.SIGTTOU))
+    try:
         begin(thread)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def begin(thread: threading.Thread) -> None:

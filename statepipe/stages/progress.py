@@ -2,8 +2,8 @@
 
 The figures are of this place in the pipe: bytes, the rate over the last seconds and over all, and, where the size is
 known (said, or that of a file at standard input) or a migration stream tells, the time left. A terminal shows a bar;
-elsewhere a line is written now and then and one at the end, for a log. Both come from a thread of their own, so that a
-pipe that stands still is seen to. Programs read JSON lines (engine/report.py). Nobody who looks can stop the data.
+elsewhere a line is written now and then and one at the end, for a log (display.py). Programs read JSON lines
+(engine/report.py). Nobody who looks can stop the data.
 """
 
 from __future__ import annotations
@@ -11,17 +11,14 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from typing import Any, TextIO
-
-from tqdm import tqdm
+from typing import Any
 
 from statepipe.errors import IntegrityError
 from statepipe.formats.qemustream import QemuStream
 from statepipe.stage import Buffer
 from statepipe.stages.context import Context
+from statepipe.stages.display import Display
 from statepipe.stages.eta import Remaining
-from statepipe.threads import start
 from statepipe.units import format_size
 
 WINDOW = 3.0
@@ -29,9 +26,6 @@ WINDOW = 3.0
 
 SAMPLE = 0.1
 """Seconds from one sample of the flow to the next at least."""
-
-BAR_PAUSE, LINE_PAUSE = 0.2, 10.0
-"""Seconds between two looks of a terminal's bar, and between two lines of a log."""
 
 
 class Flow:
@@ -128,10 +122,15 @@ class Progress:
 
     def left(self) -> int | None:
         """Bytes still to come, if that can be told."""
-        if self._size is not None:
-            return max(self._size - self._flow.bytes, 0)
+        if self._size_holds:
+            return (self._size or 0) - self._flow.bytes
         remaining = self._remaining
         return None if remaining is None else remaining.bytes(self.rate())
+
+    @property
+    def _size_holds(self) -> bool:
+        """Whether a size is known, and not more has passed already: then it was none."""
+        return self._size is not None and self._flow.bytes <= self._size
 
     def rate(self) -> float:
         """Bytes a second: of late, or on average while nothing comes."""
@@ -150,7 +149,7 @@ class Progress:
 
     def _grounds(self) -> str:
         """What the time left is told from: the size, the guest's memory, or the stream, as an upper bound."""
-        if self._size is not None:
+        if self._size_holds:
             return "size"
         return "stream" if self._remaining is None or self._remaining.is_bound else "memory"
 
@@ -191,60 +190,3 @@ def clock_time(seconds: float) -> str:
     if not minutes:
         return f"{seconds:.1f} s"
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
-
-
-class _Bar(tqdm):  # type: ignore[type-arg]  # generic for type checkers alone
-    """Without tqdm's thread that watches for stalled bars: ours is drawn by a thread of its own."""
-
-    monitor_interval = 0
-
-
-_FORMAT = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]"
-_OPEN_FORMAT = "{desc}{n_fmt} [{elapsed}, {rate_fmt}{postfix}]"
-
-
-class Display:
-    """Within it, a progress is shown on `out`: as a bar on a terminal, as lines elsewhere."""
-
-    def __init__(self, progress: Progress, out: TextIO, name: str) -> None:
-        self._progress, self._out, self._name = progress, out, name
-        self._bar = _new_bar(out, name) if out.isatty() else None
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._show_again, name="progress", daemon=True)
-
-    def __enter__(self) -> Display:
-        start(self._thread)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._over.set()
-        self._thread.join()
-        self._show()
-        if self._bar is not None:
-            with suppress(OSError):
-                self._bar.close()
-
-    def _show_again(self) -> None:
-        while not self._over.wait(LINE_PAUSE if self._bar is None else BAR_PAUSE):
-            self._show()
-
-    def _show(self) -> None:
-        """Nobody to look at it is no reason to stop."""
-        with suppress(OSError):
-            if self._bar is None:
-                self._out.write(": ".join(filter(None, ["progress", self._name, self._progress.line()])) + "\n")
-                self._out.flush()
-            else:
-                self._draw(self._bar)
-
-    def _draw(self, bar: _Bar) -> None:
-        bar.total = self._progress.total()
-        bar.bar_format = _OPEN_FORMAT if bar.total is None else _FORMAT
-        bar.set_postfix_str(", ".join(self._progress.more()), refresh=False)
-        bar.update(self._progress.passed_bytes - bar.n)
-        bar.refresh()
-
-
-def _new_bar(out: TextIO, name: str) -> _Bar:
-    before = f"{name}: " if name else None
-    return _Bar(desc=before, unit="B", unit_scale=True, unit_divisor=1024, file=out, mininterval=0)

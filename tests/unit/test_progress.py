@@ -52,6 +52,16 @@ def test_without_a_size_there_is_no_percentage() -> None:
     assert "2.00k" in said and "%" not in said
 
 
+def test_a_size_that_was_too_small_is_none() -> None:
+    """More has passed: no end is in sight, and none is told."""
+    progress = Progress(world(io.StringIO()), 2048)
+    seen = []
+    for _ in progress(iter([bytes(1024)] * 4)):
+        facts = progress.facts()
+        seen.append((facts["eta"] is not None, facts["eta_from"], progress.total()))
+    assert seen == [(True, "size", 2048)] * 2 + [(False, None, None)] * 2
+
+
 def test_the_rate_is_that_of_the_last_seconds() -> None:
     clock = Clock()
     flow = Flow(clock)
