@@ -40,7 +40,7 @@ def run_migrate(name: str, values: Values) -> int:
         from statepipe.cli.detached import run_detached
 
         return run_detached(values, _monitor(values))
-    plan = _there(values, values["words"])
+    plan = _there(name, values, values["words"])
     if uri == "unix" and not any(values[option] for option in TWO_PHASED):
         from statepipe.commands.overunix import find_out
 
@@ -81,7 +81,9 @@ def _migrate_plainly(values: Values, command: str | None, plan: Plan | None = No
     if stray := [name for name in TWO_PHASED if values[name]]:
         what = stray[0].replace("_", "-")
         raise UsageError(f"--{what} is for tls:// and ssh://", hint="there a statepipe takes the guest in two phases")
-    plan = plan or plan_of("unix:///" if command is not None else values["uri"], values["words"], values, None)
+    plan = plan or plan_of(
+        "migrate", "unix:///" if command is not None else values["uri"], values["words"], values, None
+    )
     request = _request(values, plan)
     if command is None and not plan.words:
         say(_told(migrate_directly(request, _warning("migrate"))))
@@ -157,9 +159,9 @@ def _own_text(path: str) -> str:
     return text
 
 
-def _there(values: Values, words: Sequence[str]) -> Plan:
+def _there(name: str, values: Values, words: Sequence[str]) -> Plan:
     """Where the guest is to go. Raises UsageError."""
-    plan = plan_of(values["uri"], words, values, None)
+    plan = plan_of(name, values["uri"], words, values, None)
     scheme, path = plan.address.scheme, plan.address.path
     if scheme not in ("tls", "ssh", "unix") or (scheme == "ssh" and path not in ("", "/")):
         hint = "tls://HOST:PORT, ssh://USER@HOST, or unix:///PATH on this host"
@@ -247,7 +249,7 @@ def _meeting(values: Values) -> Plan:
         raise UsageError(
             "receive listens at an ADDRESS, unless ssh:// has started it", hint="see: statepipe receive --help"
         )
-    plan = plan_of(values["address"] or "ssh://there", [], values, seconds_of(values["timeout"]))
+    plan = plan_of("receive", values["address"] or "ssh://there", [], values, seconds_of(values["timeout"]))
     if values["address"] and plan.address.scheme not in ("tls", "unix"):
         raise UsageError(f"a guest is received at tls:// or unix:// alone, not at {plan.address}")
     return plan
@@ -281,7 +283,7 @@ def run_check(name: str, values: Values) -> int:
     from statepipe.commands.migrate import check
     from statepipe.qemu.compare import FAIL, as_rows, worst
 
-    findings = check(_monitor(values), _there(values, []), _remote_qemu(values), _warning(name))
+    findings = check(_monitor(values), _there(name, values, []), _remote_qemu(values), _warning(name))
     width = max(len(finding.what) for finding in findings)
     lines = [f"{finding.level:4}  {finding.what:{width}}  {finding.reason}" for finding in findings]
     show(json.dumps(as_rows(findings), indent=2) if values["json"] else "\n".join(map(clean, lines)))
@@ -295,7 +297,7 @@ def run_tunnel(name: str, values: Values) -> int:
     inside = values["come"] == STDIO
     texts = ["ssh://there" if inside else values["come"], values["go"]]
     bare = values | dict.fromkeys(("tls_creds", "peer", "links", "ssh", "remote_command")) | {"also": []}
-    come, go = (plan_of(text, [], bare if text.startswith("unix:") else values, None) for text in texts)
+    come, go = (plan_of("tunnel", text, [], bare if text.startswith("unix:") else values, None) for text in texts)
     ways = [("unix", "tls"), ("unix", "ssh"), ("ssh" if inside else "tls", "unix")]
     if (come.address.scheme, go.address.scheme) not in ways:
         hint = "here: statepipe tunnel unix:///PATH tls://HOST:PORT; there: statepipe tunnel tls://:PORT unix:///PATH"

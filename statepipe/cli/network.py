@@ -25,7 +25,7 @@ def run_send(name: str, values: Values) -> int:
     from statepipe.commands.plain import send
     from statepipe.ends.address import SSH
 
-    plan = _plan(values)
+    plan = _plan(name, values)
     if plan.address.scheme == SSH and plan.address.path in ("", "/"):
         raise UsageError(f"'{plan.address}' names no file", hint="write ssh://HOST/PATH; PATH is a file, from the root")
     _doubt(name, send(plan, lambda text: warn(name, text)))
@@ -44,11 +44,11 @@ def run_recv(name: str, values: Values) -> int:
         say(f"statepipe: recv: {text}")
 
     if values["output"] is not None:
-        _doubt(name, recv_to_file(_plan(values), values["output"], tell))
+        _doubt(name, recv_to_file(_plan(name, values), values["output"], tell))
     elif os.isatty(1):
         raise UsageError("standard output is a terminal", hint="use > FILE, a pipe, or --output FILE")
     else:
-        _doubt(name, recv_to_stdout(_plan(values), tell))
+        _doubt(name, recv_to_stdout(_plan(name, values), tell))
     return 0
 
 
@@ -73,12 +73,12 @@ def _doubt(name: str, proved: bool) -> None:
         warn(name, "plain connections do not prove that a stream is whole, and this one does not do so itself")
 
 
-def _plan(values: Values) -> Plan:
-    return plan_of(values["address"], values["words"], values, seconds_of(values["timeout"]))
+def _plan(name: str, values: Values) -> Plan:
+    return plan_of(name, values["address"], values["words"], values, seconds_of(values["timeout"]))
 
 
-def plan_of(address: str, words: Sequence[str], values: Values, silence: float | None) -> Plan:
-    """A plan from an address, words and the options that every verb between hosts has. Raises UsageError."""
+def plan_of(name: str, address: str, words: Sequence[str], values: Values, silence: float | None) -> Plan:
+    """A plan from an address, words and the options that each verb between hosts has: `name`. Raises UsageError."""
     from statepipe.commands.plan import Plan
     from statepipe.ends.address import parse_address
     from statepipe.ends.net import Patience
@@ -102,7 +102,17 @@ def plan_of(address: str, words: Sequence[str], values: Values, silence: float |
         values.get("remote_command") or "statepipe",
         also,
         values.get("allow_empty", False),
+        say=_nobody if _is_inside(values) else lambda text: say(f"statepipe: {name}: {text}"),
     )
+
+
+def _is_inside(values: Values) -> bool:
+    """Whether ssh has started us: then the other end of it tells people what there is to tell."""
+    return bool(values.get("session_stdio")) or values.get("come") == "-"
+
+
+def _nobody(text: str) -> None:
+    """Nobody is told."""
 
 
 def _also(text: str, port: int) -> Address:

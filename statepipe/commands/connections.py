@@ -84,6 +84,10 @@ class Connections:
         finally:
             self._count_out(connection, broken)
 
+    def news(self, kind: object, text: str) -> None:
+        """Of the links, which all connections lose and have again at once: one line is enough."""
+        self._lines.tell(kind, text)
+
     def _tell(self, connection: Connection, text: str) -> None:
         self._lines.tell((connection.number, text), text)
 

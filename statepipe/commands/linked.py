@@ -11,11 +11,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
 from statepipe.commands.plan import Plan, Visit
-from statepipe.commands.ration import Refusals
+from statepipe.commands.ration import Ration, Refusals
 from statepipe.ends.dial import connect_again, connect_first
 from statepipe.ends.listeners import ListeningSocket
 from statepipe.ends.names import Known, Place, find_places
@@ -44,6 +45,9 @@ REDIAL = 2.0
 """Seconds that a dial, and then its handshake, may take where an earlier one was answered: more hang in a black hole
 than are that slow."""
 
+NEWS = 4
+"""Lines about the connection a minute: that nothing comes, and that something does again."""
+
 DOOR = 0.25
 """Seconds between two looks at whether links are still wanted: so late may the end of a receiver be."""
 
@@ -52,7 +56,10 @@ def timing(plan: Plan) -> Timing:
     """How patient a session of this plan is."""
     silence = SILENCE if plan.patience.silence is None else plan.patience.silence
     tick = min(1.0, silence / 4)
-    return Timing(tick, max(round(silence / tick), 1), RETRY if plan.retry is None else plan.retry)
+    retry = RETRY if plan.retry is None else plan.retry
+    tell = Ration(plan.say, NEWS, "and {} more lines about the connection were left out").tell
+    timing = Timing(tick, max(round(silence / tick), 1), retry, tell)
+    return replace(timing, longer="") if plan.patience.retry is None else timing
 
 
 # --- the sender

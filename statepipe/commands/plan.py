@@ -19,6 +19,10 @@ if TYPE_CHECKING:  # the session and ssl take 30 ms, which a plain connection ne
 Say = Callable[[str], object]
 
 
+def _nobody(text: str) -> None:
+    """Nobody is told."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """Where, through which stages, how patiently, and from which address of ours (`bind`, for send).
@@ -27,7 +31,7 @@ class Plan:
     session goes on without any link (None: as long as linked.py has it), how many links a sender keeps, and which
     other addresses of the same host they lead to in turn. For a plain receiver: whether a stream of no byte is one
     (`allow_empty`). For ssh: the words that start it here, and the shell's that start statepipe there. `ready` is a
-    connection to the address that is there already.
+    connection to the address that is there already. `say` is told when the other side is not heard of for a while.
     """
 
     address: Address
@@ -44,6 +48,7 @@ class Plan:
     also: Sequence[Address] = ()
     allow_empty: bool = False
     ready: socket.socket | None = None
+    say: Say = _nobody
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from statepipe.commands.connection import Connection
 from statepipe.commands.connections import CONNECTIONS, DOOR, WINDOW, Connections, share
@@ -94,7 +94,8 @@ def _let_in(
 ) -> None:
     name, links = str(plan.address), plan.links
     window = share(connections.windows())
-    session = dialled(dial, Role.TUNNELS, name, timing(plan), links=links, window=window)
+    patience = replace(timing(plan), tell=connections.news)
+    session = dialled(dial, Role.TUNNELS, name, patience, links=links, window=window)
     connection = connections.open(session, ending)
     connections.launch(connection, lambda: connection.carry(program))
     session.wait_until(lambda: session.wire.opened)  # why it was not, its connection tells
@@ -144,7 +145,8 @@ class _Insistent:
 def _far(request: Request, listener: ListeningSocket, connections: Connections, say: Say) -> None:
     """Here sessions come in."""
     turned_away, plan = Refusals(say), request.go
-    acceptor = Acceptor(Role.TUNNELS, timing(request.come), turned_away, again=True, many=CONNECTIONS, share=share)
+    patience = replace(timing(request.come), tell=connections.news)
+    acceptor = Acceptor(Role.TUNNELS, patience, turned_away, again=True, many=CONNECTIONS, share=share)
     with door(listener, trust_of(request.come, server=True, say=say), acceptor, turned_away):
         while (session := _next(acceptor)) is not None or not connections.is_over:
             connections.look()

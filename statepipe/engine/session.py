@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Self
 
+from statepipe.engine.linknews import LinkNews
 from statepipe.engine.timing import FAREWELL, Timing
 from statepipe.engine.transport import Transport, drain
 from statepipe.engine.verdicts import error_of
@@ -45,6 +46,7 @@ class Session:
         self._last_sign = float("inf")  # to dial the first time may take as long as it does
         self._life = self._greeted = 0  # links that were open since the last sign
         self._has_waited = False  # for a link that went silent, since then
+        self._news = LinkNews(timing.tell, name, timing.retry)
         self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> Self:
@@ -170,7 +172,16 @@ class Session:
                     self._lose(number)
                     self._has_waited = True
                 self._sendable.notify_all()
+            self._tell_news()
             self._give_up_if_alone()
+
+    def _tell_news(self) -> None:
+        with self.lock:
+            if not self.wire.opened or self.wire.state is not State.RUNNING or self.failure is not None:
+                return
+            heard = any(link.is_open and not link.silent for link in self.wire.links.values())
+            cause = None if heard or self.links else self.last_trouble
+        self._news.look(self.timing.tick, cause, heard=heard)
 
     def _give_up_if_alone(self) -> None:
         """A link that is up and has yet to show its use gets the time that silence takes, and what a silent one took is
@@ -189,7 +200,7 @@ class Session:
             hint = "look at what stands between the hosts: a firewall or a proxy that holds back what it lets connect"
         else:
             what = f"no link to {self.name} for {timing.retry:g} s{cause}"
-            hint = "look whether the other host and the network are up; --retry SECONDS waits longer"
+            hint = "; ".join(filter(None, ["look whether the other host and the network are up", timing.longer]))
         self.fail(PeerError(what, hint=hint))
         self._has_aborted = False  # the peer cannot hear of it: nothing to wait for
 

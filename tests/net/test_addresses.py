@@ -119,7 +119,7 @@ def test_each_name_is_asked_once_before_there_is_a_connection(world: World, monk
 
         monkeypatch.setattr(socket, "getaddrinfo", slow)
         values = {"tls_creds": None, "peer": None, "also": ["localhost"]}
-        plan = plan_of(f"127.0.0.1:{listener.getsockname()[1]}", [], values, None)
+        plan = plan_of("send", f"127.0.0.1:{listener.getsockname()[1]}", [], values, None)
         dialling = pool.submit(TlsDial(plan, by_pins("127.0.0.1", server=False)))
         listener.accept()[0].close()
         with pytest.raises(PeerError, match=r"tls://127\.0\.0\.1"):
@@ -162,7 +162,7 @@ def test_a_certificate_need_name_only_the_first(tmp_path: Path) -> None:
 )
 def test_an_address_has_the_first_ones_port_unless_it_names_its_own(text: str, address: Address) -> None:
     values = {"tls_creds": None, "peer": None, "also": [text, text]}
-    plan = plan_of("tls://host:7", [], values, None)
+    plan = plan_of("send", "tls://host:7", [], values, None)
     assert (list(plan.also), plan.links) == ([address, address], 3)
 
 

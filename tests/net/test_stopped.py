@@ -76,7 +76,7 @@ def test_a_tunnel_ends_in_the_midst_of_a_first_dial(world: World, refusing: sock
 def stopped_dial(world: World, port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Future[Transport]]:
     """A dial, which is stopped after what happens within."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(world.friend.base))
-    plan = plan_of(f"127.0.0.1:{port}", [], {"tls_creds": None, "peer": None}, None)
+    plan = plan_of("send", f"127.0.0.1:{port}", [], {"tls_creds": None, "peer": None}, None)
     with ThreadPoolExecutor(1) as pool:
         with TlsDial(plan, by_pins("127.0.0.1", server=False)) as dial:
             dialling: Future[Transport] = pool.submit(dial)
