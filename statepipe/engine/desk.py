@@ -77,7 +77,9 @@ class Desk:
         """Write status lines to a descriptor while there is a job, and the verdict at the end. Raises UsageError."""
         from statepipe.engine.report import Report
 
-        self._reports.append(Report(fd, self.glance))
+        nothing = {"seconds": 0.0, "bytes_in": 0, "bytes_out": 0, "stages": []}
+        before = {"pid": os.getpid(), "verb": self.verb, "what": self.what, **nothing}
+        self._reports.append(Report(fd, self.glance, before))
 
     def tell(self, facts: dict[str, Any]) -> None:
         """Tell the reports of a step, at once."""

@@ -59,13 +59,15 @@ Status = dict[str, Any]
 class Report:
     """Lines to descriptor `fd` of what `status` tells, if anything. Raises UsageError unless it is open for writing.
 
+    `before` is what there is to tell of work that fails before it has begun.
+
     All of it may be called from any thread, but `begin`, `pause` and `close` from one at a time.
     """
 
-    def __init__(self, fd: int, status: Callable[[], Status | None]) -> None:
+    def __init__(self, fd: int, status: Callable[[], Status | None], before: Status | None = None) -> None:
         self._out = _Out(fd)
         self._status = status
-        self._last: Status = {}
+        self._last: Status = before or {}
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 

@@ -55,6 +55,20 @@ def test_a_failure_is_told_with_its_reason(tmp_path: Path) -> None:
     assert lines[-1]["error"] in said.decode()
 
 
+@pytest.mark.parametrize("words", ["tee:/none/x", "verify:from=/none", "external:/none"])
+def test_a_failure_before_the_beginning_has_the_same_keys(words: str, tmp_path: Path) -> None:
+    _, whole, _ = shell(tmp_path, "progress:status-fd=FD")
+    code, lines, _ = shell(tmp_path, f"progress:status-fd=FD {words}")
+    assert code == 1 and lines[-1].keys() == whole[-1].keys() | {"error"}
+
+
+@pytest.mark.parametrize(("words", "ratio"), [("progress compress", None), ("compress progress", "ratio 1.0")])
+def test_a_ratio_is_told_once_it_is_true(words: str, ratio: str | None) -> None:
+    """What a codec has taken and not put out yet is no part of it."""
+    said = run("pipe", *words.split(), data=os.urandom(500 << 10)).stderr.decode()
+    assert ("ratio" not in said) if ratio is None else (ratio in said)
+
+
 def test_the_size_of_a_file_gives_the_time_left(tmp_path: Path) -> None:
     (tmp_path / "in").write_bytes(DATA * 40)
     status = tmp_path / "status"
