@@ -34,7 +34,7 @@ def recipients(values: Values, context: Context) -> list[Recipient]:
     given = [*values["recipients"], *values["recipient"]]
     keys = [parse_recipient(text) for text in given]
     for path in values["recipients_file"]:
-        keys += parse_file(_read(path).decode(errors="replace"), path, parse_recipient)
+        keys += _listed(path, context)
     found: list[Recipient] = [PluginRecipient(key, context) if isinstance(key, PluginKey) else key for key in keys]
     passphrase = _passphrase(values, context)
     if values["passphrase"]:
@@ -45,6 +45,18 @@ def recipients(values: Values, context: Context) -> list[Recipient]:
         found.append(PassphraseRecipient(passphrase))
     if not found:
         raise UsageError("encrypt needs a recipient", hint="give -r age1…, -R FILE, or -p for a passphrase")
+    return found
+
+
+def _listed(path: str, context: Context) -> list[Recipient | PluginKey]:
+    """The recipients in a file. Raises UsageError where none is left, StatepipeError."""
+
+    def warn(text: str) -> None:
+        context.warn(f"encrypt: {text}")
+
+    found = parse_file(_read(path).decode(errors="replace"), path, parse_recipient, warn)
+    if not found:
+        raise UsageError(f"there is no recipient in {path}", hint="it has one a line: age1… or a public key of ssh")
     return found
 
 

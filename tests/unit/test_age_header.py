@@ -274,6 +274,39 @@ def test_a_file_of_identities_names_its_line_and_no_secret() -> None:
     assert "line 4 of keys is no identity" in str(caught.value) and broken[:20] not in f"{caught.value}"
 
 
+OTHERS = [
+    "ecdsa-sha2-nistp256 AAAAE2VjZHNhLXNoYTItbmlzdHAyNTYAAAAIbmlzdHAyNTYAAAAA me@host",
+    "sk-ssh-ed25519@openssh.com AAAAGnNrLXNzaC1lZDI1NTE5QG9wZW5zc2guY29tAAAABHNzaDo=",
+    "ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAAAAwD//w== too-short",
+]
+
+
+@pytest.mark.parametrize("line", OTHERS)
+def test_an_ssh_key_that_cannot_be_encrypted_for_is_passed_over_in_a_file(line: str) -> None:
+    told: list[str] = []
+    good = bech32.encode("age", IDENTITY.recipient.key)
+    assert parse_file(f"{line}\n{good}\n", "keys", parse_recipient, told.append) == [IDENTITY.recipient]
+    assert told == [f"line 1 of keys is passed over: nobody can encrypt for this key of the kind {line.split()[0]}"]
+    with pytest.raises(UsageError):
+        parse_recipient(line)
+
+
+@pytest.mark.parametrize(
+    "line", ["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAAA==", OTHERS[0].replace("ecdsa", "ecdsb", 1), "age1x", "ssh-rsa"]
+)
+def test_a_line_that_is_damaged_is_not_passed_over(line: str) -> None:
+    with pytest.raises(UsageError, match="line 1 of keys is no recipient"):
+        parse_file(line, "keys", parse_recipient, print)
+
+
+def test_a_wrong_passphrase_is_called_that() -> None:
+    stanzas = list(PassphraseRecipient(b"right", work_factor=1).wrap(KEY).stanzas)
+    assert key_of(stanzas, PassphraseIdentity(lambda: b"right")) == KEY
+    with pytest.raises(NoKeyError, match="the passphrase does not open this stream") as caught:
+        key_of(stanzas, PassphraseIdentity(lambda: b"wrong"))
+    assert caught.value.hint
+
+
 # --- armor
 
 DATA = hashlib.shake_128(b"armor").digest(1000)

@@ -100,9 +100,34 @@ def _sized(data: bytes, size: int) -> bytes:
     return data
 
 
-def parse_file(text: str, name: str, parse: Callable[[str], T]) -> list[T]:
-    """One key a line; empty lines and those that begin with # are none. Raises UsageError, which quotes no line."""
-    return [_parse_line(line, f"line {number} of {name}", parse) for number, line in _lines(text)]
+def parse_file(text: str, name: str, parse: Callable[[str], T], warn: Callable[[str], None] | None = None) -> list[T]:
+    """One key a line; empty lines and those that begin with # are none. Raises UsageError, which quotes no line.
+
+    With `warn`, public keys of ssh that cannot be encrypted for are told and passed over, as age does: a person's
+    file of keys has some of every kind.
+    """
+    found = []
+    for number, line in _lines(text):
+        place = f"line {number} of {name}"
+        try:
+            found.append(_parse_line(line, place, parse))
+        except UsageError:
+            kind = _ssh_kind(line)
+            if warn is None or kind is None:
+                raise
+            warn(f"{place} is passed over: nobody can encrypt for this key of the kind {kind}")
+    return found
+
+
+def _ssh_kind(line: str) -> str | None:
+    """The kind of a public key of ssh that is whole, but not one to encrypt for: of another kind, or too short."""
+    from statepipe.formats.age.sshkey import ED25519, kind_of
+
+    try:
+        kind = kind_of(line)
+    except ValueError:
+        return None
+    return None if kind == ED25519 else kind
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:

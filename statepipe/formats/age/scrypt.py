@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
-from statepipe.errors import StatepipeError
+from statepipe.errors import NoKeyError, StatepipeError
 from statepipe.formats.age.derive import check_stanza, decode_argument, unwrap, wrap
 from statepipe.formats.age.envelope import PASSPHRASE, Wrapped
 from statepipe.formats.age.header import HeaderError, Stanza, encode
@@ -50,19 +50,27 @@ class PassphraseIdentity:
     passphrase: Callable[[], bytes] = field(repr=False)
 
     def unwrap(self, stanzas: Sequence[Stanza]) -> bytes | None:
-        """The file key, or None if the passphrase is another. Raises HeaderError, and StatepipeError for memory."""
+        """The file key, or None if there is no passphrase that opens.
+
+        Raises NoKeyError if the passphrase is another: it is the only way in; HeaderError, and StatepipeError for
+        memory.
+        """
         for stanza in stanzas:
             if stanza.kind == PASSPHRASE:
                 return self._unwrap(stanza)
         return None
 
-    def _unwrap(self, stanza: Stanza) -> bytes | None:
+    def _unwrap(self, stanza: Stanza) -> bytes:
         check_stanza(stanza, 2)
         salt = decode_argument(stanza, 0, SALT_SIZE)
         work = stanza.arguments[1]
         if not _NUMBER.fullmatch(work) or int(work) > HIGHEST_WORK_FACTOR:
             raise HeaderError(f"the work factor '{work[:20]}' is no number from 1 to {HIGHEST_WORK_FACTOR}", offset=0)
-        return unwrap(stretch(self.passphrase(), salt, int(work)), stanza.body)
+        file_key = unwrap(stretch(self.passphrase(), salt, int(work)), stanza.body)
+        if file_key is None:
+            hint = "look at capitals, at the keyboard's layout, and at what stands in its file's first line"
+            raise NoKeyError("the passphrase does not open this stream: it is another one's", hint=hint, offset=0)
+        return file_key
 
 
 def stretch(passphrase: bytes, salt: bytes, work_factor: int) -> bytes:

@@ -36,15 +36,25 @@ Blob = bytes
 
 def parse_line(text: str) -> Blob:
     """The public key in a line of `authorized_keys`, without options. Raises ValueError."""
-    words = text.split()
+    blob = _blob_in(text)
+    check_blob(blob)
+    kind_of(text)
+    return blob
+
+
+def kind_of(text: str) -> str:
+    """The kind of the key in such a line, be it of use or not. Raises ValueError where inside it is another."""
+    kind = text.split()[0]
+    if not kind or (_strings(_blob_in(text)) or [b""])[0].decode(errors="replace") != kind:
+        raise ValueError("it is a key of another kind than it says")
+    return kind
+
+
+def _blob_in(text: str) -> Blob:
     try:
-        blob = binascii.a2b_base64(words[1], strict_mode=True)
+        return binascii.a2b_base64(text.split()[1], strict_mode=True)
     except (IndexError, binascii.Error) as error:
         raise ValueError("it is no public key of ssh") from error
-    check_blob(blob)
-    if _strings(blob)[0].decode(errors="replace") != words[0]:
-        raise ValueError("it is a key of another kind than it says")
-    return blob
 
 
 def check_blob(blob: Blob) -> None:
