@@ -8,9 +8,11 @@ letter, if it has one, stands for its name in both.
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any, NoReturn
 
 from statepipe.cli.messages import show
@@ -61,6 +63,7 @@ def _add(parser: argparse.ArgumentParser, param: Param) -> None:
 
 def parse(verb: Verb | Filter, arguments: Sequence[str]) -> dict[str, Any]:
     """The values of a verb's parameters by name. Raises UsageError; SystemExit(0) after --help."""
+    _demand_separator(verb, arguments)
     own, command = _cut_command(verb, arguments)
     values = vars(parser_for(verb).parse_args(_options_first(verb, own)))
     _look_at_descriptors(values)
@@ -77,6 +80,17 @@ def _look_at_descriptors(values: dict[str, Any]) -> None:
                 look_at(text)
             elif text.isascii() and text.isdecimal():
                 demand(int(text))
+
+
+def _demand_separator(verb: Verb | Filter, arguments: Sequence[str]) -> None:
+    """Raises UsageError for a QEMU's command line that `--` was forgotten before: its options would be taken for ours,
+    or for unknown ones."""
+    if "--" in arguments or not any(param.name == COMMAND for param in verb.params):
+        return
+    for before, word in pairwise(arguments):
+        if os.path.basename(word).startswith("qemu-system") and not before.startswith("-"):
+            hint = f"write: statepipe {verb.name} {before} -- {word} …"
+            raise UsageError("a QEMU command line comes after --", hint=hint)
 
 
 def _cut_command(verb: Verb | Filter, arguments: Sequence[str]) -> tuple[Sequence[str], dict[str, list[str]]]:

@@ -153,6 +153,7 @@ BETWEEN_HOSTS = (
             Param("uri", "as for migrate: tls://HOST:PORT, or HOST; unix:///PATH; ssh://USER@HOST", "URI"),
             _MONITOR,
             AS_JSON,
+            Param("--timeout", "give up after so many seconds", "SECONDS"),
             _CREDS,
             _PEER,
             Param("--bind", "connect from this address of ours", "HOST"),

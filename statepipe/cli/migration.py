@@ -67,11 +67,15 @@ def _save(values: Values) -> int:
     from statepipe.cli.states import run_save
 
     path = values["uri"].removeprefix("file://")
-    if not path.startswith("/") or _given(values, but=("words", "uri", "qmp")):
-        raise UsageError(
-            "file:///PATH takes WORDs and --qmp alone", hint="for all that save can: statepipe save --help"
-        )
-    return run_save("save", parse(find_verb("save"), [*values["words"], "--qmp", _monitor(values), path]))
+    if not path.startswith("/") or _given(values, but=("words", "uri", "qmp", *AS_SAVE)):
+        what = f"file:///PATH takes WORDs, --qmp and {', '.join(f'--{name}' for name in AS_SAVE)} alone"
+        raise UsageError(what.replace("_", "-"), hint="for all that save can: statepipe save --help")
+    saving = parse(find_verb("save"), [*values["words"], "--qmp", _monitor(values), path])
+    return run_save("save", saving | {name: values[name] for name in AS_SAVE})
+
+
+AS_SAVE = ("offline", "auto_converge", "timeout", "on_timeout")
+"""Options of migrate that a save has too."""
 
 
 def _migrate_plainly(values: Values, command: str | None, plan: Plan | None = None) -> int:
@@ -281,9 +285,11 @@ GUESTS = 1000
 def run_check(name: str, values: Values) -> int:
     """check: a table; 1 where a row fails."""
     from statepipe.commands.migrate import check
+    from statepipe.engine.deadline import within
     from statepipe.qemu.compare import FAIL, as_rows, worst
 
-    findings = check(_monitor(values), _there(name, values, []), _remote_qemu(values), _warning(name))
+    with within(seconds_of(values["timeout"]), "it was not known whether the guest would get there"):
+        findings = check(_monitor(values), _there(name, values, []), _remote_qemu(values), _warning(name))
     width = max(len(finding.what) for finding in findings)
     lines = [f"{finding.level:4}  {finding.what:{width}}  {finding.reason}" for finding in findings]
     show(json.dumps(as_rows(findings), indent=2) if values["json"] else "\n".join(map(clean, lines)))

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 def saved(path: str, outcome: Outcome) -> str:
     """One line on a save that succeeded."""
     state, size = format_size(outcome.saved.stream.offset), format_size(outcome.saved.size)
-    total, down = (outcome.migration.get(key, 0) for key in ("total-time", "downtime"))
+    total, down = outcome.migration.get("total-time", 0), outcome.downtime * 1000
     return (
         f"statepipe: save: {path}: {state} of state in {size}, {total / 1000:.1f} s, "
-        f"the guest stood still for {down} ms at the end; it is now {outcome.run_state}"
+        f"the guest stood still for {down:.0f} ms at the end; it is now {outcome.run_state}"
     )
 
 

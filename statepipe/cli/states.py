@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +19,14 @@ from statepipe.errors import UsageError
 
 if TYPE_CHECKING:
     from statepipe.commands.outgoing import Saved
+    from statepipe.commands.rounds import Limits
     from statepipe.qemu.guard import Said
     from statepipe.stages.packing import Packing
 
 Values = dict[str, Any]
+
+BY_MONITOR = ("then", "live", "offline", "auto_converge", "timeout", "on_timeout")
+"""Options of save that need QEMU's monitor."""
 
 AT_ONE_LEVEL: Values = {"adapt": False, "min": None, "max": None, "one_frame": False}
 """compress without its options."""
@@ -35,8 +39,9 @@ def run_save(name: str, values: Values) -> int:
     words = _save_words(values["words"])
     seal = seals(values, words.encrypt)
     if values["qmp"] is None:
-        if values["then"] or values["live"]:
-            raise UsageError("--then and --live steer QEMU through its monitor", hint="add --qmp SOCKET")
+        if stray := [name for name in BY_MONITOR if values[name]]:
+            what = stray[0].replace("_", "-")
+            raise UsageError(f"--{what} steers QEMU through its monitor", hint="add --qmp SOCKET")
         from statepipe.commands.save import save_from_stdin
 
         _warn_of_disks(save_from_stdin(values["file"], words.packing, words.plain, seal))
@@ -51,12 +56,27 @@ def _save_by_qmp(values: Values, words: _Words, seal: Sequence[NamedStage]) -> i
     if values["live"] and values["then"]:
         raise UsageError("a guest saved with --live runs on: --then has no place there")
     then = "live" if values["live"] else values["then"] or "stay"
-    outcome = save_by_qmp(values["qmp"], Request(values["file"], words.packing, words.plain, seal, then), _warn_save)
+    converging = ("auto-converge",) if values["auto_converge"] else ()
+    request = Request(values["file"], words.packing, words.plain, seal, then, _limits(values), converging)
+    outcome = save_by_qmp(values["qmp"], request, _warn_save)
     say(saved(values["file"], outcome))
     _warn_of_disks(outcome.saved)
     if outcome.doubts:
         warn("save", outcome.doubts)
     return 0
+
+
+def _limits(values: Values) -> Limits:
+    """Raises UsageError."""
+    from statepipe.cli.network import seconds_of
+    from statepipe.commands.rounds import Limits
+
+    if values["on_timeout"] and not values["timeout"]:
+        raise UsageError("--on-timeout says what happens at a time that --timeout SECONDS has to name")
+    suspends = values["on_timeout"] == "suspend"
+    if values["live"] and (values["offline"] or values["auto_converge"] or suspends):
+        raise UsageError("a guest saved with --live runs on: it is neither stopped nor slowed down")
+    return Limits(values["offline"], seconds_of(values["timeout"]), suspends)
 
 
 def _warn_save(text: str) -> None:
@@ -105,21 +125,29 @@ def run_load(name: str, values: Values) -> int:
         raise UsageError("either a QEMU command or --qmp SOCKET, not both")
     if values["detach"] and not values["command"]:
         raise UsageError("--detach is for a QEMU that load starts", hint="give its command line after --")
-    if not values["command"] and not values["qmp"]:
+    from statepipe.cli.network import seconds_of
+    from statepipe.engine.deadline import within
+
+    seconds = seconds_of(values["timeout"])
+    with within(seconds, f"{values['file']} was not loaded") as in_time:
+        if values["command"] or values["qmp"]:
+            return _load_by_qmp(values, in_time)
         from statepipe.commands.load import load_to_stdout
 
         load_to_stdout(values["file"], keys_of(values), _said_of_disks(values), _warn_load)
         return 0
-    return _load_by_qmp(values)
 
 
-def _load_by_qmp(values: Values) -> int:
+def _load_by_qmp(values: Values, in_time: Callable[[], None]) -> int:
     from statepipe.commands.load_qmp import Telling, load_into_new, load_into_waiting
 
     path, keys, said = values["file"], keys_of(values), _said_of_disks(values)
-    tell = Telling(
-        _warn_load, lambda state: say(f"statepipe: load: {path} is loaded and verified; the guest is {state}")
-    )
+
+    def loaded(state: str) -> None:
+        in_time()
+        say(f"statepipe: load: {path} is loaded and verified; the guest is {state}")
+
+    tell = Telling(_warn_load, loaded)
     if values["qmp"]:
         load_into_waiting(path, values["qmp"], keys, said, tell)
         return 0

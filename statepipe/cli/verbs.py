@@ -6,7 +6,7 @@ carries it out, imported only then.
 
 from __future__ import annotations
 
-from statepipe.cli.hostverbs import BETWEEN_HOSTS
+from statepipe.cli.hostverbs import BETWEEN_HOSTS, ON_TIMEOUT
 from statepipe.cli.onfiles import ON_FILES
 from statepipe.cli.verb import AS_JSON, Verb
 from statepipe.stages import FILTERS, IDENTITIES, RECIPIENTS, Param
@@ -38,6 +38,10 @@ COMMANDS = (
             Param("file", "the state file, which exists only once it is complete", "FILE"),
             _QMP,
             Param("--then", "what becomes of the guest: stay paused (default), cont, or quit", "WHAT", choices=THEN),
+            Param("--offline", "stop the guest first: its memory is sent once"),
+            Param("--auto-converge", "slow the guest down if its memory changes faster than it is sent"),
+            Param("--timeout", "seconds that the guest's memory may take", "SECONDS"),
+            Param("--on-timeout", "what then: cancel (default), or suspend the guest", "WHAT", choices=ON_TIMEOUT),
             Param("--live", "let the guest run on while it is saved as it is now (background-snapshot)"),
             *RECIPIENTS,
             Param("--plain", "do not encrypt, although the configuration names recipients"),
@@ -52,6 +56,7 @@ COMMANDS = (
             Param("command", "after --: the QEMU command line that the guest was started with", "QEMU", many="any"),
             _QMP,
             Param("--detach", "return once the guest runs, and leave QEMU to itself"),
+            Param("--timeout", "seconds until the guest has to be here; then it is given up", "SECONDS"),
             _DISK,
             _FORCE,
             *IDENTITIES,

@@ -26,6 +26,7 @@ from statepipe.formats.handover import SWITCHOVER, Action, Event, Source, source
 from statepipe.formats.qemustream import QemuStream
 from statepipe.qemu.guest import demand_cont
 from statepipe.qemu.monitor import Monitor
+from statepipe.qemu.pace import Pace
 from statepipe.qemu.runstates import LIVE
 from statepipe.stages.watch import watch
 
@@ -75,6 +76,7 @@ class Departure(Coordinator):
         super().__init__(source(), monitor, peer, journal, say)
         self.stream = QemuStream()
         self.stranded: QemuError | None = None  # why a guest that stayed here does not run
+        self.stopped: float | None = None  # when it was told to stop before its time (time.monotonic)
         self._figures: dict[str, Any] = {}
         self._begun = threading.Event()  # QEMU was told to migrate, or never will be
         self._is_refused = False  # QEMU will not: what it does with its guest is another's migration
@@ -90,6 +92,11 @@ class Departure(Coordinator):
     def runs(self) -> bool:
         """Whether it is to go on, wherever it ends up."""
         return self.was in LIVE
+
+    def stop_guest(self) -> None:
+        """Before its memory is through. Raises QemuError."""
+        self.stopped = time.monotonic()
+        self.monitor.execute("stop")
 
     def run(self) -> Source:
         """Migrate; where it ended. What went wrong first is in `cause`."""
@@ -171,9 +178,11 @@ class Departure(Coordinator):
 
     def _follow(self) -> None:
         """QEMU's migration states as events, until the last one. Raises QemuGone."""
-        status, deadline = "", self._deadline()
+        status, deadline, pace = "", self._deadline(), Pace()
         while status not in _LAST:
             self._figures = self.monitor.migration_changed(status, LOOK)
+            if (words := pace.judge(self._figures)) is not None and self.stopped is None:
+                self._say(words)
             if (now := str(self._figures["status"])) != status and now in STATES:
                 self.put(STATES[now], _reason(self._figures))
             if time.monotonic() >= deadline and now == "active":
@@ -186,7 +195,7 @@ class Departure(Coordinator):
 
     def _run_out_of_time(self) -> None:
         if self._limits.then == "suspend":
-            self.monitor.execute("stop")
+            self.stop_guest()
         else:
             hint = "--on-timeout suspend, a longer --downtime-limit or --auto-converge bring it to an end"
             error = StatepipeError(f"the guest's memory was not through after {self._limits.seconds:g} s", hint=hint)

@@ -38,6 +38,7 @@ from statepipe.qemu.disks import Disk
 from statepipe.qemu.guard import Said, Warn, judge, named, unknown
 from statepipe.qemu.hardware import changed_words, changes
 from statepipe.qemu.images import Images
+from statepipe.qemu.runstates import RUNNING
 from statepipe.stages.checksum import verify
 from statepipe.stages.codec import RAW, decompress, identify
 from statepipe.stages.watch import LATE, hold, watch
@@ -155,9 +156,10 @@ class State:
 
     @property
     def run_state(self) -> str | None:
-        """The guest's run state when it was saved; of a foreign stream it is known once it has flowed."""
+        """The guest's run state when it was saved, or before, if it was stopped for that; of a foreign stream it is
+        known once it has flowed."""
         if self.ends.trailer is not None:
-            return self.ends.trailer.get("run_state")
+            return RUNNING if self.ends.trailer.get("stopped_for_it") else self.ends.trailer.get("run_state")
         return self.stream.run_state if self.stream else None
 
     @property

@@ -121,7 +121,7 @@ def _move(request: Request, warn: Tell, monitor: Monitor, guardian: Guardian, li
         if request.quits:
             with _told_where_it_went(steps, where), suppress(QemuGone):  # it may end before its answer is out
                 monitor.execute("quit")
-    return Report(peer.name, state, figures, steps.downtime, sent, resent)
+    return Report(peer.name, state, figures, steps.downtime(departure.stopped), sent, resent)
 
 
 class _Unmoved:
@@ -194,7 +194,7 @@ def _go(departure: Departure, request: Request, guardian: Guardian) -> None:
     """Raises StatepipeError unless the guest runs over there."""
     guardian.note({"state": Source.PRECOPY.name})  # from the stop on there is something to undo
     if request.offline:
-        departure.monitor.execute("stop")
+        departure.stop_guest()
     with at_work(departure):
         state = departure.run()
         guardian.settle()
@@ -259,7 +259,8 @@ class _Steps:
         """Whether the other side has said that it has the guest."""
         return Source.MOVED.name in self._at
 
-    @property
-    def downtime(self) -> float:
-        """Seconds from QEMU's word that the guest stands still to the other side's that it runs."""
-        return self._at[Source.MOVED.name] - self._at[Source.ASKED.name]
+    def downtime(self, stopped: float | None) -> float:
+        """Seconds from QEMU's word that the guest stands still, or from when it was `stopped` before, to the other
+        side's that it runs."""
+        asked = self._at[Source.ASKED.name]
+        return self._at[Source.MOVED.name] - min(asked, stopped or asked)

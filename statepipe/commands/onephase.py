@@ -108,18 +108,21 @@ def _migrate(request: Request, monitor: Monitor, name: str, go: Callable[[], tup
     works_for(monitor.pid)
     runs = movable(monitor)
     wanted = dict.fromkeys(("events", "return-path", *request.capabilities), True)
+    stopped: float | None = None
     with adjusted(monitor, wanted, request.parameters):
         try:
             if request.offline:
+                stopped = time.monotonic()
                 monitor.execute("stop")
             sent, figures = go()
+            downtime = figures.get("downtime", 0) / 1000 if stopped is None else time.monotonic() - stopped
         except BaseException as error:
             _undo(monitor, error, runs=runs in LIVE)
             raise
     if request.quits:
         with suppress(QemuGone):  # it may end before its answer is out
             monitor.execute("quit")
-    return Report(name, None, figures, figures.get("downtime", 0) / 1000, sent, 0)
+    return Report(name, None, figures, downtime, sent, 0)
 
 
 class Direct:

@@ -35,7 +35,7 @@ class Plan:
     """What to save, beside the stream: `words` are stages for the plain stream, `seal` those that encrypt the file.
 
     `guest` goes into the header. `disks` is called once the stream has ended and gives the disks' fingerprints, or
-    None if they are not known.
+    None if they are not known; `last` gives what else is known by then.
     """
 
     packing: Packing
@@ -43,6 +43,7 @@ class Plan:
     seal: Sequence[NamedStage] = ()
     guest: dict[str, Any] = field(default_factory=dict)
     disks: Callable[[], list[Disk] | None] = lambda: None
+    last: Callable[[], dict[str, Any]] = dict
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ def save_stream(
     last: dict[str, Any] = {}
 
     def trailer() -> dict[str, Any]:
-        last.update(stream.facts(), disks=plan.disks())
+        last.update(stream.facts(), disks=plan.disks(), **plan.last())
         return last
 
     try:

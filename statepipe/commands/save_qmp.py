@@ -9,17 +9,19 @@ path has answered, QEMU's guest is its own.
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from statepipe.commands.outgoing import IDLE, Plan, Saved, demand_lasting, save_stream
+from statepipe.commands.rounds import Limits, Rounds
 from statepipe.ends.fd import FdSource, write_all
 from statepipe.ends.output import Output, new_output
 from statepipe.engine.desk import works_for
 from statepipe.engine.pipeline import NamedStage
-from statepipe.errors import InterruptedBySignal, QemuGone, QemuSilent, StatepipeError, TruncatedError
+from statepipe.errors import InterruptedBySignal, QemuError, QemuGone, QemuSilent, StatepipeError, TruncatedError
 from statepipe.qemu.disks import Disk
 from statepipe.qemu.guard import look
 from statepipe.qemu.guest import demand_cont, describe_guest
@@ -27,6 +29,7 @@ from statepipe.qemu.hardware import hardware
 from statepipe.qemu.images import Images, images
 from statepipe.qemu.monitor import Monitor, Tell, demand_completed
 from statepipe.qemu.process import inspect_process, qemu_under
+from statepipe.qemu.runstates import LIVE as LIVE_STATES
 from statepipe.qemu.settings import HARMLESS, adjusted
 from statepipe.stages.packing import Packing
 
@@ -35,23 +38,28 @@ LIVE = "live"
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A save that succeeded: the file, QEMU's own figures, how the guest was left, and what to beware of."""
+    """A save that succeeded: the file, QEMU's own figures, the seconds that the guest stood still for it, how it was
+    left, and what to beware of."""
 
     saved: Saved
     migration: dict[str, Any]
+    downtime: float
     run_state: str
     doubts: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What was asked for: `then` is stay, cont or quit, or LIVE where the guest runs on throughout."""
+    """What was asked for: `then` is stay, cont or quit, or LIVE where the guest runs on throughout. `capabilities` are
+    wanted beside ours."""
 
     path: str
     packing: Packing
     words: Sequence[NamedStage]
     seal: Sequence[NamedStage]
     then: str
+    limits: Limits = field(default_factory=Limits)
+    capabilities: tuple[str, ...] = ()
 
 
 def save_by_qmp(address: str, request: Request, tell: Tell) -> Outcome:
@@ -66,10 +74,16 @@ def save_by_qmp(address: str, request: Request, tell: Tell) -> Outcome:
             demand_cont(monitor, before)
         disks = images(monitor)
         demand_lasting(disks.temporary)
-        with adjusted(monitor, capabilities(live=live), {"max-bandwidth": 0}, () if live else HARMLESS):
-            saved, migration = _save(monitor, request, sink, before, disks)
+        wanted = capabilities(live=live) | dict.fromkeys(request.capabilities, True)
+        rounds = Rounds(monitor, request.limits, tell)
+        with adjusted(monitor, wanted, {"max-bandwidth": 0}, () if live else HARMLESS):
+            saved, migration = _save(monitor, request, sink, before, disks, rounds)
+        downtime = migration.get("downtime", 0) / 1000
+        if rounds.stopped is not None and before in LIVE_STATES:
+            downtime = time.monotonic() - rounds.stopped
         run_state = _leave(monitor, request.then)
-        return Outcome(saved, migration, run_state, _MOVING if disks.rows and run_state == "running" else None)
+        moves_on = bool(disks.rows) and run_state == "running"
+        return Outcome(saved, migration, downtime, run_state, _MOVING if moves_on else None)
 
 
 _MOVING = (
@@ -83,26 +97,64 @@ def capabilities(*, live: bool) -> dict[str, bool]:
     return {"events": True, "return-path": not live, "background-snapshot": live}
 
 
-def _save(monitor: Monitor, request: Request, sink: Output, before: str, disks: Images) -> tuple[Saved, dict[str, Any]]:
+def _save(
+    monitor: Monitor, request: Request, sink: Output, before: str, disks: Images, rounds: Rounds
+) -> tuple[Saved, dict[str, Any]]:
+    def goes_on() -> bool:
+        return before in LIVE_STATES and rounds.stopped is not None
+
     guest = describe_guest(monitor) | {"live": request.then == LIVE, "run_state_before": before}
     guest["hardware"] = hardware(monitor)
     if process := inspect_process(qemu_under(monitor.pid)):
         guest["command"] = list(process.command)
-    plan = Plan(request.packing, request.words, request.seal, guest, _look(disks, request.then))
+    plan = Plan(
+        request.packing,
+        request.words,
+        request.seal,
+        guest,
+        _look(disks, request.then),
+        lambda: _last(stopped=goes_on()),
+    )
     outcome: dict[str, Any] = {}
 
     def approve() -> None:
         outcome.update(demand_completed(monitor.migration_outcome()))
 
-    ours = _start(monitor)
+    if request.limits.offline:
+        rounds.stop_guest()
+    try:
+        ours = _start(monitor)
+    except BaseException:
+        if goes_on():
+            with suppress(QemuError):  # the cause is told
+                monitor.resume()
+        raise
     with ours, FdSource(ours.fileno(), "the migration socket", IDLE) as source:
         try:
-            saved = save_stream(plan, source, sink, lambda message: _answer(ours, message), approve)
+            with rounds.followed():
+                saved = _flow(plan, source, sink, ours, monitor, approve)
         except BaseException as error:
-            ours.close()
-            _explain(monitor, error)
-            raise
+            cause = error if rounds.overdue is None or isinstance(error, InterruptedBySignal) else rounds.overdue
+            _explain(monitor, cause, goes_on=goes_on())
+            raise cause from (None if cause is error else error)
     return saved, outcome
+
+
+def _last(*, stopped: bool) -> dict[str, Any]:
+    """What the trailer says beside the stream and the disks: of a guest that ran until it was saved."""
+    return {"stopped_for_it": True} if stopped else {}
+
+
+def _flow(
+    plan: Plan, source: FdSource, sink: Output, ours: socket.socket, monitor: Monitor, approve: Callable[[], None]
+) -> Saved:
+    """Whatever fails, QEMU is held up no longer."""
+    try:
+        return save_stream(plan, source, sink, lambda message: _answer(ours, message), approve)
+    except BaseException as error:
+        ours.close()
+        _hurry_for(monitor, error)
+        raise
 
 
 def _look(disks: Images, then: str) -> Callable[[], list[Disk]]:
@@ -133,21 +185,28 @@ def _answer(ours: socket.socket, message: bytes) -> bool:
     return True
 
 
-def _explain(monitor: Monitor, error: BaseException) -> None:
-    """Wait until QEMU has given up too, and add to the error what became of the guest."""
+def _hurry_for(monitor: Monitor, error: BaseException) -> None:
     if isinstance(error, InterruptedBySignal):
         monitor.hurry()
+
+
+def _explain(monitor: Monitor, error: BaseException, *, goes_on: bool) -> None:
+    """Wait until QEMU has given up too, let a guest go on that we have stopped, and add to the error what became of
+    it."""
+    _hurry_for(monitor, error)
     if isinstance(error, StatepipeError) and not isinstance(error, QemuGone):
         try:
             advice = None if isinstance(error, TruncatedError) else error.hint  # which only guesses what QEMU knows
-            error.hint = "; ".join(filter(None, [_describe(monitor), advice]))
+            error.hint = "; ".join(filter(None, [_describe(monitor, goes_on=goes_on), advice]))
         except (QemuGone, QemuSilent) as gone:
             error.hint = "; ".join(filter(None, [str(gone), gone.hint]))
 
 
-def _describe(monitor: Monitor) -> str:
+def _describe(monitor: Monitor, *, goes_on: bool) -> str:
     outcome = monitor.migration_outcome()
     monitor.wait_until_running()
+    if goes_on and outcome["status"] != "completed" and monitor.run_state() not in LIVE_STATES:
+        monitor.resume()
     reason = f" ({outcome['error-desc']})" if outcome.get("error-desc") else ""
     return f"QEMU says the migration {_PAST[outcome['status']]}{reason}; the guest is {monitor.run_state()}"
 

@@ -6,7 +6,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -52,6 +52,15 @@ def test_every_verb_says_that_the_monitor_is_held_and_gives_up(
             assert error == f"statepipe: {words[0]}: error: {waits} (waited 6 s)"
             assert "start QEMU with one more -qmp" in hint
         assert guest.run_state() == "running" and not (tmp_path / "s").exists()
+
+
+def test_a_time_that_was_given_is_kept(tmp_path: Path, qemu72: str, state72: Saved, credentials: Credentials) -> None:
+    with Guest(tmp_path, qemu=qemu72, dirty=0) as guest, closing(Qmp(Path(guest.socket), 60)):
+        load = run_statepipe("load", "--timeout", "0.5", "--qmp", guest.socket, state72.file)
+        assert load.returncode == 1 and f"error: {state72.file} was not loaded after 0.5 s" in load.stderr
+        words = ["--qmp", guest.socket, *credentials.of("source"), "tls://127.0.0.1:9"]
+        check = run_statepipe("check", "--timeout", "0.5", *words)
+        assert check.returncode == 1 and "error: it was not known whether the guest would get there" in check.stderr
 
 
 def test_a_held_monitor_that_is_let_go_in_time_serves(tmp_path: Path, qemu72: str) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from statepipe.cli.grammar import COMMAND, parse, parse_word, parser_for
-from statepipe.cli.main import main
+from statepipe.cli.main import find_verb, main
 from statepipe.cli.verb import Verb
 from statepipe.cli.verbs import VERBS
 from statepipe.errors import UsageError
@@ -265,3 +265,13 @@ def test_what_is_wrong_with_a_word_names_it_whatever_the_verb(
     assert main([verb, *behind[verb]]) == 2
     said = capsys.readouterr().err
     assert f"in the word '{word}': " in said and reason in said
+
+
+@pytest.mark.parametrize(
+    "words", [["load", "s", "qemu-system-x86_64"], ["receive", "tls://:1", "/usr/bin/qemu-system-x86_64"]]
+)
+def test_a_qemu_command_line_without_its_separator_is_told_so(words: list[str]) -> None:
+    verb, *rest = [*words, "-m", "128"]
+    with pytest.raises(UsageError, match="comes after --") as caught:
+        parse(find_verb(verb), rest)
+    assert caught.value.hint == f"write: statepipe {words[0]} {words[1]} -- {words[2]} …"

@@ -1,0 +1,77 @@
+"""What becomes of a save's rounds while its bytes flow: a thread of its own looks at QEMU's figures.
+
+It tells where they lead to no end, and acts when their time is over: the save is cancelled, or the guest stopped, so
+that what is left is soon through.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from statepipe.errors import QemuError, StatepipeError
+from statepipe.qemu.monitor import Monitor, Tell
+from statepipe.qemu.pace import WAYS_OUT, Pace
+from statepipe.threads import start
+
+LOOK = 1.0
+"""Seconds between two looks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How the guest is to get through: `offline` stops it first; after `seconds` (None: for ever) the save is cancelled
+    or, with `suspends`, the guest stopped."""
+
+    offline: bool = False
+    seconds: float | None = None
+    suspends: bool = False
+
+
+class Rounds:
+    """`overdue` is why the save was cancelled, `stopped` when the guest was stopped (time.monotonic): None if not."""
+
+    def __init__(self, monitor: Monitor, limits: Limits, tell: Tell) -> None:
+        self._monitor, self._limits, self._tell = monitor, limits, tell
+        self._over = threading.Event()
+        self.overdue: StatepipeError | None = None
+        self.stopped: float | None = None
+
+    def stop_guest(self) -> None:
+        """Raises QemuError."""
+        self.stopped = time.monotonic()
+        self._monitor.execute("stop")
+
+    @contextmanager
+    def followed(self) -> Iterator[None]:
+        """Within it, the rounds are looked at."""
+        thread = threading.Thread(target=self._follow, name="rounds", daemon=True)
+        start(thread)
+        try:
+            yield
+        finally:
+            self._over.set()
+            thread.join()
+
+    def _follow(self) -> None:
+        pace, began, seconds = Pace(), time.monotonic(), self._limits.seconds
+        with suppress(QemuError):  # who reads the stream hears of it too
+            while not self._over.wait(LOOK):
+                figures = self._monitor.migration()
+                if (words := pace.judge(figures)) is not None and self.stopped is None:
+                    self._tell(words)
+                if seconds is not None and time.monotonic() - began >= seconds and figures["status"] == "active":
+                    seconds = None
+                    self._run_out_of_time()
+
+    def _run_out_of_time(self) -> None:
+        """Raises QemuError."""
+        if self._limits.suspends:
+            self.stop_guest()
+            return
+        what = f"the guest's memory was not through after {self._limits.seconds:g} s"
+        self.overdue = StatepipeError(what, hint=WAYS_OUT)
+        self._monitor.execute("migrate_cancel")

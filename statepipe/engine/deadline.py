@@ -1,0 +1,42 @@
+"""A time by which a command has to be through: then it ends as by a signal, with all undone, and says so."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from statepipe.engine.signals import heard
+from statepipe.errors import InterruptedBySignal, StatepipeError
+from statepipe.threads import join, start
+
+
+@contextmanager
+def within(seconds: float | None, late: str) -> Iterator[Callable[[], None]]:
+    """Within it there are so many seconds (None: as many as it takes), until what this gives is called.
+
+    Raises StatepipeError, `late` and the seconds, once they are over.
+    """
+    if seconds is None:
+        yield lambda: None
+        return
+    over, fell_due = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        if not over.wait(seconds):
+            fell_due.set()
+            os.kill(os.getpid(), signal.SIGTERM if signal.SIGTERM in heard() else signal.SIGINT)
+
+    thread = threading.Thread(target=watch, name="deadline", daemon=True)
+    start(thread)
+    try:
+        yield over.set
+    except InterruptedBySignal as error:
+        if fell_due.is_set():
+            raise StatepipeError(f"{late} after {seconds:g} s", hint=error.hint) from error
+        raise
+    finally:
+        over.set()
+        join(thread)

@@ -1,0 +1,76 @@
+"""A guest that changes its memory faster than the file takes it: its save ends, or is told to have no end."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.qemu.harness import Guest, assert_continues, assert_runs_on, run_statepipe
+from tests.qemu.loading import MEMORY
+from tests.qemu.moving import Credentials, mover, receiver, waiting
+
+SLOW = "throttle:20M"
+"""For a guest that has filled 8 MB and changes 16 MB in each of its ticks."""
+
+
+def busy(folder: Path, qemu: str) -> Guest:
+    return Guest(folder, qemu=qemu, memory=MEMORY, fill=8, dirty=16)
+
+
+def test_a_save_without_an_end_is_told_with_figures_and_given_up_in_time(
+    tmp_path: Path, states: Path, qemu72: str
+) -> None:
+    with busy(tmp_path, qemu72) as guest:
+        guest.wait_ticks(2)
+        before = guest.settings()
+        done = run_statepipe("save", "--qmp", guest.socket, "--timeout", "8", "--auto-converge", SLOW, states / "s")
+        assert done.returncode == 1, done.stderr
+        assert re.search(r"warning: round \d+, .* sent: the guest changes .* of its memory a second, and ", done.stderr)
+        assert "error: the guest's memory was not through after 8 s\n" in done.stderr
+        assert re.search(r"hint: QEMU says the migration .*; the guest is running; --offline", done.stderr)
+        assert guest.settings() == before
+        assert_runs_on(guest)
+        assert not list(states.iterdir())
+
+
+@pytest.mark.parametrize("words", [("--offline",), ("--timeout", "3", "--on-timeout", "suspend")])
+def test_a_guest_that_was_stopped_to_be_saved_runs_when_it_is_loaded(
+    tmp_path: Path, states: Path, qemu72: str, words: tuple[str, ...]
+) -> None:
+    with busy(tmp_path, qemu72) as guest:
+        guest.wait_ticks(2)
+        done = run_statepipe("save", "--qmp", guest.socket, *words, SLOW, states / "s")
+        assert done.returncode == 0, done.stderr
+        stood = re.search(r"stood still for (\d+) ms at the end; it is now postmigrate", done.stderr)
+        assert stood is not None and int(stood[1]) >= 500, done.stderr  # 16 MB of the last round, or all 24
+        text, image = guest.serial(), guest.image
+    with Guest(tmp_path, qemu=qemu72, memory=MEMORY, image=image, incoming="defer") as other:
+        done = run_statepipe("load", "--qmp", other.socket, states / "s")
+        assert done.returncode == 0 and "the guest is running" in done.stderr, done.stderr
+        other.wait_ticks(3)
+        assert_continues(text, other.serial())
+
+
+def test_a_guest_that_was_stopped_for_a_save_that_fails_goes_on(
+    tmp_path: Path, small_disk: Callable[[int], Path], qemu72: str
+) -> None:
+    with busy(tmp_path, qemu72) as guest:
+        guest.wait_ticks(2)
+        done = run_statepipe("save", "--qmp", guest.socket, "--offline", small_disk(2 << 20) / "s")
+        assert done.returncode == 1 and "the guest is running" in done.stderr, done.stderr
+        assert_runs_on(guest)
+
+
+def test_the_downtime_of_a_guest_that_was_stopped_first_is_all_of_the_time(
+    tmp_path: Path, qemu72: str, credentials: Credentials
+) -> None:
+    with Guest(tmp_path, qemu=qemu72, dirty=2) as source, waiting(tmp_path, qemu72, source) as target:
+        source.wait_ticks(2)
+        receiving, port = receiver(credentials, "--qmp", target.socket)
+        with receiving, mover(credentials, source, port, "--offline", "throttle:20M") as moving:
+            assert (moving.wait(), receiving.wait()) == (0, 0), (moving.said, receiving.said)
+        took, stood = map(float, re.search(r": ([\d.]+) s, it stood still for (\d+) ms", moving.said[-2]).groups())  # type: ignore[union-attr]
+        assert stood >= 1000 * (took - 0.2) and took > 1
