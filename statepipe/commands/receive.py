@@ -22,7 +22,7 @@ from statepipe.commands.journal import Journal, Listener
 from statepipe.commands.plan import Plan, Say
 from statepipe.commands.terms import CHECK, UNDOING, Offer, begun, offered
 from statepipe.ends.address import SSH
-from statepipe.ends.dial import listening, port_of
+from statepipe.ends.dial import listening, place_of
 from statepipe.ends.listeners import ListeningSocket
 from statepipe.engine.desk import at_work
 from statepipe.engine.peer import Peer
@@ -221,8 +221,7 @@ def _listener(plan: Plan, say: Say) -> Iterator[ListeningSocket | None]:
         yield None
         return
     with listening(plan.address, insecure=plan.insecure) as listener:
-        if not plan.address.port:
-            say(f"listening at port {port_of(listener)}")
+        say(f"listening at {place_of(listener, plan.address)} for a guest")
         yield listener
 
 

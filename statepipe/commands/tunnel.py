@@ -25,7 +25,7 @@ from statepipe.commands.meet import trust_of
 from statepipe.commands.plan import Plan, Say
 from statepipe.commands.ration import Refusals
 from statepipe.ends.address import SSH, TLS
-from statepipe.ends.dial import connect, listening, port_of
+from statepipe.ends.dial import connect, listening, place_of
 from statepipe.ends.listeners import ListeningSocket
 from statepipe.ends.net import Stopped
 from statepipe.engine.desk import at_work
@@ -56,8 +56,8 @@ def run_tunnel(request: Request, say: Say) -> None:
         _run_inside(request, connections)
         return
     with listening(request.come.address, insecure=request.come.insecure) as listener:
-        if request.come.address.scheme == TLS and not request.come.address.port:
-            say(f"listening at port {port_of(listener)}")
+        if request.come.address.scheme == TLS:
+            say(f"listening at {place_of(listener, request.come.address)}")
         try:
             with at_work(connections):
                 (_far if request.come.address.scheme == TLS else _near)(request, listener, connections, say)

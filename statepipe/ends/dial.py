@@ -245,6 +245,12 @@ def _is_left_over(path: str) -> bool:
     return False
 
 
+def place_of(listener: ListeningSocket, address: Address) -> str:
+    """Where it is found on this host, for people: a port, or a unix socket's path, which it may have got since."""
+    where = listener.getsockname()
+    return f"port {where[1]}" if isinstance(where, tuple) else address.path or os.fsdecode(where)
+
+
 def port_of(listener: ListeningSocket) -> int:
     """The port that a listener got where 0 was asked for; 0 for a unix socket."""
     where = listener.getsockname()

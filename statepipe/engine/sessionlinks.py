@@ -167,7 +167,7 @@ class _Dialler:
 
     def _unreachable(self, error: OSError) -> PeerError:
         reason = os.strerror(error.errno) if error.errno else "it did not answer in time"
-        return PeerError(f"cannot connect to {self._session.name}: {reason}", hint="is it listening there?")
+        return PeerError(f"cannot connect to {self._session.name}: {reason}", hint="look whether it is started there")
 
     def _check(self, transport: Transport) -> None:
         """Every link of a session leads to the same peer."""

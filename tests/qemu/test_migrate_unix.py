@@ -12,7 +12,7 @@ import pytest
 
 from statepipe.ends.peercred import demand_user, uid_of
 from statepipe.errors import UsageError
-from tests.qemu.harness import Guest, assert_runs_on, run_statepipe, wait_for
+from tests.qemu.harness import Guest, assert_runs_on, run_statepipe
 from tests.qemu.moving import Running, assert_moved, waiting
 
 
@@ -21,7 +21,7 @@ def test_a_guest_goes_into_another_qemu_of_its_host(tmp_path: Path, qemu: str) -
     with Guest(tmp_path, qemu=qemu, dirty=2) as source, waiting(tmp_path, qemu, source) as target:
         source.wait_ticks(3)
         with Running("receive", where, "--qmp", target.socket) as receiving:
-            wait_for("the socket", (tmp_path / "meet").exists)
+            receiving.wait_said(f"listening at {tmp_path}/meet for a guest")
             looked = run_statepipe("check", "--qmp", source.socket, where)
             assert looked.returncode == 0, looked.stderr
             with Running("migrate", "--qmp", source.socket, "zstd:1", where) as moving:

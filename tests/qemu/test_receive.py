@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -187,3 +188,12 @@ def test_guests_are_served_one_after_the_other(tmp_path: Path, qemu72: str, cred
         assert receiving.wait() == 143
     assert not (tmp_path / "served.log").exists()
     assert [f"journal.{number}" for number in (1, 2, 3)] == sorted(path.name for path in tmp_path.glob("journal*"))
+
+
+def test_who_waits_for_a_guest_says_where(tmp_path: Path, credentials: Credentials) -> None:
+    """At a port that was named too: nobody else tells a person that it has begun to wait."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    waits = ("receive", f"tls://127.0.0.1:{port}", *credentials.of("destination"), "--qmp", tmp_path / "no.qmp")
+    with Running(*waits) as receiving:
+        receiving.wait_said(f"^statepipe: receive: listening at port {port} for a guest$")
