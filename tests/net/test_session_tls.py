@@ -107,4 +107,4 @@ def test_who_breaks_off_is_told_of_only_where_nobody_has_come(folder: str) -> No
             process.stdin.close()
             assert process.wait(PATIENCE) == 0
         status, _, said = collect(receiver)
-    assert status == 0 and said.count(b"\n") == 1 and b"http request" in said, said
+    assert status == 0 and said.count(b"\n") == 1 and b"it speaks HTTP" in said, said
