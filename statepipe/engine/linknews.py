@@ -38,7 +38,7 @@ class LinkNews:
             self._quiet, self._next = 0.0, QUIET
             return
         self._quiet += seconds
-        if self._quiet >= self._next:
+        if self._quiet >= self._next and self._patience > QUIET:  # else its end is told as soon
             self._next += REMINDER
             why = f" ({cause})" if cause else ""
             quiet = f"nothing has come from {self._name} for {self._quiet:.0f} s{why}"

@@ -40,9 +40,9 @@ def test_a_link_that_is_down_and_back_is_told_on_both_sides(world: World, tmp_pa
     assert out.read_bytes() == DATA
 
 
-def told(*looks: tuple[float, bool]) -> list[str]:
+def told(*looks: tuple[float, bool], patience: float = 30) -> list[str]:
     lines: list[str] = []
-    news = LinkNews(lambda kind, text: lines.append(text), "far", 30)
+    news = LinkNews(lambda kind, text: lines.append(text), "far", patience)
     for seconds, heard in looks:
         news.look(seconds, OSError("cut"), heard=heard)
     return lines
@@ -50,6 +50,10 @@ def told(*looks: tuple[float, bool]) -> list[str]:
 
 def test_a_link_that_is_made_anew_at_once_is_no_news() -> None:
     assert told((1, True), (1, False), (QUIET - 2, False), (1, True), (QUIET - 1, False), (1, True)) == []
+
+
+def test_a_session_that_ends_as_soon_says_only_that() -> None:
+    assert told((QUIET, False), (1, True), patience=0.5) == []
 
 
 def test_one_that_stays_away_is_told_again_each_minute() -> None:
