@@ -23,6 +23,29 @@ Buffer = bytes | bytearray | memoryview
 
 Stage = Callable[[Iterator[Buffer]], Iterator[Buffer]]
 
+SMALL_PIECE = 4096
+"""Bytes below which a buffer costs more to keep than it holds, as an object of its own."""
+
+LUMP_SIZE = 64 << 10
+"""Bytes after which the next small pieces begin another lump."""
+
+
+class _Lump(bytearray):
+    """Small pieces joined. It grows only where it was begun, before it is handed on."""
+
+
+def gather(held: list[Buffer], piece: Buffer) -> None:
+    """Append a piece to those held; small ones are joined as they come. 3 MB in single bytes took 200 MB."""
+    if isinstance(piece, _Lump):
+        held.append(memoryview(piece))  # somebody else's, who has handed it on
+    elif len(piece) >= SMALL_PIECE:
+        held.append(piece)
+    elif held and isinstance(held[-1], _Lump) and len(held[-1]) < LUMP_SIZE:
+        held[-1] += piece
+    else:
+        held.append(_Lump(piece))
+
+
 FLUSH = b""
 """An empty buffer: nothing more for now, push out what you hold."""
 

@@ -11,7 +11,8 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from typing import Generic, TypeVar
 
-from statepipe.stage import FLUSH, Buffer, Over, Stage
+from statepipe.room import workers_within
+from statepipe.stage import FLUSH, Buffer, Over, Stage, gather
 from statepipe.threads import parallel
 
 T = TypeVar("T")
@@ -27,9 +28,10 @@ def cut(upstream: Iterator[Buffer], size: int) -> Iterator[list[Buffer]]:
             yield from ([held, []] if held else [[]])
             held, room = [], size
         while len(buffer):
-            held.append(buffer[:room])
+            taken = buffer[:room]
+            gather(held, taken)
             buffer = buffer[room:]
-            room -= len(held[-1])
+            room -= len(taken)
             if not room:
                 yield held
                 held, room = [], size
@@ -38,28 +40,34 @@ def cut(upstream: Iterator[Buffer], size: int) -> Iterator[list[Buffer]]:
 
 
 def over_blocks(
-    function: Callable[[Buffer], R], upstream: Iterator[Buffer], size: int
+    function: Callable[[Buffer], R], upstream: Iterator[Buffer], size: int, memory: int = 0
 ) -> Generator[R | None, None, None]:
-    """`function` of each block of `size` bytes, on all cores, in order; None stands for a flush mark."""
+    """`function` of each block of `size` bytes, on all cores, in order; None stands for a flush mark.
+
+    With `memory`, the bytes that it takes at work, on no more cores than there is room for.
+    """
 
     def work(buffers: list[Buffer]) -> R | None:
         if not buffers:
             return None
         return function(buffers[0] if len(buffers) == 1 else b"".join(buffers))
 
-    with closing(parallel(work, Over(upstream, cut(upstream, size)))) as results:
+    workers = workers_within(memory + 4 * size) if memory else None
+    with closing(parallel(work, Over(upstream, cut(upstream, size)), workers)) as results:
         yield from results
 
 
-def in_blocks(function: Callable[[Buffer], bytes], size: int) -> Stage:
+def in_blocks(function: Callable[[Buffer], bytes], size: int, memory: int = 0) -> Stage:
     """A stage that puts out `function` of each block, of which a reader sees only what they hold together.
+
+    `memory` as with `over_blocks`.
 
     The empty stream is one block too: nothing at all is what a failed program writes.
     """
 
     def stage(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
         empty = True
-        with closing(over_blocks(function, upstream, size)) as packed:
+        with closing(over_blocks(function, upstream, size, memory)) as packed:
             for block in packed:
                 empty = empty and block is None
                 yield FLUSH if block is None else block

@@ -16,13 +16,16 @@ from statepipe.stages.joined import Format, reader
 _BLOCK = b"1AY&SY"
 """What a block begins with, and so a stream after its first four bytes."""
 
+_MEMORY = 8 << 20
+"""Bytes that it takes to compress a block of 900 kB: bzip2(1), MEMORY MANAGEMENT, has 7600 kB."""
+
 _LIMIT = 1 << 20
 """Compressed bytes of a stream that is decoded whole: one block, of 900 kB, is never larger."""
 
 
 def compress(level: int) -> Stage:
     """A stage that writes bzip2 streams of one block of `level` times 100,000 bytes."""
-    return in_blocks(lambda plain: bz2.compress(plain, level), level * 100_000)
+    return in_blocks(lambda plain: bz2.compress(plain, level), level * 100_000, _MEMORY)
 
 
 def decompress() -> Stage:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from statepipe.errors import IntegrityError, StatepipeError, TruncatedError
 from statepipe.formats.qemustream import Phase, QemuStream
 from statepipe.formats.returnpath import pong
-from statepipe.stage import Buffer, Stage
+from statepipe.stage import Buffer, Stage, gather
 from statepipe.units import format_size
 
 
@@ -134,7 +134,7 @@ def hold(late: Callable[[int], bool], limit: int) -> Stage:
             if not late(offset):
                 yield buffer
                 continue
-            held.append(buffer)
+            gather(held, buffer)
             size += len(buffer)
             if size > limit:
                 raise StatepipeError(f"the devices' state is larger than {format_size(limit)}", offset=offset)

@@ -17,6 +17,9 @@ from statepipe.stages.joined import Format, reader
 BLOCK_SIZE = 4 << 20
 """Plain bytes in a stream; also the dictionary, as more could hold nothing."""
 
+_MEMORY, _MEMORY_QUICK = 60 << 20, 16 << 20
+"""Bytes that it takes to compress a block, from level 2 on (measured), and below."""
+
 _MAGIC = b"\xfd7zXZ\0"
 
 
@@ -27,7 +30,7 @@ def compress(level: int) -> Stage:
     def pack(plain: Buffer) -> bytes:
         return lzma.compress(plain, filters=filters)
 
-    return in_blocks(pack, BLOCK_SIZE)
+    return in_blocks(pack, BLOCK_SIZE, _MEMORY if level > 1 else _MEMORY_QUICK)
 
 
 def _dictionary(level: int) -> int:

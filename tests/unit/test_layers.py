@@ -23,6 +23,7 @@ LAYERS = (
     "statepipe.descriptors",
     "statepipe.stage",
     "statepipe.threads",
+    "statepipe.room",
     "statepipe.processes",
     "statepipe.formats",
     "statepipe.stages",
