@@ -91,7 +91,8 @@ class FileSink:
                 return False
             raise
         finally:
-            os.close(spare)
+            with suppress(OSError):  # nothing is in it
+                os.close(spare)
         return True
 
     def __enter__(self) -> FileSink:

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import stat
+from contextlib import suppress
 
 from statepipe.descriptors import demand, named_by
 from statepipe.ends.fd import FdSink, failure
@@ -31,7 +32,8 @@ class DescriptorSink(FdSink):
         super().__init__(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3), path)
 
     def __exit__(self, *error: object) -> None:
-        os.close(self.fd)
+        with suppress(OSError):  # what counts, `sync` has told
+            os.close(self.fd)
 
     def sync(self) -> None:
         """Wait until it is on the disk, if it goes there. Raises StatepipeError."""
