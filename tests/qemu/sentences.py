@@ -143,6 +143,7 @@ KNOWN: list[tuple[str, Claim]] = [
     (HERE + r" was killed and has not ended yet, perhaps as it waits for a disk", lives_here),
     (r"its guest never ran", did_not_run_here),
     # receive: what it waits for
+    (r"listening at .* for a guest", nothing),
     (r"the whole guest is here, paused", stands_here),
     (r"the source has not said yet that it may run", nothing),
     (HERE + r" was told to run the guest and has not answered", nothing),  # it may as that is read
