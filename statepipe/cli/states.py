@@ -13,9 +13,9 @@ from statepipe.cli.config import load_config
 from statepipe.cli.filters import build_words
 from statepipe.cli.grammar import parse_word, refuse_word
 from statepipe.cli.keys import keys_of, seals
-from statepipe.cli.messages import say, show, warn
+from statepipe.cli.messages import explain, say, show, warn
 from statepipe.engine.pipeline import NamedStage
-from statepipe.errors import UsageError
+from statepipe.errors import InterruptedBySignal, StatepipeError, UsageError
 
 if TYPE_CHECKING:
     from statepipe.commands.outgoing import Saved
@@ -179,10 +179,27 @@ def run_inspect(name: str, values: Values) -> int:
 
 
 def run_verify(name: str, values: Values) -> int:
-    """verify-state: the whole file."""
+    """verify-state: whole files, each by itself. The exit code of the first that failed; those behind it are read."""
+    paths = values["file"]
+    if not paths:
+        raise UsageError("verify-state needs a file", hint="as in: statepipe verify-state vm1.state")
+    failures = []
+    for path in paths:
+        try:
+            _verify(path, values)
+        except InterruptedBySignal:
+            raise
+        except StatepipeError as error:
+            if len(paths) == 1:
+                raise
+            explain(f"{name}: {path}", error)
+            failures.append(error)
+    return failures[0].exit_code if failures else 0
+
+
+def _verify(path: str, values: Values) -> None:
     from statepipe.cli.report import verified
     from statepipe.commands.verify import verify_state
 
-    facts = verify_state(values["file"], keys_of(values))
+    facts = verify_state(path, keys_of(values | {"file": path}))
     show(json.dumps(facts, indent=2) if values["json"] else verified(facts))
-    return 0

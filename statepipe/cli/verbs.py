@@ -72,7 +72,7 @@ COMMANDS = (
     Verb(
         "verify-state",
         "read a state file whole and say whether every bit of it is as it was written",
-        (Param("file", "the file", "FILE"), AS_JSON, *IDENTITIES),
+        (Param("file", "the file, or several", "FILE", many="any"), AS_JSON, *IDENTITIES),
         "statepipe.cli.states:run_verify",
     ),
     Verb(

@@ -296,6 +296,18 @@ def test_standard_descriptors_that_are_closed_are_not_given_to_files(tmp_path: P
     assert run("verify-state", str(path)).returncode == 0
 
 
+def test_several_files_are_each_verified_and_told_of(tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole.write_bytes(STREAM)
+    cut.write_bytes(STREAM[:-1])
+    done = run("verify-state", str(whole), str(cut), str(whole))
+    assert done.returncode == 3
+    assert [line.split(": ")[0] for line in done.stdout.decode().splitlines()] == [str(whole)] * 2
+    assert f"statepipe: verify-state: {cut}: " in done.stderr.decode() and b"error: " in done.stderr
+    assert run("verify-state", str(whole), str(whole)).returncode == 0
+    assert run("verify-state").returncode == 2
+
+
 def test_a_slip_in_an_incoming_exec_command_still_ends_the_qemu_that_waits() -> None:
     done = subprocess.run([*STATEPIPE, "load", "--forc", "file"], capture_output=True, timeout=30)
     assert done.returncode == 2
