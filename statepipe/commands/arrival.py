@@ -13,21 +13,23 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from statepipe.commands.coordinator import Coordinator
+from statepipe.commands.coordinator import ENDS, Coordinator
 from statepipe.commands.journal import Journal
 from statepipe.ends.fd import FdSink, FdSource
-from statepipe.engine.peer import Peer
+from statepipe.engine.peer import Message, Peer
 from statepipe.engine.pipeline import NamedStage, Pipeline
 from statepipe.errors import InterruptedBySignal, PeerError, QemuError, QemuGone, StatepipeError
 from statepipe.formats.handover import Action, Destination, Event, destination
 from statepipe.qemu.monitor import Monitor, demand_completed
+from statepipe.shapes import told
 
 CAPABILITIES = ("events", "return-path", "late-block-activate")
 
 
 class Arrival(Coordinator):
     """Runs the destination's half. `words` undo the source's stages; `end` ends QEMU and returns when it has ended;
-    `runs` says whether the guest is to run once it is here."""
+    `runs` says whether the guest is to run once it is here; `last_words` gives the last line of a QEMU that has ended,
+    which is its own reason."""
 
     def __init__(
         self,
@@ -38,11 +40,12 @@ class Arrival(Coordinator):
         end: Callable[[], None],
         *,
         runs: bool,
+        last_words: Callable[[], str] = str,
         say: Callable[[str], object] = lambda text: None,
     ) -> None:
         super().__init__(destination(), monitor, peer, journal, say)
         self.ran = False  # it was seen to run although nobody had let it
-        self._end = end
+        self._end, self._last_words = end, last_words
         self._runs = runs
         self._decided = threading.Event()  # the stream was verified, or no longer matters
         self._ours, self._theirs = socket.socketpair()
@@ -124,6 +127,13 @@ class Arrival(Coordinator):
             self.spawn("end", self._see_ended, Event.OVERDUE)
         elif action is Action.START:
             self.spawn("start", self._start, Event.FAILED)
+
+    def _message(self, action: Action) -> Message:
+        """With QEMU's own reason, where it is QEMU that would not: the source's people see nothing else of it."""
+        message = super()._message(action)
+        if action in ENDS and isinstance(self.cause, QemuError) and self.has_ended() and (why := self._last_words()):
+            message["reason"] = told(f"{self.cause}: {why}")
+        return message
 
     def _see_ended(self) -> None:
         self._end()

@@ -173,6 +173,10 @@ class Host:
         fds = {"pidfd": self._pidfd} | ({"spare": self.child.spare.fileno()} if self.child else {})
         self._guardian.note({"pid": self.monitor.pid, "qmp": self._request.qmp, "runs": runs}, fds)
 
+    def last_words(self) -> str:
+        """What a QEMU of ours that has ended said last."""
+        return "" if self.child is None else self.child.last_words
+
     def let_go(self) -> None:
         """From now on the tables end it where that is right, or the guardian; it may hold the only guest there is."""
         self._let_go = True
@@ -297,7 +301,16 @@ class _Reception:
             host.lend(runs=offer.runs)
             words = self._request.undo([UNDOING[name] for name in offer.undo])
             before = made_ready(host.monitor, CAPABILITIES)
-            arrival = Arrival(host.monitor, peer, words, journal, host.end, runs=offer.runs, say=self._say)
+            arrival = Arrival(
+                host.monitor,
+                peer,
+                words,
+                journal,
+                host.end,
+                runs=offer.runs,
+                last_words=host.last_words,
+                say=self._say,
+            )
             with held():  # but for the time that the two halves wait
                 try:
                     _arrive(arrival, host, guardian)

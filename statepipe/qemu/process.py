@@ -24,6 +24,7 @@ from statepipe.errors import QemuError, QemuGone, StatepipeError, UsageError
 from statepipe.pipes import polled
 from statepipe.processes import Process
 from statepipe.qemu.commandline import MONITOR, anew, option_of
+from statepipe.qemu.lastwords import LastWords
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """The signals that end a command."""
@@ -293,18 +294,24 @@ class Child:
     def __init__(self, command: Sequence[str], detach: bool, folder: str | None = None, log: str | None = None) -> None:
         _refuse_incoming(command)
         self._log = log
+        self._words = None if detach or log is not None else LastWords()
         self.stays_paused = _has_option(command, "-S")
         (self.monitor, theirs), (self.spare, spare) = socket.socketpair(), socket.socketpair()
         with theirs, spare, _opened(log) as said:
             fds = [theirs.fileno(), spare.fileno()]
             its = {0: 0, 1: 1 if said is None else said, 2: 2 if said is None else said} | {fd: fd for fd in fds}
+            its |= {} if self._words is None else {2: self._words.fd}
             try:
                 words = [*command, *_paused_and_waiting(fds)]
                 self._process = Process(words, its, apart=detach, folder=folder)
             except StatepipeError as error:
                 self.monitor.close()
                 self.spare.close()
+                if self._words is not None:
+                    self._words.drop()
                 raise QemuError(str(error), hint=error.hint) from error
+        if self._words is not None:
+            self._words.begin()
 
     @property
     def pid(self) -> int:
@@ -346,8 +353,20 @@ class Child:
         status = self._status() if isinstance(error, QemuGone) else None
         self.end()
         if status is not None:
-            said, hint = _last_words(self._log)
-            raise QemuError(f"QEMU ended with status {status} {when}{said}", hint=hint) from error
+            said = f": {self.last_words}" if self.last_words else ""
+            raise QemuError(f"QEMU ended with status {status} {when}{said}", hint=self.where_it_spoke) from error
+
+    @property
+    def last_words(self) -> str:
+        """The last line that it said, once it has ended; empty where that is not known."""
+        if self._log is not None:
+            return next(iter(Path(self._log).read_text(errors="replace").splitlines()[-1:]), "")
+        return "" if self._words is None else self._words.last()
+
+    @property
+    def where_it_spoke(self) -> str:
+        """Where a person reads all that it said."""
+        return "its own message is above" if self._log is None else f"all that it said is in {self._log}, on its host"
 
     def _status(self) -> int | None:
         """The exit status if it has ended by itself within a second, else None."""
@@ -357,14 +376,6 @@ class Child:
 def wait_for_one(children: Sequence[Child]) -> None:
     """Until one of them has ended, of which none was reaped yet."""
     polled(*(child.ending for child in children)).poll()
-
-
-def _last_words(log: str | None) -> tuple[str, str]:
-    """The last line that it said, to go on with, and where to read all: without a log, on our standard error."""
-    if log is None:
-        return "", "its own message is above"
-    lines = Path(log).read_text(errors="replace").splitlines()
-    return (f": {lines[-1]}" if lines else ""), f"all that it said is in {log}, on its host"
 
 
 @contextmanager
