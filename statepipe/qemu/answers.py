@@ -89,7 +89,6 @@ ANSWERS: Mapping[str, Shape] = {
     "query-named-block-nodes": many(_NODE, MANY),
     "query-block": many(_DRIVE, MANY),
     "x-debug-query-block-graph": fields({"nodes": many(_VERTEX, MANY), "edges": many(_EDGE, MANY)}),
-    "query-chardev": many(fields({"label": text(WORDS), "filename": text(MANY)}), MANY),
     "qom-list": many(fields({"name": text(WORDS), "type": text(WORDS)}), MANY),
     "qom-get parent_bus": text(PATH),
     "qom-get chardev": text(WORDS),

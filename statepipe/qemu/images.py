@@ -182,14 +182,19 @@ def _plain(name: str) -> str:
 
 def _served(monitor: Monitor) -> Iterator[Image]:
     """Disks that another process serves through vhost-user: no node of QEMU's, but a device with a socket."""
-    sockets: dict[str, str] | None = None
     for folder in ("/machine/peripheral", "/machine/peripheral-anon"):
         for row in ask(monitor, "qom-list", path=folder) or []:
-            if not row["type"].startswith(("child<vhost-user-blk", "child<vhost-user-scsi")):
-                continue
-            if sockets is None:
-                sockets = {each["label"]: each["filename"] for each in ask(monitor, "query-chardev") or []}
-            path = f"{folder}/{row['name']}"
-            label = str(ask(monitor, "qom-get", path=path, property="chardev"))
-            name = sockets.get(label, label).removeprefix("disconnected:").partition(",")[0]
-            yield Image(name[:4096], VHOST_USER, (place(monitor, path),))
+            if row["type"].startswith(("child<vhost-user-blk", "child<vhost-user-scsi")):
+                path = f"{folder}/{row['name']}"
+                yield Image(_socket(monitor, path)[:4096], VHOST_USER, (place(monitor, path),))
+
+
+def _socket(monitor: Monitor, device: str) -> str:
+    """Where it is served, as `unix:/run/disk.sock`. query-chardev tells no path of a socket that QEMU connected to."""
+    label = str(ask(monitor, "qom-get", path=device, property="chardev"))
+    address = ask(monitor, "qom-get", path=f"/chardevs/{label}", property="addr")
+    if not isinstance(address, dict):
+        return label
+    words = address.get("data", address)
+    where = words.get("path") if isinstance(words, dict) else None
+    return f"unix:{where}" if isinstance(where, str) else label

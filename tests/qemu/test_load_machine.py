@@ -6,12 +6,14 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from statepipe.qemu.images import images
+from statepipe.qemu.monitor import Monitor
 from tests.qemu.harness import Guest, assert_continues, run_statepipe, wait_for
 from tests.qemu.loading import MEMORY, Saved, assert_never_ran, loaded, run_load
 
@@ -136,6 +138,29 @@ def test_another_machine_than_the_guest_s_is_refused_before_a_byte(
     tmp_path: Path, rig: Rig, args: list[str], said: str, part: str
 ) -> None:
     assert_refused(tmp_path, rig, [*rig.args(rig.overlay, rig.second), *args], said, f"--force {part}")
+
+
+def test_a_disk_that_another_process_serves_is_known_by_its_socket(tmp_path: Path, qemu: str) -> None:
+    """No block node of QEMU's tells of it."""
+    if shutil.which("qemu-storage-daemon") is None:
+        pytest.skip("qemu-storage-daemon is not installed")
+    disk, place = tmp_path / "disk", tmp_path / "disk.sock"
+    disk.write_bytes(bytes(1 << 20))
+    export = f"type=vhost-user-blk,id=e,node-name=f,addr.type=unix,addr.path={place},writable=on"
+    memory = ["-object", "memory-backend-memfd,id=m,size=128M,share=on", "-machine", "memory-backend=m"]
+    device = ["-chardev", f"socket,id=c,path={place}", "-device", "vhost-user-blk-pci,chardev=c"]
+    command = ["qemu-storage-daemon", "--blockdev", f"driver=file,filename={disk},node-name=f", "--export", export]
+    with subprocess.Popen(command) as server:
+        try:
+            wait_for("socket", place.exists)
+            with (
+                Guest(tmp_path, qemu=qemu, args=[*memory, *device]) as guest,
+                closing(Monitor(guest.socket)) as monitor,
+            ):
+                [image] = [row for row in images(monitor).rows if not row.is_file]
+        finally:
+            server.kill()
+    assert (image.path, image.driver, len(image.devices or ())) == (f"unix:{place}", "vhost-user", 1)
 
 
 def boxed(folder: Path, qemu: str) -> Path:
