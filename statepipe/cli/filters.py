@@ -9,7 +9,7 @@ from typing import Any
 from statepipe.cli.context import context
 from statepipe.cli.grammar import naming, parse_word
 from statepipe.cli.keys import with_defaults
-from statepipe.cli.onfiles import meant, opened, require_pipes
+from statepipe.cli.onfiles import ON_FILES, meant, opened, require_pipes
 from statepipe.engine.pipeline import NamedStage, Pipeline
 from statepipe.stages import Filter, find
 
@@ -19,7 +19,8 @@ Values = dict[str, Any]
 def run_filter(name: str, values: Values) -> int:
     """One filter as a command."""
     row, values = meant(find(name), values)
-    return _run([_build(row, values)], values)
+    stages = [_build(row, values)]
+    return _run(stages, values if name in ON_FILES else {})  # the FILE of tee is not what it reads
 
 
 def run_pipe(name: str, values: Values) -> int:

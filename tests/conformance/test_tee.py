@@ -25,6 +25,12 @@ def test_the_copy_is_the_stream(tmp_path: Path) -> None:
     assert os.stat(tmp_path / "copy").st_mode & 0o777 == 0o600
 
 
+def test_a_copy_that_is_there_is_replaced_and_not_read(tmp_path: Path) -> None:
+    (tmp_path / "copy").write_bytes(b"older")
+    assert run("tee", str(tmp_path / "copy"), data=DATA).stdout == DATA
+    assert (tmp_path / "copy").read_bytes() == DATA
+
+
 def test_an_empty_stream_is_an_empty_file(tmp_path: Path) -> None:
     assert run("tee", str(tmp_path / "copy")).returncode == 0
     assert (tmp_path / "copy").read_bytes() == b""
