@@ -26,7 +26,7 @@ from statepipe.qemu.images import images
 from statepipe.qemu.monitor import Monitor, Tell, demand_completed
 from statepipe.qemu.process import Child, inspect_process, qemu_under
 from statepipe.qemu.runstates import LIVE
-from statepipe.qemu.settings import made_ready, restore
+from statepipe.qemu.settings import made_ready, restore, restored
 
 RAN_AT_SAVE = (*LIVE, None)
 """A machine older than 2.4 does not tell its run state; QEMU itself then takes it to be running."""
@@ -75,9 +75,10 @@ def load_into_waiting(path: str, address: str, keys: Keys, said: Said, tell: Tel
         state = _prepare_state(source, tell.warn)
         with closing(Monitor(address, tell=tell.warn)) as monitor:
             before = _load(state, monitor, said, tell.warn, runs=True)
-            with suppress(QemuGone):  # its guest has ended it already
+            with suppress(QemuGone, QemuSilent):  # its guest has ended it already, or keeps it busy
                 tell.loaded(monitor.run_state())
-                restore(monitor, before)
+            if (words := restored(monitor, before)) is not None:
+                tell.warn(words)
 
 
 def _prepare_state(source: StateFile, warn: Tell) -> State:

@@ -10,10 +10,10 @@ import itertools
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from statepipe.commands.arrival import CAPABILITIES, Arrival
 from statepipe.commands.encounter import reception
@@ -36,7 +36,7 @@ from statepipe.qemu.facts import Own, gather
 from statepipe.qemu.monitor import Monitor
 from statepipe.qemu.places import clashes, for_a_look, seen
 from statepipe.qemu.process import Child, wait_for_one
-from statepipe.qemu.settings import made_ready, restore
+from statepipe.qemu.settings import made_ready, restored
 from statepipe.qemu.view import View
 
 ENDING = 5000
@@ -317,12 +317,17 @@ class _Reception:
                 finally:
                     self._signal = arrival.signal
                 host.keep()
-            if host.child is None:  # one of another's
-                restore(host.monitor, before)
         self._say(f"{peer.name} has given its guest away; here it is {_state(host.monitor, offer)}")
+        if host.child is None:  # a QEMU of another's
+            self._restore(host.monitor, before)
         if self._signal is not None and self._request.guests is not None:
             raise self._signal  # too late for this guest, and not for the service
         return True
+
+    def _restore(self, monitor: Monitor, before: Mapping[str, Any]) -> None:
+        """The guest is here, whatever QEMU says of its settings."""
+        if (words := restored(monitor, before)) is not None:
+            self._say(words)
 
     def _path(self) -> str | None:
         """One who serves has a journal for each guest."""

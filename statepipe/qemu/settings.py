@@ -109,6 +109,17 @@ def restore(monitor: Monitor, before: Mapping[str, Any]) -> None:
     _set_parameters(monitor, before["parameters"])
 
 
+def restored(monitor: Monitor, before: Mapping[str, Any]) -> str | None:
+    """As `restore`, where all else is done and no word of QEMU's can make that undone: what is to be said of it."""
+    try:
+        restore(monitor, before)
+    except QemuGone:  # and its settings with it
+        return None
+    except QemuError as error:
+        return f"QEMU's migration settings are not as before: {error}"
+    return None
+
+
 def set_capabilities(monitor: Monitor, states: Mapping[str, bool]) -> None:
     """Raises QemuError for one that this QEMU does not know, or a combination that it does not take."""
     # Off before on: QEMU refuses combinations, and checks the whole list at once only within one command.

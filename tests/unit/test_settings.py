@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from statepipe.qemu.monitor import Monitor
-from statepipe.qemu.settings import adjusted, made_ready, restore
-from tests.qmpserver import QmpServer, qmp_server
+from statepipe.qemu.settings import adjusted, made_ready, restore, restored
+from tests.qmpserver import SILENT, QmpServer, qmp_server
 
 SET = {
     "events": False,
@@ -77,3 +77,15 @@ def test_a_qemu_that_waits_takes_one_stream_and_is_as_before(server: QmpServer) 
         assert parameters["tls-creds"] == "" and parameters["max-bandwidth"] == 1
         restore(monitor, before)
         assert found(monitor) == (SET, PARAMETERS)
+
+
+def test_settings_that_are_not_put_back_are_told_of_and_no_failure_of_what_is_done(server: QmpServer) -> None:
+    """The guest that came is here, whatever QEMU still has to say."""
+    with closing(Monitor(server.path)) as monitor:
+        before = made_ready(monitor, ("events",))
+        assert restored(monitor, before) is None
+        assert found(monitor) == (SET, PARAMETERS)
+        server.takes["migrate-set-capabilities"] = lambda arguments: SILENT
+        monitor.hurry()
+        words = restored(monitor, before)
+        assert words is not None and words.startswith("QEMU's migration settings are not as before: ")
