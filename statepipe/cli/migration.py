@@ -41,7 +41,7 @@ def run_migrate(name: str, values: Values) -> int:
 
         return run_detached(values, _monitor(values))
     plan = _there(name, values, values["words"])
-    if uri == "unix" and not any(values[option] for option in TWO_PHASED):
+    if uri == "unix" and not any(values[option] for option in TWO_PHASED if option != PEER):
         from statepipe.commands.overunix import find_out
 
         ready, is_ours = find_out(plan)
@@ -54,11 +54,13 @@ def run_migrate(name: str, values: Values) -> int:
     return 0
 
 
+PEER = "peer"
+
 TWO_PHASED = (
-    *("detach", "journal", "status_fd", "force", "links", "tls_creds", "peer"),
+    *("detach", "journal", "status_fd", "force", "links", "tls_creds", PEER),
     *("timeout", "on_timeout", "switchover_timeout"),
 )
-"""Options that mean a statepipe over there."""
+"""Options that mean a statepipe over there; at a unix socket a QEMU, too, has a user who may be named."""
 
 
 def _save(values: Values) -> int:
@@ -82,7 +84,7 @@ def _migrate_plainly(values: Values, command: str | None, plan: Plan | None = No
     """To a QEMU that waits, or through a program: nobody over there speaks with us."""
     from statepipe.commands.onephase import migrate_directly, migrate_plainly, to_address, to_program
 
-    if stray := [name for name in TWO_PHASED if values[name]]:
+    if stray := [name for name in TWO_PHASED if values[name] and not (plan and name == PEER)]:
         what = stray[0].replace("_", "-")
         raise UsageError(f"--{what} is for tls:// and ssh://", hint="there a statepipe takes the guest in two phases")
     plan = plan or plan_of(

@@ -4,6 +4,9 @@ QEMU's own word is all there is, so this is one phase, and not two. The return p
 only after QEMU there has said that it has loaded everything. Whatever fails until then, a program's exit status too,
 the guest runs on here; what becomes of it there afterwards, nobody here can see.
 
+At a unix socket it is a QEMU of a user who may have the guest: root's, ours, the one that is meant, or that of the
+guest's own QEMU, who has it already.
+
 Where nothing is done to the stream, QEMU gets the connection itself and takes as long as with its own tcp:. Bytes that
 pass through us take 1.4 to 2.0 times as long.
 """
@@ -20,6 +23,7 @@ from statepipe.commands.departure import LOOK
 from statepipe.commands.meet import MakeSink, connected_to, outgoing
 from statepipe.commands.migrate import Report, Request, movable
 from statepipe.commands.outgoing import IDLE
+from statepipe.commands.overunix import demand_known
 from statepipe.ends.fd import FdSource, write_all
 from statepipe.ends.net import Patience, SocketSink, SocketSource
 from statepipe.ends.relay import Backflow, Incoming
@@ -30,6 +34,7 @@ from statepipe.formats.qemustream import QemuStream
 from statepipe.pipes import polled
 from statepipe.processes import Process, name_of_signal
 from statepipe.qemu.monitor import FINAL, Monitor, Tell, demand_completed
+from statepipe.qemu.process import owner
 from statepipe.qemu.runstates import LIVE
 from statepipe.qemu.settings import adjusted
 from statepipe.stages.watch import watch
@@ -106,6 +111,8 @@ def _migrate(request: Request, monitor: Monitor, name: str, go: Callable[[], tup
     """What both have in common; `go` gives the bytes sent and QEMU's figures."""
     monitor.demand_handover()
     works_for(monitor.pid)
+    if (connection := request.plan.ready) is not None:  # a silent listener may be anybody
+        demand_known(name, connection, request.plan.peer, owner(monitor.pid))
     runs = movable(monitor)
     wanted = dict.fromkeys(("events", "return-path", *request.capabilities), True)
     stopped: float | None = None

@@ -86,7 +86,7 @@ class UnixDial:
         self._ready = None
         connection = ready or connect(self._plan.address, self._plan.patience, None, insecure=False)
         try:
-            user = _known(name, connection, self._plan.peer)
+            user = demand_known(name, connection, self._plan.peer)
             if ready is None and not _has_spoken(connection, self._stop):
                 raise PeerError(f"no statepipe answers at {name}", hint="what listens there is not 'statepipe receive'")
         except BaseException:
@@ -95,9 +95,10 @@ class UnixDial:
         return SocketTransport(connection, name, user)
 
 
-def _known(name: str, connection: socket.socket, peer: str | None) -> str:
+def demand_known(name: str, connection: socket.socket, peer: str | None, known: int | None = None) -> str:
+    """As `demand_user`, for who listens at the address `name`. Raises PeerError."""
     try:
-        return demand_user(connection, peer)
+        return demand_user(connection, peer, known)
     except PeerError as error:
         raise PeerError(f"{name}: {error}", hint=error.hint) from error
 

@@ -29,14 +29,14 @@ def uid_of(name: str) -> int:
         raise UsageError(f"there is no user '{name}' here", hint=hint) from None
 
 
-def demand_user(connection: socket.socket, meant: str | None) -> str:
-    """The name of the user who connected, or who listens: root, ourselves, or the one that is meant.
+def demand_user(connection: socket.socket, meant: str | None, known: int | None = None) -> str:
+    """The name of the user who connected, or who listens: root, ourselves, or the one that is meant, or `known`.
 
     Raises PeerError for anybody else.
     """
     _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    if uid not in (0, os.geteuid()) and (meant is None or uid != uid_of(meant)):
-        known = "root" if os.geteuid() == 0 else f"root or {user_name(os.geteuid())}"
+    if uid not in (0, os.geteuid(), known) and (meant is None or uid != uid_of(meant)):
+        whom = "root" if os.geteuid() == 0 else f"root or {user_name(os.geteuid())}"
         hint = f"if that is the peer that is meant, add --peer {uid}; else look who made the socket"
-        raise PeerError(f"the other side is {user_name(uid)}, and not {known}", hint=hint)
+        raise PeerError(f"the other side is {user_name(uid)}, and not {whom}", hint=hint)
     return user_name(uid)

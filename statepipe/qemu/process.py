@@ -60,7 +60,7 @@ def parent_qemu() -> Running | None:
     Nor is one of another user's, whose exec: went through sudo: its files are not ours to read for it.
     """
     pid = parent_pid()
-    return inspect_process(pid) if pid is not None and _owner(pid) == os.geteuid() else None
+    return inspect_process(pid) if pid is not None and owner(pid) == os.geteuid() else None
 
 
 def parent_pid() -> int | None:
@@ -106,10 +106,10 @@ def listening_qemu(pid: int, uid: int) -> bool:
     Who listened may have ended, and another process have its number. So it must be of the same user, unless root
     listened: QEMU's -runas gives its rights up only then.
     """
-    return uid in (0, _owner(pid)) and is_qemu(pid)
+    return uid in (0, owner(pid)) and is_qemu(pid)
 
 
-def _owner(pid: int) -> int | None:
+def owner(pid: int) -> int | None:
     """The user whose rights it has; None if it is gone."""
     try:
         return int(_rights(pid)["Uid"].split()[1])

@@ -93,7 +93,7 @@ def test_into_a_file_is_a_save(tmp_path: Path, qemu72: str) -> None:
         ["unix:///x", "--tls-creds", "x"],
         ["exec:true", "--timeout", "3"],
         ["file://x"],
-        ["file:///x", "--offline"],
+        ["file:///x", "--journal", "x"],
         ["throttle:1M", "decompress", "localhost"],
         ["localhost", "--on-timeout", "suspend"],
         ["localhost", "--downtime-limit", "soon"],

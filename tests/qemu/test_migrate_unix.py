@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from statepipe.ends.peercred import demand_user, uid_of
-from statepipe.errors import UsageError
+from statepipe.errors import PeerError, UsageError
 from tests.qemu.harness import Guest, assert_runs_on, run_statepipe
 from tests.qemu.moving import Running, assert_moved, waiting
 
@@ -47,11 +47,15 @@ def listened_at(path: Path, uid: int) -> Iterator[socket.socket]:
         yield listener
 
 
-def test_a_listener_of_another_user_s_gets_nothing_and_the_guest_runs_on(tmp_path: Path, qemu72: str) -> None:
+@pytest.mark.parametrize("words", [["--timeout", "60"], [], ["throttle:100M"], ["--peer", "12345"]])
+def test_a_listener_of_another_user_s_gets_nothing_and_the_guest_runs_on(
+    tmp_path: Path, qemu72: str, words: list[str]
+) -> None:
+    """Whether a statepipe is demanded there, or one who is silent is taken for a QEMU that waits."""
     where = f"unix://{tmp_path}/meet"
     with Guest(tmp_path, qemu=qemu72, dirty=2) as source, listened_at(tmp_path / "meet", 65534) as listener:
         source.wait_ticks(3)
-        done = run_statepipe("migrate", "--qmp", source.socket, "--timeout", "60", where)
+        done = run_statepipe("migrate", "--qmp", source.socket, *words, where)
         assert done.returncode == 5, done.stderr
         assert f"{where}: the other side is nobody, and not root" in done.stderr and "--peer 65534" in done.stderr
         with listener.accept()[0] as connection:
@@ -64,6 +68,14 @@ def test_root_and_who_is_meant_are_known(tmp_path: Path, uid: int, meant: str | 
     with listened_at(tmp_path / "meet", uid) as listener, socket.socket(socket.AF_UNIX) as connection:
         connection.connect(listener.getsockname())
         assert demand_user(connection, meant) == ("nobody" if uid else "root")
+
+
+def test_the_user_who_has_the_guest_already_is_known(tmp_path: Path) -> None:
+    with listened_at(tmp_path / "meet", 65534) as listener, socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(listener.getsockname())
+        assert demand_user(connection, None, 65534) == "nobody"
+        with pytest.raises(PeerError, match="the other side is nobody, and not root"):
+            demand_user(connection, None, 12345)
 
 
 def test_a_user_who_is_none_is_told() -> None:
