@@ -224,7 +224,8 @@ def _listener(plan: Plan, say: Say) -> Iterator[ListeningSocket | None]:
     if plan.address.scheme == SSH:
         yield None
         return
-    with listening(plan.address, insecure=plan.insecure) as listener:
+    mode = 0o600 if plan.peer is None else 0o666  # a user who is meant must get in; the kernel's word is asked of each
+    with listening(plan.address, insecure=plan.insecure, mode=mode) as listener:
         say(f"listening at {place_of(listener, plan.address)} for a guest")
         yield listener
 

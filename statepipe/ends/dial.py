@@ -141,10 +141,11 @@ def _connect(
 
 
 @contextmanager
-def listening(address: Address, *, insecure: bool) -> Iterator[ListeningSocket]:
+def listening(address: Address, *, insecure: bool, mode: int = 0o600) -> Iterator[ListeningSocket]:
     """A listening socket at `address`, at all that its name stands for; an empty host is every address, IPv4 and IPv6.
 
-    Raises as `connected`.
+    A unix socket has that mode, and its name is taken away at the end, unless another has it by then. Raises as
+    `connected`.
 
     Where systemd has handed one over, it is that, whatever the address.
     """
@@ -156,18 +157,28 @@ def listening(address: Address, *, insecure: bool) -> Iterator[ListeningSocket]:
     _refuse_open_country(address, targets, insecure=insecure)
     try:
         listener: ListeningSocket = (
-            _listen_unix(address.path) if address.scheme == UNIX else _listen_tcp(address, targets)
+            _listen_unix(address.path, mode) if address.scheme == UNIX else _listen_tcp(address, targets)
         )
     except OSError as error:
         hint = "another process has it; look with: ss -ltnp" if error.errno == errno.EADDRINUSE else None
         raise PeerError(f"cannot listen at {address}: {os.strerror(error.errno or 0)}", hint=hint) from error
+    made = _file_at(address.path) if address.scheme == UNIX else None
     try:
         with listener:
             yield listener
     finally:
-        if address.scheme == UNIX:
+        if made is not None and _file_at(address.path) == made:
             with suppress(FileNotFoundError):
                 os.unlink(address.path)
+
+
+def _file_at(path: str) -> tuple[int, int] | None:
+    """Which file has the name now."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 HANDED_OVER = 3
@@ -199,18 +210,18 @@ def _listen_tcp(address: Address, targets: list[Target]) -> ListeningSocket:
     return listen_at(targets)
 
 
-def _listen_unix(path: str) -> socket.socket:
-    """For its owner alone. A socket that nobody listens on any more gives way.
+def _listen_unix(path: str, mode: int) -> socket.socket:
+    """For those whom its mode lets in. A socket that nobody listens on any more gives way.
 
     It gets its name once it listens: who waits for the name is never refused.
     """
     folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
-        os.fchmod(listener.fileno(), 0o600)  # before it has a name: the name takes this mode
+        os.fchmod(listener.fileno(), mode)  # before it has a name: the name takes this mode
         if _is_left_over(path):
             os.unlink(path)
-        _name(listener, folder, os.path.basename(path))
+        _name(listener, folder, os.path.basename(path), mode)
     except BaseException:
         listener.close()
         raise
@@ -219,10 +230,14 @@ def _listen_unix(path: str) -> socket.socket:
     return listener
 
 
-def _name(listener: socket.socket, folder: int, name: str) -> None:
+def _name(listener: socket.socket, folder: int, name: str, mode: int) -> None:
     """Have it listen, and then be found under its name. Raises OSError where something has that name."""
     hidden = f".statepipe.{os.getpid()}.{os.urandom(4).hex()}"
-    listener.bind(f"/proc/self/fd/{folder}/{hidden}")  # however long the folder's own path is
+    umask = os.umask(0o777 & ~mode)  # it would take more from the mode than was meant
+    try:
+        listener.bind(f"/proc/self/fd/{folder}/{hidden}")  # however long the folder's own path is
+    finally:
+        os.umask(umask)
     try:
         listener.listen(BACKLOG)
         os.link(hidden, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)

@@ -7,9 +7,12 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
+from statepipe.ends.address import parse_address
+from statepipe.ends.dial import listening
 from statepipe.ends.peercred import demand_user, uid_of
 from statepipe.errors import PeerError, UsageError
 from tests.qemu.harness import Guest, assert_runs_on, run_statepipe
@@ -68,6 +71,38 @@ def test_root_and_who_is_meant_are_known(tmp_path: Path, uid: int, meant: str | 
     with listened_at(tmp_path / "meet", uid) as listener, socket.socket(socket.AF_UNIX) as connection:
         connection.connect(listener.getsockname())
         assert demand_user(connection, meant) == ("nobody" if uid else "root")
+
+
+def test_a_receiver_lets_in_the_user_who_is_meant_and_no_other(qemu72: str) -> None:
+    if os.geteuid():
+        pytest.skip("only root can be another user")
+    with TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        where = f"{folder}/meet"
+        with Running("receive", "--peer", "65534", f"unix://{where}", "--", qemu72, "-nodefaults") as receiving:
+            receiving.wait_said(f"listening at {where} for a guest")
+            assert said_to(65534, where) == b"statepipe session"
+            assert said_to(12345, where) == b""
+            receiving.wait_said("turned away this host: the other side is user 12345, and not root")
+
+
+def said_to(uid: int, path: str) -> bytes:
+    """The beginning of what a user hears who connects there."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        os.seteuid(uid)
+        try:
+            connection.connect(path)
+        finally:
+            os.seteuid(0)
+        return connection.recv(17)
+
+
+def test_a_name_that_another_has_by_now_is_left_to_it(tmp_path: Path) -> None:
+    address = parse_address(f"unix://{tmp_path}/meet")
+    with listening(address, insecure=False):
+        (tmp_path / "meet").unlink()
+        (tmp_path / "meet").write_text("another's")
+    assert (tmp_path / "meet").exists()
 
 
 def test_the_user_who_has_the_guest_already_is_known(tmp_path: Path) -> None:
