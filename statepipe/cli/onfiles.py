@@ -63,6 +63,8 @@ def _codec_or_file(values: Values) -> Values:
     from statepipe.cli.grammar import CODECS
 
     only = values["codec"]
+    if only == "":  # a shell's variable that is not set: what should be in the file is not standard input
+        raise UsageError("an empty argument is neither a codec nor a FILE")
     if only is None or values["file"] is not None or re.fullmatch(rf"({'|'.join(CODECS)}|auto)(:.*)?|-?\d+", only):
         return values
     return values | {"codec": None, "file": only} if _is_file(only) else values
@@ -98,7 +100,17 @@ def opened(values: Values, stack: ExitStack) -> tuple[Any, Any]:
         source = stack.enter_context(FdSource(0, "standard input"))
     else:
         source = stack.enter_context(AnyFile(str(file)))
-    return source, FdSink(1, "standard output") if output in (None, "-") else new_output(str(output), 0o666)
+    if output in (None, "-"):
+        return source, FdSink(1, "standard output")
+    return source, new_output(str(output), _mode_of(str(output)))
+
+
+def _mode_of(path: str) -> int:
+    """Of the file that is replaced, if there is one: what its owner has hidden stays hidden."""
+    try:
+        return os.stat(path).st_mode & 0o666
+    except (OSError, ValueError):  # none; a NUL in it
+        return 0o666
 
 
 def require_pipes(values: Values, *, binary: bool) -> None:

@@ -65,6 +65,12 @@ def test_an_output_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"cut", "kept"}
 
 
+def test_what_is_replaced_keeps_who_may_read_it(plain: Path) -> None:
+    plain.chmod(0o600)
+    assert run("compress", str(plain), "-o", str(plain)).returncode == 0
+    assert plain.stat().st_mode & 0o777 == 0o600
+
+
 def test_a_codec_that_is_a_files_name_is_a_codec(tmp_path: Path) -> None:
     (tmp_path / "zstd").write_bytes(b"of the file")
     packed = run("compress", "zstd", data=DATA, cwd=tmp_path, env=os.environ | {"PYTHONPATH": os.getcwd()})
@@ -76,6 +82,7 @@ def test_a_codec_that_is_a_files_name_is_a_codec(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [
+        (["compress", ""], 2, "neither a codec nor a FILE"),
         (["compress", "./none"], 1, "cannot open ./none"),
         (["decompress", "/dev"], 1, "/dev is a folder"),
         (["encrypt", agefiles.RECIPIENT, "/dev/null", "/dev/zero"], 2, "one file at a time"),
