@@ -12,15 +12,23 @@ from pathlib import Path
 
 from statepipe.errors import StatepipeError
 
-OVERRULED = ("--no-textmode", "--set-filesize", "0", "--max-output", "0", "--output", "-")
+OVERRULED = ("--no-textmode", "--set-filesize", "0", "--max-output", "0", "--output", "-", "--logger-file", "-")
 """Given after the options of gpg.conf, these count: no line ends are changed, nothing is counted but what is there,
-and what comes out goes to us."""
+and what comes out goes to us, and no message of gpg's with it."""
 
-_STEALING = ("passphrase-fd", "override-session-key", "override-session-key-fd", "multifile", "command-fd")
+_STEALING = (
+    "logger-fd 1",
+    "passphrase-fd",
+    "override-session-key",
+    "override-session-key-fd",
+    "multifile",
+    "command-fd",
+)
 
 ENCRYPTING = frozenset(("no-literal", "rfc2440", "compliance rfc2440", *_STEALING))
-"""Options without an opposite. With the first three gpg ends with 0 and nobody can read what it wrote; the others read
-the input as something else. Each was tried (2.2.40, all options of `gpg --dump-options`)."""
+"""Options without an opposite. With the first three gpg ends with 0 and nobody can read what it wrote; the others put
+messages among the data, or read the input as something else. Each was tried (2.2.40, all options of `gpg
+--dump-options`)."""
 
 DECRYPTING = frozenset(("list-only", "unwrap", *_STEALING))
 """And those with which it does not decrypt."""
@@ -34,7 +42,7 @@ def require_none(names: frozenset[str]) -> None:
     home = Path(os.environ.get("GNUPGHOME") or os.path.expanduser("~/.gnupg"))
     for path in (Path("/etc/gnupg/gpg.conf"), *sorted(home.glob("gpg.conf-2*")), home / "gpg.conf"):
         for name, value in _lines(path):
-            line = f"{name} {value}" if name == "compliance" else name
+            line = f"{name} {value}" if name in ("compliance", "logger-fd") else name
             if line in names:
                 what = f"'{line}' in {path} makes gpg lose the data, or write what cannot be read"
                 raise StatepipeError(what, hint="take that line out; which keys and ciphers are used may stand there")
