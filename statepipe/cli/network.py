@@ -80,12 +80,16 @@ def _plan(name: str, values: Values) -> Plan:
 def plan_of(name: str, address: str, words: Sequence[str], values: Values, silence: float | None) -> Plan:
     """A plan from an address, words and the options that each verb between hosts has: `name`. Raises UsageError."""
     from statepipe.commands.plan import Plan
-    from statepipe.ends.address import parse_address
+    from statepipe.ends.address import UNIX, parse_address
     from statepipe.ends.net import Patience
 
     refuse_word(address, "address", f"tls://{address}")
     where, creds, peer = parse_address(address), values["tls_creds"], values["peer"]
     _refuse_strays(where.scheme, values)
+    if where.scheme == UNIX and peer:  # looked up once: later it is asked of each who comes
+        from statepipe.ends.peercred import uid_of
+
+        peer = str(uid_of(peer))
     retry = seconds_of(values.get("retry"))
     also = [_also(text, where.port) for text in values.get("also") or ()]
     return Plan(
