@@ -144,10 +144,9 @@ def _load_by_qmp(values: Values, in_time: Callable[[], None]) -> int:
     path, keys, said = values["file"], keys_of(values), _said_of_disks(values)
 
     def loaded(state: str) -> None:
-        in_time()
         say(f"statepipe: load: {path} is loaded and verified; the guest is {state}")
 
-    tell = Telling(_warn_load, loaded)
+    tell = Telling(_warn_load, loaded, in_time)
     if values["qmp"]:
         load_into_waiting(path, values["qmp"], keys, said, tell)
         return 0

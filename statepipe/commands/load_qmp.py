@@ -7,8 +7,9 @@ when it was saved. Whatever fails before that, our QEMU is ended and its guest h
 
 from __future__ import annotations
 
+import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -18,15 +19,18 @@ from statepipe.ends.fd import FdSink
 from statepipe.ends.state import Keys, StateFile, open_state
 from statepipe.engine.pipeline import Pipeline
 from statepipe.engine.signals import held
-from statepipe.errors import InterruptedBySignal, QemuError, QemuGone, QemuSilent
+from statepipe.errors import InterruptedBySignal, QemuError, QemuGone, QemuSilent, StatepipeError
+from statepipe.qemu.commandline import starts_qemu
 from statepipe.qemu.guard import Said
 from statepipe.qemu.guest import describe_guest
 from statepipe.qemu.hardware import hardware
 from statepipe.qemu.images import images
 from statepipe.qemu.monitor import Monitor, Tell, demand_completed
+from statepipe.qemu.places import seen
 from statepipe.qemu.process import Child, inspect_process, qemu_under
 from statepipe.qemu.runstates import LIVE
 from statepipe.qemu.settings import made_ready, restore, restored
+from statepipe.qemu.view import View
 
 RAN_AT_SAVE = (*LIVE, None)
 """A machine older than 2.4 does not tell its run state; QEMU itself then takes it to be running."""
@@ -34,11 +38,12 @@ RAN_AT_SAVE = (*LIVE, None)
 
 @dataclass(frozen=True, slots=True)
 class Telling:
-    """Who hears of it: `warn` what is not proved and what is waited for, `loaded` the run state of a guest that is
-    here."""
+    """Who hears of it: `warn` what is not proved and what is waited for, `here` that the guest is, at once, and
+    `loaded` its run state."""
 
     warn: Tell
     loaded: Tell
+    here: Callable[[], None]
 
 
 def load_into_new(path: str, command: Sequence[str], keys: Keys, said: Said, tell: Telling, *, detach: bool) -> int:
@@ -53,10 +58,14 @@ def load_into_new(path: str, command: Sequence[str], keys: Keys, said: Said, tel
             with open_state(path, keys) as source:
                 state = _prepare_state(source, tell.warn)
                 state.refuse_changed_before(command, said)
+                _refuse_taken(command)
                 with held():  # a QEMU that was started must be known to us
                     child = Child(command, detach)
                 monitor = opened.enter_context(closing(Monitor(child.monitor, child.pid, tell.warn)))
                 _load(state, monitor, said, tell.warn, runs=not child.stays_paused)
+            tell.here()
+            if not detach:  # the guest runs: what would end us is QEMU's
+                child.pass_signals_on()
             with suppress(QemuGone, QemuSilent):  # its guest has ended it already, or keeps it busy
                 tell.loaded(monitor.run_state())
             return 0 if detach else child.wait()
@@ -64,6 +73,19 @@ def load_into_new(path: str, command: Sequence[str], keys: Keys, said: Said, tel
         if child is not None:
             child.end_after(error, "while loading")
         raise
+
+
+def _refuse_taken(command: Sequence[str]) -> None:
+    """Raises StatepipeError for sockets where somebody listens: a QEMU that is started takes them away, and it may be
+    the one that still holds the guest which listens there."""
+    if not starts_qemu(command):
+        return
+    rows = seen(command, View(0), os.getcwd(), held=False)
+    if taken := [f"{row['path']} ({row['option']})" for row in rows if row.get("busy")]:
+        raise StatepipeError(
+            f"QEMU is not started, as it would take away where somebody listens: {', '.join(taken)}",
+            hint="end the QEMU that has it, if its guest is the one that was saved; or give it another name",
+        )
 
 
 def load_into_waiting(path: str, address: str, keys: Keys, said: Said, tell: Telling) -> None:
@@ -75,6 +97,7 @@ def load_into_waiting(path: str, address: str, keys: Keys, said: Said, tell: Tel
         state = _prepare_state(source, tell.warn)
         with closing(Monitor(address, tell=tell.warn)) as monitor:
             before = _load(state, monitor, said, tell.warn, runs=True)
+            tell.here()
             with suppress(QemuGone, QemuSilent):  # its guest has ended it already, or keeps it busy
                 tell.loaded(monitor.run_state())
             if (words := restored(monitor, before)) is not None:

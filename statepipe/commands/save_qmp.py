@@ -120,14 +120,13 @@ def _save(
     def approve() -> None:
         outcome.update(demand_completed(monitor.migration_outcome()))
 
-    if request.limits.offline:
-        rounds.stop_guest()
     try:
+        if request.limits.offline:
+            rounds.stop_guest()
         ours = _start(monitor)
-    except BaseException:
+    except BaseException as error:
         if goes_on():
-            with suppress(QemuError):  # the cause is told
-                monitor.resume()
+            _let_go_on(monitor, error)
         raise
     with ours, FdSource(ours.fileno(), "the migration socket", IDLE) as source:
         try:
@@ -183,6 +182,16 @@ def _answer(ours: socket.socket, message: bytes) -> bool:
     with suppress(BrokenPipeError):
         write_all(ours.fileno(), message)
     return True
+
+
+def _let_go_on(monitor: Monitor, error: BaseException) -> None:
+    """The guest that we have stopped, or have told QEMU to stop. It is waited for, also after a signal: a `stop` that
+    is still on its way would leave it so. The error's hint tells of one that does not go on."""
+    try:
+        monitor.resume()
+    except QemuError as refused:
+        if isinstance(error, StatepipeError):
+            error.hint = "; ".join(filter(None, [error.hint, f"the guest was stopped for the save: {refused}"]))
 
 
 def _hurry_for(monitor: Monitor, error: BaseException) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.qemu.harness import assert_continues, run_statepipe, wait_for
+from tests.qemu.harness import Guest, assert_continues, run_statepipe, wait_for
 from tests.qemu.loading import (
     Saved,
     end_qemu,
@@ -165,3 +165,12 @@ def test_detached_it_returns_once_the_guest_runs(tmp_path: Path, state: Saved) -
         assert_continues(state.before, serial.read_text())
     finally:
         end_qemu(tmp_path)
+
+
+def test_no_socket_is_taken_from_a_qemu_that_listens_there(tmp_path: Path, state72: Saved, qemu72: str) -> None:
+    """It may be the only one that still has the guest."""
+    with Guest(tmp_path, qemu=qemu72, dirty=0) as guest:
+        command = [*qemu_command(tmp_path, state72), "-qmp", f"unix:{guest.socket},server=on,wait=off"]
+        done = run_statepipe("load", state72.file, "--", *command)
+        assert done.returncode == 1 and f"would take away where somebody listens: {guest.socket} (-qmp)" in done.stderr
+        assert guest.run_state() == "running", "its monitor answers"

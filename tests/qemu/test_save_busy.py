@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,6 +65,35 @@ def test_a_guest_that_was_stopped_for_a_save_that_fails_goes_on(
         done = run_statepipe("save", "--qmp", guest.socket, "--offline", small_disk(2 << 20) / "s")
         assert done.returncode == 1 and "the guest is running" in done.stderr, done.stderr
         assert_runs_on(guest)
+
+
+STOPPED_AS_IT_STOPS = """
+import os, signal
+from statepipe.cli.main import entry
+from statepipe.qemu.monitor import Monitor
+
+ask = Monitor.execute
+
+def asked(monitor, command, **arguments):
+    answer = ask(monitor, command, **arguments)
+    if command == "stop":
+        os.kill(os.getpid(), signal.SIGINT)
+    return answer
+
+Monitor.execute = asked
+entry()
+"""
+"""statepipe, which a person stops at the very moment at which QEMU has stopped the guest."""
+
+
+def test_a_guest_goes_on_where_a_person_gives_up_as_it_is_stopped(tmp_path: Path, states: Path, qemu72: str) -> None:
+    with busy(tmp_path, qemu72) as guest:
+        guest.wait_ticks(2)
+        words = ["save", "--qmp", str(guest.socket), "--offline", str(states / "s")]
+        done = subprocess.run([sys.executable, "-c", STOPPED_AS_IT_STOPS, *words], capture_output=True, text=True)
+        assert done.returncode == 128 + signal.SIGINT, done.stderr
+        assert_runs_on(guest)
+        assert not list(states.iterdir())
 
 
 def test_the_downtime_of_a_guest_that_was_stopped_first_is_all_of_the_time(
