@@ -39,6 +39,8 @@ def place(monitor: Monitor, path: str) -> str:
     if not bus:
         return path
     owner, _, name = str(bus).rpartition("/")
+    if name in ("sysbus", "main-system-bus") and "[" not in path:  # of the board, as one of two flashes: by its name
+        return path
     if name == "virtio-bus":  # half of a virtio device, whose other half is what is plugged in
         return place(monitor, owner)
     return " ".join([name, *_address(monitor, path, name)])

@@ -195,3 +195,23 @@ def test_a_disk_in_a_container_is_looked_at_in_there(tmp_path: Path, qemu72: str
     assert done.returncode == 1, done.stderr
     assert f"disks changed since the state was saved: {decoy}: its content changed" in done.stderr
     assert_never_ran(tmp_path)
+
+
+def test_two_flashes_that_were_swapped_are_refused_and_not_written(tmp_path: Path, qemu72: str) -> None:
+    """QEMU writes what the guest has in its flash to whatever file is in that place."""
+    flashes = [tmp_path / "code", tmp_path / "vars"]
+    for number, flash in enumerate(flashes):
+        flash.write_bytes(bytes([number]) * (256 << 10))
+
+    def args(*files: Path) -> list[str]:
+        return [word for file in files for word in ("-drive", f"if=pflash,format=raw,file={file}")]
+
+    with Guest(tmp_path, qemu=qemu72, memory=MEMORY, args=["-S", *args(*flashes)]) as guest:
+        done = run_statepipe("save", "--qmp", guest.socket, tmp_path / "s")
+        assert done.returncode == 0, done.stderr
+        image = guest.image
+    before = [flash.read_bytes() for flash in flashes]
+    with Guest(tmp_path, qemu=qemu72, memory=MEMORY, image=image, args=args(*flashes[::-1]), incoming="defer") as other:
+        done = run_statepipe("load", "--qmp", other.socket, tmp_path / "s")
+    assert done.returncode == 1 and "system.flash0" in done.stderr, done.stderr
+    assert [flash.read_bytes() for flash in flashes] == before
