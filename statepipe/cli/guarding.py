@@ -1,10 +1,11 @@
-"""The guardian's own program: `python -m statepipe.cli.guarding VERB SIDE FD`, which migrate and receive start."""
+"""The guardian's own program, which migrate and receive start: its words are VERB SIDE FD."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from statepipe.cli.messages import say, warn
 from statepipe.commands.guardian import guard
@@ -25,6 +26,11 @@ def main(verb: str, side: str, fd: str) -> None:
     guard(int(fd), side, speak, lambda text: warn(verb, text))
 
 
-if __name__ == "__main__":
+def run() -> NoReturn:
+    """`main` with the words of the command line, and nothing after it."""
     main(*sys.argv[1:])
     os._exit(0)
+
+
+if __name__ == "__main__":
+    run()

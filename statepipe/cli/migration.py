@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import statepipe
 from statepipe.cli.filters import build_words
 from statepipe.cli.grammar import parse, parse_word
 from statepipe.cli.messages import clean, say, show, warn
@@ -374,8 +375,15 @@ def _refused(name: str) -> Callable[[Exception], None]:
 
 
 def _guard(name: str, side: str) -> list[str]:
-    """The program that is to set things right should this one be killed (cli/guarding.py); it speaks as this verb."""
-    return [sys.executable, "-P", "-m", "statepipe.cli.guarding", name, side]
+    """The program that is to set things right should this one be killed (cli/guarding.py); it speaks as this verb.
+
+    Where our own code is, it is told: the launcher of an installed statepipe knows that, and its children do not.
+    """
+    library = os.path.dirname(os.path.dirname(os.path.abspath(statepipe.__file__)))
+    return [sys.executable, "-I" if sys.flags.isolated else "-P", "-c", _GUARDIAN, library, name, side]
+
+
+_GUARDIAN = "import sys; sys.path.insert(0, sys.argv.pop(1)); from statepipe.cli.guarding import run; run()"
 
 
 def _listeners(values: Values) -> list[Callable[[dict[str, Any]], None]]:

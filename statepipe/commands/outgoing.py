@@ -86,7 +86,7 @@ def save_stream(
         watcher = watch(stream, answer)
         if answer is None:
             watcher = _deserted(stream, watcher)
-        Pipeline(source, [("watch", watcher), ("watch", alone(stream)), *_stages(plan, trailer)], sink).pour()
+        Pipeline(source, [("watch", watcher), ("alone", alone(stream)), *_stages(plan, trailer)], sink).pour()
         if answer is not None:
             _refuse_more(stream, source)
         sink.sync()

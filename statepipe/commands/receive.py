@@ -109,7 +109,7 @@ class Host:
         """
         command = self._request.command
         found = seen(command, View(0), self._request.folder or os.getcwd(), held=False)
-        self.own = (command, found)
+        self.own = (list(command), found)
         if self._offer.purpose == CHECK:
             return for_a_look(command)
         in_use = clashes(self._offer.facts.get("places", []), found)

@@ -24,7 +24,7 @@ def verify_state(path: str, keys: Keys) -> dict[str, Any]:
     with open_state(path, keys) as source:
         ends = read_ends(source)
         stream = QemuStream()
-        Pipeline(source, [*_decoders(ends), ("watch", watch(stream)), ("watch", alone(stream))], Nowhere()).pour()
+        Pipeline(source, [*_decoders(ends), ("watch", watch(stream)), ("alone", alone(stream))], Nowhere()).pour()
         if ends.trailer is not None and ends.trailer.get("end_mark", stream.end_mark) != stream.end_mark:
             raise IntegrityError("the stream's end mark is not where the trailer says", offset=stream.end_mark)
         facts = {

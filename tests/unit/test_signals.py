@@ -24,9 +24,12 @@ every_signal = pytest.mark.parametrize("number", ENDING)
 
 @pytest.fixture(autouse=True)
 def handlers_are_put_back() -> Iterator[None]:
-    before = [signal.getsignal(number) for number in ENDING]
+    """Whoever started the tests may have had some ignored, as nohup does."""
+    inherited = [signal.signal(number, signal.SIG_DFL) for number in ENDING]
     yield
-    assert [signal.getsignal(number) for number in ENDING] == before
+    assert [signal.getsignal(number) for number in ENDING] == [signal.SIG_DFL] * len(ENDING)
+    for number, handler in zip(ENDING, inherited, strict=True):
+        signal.signal(number, handler)
     assert not signal.pthread_sigmask(signal.SIG_BLOCK, []) & set(ENDING)
 
 
