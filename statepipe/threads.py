@@ -78,11 +78,15 @@ def ahead(upstream: Iterator[T], depth: int) -> Generator[T, None, None]:
             close(upstream)
 
 
+class NoThread(StatepipeError):
+    """There can be no further thread now (pthread_create(3), EAGAIN): later, perhaps."""
+
+
 def start(thread: threading.Thread) -> None:
     """Start a thread that gets none of the signals that end us: they are for the main thread, which can act on them.
 
     Nor does one come between the start and its outcome. Nor is it stopped, and all of us with it, for writing to a
-    terminal from the background (SIGTTOU, stty tostop). Raises StatepipeError where there can be no further thread.
+    terminal from the background (SIGTTOU, stty tostop). Raises NoThread where there can be no further thread.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (*ENDING, signal.SIGTTOU))
     try:
@@ -92,9 +96,9 @@ def start(thread: threading.Thread) -> None:
 
 
 def begin(thread: threading.Thread) -> None:
-    """Start a thread as it is. Raises StatepipeError where there can be no further one."""
+    """Start a thread as it is. Raises NoThread where there can be no further one."""
     if not _starts(thread):
-        raise StatepipeError("no further thread can be started", hint=LIMITS)
+        raise NoThread("no further thread can be started", hint=LIMITS)
 
 
 def _starts(thread: threading.Thread) -> bool:
@@ -197,7 +201,7 @@ class _Pool(Generic[T, R]):
         self._threads = [threading.Thread(target=self._work, name="worker", daemon=True) for _ in range(workers)]
 
     def start(self) -> None:
-        """Fewer will do where there cannot be more. Raises StatepipeError where there is not one."""
+        """Fewer will do where there cannot be more. Raises NoThread where there is not one."""
         start(self._threads[0])
         with held():
             self._threads[1:] = takewhile(_starts, self._threads[1:])

@@ -17,9 +17,11 @@ def runtimes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def interruptible() -> None:
-    """A shell has its background jobs ignore SIGINT, and a statepipe keeps to that: what tests start is to hear it."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    """A shell has its background jobs ignore SIGINT, nohup SIGHUP, and a statepipe keeps to that: what tests start is
+    to hear them."""
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,7 @@ import struct
 from contextlib import suppress
 
 from statepipe.errors import StatepipeError
+from statepipe.imagelocks import is_image_of_qemu
 
 FS_IOC_GETFLAGS, FS_IMMUTABLE_FL, FS_APPEND_FL = 0x80086601, 0x10, 0x20
 """ioctl_iflags(2): what lsattr shows."""
@@ -41,7 +42,24 @@ def refuse_impossible(path: str, base: str, folder: int) -> None:
             f"{path} is a mount point, and no file can take its place",
             hint="a container's -v FILE:FILE makes one: mount the folder that it is in, or name another file",
         )
+    if _is_in_use(base, folder):
+        raise StatepipeError(
+            f"{path} is a disk image that a QEMU has open, and would be lost to its guest",
+            hint="name another file",
+        )
     _refuse_kept(path, base, folder, there)
+
+
+def _is_in_use(base: str, folder: int) -> bool:
+    """Whether it is a disk of a guest that runs; not known of one that may not be read."""
+    try:
+        seen = os.open(base, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    except OSError:
+        return False
+    try:
+        return bool(is_image_of_qemu(seen))
+    finally:
+        os.close(seen)
 
 
 def _refuse_kept(path: str, base: str, folder: int, there: os.stat_result) -> None:

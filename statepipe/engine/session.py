@@ -24,7 +24,7 @@ from statepipe.formats.frames import Violation
 from statepipe.formats.sessionstate import Change, Event, State
 from statepipe.formats.wire import Wire
 from statepipe.stage import FLUSH, Buffer
-from statepipe.threads import join, start
+from statepipe.threads import NoThread, join, start
 
 
 class Session:
@@ -102,7 +102,7 @@ class Session:
         except Violation as error:
             self.fail(error)
             drain(transport)
-        except (OSError, PeerError, RuntimeError) as error:  # the last where no thread can be had for its writer
+        except (OSError, PeerError, NoThread) as error:  # the last where there can be none for its writer
             self._blame(number, error)
         finally:
             with self.lock:

@@ -21,7 +21,7 @@ from statepipe.formats.frames import MAX_LINKS, FrameReader, Greeting, Greets, R
 from statepipe.formats.opening import SESSION_SIZE, TOKEN_SIZE, Doorkeeper, Late, Party, Secrets, refuse
 from statepipe.formats.sessionstate import Link
 from statepipe.formats.wire import Wire
-from statepipe.threads import start
+from statepipe.threads import NoThread, start
 
 FIRST_PAUSE, LAST_PAUSE = 0.05, 0.25
 """Seconds between dials, doubling: a network that is back is used within a second, one that is not is left alone."""
@@ -216,7 +216,7 @@ class Acceptor:
             return
         try:
             start(threading.Thread(target=self._serve, args=(transport,), name="link", daemon=True))
-        except RuntimeError as error:  # pthread_create(3), EAGAIN: of a limit that QEMUs share with us
+        except NoThread as error:  # of a limit that QEMUs share with us
             self._count_out(transport)
             transport.close()
             self._turned_away(transport.name, PeerError(f"no room for it: {error}"))
@@ -238,8 +238,8 @@ class Acceptor:
             greeting = self._greeting(transport)
             session, answer = self._admit(transport, greeting)
             session.spawn(lambda: session.carry(greeting.link, transport, answer), "link")
-        except (OSError, PeerError, RuntimeError) as error:  # the last where no thread can be had
-            if not isinstance(error, Late) and (isinstance(error, Violation | RuntimeError) or not self._sessions):
+        except (OSError, PeerError, NoThread) as error:
+            if not isinstance(error, Late) and (isinstance(error, Violation | NoThread) or not self._sessions):
                 self._turned_away(transport.name, error if isinstance(error, PeerError) else PeerError(str(error)))
             transport.close()
         finally:

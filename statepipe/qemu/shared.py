@@ -7,22 +7,19 @@ that has the same file. Only what the guest does not write to is compared by wha
 
 from __future__ import annotations
 
-import fcntl
 import os
 import stat
 import struct
 from collections.abc import Iterable
 from typing import Any
 
+from statepipe.imagelocks import is_image_of_qemu
 from statepipe.qemu.disks import NoImage, fingerprint, format_of, open_image
 from statepipe.qemu.images import Image, Images
 from statepipe.qemu.view import View
 from statepipe.shapes import either, fields, flag, many, maybe, text, whole
 
 Facts = dict[str, Any]
-
-FIRST_LOCK, LOCKS = 100, 200
-"""The bytes of an image that QEMU locks for what it may do with it (block/file-posix.c, RAW_LOCK_PERM_BASE)."""
 
 QCOW2_SIZE = struct.Struct(">24xQ")
 """Where a qcow2's header has the size of the disk that is in it; the file grows with what is written."""
@@ -88,10 +85,6 @@ def _is_locked(path: str) -> bool | None:
     except (NoImage, OSError):
         return None
     try:
-        wanted = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, FIRST_LOCK, LOCKS, 0)
-        kind: int = struct.unpack("hhqqi", fcntl.fcntl(fd, fcntl.F_OFD_GETLK, wanted))[0]
-        return kind != fcntl.F_UNLCK
-    except OSError:  # a file system without locks
-        return None
+        return is_image_of_qemu(fd)
     finally:
         os.close(fd)

@@ -224,7 +224,7 @@ def test_a_server_of_tls_1_2(folder: str) -> None:
     with old_server(folder) as (port, became):
         status, said = send(port, "--tls-creds", folder)
     assert status == 5
-    assert_one_error(said, "send", "protocol")
+    assert_one_error(said, "send", "does not speak TLS 1.3")
     assert len(became) == 1 and isinstance(became[0], ssl.SSLError)
 
 

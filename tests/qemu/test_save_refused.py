@@ -59,6 +59,15 @@ def test_a_place_for_no_file_is_refused_and_the_guest_runs_on(
 
 
 @pytest.mark.parametrize("mode", MODES)
+def test_a_disk_that_a_qemu_has_open_is_not_replaced(guest: Guest, start_save: Start, mode: str) -> None:
+    """The guest's own, or another's."""
+    guest.capabilities(return_path=True)
+    before = guest.image.read_bytes()
+    assert_refused(start_save(guest, guest.image, mode), "is a disk image that a QEMU has open")
+    assert guest.image.read_bytes() == before
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_a_folder_that_is_not_writable_is_refused(guest: Guest, states: Path, start_save: Start, mode: str) -> None:
     guest.capabilities(return_path=True)
     states.chmod(0o500)
@@ -82,7 +91,7 @@ def assert_refused(save: Save, reason: str) -> None:
     assert lines[0].startswith("statepipe: save: error: ")
     assert reason in lines[0]
     assert all(line.startswith("statepipe: ") for line in lines), save.stderr()
-    assert save.guest.wait_status()["status"] == "failed"
+    save.guest.wait_status("failed", "none")  # the latter where QEMU was told nothing
     assert_runs_on(save.guest)
 
 

@@ -21,6 +21,7 @@ LAYERS = (
     "statepipe.private",
     "statepipe.pipes",
     "statepipe.descriptors",
+    "statepipe.imagelocks",
     "statepipe.stage",
     "statepipe.threads",
     "statepipe.room",
