@@ -46,7 +46,7 @@ class Pair:
         prepare(self.monitors[0], DEPARTING, downtime_limit=2000)
         prepare(self.monitors[1], ARRIVING)
         journal = Journal(None, {}, (self._note,))
-        self.departure = Departure(self.monitors[0], ends[0], [], journal, runs=True)
+        self.departure = Departure(self.monitors[0], ends[0], [], journal, was="running")
         there = Journal(None, {}, (self._note_there,))
         self.arrival = Arrival(self.monitors[1], ends[1], [], there, self._end, runs=True)
 
