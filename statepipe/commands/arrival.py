@@ -84,8 +84,8 @@ class Arrival(Coordinator):
         return "until it is ended, its guest runs here" if self.ran else "its guest never ran"
 
     def _begin(self) -> None:
-        self.monitor.execute("stop")  # one that was started without -S would run its guest as soon as it has it
         with self._theirs:
+            self.monitor.execute("stop")  # one that was started without -S would run its guest as soon as it has it
             self.monitor.give(self._theirs.fileno(), "statepipe-receive")
             self.monitor.execute("migrate-incoming", uri="fd:statepipe-receive")
         for name, work in (("stream", self._load), ("back", self._answer), ("qemu", self._follow)):
