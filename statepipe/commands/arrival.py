@@ -68,7 +68,9 @@ class Arrival(Coordinator):
         return state
 
     def waits_for(self) -> str | None:
-        """What this state waits for."""
+        """What this state waits for; nothing of a QEMU that has ended, which is heard of next."""
+        if self.has_ended():
+            return None
         qemu = f"QEMU here (process {self.pid})"
         words = {
             Destination.WAITING: "the whole guest is here, paused; the source has not said yet that it may run",

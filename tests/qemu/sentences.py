@@ -170,6 +170,7 @@ KNOWN: list[tuple[str, Claim]] = [
     # why, and nothing of where
     (r"the switchover was not through after [\d.]+ s: .*", nothing),
     (r"QEMU here has ended", ended_here),
+    (r"QEMU has ended before its guest could run", ended_here),
     (r"\S+ has not said yet whether it has the whole guest", nothing),
     (r"the guest runs as soon as it can, perhaps when a disk answers", nothing),
     (r"QEMU has not come to the end of its migration", nothing),
