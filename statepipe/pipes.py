@@ -14,6 +14,7 @@ import termios
 import threading
 from contextlib import suppress
 from struct import unpack
+from typing import Self
 
 READ_SIZE = 256 << 10
 PIPE_SIZE = 1 << 20
@@ -59,6 +60,19 @@ class Bell:
             if self.fd >= 0:
                 os.close(self.fd)
             self.fd = -1
+
+
+class Stoppable:
+    """What has waits that end as it is left, from any thread: each polls `_stop` too, which has rung then."""
+
+    def __init__(self) -> None:
+        self._stop = Bell()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.ring()
 
 
 def polled(*fds: int) -> select.poll:

@@ -111,6 +111,21 @@ def _starts(thread: threading.Thread) -> bool:
     return True
 
 
+@contextmanager
+def beside(name: str, work: Callable[[], object], end: Callable[[], object]) -> Iterator[None]:
+    """Within it, `work` goes on in a thread of that name. On leaving, `end` has it return, and that is waited for.
+
+    Raises NoThread. What `work` raises is nobody's: it has to tell by itself.
+    """
+    thread = threading.Thread(target=work, name=name, daemon=True)
+    start(thread)
+    try:
+        yield
+    finally:
+        end()
+        join(thread)
+
+
 LIMITS = "look at 'ulimit -u' and 'ulimit -v', and at pids.max and memory.max of the cgroup"
 """What to try where there are no threads, or there is no memory."""
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from statepipe.commands.plan import Plan, Visit
 from statepipe.commands.ration import Ration, Refusals
@@ -27,8 +27,8 @@ from statepipe.engine.sessionends import SessionReturn, SessionSink, SessionSour
 from statepipe.engine.sessionlinks import Acceptor, Dial, dialled
 from statepipe.engine.timing import Timing
 from statepipe.formats.frames import MAX_LINKS, Role
-from statepipe.pipes import Bell
-from statepipe.threads import join, start
+from statepipe.pipes import Stoppable
+from statepipe.threads import beside
 
 if TYPE_CHECKING:
     import socket
@@ -65,7 +65,7 @@ def timing(plan: Plan) -> Timing:
 # --- the sender
 
 
-class TlsDial:
+class TlsDial(Stoppable):
     """Makes links to the plan's addresses in turn: patiently the first, within REDIAL the others.
 
     An address that does not answer is passed over. Whatever the way, at its end must be the host of the plan's own.
@@ -74,17 +74,11 @@ class TlsDial:
     """
 
     def __init__(self, plan: Plan, trust_now: TrustNow) -> None:
+        super().__init__()
         self._plan, self._trust_now, self._first = plan, trust_now, True
         self._turns = itertools.count()
         self._known = Known(partial(find_places, [plan.address, *plan.also]))
         self._made: deque[socket.socket] = deque(maxlen=MAX_LINKS)
-        self._stop = Bell()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stop.ring()
 
     def __call__(self) -> TlsTransport:
         """Raises PeerError."""
@@ -185,11 +179,8 @@ def door(listener: ListeningSocket, trust_now: TrustNow, acceptor: Acceptor, tur
                 if (transport := at.admit_within(DOOR)) is not None:
                     acceptor.adopt(transport)
 
-        thread = threading.Thread(target=watch, name="door", daemon=True)
-        start(thread)
         try:
-            yield
+            with beside("door", watch, closed.set):
+                yield
         finally:
-            closed.set()
-            join(thread)
             turned_away.end()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Self
 
 from statepipe.commands.linked import sending
 from statepipe.commands.plan import Plan
@@ -18,7 +17,7 @@ from statepipe.ends.farwords import far_words
 from statepipe.ends.pipelink import PipeTransport
 from statepipe.ends.ssh import Ssh, has_terminal, ssh_command
 from statepipe.engine.sessionends import SessionSink, SessionSource
-from statepipe.pipes import Bell
+from statepipe.pipes import Stoppable
 
 FIRST = 30.0
 """Seconds that the first may take where nobody can be asked and --timeout does not say: it wakes a host, perhaps."""
@@ -27,7 +26,7 @@ REDIAL = 10.0
 """Seconds that a later ssh may take to log in and start statepipe: an old machine over a long way needs three."""
 
 
-class SshDial:
+class SshDial(Stoppable):
     """Makes links: the first as patiently as ssh is where somebody may be at the terminal, who types a passphrase or
     looks at a host's key; each later one within `redial` seconds. Leaving it ends a dial.
 
@@ -39,16 +38,10 @@ class SshDial:
     """
 
     def __init__(self, plan: Plan, words: Sequence[str], redial: float = REDIAL) -> None:
+        super().__init__()
         self._plan, self._words, self._asks, self._redial = plan, words, has_terminal(), redial
         self._name: str | None = None
         self._later = itertools.count()
-        self._stop = Bell()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stop.ring()
 
     def __call__(self) -> PipeTransport:
         """Raises PeerError, StatepipeError where there is no ssh."""

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from select import POLLIN
-from typing import Self
 
 from statepipe.commands.plan import Plan
 from statepipe.commands.ration import Refusals
@@ -24,8 +22,8 @@ from statepipe.ends.peercred import demand_user
 from statepipe.engine.sessionlinks import Acceptor
 from statepipe.engine.transport import SocketTransport
 from statepipe.errors import PeerError
-from statepipe.pipes import Bell, polled
-from statepipe.threads import join, start
+from statepipe.pipes import Bell, Stoppable, polled
+from statepipe.threads import beside
 
 FIRST_LINE = b"statepipe session\n"
 
@@ -67,24 +65,18 @@ def _has_spoken(connection: socket.socket, stop: Bell | None) -> bool:
     return taken == FIRST_LINE
 
 
-class UnixDial:
+class UnixDial(Stoppable):
     """Makes links to the plan's address, the first over the connection that is there. Leaving it ends a dial."""
 
     def __init__(self, plan: Plan) -> None:
+        super().__init__()
         self._plan, self._ready = plan, plan.ready
-        self._stop = Bell()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stop.ring()
 
     def __call__(self) -> SocketTransport:
         """Raises PeerError, also where somebody else is there than may be."""
-        name, ready = str(self._plan.address), self._ready
-        self._ready = None
-        connection = ready or connect(self._plan.address, self._plan.patience, None, insecure=False)
+        plan, ready = self._plan, self._ready
+        name, self._ready = str(plan.address), None
+        connection = ready or connect(plan.address, plan.patience, None, insecure=False, stop=self._stop)
         try:
             user = demand_known(name, connection, self._plan.peer)
             if ready is None and not _has_spoken(connection, self._stop):
@@ -115,13 +107,10 @@ def unix_door(plan: Plan, listener: ListeningSocket, acceptor: Acceptor, turned_
             turned_away.look()
             _let_in(listener, lambda connection: acceptor.adopt(_transport(connection, plan.peer)), turned_away)
 
-    thread = threading.Thread(target=watch, name="door", daemon=True)
-    start(thread)
     try:
-        yield
+        with beside("door", watch, end.ring):
+            yield
     finally:
-        end.ring()
-        join(thread)
         turned_away.end()
 
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 
 from statepipe.errors import QemuError, StatepipeError
 from statepipe.qemu.monitor import Monitor, Tell
 from statepipe.qemu.pace import WAYS_OUT, Pace
-from statepipe.threads import start
+from statepipe.threads import beside
 
 LOOK = 1.0
 """Seconds between two looks."""
@@ -45,16 +44,9 @@ class Rounds:
         self.stopped = time.monotonic()
         self._monitor.execute("stop")
 
-    @contextmanager
-    def followed(self) -> Iterator[None]:
+    def followed(self) -> AbstractContextManager[None]:
         """Within it, the rounds are looked at."""
-        thread = threading.Thread(target=self._follow, name="rounds", daemon=True)
-        start(thread)
-        try:
-            yield
-        finally:
-            self._over.set()
-            thread.join()
+        return beside("rounds", self._follow, self._over.set)
 
     def _follow(self) -> None:
         pace, began, seconds = Pace(), time.monotonic(), self._limits.seconds

@@ -33,9 +33,12 @@ SHORT = 1024
 which it turns by itself only with net.ipv4.tcp_mtu_probing. IPv6 promises packets of 1280 (RFC 8200, 5)."""
 
 
-def connect(address: Address, patience: Patience, bind: str | None, *, insecure: bool) -> socket.socket:
-    """A connection to `address`. Raises PeerError, UsageError where it would need `insecure`."""
-    return connect_first(partial(find_places, [address]), patience, bind, insecure=insecure)
+def connect(
+    address: Address, patience: Patience, bind: str | None, *, insecure: bool, stop: Bell | None = None
+) -> socket.socket:
+    """A connection to `address`. Raises PeerError, as Stopped once `stop` rings, and UsageError where it would need
+    `insecure`."""
+    return connect_first(partial(find_places, [address]), patience, bind, insecure=insecure, stop=stop)
 
 
 def connect_first(

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from statepipe.engine.signals import heard
 from statepipe.errors import InterruptedBySignal, StatepipeError
-from statepipe.threads import join, start
+from statepipe.threads import beside
 
 
 @contextmanager
@@ -29,14 +29,10 @@ def within(seconds: float | None, late: str) -> Iterator[Callable[[], None]]:
             fell_due.set()
             os.kill(os.getpid(), signal.SIGTERM if signal.SIGTERM in heard() else signal.SIGINT)
 
-    thread = threading.Thread(target=watch, name="deadline", daemon=True)
-    start(thread)
     try:
-        yield over.set
+        with beside("deadline", watch, over.set):
+            yield over.set
     except InterruptedBySignal as error:
         if fell_due.is_set():
             raise StatepipeError(f"{late} after {seconds:g} s", hint=error.hint) from error
         raise
-    finally:
-        over.set()
-        join(thread)

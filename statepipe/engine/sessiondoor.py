@@ -16,7 +16,7 @@ from contextlib import closing, contextmanager, suppress
 from statepipe.engine.control import may_ask
 from statepipe.engine.runtime import inside, open_runtime_folder, runtime_folder
 from statepipe.errors import PeerError, StatepipeError
-from statepipe.threads import join, start
+from statepipe.threads import beside
 
 PATIENCE = 5.0
 """Seconds in which a visitor hands its descriptors over: it does so at once."""
@@ -93,13 +93,8 @@ def _watched(listener: socket.socket, come: Come) -> Iterator[None]:
                 with suppress(OSError):  # it left again, or had nothing to hand over
                     _let_in(listener.accept()[0], come)
 
-    thread = threading.Thread(target=watch, name="door", daemon=True)
-    start(thread)
-    try:
+    with beside("door", watch, closed.set):
         yield
-    finally:
-        closed.set()
-        join(thread)
 
 
 def _let_in(visitor: socket.socket, come: Come) -> None:

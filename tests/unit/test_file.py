@@ -45,8 +45,8 @@ def traced(path: Path, log: Path, *expressions: str) -> list[str]:
 
 
 def without_tmpfile(path: Path, log: Path) -> list[str]:
-    """The writer on a file system without nameless files: it is looked into thrice, then opened for O_TMPFILE."""
-    command = traced(path, log, "trace=openat", f"{NO_TMPFILE}:when=4")
+    """The writer on a file system without nameless files: it is looked into four times, then opened for O_TMPFILE."""
+    command = traced(path, log, "trace=openat", f"{NO_TMPFILE}:when=5")
     return [*command[:1], "-P", str(path.parent), *command[1:]]
 
 
