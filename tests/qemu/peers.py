@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import threading
 from collections.abc import Iterator
 
 from statepipe.engine.peer import CHANNELS, Peer
@@ -13,6 +12,7 @@ from statepipe.engine.sessionlinks import Acceptor, dialled
 from statepipe.engine.timing import Timing
 from statepipe.engine.transport import SocketTransport
 from statepipe.formats.frames import Role
+from statepipe.threads import beside
 from tests.net.relay import Faults, Relay, relay
 
 QUICK = Timing(tick=0.2, limit=5, retry=2)
@@ -49,19 +49,14 @@ def _dial(port: int) -> SocketTransport:
 
 @contextlib.contextmanager
 def _listening(acceptor: Acceptor) -> Iterator[int]:
-    listener = socket.create_server(("127.0.0.1", 0))
-
     def accept() -> None:
         with contextlib.suppress(OSError):
             while True:
                 connection, _ = listener.accept()
                 acceptor.adopt(SocketTransport(connection, "the source", "the source"))
 
-    thread = threading.Thread(target=accept)
-    thread.start()
-    try:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        beside("accept", accept, lambda: listener.shutdown(socket.SHUT_RDWR)),
+    ):
         yield listener.getsockname()[1]
-    finally:
-        listener.shutdown(socket.SHUT_RDWR)
-        thread.join()
-        listener.close()

@@ -19,6 +19,7 @@ from statepipe.qemu.answers import ANSWERS
 from statepipe.qemu.facts import gather
 from statepipe.qemu.monitor import Monitor
 from statepipe.qemu.settings import adjusted
+from statepipe.threads import beside
 from tests.qmpserver import GREETING, SILENT, QmpServer, Raw, qmp_server
 
 DEEP = Raw(b'{"return": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n")
@@ -174,13 +175,8 @@ def forwarded(path: str) -> Iterator[int]:
                     there.shutdown(socket.SHUT_RDWR)
                     back.join()
 
-        thread = threading.Thread(target=serve)
-        thread.start()
-        try:
+        with beside("serve", serve, lambda: listener.shutdown(socket.SHUT_RDWR)):
             yield listener.getsockname()[1]
-        finally:
-            listener.shutdown(socket.SHUT_RDWR)
-            thread.join()
 
 
 def test_capabilities_that_are_refused_are_no_monitor(server: QmpServer) -> None:
