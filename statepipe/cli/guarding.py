@@ -1,4 +1,4 @@
-"""The guardian's own program, which migrate and receive start: its words are VERB SIDE FD."""
+"""The guardian's own program, which migrate, receive and save --qmp start: its words are VERB SIDE FD."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+import statepipe
 from statepipe.cli.messages import say, warn
 from statepipe.commands.guardian import guard
 from statepipe.errors import StatepipeError
@@ -24,6 +25,18 @@ def main(verb: str, side: str, fd: str) -> None:
             say(f"statepipe: hint: {hint or 'see: statepipe resolve --help'}")
 
     guard(int(fd), side, speak, lambda text: warn(verb, text))
+
+
+def guard_words(verb: str, side: str) -> list[str]:
+    """The command line of the guardian of a verb, as which it speaks; the number of its socket comes after it.
+
+    Where our own code is, it is told: the launcher of an installed statepipe knows that, and its children do not.
+    """
+    library = os.path.dirname(os.path.dirname(os.path.abspath(statepipe.__file__)))
+    return [sys.executable, "-I" if sys.flags.isolated else "-P", "-c", _PROGRAM, library, verb, side]
+
+
+_PROGRAM = "import sys; sys.path.insert(0, sys.argv.pop(1)); from statepipe.cli.guarding import run; run()"
 
 
 def run() -> NoReturn:

@@ -187,7 +187,7 @@ BETWEEN_HOSTS = (
         (
             Param(
                 "where",
-                "here: have the guest run here; elsewhere: it runs on the other host, end this QEMU",
+                "here: it runs nowhere else, so have it run here; elsewhere: it runs on the other host, end this QEMU",
                 "WHERE",
                 many="optional",
                 choices=("here", "elsewhere"),

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import statepipe
 from statepipe.cli.filters import build_words
 from statepipe.cli.grammar import parse, parse_word
 from statepipe.cli.messages import clean, say, show, warn
@@ -49,9 +47,10 @@ def run_migrate(name: str, values: Values) -> int:
         plan = replace(plan, ready=ready)
         if not is_ours:
             return _migrate_plainly(values, None, plan)
+    from statepipe.cli.guarding import guard_words
     from statepipe.commands.migrate import migrate
 
-    say(_told(migrate(_request(values, plan), _warning(name), _guard(name, "source"), _listeners(values))))
+    say(_told(migrate(_request(values, plan), _warning(name), guard_words(name, "source"), _listeners(values))))
     return 0
 
 
@@ -227,6 +226,7 @@ def _told(report: Report) -> str:
 
 def run_receive(name: str, values: Values) -> int:
     """receive: a guest from another host."""
+    from statepipe.cli.guarding import guard_words
     from statepipe.commands.receive import Request, receive
 
     if bool(values["command"]) == bool(values["qmp"]):
@@ -247,7 +247,7 @@ def run_receive(name: str, values: Values) -> int:
         folder=values["chdir"],
         log=_log() if inside else None,
     )
-    return receive(request, _saying(name), _refused(name), _guard(name, "destination"), _listeners(values))
+    return receive(request, _saying(name), _refused(name), guard_words(name, "destination"), _listeners(values))
 
 
 def _meeting(values: Values) -> Plan:
@@ -372,18 +372,6 @@ def _refused(name: str) -> Callable[[Exception], None]:
         say("statepipe: hint: please report it; the service goes on")
 
     return speak
-
-
-def _guard(name: str, side: str) -> list[str]:
-    """The program that is to set things right should this one be killed (cli/guarding.py); it speaks as this verb.
-
-    Where our own code is, it is told: the launcher of an installed statepipe knows that, and its children do not.
-    """
-    library = os.path.dirname(os.path.dirname(os.path.abspath(statepipe.__file__)))
-    return [sys.executable, "-I" if sys.flags.isolated else "-P", "-c", _GUARDIAN, library, name, side]
-
-
-_GUARDIAN = "import sys; sys.path.insert(0, sys.argv.pop(1)); from statepipe.cli.guarding import run; run()"
 
 
 def _listeners(values: Values) -> list[Callable[[dict[str, Any]], None]]:

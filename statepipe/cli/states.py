@@ -50,6 +50,7 @@ def run_save(name: str, values: Values) -> int:
 
 
 def _save_by_qmp(values: Values, words: _Words, seal: Sequence[NamedStage]) -> int:
+    from statepipe.cli.guarding import guard_words
     from statepipe.cli.report import saved
     from statepipe.commands.save_qmp import Request, save_by_qmp
 
@@ -58,7 +59,7 @@ def _save_by_qmp(values: Values, words: _Words, seal: Sequence[NamedStage]) -> i
     then = "live" if values["live"] else values["then"] or "stay"
     converging = ("auto-converge",) if values["auto_converge"] else ()
     request = Request(values["file"], words.packing, words.plain, seal, then, _limits(values), converging)
-    outcome = save_by_qmp(values["qmp"], request, _warn_save)
+    outcome = save_by_qmp(values["qmp"], request, _warn_save, guard_words("save", "source"))
     say(saved(values["file"], outcome))
     _warn_of_disks(outcome.saved)
     if outcome.doubts:

@@ -27,7 +27,7 @@ from statepipe.formats.qemustream import QemuStream
 from statepipe.qemu.guest import demand_cont
 from statepipe.qemu.monitor import Monitor
 from statepipe.qemu.pace import Pace
-from statepipe.qemu.runstates import LIVE
+from statepipe.qemu.runstates import LIVE, SENT
 from statepipe.stages.watch import watch
 
 CAPABILITIES = ("events", "return-path", "pause-before-switchover")
@@ -237,8 +237,8 @@ class Departure(Coordinator):
         try:
             self.monitor.wait_until_running()
             state = self.monitor.run_state()
-            if self.runs and state not in LIVE and not (self._is_refused and state == "postmigrate"):
-                if state == "postmigrate":
+            if self.runs and state not in LIVE and not (self._is_refused and state == SENT):
+                if state == SENT:
                     demand_cont(self.monitor, self.was)
                 self.monitor.resume()
         except QemuGone:

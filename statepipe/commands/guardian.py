@@ -26,6 +26,7 @@ from statepipe.processes import Process
 from statepipe.qemu.monitor import FINAL, Monitor, Tell
 from statepipe.qemu.runstates import LIVE
 from statepipe.qemu.settings import restore
+from statepipe.qemu.snapshot import read_out
 
 NOTE_LIMIT = 64 << 10
 """Bytes of one note: a state, or the settings that QEMU had."""
@@ -124,9 +125,8 @@ def _listen(ours: socket.socket) -> dict[str, Any]:
 
 
 def recover_source(known: Known, tell: Tell) -> str:
-    """Before GO the destination never runs: the guest runs on here. `known`: state, qmp, runs, before.
-
-    Raises StatepipeError.
+    """Before GO the destination never runs: the guest runs on here. `known`: state, qmp, runs, before; and `snapshot`,
+    the stream of one that must not be broken off. Raises StatepipeError.
     """
     state = Source[known["state"]]
     actions = recovery(state)
@@ -136,6 +136,8 @@ def recover_source(known: Known, tell: Tell) -> str:
     if not actions:
         return f"{state.value}; nothing is done about it"
     with closing(_patient(lambda: Monitor(known["qmp"], tell=tell))) as monitor:
+        if "snapshot" in known:
+            read_out(known["snapshot"], monitor, tell)
         if Action.CANCEL in actions and monitor.migration()["status"] not in ("none", *FINAL):
             monitor.execute("migrate_cancel")
             monitor.migration_outcome()

@@ -19,7 +19,7 @@ from statepipe.commands.encounter import called
 from statepipe.commands.guardian import Command, Guardian
 from statepipe.commands.journal import Journal, Listener
 from statepipe.commands.plan import Plan
-from statepipe.commands.resolve import how_to_decide
+from statepipe.commands.resolve import demand_unsent, how_to_decide
 from statepipe.commands.terms import CHECK, MIGRATE, Offer
 from statepipe.ends.address import SSH
 from statepipe.engine.desk import at_work, works_for
@@ -92,7 +92,7 @@ def migrate(request: Request, warn: Tell, guard: Command, listeners: Sequence[Li
     with Guardian(guard) as guardian, closing(Monitor(request.qmp, tell=warn)) as monitor:
         monitor.demand_handover()
         works_for(monitor.pid)
-        movable(monitor)
+        movable(monitor, request.qmp)
         return _move(request, warn, monitor, guardian, listeners)
 
 
@@ -161,16 +161,18 @@ def _far_words(monitor: Monitor, plan: Plan, remote: Sequence[str] | None) -> li
 
 def _agree(request: Request, monitor: Monitor, peer: Peer, warn: Tell) -> tuple[Offer, str]:
     """Both sides look at each other, and are content; with the guest's run state. Raises StatepipeError."""
-    state = movable(monitor)
+    state = movable(monitor, request.qmp)
     offer = Offer(MIGRATE, gather(monitor), request.undo, state in LIVE)
     _judge(compare(offer.facts, offer.make(peer)), warn, force=request.force)
     peer.tell({"begin": True})
     return offer, state
 
 
-def movable(monitor: Monitor) -> str:
+def movable(monitor: Monitor, qmp: str) -> str:
     """The run state of a guest that can be moved. Raises QemuError."""
-    if (state := monitor.run_state()) not in MOVABLE:
+    state = monitor.run_state()
+    demand_unsent(state, qmp)
+    if state not in MOVABLE:
         raise QemuError(f"there is no guest to move: QEMU says {state}", hint="see: statepipe resolve --help")
     return state
 

@@ -35,7 +35,7 @@ from statepipe.pipes import polled
 from statepipe.processes import Process, name_of_signal
 from statepipe.qemu.monitor import FINAL, Monitor, Tell, demand_completed
 from statepipe.qemu.process import owner
-from statepipe.qemu.runstates import LIVE
+from statepipe.qemu.runstates import LIVE, SENT
 from statepipe.qemu.settings import adjusted
 from statepipe.stages.watch import watch
 
@@ -113,7 +113,7 @@ def _migrate(request: Request, monitor: Monitor, name: str, go: Callable[[], tup
     works_for(monitor.pid)
     if (connection := request.plan.ready) is not None:  # a silent listener may be anybody
         demand_known(name, connection, request.plan.peer, owner(monitor.pid))
-    runs = movable(monitor)
+    runs = movable(monitor, request.qmp)
     wanted = dict.fromkeys(("events", "return-path", *request.capabilities), True)
     stopped: float | None = None
     with adjusted(monitor, wanted, request.parameters):
@@ -202,7 +202,7 @@ def _undo(monitor: Monitor, error: BaseException, *, runs: bool) -> None:
             monitor.execute("migrate_cancel")
             status = monitor.migration_outcome()["status"]
         monitor.wait_until_running()
-        was_given_away = status == "completed" and monitor.run_state() == "postmigrate"
+        was_given_away = status == "completed" and monitor.run_state() == SENT
         if runs and not was_given_away and monitor.run_state() not in LIVE:
             monitor.resume()
         error.hint = "; ".join(

@@ -17,7 +17,7 @@ from statepipe.errors import QemuError, QemuGone, QemuSilent
 from statepipe.formats.handover import Destination, Source
 from statepipe.pipes import polled
 from statepipe.qemu.monitor import FINAL, LOOK_AGAIN, Monitor, Tell
-from statepipe.qemu.runstates import LIVE
+from statepipe.qemu.runstates import LIVE, SENT
 
 ENDING = 10_000
 """Milliseconds that a QEMU has to end when it is told to."""
@@ -30,7 +30,7 @@ _MEANINGS = {
     "io-error": "its guest is here and stands still, as a disk failed or is full; `here` has it try again",
     "guest-panicked": "its guest is here and has panicked",
     "shutdown": "its guest is here and has shut down",
-    "postmigrate": "it has sent all of its guest and holds it still",
+    SENT: "it has sent all of its guest, to a file or to another host, and holds it still",
     "paused": "its guest is here and stands still",
     "prelaunch": "its guest is here and stands still",
     "finish-migrate": "its guest is on its way and stands still",
@@ -49,6 +49,15 @@ def how_to_decide(qmp: str) -> str:
         f"{resolve} elsewhere; if it does not, it may yet: end its QEMU there (statepipe resolve … elsewhere, or kill "
         f"-9 where it does not answer), see that it has ended, and only then: {resolve} here"
     )
+
+
+def demand_unsent(state: str, qmp: str) -> None:
+    """Raises QemuError for a guest that QEMU has sent before, and will not send twice: it may run elsewhere by now."""
+    if state == SENT:
+        resolve = f"statepipe resolve --qmp {shlex.quote(qmp)}"
+        what = f"QEMU has sent this guest before, holds it still ({state}) and sends no guest twice"
+        hint = f"if it runs elsewhere now: {resolve} elsewhere; only if it does not: {resolve} here"
+        raise QemuError(what, hint=hint)
 
 
 @dataclass(frozen=True, slots=True)

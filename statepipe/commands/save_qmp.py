@@ -10,18 +10,21 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from statepipe.commands.guardian import Command, Guardian
 from statepipe.commands.outgoing import IDLE, Plan, Saved, demand_lasting, save_stream
+from statepipe.commands.resolve import demand_unsent
 from statepipe.commands.rounds import Limits, Rounds
 from statepipe.ends.fd import FdSource, write_all
 from statepipe.ends.output import Output, new_output
 from statepipe.engine.desk import works_for
 from statepipe.engine.pipeline import NamedStage
 from statepipe.errors import InterruptedBySignal, QemuError, QemuGone, QemuSilent, StatepipeError, TruncatedError
+from statepipe.formats.handover import Source
 from statepipe.qemu.disks import Disk
 from statepipe.qemu.guard import look
 from statepipe.qemu.guest import demand_cont, describe_guest
@@ -31,6 +34,7 @@ from statepipe.qemu.monitor import Monitor, Tell, demand_completed
 from statepipe.qemu.process import inspect_process, qemu_under
 from statepipe.qemu.runstates import LIVE as LIVE_STATES
 from statepipe.qemu.settings import HARMLESS, adjusted
+from statepipe.qemu.snapshot import may_break_off, read_out
 from statepipe.stages.packing import Packing
 
 LIVE = "live"
@@ -62,28 +66,70 @@ class Request:
     capabilities: tuple[str, ...] = ()
 
 
-def save_by_qmp(address: str, request: Request, tell: Tell) -> Outcome:
+def save_by_qmp(address: str, request: Request, tell: Tell, guard: Command) -> Outcome:
     """Save the guest behind the monitor at `address`; `tell` hears what it is waited for. Raises StatepipeError; the
-    guest then is as it was. The file is begun before QEMU hears of anything: where it cannot be, nothing happens."""
-    with new_output(request.path) as sink, closing(Monitor(address, tell=tell)) as monitor:
+    guest then is as it was, and so it is, by the guardian that `guard` starts, where we are killed.
+
+    The file is begun before QEMU hears of anything: where it cannot be, nothing happens."""
+    with (
+        new_output(request.path) as sink,
+        Guardian(guard) as guardian,
+        closing(Monitor(address, tell=tell)) as monitor,
+        _undone(guardian),
+    ):
         live = request.then == LIVE
         monitor.demand_handover()
         works_for(monitor.pid, once=live)
         before = monitor.run_state()
+        demand_unsent(before, address)
         if request.then == "cont":
             demand_cont(monitor, before)
         disks = images(monitor)
         demand_lasting(disks.temporary)
+        keep: Keep | None = None
+        if live and not may_break_off(monitor):
+            if request.limits.seconds is not None:
+                what = "--timeout would break off a live save, after which this QEMU's guest stands still for good"
+                raise QemuError(what, hint="QEMU 8.1 and later can; or save without --live")
+            keep = Keep(guardian, monitor, tell)
         wanted = capabilities(live=live) | dict.fromkeys(request.capabilities, True)
         rounds = Rounds(monitor, request.limits, tell)
-        with adjusted(monitor, wanted, {"max-bandwidth": 0}, () if live else HARMLESS):
-            saved, migration = _save(monitor, request, sink, before, disks, rounds)
+        with adjusted(monitor, wanted, {"max-bandwidth": 0}, () if live else HARMLESS) as settings:
+            known = {"qmp": address, "runs": before in LIVE_STATES, "before": settings}
+            guardian.note({"state": Source.PRECOPY.name} | known)
+            saved, migration = _save(monitor, request, sink, before, disks, rounds, keep)
+            guardian.note({"over": True})  # the file is there: the guest is left as it was asked for
         downtime = migration.get("downtime", 0) / 1000
         if rounds.stopped is not None and before in LIVE_STATES:
             downtime = time.monotonic() - rounds.stopped
         run_state = _leave(monitor, request.then)
         moves_on = bool(disks.rows) and run_state == "running"
         return Outcome(saved, migration, downtime, run_state, _MOVING if moves_on else None)
+
+
+class Keep:
+    """Has a snapshot that must not be broken off read to its end, here or by the guardian."""
+
+    def __init__(self, guardian: Guardian, monitor: Monitor, tell: Tell) -> None:
+        self._guardian, self._monitor, self._tell = guardian, monitor, tell
+
+    def begin(self, stream: socket.socket) -> None:
+        """Before QEMU begins to write to it."""
+        self._guardian.note({}, {"snapshot": stream.fileno()})
+
+    def read_out(self, stream: socket.socket) -> None:
+        """The save has failed."""
+        read_out(stream.fileno(), self._monitor, self._tell)
+
+
+@contextmanager
+def _undone(guardian: Guardian) -> Iterator[None]:
+    """What fails in a way that was foreseen has been undone here."""
+    try:
+        yield
+    except StatepipeError:
+        guardian.settle()
+        raise
 
 
 _MOVING = (
@@ -98,7 +144,7 @@ def capabilities(*, live: bool) -> dict[str, bool]:
 
 
 def _save(
-    monitor: Monitor, request: Request, sink: Output, before: str, disks: Images, rounds: Rounds
+    monitor: Monitor, request: Request, sink: Output, before: str, disks: Images, rounds: Rounds, keep: Keep | None
 ) -> tuple[Saved, dict[str, Any]]:
     def goes_on() -> bool:
         return before in LIVE_STATES and rounds.stopped is not None
@@ -123,7 +169,7 @@ def _save(
     try:
         if request.limits.offline:
             rounds.stop_guest()
-        ours = _start(monitor)
+        ours = _start(monitor, keep)
     except BaseException as error:
         if goes_on():
             _let_go_on(monitor, error)
@@ -131,7 +177,7 @@ def _save(
     with ours, FdSource(ours.fileno(), "the migration socket", IDLE) as source:
         try:
             with rounds.followed():
-                saved = _flow(plan, source, sink, ours, monitor, approve)
+                saved = _flow(plan, source, sink, ours, monitor, approve, keep)
         except BaseException as error:
             cause = error if rounds.overdue is None or isinstance(error, InterruptedBySignal) else rounds.overdue
             _explain(monitor, cause, goes_on=goes_on())
@@ -145,12 +191,20 @@ def _last(*, stopped: bool) -> dict[str, Any]:
 
 
 def _flow(
-    plan: Plan, source: FdSource, sink: Output, ours: socket.socket, monitor: Monitor, approve: Callable[[], None]
+    plan: Plan,
+    source: FdSource,
+    sink: Output,
+    ours: socket.socket,
+    monitor: Monitor,
+    approve: Callable[[], None],
+    keep: Keep | None,
 ) -> Saved:
     """Whatever fails, QEMU is held up no longer."""
     try:
         return save_stream(plan, source, sink, lambda message: _answer(ours, message), approve)
     except BaseException as error:
+        if keep is not None:
+            keep.read_out(ours)
         ours.close()
         _hurry_for(monitor, error)
         raise
@@ -164,16 +218,20 @@ def _look(disks: Images, then: str) -> Callable[[], list[Disk]]:
     return lambda: early
 
 
-def _start(monitor: Monitor) -> socket.socket:
+def _start(monitor: Monitor, keep: Keep | None) -> socket.socket:
     """Begin the migration into a socketpair; our end of it."""
     ours, theirs = socket.socketpair()
-    with theirs:
-        try:
+    try:
+        with theirs:
+            if keep is not None:
+                keep.begin(ours)
             monitor.give(theirs.fileno(), "statepipe-save")
             monitor.execute("migrate", uri="fd:statepipe-save")
-        except BaseException:
-            ours.close()
-            raise
+    except BaseException:
+        if keep is not None:  # QEMU may have begun all the same
+            keep.read_out(ours)
+        ours.close()
+        raise
     return ours
 
 

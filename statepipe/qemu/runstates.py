@@ -11,6 +11,9 @@ RUNNING, SUSPENDED = "running", "suspended"
 LIVE = (RUNNING, SUSPENDED)
 """Of these `cont` makes what they were: a guest that is suspended (ACPI S3) waits to be woken, and stays suspended."""
 
+SENT = "postmigrate"
+"""All of it has left: a file or another QEMU has it too."""
+
 STANDING = ("paused", "prelaunch", "io-error", "shutdown", "watchdog", "guest-panicked", "internal-error")
 
 MOVABLE = (*LIVE, *STANDING)

@@ -13,7 +13,7 @@ import pytest
 
 from tests.qemu.harness import Guest, assert_continues, assert_runs_on, run_statepipe
 from tests.qemu.loading import MEMORY
-from tests.qemu.moving import Credentials, mover, receiver, waiting
+from tests.qemu.moving import Credentials, Running, mover, receiver, waiting
 
 SLOW = "throttle:20M"
 """For a guest that has filled 8 MB and changes 16 MB in each of its ticks."""
@@ -106,3 +106,48 @@ def test_the_downtime_of_a_guest_that_was_stopped_first_is_all_of_the_time(
             assert (moving.wait(), receiving.wait()) == (0, 0), (moving.said, receiving.said)
         took, stood = map(float, re.search(r": ([\d.]+) s, it stood still for (\d+) ms", moving.said[-2]).groups())  # type: ignore[union-attr]
         assert stood >= 1000 * (took - 0.2) and took > 1
+
+
+@pytest.mark.parametrize("words", [(), ("--offline",), ("--live",)])
+def test_a_guest_whose_save_is_killed_is_as_before(
+    tmp_path: Path, states: Path, qemu: str, words: tuple[str, ...]
+) -> None:
+    with busy(tmp_path, qemu) as guest:
+        guest.wait_ticks(2)
+        before = guest.settings()
+        with Running("save", "--qmp", guest.socket, *words, "throttle:2M", states / "s") as saving:
+            guest.wait_transferred(1 << 20)
+            saving.send(signal.SIGKILL)
+            saving.wait_said("save: warning: statepipe did not come to its end: .* the guest here is running")
+        assert guest.settings() == before
+        assert_runs_on(guest)
+        assert not list(states.iterdir())
+
+
+def test_a_guest_whose_live_save_fails_runs_on(
+    tmp_path: Path, small_disk: Callable[[int], Path], states: Path, qemu: str
+) -> None:
+    """QEMU before 8.1 would call it running, and it would stand still at its next write."""
+    with busy(tmp_path, qemu) as guest:
+        guest.wait_ticks(2)
+        before = guest.settings()
+        with Running("save", "--qmp", guest.socket, "--live", "throttle:2M", states / "s") as saving:
+            guest.wait_transferred(1 << 20)
+            saving.send(signal.SIGINT)
+            assert saving.wait() == 130, saving.said
+        assert_runs_on(guest)
+        done = run_statepipe("save", "--qmp", guest.socket, "--live", small_disk(1 << 20) / "s")
+        assert done.returncode == 1 and "No space left on device" in done.stderr
+        assert "the guest is running" in done.stderr
+        assert guest.settings() == before
+        assert_runs_on(guest)
+        assert not list(states.iterdir())
+
+
+def test_a_live_save_that_may_not_be_broken_off_has_no_time_to_end_by(
+    tmp_path: Path, states: Path, qemu72: str
+) -> None:
+    with Guest(tmp_path, qemu=qemu72, dirty=0) as guest:
+        done = run_statepipe("save", "--qmp", guest.socket, "--live", "--timeout", "60", states / "s")
+        assert done.returncode == 6 and "hint: QEMU 8.1 and later can; or save without --live" in done.stderr
+        assert_runs_on(guest)

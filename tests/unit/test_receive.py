@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +14,7 @@ from statepipe.ends.net import Patience
 from statepipe.errors import InterruptedBySignal
 
 
-def test_a_guardian_that_cannot_be_started_is_tried_again_after_a_while() -> None:
+def test_a_guardian_that_cannot_be_started_is_tried_again_after_a_while(tmp_path: Path) -> None:
     """Its program is gone, as in the midst of an upgrade."""
     refused: list[tuple[float, str]] = []
 
@@ -22,7 +23,7 @@ def test_a_guardian_that_cannot_be_started_is_tried_again_after_a_while() -> Non
         if len(refused) == 2:
             raise InterruptedBySignal(15)
 
-    plan = Plan(parse_address("ssh://host"), (), Patience())
+    plan = Plan(parse_address(f"unix://{tmp_path}/in"), (), Patience())
     with pytest.raises(InterruptedBySignal):
         receive(Request(plan, lambda words: (), guests=1), lambda text: None, note, ["/nowhere/guardian"], ())
     assert all("/nowhere/guardian" in words for _, words in refused)
