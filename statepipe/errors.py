@@ -75,6 +75,10 @@ class QemuError(StatepipeError):
     exit_code = 6
 
 
+class QemuRefused(QemuError):
+    """QEMU said no, in its own words."""
+
+
 class QemuGone(QemuError):
     """QEMU, or the connection to it, ended before it said what we waited for."""
 

@@ -47,7 +47,8 @@ def _guest(header: dict[str, Any], trailer: dict[str, Any]) -> Iterator[tuple[st
     yield "qemu", header.get("qemu")
     yield "machine", trailer.get("machine")
     yield "ram", format_size(trailer["ram_bytes"]) if "ram_bytes" in trailer else None
-    yield "run state", trailer.get("run_state")
+    waits = ", stopped for the save: it runs when it is loaded" if trailer.get("stopped_for_it") else ""
+    yield "run state", f"{trailer['run_state']}{waits}" if "run_state" in trailer else None
 
 
 def _stream(facts: dict[str, Any], trailer: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -66,5 +67,5 @@ def _when(seconds: int) -> str:
 
 def _disk(disk: dict[str, Any]) -> str:
     if "unknown" in disk:
-        return f"{disk['path']} (could not be read: {disk['unknown']})"
+        return f"{disk['path']} (not compared: {disk['unknown']})"
     return f"{disk['path']} ({disk['format']}, {format_size(disk['size'])})"

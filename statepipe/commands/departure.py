@@ -95,7 +95,8 @@ class Departure(Coordinator):
 
     def stop_guest(self) -> None:
         """Before its memory is through. Raises QemuError."""
-        self.stopped = time.monotonic()
+        if self.runs:
+            self.stopped = time.monotonic()
         self.monitor.execute("stop")
 
     def run(self) -> Source:

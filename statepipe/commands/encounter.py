@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING
 
 from statepipe.commands.linked import TlsDial, door, timing
 from statepipe.commands.meet import trust_of
@@ -15,9 +14,6 @@ from statepipe.ends.listeners import ListeningSocket
 from statepipe.engine.peer import CHANNELS, Peer
 from statepipe.engine.sessionlinks import Acceptor, Dial, dialled
 from statepipe.formats.frames import Role
-
-if TYPE_CHECKING:
-    pass
 
 WINDOWS = 4 << 20, 16 << 20
 """Bytes on their way, at the least and at the most. What is on its way when the guest stops, it waits for: on the

@@ -23,15 +23,16 @@ from statepipe.errors import QemuError, QemuSilent
 from statepipe.formats.handover import Action, Destination, Source, recovery
 from statepipe.pipes import polled
 from statepipe.processes import Process
+from statepipe.qemu.guest import demand_cont
 from statepipe.qemu.monitor import FINAL, Monitor, Tell
-from statepipe.qemu.runstates import LIVE
+from statepipe.qemu.runstates import LIVE, RUNNING, SENT
 from statepipe.qemu.settings import restore
 from statepipe.qemu.snapshot import read_out
 
 NOTE_LIMIT = 64 << 10
 """Bytes of one note: a state, or the settings that QEMU had."""
 
-NOTED = ("state", "qmp", "runs", "before", "pid", "over")
+NOTED = ("state", "qmp", "runs", "was", "before", "pid", "over")
 """What it has to know. Whatever else a journal tells, as the other host's words on its guest, may be of any size."""
 
 FDS = 4
@@ -125,8 +126,10 @@ def _listen(ours: socket.socket) -> dict[str, Any]:
 
 
 def recover_source(known: Known, tell: Tell) -> str:
-    """Before GO the destination never runs: the guest runs on here. `known`: state, qmp, runs, before; and `snapshot`,
-    the stream of one that must not be broken off. Raises StatepipeError.
+    """Before GO the destination never runs: the guest runs on here.
+
+    `known`: state, qmp, runs, was, before; and `snapshot`, the stream of one that must not be broken off. Raises
+    StatepipeError.
     """
     state = Source[known["state"]]
     actions = recovery(state)
@@ -142,7 +145,9 @@ def recover_source(known: Known, tell: Tell) -> str:
             monitor.execute("migrate_cancel")
             monitor.migration_outcome()
         monitor.wait_until_running()
-        if known["runs"] and monitor.run_state() not in LIVE:
+        if known["runs"] and (now := monitor.run_state()) not in LIVE:
+            if now == SENT:
+                demand_cont(monitor, known["was"])
             monitor.resume()
         restore(monitor, known["before"])
         return f"the migration is undone, the guest here is {monitor.run_state()}"
@@ -165,7 +170,7 @@ def recover_destination(known: Known, tell: Tell) -> str:
     if Action.END in actions:
         return _end(known)
     if Action.START in actions:
-        return _start(known, tell) if known["runs"] else "the guest is here, paused as it was"
+        return _start(known, tell) if known["runs"] else "the guest is here and does not run, as before"
     return f"{state.value}; nothing is done about it"
 
 
@@ -187,7 +192,8 @@ def _start(known: Known, tell: Tell) -> str:
             while True:  # however late its disk is: it would run the guest then in any case
                 with suppress(QemuSilent):
                     monitor.resume()
-                    return "the guest runs here"
+                    state = monitor.run_state()
+                    return "the guest runs here" if state == RUNNING else f"the guest is {state} here"
     except QemuError as error:
         if polled(known["pidfd"]).poll(0):
             what = "QEMU here has ended after it was told to run the guest: whether the guest ran here is not known"

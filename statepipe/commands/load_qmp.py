@@ -29,7 +29,7 @@ from statepipe.qemu.monitor import Monitor, Tell, demand_completed
 from statepipe.qemu.places import seen
 from statepipe.qemu.process import Child, inspect_process, qemu_under
 from statepipe.qemu.runstates import LIVE
-from statepipe.qemu.settings import made_ready, restore, restored
+from statepipe.qemu.settings import made_ready, restore_after, restored
 from statepipe.qemu.view import View
 
 RAN_AT_SAVE = (*LIVE, None)
@@ -119,14 +119,13 @@ def _load(state: State, monitor: Monitor, said: Said, warn: Tell, *, runs: bool)
     """
     monitor.demand_waiting()
     monitor.demand_handover()
+    state.refuse_changed_disks(images(monitor), said, warn)
+    _refuse_other_machine(state, monitor, said, warn)
     before = made_ready(monitor, ("events", "late-block-activate"))
     try:
-        state.refuse_changed_disks(images(monitor), said, warn)
-        _refuse_other_machine(state, monitor, said, warn)
         ours = _open(monitor)
-    except BaseException:
-        with suppress(QemuError):  # the cause is told
-            restore(monitor, before)
+    except BaseException as error:
+        restore_after(error, monitor, before)
         raise
     try:
         with ours:
@@ -188,7 +187,6 @@ def _why_closed(monitor: Monitor, error: InterruptedBySignal) -> Exception:
 
 def _quit(monitor: Monitor) -> None:
     monitor.hurry()
-    with suppress(
-        QemuGone, QemuSilent
-    ):  # the first is what was wanted; of the second, whatever was raised tells enough
+    # That it goes is what was wanted; where it says nothing, whatever was raised tells enough.
+    with suppress(QemuGone, QemuSilent):
         monitor.execute("quit")

@@ -111,7 +111,7 @@ def _move(request: Request, warn: Tell, monitor: Monitor, guardian: Guardian, li
             _told_where_it_went(steps, where),
             adjusted(monitor, _capabilities(request), request.parameters) as before,
         ):
-            guardian.note({"qmp": request.qmp, "runs": offer.runs, "before": before})
+            guardian.note({"qmp": request.qmp, "runs": offer.runs, "was": state, "before": before})
             departure = Departure(
                 monitor, peer, request.plan.words, journal, was=state, limits=request.limits, say=warn
             )

@@ -119,7 +119,7 @@ def _migrate(request: Request, monitor: Monitor, name: str, go: Callable[[], tup
     with adjusted(monitor, wanted, request.parameters):
         try:
             if request.offline:
-                stopped = time.monotonic()
+                stopped = time.monotonic() if runs in LIVE else None
                 monitor.execute("stop")
             sent, figures = go()
             downtime = figures.get("downtime", 0) / 1000 if stopped is None else time.monotonic() - stopped

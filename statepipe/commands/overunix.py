@@ -7,10 +7,9 @@ the stream: a connection that was made to find out is not closed again, for QEMU
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from select import POLLIN
 
 from statepipe.commands.plan import Plan
@@ -18,11 +17,12 @@ from statepipe.commands.ration import Refusals
 from statepipe.ends.dial import connect
 from statepipe.ends.listeners import ListeningSocket
 from statepipe.ends.net import Patience, awaited, tune
-from statepipe.ends.peercred import demand_user
+from statepipe.ends.peercred import demand_user, peer_of
 from statepipe.engine.sessionlinks import Acceptor
 from statepipe.engine.transport import SocketTransport
 from statepipe.errors import PeerError
 from statepipe.pipes import Bell, Stoppable, polled
+from statepipe.qemu.process import is_qemu
 from statepipe.threads import beside
 
 FIRST_LINE = b"statepipe session\n"
@@ -49,10 +49,7 @@ def find_out(plan: Plan) -> tuple[socket.socket, bool]:
 
 def _is_qemu(connection: socket.socket) -> bool:
     """Whether it is surely one: then there is nothing to wait for."""
-    pid = int.from_bytes(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 4), "little")
-    with suppress(OSError):  # another user's, or in another namespace
-        return os.path.basename(os.readlink(f"/proc/{pid}/exe")).startswith("qemu")
-    return False
+    return is_qemu(peer_of(connection)[0])
 
 
 def _has_spoken(connection: socket.socket, stop: Bell | None) -> bool:

@@ -337,10 +337,10 @@ class _Reception:
 
 
 def _state(monitor: Monitor, offer: Offer) -> str:
-    """The run state of a guest that is here; where QEMU does not say, what it was told to make of it."""
+    """The run state of a guest that is here; where QEMU does not say, how it was when QEMU took it."""
     with suppress(QemuError):
         return monitor.run_state()
-    return "running" if offer.runs else "paused"
+    return "running" if offer.runs else "as it was"
 
 
 def _arrive(arrival: Arrival, host: Host, guardian: Guardian) -> None:

@@ -92,9 +92,9 @@ def decide(qmp: str, where: str, tell: Tell) -> str:
     with closing(Monitor(qmp, tell=tell)) as monitor:
         if where == HERE:
             return _run(monitor)
-        if (state := monitor.run_state()) == "running":
+        if (state := monitor.run_state()) in LIVE:
             raise QemuError(
-                "the guest runs here",
+                f"the guest is {state} here",
                 hint="if it runs elsewhere as well, stop one of them by hand: both have its disks",
             )
         return _end(monitor, state)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from statepipe.errors import QemuError, StatepipeError
+from statepipe.errors import QemuError, QemuGone, StatepipeError
 from statepipe.qemu.monitor import Monitor, Tell
 from statepipe.qemu.pace import WAYS_OUT, Pace
 from statepipe.threads import beside
@@ -36,6 +36,7 @@ class Rounds:
     def __init__(self, monitor: Monitor, limits: Limits, tell: Tell) -> None:
         self._monitor, self._limits, self._tell = monitor, limits, tell
         self._over = threading.Event()
+        self._pace, self._seconds = Pace(), limits.seconds
         self.overdue: StatepipeError | None = None
         self.stopped: float | None = None
 
@@ -49,15 +50,24 @@ class Rounds:
         return beside("rounds", self._follow, self._over.set)
 
     def _follow(self) -> None:
-        pace, began, seconds = Pace(), time.monotonic(), self._limits.seconds
-        with suppress(QemuError):  # who reads the stream hears of it too
-            while not self._over.wait(LOOK):
-                figures = self._monitor.migration()
-                if (words := pace.judge(figures)) is not None and self.stopped is None:
-                    self._tell(words)
-                if seconds is not None and time.monotonic() - began >= seconds and figures["status"] == "active":
-                    seconds = None
-                    self._run_out_of_time()
+        """Whatever QEMU has to say at one look: the time goes on. One that has gone, who reads the stream hears of."""
+        began = time.monotonic()
+        while not self._over.wait(LOOK):
+            try:
+                self._look(time.monotonic() - began)
+            except QemuGone:
+                return
+            except QemuError as error:
+                self._tell(str(error))
+
+    def _look(self, elapsed: float) -> None:
+        """After so many seconds. Raises QemuError."""
+        figures = self._monitor.flowing()
+        if (words := self._pace.judge(figures)) is not None and self.stopped is None:
+            self._tell(words)
+        if self._seconds is not None and elapsed >= self._seconds and figures["status"] == "active":
+            self._run_out_of_time()
+            self._seconds = None
 
     def _run_out_of_time(self) -> None:
         """Raises QemuError."""

@@ -95,7 +95,7 @@ def save_by_qmp(address: str, request: Request, tell: Tell, guard: Command) -> O
         wanted = capabilities(live=live) | dict.fromkeys(request.capabilities, True)
         rounds = Rounds(monitor, request.limits, tell)
         with adjusted(monitor, wanted, {"max-bandwidth": 0}, () if live else HARMLESS) as settings:
-            known = {"qmp": address, "runs": before in LIVE_STATES, "before": settings}
+            known = {"qmp": address, "runs": before in LIVE_STATES, "was": before, "before": settings}
             guardian.note({"state": Source.PRECOPY.name} | known)
             saved, migration = _save(monitor, request, sink, before, disks, rounds, keep)
             guardian.note({"over": True})  # the file is there: the guest is left as it was asked for

@@ -29,12 +29,18 @@ def uid_of(name: str) -> int:
         raise UsageError(f"there is no user '{name}' here", hint=hint) from None
 
 
+def peer_of(connection: socket.socket) -> tuple[int, int]:
+    """The process that connected, or listens, and its user; 0 for one in another pid namespace."""
+    pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return pid, uid
+
+
 def demand_user(connection: socket.socket, meant: str | None, known: int | None = None) -> str:
     """The name of the user who connected, or who listens: root, ourselves, or the one that is meant, or `known`.
 
     Raises PeerError for anybody else.
     """
-    _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    _, uid = peer_of(connection)
     if uid not in (0, os.geteuid(), known) and (meant is None or uid != uid_of(meant)):
         whom = "root" if os.geteuid() == 0 else f"root or {user_name(os.geteuid())}"
         hint = f"if that is the peer that is meant, add --peer {uid}; else look who made the socket"

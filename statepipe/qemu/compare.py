@@ -173,7 +173,7 @@ def _disk(here: Facts, there: Facts | None) -> tuple[str, str]:
         return FAIL, f"the guest has it at {where[0]} here, and at {where[1]} there: name the disks in the same order"
     sizes = {disk["size"] for disk in (here, there) if disk.get("size") is not None}
     if len(sizes) == 2:
-        return FAIL, "another disk under the same path: its size differs there"
+        return FAIL, "another disk: its size differs there"
     if "driver" in here and "driver" in there:
         other = "" if here["path"] == there["path"] else f", and is {there['path']} there"
         return WARN, f"{here['driver']} keeps it{other}: that it is one disk, and not two, cannot be told from here"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterator
 from typing import TYPE_CHECKING, Any
 
-from statepipe.errors import QemuError, QemuGone, QemuSilent
+from statepipe.errors import QemuRefused
 
 if TYPE_CHECKING:  # asyncio takes 60 ms, which a filter need not pay
     from statepipe.qemu.monitor import Monitor
@@ -21,19 +21,17 @@ _WITHOUT_ADDRESS = ("isa.", "i2c", "sysbus", "main-system-bus")
 
 
 def ask(monitor: Monitor, command: str, **arguments: object) -> Any:
-    """What the command returns; None if QEMU refuses it, as one that does not know it. Raises QemuGone, QemuSilent."""
+    """What the command returns; None if QEMU refuses it, as one that does not know it. Raises QemuError."""
     try:
         return monitor.execute(command, **arguments)
-    except (QemuGone, QemuSilent):
-        raise
-    except QemuError:
+    except QemuRefused:
         return None
 
 
 def place(monitor: Monitor, path: str) -> str:
     """Where the guest sees the device at this path of QEMU's, as `pci.0 02.0`; the path itself where no bus tells.
 
-    Raises QemuGone, QemuSilent.
+    Raises QemuError.
     """
     bus = ask(monitor, "qom-get", path=path, property="parent_bus")
     if not bus:

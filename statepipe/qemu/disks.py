@@ -85,19 +85,24 @@ def _kernels_own() -> set[int]:
     return found - {os.stat("/").st_dev}
 
 
-def _fingerprint(fd: int, path: str) -> Disk:
-    status = os.fstat(fd)
-    size = os.lseek(fd, 0, os.SEEK_END)
+def samples(fd: int, size: int) -> str:
+    """The digest of the samples of an open image. Raises OSError."""
     digest = blake3()
     for offset in _places(size):
         digest.update(os.pread(fd, SAMPLE, offset))
+    return digest.hexdigest()
+
+
+def _fingerprint(fd: int, path: str) -> Disk:
+    status = os.fstat(fd)
+    size = os.lseek(fd, 0, os.SEEK_END)
     regular = stat.S_ISREG(status.st_mode)
     seen = {
         "path": path,
         "format": format_of(os.pread(fd, 4, 0)),
         "size": size,
         "mtime_ns": status.st_mtime_ns if regular else None,
-        "samples_blake3": digest.hexdigest(),
+        "samples_blake3": samples(fd, size),
     }
     content = _content(fd, size) if regular else None
     return seen if content is None else seen | {"content_blake3": content}

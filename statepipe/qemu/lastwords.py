@@ -10,6 +10,7 @@ import os
 import threading
 from contextlib import suppress
 
+from statepipe.ends.fd import write_all
 from statepipe.threads import join, start
 
 LONGEST = 1000
@@ -30,7 +31,11 @@ class LastWords:
     def begin(self) -> None:
         """QEMU has its end."""
         os.close(self.fd)
-        start(self._thread)
+        try:
+            start(self._thread)
+        except BaseException:
+            os.close(self._reading)
+            raise
 
     def drop(self) -> None:
         """There is no QEMU."""
@@ -47,7 +52,7 @@ class LastWords:
         with open(self._reading, "rb", buffering=0) as flow:
             while data := flow.read(65536):
                 with suppress(OSError):  # whom it is passed on to, may be gone: it is read all the same
-                    os.write(2, data)
+                    write_all(2, data)
                 *lines, rest = (rest + data).split(b"\n")
                 for line in lines:
                     self._note(line)

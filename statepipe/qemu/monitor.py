@@ -23,7 +23,7 @@ from qemu.qmp import ExecInterruptedError, ExecuteError, QMPClient, QMPError, Ru
 from qemu.qmp.error import ProtocolError
 from qemu.qmp.message import Message
 
-from statepipe.errors import QemuError, QemuGone, QemuSilent
+from statepipe.errors import QemuError, QemuGone, QemuRefused, QemuSilent
 from statepipe.qemu.answers import FIRST, LONGEST, MESSAGE, judge
 from statepipe.qemu.process import listening_qemu
 from statepipe.qemu.reach import ONE_MORE, reached, unreachable
@@ -235,7 +235,7 @@ class Monitor:
     def execute(self, command: str, **arguments: object) -> Reply:
         """Run a command. An underscore in an argument's name stands for QMP's hyphen.
 
-        Raises QemuError with QEMU's own words if it refuses, QemuSilent if it does not answer in time (BOUNDS),
+        Raises QemuRefused with QEMU's own words, QemuSilent if it does not answer in time (BOUNDS),
         QemuGone if it goes away meanwhile.
         """
         return self._execute(command, BOUNDS.get(command, ANSWER), arguments)
@@ -251,7 +251,7 @@ class Monitor:
         except TimeoutError as error:
             raise self._silent(command) from error
         except ExecuteError as error:
-            raise QemuError(f"QEMU refused {command}: {error}") from error
+            raise QemuRefused(f"QEMU refused {command}: {error}") from error
         except (ExecInterruptedError, QMPError, OSError, EOFError) as error:
             raise self._gone(command) from error
         try:
@@ -298,8 +298,8 @@ class Monitor:
         """query-migrate's answer; `status` is always there ("none" before any migration). Raises QemuError."""
         return {"status": "none", **self.execute("query-migrate")}
 
-    def _flowing(self) -> dict[str, Any]:
-        """The same, of one that is on its way."""
+    def flowing(self) -> dict[str, Any]:
+        """The same, of one that is on its way, which may keep QEMU from answering (FLOWING). Raises QemuError."""
         return {"status": "none", **self._execute("query-migrate", FLOWING, {})}
 
     def migration_outcome(self, patience: float = WORD) -> dict[str, Any]:
@@ -307,7 +307,7 @@ class Monitor:
 
         Without the capability `events`, it is looked at every `patience` seconds. Raises QemuError.
         """
-        while (answer := self._flowing())["status"] not in FINAL:
+        while (answer := self.flowing())["status"] not in FINAL:
             self._await_change(patience)
         return answer
 
@@ -316,9 +316,9 @@ class Monitor:
 
         Needs the capability `events`. Raises QemuError.
         """
-        if (answer := self._flowing())["status"] == status:
+        if (answer := self.flowing())["status"] == status:
             self._await_change(patience)
-            answer = self._flowing()
+            answer = self.flowing()
         return answer
 
     def wait_until_running(self) -> None:

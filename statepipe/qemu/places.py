@@ -1,5 +1,5 @@
 """What of a host a QEMU makes for itself: the files that it empties, the sockets that it takes from whoever listens
-there, the memory and the ports that it shares.
+there, and the files that hold its memory.
 
 A QEMU that is started elsewhere with the command line of one that runs does so under the same names, and where both
 hosts see the same folder these are the other's: its log is emptied, its monitor is gone. So a QEMU that is started only
@@ -15,10 +15,11 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from statepipe.errors import QemuError
 from statepipe.qemu.commandline import parted
+from statepipe.qemu.listening import Listened, listened_at
 from statepipe.qemu.view import View
 from statepipe.shapes import fields, flag, many, text, whole
 
@@ -61,8 +62,12 @@ def places(command: Sequence[str]) -> Iterator[Place]:
             yield from (Place(path, "-chardev") for path in _paths_of_chardev(value))
         elif name in ("pidfile", "D", "writeconfig"):
             yield Place(value, f"-{name}")
-        elif name == "vnc" and value.startswith("unix:"):
-            yield Place(value[5:].partition(",")[0], "-vnc")
+        elif name in ("vnc", "display") and (address := value.removeprefix("vnc=")).startswith("unix:"):
+            yield Place(address[5:].partition(",")[0], f"-{name}")
+        elif name in ("audiodev", "audio") and _words_of(value)[0].removeprefix("driver=") == "wav":
+            yield Place(_words_of(value)[1].get("path", "qemu.wav"), f"-{name}")
+        elif name == "spice" and "unix" in value.split(",") + value.replace("=on", "").split(","):
+            yield from (Place(path, "-spice") for path in (_words_of(f",{value}")[1].get("addr"),) if path)
         elif name == "object":
             kind, words_of_it = _words_of(value)
             if path := {"memory-backend-file": "mem-path", "filter-dump": "file"}.get(kind):
@@ -70,7 +75,10 @@ def places(command: Sequence[str]) -> Iterator[Place]:
 
 
 def for_a_look(command: Sequence[str]) -> list[str]:
-    """The command line of a QEMU with the same guest's devices, that makes nothing for itself on the host."""
+    """The command line of a QEMU with the same guest's devices, that makes nothing for itself on the host.
+
+    Raises QemuError for one of which that cannot be made.
+    """
     kept = list(command[:1])
     for name, words in parted(command):
         kept += _harmless(name, words)
@@ -91,6 +99,11 @@ def _harmless(name: str | None, words: list[str]) -> list[str]:
         return [words[0], _quiet_network(value)]
     if name == "object":
         return _quiet_object(words)
+    if name in ("audiodev", "audio"):
+        return [words[0], _quiet_audio(value)]
+    if name in ("readconfig", "spice"):
+        what = f"a QEMU with -{name} is not started for a look: nobody knows what of this host it would take"
+        raise QemuError(what, hint="leave the check out, or start that QEMU yourself and give receive its --qmp")
     return words
 
 
@@ -147,6 +160,12 @@ def _quiet_network(value: str) -> str:
     return value
 
 
+def _quiet_audio(value: str) -> str:
+    """The same device, which nobody hears."""
+    _, *rest = re.split(r"(?<!,),(?!,)", value)
+    return ",".join([_NONE, *(word for word in rest if word.startswith(("id=", "model=")))])
+
+
 def _quiet_object(words: list[str]) -> list[str]:
     kind, its = _words_of(words[1] if len(words) > 1 else "")
     if kind == "filter-dump":
@@ -167,29 +186,19 @@ def _size_of(value: str) -> int:
 
 def seen(command: Sequence[str], view: View, folder: str, *, held: bool) -> list[Facts]:
     """What there is of the places of a QEMU that was, or is to be, started in `folder`. `held`: it runs."""
-    listened = set() if held else _listened()
+    listened = Listened() if held else listened_at()
     found = []
     for place in places(command):
         path = os.path.join(folder, place.path)
         row: Facts = {"path": path[:4096], "option": place.option} | ({"held": True} if held else {})
         with suppress(OSError, ValueError):
             status = os.stat(view.place(path))
-            if not stat.S_ISCHR(status.st_mode):  # as /dev/null, which is everybody's
+            if not (stat.S_ISCHR(status.st_mode) or stat.S_ISDIR(status.st_mode)):  # /dev/null, /dev/shm: everybody's
                 row["inode"] = status.st_ino
-        if path in listened and "inode" in row:  # in another mount namespace the name is free
-            row["busy"] = True
+            if stat.S_ISSOCK(status.st_mode) and listened.has(path, status.st_ino):
+                row["busy"] = True
         found.append(row)
     return found
-
-
-def _listened() -> set[str]:
-    """The sockets that somebody on this host listens at (proc_net(5), unix: flag 00010000)."""
-    try:
-        lines = Path("/proc/net/unix").read_text(errors="surrogateescape").splitlines()
-    except OSError:
-        return set()
-    rows = [line.split(maxsplit=7) for line in lines]
-    return {row[7] for row in rows if len(row) == 8 and row[3] == "00010000"}
 
 
 def clashes(source: Sequence[Facts], there: Sequence[Facts]) -> Iterator[tuple[Facts, str]]:

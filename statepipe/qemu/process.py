@@ -311,7 +311,13 @@ class Child:
                     self._words.drop()
                 raise QemuError(str(error), hint=error.hint) from error
         if self._words is not None:
-            self._words.begin()
+            try:
+                self._words.begin()
+            except BaseException:  # it would wait for ever, and nobody know of it
+                self.end()
+                self.monitor.close()
+                self.spare.close()
+                raise
 
     @property
     def pid(self) -> int:
@@ -360,7 +366,9 @@ class Child:
     def last_words(self) -> str:
         """The last line that it said, once it has ended; empty where that is not known."""
         if self._log is not None:
-            return next(iter(Path(self._log).read_text(errors="replace").splitlines()[-1:]), "")
+            with suppress(OSError):
+                return next(iter(Path(self._log).read_text(errors="replace").splitlines()[-1:]), "")
+            return ""
         return "" if self._words is None else self._words.last()
 
     @property

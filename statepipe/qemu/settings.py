@@ -44,7 +44,7 @@ def adjusted(
     except BaseException as error:
         if isinstance(error, InterruptedBySignal):
             monitor.hurry()
-        _restore_after(error, monitor, before)
+        restore_after(error, monitor, before)
         raise
     try:
         restore(monitor, before)
@@ -65,7 +65,7 @@ def made_ready(monitor: Monitor, capabilities: Collection[str]) -> dict[str, Any
     try:
         _adjust(monitor, before, {})
     except BaseException as error:
-        _restore_after(error, monitor, before)
+        restore_after(error, monitor, before)
         raise
     return before
 
@@ -76,7 +76,7 @@ def _adjust(monitor: Monitor, before: Mapping[str, Any], parameters: Mapping[str
     _set_parameters(monitor, {name: PLAIN[name] for name in before["parameters"] if name in PLAIN} | dict(parameters))
 
 
-def _restore_after(error: BaseException, monitor: Monitor, before: Mapping[str, Any]) -> None:
+def restore_after(error: BaseException, monitor: Monitor, before: Mapping[str, Any]) -> None:
     """The error that is on its way stays the cause; its hint tells of settings that QEMU would not take back."""
     try:
         restore(monitor, before)

@@ -17,7 +17,9 @@ class View:
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
-        self._root = "/" if _sees_what_we_see(pid) else f"/proc/{pid}/root"
+        same = _sees_what_we_see(pid)
+        self._is_known = same is not None
+        self._root = f"/proc/{pid}/root" if same is False else "/"
 
     def full(self, path: str) -> str | None:
         """A path of its own from the root on; None for one relative to a folder that may not be looked at."""
@@ -43,8 +45,16 @@ class View:
         return path if real is None else self._root + real
 
     def lacks(self, path: str) -> bool:
-        """Whether no file has this name, as that of a disk that was unlinked while it was open."""
-        return not os.path.lexists(self.place(path))
+        """Whether it was seen that no file has this name, as that of a disk that was unlinked while it was open."""
+        if not (self._is_known and os.path.isabs(path)):
+            return False
+        try:
+            os.lstat(self.place(path))
+        except FileNotFoundError:
+            return True
+        except (OSError, ValueError):  # a folder that is not ours to look into
+            return False
+        return False
 
     def _walk(self, path: str) -> list[str]:
         """The components of the real path within the root. Raises OSError, ValueError."""
@@ -73,9 +83,10 @@ def _link(path: str) -> str | None:
         return None
 
 
-def _sees_what_we_see(pid: int) -> bool:
+def _sees_what_we_see(pid: int) -> bool | None:
+    """None where that is not known."""
     try:
         ours, its = (os.readlink(f"/proc/{who}/ns/mnt") for who in ("self", pid))
         return ours == its and os.path.samefile(f"/proc/{pid}/root", "/")
     except OSError:
-        return True
+        return None

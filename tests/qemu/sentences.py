@@ -163,7 +163,7 @@ KNOWN: list[tuple[str, Claim]] = [
     (r"the guest runs here", runs_here),
     (r"the QEMU that waited here for the guest \(process \d+\) was killed and has not ended yet", lives_here),
     (r"QEMU here has ended after it was told to run the guest: whether the guest ran here is not known", ended_here),
-    (r"the guest is here, paused as it was", stands_here),
+    (r"the guest is here and does not run, as before", stands_here),
     (r"the other host may have been told to run the guest, and whether it does is not known here", told_to_run),
     (r"the guest runs on the destination", runs_there),
     (r"nothing is done about it", nothing),

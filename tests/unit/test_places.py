@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from statepipe.errors import QemuError
 from statepipe.qemu.places import clashes, for_a_look, places, seen
 from statepipe.qemu.view import View
 
@@ -21,6 +24,9 @@ MAKING = [
     (["-pidfile", "/p"], "/p", []),
     (["-D", "/t"], "/t", []),
     (["-vnc", "unix:/v"], "/v", []),
+    (["-display", "vnc=unix:/v,password=off"], "/v", []),
+    (["-audiodev", "wav,id=a,path=/w,out.frequency=8000"], "/w", ["-audiodev", "none,id=a"]),
+    (["-audio", "driver=wav,model=hda,path=/w"], "/w", ["-audio", "none,model=hda"]),
     (["-chardev", "file,id=c,path=/l,append=on"], "/l", ["-chardev", "null,id=c"]),
     (["-chardev", "file,id=c,path=/a,,b"], "/a,b", ["-chardev", "null,id=c"]),
     (["-chardev", "socket,id=c,path=/s,server=on,mux=on"], "/s", ["-chardev", "null,id=c,mux=on"]),
@@ -94,6 +100,31 @@ def test_a_file_that_both_hosts_see_is_another_s_and_one_of_the_same_name_is_not
     [(row, why)] = clashes(source, seen(command, View(0), f"{tmp_path}/there/shared", held=False))
     assert (row["path"], row["option"]) == (f"{tmp_path}/there/shared/log", "-serial")
     assert "both hosts see it" in why
+
+
+@pytest.mark.parametrize("words", [["-readconfig", "/c"], ["-spice", "unix=on,addr=/s"], ["-spice", "port=5930"]])
+def test_a_qemu_of_which_nobody_knows_what_it_makes_is_not_looked_at(words: list[str]) -> None:
+    with pytest.raises(QemuError, match=f"{words[0]} is not started for a look"):
+        for_a_look(["qemu", *words])
+
+
+def test_a_folder_for_memory_without_a_name_is_everybody_s(tmp_path: Path) -> None:
+    command = ["qemu", "-object", f"memory-backend-file,id=m,size=1G,mem-path={tmp_path},share=on"]
+    source = seen(command, View(0), str(tmp_path), held=True)
+    assert not list(clashes(source, seen(command, View(0), str(tmp_path), held=False)))
+
+
+def test_a_socket_that_was_bound_by_a_relative_name_is_known(tmp_path: Path) -> None:
+    """As QEMU does with the name that its command line has."""
+    bind = "import os, socket, sys; s = socket.socket(socket.AF_UNIX); os.chdir(sys.argv[1]); s.bind('q'); s.listen()"
+    script = f"{bind}; print(flush=True); input()"
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as listener:
+        assert listener.stdin is not None and listener.stdout is not None
+        assert listener.stdout.readline() == b"\n"
+        [(_, why)] = clashes([], seen(["qemu", "-qmp", "unix:q,server=on"], View(0), str(tmp_path), held=False))
+        listener.stdin.close()
+    assert why == "somebody listens there"
 
 
 def test_a_socket_that_somebody_listens_at_is_not_to_be_had(tmp_path: Path) -> None:

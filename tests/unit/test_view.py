@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,6 +56,23 @@ def test_a_process_that_sees_what_we_see_calls_files_as_we_do(tree: Path) -> Non
         assert view.place(f"{tree}/out/image") == f"{tree}/out/image"
         assert view.real(f"{tree}/in/absolute") == f"{tree}/out/image"
         assert view.full("image") == f"{tree}/in/image"
+
+
+def test_only_a_file_that_was_seen_to_be_lacking_lacks(tree: Path) -> None:
+    """A folder that is not ours to look into, a name relative to who knows what, a process that nobody knows: of these
+    nothing is known."""
+    (tree / "in").chmod(0o700)
+    with boxed(folder=tree / "in") as view:
+        assert view.lacks(f"{tree}/in/none") and not view.lacks(f"{tree}/in/image")
+        assert not view.lacks("none")
+        assert not view.lacks(f"{tree}/in/image/none")
+    assert not View(0).lacks(f"{tree}/in/none")
+    if os.geteuid() == 0:
+        drop = ["setpriv", "--reuid=65534", "--clear-groups", sys.executable, "-c", LACKS, str(tree / "in" / "none")]
+        assert subprocess.run(drop, capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+LACKS = "import os, sys; from statepipe.qemu.view import View; print(View(os.getpid()).lacks(sys.argv[1]))"
 
 
 def test_links_without_an_end_lead_nowhere(tree: Path) -> None:

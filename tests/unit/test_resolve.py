@@ -1,0 +1,49 @@
+"""What a person decides, where QEMU has a word to say against it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from statepipe.commands.guardian import recover_source
+from statepipe.commands.resolve import decide
+from statepipe.errors import QemuError
+from statepipe.formats.handover import Source
+from tests.qmpserver import QmpServer, qmp_server
+
+
+@pytest.fixture
+def server() -> Iterator[QmpServer]:
+    with tempfile.TemporaryDirectory(prefix="qmp-") as folder, qmp_server(folder) as running:
+        yield running
+
+
+def commands(server: QmpServer) -> list[str]:
+    """All that it has heard so far."""
+    return [server.heard.get() for _ in range(server.heard.qsize())]
+
+
+@pytest.mark.parametrize("state", ["running", "suspended"])
+def test_a_qemu_whose_guest_is_alive_is_not_ended_for_one_elsewhere(server: QmpServer, state: str) -> None:
+    server.answers["query-status"] = {"status": state}
+    with pytest.raises(QemuError, match=f"the guest is {state} here"):
+        decide(server.path, "elsewhere", lambda text: None)
+    assert "quit" not in commands(server)
+
+
+def test_the_guardian_does_not_wake_a_guest_that_qemu_would_die_of(server: QmpServer) -> None:
+    """QEMU 9 and later abort on `cont` of one that slept when it was sent."""
+    version: dict[str, Any] = {"qemu": {"major": 10, "minor": 0, "micro": 0}, "package": ""}
+    server.answers |= {
+        "query-status": {"status": "postmigrate"},
+        "query-migrate": {"status": "completed"},
+        "query-version": version,
+    }
+    settings: dict[str, Any] = {"capabilities": {}, "parameters": {}}
+    known = {"state": Source.HANDED.name, "qmp": server.path, "runs": True, "was": "suspended", "before": settings}
+    with pytest.raises(QemuError, match="suspended"):
+        recover_source(known, lambda text: None)
+    assert "cont" not in commands(server)
