@@ -10,31 +10,46 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import stat
 
 from statepipe.errors import UsageError
 
 _STANDARD = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
 
-_NUMBERED = re.compile(r"/(?:dev|proc/(?:self|thread-self|(?P<process>[0-9]+)))/fd/(?P<number>[0-9]+)", re.ASCII)
+_NUMBERED = re.compile(r"/proc/(?P<process>[0-9]+)(?:/task/[0-9]+)?/fd/(?P<number>[0-9]+)", re.ASCII)
+"""What /dev/fd, /proc/self/fd and every other spelling come to without links."""
 
 LINKS = 8
 """Symbolic links that are followed to a descriptor: a log that leads to /dev/stdout is one or two."""
 
 
 def named_by(path: str) -> int | None:
-    """The descriptor of ours that a path stands for, open or not; None for a path of any other kind."""
+    """The descriptor of ours that a path stands for, open or not; None for a path of any other kind.
+
+    So also for one that another user's link in a folder like /tmp would make stand for one: ends/place.py refuses it.
+    """
     for _ in range(LINKS):
-        whole = os.path.abspath(path)
-        if whole in _STANDARD:
-            return _STANDARD[whole]
-        found = _NUMBERED.fullmatch(whole)
-        if found is not None and found["process"] in (None, str(os.getpid())):
-            return int(found["number"])
         try:
-            path = os.path.join(os.path.dirname(whole), os.readlink(whole))
+            folder, name = os.path.split(os.path.abspath(path))
+            folder = os.path.realpath(folder)
+            whole = f"{folder.rstrip('/')}/{name}"
+            if whole in _STANDARD:
+                return _STANDARD[whole]
+            found = _NUMBERED.fullmatch(whole)
+            if found is not None and found["process"] == str(os.getpid()):
+                return int(found["number"])
+            target = os.readlink(whole)
+            if is_strangers(os.lstat(whole), os.stat(folder)):
+                return None
         except (OSError, ValueError):  # no link; a NUL in it
             return None
+        path = os.path.join(folder, target)
     return None
+
+
+def is_strangers(link: os.stat_result, around: os.stat_result) -> bool:
+    """Whether a link in a folder (`around`) that everybody may write to is another user's: it leads where he likes."""
+    return bool(around.st_mode & stat.S_IWOTH) and link.st_uid not in (os.geteuid(), 0, around.st_uid)
 
 
 def demand(fd: int) -> None:

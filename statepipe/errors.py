@@ -7,6 +7,7 @@
     ├── NoKeyError            4   no identity opens this stream
     ├── PeerError             5   the other host or the network between
     ├── QemuError             6   QEMU refused or failed
+    │   ├── QemuRefused       6   QEMU said no
     │   ├── QemuGone          6   QEMU went away
     │   └── QemuSilent        6   QEMU has not answered: what it was told, it may do yet
     └── InterruptedBySignal 128+n a signal asked us to stop

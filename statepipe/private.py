@@ -16,6 +16,7 @@ import shlex
 import stat
 from collections.abc import Callable
 
+from statepipe.descriptors import named_by
 from statepipe.errors import StatepipeError
 
 PR_SET_DUMPABLE = 4
@@ -38,16 +39,13 @@ def read_private(path: str, limit: int, is_secret: Callable[[bytes], bool] = boo
 
 def refuse_open(path: str, status: os.stat_result) -> None:
     """Raises StatepipeError for a regular file that others than its owner may read or write."""
-    if not stat.S_ISREG(status.st_mode) or _is_credential(path) or path.startswith(_DESCRIPTORS):
+    if not stat.S_ISREG(status.st_mode) or _is_credential(path) or named_by(path) is not None:
         return
     others = 0o027 if status.st_uid == 0 else 0o077
     if status.st_mode & others and os.geteuid() in (0, status.st_uid):
         mode = f"{stat.S_IMODE(status.st_mode):04o}"
         what = f"{path} can be read or written by others: its mode is {mode}"
         raise StatepipeError(what, hint=f"chmod 600 {shlex.quote(path)}")
-
-
-_DESCRIPTORS = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
 
 
 def _is_credential(path: str) -> bool:

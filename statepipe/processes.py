@@ -78,7 +78,12 @@ class Process:
         """Send it a signal; one that has ended hears nothing."""
         if self.pidfd >= 0:
             with suppress(ProcessLookupError):
-                os.kill(self._pid, number)  # until it is reaped, its number cannot be another's
+                try:
+                    signal.pidfd_send_signal(self.pidfd, number)
+                except ProcessLookupError:
+                    raise
+                except OSError:  # a kernel or a sandbox without it; until it is reaped, its number is not another's
+                    os.kill(self._pid, number)
 
     def status(self) -> int:
         """Wait until it has ended. Its exit status, or minus the number of the signal that killed it.

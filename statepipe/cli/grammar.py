@@ -78,7 +78,7 @@ def _look_at_descriptors(values: dict[str, Any]) -> None:
                 continue
             if not name.endswith("_fd"):
                 look_at(text)
-            elif text.isascii() and text.isdecimal():
+            elif text.isdecimal():  # whatever int() takes
                 demand(int(text))
 
 

@@ -135,7 +135,7 @@ def _refuse_strays(scheme: str, values: Values) -> None:
 
     users = scheme == UNIX and "qmp" in values  # where a guest moves, its peer is a user of this host
     if scheme != TLS and (values["tls_creds"] or (values["peer"] and not users)):
-        raise UsageError("--tls-creds and --peer are for tls:// addresses")
+        raise UsageError("--tls-creds is for tls:// addresses" if users else "--tls-creds and --peer are for tls://")
     if scheme != TLS and values.get("also"):
         raise UsageError("--also is for tls:// addresses")
     if scheme not in (TLS, SSH) and values.get("links"):

@@ -20,13 +20,14 @@ _FILE = Param("file", "what to read; the default, and -, is standard input", "FI
 _OUTPUT = Param(
     "--output", "write FILE, which is there only once it is whole; - is standard output", "FILE", short="-o"
 )
-_BACK = "as the program of tar -I is told"
+_BACK = "tar -I gives this option when it extracts"
+_GIVEN = "is what it does; tar -I gives this option"
 
 ON_FILES: Mapping[str, tuple[Param, ...]] = {
-    "compress": (Param("--decompress", f"decompress instead, {_BACK}", short="-d"), _OUTPUT, _FILE),
-    "decompress": (_OUTPUT, _FILE),
+    "compress": (Param("--decompress", f"decompress instead; {_BACK}", short="-d"), _OUTPUT, _FILE),
+    "decompress": (Param("--decompress", _GIVEN, short="-d"), _OUTPUT, _FILE),
     "encrypt": (
-        Param("--decrypt", f"decrypt instead, {_BACK}", short="-d"),
+        Param("--decrypt", f"decrypt instead; {_BACK}", short="-d"),
         Param(
             "--identity",
             "for -d: a file of keygen's or ssh's that holds the key",
@@ -37,7 +38,7 @@ ON_FILES: Mapping[str, tuple[Param, ...]] = {
         _OUTPUT,
         _FILE,
     ),
-    "decrypt": (_OUTPUT, _FILE),
+    "decrypt": (Param("--decrypt", _GIVEN, short="-d"), _OUTPUT, _FILE),
 }
 """The further parameters of these filters' commands."""
 
@@ -65,9 +66,15 @@ def _codec_or_file(values: Values) -> Values:
     only = values["codec"]
     if only == "":  # a shell's variable that is not set: what should be in the file is not standard input
         raise UsageError("an empty argument is neither a codec nor a FILE")
-    if only is None or values["file"] is not None or re.fullmatch(rf"({'|'.join(CODECS)}|auto)(:.*)?|-?\d+", only):
+    if only is None or re.fullmatch(rf"({'|'.join(CODECS)}|auto)(:.*)?|-?\d+", only):
         return values
-    return values | {"codec": None, "file": only} if _is_file(only) else values
+    if values["file"] is not None:
+        hint = f"the codec comes before FILE, and is one of {', '.join(CODECS)} and auto"
+        raise UsageError(f"'{only}' is no codec", hint=hint)
+    if not _is_file(only):
+        what = f"'{only}' is neither a codec nor a file that is there"
+        raise UsageError(what, hint=f"codecs are {', '.join(CODECS)} and auto, as zstd:19")
+    return values | {"codec": None, "file": only}
 
 
 def _recipients_or_file(values: Values) -> Values:

@@ -62,8 +62,7 @@ def load_into_new(path: str, command: Sequence[str], keys: Keys, said: Said, tel
                 with held():  # a QEMU that was started must be known to us
                     child = Child(command, detach)
                 monitor = opened.enter_context(closing(Monitor(child.monitor, child.pid, tell.warn)))
-                _load(state, monitor, said, tell.warn, runs=not child.stays_paused)
-            tell.here()
+                _load(state, monitor, said, tell, runs=not child.stays_paused)
             if not detach:  # the guest runs: what would end us is QEMU's
                 child.pass_signals_on()
             with suppress(QemuGone, QemuSilent):  # its guest has ended it already, or keeps it busy
@@ -96,8 +95,7 @@ def load_into_waiting(path: str, address: str, keys: Keys, said: Said, tell: Tel
     with open_state(path, keys) as source:
         state = _prepare_state(source, tell.warn)
         with closing(Monitor(address, tell=tell.warn)) as monitor:
-            before = _load(state, monitor, said, tell.warn, runs=True)
-            tell.here()
+            before = _load(state, monitor, said, tell, runs=True)
             with suppress(QemuGone, QemuSilent):  # its guest has ended it already, or keeps it busy
                 tell.loaded(monitor.run_state())
             if (words := restored(monitor, before)) is not None:
@@ -111,7 +109,7 @@ def _prepare_state(source: StateFile, warn: Tell) -> State:
     return state
 
 
-def _load(state: State, monitor: Monitor, said: Said, warn: Tell, *, runs: bool) -> dict[str, Any]:
+def _load(state: State, monitor: Monitor, said: Said, tell: Telling, *, runs: bool) -> dict[str, Any]:
     """Load it, and run it if it ran; how QEMU was set to migrate before. Raises StatepipeError.
 
     A QEMU that may run or receive a guest that is none of ours is left alone; one that has half of ours can only be
@@ -119,8 +117,8 @@ def _load(state: State, monitor: Monitor, said: Said, warn: Tell, *, runs: bool)
     """
     monitor.demand_waiting()
     monitor.demand_handover()
-    state.refuse_changed_disks(images(monitor), said, warn)
-    _refuse_other_machine(state, monitor, said, warn)
+    state.refuse_changed_disks(images(monitor), said, tell.warn)
+    _refuse_other_machine(state, monitor, said, tell.warn)
     before = made_ready(monitor, ("events", "late-block-activate"))
     try:
         ours = _open(monitor)
@@ -131,6 +129,7 @@ def _load(state: State, monitor: Monitor, said: Said, warn: Tell, *, runs: bool)
         with ours:
             _feed(state, monitor, ours)
         demand_completed(monitor.migration_outcome(), "its message is above")
+        tell.here()  # before QEMU is told to run it: from then on it is not ended for being late
         if runs and state.run_state in RAN_AT_SAVE:
             monitor.execute("cont")
         return before

@@ -30,6 +30,7 @@ from statepipe.ends.place import open_place
 from statepipe.ends.rehearsal import refuse_impossible, shortened
 from statepipe.errors import StatepipeError
 from statepipe.stage import Buffer
+from statepipe.threads import held
 
 DROP_WINDOW = 32 << 20
 """Bytes after which the written pages are sent to disk, and those of the window before are dropped."""
@@ -84,8 +85,9 @@ class FileSink:
         if spare is None:
             return False
         try:
-            _link(spare, self._part, self._folder)
-            os.unlink(self._part, dir_fd=self._folder)
+            with held():  # a signal between the two would leave the name
+                _link(spare, self._part, self._folder)
+                os.unlink(self._part, dir_fd=self._folder)
         except OSError as error:
             if error.errno in (*_UNKNOWN, errno.ENOENT):
                 return False

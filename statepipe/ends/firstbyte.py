@@ -7,6 +7,7 @@ byte on; where an empty stream is wanted all the same, its end counts too.
 
 from __future__ import annotations
 
+import errno
 import select
 import socket
 import time
@@ -82,7 +83,11 @@ class _Lobby:
     def _let_in(self) -> None:
         try:
             connection, where = self._listener.accept()
-        except (BlockingIOError, ConnectionAbortedError):  # it has left already
+        except OSError as error:  # it has left already, or there is no descriptor to spare
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                if not self._waiting:
+                    raise PeerError("there is no descriptor to spare", hint="look at ulimit -n") from error
+                self._turn_away(next(iter(self._waiting)), "there was no room for it, and it had sent nothing")
             return
         tune(connection, self._patience)
         name = str(where[0]) if isinstance(where, tuple) else "somebody"

@@ -13,6 +13,7 @@ import errno
 import os
 import stat
 
+from statepipe.descriptors import is_strangers
 from statepipe.errors import StatepipeError
 
 LINKS = 40
@@ -81,8 +82,7 @@ def _link(folder: int, name: str, path: str) -> str | None:
 
 
 def _refuse_strangers(folder: int, link: os.stat_result, path: str) -> None:
-    around = os.fstat(folder)
-    if around.st_mode & stat.S_IWOTH and link.st_uid not in (os.geteuid(), 0, around.st_uid):
+    if is_strangers(link, os.fstat(folder)):
         raise StatepipeError(
             f"{path} leads over a link of user {link.st_uid}, in a folder that everybody may write to",
             hint="name the file itself, or save into a folder of your own",

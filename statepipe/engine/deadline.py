@@ -22,16 +22,22 @@ def within(seconds: float | None, late: str) -> Iterator[Callable[[], None]]:
     if seconds is None:
         yield lambda: None
         return
-    over, fell_due = threading.Event(), threading.Event()
+    over, fell_due, turn = threading.Event(), threading.Event(), threading.Lock()
 
     def watch() -> None:
-        if not over.wait(seconds):
-            fell_due.set()
-            os.kill(os.getpid(), signal.SIGTERM if signal.SIGTERM in heard() else signal.SIGINT)
+        over.wait(seconds)
+        with turn:  # it may be over since
+            if not over.is_set():
+                fell_due.set()
+                os.kill(os.getpid(), signal.SIGTERM if signal.SIGTERM in heard() else signal.SIGINT)
+
+    def in_time() -> None:
+        with turn:
+            over.set()
 
     try:
-        with beside("deadline", watch, over.set):
-            yield over.set
+        with beside("deadline", watch, in_time):
+            yield in_time
     except InterruptedBySignal as error:
         if fell_due.is_set():
             raise StatepipeError(f"{late} after {seconds:g} s", hint=error.hint) from error

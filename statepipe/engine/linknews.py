@@ -1,7 +1,7 @@
 """What is told of a session's links: that nothing comes from the other side any more, and that something does again.
 
-A link that breaks and is made anew at once is no news. While nothing comes that is told again each minute; who listens
-says no more than some lines a minute, by their kind (commands/ration.py): links may come and go all day.
+A link that breaks and is made anew at once is no news. While nothing comes, that is told again each minute. Whoever is
+told prints only a few lines a minute of each kind (commands/ration.py), for links may come and go all day.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from blake3 import blake3
 
+from statepipe.descriptors import named_by
 from statepipe.errors import IntegrityError, StatepipeError, UsageError
 from statepipe.stage import FLUSH, Buffer, Stage
 from statepipe.stages.context import NewFile
@@ -60,7 +61,7 @@ def checksum(
     StatepipeError at once where there can be no such file.
     """
     digest = Digest(algorithm)
-    named = to is not None and not _is_device(to)
+    named = to is not None and (named_by(to) is not None or not _is_device(to))
     if to is not None and named:
         with new_file(to, _FOR_ALL):
             pass

@@ -18,11 +18,15 @@ CLOSED = [
     ["encrypt", "--passphrase-fd", "3"],
     ["encrypt", "--passphrase-fd", "99999999999"],
     ["encrypt", "--passphrase-file", "/dev/fd/3"],
+    ["encrypt", "--passphrase-file", "//dev/fd/3"],
+    ["encrypt", "--passphrase-file", "/proc/self/root/dev/fd/3"],
+    ["encrypt", "--passphrase-file", "folder/3"],
     ["encrypt", "-R", "/proc/self/fd/4"],
     ["decrypt", "--identity", "/dev/fd/../fd/5"],
     ["decrypt", "-i", "link"],
     ["pipe", "decrypt:passphrase-fd=3"],
     ["progress", "--status-fd", "4"],
+    ["progress", "--status-fd", "\uff14"],
     ["pipe", "progress:status-fd=3", "checksum"],
     ["verify", "--from", "/dev/fd/6"],
     ["checksum", "--to", "/dev/fd/3"],
@@ -38,9 +42,24 @@ CLOSED = [
 @pytest.mark.parametrize("words", CLOSED, ids=" ".join)
 def test_one_that_is_not_open_is_none_of_ours(words: list[str], tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/dev/fd/3")
+    (tmp_path / "folder").symlink_to("/dev/fd")
     done = run(*words, data=DATA, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, b"")
     assert_one_error(done.stderr, words[0], "descriptor ", " is not open")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes another user's link")
+@pytest.mark.parametrize("words", [["tee"], ["compress", "-o"], ["save"]], ids=" ".join)
+def test_another_users_link_makes_no_descriptor_of_a_file(words: list[str], tmp_path: Path) -> None:
+    """What was to be kept would be among what others write: a guest's memory, in a log."""
+    (tmp_path / "for all").mkdir()
+    (tmp_path / "for all").chmod(0o1777)
+    link = tmp_path / "for all" / "x"
+    link.symlink_to("/dev/stdout")
+    os.chown(link, 65534, 65534, follow_symlinks=False)
+    done = run(*words, str(link), data=STREAM)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert b"leads over a link of user 65534" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["STATEPIPE_CONFIG", "STATEPIPE_IDENTITIES"])

@@ -52,6 +52,29 @@ def test_from_a_file_into_a_file_and_back(there: list[str], back: list[str], pla
     assert again.read_bytes() == DATA != packed.read_bytes()
 
 
+@pytest.mark.parametrize(
+    "words", [["decompress"], ["decrypt", "-i", str(agefiles.KEY_FILE)]], ids=lambda words: words[0]
+)
+def test_tar_extracts_through_the_inverse_too(words: list[str], plain: Path, tmp_path: Path) -> None:
+    """It gives -d, and that is what is done."""
+    there = ["compress"] if words[0] == "decompress" else ["encrypt", agefiles.RECIPIENT]
+    assert run(*words, "-d", data=run(*there, data=DATA).stdout).stdout == DATA
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "hint"),
+    [
+        (["compress", "none"], "'none' is neither a codec nor a file that is there", "codecs are zstd, gzip"),
+        (["compress", "plain", "lz4"], "'plain' is no codec", "the codec comes before FILE"),
+    ],
+)
+def test_a_file_where_a_codec_is_meant_is_told_so(
+    words: list[str], said: str, hint: str, plain: Path, tmp_path: Path
+) -> None:
+    done = run(*words, "-o", "out", cwd=tmp_path)
+    assert done.returncode == 2 and said in done.stderr.decode() and hint in done.stderr.decode()
+
+
 def test_dashes_stand_for_the_standard_ones() -> None:
     packed = run("compress", "zstd", "-", "-o", "-", data=DATA)
     assert run("decompress", "-", data=packed.stdout).stdout == DATA
