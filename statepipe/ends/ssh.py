@@ -55,7 +55,8 @@ OURS = (
 """What ssh_config may say for people and not for a program's channel, as scp has it: another command there, or one here
 that prints; forwards, whose ports are taken where an ssh of the user's runs; an input that is /dev/null, or an ssh that
 goes into the background; and that other sessions share this connection, and end with it. The last three came with
-OpenSSH 8.7: an older ssh is to ignore them, and not to end."""
+OpenSSH 8.7: an older ssh is to ignore them, and not to end. It ignores all that it does not know, as it takes the first
+IgnoreUnknown that there is, and the user may have one."""
 
 
 APART = "ControlPath=none"

@@ -44,7 +44,8 @@ def over_blocks(
 ) -> Generator[R | None, None, None]:
     """`function` of each block of `size` bytes, on all cores, in order; None stands for a flush mark.
 
-    With `memory`, the bytes that it takes at work, on no more cores than there is room for.
+    With `memory`, the bytes that it takes at work, on no more cores than there is room for; each also holds a block as
+    it came, in one piece, and what it makes of it, and one waits.
     """
 
     def work(buffers: list[Buffer]) -> R | None:

@@ -74,6 +74,7 @@ def test_a_log_that_nobody_reads_holds_back_no_end() -> None:
 
 
 def test_a_background_job_is_not_stopped_by_its_bar(tmp_path: Path) -> None:
+    """Neither for what it would draw meanwhile, nor for its last line, which is drawn at the end in any case."""
     (tmp_path / "in").write_bytes(DATA)
     job = f"(sleep 0.5; cat in) | {EXEC} progress >out 2>/dev/tty &"
     status, said = at_terminal(f"set -m; stty tostop; {job} wait $!; echo ended $?", [], tmp_path)

@@ -238,9 +238,17 @@ def test_a_user_of_few_threads_is_told_of_limits(as_root: None) -> None:
 
 
 def test_a_lack_of_memory_is_told() -> None:
-    limits = ["sh", "-c", 'ulimit -v 190000; exec "$@"', "sh"]
-    done = subprocess.run([*limits, *STATEPIPE, "compress"], input=DATA * 100, capture_output=True, timeout=PATIENCE)
-    assert b"Traceback" not in done.stderr
-    if done.returncode:
-        assert_one_error(done.stderr, "compress", "")
-        assert b"ulimit -v" in done.stderr
+    """How much is enough depends on the host: between too little for Python itself and enough, some is too little."""
+    said = set()
+    for kibibytes in range(400_000, 60_000, -10_000):
+        limits = ["sh", "-c", f'ulimit -v {kibibytes}; exec "$@"', "sh"]
+        done = subprocess.run(
+            [*limits, *STATEPIPE, "compress"], input=DATA * 100, capture_output=True, timeout=PATIENCE
+        )
+        if done.returncode and not done.stderr.startswith(b"statepipe: "):
+            break  # not even Python starts, or finds its modules
+        if done.returncode:
+            assert_one_error(done.stderr, "compress", "")
+            assert b"ulimit -v" in done.stderr
+        said.add(done.returncode)
+    assert said == {0, 1}
