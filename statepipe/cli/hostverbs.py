@@ -205,6 +205,8 @@ BETWEEN_HOSTS = (
             Param("--listen", "wait for the other host, and show the code"),
             Param("--name", "pin the other host under this name; the default is what it is called", "NAME"),
             Param("--code-file", "read the code from FILE (as /dev/fd/N, a descriptor), with nobody to ask", "FILE"),
+            Param("--list", "print the peers that are pinned here, a line each: the name and its key's fingerprint"),
+            Param("--remove", "take the pin of the peer NAME away, and say which key it was", "NAME"),
         ),
         "statepipe.cli.pair:run_pair",
     ),

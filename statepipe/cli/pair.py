@@ -1,4 +1,4 @@
-"""The verb pair: the code shown or asked for, and what came of it."""
+"""The verb pair: the code shown or asked for, and what came of it; and the pins that there are."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from statepipe.cli.context import ask
-from statepipe.cli.messages import clean, say, show
+from statepipe.cli.messages import clean, say, show, warn
 from statepipe.errors import StatepipeError, UsageError
 from statepipe.private import read_private
 
@@ -18,7 +18,9 @@ CODE_LIMIT = 1024
 
 
 def run_pair(name: str, values: Values) -> int:
-    """Listen and show a code, or connect and ask for it."""
+    """Listen and show a code, or connect and ask for it; or list the pins, or remove one."""
+    if values["list"] or values["remove"] is not None:
+        return _on_pins(values)
     from statepipe.ends.address import parse_address
 
     if not values["listen"] and values["address"] is None:
@@ -29,9 +31,46 @@ def run_pair(name: str, values: Values) -> int:
     return 0
 
 
+PAIRING = {"address": "an address", "listen": "--listen", "name": "--name", "code_file": "--code-file"}
+"""What belongs to a pairing, and to nothing else."""
+
+
+def _on_pins(values: Values) -> int:
+    """--list, --remove. Raises UsageError, StatepipeError."""
+    stray = [said for key, said in PAIRING.items() if values[key] not in (None, False)]
+    if values["list"] and values["remove"] is not None:
+        stray.append("--remove")
+    if stray:
+        alone = "--list" if values["list"] else "--remove NAME"
+        raise UsageError(f"pair {alone} pairs nobody: {stray[0]} has no place there", hint=f"statepipe pair {alone}")
+    if values["list"]:
+        return _list()
+    from statepipe.ends.pins import unpin
+
+    key = unpin(values["remove"], _warn)
+    show(f"removed the pin of {clean(values['remove'])}{f': its key was {key}' if key else ''}")
+    return 0
+
+
+def _list() -> int:
+    """A line for each: the name, a tab, the fingerprint."""
+    from statepipe.ends.pins import pins
+
+    found = pins(_warn)
+    if found:
+        show("\n".join(f"{clean(name)}\t{key}" for name, key in found.items()))
+    else:
+        say("statepipe: pair: no peer is pinned here")
+    return 0
+
+
+def _warn(text: str) -> None:
+    warn("pair", text)
+
+
 def _listen(address: Any, values: Values) -> Any:
     from statepipe.commands.pair import pair_listening
-    from statepipe.ends.trust import check_name
+    from statepipe.ends.pins import check_name
     from statepipe.formats.pairing import new_code
 
     if values["name"]:
@@ -58,7 +97,7 @@ def _name(called: str, key: str, host: str) -> str:
 
     The code is used up by now, so a name that cannot be is asked for again.
     """
-    from statepipe.ends.trust import check_name
+    from statepipe.ends.pins import check_name
 
     say(f"statepipe: pair: the host at {host} calls itself {called}; its key is {key}")
     if not (os.isatty(0) and os.isatty(2)):

@@ -22,8 +22,9 @@ from statepipe.ends.address import Address
 from statepipe.ends.dial import connected, listening, port_of
 from statepipe.ends.listeners import ListeningSocket
 from statepipe.ends.net import Patience, lost
+from statepipe.ends.pins import check_name, pinning
 from statepipe.ends.tlsends import LULL, Origin, origin
-from statepipe.ends.trust import check_name, own_certificate, pinning
+from statepipe.ends.trust import own_certificate
 from statepipe.engine.signals import forget_late, held
 from statepipe.errors import IntegrityError, PeerError
 from statepipe.formats.certificates import fingerprint

@@ -14,22 +14,18 @@ read is not believed: neither a revocation nor the end of a pin may wait until s
 from __future__ import annotations
 
 import os
-import re
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from statepipe.ends.config import config_folder
 from statepipe.ends.fd import failure
 from statepipe.ends.file import FileSink
-from statepipe.errors import IntegrityError, PeerError, StatepipeError, UsageError
+from statepipe.ends.pins import Tell, make_folder, name_of, pin_files, pin_of, read, read_pem, shown
+from statepipe.errors import IntegrityError, PeerError, StatepipeError
 from statepipe.private import forbid_dumps, refuse_open
-
-PEM_LIMIT = 64 << 10
-"""Bytes of a pinned certificate's file."""
 
 SETTLED = 100_000_000
 """Nanoseconds after which a file that has changed once more has another time: the kernel's clock for files ticks each
@@ -41,14 +37,6 @@ CRL = "ca-crl.pem"
 _NO_CHECK_TIME = 0x200000
 """X509_V_FLAG_NO_CHECK_TIME (x509_vfy.h; Python has no name for it). A pin ends when it is taken away, and begins when
 it is made: a host whose clock is behind, as one without a battery is when it starts, believes it all the same."""
-
-_NAME = re.compile(r"[A-Za-z0-9_:](?:[A-Za-z0-9_.:-]{0,126}[A-Za-z0-9_:])?")
-"""A name or an address, which of IPv6 may begin or end with colons, is a file's name too: it hides none, and leads
-nowhere."""
-
-Tell = Callable[[str], object]
-"""Told what is missing: a sentence."""
-
 
 State = tuple[str, int, int, int, int]
 """A file, and what changes with it: its number, its times in nanoseconds and its size; zeros for none."""
@@ -191,15 +179,6 @@ def by_pins(peer: str | None, *, server: bool, tell: Tell = _nobody) -> Kept:
     )
 
 
-SHOWN = 5
-"""Names of pinned peers that a hint tells, at the most."""
-
-
-def _name_of(path: str) -> str:
-    """The name of the peer whose file it is."""
-    return os.path.basename(path).removesuffix(".pem")
-
-
 class _Pins:
     """The pinned peers, or the one that is meant. One that cannot be read does not keep out the others."""
 
@@ -208,7 +187,7 @@ class _Pins:
 
     def files(self) -> list[str]:
         """Raises StatepipeError, UsageError for what cannot be a peer's name."""
-        return _pin_files() if self._peer is None else [pin_of(self._peer)]
+        return pin_files() if self._peer is None else [pin_of(self._peer)]
 
     def demand(self) -> None:
         """Raises StatepipeError where there is none."""
@@ -216,9 +195,8 @@ class _Pins:
             return
         if self._peer is not None:
             hint = f"statepipe pair {self._peer}, or --tls-creds DIR"
-            if others := [_name_of(path) for path in _pin_files()]:
-                known = ", ".join(others[:SHOWN]) + (", ..." if others[SHOWN:] else "")
-                hint = f"if it is pinned under another name, say so with --peer NAME: {known}; else {hint}"
+            if others := [name_of(path) for path in pin_files()]:
+                hint = f"if it is pinned under another name, say so with --peer NAME: {shown(others)}; else {hint}"
             raise PeerError(f"no peer is pinned here as '{self._peer}'", hint=hint)
         raise StatepipeError("no peer is pinned here", hint="statepipe pair, or --tls-creds DIR")
 
@@ -227,9 +205,9 @@ class _Pins:
         self.demand()
         known = {}
         for path in self.files():
-            name = _name_of(path)
+            name = name_of(path)
             try:
-                certificate = ssl.PEM_cert_to_DER_cert(_pem(path))
+                certificate = ssl.PEM_cert_to_DER_cert(read_pem(path))
                 context.load_verify_locations(cadata=certificate)
                 known[certificate] = name
             except (OSError, ValueError) as error:
@@ -242,7 +220,7 @@ class _Pins:
         """Raises StatepipeError where it is the one that is meant."""
         text = f"the pinned certificate of {name} cannot be read"
         if self._peer is not None:
-            hint = "copy its certificate anew, or remove the file and pair again"
+            hint = f"copy its certificate anew, or take it away and pair again: statepipe pair --remove {name}"
             raise StatepipeError(text, hint=hint) from error
         if name not in self._told:
             self._told.add(name)
@@ -287,7 +265,7 @@ def _named(certificate: bytes, peer: str | None) -> str:
     return it.name
 
 
-# --- our own key, and the pins
+# --- our own key
 
 
 def own_identity() -> str:
@@ -297,7 +275,7 @@ def own_identity() -> str:
     if not os.path.exists(certificate):
         from statepipe.formats.certificates import make_self
 
-        _make_folder(folder)
+        make_folder(folder)
         own_certificate, own_key = make_self(os.uname().nodename)
         write_private(key, own_key)
         write_private(certificate, own_certificate)
@@ -306,76 +284,7 @@ def own_identity() -> str:
 
 def own_certificate() -> str:
     """Our own certificate in PEM, for peers to pin. Raises StatepipeError."""
-    return _read(os.path.join(own_identity(), "own-cert.pem"))
-
-
-def _pin_files() -> list[str]:
-    """The pinned peers' files, in order of their names. Raises StatepipeError."""
-    folder = os.path.join(config_folder(), "peers")
-    try:
-        names = sorted(os.listdir(folder))
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise failure(f"read {folder}", error) from error
-    return [os.path.join(folder, name) for name in names if name.endswith(".pem") and name[0] != "."]
-
-
-def pin_of(name: str) -> str:
-    """The file with a peer's certificate. Raises UsageError for what cannot be its name."""
-    return os.path.join(config_folder(), "peers", f"{check_name(name)}.pem")
-
-
-@contextmanager
-def pinning(name: str, certificate: str) -> Iterator[Callable[[], Callable[[], None]]]:
-    """Make ready to pin a peer's certificate under a name; what is given pins it, and gives what takes that back.
-
-    Raises UsageError, and StatepipeError where another's is pinned so, or it could not be kept.
-    """
-    path = pin_of(name)
-    if os.path.exists(path):
-        if _read(path) != certificate:
-            hint = f"if its key has changed indeed, remove {path} and pair again; else give another name with --name"
-            raise StatepipeError(f"another key is pinned here as '{check_name(name)}'", hint=hint)
-        yield lambda: lambda: None
-        return
-    _make_folder(os.path.dirname(path))
-    with FileSink(path) as sink:
-        sink.write(certificate.encode())
-        sink.sync()
-
-        def keep() -> Callable[[], None]:
-            sink.commit()
-            return sink.withdraw
-
-        yield keep
-
-
-def check_name(name: str) -> str:
-    """The name, if it can be a peer's (it names a file). Raises UsageError."""
-    if not _NAME.fullmatch(name):
-        raise UsageError(f"'{name}' cannot be a peer's name", hint="letters, digits, '.', ':', '_' and '-'")
-    return name.lower()
-
-
-def _read(path: str) -> str:
-    try:
-        return _pem(path)
-    except OSError as error:
-        raise failure(f"read {path}", error) from error
-
-
-def _pem(path: str) -> str:
-    """Raises OSError."""
-    with open(path, "rb") as file:
-        return file.read(PEM_LIMIT).decode("ascii", "replace")
-
-
-def _make_folder(folder: str) -> None:
-    try:
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-    except OSError as error:
-        raise failure(f"make {folder}", error) from error
+    return read(os.path.join(own_identity(), "own-cert.pem"))
 
 
 def write_private(path: str, data: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -10,7 +11,7 @@ import stat
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -19,7 +20,7 @@ import pytest
 from statepipe.errors import PeerError
 from statepipe.formats.certificates import fingerprint, make_self
 from statepipe.formats.pairing import CONFIRM_SIZE, KEPT, READY, Pairing, Peer, new_code
-from tests.conformance.running import PATIENCE, STATEPIPE, started
+from tests.conformance.running import PATIENCE, STATEPIPE, started, wait
 from tests.conformance.test_plain import NOISE, collect
 
 Process = subprocess.Popen[bytes]
@@ -279,6 +280,92 @@ def test_a_key_that_who_connects_cannot_keep_is_kept_by_neither(hosts: tuple[Pat
     assert pinned(hosts[1]) == before and not pinned(tmp_path / "third")
 
 
+def confirmed(connection: socket.socket, code: str, certificate: bytes) -> Pairing:
+    """The side that connects, up to the listener's word that it can keep this certificate."""
+    side = Pairing(code, "other", certificate.decode(), first=False)
+    connection.sendall(len(side.hello).to_bytes(4, "big") + side.hello)
+    confirm = side.take_hello(read_exactly(connection, int.from_bytes(read_exactly(connection, 4), "big")))
+    connection.sendall(confirm)
+    side.take_confirm(read_exactly(connection, CONFIRM_SIZE))
+    side.take_word(read_exactly(connection, CONFIRM_SIZE), READY)
+    return side
+
+
+def test_of_two_that_pair_under_one_name_at_once_one_is_refused(tmp_path: Path) -> None:
+    """Both found the name free. The second took the first one's place without a word."""
+    one, keys = tmp_path / "one", [make_self("a")[0], make_self("b")[0]]
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(listening(one, "--name", "other")) for _ in keys]
+        sides = []
+        for (_, port, code), key in zip(listeners, keys, strict=True):
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            connection.settimeout(PATIENCE)
+            sides.append((connection, confirmed(connection, code, key)))
+        said = []
+        for (process, _, _), (connection, side) in zip(listeners, sides, strict=True):
+            connection.sendall(side.word(KEPT))
+            said.append(collect(process)[::2])
+    assert [status for status, _ in said] == [0, 1], said
+    assert b"another key is pinned here as 'other'" in said[1][1]
+    assert pinned(one) == {"other.pem": keys[0].decode()}
+
+
+def on_pins(folder: Path, *words: str) -> Done:
+    command = [*STATEPIPE, "pair", *words]
+    options = {"capture_output": True, "text": True, "env": env(folder), "timeout": PATIENCE}
+    return subprocess.run(command, stdin=subprocess.DEVNULL, **options)
+
+
+def test_pins_are_listed_and_removed(hosts: tuple[Path, Path]) -> None:
+    one, other = hosts
+    key = fingerprint((other / "statepipe" / "own-cert.pem").read_bytes())
+    done = on_pins(one, "--list")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"other\t{key}\n", "")
+    done = on_pins(one, "--remove", "Other")
+    assert (done.returncode, done.stdout) == (0, f"removed the pin of Other: its key was {key}\n"), done.stderr
+    assert not pinned(one)
+    done = on_pins(one, "--list")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "statepipe: pair: no peer is pinned here\n")
+    done = on_pins(one, "--remove", "other")
+    assert done.returncode == 1 and "no peer is pinned here as 'other'" in done.stderr
+
+
+def test_a_pin_that_cannot_be_read_is_told_of_and_can_be_removed(hosts: tuple[Path, Path]) -> None:
+    peers = hosts[0] / "statepipe" / "peers"
+    (peers / "half.pem").write_text("garbage")
+    done = on_pins(hosts[0], "--list")
+    assert done.returncode == 0 and done.stdout.startswith("other\t") and done.stdout.count("\n") == 1
+    assert "warning: the pinned certificate of half cannot be read" in done.stderr
+    done = on_pins(hosts[0], "--remove", "half")
+    assert (done.returncode, done.stdout) == (0, "removed the pin of half\n"), done.stderr
+    assert set(pinned(hosts[0])) == {"other.pem"}
+
+
+def test_a_pin_is_not_removed_while_another_changes_them(hosts: tuple[Path, Path]) -> None:
+    """Which one it took away is told once it has: what was pinned before it came to that is not it."""
+    peers, key = hosts[0] / "statepipe" / "peers", make_self("later")[0]
+    lock = os.open(peers, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with started([*STATEPIPE, "pair", "--remove", "other"], env=env(hosts[0])) as process:
+            wait(process, lambda: has_open(process.pid, peers))
+            (peers / "other.pem").write_bytes(key)
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            status, out, said = collect(process)
+    finally:
+        os.close(lock)
+    assert (status, said) == (0, b"") and f"its key was {fingerprint(key)}".encode() in out
+
+
+def has_open(pid: int, path: Path) -> bool:
+    descriptors = Path(f"/proc/{pid}/fd")
+    for name in os.listdir(descriptors):
+        with suppress(OSError):  # it was closed meanwhile
+            if os.readlink(descriptors / name) == str(path):
+                return True
+    return False
+
+
 LEAVES = {"before it is ready": 0, "once it is ready": 1, "without its last word": 2}
 
 
@@ -341,6 +428,10 @@ def test_the_code_is_not_in_any_argument(tmp_path: Path) -> None:
         (["--listen", "127.0.0.1:0", "--code-file", "short"], 1),
         (["--listen", "127.0.0.1:0", "--code-file", "none"], 1),
         (["--listen", "127.0.0.1:0", "--name", ".."], 2),
+        (["--list", "--listen"], 2),
+        (["--list", "--remove", "x"], 2),
+        (["--remove", "x", "127.0.0.1"], 2),
+        (["--remove", "../own-cert"], 1),
     ],
 )
 def test_slips(tmp_path: Path, words: list[str], status: int) -> None:

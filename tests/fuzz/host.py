@@ -22,8 +22,9 @@ from statepipe.commands.journal import read_journal
 from statepipe.commands.resolve import _last_step
 from statepipe.ends.address import SSH, Address
 from statepipe.ends.config import config_folder
+from statepipe.ends.pins import pinning
 from statepipe.ends.ssh import Ssh, first_line
-from statepipe.ends.trust import by_folder, by_pins, own_certificate, pinning
+from statepipe.ends.trust import by_folder, by_pins, own_certificate
 from statepipe.engine.control import answer
 from statepipe.errors import StatepipeError
 from statepipe.formats.certificates import fingerprint, make_self

@@ -13,7 +13,7 @@ from statepipe.cli.config import load_config
 from statepipe.cli.grammar import parse, parse_word
 from statepipe.cli.verbs import VERBS
 from statepipe.ends.address import parse_address
-from statepipe.ends.trust import check_name
+from statepipe.ends.pins import check_name
 from statepipe.errors import StatepipeError
 from statepipe.formats.openpgp import fingerprint
 from statepipe.stages.checksum import read_digest
