@@ -11,6 +11,7 @@ import socket
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from statepipe.commands.coordinator import ENDS, Coordinator
@@ -18,18 +19,31 @@ from statepipe.commands.journal import Journal
 from statepipe.ends.fd import FdSink, FdSource
 from statepipe.engine.peer import Message, Peer
 from statepipe.engine.pipeline import NamedStage, Pipeline
-from statepipe.errors import InterruptedBySignal, PeerError, QemuError, QemuGone, StatepipeError
+from statepipe.errors import InterruptedBySignal, PeerError, QemuError, QemuGone, QemuRefused, StatepipeError
 from statepipe.formats.handover import Action, Destination, Event, destination
-from statepipe.qemu.monitor import Monitor, demand_completed
+from statepipe.qemu.monitor import Monitor
 from statepipe.shapes import told
 
 CAPABILITIES = ("events", "return-path", "late-block-activate")
 
 
+@dataclass(frozen=True, slots=True)
+class Speech:
+    """What QEMU says outside of its monitor, which is its own reason where it gives up: its last words, empty where
+    none are known, and where a person reads all of them. One that `is_ours` was started here, and ends by itself."""
+
+    last_words: Callable[[], str] = str
+    where: Callable[[], str] = str
+    is_ours: bool = True
+
+
+class _GaveUp(QemuError):
+    """QEMU would have no more of the guest; why, it tells elsewhere."""
+
+
 class Arrival(Coordinator):
     """Runs the destination's half. `words` undo the source's stages; `end` ends QEMU and returns when it has ended;
-    `runs` says whether the guest is to run once it is here; `last_words` gives the last line of a QEMU that has ended,
-    which is its own reason."""
+    `runs` says whether the guest is to run once it is here."""
 
     def __init__(
         self,
@@ -40,12 +54,13 @@ class Arrival(Coordinator):
         end: Callable[[], None],
         *,
         runs: bool,
-        last_words: Callable[[], str] = str,
+        speech: Speech | None = None,
         say: Callable[[str], object] = lambda text: None,
     ) -> None:
         super().__init__(destination(), monitor, peer, journal, say)
         self.ran = False  # it was seen to run although nobody had let it
-        self._end, self._last_words = end, last_words
+        self._end, self._speech = end, speech or Speech()
+        self._reason = ""  # QEMU's, by its monitor
         self._runs = runs
         self._decided = threading.Event()  # the stream was verified, or no longer matters
         self._ours, self._theirs = socket.socketpair()
@@ -89,16 +104,27 @@ class Arrival(Coordinator):
         with self._theirs:
             self.monitor.execute("stop")  # one that was started without -S would run its guest as soon as it has it
             self.monitor.give(self._theirs.fileno(), "statepipe-receive")
-            self.monitor.execute("migrate-incoming", uri="fd:statepipe-receive")
+            self._have_it_load("fd:statepipe-receive")
         for name, work in (("stream", self._load), ("back", self._answer), ("qemu", self._follow)):
             self.spawn(name, work)
+
+    def _have_it_load(self, uri: str) -> None:
+        """Another's QEMU stays until it is ended (9.1 and newer), so that its monitor tells why it would not."""
+        if not self._speech.is_ours:
+            try:
+                self.monitor.execute("migrate-incoming", uri=uri, exit_on_error=False)
+                return
+            except QemuRefused as error:
+                if "exit-on-error" not in str(error):  # what an older one does not know
+                    raise
+        self.monitor.execute("migrate-incoming", uri=uri)
 
     def _load(self) -> None:
         """The stream into QEMU; whole and verified when this returns."""
         try:
             self._pipeline.pour()
         except InterruptedBySignal as error:  # what a broken pipe is to a filter; signals come to the main thread alone
-            raise QemuError("QEMU took no more of the guest", hint="its own message says why") from error
+            raise _GaveUp("QEMU took no more of the guest") from error
         self._decided.set()
         self.peer.incoming.accept()
 
@@ -110,12 +136,14 @@ class Arrival(Coordinator):
             except PeerError:
                 raise
             except StatepipeError as error:  # a reset: it has ended with bytes of ours unread
-                raise QemuError("QEMU broke the return path off", hint="its own message says why") from error
+                raise _GaveUp("QEMU broke the return path off") from error
         self.peer.outgoing.end()
 
     def _follow(self) -> None:
         """Until QEMU has the whole guest, paused, and the stream was seen to be whole. Raises QemuError."""
-        demand_completed(self.monitor.migration_outcome(), "its own message is on its standard error")
+        if (figures := self.monitor.migration_outcome())["status"] != "completed":
+            self._reason = figures.get("error-desc") or ""
+            raise _GaveUp(f"QEMU says that the migration has {figures['status']}")
         if self.monitor.run_state() == "running":
             self.ran = True
             hint = "another client of QEMU's monitor has told it so; its disks may no longer be as the source left them"
@@ -132,14 +160,27 @@ class Arrival(Coordinator):
 
     def _message(self, action: Action) -> Message:
         """With QEMU's own reason, where it is QEMU that would not: the source's people see nothing else of it."""
-        message = super()._message(action)
-        if action in ENDS and isinstance(self.cause, QemuError) and self.has_ended() and (why := self._last_words()):
-            message["reason"] = told(f"{self.cause}: {why}")
-        return message
+        if action in ENDS and isinstance(self.cause, _GaveUp | QemuGone) and self.has_ended():
+            self.cause = self._explained(self.cause)
+        return super()._message(action)
+
+    def _explained(self, cause: QemuError) -> QemuError:
+        own = self._speech.last_words() or told(self._reason)
+        where = self._speech.where()
+        what = f"{cause}: {own or where or 'it gives no reason'}"
+        return type(cause)(what, hint=where if own else cause.hint)
 
     def _see_ended(self) -> None:
+        self._ask_why()
         self._end()
         self.put(Event.ENDED)
+
+    def _ask_why(self) -> None:
+        """A QEMU that stays after it has failed knows, and whoever follows it may not have asked yet."""
+        if not self._speech.is_ours and isinstance(self.cause, _GaveUp) and not self._reason:
+            with suppress(QemuError):
+                self.monitor.hurry()
+                self._reason = self.monitor.migration().get("error-desc") or ""
 
     def _start(self) -> None:
         """Run the guest, and see that it does. Raises QemuError."""

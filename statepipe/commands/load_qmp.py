@@ -63,7 +63,9 @@ def load_into_new(path: str, command: Sequence[str], keys: Keys, said: Said, tel
                     child = Child(command, detach)
                 monitor = opened.enter_context(closing(Monitor(child.monitor, child.pid, tell.warn)))
                 _load(state, monitor, said, tell, runs=not child.stays_paused)
-            if not detach:  # the guest runs: what would end us is QEMU's
+            if detach:
+                child.let_be(tell.warn)
+            else:  # the guest runs: what would end us is QEMU's
                 child.pass_signals_on()
             with suppress(QemuGone, QemuSilent):  # its guest has ended it already, or keeps it busy
                 tell.loaded(monitor.run_state())

@@ -205,8 +205,8 @@ def _undo(monitor: Monitor, error: BaseException, *, runs: bool) -> None:
         was_given_away = status == "completed" and monitor.run_state() == SENT
         if runs and not was_given_away and monitor.run_state() not in LIVE:
             monitor.resume()
-        error.hint = "; ".join(
-            filter(None, [f"QEMU says {status}; the guest is {monitor.run_state()} here", error.hint])
-        )
+        said = f"QEMU says {status}; the guest is {monitor.run_state()} here"
+        there = "the QEMU over there may say why, on its standard error" if status == "failed" else None
+        error.hint = "; ".join(filter(None, [said, there, error.hint]))
     except (QemuGone, QemuSilent) as gone:
         error.hint = "; ".join(filter(None, [str(gone), gone.hint]))

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from statepipe.commands.arrival import CAPABILITIES, Arrival
+from statepipe.commands.arrival import CAPABILITIES, Arrival, Speech
 from statepipe.commands.encounter import reception
 from statepipe.commands.guardian import Command, Guardian
 from statepipe.commands.journal import Journal, Listener
@@ -33,6 +33,7 @@ from statepipe.formats.handover import Destination
 from statepipe.pipes import polled
 from statepipe.processes import hold
 from statepipe.qemu.facts import Own, gather
+from statepipe.qemu.lastwords import Overheard
 from statepipe.qemu.monitor import Monitor
 from statepipe.qemu.places import clashes, for_a_look, seen
 from statepipe.qemu.process import Child, wait_for_one
@@ -84,6 +85,7 @@ class Host:
         try:
             self.monitor = self._connect()
             self._pidfd = self._process()
+            self._overheard = Overheard(self.monitor.pid)
         except BaseException as error:
             if self.child is not None:
                 with held():
@@ -174,8 +176,12 @@ class Host:
         self._guardian.note({"pid": self.monitor.pid, "qmp": self._request.qmp, "runs": runs}, fds)
 
     def last_words(self) -> str:
-        """What a QEMU of ours that has ended said last."""
-        return "" if self.child is None else self.child.last_words
+        """What QEMU said last, all of it once it has ended; empty where that is not known."""
+        return self._overheard.last() if self.child is None else self.child.last_words
+
+    def where_it_spoke(self) -> str:
+        """Where a person reads all that it said."""
+        return self._overheard.where if self.child is None else self.child.where_it_spoke
 
     def let_go(self) -> None:
         """From now on the tables end it where that is right, or the guardian; it may hold the only guest there is."""
@@ -190,6 +196,8 @@ class Host:
             self.child.pass_signals_on(heard())
         else:
             forget_late()
+            if self.child is not None:
+                self.child.let_be(self._tell)
 
     def __exit__(self, *error: object) -> None:
         with held():
@@ -197,6 +205,7 @@ class Host:
                 self.end()
                 self._guardian.note({"over": True})
             self.monitor.close()
+            self._overheard.close()
             os.close(self._pidfd)
 
 
@@ -309,7 +318,7 @@ class _Reception:
                 journal,
                 host.end,
                 runs=offer.runs,
-                last_words=host.last_words,
+                speech=Speech(host.last_words, host.where_it_spoke, is_ours=host.child is not None),
                 say=self._say,
             )
             with held():  # but for the time that the two halves wait

@@ -15,7 +15,7 @@ import re
 import signal
 import socket
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from statepipe.errors import QemuError, QemuGone, StatepipeError, UsageError
 from statepipe.pipes import polled
 from statepipe.processes import Process
 from statepipe.qemu.commandline import MONITOR, anew, option_of
-from statepipe.qemu.lastwords import LastWords
+from statepipe.qemu.lastwords import LastWords, last_lines
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """The signals that end a command."""
@@ -294,7 +294,7 @@ class Child:
     def __init__(self, command: Sequence[str], detach: bool, folder: str | None = None, log: str | None = None) -> None:
         _refuse_incoming(command)
         self._log = log
-        self._words = None if detach or log is not None else LastWords()
+        self._words = None if log is not None else LastWords()
         self.stays_paused = _has_option(command, "-S")
         (self.monitor, theirs), (self.spare, spare) = socket.socketpair(), socket.socketpair()
         with theirs, spare, _opened(log) as said:
@@ -343,6 +343,11 @@ class Child:
         for number in numbers:
             signal.signal(number, lambda which, frame: self._process.send(which))
 
+    def let_be(self, tell: Callable[[str], object]) -> None:
+        """It has its guest and is left to itself: it may outlive us. `tell` hears what cannot be as it should."""
+        if self._words is not None:
+            self._words.hand_over(tell)
+
     def wait(self) -> int:
         """Stay until QEMU ends; its exit status, or 128 + the signal that killed it."""
         self.pass_signals_on()
@@ -360,21 +365,25 @@ class Child:
         self.end()
         if status is not None:
             said = f": {self.last_words}" if self.last_words else ""
-            raise QemuError(f"QEMU ended with status {status} {when}{said}", hint=self.where_it_spoke) from error
+            raise QemuError(
+                f"QEMU ended with status {status} {when}{said}", hint=self.where_it_spoke or None
+            ) from error
 
     @property
     def last_words(self) -> str:
-        """The last line that it said, once it has ended; empty where that is not known."""
+        """The last lines that it said, once it has ended; empty where that is not known."""
         if self._log is not None:
             with suppress(OSError):
-                return next(iter(Path(self._log).read_text(errors="replace").splitlines()[-1:]), "")
+                return last_lines(Path(self._log).read_bytes().splitlines())
             return ""
         return "" if self._words is None else self._words.last()
 
     @property
     def where_it_spoke(self) -> str:
-        """Where a person reads all that it said."""
-        return "its own message is above" if self._log is None else f"all that it said is in {self._log}, on its host"
+        """Where a person reads all that it said; empty where it has said nothing."""
+        if self._log is not None:
+            return f"all that it said is in {self._log}, on its host"
+        return "its own message is above" if self.last_words else ""
 
     def _status(self) -> int | None:
         """The exit status if it has ended by itself within a second, else None."""

@@ -189,7 +189,8 @@ KNOWN: list[tuple[str, Claim]] = [
     (r"QEMU took no more of the guest(: .*)?", nothing),
     (r"QEMU broke the return path off(: .*)?", nothing),
     (r"QEMU does not answer: look whether its guest runs, its settings as before", nothing),
-    (r"its own message (says why|is on its standard error)", nothing),
+    (r"its own message is above", nothing),
+    (r"(what it says itself is on its standard error|all that it said is in) .*on its host", nothing),
     (r"QEMU closed its end of the migration.*", nothing),
 ]
 """A sentence, whole, and what has to be so when it is said. The first that fits counts."""
