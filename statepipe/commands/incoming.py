@@ -163,9 +163,25 @@ class State:
         return self.stream.run_state if self.stream else None
 
     @property
+    def is_live(self) -> bool:
+        """Whether the guest ran on while it was saved."""
+        return bool((self.ends.header or {}).get("live"))
+
+    @property
     def disks(self) -> list[Disk]:
         """What it says of the guest's disks; a foreign stream says nothing."""
         return self.ends.trailer.get("disks") or [] if self.ends.is_state and self.ends.trailer else []
+
+    def refuse_other_machine(self, now: str) -> None:
+        """Raises StatepipeError for a QEMU whose machine is of another type than the guest's. On another board all
+        devices are elsewhere, so this is looked at before they are, and QEMU takes no such guest by any word."""
+        told = (facts.get("machine") for facts in (self.ends.header, self.ends.trailer) if facts)
+        saved = next((machine for machine in told if machine), None)
+        if saved is not None and saved != now:
+            raise StatepipeError(
+                f"this QEMU's machine is {now}, and the guest's was {saved}",
+                hint=f"start QEMU with -machine {saved}; -machine help lists those that it has",
+            )
 
     def refuse_changed_disks(self, its: Images | None, said: Said, warn: Warn) -> None:
         """Raises StatepipeError for disks that changed since the save, that QEMU has not, or has elsewhere, unless
@@ -173,13 +189,13 @@ class State:
 
         `its` are the images that QEMU has, None where no QEMU is to be seen.
         """
-        judge(self.disks, its, said.of(self.disks), warn)
+        judge(self.disks, its, said.of(self.disks), warn, live=self.is_live)
 
     def refuse_changed_before(self, command: Sequence[str], said: Said) -> None:
         """The same of the disks that a QEMU's command line names: then it need not be started."""
         word = said.of(self.disks)
         if starts_qemu(command):
-            judge(named(self.disks, command, word), None, word, lambda text: None)
+            judge(named(self.disks, command, word), None, word, lambda text: None, live=self.is_live)
 
     def refuse_other_hardware(self, now: Facts | None, command: Sequence[str] | None, said: Said, warn: Warn) -> None:
         """Raises StatepipeError for what the guest had at the save and would miss, unless `said` takes it as it is.

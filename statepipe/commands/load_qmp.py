@@ -119,8 +119,10 @@ def _load(state: State, monitor: Monitor, said: Said, tell: Telling, *, runs: bo
     """
     monitor.demand_waiting()
     monitor.demand_handover()
+    now = describe_guest(monitor)
+    state.refuse_other_machine(now["machine"])
     state.refuse_changed_disks(images(monitor), said, tell.warn)
-    _refuse_other_machine(state, monitor, said, tell.warn)
+    _refuse_other_hardware(state, monitor, now["ram"], said, tell.warn)
     before = made_ready(monitor, ("events", "late-block-activate"))
     try:
         ours = _open(monitor)
@@ -141,9 +143,9 @@ def _load(state: State, monitor: Monitor, said: Said, tell: Telling, *, runs: bo
         raise
 
 
-def _refuse_other_machine(state: State, monitor: Monitor, said: Said, warn: Tell) -> None:
+def _refuse_other_hardware(state: State, monitor: Monitor, ram: int, said: Said, warn: Tell) -> None:
     process = inspect_process(qemu_under(monitor.pid))
-    now = hardware(monitor) | {"ram": describe_guest(monitor)["ram"]}
+    now = hardware(monitor) | {"ram": ram}
     state.refuse_other_hardware(now, process.command if process else None, said, warn)
 
 

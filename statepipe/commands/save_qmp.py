@@ -87,6 +87,8 @@ def save_by_qmp(address: str, request: Request, tell: Tell, guard: Command) -> O
         disks = images(monitor)
         demand_lasting(disks.temporary)
         keep: Keep | None = None
+        if live and disks.written and before in LIVE_STATES:
+            tell(_MOVING_LIVE)
         if live and not may_break_off(monitor):
             if request.limits.seconds is not None:
                 what = "--timeout would break off a live save, after which this QEMU's guest stands still for good"
@@ -103,7 +105,7 @@ def save_by_qmp(address: str, request: Request, tell: Tell, guard: Command) -> O
         if rounds.stopped is not None and before in LIVE_STATES:
             downtime = time.monotonic() - rounds.stopped
         run_state = _leave(monitor, request.then)
-        moves_on = bool(disks.rows) and run_state == "running"
+        moves_on = disks.written and run_state == "running" and not (live and before in LIVE_STATES)
         return Outcome(saved, migration, downtime, run_state, _MOVING if moves_on else None)
 
 
@@ -135,6 +137,11 @@ def _undone(guardian: Guardian) -> Iterator[None]:
 _MOVING = (
     "the guest runs on and writes to its disks: without a snapshot of them taken at the moment of the save, "
     "load will refuse this state"
+)
+
+_MOVING_LIVE = (
+    "the guest runs on from here and writes to its disks: without a snapshot of them from this very moment load will "
+    "refuse this state; how that is taken: man statepipe, 'Saving a guest that runs on'"
 )
 
 

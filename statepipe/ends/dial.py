@@ -163,7 +163,8 @@ def listening(address: Address, *, insecure: bool, mode: int = 0o600) -> Iterato
             _listen_unix(address.path, mode) if address.scheme == UNIX else _listen_tcp(address, targets)
         )
     except OSError as error:
-        hint = "another process has it; look with: ss -ltnp" if error.errno == errno.EADDRINUSE else None
+        look = "ss -lxp" if address.scheme == UNIX else "ss -ltnp"
+        hint = f"another process has it; look with: {look}" if error.errno == errno.EADDRINUSE else None
         raise PeerError(f"cannot listen at {address}: {os.strerror(error.errno or 0)}", hint=hint) from error
     made = _file_at(address.path) if address.scheme == UNIX else None
     try:

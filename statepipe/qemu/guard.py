@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from statepipe.errors import StatepipeError
-from statepipe.qemu.disks import Disk, fingerprint, fingerprints
+from statepipe.qemu.disks import ABSENT, Disk, fingerprint, fingerprints
 from statepipe.qemu.hardware import PARTS
 from statepipe.qemu.images import Image, Images
 from statepipe.qemu.view import View
@@ -34,22 +34,44 @@ class Said:
     forced: Sequence[str] = ()
 
     def of(self, saved: Sequence[Disk]) -> Word:
-        """The same of these disks. A name may have an equals sign, too. Raises StatepipeError for one that none has."""
+        """The same of these disks. A name may have an equals sign, too; a file's may be relative to our own folder.
+
+        Raises StatepipeError for a name that none of them has.
+        """
         names = [disk["path"] for disk in saved]
+        files = {disk["path"] for disk in saved if "driver" not in disk}
         moved = {}
         for text in self.moved:
-            old = next((name for name in names if text.startswith(f"{name}=")), None)
-            if old is None:
-                raise _stranger("--disk", text.partition("=")[0], names)
-            moved[old] = text[len(old) + 1 :]
-        for name in self.forced:
-            if name not in {*names, *moved.values(), *PARTS}:
+            old, new = _split(text, names, files)
+            moved[old] = os.path.abspath(new) if old in files and ":" not in new else new
+        known = (*names, *moved.values())
+        forced = [name if name in PARTS else _known(name, known, {*files, *moved.values()}) for name in self.forced]
+        for name, found in zip(self.forced, forced, strict=True):
+            if found is None:
                 raise _stranger("--force", name, names)
-        return Word(moved, self.forced)
+        return Word(moved, [name for name in forced if name is not None])
+
+
+def _split(text: str, names: Sequence[str], files: Collection[str]) -> tuple[str, str]:
+    """A disk of the state and its new name, of OLD=NEW. Raises StatepipeError if OLD is none."""
+    for at in (at for at, letter in enumerate(text) if letter == "="):
+        if (old := _known(text[:at], names, files)) is not None:
+            return old, text[at + 1 :]
+    raise _stranger("--disk", text.partition("=")[0], names)
+
+
+def _known(name: str, names: Sequence[str], files: Collection[str]) -> str | None:
+    """The one of the names that is meant: as it is written, or as a file that is the same from here."""
+    if name in names:
+        return name
+    real = View(0).real(name)
+    return next((each for each in names if each in files and View(0).real(each) == real), None)
 
 
 def _stranger(option: str, name: str, names: Sequence[str]) -> StatepipeError:
     its = f"its disks: {', '.join(names)}" if names else "the state knows of none"
+    if option == "--force":
+        its += f"; of the machine: {', '.join(PARTS)}"
     return StatepipeError(f"{option} names {name}, which is no disk of this state", hint=its)
 
 
@@ -113,21 +135,36 @@ def unknown(disks: list[Disk] | None) -> str | None:
 
 
 def named(saved: list[Disk] | None, command: Sequence[str], word: Word) -> list[Disk]:
-    """Those of the disks that the command line of a QEMU, to be started in this folder, plainly names."""
-    view = View(0)
-    words = {part for each in command for part in re.split(r"[][,=\"{}]+", each) if part}
-    files = {view.real(each) for each in words} - {None}
+    """Those of the disks that the command line of a QEMU, to be started in this folder, plainly names.
+
+    Raises StatepipeError where it still names the old place of one that `word` has moved.
+    """
+    files, view = _named_files(command), View(0)
+    for old, new in word.moved.items():
+        if view.real(old) in files and view.real(new) not in files and not re.search(_BETWEEN, new):
+            what = f"--disk says that {old} is {new} now, and QEMU's command line names {old}"
+            raise StatepipeError(what, hint=f"name {new} there, too: --disk tells only which disk of the guest's it is")
     return [disk for disk in saved or [] if view.real(word.now(disk)) in files]
 
 
-def judge(saved: Iterable[Disk] | None, images: Images | None, word: Word, warn: Warn) -> None:
+_BETWEEN = r"[][,=\"{}]+"
+"""What stands around a file's name on QEMU's command line."""
+
+
+def _named_files(command: Sequence[str]) -> set[str]:
+    view = View(0)
+    words = {part for each in command for part in re.split(_BETWEEN, each) if part}
+    return {real for each in words if (real := view.real(each)) is not None}
+
+
+def judge(saved: Iterable[Disk] | None, images: Images | None, word: Word, warn: Warn, *, live: bool = False) -> None:
     """Raises StatepipeError naming every disk that is not as it was when the state was saved, but for those that `word`
     forces; `warn` hears what was not compared, or not proved.
 
     `images` are those of the QEMU that is to load the state. None: no QEMU is at hand, and the files of those names are
-    looked at.
+    looked at. `live`: the guest ran on while it was saved, and is likely to have changed them itself.
     """
-    lacking, elsewhere, changed = [], [], []
+    lacking, elsewhere, gone, changed = [], [], [], []
     for disk in saved or ():
         if word.forces(disk):
             warn(f"{word.now(disk)} is taken as it is, as --force says: nobody has compared it")
@@ -138,9 +175,11 @@ def judge(saved: Iterable[Disk] | None, images: Images | None, word: Word, warn:
                 lacking.append(_missing(disk, images, word))
         elif row is not None and (where := _moved_on_the_bus(disk, row)):
             elsewhere.append(where)
+        elif images is None and fingerprint(word.now(disk)).get("unknown") == ABSENT:
+            gone.append(word.now(disk))
         elif difference := _change(disk, row, images, word, warn):
             changed.append(difference)
-    _refuse(lacking, elsewhere, changed)
+    _refuse(lacking, elsewhere, gone, changed, live=live)
 
 
 def _missing(disk: Disk, images: Images, word: Word) -> str:
@@ -187,7 +226,7 @@ def _change(disk: Disk, row: Image | None, images: Images | None, word: Word, wa
     return only_the_date
 
 
-def _refuse(lacking: list[str], elsewhere: list[str], changed: list[str]) -> None:
+def _refuse(lacking: list[str], elsewhere: list[str], gone: list[str], changed: list[str], *, live: bool) -> None:
     """Raises StatepipeError, with the way out of what is wrong first."""
     said, hints = [], []
     if lacking:
@@ -196,10 +235,22 @@ def _refuse(lacking: list[str], elsewhere: list[str], changed: list[str]) -> Non
     elif elsewhere:
         said.append(f"disks are not where the guest has them: {'; '.join(elsewhere)}")
         hints.append("name the disks in the order of the guest's own command line")
-    if changed:
+    if gone:
+        said.append(f"disks that the guest had are not there: {', '.join(gone)}")
+        hints.append(f"one that was moved: name its new place on QEMU's command line, and say --disk {gone[0]}=NEW")
+    if changed and live:
+        said.append(f"disks changed since the state was saved, as its guest ran on (save --live): {'; '.join(changed)}")
+        hints.append(_AS_THEY_WERE)
+    elif changed:
         said.append(f"disks changed since the state was saved: {'; '.join(changed)}")
-        hints.append("restore them as they were at the save")
+        hints.append("restore them as they were at the save: if the guest ran on after it, from a snapshot of then")
     if said:
-        hints.insert(0, "old memory on another or a newer disk destroys its file systems")
+        if changed or lacking or elsewhere:
+            hints.insert(0, "old memory on another or a newer disk destroys its file systems")
         hints.append("of a disk that you know to be right, say --force DISK")
         raise StatepipeError("; ".join(said), hint="; ".join(hints))
+
+
+_AS_THEY_WERE = (
+    "give QEMU a snapshot of them from the moment when that save began, and say --disk OLD=NEW if it has another name"
+)

@@ -69,6 +69,11 @@ class Images:
         return next((row for row in self.rows if row.is_file and self.view.real(row.path) == real), None)
 
     @property
+    def written(self) -> bool:
+        """Whether there is one that the guest may write to."""
+        return any(not row.read_only and row.devices != () for row in self.rows)
+
+    @property
     def temporary(self) -> list[str]:
         """Files without a name that the guest writes to: an overlay of -snapshot's, or a disk that was removed."""
         written = (row for row in self.rows if row.is_file and row.devices and not row.read_only)

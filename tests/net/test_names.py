@@ -16,7 +16,7 @@ from statepipe.ends.dial import connect_first
 from statepipe.ends.names import Place, Unanswered
 from statepipe.ends.net import Patience
 from statepipe.ends.unreachable import Failure, unreachable
-from tests.conformance.running import PATIENCE, STATEPIPE
+from tests.conformance.running import PATIENCE, STATEPIPE, run
 
 BOTH = "127.0.0.1 localhost\n::1 localhost\n"
 WITHOUT_IPV6 = "sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.lo.disable_ipv6=1; "
@@ -156,3 +156,11 @@ def test_a_verb_without_that_option_tells_of_none(tmp_path: Path) -> None:
 )
 def test_who_is_meant_is_known_without_what_only_finds_the_way(text: str, name: str) -> None:
     assert parse_address(text).name == name
+
+
+def test_a_unix_socket_that_is_taken_is_looked_for_among_unix_sockets(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "s"))
+        server.listen()
+        done = run("recv", f"unix://{tmp_path}/s")
+    assert done.returncode == 5 and b"look with: ss -lxp" in done.stderr, done.stderr

@@ -140,6 +140,13 @@ def test_another_machine_than_the_guest_s_is_refused_before_a_byte(
     assert_refused(tmp_path, rig, [*rig.args(rig.overlay, rig.second), *args], said, f"--force {part}")
 
 
+@pytest.mark.parametrize("machine", ["pc-q35-7.2", "pc-i440fx-7.1"])
+def test_another_machine_type_is_told_before_what_is_elsewhere_on_it(tmp_path: Path, rig: Rig, machine: str) -> None:
+    args = [*rig.args(rig.overlay, rig.second), *RNG, "-machine", machine]
+    said = f"this QEMU's machine is {machine}, and the guest's was {MACHINE[1]}\n"
+    assert_refused(tmp_path, rig, args, said, f"hint: start QEMU with -machine {MACHINE[1]}")
+
+
 def test_a_disk_that_another_process_serves_is_known_by_its_socket(tmp_path: Path, qemu: str) -> None:
     """No block node of QEMU's tells of it."""
     if shutil.which("qemu-storage-daemon") is None:

@@ -73,10 +73,17 @@ def test_live_saves_a_guest_that_runs_on(tmp_path: Path, states: Path, qemu: str
         before = guest.settings()
         done = run_statepipe("save", "--qmp", guest.socket, "--live", file)
         assert done.returncode == 0, done.stderr
+        assert "warning: the guest runs on from here and writes to its disks: without a snapshot" in done.stderr
+        assert done.stderr.index("runs on from here") < done.stderr.index("of state in"), "it is told before"
         assert_runs_on(guest)
         assert guest.settings() == before
         assert_whole(file)
         assert_resumes_at_a_past_moment(guest, file, qemu)
+        guest.image.write_bytes(guest.image.read_bytes()[:-1] + b"!")
+        done = run_statepipe("load", file, "--", *guest.command)
+        assert done.returncode == 1, done.stderr
+        assert "changed since the state was saved, as its guest ran on (save --live): " in done.stderr
+        assert "hint: old memory" in done.stderr and "a snapshot of them from the moment when that save" in done.stderr
 
 
 @pytest.mark.parametrize("then", ["stay", "cont"])

@@ -11,7 +11,7 @@ import pytest
 from statepipe.errors import StatepipeError
 from statepipe.qemu import disks
 from statepipe.qemu.disks import fingerprint
-from statepipe.qemu.guard import Said, judge, look, look_from_outside, unknown
+from statepipe.qemu.guard import Said, judge, look, look_from_outside, named, unknown
 from statepipe.qemu.images import Image, Images
 
 Disk = dict[str, Any]
@@ -90,6 +90,51 @@ def test_a_disk_that_was_moved_is_said_to_be(tmp_path: Path, image: Path) -> Non
     new.write_bytes(b"another's")
     with pytest.raises(StatepipeError, match="its size and its content changed"):
         judged(saved, of(file(new)), f"{image}={new}")
+
+
+def test_a_disk_is_named_from_the_folder_that_one_is_in(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved, new = look(of(file(image))), image.with_name("new")
+    image.rename(new)
+    monkeypatch.chdir(image.parent)
+    assert judged(saved, of(file(new)), f"{image.name}=new") == []
+    for name in ("image", "new", "./new"):
+        [said] = judged(saved, of(file(new)), "./image=new", forced=(name,))
+        assert said.startswith(f"{new} is taken as it is")
+
+
+def test_what_can_be_forced_is_told_of_a_word_that_cannot(image: Path) -> None:
+    with pytest.raises(StatepipeError, match="--force names yes, which is no disk of this state") as caught:
+        judged(look(of(file(image))), None, forced=("yes",))
+    assert caught.value.hint == f"its disks: {image}; of the machine: cpu, smp, ram, devices"
+
+
+def test_a_disk_that_is_not_there_is_told_from_one_that_changed(image: Path) -> None:
+    saved = look(of(file(image)))
+    image.unlink()
+    with pytest.raises(StatepipeError, match=f"^disks that the guest had are not there: {image}$") as caught:
+        judged(saved, None)
+    assert f"--disk {image}=NEW" in str(caught.value.hint)
+
+
+def test_a_command_line_that_has_the_old_name_of_a_disk_is_told(image: Path) -> None:
+    saved = look(of(file(image)))
+    new = image.with_name("new")
+    word = Said([f"{image}={new}"]).of(saved)
+    line = ["qemu-system-x86_64", "-drive", f"if=ide,file={image},format=raw"]
+    with pytest.raises(StatepipeError, match=f"QEMU's command line names {image}") as caught:
+        named(saved, line, word)
+    assert str(caught.value.hint).startswith(f"name {new} there")
+    assert named(saved, [*line, "-drive", f"file={new}"], word) == saved, "it may be an image below the new one"
+
+
+def test_a_guest_that_ran_on_while_it_was_saved_is_what_changed_its_disk(image: Path) -> None:
+    saved = look(of(file(image)))
+    image.write_bytes(b"later")
+    with pytest.raises(
+        StatepipeError, match=r"^disks changed since .*, as its guest ran on \(save --live\): "
+    ) as caught:
+        judge(saved, of(file(image)), Said().of(saved), print, live=True)
+    assert "a snapshot of them from the moment when that save began" in str(caught.value.hint)
 
 
 def test_a_copy_restored_without_its_date_is_the_same_disk(image: Path) -> None:
