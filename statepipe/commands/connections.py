@@ -129,6 +129,12 @@ class Connections:
             self._ended.wait_for(lambda: not self._open)
 
     @property
+    def are_open(self) -> bool:
+        """Whether there are any now."""
+        with self._lock:
+            return bool(self._open)
+
+    @property
     def is_over(self) -> bool:
         """Whether the last connection has ended, where that is the end."""
         with self._lock:

@@ -16,6 +16,7 @@ from statepipe.commands.plan import Plan
 from statepipe.commands.ration import Refusals
 from statepipe.ends.dial import connect
 from statepipe.ends.listeners import ListeningSocket
+from statepipe.ends.named import LOOK, name_lost
 from statepipe.ends.net import Patience, awaited, tune
 from statepipe.ends.peercred import demand_user, peer_of
 from statepipe.engine.sessionlinks import Acceptor
@@ -94,14 +95,17 @@ def demand_known(name: str, connection: socket.socket, peer: str | None, known: 
 
 @contextmanager
 def unix_door(plan: Plan, listener: ListeningSocket, acceptor: Acceptor, turned_away: Refusals) -> Iterator[None]:
-    """Let in whoever may come, for as long as the session lasts."""
+    """Let in whoever may come, for as long as the session lasts; who waits for the next hears it if nobody can."""
     end = Bell()
     listener.setblocking(False)
 
     def watch() -> None:
         poll = polled(listener.fileno(), end.fd)
-        while not any(fd == end.fd for fd, _ in poll.poll(1000)):
+        while not any(fd == end.fd for fd, _ in poll.poll(LOOK * 1000)):
             turned_away.look()
+            if lost := name_lost(listener):
+                acceptor.give_up(lost)
+                return
             _let_in(listener, lambda connection: acceptor.adopt(_transport(connection, plan.peer)), turned_away)
 
     try:

@@ -24,6 +24,7 @@ from statepipe.commands.terms import CHECK, UNDOING, Offer, begun, offered
 from statepipe.ends.address import SSH
 from statepipe.ends.dial import listening, place_of
 from statepipe.ends.listeners import ListeningSocket
+from statepipe.ends.named import NameLost
 from statepipe.engine.desk import at_work
 from statepipe.engine.peer import Peer
 from statepipe.engine.pipeline import NamedStage
@@ -258,13 +259,13 @@ class _Reception:
         self._numbers = itertools.count(1)
 
     def serve(self, most: int) -> NoReturn:
-        """Guest after guest, `most` at a time. Ends by a signal alone."""
+        """Guest after guest, `most` at a time. Ends by a signal alone, or where nobody can come any more."""
         guests: list[Child] = []
         while True:
             try:
                 guests += filter(None, [self.one()])
             except Exception as error:  # no visitor ends the service: by no offer, no full disk, no mistake of ours
-                if isinstance(error, InterruptedBySignal) or not (
+                if isinstance(error, InterruptedBySignal | NameLost) or not (
                     self._is_visited or isinstance(error, StatepipeError)
                 ):
                     raise

@@ -27,6 +27,7 @@ from statepipe.commands.ration import Refusals
 from statepipe.ends.address import SSH, TLS
 from statepipe.ends.dial import connect, listening, place_of
 from statepipe.ends.listeners import ListeningSocket
+from statepipe.ends.named import name_lost
 from statepipe.ends.net import Stopped
 from statepipe.engine.desk import at_work
 from statepipe.engine.session import Session
@@ -70,12 +71,20 @@ def run_tunnel(request: Request, say: Say) -> None:
 
 
 def _near(request: Request, listener: ListeningSocket, connections: Connections, say: Say) -> None:
-    """Each has reached the far tunnel, or never will, before the next is taken."""
+    """Each has reached the far tunnel, or never will, before the next is taken.
+
+    Raises NameLost once no other can come, and those that are there have ended.
+    """
     make_dial = _dials(request.go)
     listener.settimeout(DOOR)
     while (program := _accepted(listener, connections)) is not None or not connections.is_over:
         if program is not None:
             _let_in(program, request.go, *make_dial(), connections)
+        elif lost := name_lost(listener):
+            if connections.are_open:
+                say(f"{lost}; the connections that are open go on, and then it ends")
+            connections.outlast()
+            raise lost
 
 
 def _dials(plan: Plan) -> Callable[[], tuple[Dial, AbstractContextManager[object]]]:

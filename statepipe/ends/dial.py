@@ -6,15 +6,15 @@ import errno
 import ipaddress
 import os
 import socket
-import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from functools import partial
 from select import POLLOUT
 
 from statepipe.ends.address import TCP, UNIX, Address
 from statepipe.ends.listeners import BACKLOG, ListeningSocket, listen_at
+from statepipe.ends.named import Named
 from statepipe.ends.names import Place, Target, Unanswered, find_places, find_targets
 from statepipe.ends.net import Patience, awaited, tune
 from statepipe.ends.race import Race
@@ -147,8 +147,7 @@ def _connect(
 def listening(address: Address, *, insecure: bool, mode: int = 0o600) -> Iterator[ListeningSocket]:
     """A listening socket at `address`, at all that its name stands for; an empty host is every address, IPv4 and IPv6.
 
-    A unix socket has that mode, and its name is taken away at the end, unless another has it by then. Raises as
-    `connected`.
+    A unix socket has that mode (named.py). Raises as `connected`.
 
     Where systemd has handed one over, it is that, whatever the address.
     """
@@ -160,29 +159,14 @@ def listening(address: Address, *, insecure: bool, mode: int = 0o600) -> Iterato
     _refuse_open_country(address, targets, insecure=insecure)
     try:
         listener: ListeningSocket = (
-            _listen_unix(address.path, mode) if address.scheme == UNIX else _listen_tcp(address, targets)
+            Named(address.path, mode) if address.scheme == UNIX else _listen_tcp(address, targets)
         )
     except OSError as error:
         look = "ss -lxp" if address.scheme == UNIX else "ss -ltnp"
         hint = f"another process has it; look with: {look}" if error.errno == errno.EADDRINUSE else None
         raise PeerError(f"cannot listen at {address}: {os.strerror(error.errno or 0)}", hint=hint) from error
-    made = _file_at(address.path) if address.scheme == UNIX else None
-    try:
-        with listener:
-            yield listener
-    finally:
-        if made is not None and _file_at(address.path) == made:
-            with suppress(FileNotFoundError):
-                os.unlink(address.path)
-
-
-def _file_at(path: str) -> tuple[int, int] | None:
-    """Which file has the name now."""
-    try:
-        status = os.lstat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
+    with listener:
+        yield listener
 
 
 HANDED_OVER = 3
@@ -212,56 +196,6 @@ def _listen_tcp(address: Address, targets: list[Target]) -> ListeningSocket:
         where = ("::", address.port)
         return socket.create_server(where, family=socket.AF_INET6, backlog=BACKLOG, dualstack_ipv6=True)
     return listen_at(targets)
-
-
-def _listen_unix(path: str, mode: int) -> socket.socket:
-    """For those whom its mode lets in. A socket that nobody listens on any more gives way.
-
-    It gets its name once it listens: who waits for the name is never refused.
-    """
-    folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
-    try:
-        os.fchmod(listener.fileno(), mode)  # before it has a name: the name takes this mode
-        if _is_left_over(path):
-            os.unlink(path)
-        _name(listener, folder, os.path.basename(path), mode)
-    except BaseException:
-        listener.close()
-        raise
-    finally:
-        os.close(folder)
-    return listener
-
-
-def _name(listener: socket.socket, folder: int, name: str, mode: int) -> None:
-    """Have it listen, and then be found under its name. Raises OSError where something has that name."""
-    hidden = f".statepipe.{os.getpid()}.{os.urandom(4).hex()}"
-    umask = os.umask(0o777 & ~mode)  # it would take more from the mode than was meant
-    try:
-        listener.bind(f"/proc/self/fd/{folder}/{hidden}")  # however long the folder's own path is
-    finally:
-        os.umask(umask)
-    try:
-        listener.listen(BACKLOG)
-        os.link(hidden, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
-    except FileExistsError as error:
-        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE)) from error
-    finally:
-        os.unlink(hidden, dir_fd=folder)
-
-
-def _is_left_over(path: str) -> bool:
-    try:
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            return False
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.connect(path)
-    except ConnectionRefusedError:
-        return True
-    except FileNotFoundError:
-        return False
-    return False
 
 
 def place_of(listener: ListeningSocket, address: Address) -> str:

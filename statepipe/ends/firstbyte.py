@@ -8,6 +8,7 @@ byte on; where an empty stream is wanted all the same, its end counts too.
 from __future__ import annotations
 
 import errno
+import math
 import select
 import socket
 import time
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from statepipe.ends.listeners import ListeningSocket
+from statepipe.ends.named import LOOK, name_lost
 from statepipe.ends.net import Patience, lost, reset, tune
 from statepipe.errors import PeerError
 from statepipe.pipes import polled
@@ -57,21 +59,24 @@ class _Lobby:
         listener.setblocking(False)
 
     def first(self) -> socket.socket:
-        """Wait for it. Raises PeerError after as much silence as is borne, since the last who is there came."""
+        """Wait for it. Raises PeerError after as much silence as is borne, since the last who is there came, and once
+        nobody else can come."""
         while True:
-            ready = self._poll.poll(self._left())
-            if not ready:
+            ready = self._poll.poll(min(self._left(), LOOK * 1000))
+            if not ready and not self._left():
                 raise self._nobody()
+            if not ready and not self._waiting and (lost := name_lost(self._listener)):
+                raise lost
             for fd, _ in ready:
                 if fd == self._listener.fileno():
                     self._let_in()
                 elif fd in self._waiting and self._begins(fd):
                     return self._give_up(fd)
 
-    def _left(self) -> float | None:
+    def _left(self) -> float:
         """Milliseconds."""
         if self._patience.silence is None:
-            return None
+            return math.inf
         since = max((came for _, _, came in self._waiting.values()), default=self._began)
         return max(since + self._patience.silence - time.monotonic(), 0) * 1000
 

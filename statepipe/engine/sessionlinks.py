@@ -203,7 +203,7 @@ class Acceptor:
         self._lock = threading.Lock()
         self._silent: Counter[str] = Counter()  # links that have not greeted yet, by peer
         self._sessions: dict[bytes, tuple[Session, Doorkeeper]] = {}  # oldest first
-        self._begun: queue.SimpleQueue[Session] = queue.SimpleQueue()
+        self._begun: queue.SimpleQueue[Session | PeerError] = queue.SimpleQueue()
 
     def adopt(self, transport: Transport) -> None:
         """Take a connection, in a thread of its own. Of one peer, MAX_LINKS at most that have not greeted are taken."""
@@ -226,11 +226,19 @@ class Acceptor:
             self._silent -= Counter([transport.identity])  # which forgets those that have none
 
     def wait(self, seconds: float | None) -> Session:
-        """The next session that somebody has begun. To be entered. Raises PeerError when nobody did in time."""
+        """The next session that somebody has begun. To be entered. Raises PeerError when nobody did in time, or can."""
         try:
-            return self._begun.get(timeout=seconds)
+            begun = self._begun.get(timeout=seconds)
         except queue.Empty as error:
             raise PeerError(f"nobody came within {seconds:g} s") from error
+        if isinstance(begun, PeerError):
+            self.give_up(begun)
+            raise begun
+        return begun
+
+    def give_up(self, why: PeerError) -> None:
+        """Nobody else can come: whoever waits for the next session hears that."""
+        self._begun.put(why)
 
     def _serve(self, transport: Transport) -> None:
         """One that breaks before it has said a word is told of only where nobody has come yet: links do break."""

@@ -183,6 +183,20 @@ def test_one_too_many_waits_until_another_has_ended(way: Way) -> None:
 # --- ends that do not fit
 
 
+def test_a_tunnel_whose_name_is_lost_ends_once_what_is_open_has(way: Way) -> None:
+    """A guest on its way through it gets there; nobody is let on at a name that leads elsewhere."""
+    with server(way) as listener, called(way) as connection, answered(listener) as program:
+        way.here.unlink()
+        way.near.wait_said(r"its name was removed; the connections that are open go on, and then it ends$")
+        connection.sendall(WHOLE)
+        connection.shutdown(socket.SHUT_WR)
+        assert everything(program) == WHOLE
+        program.close()
+        assert everything(connection) == b""
+    assert way.near.wait() == 5, way.near.said
+    assert f"error: nobody finds the socket {way.here} any more: its name was removed" in way.near.said[-3]
+
+
 def test_a_recv_is_no_tunnel_s_end(tmp_path: Path, credentials: Credentials) -> None:
     words = ("recv", *credentials.of("destination"), "--output", tmp_path / "file", "tls://127.0.0.1:0")
     with Running(*words) as far:
