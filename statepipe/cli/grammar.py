@@ -28,6 +28,9 @@ CODECS = ("zstd", "gzip", "bzip2", "xz", "lz4")
 
 _MANY = {"optional": "?", "any": "*"}
 
+_PATHS = ("FILE", "DIR", "CA", "IDENTITY", "IDENTITIES")
+"""What stands for the name of a file or folder."""
+
 
 class Parser(argparse.ArgumentParser):
     """argparse with our errors: it raises UsageError and never exits."""
@@ -66,8 +69,19 @@ def parse(verb: Verb | Filter, arguments: Sequence[str]) -> dict[str, Any]:
     _demand_separator(verb, arguments)
     own, command = _cut_command(verb, arguments)
     values = vars(parser_for(verb).parse_args(_options_first(verb, own)))
+    _refuse_dashes(verb, values)
     _look_at_descriptors(values)
     return values | command
+
+
+def _refuse_dashes(verb: Verb | Filter, values: dict[str, Any]) -> None:
+    """Raises UsageError for a `-` where it stands for no standard input or output: nobody means a file of that name."""
+    for param in verb.params:
+        value = values.get(param.name.removeprefix("--").replace("-", "_"))
+        if param.metavar in _PATHS and not param.dash and "-" in (value if isinstance(value, list) else [value]):
+            what = " ".join((*param.names[-1:], param.metavar))
+            hint = "a file that is really called so is written ./-"
+            raise UsageError(f"{what} cannot be -: it stands for no file there", hint=hint)
 
 
 def _look_at_descriptors(values: dict[str, Any]) -> None:

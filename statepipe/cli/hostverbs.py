@@ -69,7 +69,9 @@ BETWEEN_HOSTS = (
                 many="optional",
             ),
             Param("words", "stages on the way: decompress, checksum, progress", "WORD", many="any"),
-            Param("--output", "a file, which exists only once the stream is there whole", "FILE", short="-o"),
+            Param(
+                "--output", "a file, which exists only once the stream is there whole", "FILE", short="-o", dash=True
+            ),
             _CREDS,
             _PEER,
             _INSECURE,

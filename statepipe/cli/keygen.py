@@ -16,6 +16,7 @@ Values = dict[str, Any]
 
 def run_keygen(name: str, values: Values) -> int:
     """A new identity, or with --recipients those of a file."""
+    values = values | {key: None for key in ("output", "file") if values[key] == "-"}
     if values["recipients"]:
         _convert(values)
         return 0

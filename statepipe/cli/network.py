@@ -34,6 +34,7 @@ def run_send(name: str, values: Values) -> int:
 
 def run_recv(name: str, values: Values) -> int:
     """From an address to standard output, or into a file."""
+    values = values | {"output": None} if values["output"] == "-" else values
     if values["session_stdio"] or values["attach"] is not None:
         return _recv_inside(values)
     if values["address"] is None:

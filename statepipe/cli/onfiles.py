@@ -16,9 +16,13 @@ from statepipe.stages import Filter, Param, find
 
 Values = dict[str, Any]
 
-_FILE = Param("file", "what to read; the default, and -, is standard input", "FILE", many="optional")
+_FILE = Param("file", "what to read; the default, and -, is standard input", "FILE", many="optional", dash=True)
 _OUTPUT = Param(
-    "--output", "write FILE, which is there only once it is whole; - is standard output", "FILE", short="-o"
+    "--output",
+    "write FILE, which is there only once it is whole; - is standard output",
+    "FILE",
+    short="-o",
+    dash=True,
 )
 _BACK = "tar -I gives this option when it extracts"
 _GIVEN = "is what it does; tar -I gives this option"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from statepipe.cli.filters import build_words
 from statepipe.cli.grammar import parse_word, refuse_word
 from statepipe.cli.keys import keys_of, seals
 from statepipe.cli.messages import explain, say, show, warn
+from statepipe.descriptors import named_by
 from statepipe.engine.pipeline import NamedStage
 from statepipe.errors import InterruptedBySignal, StatepipeError, UsageError
 
@@ -34,8 +36,11 @@ AT_ONE_LEVEL: Values = {"adapt": False, "min": None, "max": None, "one_frame": F
 
 def run_save(name: str, values: Values) -> int:
     """save, as a filter or with --qmp."""
-    if not os.path.lexists(values["file"]):
+    if values["file"] == "-":
+        values = values | {"file": "/dev/stdout"}
+    elif not os.path.lexists(values["file"]):
         refuse_word(values["file"], "FILE", f"./{values['file']}")
+    _demand_keeper(values)
     words = _save_words(values["words"])
     seal = seals(values, words.encrypt)
     if values["qmp"] is None:
@@ -47,6 +52,18 @@ def run_save(name: str, values: Values) -> int:
         _warn_of_disks(save_from_stdin(values["file"], words.packing, words.plain, seal))
         return 0
     return _save_by_qmp(values, words, seal)
+
+
+def _demand_keeper(values: Values) -> None:
+    """Raises UsageError where FILE is a descriptor behind which nothing keeps a state, or not for certain."""
+    fd = named_by(values["file"])
+    if fd is None:
+        return
+    if os.isatty(fd):
+        raise UsageError(f"{values['file']} is a terminal, and a state is no text", hint="use > FILE, or a pipe")
+    if values["then"] == "quit" and not stat.S_ISREG(os.fstat(fd).st_mode):
+        what = "--then quit would end the guest, and whether the reader of a pipe has kept its state is not known here"
+        raise UsageError(what, hint="leave the guest paused, and end its QEMU once the reader has ended well")
 
 
 def _save_by_qmp(values: Values, words: _Words, seal: Sequence[NamedStage]) -> int:

@@ -35,7 +35,9 @@ COMMANDS = (
         "save a guest to FILE: as QEMU's exec: filter, or driving QEMU with --qmp",
         (
             Param("words", "stages on the way: checksum, progress, compress:zstd:LEVEL, encrypt", "WORD", many="any"),
-            Param("file", "the state file, which exists only once it is complete", "FILE"),
+            Param(
+                "file", "the state file, which exists only once it is complete; - is standard output", "FILE", dash=True
+            ),
             _QMP,
             Param("--then", "what becomes of the guest: stay paused (default), cont, or quit", "WHAT", choices=THEN),
             Param("--offline", "stop the guest first: its memory is sent once"),
@@ -115,10 +117,22 @@ COMMANDS = (
         "keygen",
         "make an identity that decrypts, in the format of age-keygen, and tell its recipient",
         (
-            Param("--output", "write to FILE, which must not be there yet, for your eyes only", "FILE", short="-o"),
+            Param(
+                "--output",
+                "write to FILE, which must not be there yet, for your eyes only",
+                "FILE",
+                short="-o",
+                dash=True,
+            ),
             Param("--pq", "make a post-quantum identity"),
             Param("--recipients", "tell the recipients of the identities in IDENTITIES", short="-y"),
-            Param("file", "an identity file; the default is standard input", "IDENTITIES", many="optional"),
+            Param(
+                "file",
+                "an identity file; the default, and -, is standard input",
+                "IDENTITIES",
+                many="optional",
+                dash=True,
+            ),
         ),
         "statepipe.cli.keygen:run_keygen",
     ),

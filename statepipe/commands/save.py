@@ -22,7 +22,7 @@ from statepipe.ends.output import new_output
 from statepipe.engine.pipeline import NamedStage
 from statepipe.errors import UsageError
 from statepipe.qemu.guard import look_from_outside
-from statepipe.qemu.process import parent_qemu
+from statepipe.qemu.process import has_open, parent_pid, parent_qemu
 from statepipe.stages.packing import Packing
 
 
@@ -33,6 +33,7 @@ def save_from_stdin(path: str, packing: Packing, words: Sequence[NamedStage], se
             "standard input is a terminal, not a migration stream",
             hint=f'at the monitor: migrate "exec:exec statepipe save {path}"; from a shell: add --qmp SOCKET',
         )
+    _refuse_qemu_as_reader(path)
     with new_output(path) as sink, FdSource(0, "standard input", IDLE) as source:
         answer = _answer if _may_be_return_path(path) else None
         return save_stream(_plan(packing, words, seal), source, sink, answer, _approve)
@@ -46,6 +47,16 @@ def _may_be_return_path(path: str) -> bool:
     """
     file = named_by(path)
     return _is_stream(0) and _is_stream(1) and not _is_same(1, 2) and not (file is not None and _is_same(1, file))
+
+
+def _refuse_qemu_as_reader(path: str) -> None:
+    """Raises UsageError where the state would go back to the QEMU whose filter we are: it reads nothing, and waits."""
+    fd, qemu = named_by(path), parent_pid()
+    if fd is not None and qemu is not None and has_open(qemu, fd):
+        raise UsageError(
+            "standard output leads back to QEMU, which keeps no state",
+            hint='name a FILE, or a reader: migrate "exec:statepipe save - | …"',
+        )
 
 
 def _is_stream(fd: int) -> bool:

@@ -162,6 +162,14 @@ def _open_files(pid: int) -> Iterator[tuple[str, int, str]]:
             continue
 
 
+def has_open(pid: int, fd: int) -> bool:
+    """Whether a process has the pipe or socket open that our descriptor `fd` is an end of, as far as it may be seen."""
+    with suppress(OSError):
+        ours = os.readlink(f"/proc/self/fd/{fd}")
+        return ours.startswith(("pipe:", "socket:")) and any(name == ours for name, _, _ in _open_files(pid))
+    return False
+
+
 def demand_equal(pid: int) -> Running:
     """The QEMU, if its own word on its command line may be run as ours elsewhere.
 

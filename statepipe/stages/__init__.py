@@ -22,7 +22,8 @@ class Param:
     """An argument or option of a verb. `name` begins with -- for an option; no `metavar` makes it a switch.
 
     `many`, of an argument: 'one', 'optional' (?) or 'any' (*); an option with 'any' may be given again and again.
-    `short` is an option's one letter, with its dash.
+    `short` is an option's one letter, with its dash. `dash`, of one that takes a file's name: whether `-` stands for
+    standard input or output there.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Param:
     many: str = "one"
     choices: tuple[str, ...] | None = None
     short: str | None = None
+    dash: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -136,29 +136,53 @@ def test_one_that_stands_within_a_file_writes_from_there(tmp_path: Path) -> None
     assert (tmp_path / "image").read_bytes() == b"head" + DATA + b"tail"
 
 
-def test_a_state_goes_through_a_pipe(tmp_path: Path) -> None:
+@pytest.mark.parametrize("out", ["-", "/dev/stdout"])
+def test_a_state_goes_through_a_pipe(out: str, tmp_path: Path) -> None:
     """No return path is there: it is the state that standard output takes."""
     (tmp_path / "stream").write_bytes(STREAM)
-    line = 'cat stream | "$@" save /dev/stdout | cat > state && exec "$@" verify-state state'
+    line = f'cat stream | "$@" save {out} | cat > state && test ! -e ./- && exec "$@" verify-state state'
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", line, "bash", *STATEPIPE], capture_output=True, cwd=tmp_path, timeout=PATIENCE
     )
     assert done.returncode == 0 and b"whole" in done.stdout
 
 
-def test_a_stream_is_received_into_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["/dev/stdout", "-"])
+def test_a_stream_is_received_into_one(name: str, tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_bytes(LOG)
     with (
         open(log, "ab") as out,
         started(
-            [*STATEPIPE, "recv", "-o", "/dev/stdout", "tcp://127.0.0.1:0"], stdin=subprocess.DEVNULL, stdout=out
+            [*STATEPIPE, "recv", "-o", name, "tcp://127.0.0.1:0"], stdin=subprocess.DEVNULL, stdout=out
         ) as receiver,
     ):
         port = receiver.stderr.readline().split()[-1].decode()
         assert run("send", f"tcp://127.0.0.1:{port}", data=DATA).returncode == 0
         assert receiver.wait(PATIENCE) == 0
     assert log.read_bytes() == LOG + DATA
+
+
+def test_a_dash_is_standard_output_for_a_new_key(tmp_path: Path) -> None:
+    done = run("keygen", "-o", "-", cwd=tmp_path)
+    assert done.returncode == 0 and b"AGE-SECRET-KEY-1" in done.stdout and not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdout", "/dev/fd/1"])
+def test_a_guest_is_not_ended_for_a_state_that_a_pipe_took(name: str, tmp_path: Path) -> None:
+    """Its reader may not keep it. QEMU is not even asked."""
+    done = run("save", "--qmp", str(tmp_path / "none"), "--then", "quit", name)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert_one_error(done.stderr, "save", "--then quit would end the guest")
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdout"])
+def test_no_state_goes_to_a_terminal(name: str) -> None:
+    ours, theirs = os.openpty()
+    with os.fdopen(ours, "rb"), os.fdopen(theirs, "wb") as terminal:
+        done = run("save", name, data=STREAM, stdout=terminal)
+    assert done.returncode == 2
+    assert_one_error(done.stderr, "save", "/dev/stdout is a terminal")
 
 
 def test_one_that_is_not_open_for_writing_is_refused(tmp_path: Path) -> None:

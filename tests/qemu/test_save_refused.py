@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.qemu.harness import Guest, assert_runs_on, statepipe_command, wait_for
+from tests.qemu.harness import EXEC, Guest, assert_runs_on, statepipe_command, wait_for
 from tests.qemu.saving import EXEC_MODE, QMP_MODE, STREAM, Save, assert_whole, child_of, reach, slow_down
 
 Start = Callable[..., Save]
@@ -187,3 +187,12 @@ def test_a_terminal_is_refused(states: Path) -> None:
     assert done.returncode == 2
     assert "standard input is a terminal" in done.stderr
     assert list(states.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdout"])
+def test_a_state_does_not_go_back_to_its_qemu(guest: Guest, name: str) -> None:
+    """It reads nothing there, and the save would wait for ever."""
+    guest.qmp("migrate", uri=f"exec:exec {EXEC} save {name}")
+    assert guest.wait_status()["status"] == "failed"
+    assert_runs_on(guest)
+    assert "standard output leads back to QEMU" in guest.stderr()

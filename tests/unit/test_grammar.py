@@ -54,7 +54,7 @@ def given_for(param: Param, row: Filter) -> st.SearchStrategy[list[Any]]:
     """What may be said of a parameter, as often as it may be said."""
     if not param.metavar:
         return st.just([True])
-    values = st.sampled_from(param.choices) if param.choices else VALUES
+    values = st.sampled_from(param.choices) if param.choices else VALUES.filter(lambda value: value != "-")
     if not param.names and param.name != COMMAND:
         values = values.filter(lambda value: can_stand_alone(value, row))
     several = st.lists(values, min_size=must_be_given(param), max_size=3 if param.many == "any" else 1)
@@ -237,6 +237,28 @@ def test_what_is_missing_or_too_much(name: str, line: list[str], message: str) -
     assert str(caught.value).startswith(message)
 
 
+PATHS = ("FILE", "DIR", "CA", "IDENTITY", "IDENTITIES")
+
+DASHES = [(row, param) for row in VERBS for param in row.params if param.metavar in PATHS]
+
+
+@pytest.mark.parametrize(("verb", "param"), DASHES, ids=[f"{row.name} {param.name}" for row, param in DASHES])
+def test_a_dash_is_standard_input_or_output_or_is_refused(verb: Verb, param: Param) -> None:
+    """Never a file that is called so."""
+    others = [
+        (each.choices or [each.metavar])[0] for each in verb.params if must_be_given(each) and each.name != param.name
+    ]
+    line = [*(str(other) for other in others), *param.names[-1:], "-"]
+    line += ["--qmp", "S"] if any(each.name == "--qmp" for each in verb.params) else []
+    if param.dash:
+        given = parse(verb, line).values()
+        assert any("-" in value if isinstance(value, list) else value == "-" for value in given)
+    else:
+        with pytest.raises(UsageError, match=f"{param.metavar} cannot be -") as caught:
+            parse(verb, line)
+        assert "written ./-" in str(caught.value.hint)
+
+
 @every_verb
 def test_help_names_every_parameter(verb: Verb) -> None:
     text = parser_for(verb).format_help()
@@ -250,6 +272,8 @@ WRONG_WORDS = [
     ("checksum:sha256,md5", "unrecognized arguments: md5"),
     ("checksum:to", "--to needs a value"),
     ("progress:to=F", "unrecognized arguments: to=F"),
+    ("tee:-", "FILE cannot be -"),
+    ("checksum:to=-", "--to FILE cannot be -"),
 ]
 
 
