@@ -159,6 +159,11 @@ class Status:
         return [words[1:] for words in self.lines if words[0] == keyword]
 
     @property
+    def is_of_no_message(self) -> bool:
+        """gpg has not come to look at any, as what it was told or its settings do not suit it."""
+        return all(words[0] == "FAILURE" for words in self.lines)
+
+    @property
     def is_excused(self) -> bool:
         """An exit status other than 0 says no more than that a signature could not be checked."""
         return bool(self.said("DECRYPTION_OKAY")) and bool(self.said("ERRSIG")) and not self.is_aead
@@ -293,6 +298,9 @@ def _raise_unopened(status: Status) -> None:
         raise IntegrityError("the message is not encrypted", hint="to read it all the same: gpg --decrypt")
     _raise_agent(status)
     keys = sorted({words[0] for words in status.said("ENC_TO")})
+    if _CIPHER_ALGO in _codes(status):
+        what = "gpg does not know the cipher of the message, or is told not to use it"
+        raise StatepipeError(what, hint="look for disable-cipher-algo in gpg.conf")
     if _is_damaged(status, keys):
         raise IntegrityError("what the message holds for a key of ours is damaged")
     if keys:
@@ -301,8 +309,8 @@ def _raise_unopened(status: Status) -> None:
     raise NoKeyError("the passphrase does not open this message", hint="give it with --passphrase-file FILE")
 
 
-_NO_SECKEY = 17
-"""libgpg-error's GPG_ERR_NO_SECKEY."""
+_CIPHER_ALGO, _NO_SECKEY = 12, 17
+"""libgpg-error's GPG_ERR_CIPHER_ALGO and GPG_ERR_NO_SECKEY."""
 
 _ANYBODY = "0" * 16
 """The id of a recipient who is not told: every key is tried, and most fail."""
@@ -310,9 +318,14 @@ _ANYBODY = "0" * 16
 
 def _is_damaged(status: Status, keys: Sequence[str]) -> bool:
     """Whether a key that the message names is here, and yet gives nothing."""
-    codes = [re.match(_NUMBER, code) for place, code, *_ in status.said("ERROR") if place == "pkdecrypt_failed"]
-    others = [code for code in codes if code and int(code[0]) & 0xFFFF != _NO_SECKEY]
+    others = [code for code in _codes(status) if code != _NO_SECKEY]
     return bool(others) and _ANYBODY not in keys
+
+
+def _codes(status: Status) -> list[int]:
+    """Why the keys that are here have not opened it, by libgpg-error's numbers."""
+    said = [re.match(_NUMBER, code) for place, code, *_ in status.said("ERROR") if place == "pkdecrypt_failed"]
+    return [int(code[0]) & 0xFFFF for code in said if code]
 
 
 _WEAK = {"EXPSIG": "has expired", "EXPKEYSIG": "is by a key that has expired", "REVKEYSIG": "is by a revoked key"}

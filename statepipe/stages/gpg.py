@@ -148,6 +148,9 @@ def _by_gpg(options: Sequence[str], passphrase: bytes | None, judge: Callable[[S
             return [*words, *OVERRULED, *options]
 
         def judged(ending: Ending) -> None:
+            if ending.status and status.is_of_no_message:
+                what = f"gpg has not begun, and failed with exit status {ending.status}: {ending.words}"
+                raise StatepipeError(what, hint="look for that in gpg.conf")
             judge(status)
             if ending.status and not status.is_excused:
                 if status.is_aead:

@@ -25,13 +25,34 @@ _STEALING = (
     "command-fd",
 )
 
-ENCRYPTING = frozenset(("no-literal", "rfc2440", "compliance rfc2440", *_STEALING))
+_WORDS = """
+card-edit card-status change-passphrase change-pin check-sig check-signatures check-sigs check-trustdb clear-sign
+clearsign dearmor dearmour decrypt decrypt-files delete-keys delete-secret-and-public-keys delete-secret-keys
+desig-revoke detach-sign edit-card edit-key enarmor enarmour encrypt encrypt-files export export-ownertrust
+export-secret-keys export-secret-subkeys export-ssh-key fast-import fetch-keys fix-trustdb full-gen-key
+full-generate-key gen-key gen-prime gen-random gen-revoke generate-designated-revocation generate-key
+generate-revocation gpgconf-list gpgconf-test import import-ownertrust key-edit list-config list-gcrypt-config
+list-key list-keys list-packets list-public-keys list-secret-keys list-sig list-signatures list-sigs list-trustdb
+locate-external-keys locate-keys lsign-key passwd print-md print-mds quick-add-key quick-add-uid quick-addkey
+quick-adduid quick-gen-key quick-generate-key quick-lsign-key quick-revoke-sig quick-revoke-uid quick-revuid
+quick-set-expire quick-set-primary-uid quick-sign-key rebuild-keydb-caches receive-keys recv-keys refresh-keys
+search-keys send-keys server show-key show-keys sign sign-key store symmetric tofu-policy update-trustdb verify
+verify-files
+"""
+_COMMANDS = frozenset(_WORDS.split())
+"""What gpg would do in the place of what it is told, or beside it: of `symmetric` it asks for a passphrase that opens
+the message, too. Those that do not go with both `--encrypt` and `--decrypt` (2.2.40, all of `gpg --dump-options`)."""
+
+ENCRYPTING = _COMMANDS.union(("no-literal", "rfc2440", "compliance rfc2440", *_STEALING))
 """Options without an opposite. With the first three gpg ends with 0 and nobody can read what it wrote; the others put
 messages among the data, or read the input as something else. Each was tried (2.2.40, all options of `gpg
 --dump-options`)."""
 
-DECRYPTING = frozenset(("list-only", "unwrap", *_STEALING))
+DECRYPTING = (_COMMANDS - {"decrypt"}).union(("list-only", "unwrap", *_STEALING))
 """And those with which it does not decrypt."""
+
+_SPOILS = "makes gpg lose the data, or write what cannot be read"
+_DOES_ANOTHER = "is a command: gpg would carry out that one"
 
 SAMPLE = b"a line \r\nanother\n\r\0\xff\n\nthe last"
 """No way of treating text leaves this as it is."""
@@ -44,7 +65,7 @@ def require_none(names: frozenset[str]) -> None:
         for name, value in _lines(path):
             line = f"{name} {value}" if name in ("compliance", "logger-fd") else name
             if line in names:
-                what = f"'{line}' in {path} makes gpg lose the data, or write what cannot be read"
+                what = f"'{line}' in {path} {_DOES_ANOTHER if line in _COMMANDS else _SPOILS}"
                 raise StatepipeError(what, hint="take that line out; which keys and ciphers are used may stand there")
 
 

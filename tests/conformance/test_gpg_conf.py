@@ -70,7 +70,10 @@ def under_passphrase(*options: str) -> bytes:
 STEALING = ["logger-fd 1", "multifile", "passphrase-fd 0", "override-session-key-fd 0"]
 
 
-@pytest.mark.parametrize("line", ["no-literal", "rfc2440", "compliance rfc2440", "--no-literal", *STEALING])
+COMMANDS = ["sign", "symmetric", "list-packets", "verify", "store", "dearmor", "import"]
+
+
+@pytest.mark.parametrize("line", ["no-literal", "rfc2440", "compliance rfc2440", "--no-literal", *STEALING, *COMMANDS])
 def test_an_option_that_has_no_opposite_is_named_and_nothing_encrypted(line: str, home: Path) -> None:
     (home / "gpg.conf").write_text(f"# mine\n\n {line}\n")
     done = run("encrypt", "gpg:alice", data=DATA, env=within(home))
@@ -78,12 +81,30 @@ def test_an_option_that_has_no_opposite_is_named_and_nothing_encrypted(line: str
     assert_one_error(done.stderr, "encrypt", f"'{line.removeprefix('--').removesuffix(' 0')}' in {home}/gpg.conf")
 
 
-@pytest.mark.parametrize("line", ["list-only", "unwrap", *STEALING])
+@pytest.mark.parametrize("line", ["list-only", "unwrap", *STEALING, *COMMANDS])
 def test_an_option_that_has_no_opposite_is_named_and_nothing_decrypted(line: str, home: Path, tmp_path: Path) -> None:
     (home / "gpg.conf").write_text(line)
     done = run("decrypt", "--passphrase-file", str(passphrase_in(tmp_path)), data=under_passphrase(), env=within(home))
     assert (done.returncode, done.stdout) == (1, b"")
     assert_one_error(done.stderr, "decrypt", f"'{line.removesuffix(' 0')}' in {home}/gpg.conf")
+
+
+@pytest.mark.parametrize("line", ["display-charset none", "trusted-key none"])
+def test_settings_that_gpg_does_not_take_are_no_word_on_the_message(line: str, home: Path, tmp_path: Path) -> None:
+    """It was called one that is not encrypted."""
+    (home / "gpg.conf").write_text(line)
+    done = run("decrypt", "--passphrase-file", str(passphrase_in(tmp_path)), data=under_passphrase(), env=within(home))
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert_one_error(done.stderr, "decrypt", "gpg has not begun, and failed with exit status 2: gpg: ")
+
+
+def test_a_cipher_that_gpg_may_not_use_is_no_damage(home: Path) -> None:
+    message = run("encrypt", "gpg:alice", data=DATA, env=gpghome.environment()).stdout
+    (home / "private-keys-v1.d").symlink_to(gpghome.home() / "private-keys-v1.d")
+    (home / "gpg.conf").write_text("disable-cipher-algo AES256\ndisable-cipher-algo AES")
+    done = run("decrypt", data=message, env=within(home))
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert_one_error(done.stderr, "decrypt", "does not know the cipher of the message, or is told not to use it")
 
 
 @pytest.mark.parametrize(
