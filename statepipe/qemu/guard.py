@@ -106,7 +106,16 @@ def _record(row: Image, view: View) -> Disk:
         more["read_only"] = True
     if not os.path.isabs(row.path):
         return more | {"path": row.path, "unknown": "the folder that QEMU runs in may not be looked at"}
-    return fingerprint(row.path, view.place(row.path)) | more
+    return _seen(row.path, view) | more
+
+
+def _seen(path: str, view: View) -> Disk:
+    """What the file of that name looks like in this view."""
+    try:
+        with view.place(path) as place:
+            return fingerprint(path, place)
+    except OSError as error:
+        return {"path": path, "unknown": os.strerror(error.errno or 0)}
 
 
 def look_from_outside(paths: Iterable[str], command: Sequence[str]) -> list[Disk]:
@@ -208,7 +217,7 @@ def _change(disk: Disk, row: Image | None, images: Images | None, word: Word, wa
             return f"{word.now(disk)}: it had {before} bytes, and has {now}"
         return None  # that nobody can vouch for it is said once, before anything is started
     path = word.now(disk)
-    now_there = fingerprint(path, images.view.place(path) if images is not None else None)
+    now_there = fingerprint(path) if images is None else _seen(path, images.view)
     if "unknown" in now_there:
         return f"{path} cannot be read: {now_there['unknown']}"
     words = {"size": "its size", "samples_blake3": "its content"}

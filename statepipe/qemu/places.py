@@ -191,8 +191,8 @@ def seen(command: Sequence[str], view: View, folder: str, *, held: bool) -> list
     for place in places(command):
         path = os.path.join(folder, place.path)
         row: Facts = {"path": path[:4096], "option": place.option} | ({"held": True} if held else {})
-        with suppress(OSError, ValueError):
-            status = os.stat(view.place(path))
+        with suppress(OSError, ValueError), view.place(path) as name:
+            status = os.stat(name)
             if not (stat.S_ISCHR(status.st_mode) or stat.S_ISDIR(status.st_mode)):  # /dev/null, /dev/shm: everybody's
                 row["inode"] = status.st_ino
             if stat.S_ISSOCK(status.st_mode) and listened.has(path, status.st_ino):

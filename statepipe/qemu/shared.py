@@ -52,7 +52,11 @@ def _facts(row: Image, view: View, name: str) -> Facts:
     seen: Facts = {"path": name} | ({} if row.devices is None else {"devices": list(row.devices)})
     if not row.is_file:
         return seen | {"driver": row.driver, "size": row.size, "unknown": f"{row.driver} keeps it, no file of a host"}
-    return seen | glance(view.place(row.path), still=row.read_only)
+    try:
+        with view.place(row.path) as place:
+            return seen | glance(place, still=row.read_only)
+    except OSError as error:
+        return seen | {"unknown": os.strerror(error.errno or 0)}
 
 
 def glance(place: str, *, still: bool) -> Facts:

@@ -1,12 +1,18 @@
 """The files of a host as another process sees them: in its folder, under its root, in its mount namespace.
 
 QEMU in a container calls a file by a name that leads out here to another file, or to none. What it has is reached
-through /proc/PID/root; an absolute link in there is followed within it, as the process itself follows it.
+through /proc/PID/root, step by step from one open folder to the next; a link in there is followed within it, as the
+process itself follows it. Nothing is opened by a name of several steps: whoever is in there could put a link in the
+place of a folder meanwhile, and the kernel would follow that out here, to a file of ours.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 LINKS = 40
 """The most links on the way to one file, as the kernel has it (path_resolution(7))."""
@@ -33,54 +39,109 @@ class View:
     def real(self, path: str) -> str | None:
         """The name without links, by which its files are compared; None for what is no file's name."""
         try:
-            return os.path.realpath(path) if self._root == "/" else "/" + "/".join(self._walk(path))
+            if self._root == "/":
+                return os.path.realpath(path)
+            with _Walk(self._root) as walk:
+                walk.go(path)
+                return "/" + "/".join(walk.names)
         except (ValueError, OSError):
             return None
 
-    def place(self, path: str) -> str:
-        """The name by which we open what it calls `path`."""
+    @contextmanager
+    def place(self, path: str) -> Iterator[str]:
+        """Within it, the name by which we open what it calls `path`. Raises OSError where there is no such file, or a
+        folder on its way is not ours to look into."""
         if self._root == "/":
-            return path
-        real = self.real(path)
-        return path if real is None else self._root + real
+            yield path
+            return
+        with _Walk(self._root) as walk:
+            try:
+                walk.go(path)
+            except ValueError as error:
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL)) from error
+            yield f"/proc/self/fd/{walk.descriptor()}"
 
     def lacks(self, path: str) -> bool:
         """Whether it was seen that no file has this name, as that of a disk that was unlinked while it was open."""
         if not (self._is_known and os.path.isabs(path)):
             return False
         try:
-            os.lstat(self.place(path))
+            with self.place(path) as place:
+                os.lstat(place)
         except FileNotFoundError:
             return True
         except (OSError, ValueError):  # a folder that is not ours to look into
             return False
         return False
 
-    def _walk(self, path: str) -> list[str]:
-        """The components of the real path within the root. Raises OSError, ValueError."""
-        done: list[str] = []
-        left, links = path.split("/")[::-1], 0
+
+class _Walk:
+    """A way from the root of a process to one of its files. `names` are those of its components, without links."""
+
+    def __init__(self, root: str) -> None:
+        self.names: list[str] = []
+        self._opened = [os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)]
+        self._failure: OSError | None = None
+        self._links = 0
+
+    def __enter__(self) -> _Walk:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._back_to(0)
+        os.close(self._opened[0])
+
+    def go(self, path: str) -> None:
+        """Follow the path from the root on. What is not there has its name alone. Raises ValueError for what is no
+        file's name, OSError for too many links."""
+        left = path.split("/")[::-1]
         while left:
             name = left.pop()
             if name == "..":
-                done = done[:-1]
-            elif name not in ("", "."):
-                target = _link("/".join([self._root, *done, name]))
-                if target is None:
-                    done.append(name)
-                    continue
-                if (links := links + 1) > LINKS:
-                    raise ValueError("too many links")
-                done = [] if target.startswith("/") else done
+                self._back_to(len(self.names) - 1)
+            elif name not in ("", ".") and (target := self._enter(name)) is not None:
+                if target.startswith("/"):
+                    self._back_to(0)
                 left += target.split("/")[::-1]
-        return done
 
+    def descriptor(self) -> int:
+        """Of the file that was come to. Raises OSError if none was."""
+        if self._failure is not None:
+            raise self._failure
+        return self._opened[-1]
 
-def _link(path: str) -> str | None:
-    try:
-        return os.readlink(path)
-    except OSError:  # no link, or nothing at all
+    def _enter(self, name: str) -> str | None:
+        """One step down; where a link leads, if it is one: then none was made."""
+        fd = None
+        if len(self._opened) > len(self.names):  # else there is nothing to look into
+            try:
+                fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._opened[-1])
+            except OSError as error:
+                self._failure = error
+        if fd is not None and stat.S_ISLNK(os.fstat(fd).st_mode):
+            try:
+                return self._link(fd)
+            finally:
+                os.close(fd)
+        self.names.append(name)
+        self._opened += [] if fd is None else [fd]
         return None
+
+    def _link(self, fd: int) -> str:
+        self._links += 1
+        if self._links > LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        return os.readlink("", dir_fd=fd)
+
+    def _back_to(self, depth: int) -> None:
+        """Up to where so many names are left; from the root there is no way up."""
+        depth = max(depth, 0)
+        self.names = self.names[:depth]
+        for fd in self._opened[depth + 1 :]:
+            os.close(fd)
+        self._opened = self._opened[: depth + 1]
+        if len(self._opened) > depth:
+            self._failure = None
 
 
 def _sees_what_we_see(pid: int) -> bool | None:

@@ -45,7 +45,8 @@ def test_a_mount_that_only_it_has_is_looked_through(tree: Path) -> None:
         for name in ("image", "absolute", "relative"):
             path = f"{tree}/out/{name}"
             assert view.real(path) == f"{tree}/out/image"
-            assert Path(view.place(path)).read_text() == "in"
+            with view.place(path) as place:
+                assert Path(place).read_text() == "in"
         assert view.lacks(f"{tree}/out/none")
         assert view.full("out/image") == f"{tree}/out/image"
     assert (tree / "out" / "image").read_text() == "out"
@@ -53,7 +54,8 @@ def test_a_mount_that_only_it_has_is_looked_through(tree: Path) -> None:
 
 def test_a_process_that_sees_what_we_see_calls_files_as_we_do(tree: Path) -> None:
     with boxed(folder=tree / "in") as view:
-        assert view.place(f"{tree}/out/image") == f"{tree}/out/image"
+        with view.place(f"{tree}/out/image") as place:
+            assert place == f"{tree}/out/image"
         assert view.real(f"{tree}/in/absolute") == f"{tree}/out/image"
         assert view.full("image") == f"{tree}/in/image"
 
@@ -80,6 +82,35 @@ def test_links_without_an_end_lead_nowhere(tree: Path) -> None:
     mount = f'mount --bind "{tree}/in" "{tree}/out" && exec "$@"'
     with boxed("unshare", "-Urm", "sh", "-c", mount, "sh", folder=tree) as view:
         assert view.real(f"{tree}/out/loop") is None
+        with pytest.raises(OSError, match="symbolic links"), view.place(f"{tree}/out/loop"):
+            pass
+
+
+def test_a_folder_that_becomes_a_link_meanwhile_leads_nowhere_else(tree: Path) -> None:
+    """As somebody in there may do, to have us look at a file out here."""
+    (tree / "in" / "disks").mkdir()
+    (tree / "in" / "disks" / "image").write_text("its own")
+    mount = f'mount --bind "{tree}/in" "{tree}/out" && exec "$@"'
+    with boxed("unshare", "-Urm", "sh", "-c", mount, "sh", folder=tree) as view:
+        with view.place(f"{tree}/out/disks/image") as place:
+            (tree / "in" / "disks").rename(tree / "in" / "old")
+            (tree / "in" / "disks").symlink_to(tree / "out")
+            assert Path(place).read_text() == "its own"
+        with view.place(f"{tree}/out/disks/image") as place:
+            assert Path(place).read_text() == "in", "a link is followed as it is followed in there"
+    assert (tree / "out" / "image").read_text() == "out"
+
+
+@pytest.mark.parametrize("path", ["out/none", "out/image/image", "none/none/image"])
+def test_what_is_not_there_has_a_name_and_no_place(tree: Path, path: str) -> None:
+    mount = f'mount --bind "{tree}/in" "{tree}/out" && exec "$@"'
+    with boxed("unshare", "-Urm", "sh", "-c", mount, "sh", folder=tree) as view:
+        before = os.listdir("/proc/self/fd")
+        with pytest.raises(OSError, match=r"No such file|Not a directory"), view.place(f"{tree}/{path}"):
+            pass
+        assert view.real(f"{tree}/{path}") == f"{tree}/{path}"
+        assert view.real(f"{tree}/none/none/../../out/relative") == f"{tree}/out/image"
+        assert os.listdir("/proc/self/fd") == before
 
 
 def test_the_folder_of_a_process_that_nobody_knows_is_not_ours() -> None:
