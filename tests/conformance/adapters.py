@@ -85,6 +85,7 @@ class Adapter:
 
     `arguments` are those of the command line, given the plain data. `speaks`: it writes to standard error of itself.
     `block`: the plain bytes it works on at once, if that is more than a mebibyte. `runs`: it has a process of its own.
+    `slow`: a mebibyte of noise takes it a tenth of a second and more.
     """
 
     arguments: Callable[[bytes], list[str]] = nothing
@@ -94,10 +95,11 @@ class Adapter:
     holds_back: bool = False
     block: int = 1 << 20
     runs: bool = False
+    slow: bool = False
 
 
-def compress(codec: str, undo: Bytes, block: int = 1 << 20) -> Adapter:
-    return Adapter(arguments=lambda data: [codec], undo=undo, block=block)
+def compress(codec: str, undo: Bytes, block: int = 1 << 20, slow: bool = False) -> Adapter:
+    return Adapter(arguments=lambda data: [codec], undo=undo, block=block, slow=slow)
 
 
 ADAPTERS = {
@@ -106,13 +108,13 @@ ADAPTERS = {
     "compress:zstd:one-frame": Adapter(arguments=lambda data: ["--one-frame"], undo=unzstd),
     "compress:gzip": compress("gzip", gzip.decompress),
     "compress:gzip:6": compress("gzip:6", gzip.decompress),
-    "compress:bzip2": compress("bzip2", bz2.decompress),
-    "compress:xz": compress("xz:0", lzma.decompress, block=4 << 20),
+    "compress:bzip2": compress("bzip2", bz2.decompress, slow=True),
+    "compress:xz": compress("xz:0", lzma.decompress, block=4 << 20, slow=True),
     "compress:lz4": compress("lz4", unlz4),
     "decompress": Adapter(feed=frames),
     "decompress:gzip": Adapter(feed=joined(gzip.compress)),
-    "decompress:bzip2": Adapter(feed=joined(bz2.compress)),
-    "decompress:xz": Adapter(feed=joined(lambda data: lzma.compress(data, preset=0))),
+    "decompress:bzip2": Adapter(feed=joined(bz2.compress), slow=True),
+    "decompress:xz": Adapter(feed=joined(lambda data: lzma.compress(data, preset=0)), slow=True),
     "decompress:lz4": Adapter(feed=joined(lz4.frame.compress)),
     "encrypt": Adapter(arguments=lambda data: ["-r", agefiles.RECIPIENT], undo=agefiles.opened, holds_back=True),
     "decrypt": Adapter(arguments=lambda data: ["-i", str(agefiles.KEY_FILE)], feed=agefiles.sealed, holds_back=True),
@@ -145,6 +147,11 @@ if gpghome.PRESENT:
         ),
         "decrypt:gpg": Adapter(feed=gpghome.encrypted, holds_back=True, runs=True),
     }
+
+
+def thinned(noise: bytes) -> bytes:
+    """As long, but of each page a few bytes alone are noise: what a slow codec is through with soon."""
+    return b"".join(noise[at : at + 256].ljust(min(4096, len(noise) - at), b"\0") for at in range(0, len(noise), 4096))
 
 
 def filter_of(name: str) -> str:

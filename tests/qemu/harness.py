@@ -120,7 +120,7 @@ class Guest:
         args: Sequence[str] = (),
         incoming: str | None = None,
         image: Path | None = None,
-        fill: int = 24,
+        fill: int = 8,
         dirty: int = 16,
         wrapper: Sequence[str] = (),
     ) -> None:

@@ -14,10 +14,10 @@ from tests.qemu.harness import EXEC, Guest, assert_continues, run_statepipe, wai
 
 EXEC_MODE, QMP_MODE = "exec", "qmp"
 
-STREAM = 25 << 20
-"""Bytes, about, of the stream of a guest with 24 MB filled and no dirty region."""
+STREAM = 9 << 20
+"""Bytes, about, of the stream of a guest with 8 MB filled and no dirty region."""
 
-RATE = 20 << 20
+RATE = 8 << 20
 
 
 class Save:

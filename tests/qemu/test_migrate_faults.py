@@ -25,7 +25,7 @@ from tests.qemu.moving import Credentials, Running, mover, receiver
 RETRY = ("--retry", "3")
 """Seconds without a link: so soon is a lost one given up here."""
 
-SIZE = 54 << 20
+SIZE = 12 << 20
 """Bytes that a guest of 128 MB sends, about; it dirties 2 MB at a time."""
 
 

@@ -75,10 +75,10 @@ def move(folder: Path, qemu: str, certificates: Credentials, retry: int) -> Iter
         reading, writing = os.pipe()
         steps = stack.enter_context(os.fdopen(reading))
         words = ("migrate", *certificates.of("source"), *patience, "--qmp", source.socket, "--status-fd", writing)
-        words = (*words, "throttle:8M", f"tls://{there.ip4}:{PORT}")
+        words = (*words, "throttle:4M", f"tls://{there.ip4}:{PORT}")
         moving = stack.enter_context(Running(*words, on=here, pass_fds=[writing]))
         os.close(writing)
-        source.wait_transferred(12 << 20)
+        source.wait_transferred(3 << 20)
         yield Move((here, there), source, target, moving, receiving, steps)
 
 

@@ -102,7 +102,7 @@ def test_the_downtime_of_a_guest_that_was_stopped_first_is_all_of_the_time(
     with Guest(tmp_path, qemu=qemu72, dirty=2) as source, waiting(tmp_path, qemu72, source) as target:
         source.wait_ticks(2)
         receiving, port = receiver(credentials, "--qmp", target.socket)
-        with receiving, mover(credentials, source, port, "--offline", "throttle:20M") as moving:
+        with receiving, mover(credentials, source, port, "--offline", "throttle:5M") as moving:
             assert (moving.wait(), receiving.wait()) == (0, 0), (moving.said, receiving.said)
         took, stood = map(float, re.search(r": ([\d.]+) s, it stood still for (\d+) ms", moving.said[-2]).groups())  # type: ignore[union-attr]
         assert stood >= 1000 * (took - 0.2) and took > 1

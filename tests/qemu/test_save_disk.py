@@ -30,7 +30,7 @@ def assert_disk_failure(save: Save, *words: str, kept: bytes | None = None) -> N
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("size", [4096, 12 << 20], ids=["at the first write", "midway"])
+@pytest.mark.parametrize("size", [4096, 4 << 20], ids=["at the first write", "midway"])
 def test_a_full_disk(guest: Guest, small_disk: SmallDisk, start_save: Start, mode: str, size: int) -> None:
     guest.capabilities(return_path=True)
     save = start_save(guest, small_disk(size) / "s", mode)
@@ -53,7 +53,7 @@ def test_a_disk_full_in_the_last_64_kib(
 
 def test_a_full_disk_without_a_return_path(guest: Guest, small_disk: SmallDisk, start_save: Start) -> None:
     """QEMU sees a closed pipe, if it still writes."""
-    save = start_save(guest, small_disk(12 << 20) / "s", EXEC_MODE)
+    save = start_save(guest, small_disk(4 << 20) / "s", EXEC_MODE)
     assert_disk_failure(save, "No space left on device")
 
 
@@ -83,7 +83,7 @@ def test_a_disk_that_is_full_only_at_fsync(guest: Guest, loop_disk: Path, start_
 @pytest.mark.parametrize("mode", MODES)
 def test_a_limit_on_the_files_size(guest: Guest, states: Path, start_save: Start, mode: str) -> None:
     guest.capabilities(return_path=True)
-    save = start_save(guest, states / "s", mode, before=f"ulimit -f {(12 << 20) // SECTOR}")
+    save = start_save(guest, states / "s", mode, before=f"ulimit -f {(4 << 20) // SECTOR}")
     assert_disk_failure(save, "cannot write", "File too large", "ulimit -f")
 
 

@@ -45,7 +45,7 @@ def test_a_migration_that_fails_ends_its_connections_alone(
 ) -> None:
     """The guest runs on here, and goes to the next QEMU there through the same tunnel."""
     with tunnel(tmp_path, credentials) as way, guests(tmp_path, qemu72, way, multifd=True) as (source, target):
-        source.qmp("migrate-set-parameters", max_bandwidth=8 << 20)
+        source.qmp("migrate-set-parameters", max_bandwidth=2 << 20)
         source.qmp("migrate", uri=f"unix:{way.here}")
         wait_for("all channels", lambda: status_of(way.far)["connections"] == 5)
         if what == "cancelled":
@@ -69,7 +69,7 @@ def test_a_migration_that_fails_ends_its_connections_alone(
 
 def test_a_postcopy_goes_through(tmp_path: Path, qemu72: str, credentials: Credentials) -> None:
     with tunnel(tmp_path, credentials) as way, guests(tmp_path, qemu72, way, postcopy_ram=True) as (source, target):
-        source.qmp("migrate-set-parameters", max_bandwidth=20 << 20)
+        source.qmp("migrate-set-parameters", max_bandwidth=8 << 20)
         source.qmp("migrate", uri=f"unix:{way.here}")
         source.wait_status("active")
         source.qmp("migrate-start-postcopy")

@@ -22,7 +22,7 @@ RETRY = ("--retry", "1")
 def in_postcopy(folder: Path, qemu: str, way: Way, **capabilities: bool) -> Iterator[tuple[Guest, Guest]]:
     """A guest that runs over there, while most of its memory is still here and comes slowly."""
     with postcopy_guests(folder, qemu, way, **capabilities) as (source, target):
-        source.qmp("migrate-set-parameters", max_bandwidth=20 << 20, max_postcopy_bandwidth=1 << 20)
+        source.qmp("migrate-set-parameters", max_bandwidth=8 << 20, max_postcopy_bandwidth=1 << 20)
         source.qmp("migrate", uri=f"unix:{way.here}")
         source.wait_status("active")
         source.qmp("migrate-start-postcopy")

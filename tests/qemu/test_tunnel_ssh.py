@@ -46,7 +46,7 @@ def test_multifd_goes_through_and_a_killed_ssh_costs_its_time_alone(tmp_path: Pa
     ):
         source.wait_ticks(2)
         prepare(source, target, multifd=True)
-        source.qmp("migrate-set-parameters", max_bandwidth=8 << 20, multifd_channels=2)
+        source.qmp("migrate-set-parameters", max_bandwidth=2 << 20, multifd_channels=2)
         target.qmp("migrate-set-parameters", multifd_channels=2)
         target.qmp("migrate-incoming", uri=f"unix:{there}")
         source.qmp("migrate", uri=f"unix:{here}")

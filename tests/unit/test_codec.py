@@ -7,7 +7,7 @@ import gzip
 import lzma
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import lz4.frame
@@ -154,18 +154,18 @@ print(total, int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read()
 """
 
 ZEROS = bytes(32 << 20)
-BOMBS = {
-    "gzip": gzip.compress(ZEROS),
-    "bzip2": bz2.compress(ZEROS),
-    "xz": lzma.compress(ZEROS, preset=1),
-    "lz4": lz4.frame.compress(ZEROS, block_size=7, block_linked=False),
-    "lz4, linked": lz4.frame.compress(ZEROS, block_size=7),
+BOMBS: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.compress,
+    "bzip2": bz2.compress,
+    "xz": lambda data: lzma.compress(data, preset=1),
+    "lz4": lambda data: lz4.frame.compress(data, block_size=7, block_linked=False),
+    "lz4, linked": lambda data: lz4.frame.compress(data, block_size=7),
 }
 
 
-@pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS)
-def test_a_gigabyte_of_bombs_stays_within_its_bounds(bomb: bytes) -> None:
-    done = subprocess.run([sys.executable, "-c", MEASURE], input=bomb * 32, capture_output=True, check=True)
+@pytest.mark.parametrize("pack", BOMBS.values(), ids=BOMBS)
+def test_bombs_of_hundreds_of_mebibytes_stay_within_their_bounds(pack: Callable[[bytes], bytes]) -> None:
+    done = subprocess.run([sys.executable, "-c", MEASURE], input=pack(ZEROS) * 12, capture_output=True, check=True)
     total, resident = map(int, done.stdout.split())
-    assert total == 32 * len(ZEROS)
+    assert total == 12 * len(ZEROS)
     assert resident < 150, f"{resident} MiB"

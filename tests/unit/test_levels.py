@@ -153,7 +153,9 @@ def frames_for(world: World, seconds: float) -> int:
 
 
 def best_fixed(world: World, frames: int) -> float:
-    return min(simulate(world, frames, (level,)).seconds for level in FIXED)
+    """Of the three that pass most by the figures alone: what a start and a pipe cost puts no other before them."""
+    best = sorted(FIXED, key=lambda level: world.value(level, world.sink[-1][1]))[-3:]
+    return min(simulate(world, frames, (level,)).seconds for level in best)
 
 
 @settings(deadline=None, max_examples=40)
