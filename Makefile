@@ -65,7 +65,7 @@ define LAUNCHER_TEXT
 import sys
 
 sys.path.insert(0, "$(LIBRARY)")
-from statepipe.cli.main import entry
+from statepipe.start import entry
 
 entry()
 endef

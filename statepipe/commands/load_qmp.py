@@ -11,7 +11,7 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from statepipe.commands.incoming import State, prepare
@@ -53,6 +53,16 @@ def load_into_new(path: str, command: Sequence[str], keys: Keys, said: Said, tel
     then that QEMU is gone.
     """
     child: Child | None = None
+    stays = False
+
+    def here() -> None:
+        """It is about to be told to run the guest: what would end us is QEMU's, and how it ends is its own matter."""
+        nonlocal stays
+        tell.here()
+        if child is not None and not detach:
+            child.pass_signals_on()
+            stays = True
+
     try:
         with ExitStack() as opened:
             with open_state(path, keys) as source:
@@ -62,11 +72,13 @@ def load_into_new(path: str, command: Sequence[str], keys: Keys, said: Said, tel
                 with held():  # a QEMU that was started must be known to us
                     child = Child(command, detach)
                 monitor = opened.enter_context(closing(Monitor(child.monitor, child.pid, tell.warn)))
-                _load(state, monitor, said, tell, runs=not child.stays_paused)
+                try:
+                    _load(state, monitor, said, replace(tell, here=here), runs=not child.stays_paused)
+                except QemuGone:
+                    if not stays:
+                        raise
             if detach:
                 child.let_be(tell.warn)
-            else:  # the guest runs: what would end us is QEMU's
-                child.pass_signals_on()
             with suppress(QemuGone, QemuSilent):  # its guest has ended it already, or keeps it busy
                 tell.loaded(monitor.run_state())
             return 0 if detach else child.wait()

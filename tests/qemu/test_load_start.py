@@ -99,6 +99,51 @@ def test_signals_are_passed_on_and_qemus_status_is_ours(tmp_path: Path, state72:
         assert qemu_pid(tmp_path) is None
 
 
+WITHHOLDS = """
+import os, re, socket, sys
+own, other = socket.socketpair()
+number = int(re.search(r"id=statepipe[^ ]*-0,fd=([0-9]+)", " ".join(sys.argv))[1])
+if os.fork():
+    os.dup2(own.fileno(), number)
+    os.execvp(sys.argv[1], sys.argv[1:])
+above = socket.socket(fileno=number)
+own.close()
+if not os.fork():
+    while data := other.recv(65536):
+        if not os.path.exists("cont"):
+            above.sendall(data)
+    above.shutdown(socket.SHUT_RDWR)
+    os._exit(0)
+while True:
+    data, fds, _, _ = socket.recv_fds(above, 65536, 4)
+    if not data:
+        os._exit(0)
+    if b'"cont"' in data:
+        open("cont", "w").close()
+    socket.send_fds(other, [data], fds)
+    for fd in fds:
+        os.close(fd)
+"""
+"""A QEMU whose answer to `cont` never comes, though it does as it was told."""
+
+
+@pytest.mark.parametrize(("ends_it", "status"), [("statepipe", QUIT_STATUS), ("QEMU", 128 + signal.SIGKILL)])
+def test_once_qemu_was_told_to_run_the_guest_an_end_is_its_own(
+    tmp_path: Path, state72: Saved, ends_it: str, status: int
+) -> None:
+    """Also while it has not answered yet: the guest may run by then."""
+    program = tmp_path / "withholds"
+    program.write_text(f"#!{sys.executable}\nimport sys; sys.argv.insert(1, {state72.qemu!r})\n{WITHHOLDS}")
+    program.chmod(0o755)
+    with loaded(tmp_path, state72, qemu=str(program)) as guest:
+        guest.wait_ticks(1)
+        if ends_it == "statepipe":
+            os.kill(guest.pid, signal.SIGTERM)
+        else:
+            os.kill(qemu_pid(tmp_path) or 0, signal.SIGKILL)
+        assert guest.wait() == status, guest.stderr()
+
+
 def test_a_signal_that_nohup_ignores_stays_ignored(tmp_path: Path, state72: Saved) -> None:
     with loaded(tmp_path, state72, wrapper=["sh", "-c", "trap '' HUP; exec \"$@\"", "sh"]) as guest:
         guest.wait_ticks(1)
