@@ -17,7 +17,13 @@ from statepipe.errors import UsageError
 _STANDARD = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
 
 _NUMBERED = re.compile(r"/proc/(?P<process>[0-9]+)(?:/task/[0-9]+)?/fd/(?P<number>[0-9]+)", re.ASCII)
-"""What /dev/fd, /proc/self/fd and every other spelling come to without links."""
+"""What every other spelling comes to without links."""
+
+_OWN = re.compile(r"/(?:dev|proc/self|proc/thread-self)/fd/(?P<number>[0-9]{1,9})", re.ASCII)
+"""Where there is no /proc, or one of another PID namespace, these lead nowhere, and mean the same."""
+
+DIGITS = 9
+"""Of the largest number that a descriptor can have, and a few more."""
 
 LINKS = 8
 """Symbolic links that are followed to a descriptor: a log that leads to /dev/stdout is one or two."""
@@ -30,13 +36,16 @@ def named_by(path: str) -> int | None:
     """
     for _ in range(LINKS):
         try:
-            folder, name = os.path.split(os.path.abspath(path))
+            path = os.path.abspath(path)
+            if (own := _OWN.fullmatch(path)) is not None:
+                return int(own["number"])
+            folder, name = os.path.split(path)
             folder = os.path.realpath(folder)
             whole = f"{folder.rstrip('/')}/{name}"
             if whole in _STANDARD:
                 return _STANDARD[whole]
             found = _NUMBERED.fullmatch(whole)
-            if found is not None and found["process"] == str(os.getpid()):
+            if found is not None and found["process"] == os.readlink("/proc/self"):
                 return int(found["number"])
             target = os.readlink(whole)
             if is_strangers(os.lstat(whole), os.stat(folder)):
@@ -60,6 +69,14 @@ def demand(fd: int) -> None:
         ours = True
     if ours:
         raise UsageError(f"descriptor {fd} is not open", hint=f"the shell opens it, with {fd}< FILE or {fd}> FILE")
+
+
+def demand_numbered(text: str) -> None:
+    """The same of a number as it was typed; one that is none, its option refuses. Raises UsageError."""
+    if len(text) > DIGITS and text.isdecimal():
+        raise UsageError(f"descriptor {text[:DIGITS]}... is not open: no number is as large")
+    if text.isdecimal():  # whatever int() takes
+        demand(int(text))
 
 
 def look_at(path: str) -> None:

@@ -118,8 +118,8 @@ def beside(name: str, work: Callable[[], object], end: Callable[[], object]) -> 
     Raises NoThread. What `work` raises is nobody's: it has to tell by itself.
     """
     thread = threading.Thread(target=work, name=name, daemon=True)
-    start(thread)
     try:
+        start(thread)  # a signal that comes with it finds the thread there
         yield
     finally:
         end()

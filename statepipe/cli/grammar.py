@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from statepipe.cli.messages import show
 from statepipe.cli.verb import Verb
-from statepipe.descriptors import demand, look_at
+from statepipe.descriptors import demand_numbered, look_at
 from statepipe.errors import UsageError
 from statepipe.stages import FILTERS, Filter, Param, find
 
@@ -92,8 +92,8 @@ def _look_at_descriptors(values: dict[str, Any]) -> None:
                 continue
             if not name.endswith("_fd"):
                 look_at(text)
-            elif text.isdecimal():  # whatever int() takes
-                demand(int(text))
+            else:
+                demand_numbered(text)
 
 
 def _demand_separator(verb: Verb | Filter, arguments: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -11,6 +12,8 @@ import statepipe
 from statepipe.cli.messages import say, warn
 from statepipe.commands.guardian import guard
 from statepipe.errors import StatepipeError
+
+MINUTE = 60.0
 
 
 def main(verb: str, side: str, fd: str) -> None:
@@ -24,7 +27,15 @@ def main(verb: str, side: str, fd: str) -> None:
             hint = error.hint if isinstance(error, StatepipeError) else None
             say(f"statepipe: hint: {hint or 'see: statepipe resolve --help'}")
 
-    guard(int(fd), side, speak, lambda text: warn(verb, text))
+    told: dict[str, float] = {}
+
+    def tell(text: str) -> None:
+        """It may wait for days: the same words are said once a minute."""
+        if time.monotonic() - told.get(text, -MINUTE) >= MINUTE:
+            told[text] = time.monotonic()
+            warn(verb, text)
+
+    guard(int(fd), side, speak, tell)
 
 
 def guard_words(verb: str, side: str) -> list[str]:

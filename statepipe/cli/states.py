@@ -76,7 +76,7 @@ def _save_by_qmp(values: Values, words: _Words, seal: Sequence[NamedStage]) -> i
     then = "live" if values["live"] else values["then"] or "stay"
     converging = ("auto-converge",) if values["auto_converge"] else ()
     request = Request(values["file"], words.packing, words.plain, seal, then, _limits(values), converging)
-    outcome = save_by_qmp(values["qmp"], request, _warn_save, guard_words("save", "source"))
+    outcome = save_by_qmp(values["qmp"], request, _warn_save, guard_words("save", "sender"))
     say(saved(values["file"], outcome))
     _warn_of_disks(outcome.saved)
     if outcome.doubts:

@@ -1,4 +1,4 @@
-"""The guardian: a process beside statepipe that sets a migration right where statepipe itself was killed.
+"""The guardian: a process beside statepipe that sets a migration or a save right where statepipe itself was killed.
 
 It is a program of its own, started anew and not forked: statepipe has threads by then, and a fork would have their
 locks as they were and nobody to open them. It hears each step before anything is done about it, and ends with
@@ -15,24 +15,24 @@ import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
-from statepipe.commands.resolve import how_to_decide
+from statepipe.commands.resolve import how_if_sent, how_to_decide
 from statepipe.engine.signals import ENDING
 from statepipe.errors import QemuError, QemuSilent
 from statepipe.formats.handover import Action, Destination, Source, recovery
 from statepipe.pipes import polled
 from statepipe.processes import Process
 from statepipe.qemu.guest import demand_cont
-from statepipe.qemu.monitor import FINAL, Monitor, Tell
+from statepipe.qemu.monitor import FINAL, LOOK_AGAIN, Monitor, Tell
 from statepipe.qemu.runstates import LIVE, RUNNING, SENT
 from statepipe.qemu.settings import restore
-from statepipe.qemu.snapshot import read_out
+from statepipe.qemu.snapshot import read_out, read_unasked
 
 NOTE_LIMIT = 64 << 10
 """Bytes of one note: a state, or the settings that QEMU had."""
 
-NOTED = ("state", "qmp", "runs", "was", "before", "pid", "over")
+NOTED = ("state", "qmp", "runs", "was", "before", "pid", "over", "stopped", "earlier")
 """What it has to know. Whatever else a journal tells, as the other host's words on its guest, may be of any size."""
 
 FDS = 4
@@ -40,6 +40,8 @@ FDS = 4
 
 KILLED = 10_000
 """Milliseconds in which a process that was killed ends, unless it waits for a disk."""
+
+T = TypeVar("T")
 
 Known = Mapping[str, Any]
 
@@ -55,7 +57,7 @@ class Guardian:
 
     def __init__(self, command: Command) -> None:
         self._command = command
-        self._settled = False
+        self._settled = self._left = False
 
     def __enter__(self) -> Self:
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -89,16 +91,21 @@ class Guardian:
         """The tables have come to an end of theirs, whichever: only who is killed now needs it still."""
         self._settled = True
 
+    def leave(self) -> None:
+        """It is to act when we have ended, and nobody waits for it: QEMU does not answer."""
+        self._left = True
+
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """What broke off in the midst has left QEMU as it was, as if we had been killed: then it acts, and we wait."""
         if self._settled or error is None:
             self.note({"over": True})
         self._ours.close()
-        self._process.reap()
+        if not self._left:
+            self._process.reap()
 
 
 def guard(fd: int, side: str, last_word: LastWord, tell: Tell) -> None:
-    """The guardian's whole life, in its own program: `fd` is its socket, `side` is source or destination.
+    """The guardian's whole life, in its own program: `fd` is its socket, `side` one of RECOVERIES.
 
     Should it have to act, `last_word` has all to say, and `tell` hears meanwhile what is waited for.
     """
@@ -107,8 +114,7 @@ def guard(fd: int, side: str, last_word: LastWord, tell: Tell) -> None:
     with socket.socket(fileno=fd) as ours:
         known = _listen(ours)
     if "state" in known and "over" not in known:
-        recover = recover_source if side == "source" else recover_destination
-        last_word(lambda: recover(known, tell))
+        last_word(lambda: RECOVERIES[side](known, tell))
 
 
 def _listen(ours: socket.socket) -> dict[str, Any]:
@@ -126,10 +132,9 @@ def _listen(ours: socket.socket) -> dict[str, Any]:
 
 
 def recover_source(known: Known, tell: Tell) -> str:
-    """Before GO the destination never runs: the guest runs on here.
+    """Before GO the destination never runs: the guest runs on here. `known`: state, qmp, runs, was, before.
 
-    `known`: state, qmp, runs, was, before; and `snapshot`, the stream of one that must not be broken off. Raises
-    StatepipeError.
+    Raises StatepipeError.
     """
     state = Source[known["state"]]
     actions = recovery(state)
@@ -138,26 +143,63 @@ def recover_source(known: Known, tell: Tell) -> str:
         raise QemuError(what, hint=how_to_decide(known["qmp"]))
     if not actions:
         return f"{state.value}; nothing is done about it"
-    with closing(_patient(lambda: Monitor(known["qmp"], tell=tell))) as monitor:
-        if "snapshot" in known:
-            read_out(known["snapshot"], monitor, tell)
-        if Action.CANCEL in actions and monitor.migration()["status"] not in ("none", *FINAL):
+    return _patient(lambda: _take_back(known, tell, state))
+
+
+def _take_back(known: Known, tell: Tell, state: Source) -> str:
+    with closing(Monitor(known["qmp"], tell=tell)) as monitor:
+        if monitor.migration()["status"] not in ("none", *FINAL):
             monitor.execute("migrate_cancel")
             monitor.migration_outcome()
         monitor.wait_until_running()
         if known["runs"] and (now := monitor.run_state()) not in LIVE:
             if now == SENT:
+                if state in (Source.PRECOPY, Source.ASKED):  # nothing of ours has sent all of it: another did
+                    raise _sent(known)
                 demand_cont(monitor, known["was"])
             monitor.resume()
         restore(monitor, known["before"])
         return f"the migration is undone, the guest here is {monitor.run_state()}"
 
 
-def _patient(meet: Callable[[], Monitor]) -> Monitor:
-    """A QEMU that says nothing at all is asked again, as long as it lives: each time says so, and takes its time."""
+def _patient(work: Callable[[], T]) -> T:
+    """A QEMU that says nothing is asked again, as long as it lives: each time says so, and takes its time."""
     while True:
         with suppress(QemuSilent):
-            return meet()
+            return work()
+
+
+def recover_sender(known: Known, tell: Tell) -> str:
+    """The guest of a stream that was sent in one phase, to a file or another QEMU, runs on if it was stopped for that.
+
+    Not where QEMU has sent all of it: whoever has it may run it, and that may be another client's doing since. `known`:
+    qmp, runs, before, and if it is so `stopped`; `earlier`, the status of a migration before ours; `snapshot`, the
+    stream of one that must not be broken off. Raises StatepipeError.
+    """
+    if "snapshot" in known:
+        read_unasked(known["snapshot"])
+    return _patient(lambda: _let_go_on(known, tell))
+
+
+def _let_go_on(known: Known, tell: Tell) -> str:
+    with closing(Monitor(known["qmp"], tell=tell)) as monitor:
+        if "snapshot" in known:
+            read_out(known["snapshot"], monitor, tell)
+        if (status := monitor.migration()["status"]) != "none":
+            status = monitor.migration_outcome(LOOK_AGAIN)["status"]  # another's may tell of no event
+        monitor.wait_until_running()
+        is_sent = status == "completed" != known["earlier"]
+        if known["runs"] and known.get("stopped") and monitor.run_state() == "paused" and not is_sent:
+            monitor.resume()
+        restore(monitor, known["before"])
+        if (state := monitor.run_state()) == SENT:
+            raise _sent(known)
+        return f"the guest here is {state}, QEMU's migration settings are as before"
+
+
+def _sent(known: Known) -> QemuError:
+    """Of a guest that another may have by now."""
+    return QemuError(f"QEMU has sent all of the guest and holds it still ({SENT})", hint=how_if_sent(known["qmp"]))
 
 
 def recover_destination(known: Known, tell: Tell) -> str:
@@ -205,3 +247,11 @@ def _monitor(known: Known, tell: Tell) -> Monitor:
     if "spare" in known:
         return Monitor(socket.socket(fileno=os.dup(known["spare"])), known["pid"], tell)
     return Monitor(known["qmp"], tell=tell)
+
+
+RECOVERIES: Mapping[str, Callable[[Known, Tell], str]] = {
+    "source": recover_source,
+    "destination": recover_destination,
+    "sender": recover_sender,
+}
+"""By the side that statepipe was."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -106,12 +106,17 @@ def _move(request: Request, warn: Tell, monitor: Monitor, guardian: Guardian, li
         steps = _Steps()
         where = f"the guest {'runs' if state == RUNNING else f'is {state}'} at {peer.name}"
         facts = {"side": "source", "peer": peer.name, "guest": offer.facts["guest"]}
+
+        def known(before: Mapping[str, Any]) -> None:  # from now on there is something to undo
+            facts = {"qmp": request.qmp, "runs": offer.runs, "was": state, "before": before}
+            guardian.note({"state": Source.PRECOPY.name} | facts)
+
         with (
             closing(Journal(request.journal, facts, (guardian.note, steps, *listeners))) as journal,
             _told_where_it_went(steps, where),
-            adjusted(monitor, _capabilities(request), request.parameters) as before,
+            _settled(guardian, unmoved),
+            adjusted(monitor, _capabilities(request), request.parameters, known=known),
         ):
-            guardian.note({"qmp": request.qmp, "runs": offer.runs, "was": state, "before": before})
             departure = Departure(
                 monitor, peer, request.plan.words, journal, was=state, limits=request.limits, say=warn
             )
@@ -139,6 +144,17 @@ def _unmoved() -> Iterator[_Unmoved]:
     except StatepipeError as error:
         if not (time_before.is_over or (error.hint or "").startswith(UNMOVED)):
             error.hint = "; ".join(filter(None, [UNMOVED, error.hint]))
+        raise
+
+
+@contextmanager
+def _settled(guardian: Guardian, unmoved: _Unmoved) -> Iterator[None]:
+    """What goes wrong in that time in a way that was foreseen has been undone."""
+    try:
+        yield
+    except StatepipeError:
+        if not unmoved.is_over:
+            guardian.settle()
         raise
 
 
@@ -194,7 +210,6 @@ def _capabilities(request: Request) -> dict[str, bool]:
 
 def _go(departure: Departure, request: Request, guardian: Guardian) -> None:
     """Raises StatepipeError unless the guest runs over there."""
-    guardian.note({"state": Source.PRECOPY.name})  # from the stop on there is something to undo
     if request.offline:
         departure.stop_guest()
     with at_work(departure):

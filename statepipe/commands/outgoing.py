@@ -66,17 +66,24 @@ def demand_lasting(temporary: Sequence[str]) -> None:
 
 
 def save_stream(
-    plan: Plan, source: FdSource, sink: Output, answer: Answer | None, approve: Callable[[], None]
+    plan: Plan,
+    source: FdSource,
+    sink: Output,
+    answer: Answer | None,
+    approve: Callable[[], None],
+    leave: Callable[[], object] = lambda: None,
 ) -> Saved:
     """Save the stream from `source` to `sink`; return once the file has its name and QEMU was answered.
 
     Without `answer` no QEMU can be told anything: the stream then ends with its source, whatever it opened.
     `approve` is asked after the commit, within the same hold on signals: it raises if QEMU's verdict is no, and
     then the file is taken away again. Only a QEMU that went away without a verdict leaves the file: the guest may
-    now be in it alone. Raises what any stage, the disk or `approve` raises.
+    now be in it alone. `leave` comes last, within that hold. Raises what any stage, the disk, `approve` or `leave`
+    raises.
     """
     stream = QemuStream()
     last: dict[str, Any] = {}
+    is_saved = False
 
     def trailer() -> dict[str, Any]:
         last.update(stream.facts(), disks=plan.disks(), **plan.last())
@@ -93,8 +100,12 @@ def save_stream(
         with held():
             sink.commit()
             _conclude(sink, stream, answer, approve)
+            is_saved = True
+            leave()
             forget_late()
     except BaseException as error:
+        if is_saved:
+            raise
         try:
             _reply(stream, answer, shut(1))
         except StatepipeError as another:

@@ -54,10 +54,14 @@ def how_to_decide(qmp: str) -> str:
 def demand_unsent(state: str, qmp: str) -> None:
     """Raises QemuError for a guest that QEMU has sent before, and will not send twice: it may run elsewhere by now."""
     if state == SENT:
-        resolve = f"statepipe resolve --qmp {shlex.quote(qmp)}"
         what = f"QEMU has sent this guest before, holds it still ({state}) and sends no guest twice"
-        hint = f"if it runs elsewhere now: {resolve} elsewhere; only if it does not: {resolve} here"
-        raise QemuError(what, hint=hint)
+        raise QemuError(what, hint=how_if_sent(qmp))
+
+
+def how_if_sent(qmp: str) -> str:
+    """What a person does about a guest that QEMU has sent, behind `qmp`."""
+    resolve = f"statepipe resolve --qmp {shlex.quote(qmp)}"
+    return f"if it runs elsewhere now: {resolve} elsewhere; only if it does not: {resolve} here"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -33,8 +34,9 @@ class Limits:
 class Rounds:
     """`overdue` is why the save was cancelled, `stopped` when the guest was stopped (time.monotonic): None if not."""
 
-    def __init__(self, monitor: Monitor, limits: Limits, tell: Tell) -> None:
-        self._monitor, self._limits, self._tell = monitor, limits, tell
+    def __init__(self, monitor: Monitor, limits: Limits, tell: Tell, stops: Callable[[], object]) -> None:
+        """`stops` hears before the guest is stopped."""
+        self._monitor, self._limits, self._tell, self._stops = monitor, limits, tell, stops
         self._over = threading.Event()
         self._pace, self._seconds = Pace(), limits.seconds
         self.overdue: StatepipeError | None = None
@@ -42,7 +44,9 @@ class Rounds:
 
     def stop_guest(self) -> None:
         """Raises QemuError."""
-        self.stopped = time.monotonic()
+        if self.stopped is None:  # it may take more than one word
+            self._stops()
+            self.stopped = time.monotonic()
         self._monitor.execute("stop")
 
     def followed(self) -> AbstractContextManager[None]:
@@ -51,14 +55,16 @@ class Rounds:
 
     def _follow(self) -> None:
         """Whatever QEMU has to say at one look: the time goes on. One that has gone, who reads the stream hears of."""
-        began = time.monotonic()
+        began, said = time.monotonic(), ""
         while not self._over.wait(LOOK):
             try:
                 self._look(time.monotonic() - began)
             except QemuGone:
                 return
             except QemuError as error:
-                self._tell(str(error))
+                if str(error) != said:
+                    said = str(error)
+                    self._tell(said)
 
     def _look(self, elapsed: float) -> None:
         """After so many seconds. Raises QemuError."""

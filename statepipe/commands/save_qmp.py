@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,12 +19,20 @@ from statepipe.commands.guardian import Command, Guardian
 from statepipe.commands.outgoing import IDLE, Plan, Saved, demand_lasting, save_stream
 from statepipe.commands.resolve import demand_unsent
 from statepipe.commands.rounds import Limits, Rounds
+from statepipe.commands.undoing import Undoing, undone
 from statepipe.ends.fd import FdSource, write_all
 from statepipe.ends.output import Output, new_output
 from statepipe.engine.desk import works_for
 from statepipe.engine.pipeline import NamedStage
-from statepipe.errors import InterruptedBySignal, QemuError, QemuGone, QemuSilent, StatepipeError, TruncatedError
-from statepipe.formats.handover import Source
+from statepipe.errors import (
+    InterruptedBySignal,
+    QemuError,
+    QemuGone,
+    QemuRefused,
+    QemuSilent,
+    StatepipeError,
+    TruncatedError,
+)
 from statepipe.qemu.disks import Disk
 from statepipe.qemu.guard import look
 from statepipe.qemu.guest import demand_cont, describe_guest
@@ -33,7 +41,7 @@ from statepipe.qemu.images import Images, images
 from statepipe.qemu.monitor import Monitor, Tell, demand_completed
 from statepipe.qemu.process import inspect_process, qemu_under
 from statepipe.qemu.runstates import LIVE as LIVE_STATES
-from statepipe.qemu.settings import HARMLESS, adjusted
+from statepipe.qemu.settings import HARMLESS, adjust, restore_after, restored
 from statepipe.qemu.snapshot import may_break_off, read_out
 from statepipe.stages.packing import Packing
 
@@ -75,7 +83,7 @@ def save_by_qmp(address: str, request: Request, tell: Tell, guard: Command) -> O
         new_output(request.path) as sink,
         Guardian(guard) as guardian,
         closing(Monitor(address, tell=tell)) as monitor,
-        _undone(guardian),
+        undone(guardian, monitor, address) as undoing,
     ):
         live = request.then == LIVE
         monitor.demand_handover()
@@ -86,52 +94,13 @@ def save_by_qmp(address: str, request: Request, tell: Tell, guard: Command) -> O
             demand_cont(monitor, before)
         disks = images(monitor)
         demand_lasting(disks.temporary)
-        keep: Keep | None = None
         if live and disks.written and before in LIVE_STATES:
             tell(_MOVING_LIVE)
-        if live and not may_break_off(monitor):
-            if request.limits.seconds is not None:
-                what = "--timeout would break off a live save, after which this QEMU's guest stands still for good"
-                raise QemuError(what, hint="QEMU 8.1 and later can; or save without --live")
-            keep = Keep(guardian, monitor, tell)
-        wanted = capabilities(live=live) | dict.fromkeys(request.capabilities, True)
-        rounds = Rounds(monitor, request.limits, tell)
-        with adjusted(monitor, wanted, {"max-bandwidth": 0}, () if live else HARMLESS) as settings:
-            known = {"qmp": address, "runs": before in LIVE_STATES, "was": before, "before": settings}
-            guardian.note({"state": Source.PRECOPY.name} | known)
-            saved, migration = _save(monitor, request, sink, before, disks, rounds, keep)
-            guardian.note({"over": True})  # the file is there: the guest is left as it was asked for
-        downtime = migration.get("downtime", 0) / 1000
-        if rounds.stopped is not None and before in LIVE_STATES:
-            downtime = time.monotonic() - rounds.stopped
-        run_state = _leave(monitor, request.then)
-        moves_on = disks.written and run_state == "running" and not (live and before in LIVE_STATES)
-        return Outcome(saved, migration, downtime, run_state, _MOVING if moves_on else None)
-
-
-class Keep:
-    """Has a snapshot that must not be broken off read to its end, here or by the guardian."""
-
-    def __init__(self, guardian: Guardian, monitor: Monitor, tell: Tell) -> None:
-        self._guardian, self._monitor, self._tell = guardian, monitor, tell
-
-    def begin(self, stream: socket.socket) -> None:
-        """Before QEMU begins to write to it."""
-        self._guardian.note({}, {"snapshot": stream.fileno()})
-
-    def read_out(self, stream: socket.socket) -> None:
-        """The save has failed."""
-        read_out(stream.fileno(), self._monitor, self._tell)
-
-
-@contextmanager
-def _undone(guardian: Guardian) -> Iterator[None]:
-    """What fails in a way that was foreseen has been undone here."""
-    try:
-        yield
-    except StatepipeError:
-        guardian.settle()
-        raise
+        keeps = live and not may_break_off(monitor)
+        if keeps and request.limits.seconds is not None:
+            what = "--timeout would break off a live save, after which this QEMU's guest stands still for good"
+            raise QemuError(what, hint="QEMU 8.1 and later can; or save without --live")
+        return _Save(monitor, request, undoing, before, tell, keeps=keeps).run(sink, disks)
 
 
 _MOVING = (
@@ -150,71 +119,138 @@ def capabilities(*, live: bool) -> dict[str, bool]:
     return {"events": True, "return-path": not live, "background-snapshot": live}
 
 
-def _save(
-    monitor: Monitor, request: Request, sink: Output, before: str, disks: Images, rounds: Rounds, keep: Keep | None
-) -> tuple[Saved, dict[str, Any]]:
-    def goes_on() -> bool:
-        return before in LIVE_STATES and rounds.stopped is not None
+class _Save:
+    """The save itself, from the first word that changes anything at QEMU. `before` is the guest's run state; `keeps`
+    says that its snapshot must not be broken off."""
 
-    guest = describe_guest(monitor) | {"live": request.then == LIVE, "run_state_before": before}
-    guest["hardware"] = hardware(monitor)
-    if process := inspect_process(qemu_under(monitor.pid)):
-        guest["command"] = list(process.command)
-    plan = Plan(
-        request.packing,
-        request.words,
-        request.seal,
-        guest,
-        _look(disks, request.then),
-        lambda: _last(stopped=goes_on()),
-    )
-    outcome: dict[str, Any] = {}
+    def __init__(
+        self, monitor: Monitor, request: Request, undoing: Undoing, before: str, tell: Tell, *, keeps: bool
+    ) -> None:
+        self._monitor, self._request, self._undoing = monitor, request, undoing
+        self._before, self._tell, self._keeps = before, tell, keeps
+        self._rounds = Rounds(monitor, request.limits, tell, undoing.stops)
+        self._is_begun = False  # QEMU was told to migrate, and has not refused
+        self._is_saved = False  # the file has its name, and QEMU says completed
+        self._figures: dict[str, Any] = {}
+        self._downtime, self._run_state = 0.0, before
+        self._doubts: str | None = None
 
-    def approve() -> None:
-        outcome.update(demand_completed(monitor.migration_outcome()))
-
-    try:
-        if request.limits.offline:
-            rounds.stop_guest()
-        ours = _start(monitor, keep)
-    except BaseException as error:
-        if goes_on():
-            _let_go_on(monitor, error)
-        raise
-    with ours, FdSource(ours.fileno(), "the migration socket", IDLE) as source:
+    def run(self, sink: Output, disks: Images) -> Outcome:
+        """Raises StatepipeError."""
+        live = self._request.then == LIVE
+        wanted = capabilities(live=live) | dict.fromkeys(self._request.capabilities, True)
+        harmless = () if live else HARMLESS
+        settings = adjust(
+            self._monitor, wanted, {"max-bandwidth": 0}, harmless, lambda was: self._undoing.begin(self._before, was)
+        )
         try:
-            with rounds.followed():
-                saved = _flow(plan, source, sink, ours, monitor, approve, keep)
+            saved = self._pour(sink, disks, lambda: self._leave(sink, settings))
         except BaseException as error:
-            cause = error if rounds.overdue is None or isinstance(error, InterruptedBySignal) else rounds.overdue
-            _explain(monitor, cause, goes_on=goes_on())
-            raise cause from (None if cause is error else error)
-    return saved, outcome
+            if not self._is_saved:
+                restore_after(error, self._monitor, settings)
+            raise
+        is_told = live and self._before in LIVE_STATES
+        moving = _MOVING if disks.written and self._run_state == "running" and not is_told else None
+        doubts = "; ".join(filter(None, [self._doubts, moving])) or None
+        return Outcome(saved, self._figures, self._downtime, self._run_state, doubts)
 
+    def _goes_on(self) -> bool:
+        """Whether the guest ran, and was stopped for the save."""
+        return self._before in LIVE_STATES and self._rounds.stopped is not None
 
-def _last(*, stopped: bool) -> dict[str, Any]:
-    """What the trailer says beside the stream and the disks: of a guest that ran until it was saved."""
-    return {"stopped_for_it": True} if stopped else {}
+    def _plan(self, disks: Images) -> Plan:
+        monitor, request = self._monitor, self._request
+        guest = describe_guest(monitor) | {"live": request.then == LIVE, "run_state_before": self._before}
+        guest["hardware"] = hardware(monitor)
+        if process := inspect_process(qemu_under(monitor.pid)):
+            guest["command"] = list(process.command)
 
+        def last() -> dict[str, Any]:
+            return {"stopped_for_it": True} if self._goes_on() else {}
 
-def _flow(
-    plan: Plan,
-    source: FdSource,
-    sink: Output,
-    ours: socket.socket,
-    monitor: Monitor,
-    approve: Callable[[], None],
-    keep: Keep | None,
-) -> Saved:
-    """Whatever fails, QEMU is held up no longer."""
-    try:
-        return save_stream(plan, source, sink, lambda message: _answer(ours, message), approve)
-    except BaseException as error:
-        if keep is not None:
-            keep.read_out(ours)
+        return Plan(request.packing, request.words, request.seal, guest, _look(disks, request.then), last)
+
+    def _pour(self, sink: Output, disks: Images, leave: Callable[[], None]) -> Saved:
+        """The stream into the file. Whatever fails, QEMU is held up no longer, and the guest is as before, as far as
+        QEMU answers."""
+        plan = self._plan(disks)
+        ours, theirs = socket.socketpair()
+        with ours, FdSource(ours.fileno(), "the migration socket", IDLE) as source:
+            try:
+                with theirs:
+                    self._start(ours, theirs)
+                with self._rounds.followed():
+                    return save_stream(plan, source, sink, lambda word: _answer(ours, word), self._approve, leave)
+            except BaseException as error:
+                if self._is_saved:
+                    raise
+                overdue = self._rounds.overdue
+                cause = error if overdue is None or isinstance(error, InterruptedBySignal) else overdue
+                self._break_off(ours, cause)
+                raise cause from (None if cause is error else error)
+
+    def _start(self, ours: socket.socket, theirs: socket.socket) -> None:
+        """Begin the migration into the socketpair. Raises QemuError."""
+        if self._request.limits.offline:
+            self._rounds.stop_guest()
+        self._undoing.migrates()
+        if self._keeps:
+            self._undoing.keep(ours.fileno())
+        self._monitor.give(theirs.fileno(), "statepipe-save")
+        self._is_begun = True
+        try:
+            self._monitor.execute("migrate", uri="fd:statepipe-save")
+        except QemuRefused:
+            self._is_begun = False
+            raise
+
+    def _approve(self) -> None:
+        self._figures = demand_completed(self._monitor.migration_outcome())
+
+    def _leave(self, sink: Output, settings: Mapping[str, Any]) -> None:
+        """Do with the guest as was asked. No word of QEMU's undoes the file any more. Raises QemuError."""
+        self._is_saved = True
+        self._doubts = restored(self._monitor, settings)
+        self._downtime = self._figures.get("downtime", 0) / 1000
+        if self._rounds.stopped is not None and self._goes_on():
+            self._downtime = time.monotonic() - self._rounds.stopped
+        try:
+            self._run_state = _leave(self._monitor, self._request.then)
+        except QemuError as error:
+            error.hint = "; ".join(filter(None, [f"{sink.name} holds the whole state", error.hint]))
+            raise
+        self._undoing.over()
+
+    def _break_off(self, ours: socket.socket, error: BaseException) -> None:
+        """Let QEMU give up too, and a guest go on that we have stopped; the error's hint tells what became of it."""
+        if self._is_begun and self._keeps:
+            read_out(ours.fileno(), self._monitor, self._tell)
         ours.close()
-        _hurry_for(monitor, error)
-        raise
+        if isinstance(error, InterruptedBySignal | QemuSilent):
+            self._monitor.hurry()
+        if not self._is_begun:
+            if self._goes_on():
+                _let_go_on(self._monitor, error)
+        elif isinstance(error, StatepipeError) and not isinstance(error, QemuGone):
+            try:
+                advice = None if isinstance(error, TruncatedError) else error.hint  # which only guesses what QEMU knows
+                error.hint = "; ".join(filter(None, [self._describe(), advice]))
+            except (QemuGone, QemuSilent) as gone:
+                error.hint = "; ".join(filter(None, [str(gone), gone.hint]))
+
+    def _describe(self) -> str:
+        """What QEMU says of the migration and of the guest, which goes on if it was stopped for it."""
+        outcome = self._monitor.migration()
+        if outcome["status"] != "none":  # QEMU may not have heard of it yet
+            outcome = self._monitor.migration_outcome()
+        self._monitor.wait_until_running()
+        if self._goes_on() and outcome["status"] != "completed" and self._monitor.run_state() not in LIVE_STATES:
+            self._monitor.resume()
+        reason = f" ({outcome['error-desc']})" if outcome.get("error-desc") else ""
+        return f"QEMU says the migration {_PAST[outcome['status']]}{reason}; the guest is {self._monitor.run_state()}"
+
+
+_PAST = {"completed": "completed", "failed": "failed", "cancelled": "was cancelled", "none": "has not begun"}
 
 
 def _look(disks: Images, then: str) -> Callable[[], list[Disk]]:
@@ -223,23 +259,6 @@ def _look(disks: Images, then: str) -> Callable[[], list[Disk]]:
         return lambda: look(disks)
     early = look(disks)
     return lambda: early
-
-
-def _start(monitor: Monitor, keep: Keep | None) -> socket.socket:
-    """Begin the migration into a socketpair; our end of it."""
-    ours, theirs = socket.socketpair()
-    try:
-        with theirs:
-            if keep is not None:
-                keep.begin(ours)
-            monitor.give(theirs.fileno(), "statepipe-save")
-            monitor.execute("migrate", uri="fd:statepipe-save")
-    except BaseException:
-        if keep is not None:  # QEMU may have begun all the same
-            keep.read_out(ours)
-        ours.close()
-        raise
-    return ours
 
 
 def _answer(ours: socket.socket, message: bytes) -> bool:
@@ -257,35 +276,6 @@ def _let_go_on(monitor: Monitor, error: BaseException) -> None:
     except QemuError as refused:
         if isinstance(error, StatepipeError):
             error.hint = "; ".join(filter(None, [error.hint, f"the guest was stopped for the save: {refused}"]))
-
-
-def _hurry_for(monitor: Monitor, error: BaseException) -> None:
-    if isinstance(error, InterruptedBySignal):
-        monitor.hurry()
-
-
-def _explain(monitor: Monitor, error: BaseException, *, goes_on: bool) -> None:
-    """Wait until QEMU has given up too, let a guest go on that we have stopped, and add to the error what became of
-    it."""
-    _hurry_for(monitor, error)
-    if isinstance(error, StatepipeError) and not isinstance(error, QemuGone):
-        try:
-            advice = None if isinstance(error, TruncatedError) else error.hint  # which only guesses what QEMU knows
-            error.hint = "; ".join(filter(None, [_describe(monitor, goes_on=goes_on), advice]))
-        except (QemuGone, QemuSilent) as gone:
-            error.hint = "; ".join(filter(None, [str(gone), gone.hint]))
-
-
-def _describe(monitor: Monitor, *, goes_on: bool) -> str:
-    outcome = monitor.migration_outcome()
-    monitor.wait_until_running()
-    if goes_on and outcome["status"] != "completed" and monitor.run_state() not in LIVE_STATES:
-        monitor.resume()
-    reason = f" ({outcome['error-desc']})" if outcome.get("error-desc") else ""
-    return f"QEMU says the migration {_PAST[outcome['status']]}{reason}; the guest is {monitor.run_state()}"
-
-
-_PAST = {"completed": "completed", "failed": "failed", "cancelled": "was cancelled"}
 
 
 def _leave(monitor: Monitor, then: str) -> str:

@@ -195,7 +195,7 @@ def seen(command: Sequence[str], view: View, folder: str, *, held: bool) -> list
             status = os.stat(name)
             if not (stat.S_ISCHR(status.st_mode) or stat.S_ISDIR(status.st_mode)):  # /dev/null, /dev/shm: everybody's
                 row["inode"] = status.st_ino
-            if stat.S_ISSOCK(status.st_mode) and listened.has(path, status.st_ino):
+            if stat.S_ISSOCK(status.st_mode) and listened.has(path, status):
                 row["busy"] = True
         found.append(row)
     return found

@@ -8,7 +8,7 @@ that nobody answers (tls-creds). So whatever is on and not known to be harmless 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,19 +31,13 @@ def adjusted(
     capabilities: Mapping[str, bool],
     parameters: Mapping[str, Any],
     harmless: Collection[str] = HARMLESS,
+    known: Callable[[dict[str, Any]], object] = lambda before: None,
 ) -> Iterator[dict[str, Any]]:
-    """Within it, capabilities and parameters are as wanted, and what else is on and not `harmless` is off; afterwards
-    as they were, which is what it gives.
-
-    A capability that this QEMU does not know and that is wanted off is off. Raises QemuError.
-    """
-    before = _settings(monitor, capabilities, parameters, harmless)
+    """Within it, they are as `adjust` makes them; afterwards as they were, which is what it gives. Raises QemuError."""
+    before = adjust(monitor, capabilities, parameters, harmless, known)
     try:
-        _adjust(monitor, before, parameters)
         yield before
     except BaseException as error:
-        if isinstance(error, InterruptedBySignal):
-            monitor.hurry()
         restore_after(error, monitor, before)
         raise
     try:
@@ -57,17 +51,33 @@ def adjusted(
         raise
 
 
-def made_ready(monitor: Monitor, capabilities: Collection[str]) -> dict[str, Any]:
-    """Have a QEMU that waits for a guest take one stream, with these capabilities as far as it knows them; what it was
-    set to before, for `restore`. Raises QemuError."""
-    known = {item["capability"] for item in monitor.execute("query-migrate-capabilities")}
-    before = _settings(monitor, dict.fromkeys(known.intersection(capabilities), True), {}, HARMLESS)
+def adjust(
+    monitor: Monitor,
+    capabilities: Mapping[str, bool],
+    parameters: Mapping[str, Any],
+    harmless: Collection[str] = HARMLESS,
+    known: Callable[[dict[str, Any]], object] = lambda before: None,
+) -> dict[str, Any]:
+    """Set capabilities and parameters as wanted, and off what else is on and not `harmless`; what they were before,
+    for `restore`. `known` hears that before anything is changed.
+
+    A capability that this QEMU does not know and that is wanted off is off. Raises QemuError.
+    """
+    before = _settings(monitor, capabilities, parameters, harmless)
+    known(before)
     try:
-        _adjust(monitor, before, {})
+        _adjust(monitor, before, parameters)
     except BaseException as error:
         restore_after(error, monitor, before)
         raise
     return before
+
+
+def made_ready(monitor: Monitor, capabilities: Collection[str]) -> dict[str, Any]:
+    """Have a QEMU that waits for a guest take one stream, with these capabilities as far as it knows them; what it was
+    set to before, for `restore`. Raises QemuError."""
+    known = {item["capability"] for item in monitor.execute("query-migrate-capabilities")}
+    return adjust(monitor, dict.fromkeys(known.intersection(capabilities), True), {})
 
 
 def _adjust(monitor: Monitor, before: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
@@ -78,6 +88,8 @@ def _adjust(monitor: Monitor, before: Mapping[str, Any], parameters: Mapping[str
 
 def restore_after(error: BaseException, monitor: Monitor, before: Mapping[str, Any]) -> None:
     """The error that is on its way stays the cause; its hint tells of settings that QEMU would not take back."""
+    if isinstance(error, InterruptedBySignal):
+        monitor.hurry()
     try:
         restore(monitor, before)
     except QemuError as refused:
@@ -118,6 +130,13 @@ def restored(monitor: Monitor, before: Mapping[str, Any]) -> str | None:
     except QemuError as error:
         return f"QEMU's migration settings are not as before: {error}"
     return None
+
+
+def are_restored(monitor: Monitor, before: Mapping[str, Any]) -> bool:
+    """Whether QEMU says that they are as they were. Raises QemuError."""
+    states = {item["capability"]: item["state"] for item in monitor.execute("query-migrate-capabilities")}
+    values = monitor.execute("query-migrate-parameters")
+    return bool(before["capabilities"].items() <= states.items() and before["parameters"].items() <= values.items())
 
 
 def set_capabilities(monitor: Monitor, states: Mapping[str, bool]) -> None:

@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
-from statepipe.errors import QemuError
+from statepipe.errors import QemuError, QemuGone
 from statepipe.pipes import READ_SIZE, polled
 from statepipe.qemu.monitor import FINAL, Monitor
+from statepipe.threads import NoThread, beside
 
 BREAKABLE = (8, 1)
 """The first QEMU that takes the protection back ("migration: stop tracking ram writes when cancelling background
 migration"). 7.2.22 was seen to leave its guest standing still, 10.0 not."""
 
-LOOK = 1000
-"""Milliseconds without a byte until QEMU is asked whether there will be any."""
+LOOK, IDLE = 1000, 10_000
+"""Milliseconds without a byte until QEMU is asked whether there will be any; until a monitor is waited for first."""
 
 
 def may_break_off(monitor: Monitor) -> bool:
@@ -31,16 +32,33 @@ def may_break_off(monitor: Monitor) -> bool:
 
 
 def read_out(fd: int, monitor: Monitor, tell: Callable[[str], object]) -> None:
-    """The rest of a snapshot's stream, for nobody. It is as long as the memory that is not saved yet; `tell` hears of
-    it."""
-    words: str | None = "this QEMU cannot break off a snapshot without its guest standing still for good: "
-    poll = polled(fd)
-    with suppress(QemuError):  # it has gone: so has the stream
-        while poll.poll(LOOK) or monitor.migration()["status"] not in ("none", *FINAL):
-            if not poll.poll(0):
+    """The rest of a snapshot's stream, for nobody. It is as long as the memory that is not saved yet.
+
+    `tell` hears of it, beside the reading: whoever reads what is told may be slow. Only an end of the stream, of the
+    migration or of QEMU ends it; a QEMU that does not answer may write yet.
+    """
+    words = "this QEMU cannot break off a snapshot without its guest standing still for good: the rest of it is read"
+    with ExitStack() as telling:
+        is_told = False
+        while True:
+            if polled(fd).poll(LOOK):
+                if not os.read(fd, READ_SIZE):
+                    return
+                if not is_told:
+                    is_told = True
+                    with suppress(NoThread):
+                        telling.enter_context(beside("word", lambda: tell(words), lambda: None))
                 continue
-            if not os.read(fd, READ_SIZE):
+            try:
+                if monitor.migration()["status"] in ("none", *FINAL):
+                    return
+            except QemuGone:
                 return
-            if words is not None:
-                tell(f"{words}the rest of it is read, for nobody")
-                words = None
+            except QemuError:
+                continue
+
+
+def read_unasked(fd: int) -> None:
+    """As much of it as comes, as long as QEMU's monitor may be another client's."""
+    while polled(fd).poll(IDLE) and os.read(fd, READ_SIZE):
+        continue

@@ -17,6 +17,7 @@ DATA = b"what passes"
 CLOSED = [
     ["encrypt", "--passphrase-fd", "3"],
     ["encrypt", "--passphrase-fd", "99999999999"],
+    ["encrypt", "--passphrase-fd", "9" * 5000],
     ["encrypt", "--passphrase-file", "/dev/fd/3"],
     ["encrypt", "--passphrase-file", "//dev/fd/3"],
     ["encrypt", "--passphrase-file", "/proc/self/root/dev/fd/3"],
@@ -39,13 +40,30 @@ CLOSED = [
 ]
 
 
-@pytest.mark.parametrize("words", CLOSED, ids=" ".join)
+@pytest.mark.parametrize("words", CLOSED, ids=lambda words: " ".join(words)[:60])
 def test_one_that_is_not_open_is_none_of_ours(words: list[str], tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to("/dev/fd/3")
     (tmp_path / "folder").symlink_to("/dev/fd")
     done = run(*words, data=DATA, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, b"")
     assert_one_error(done.stderr, words[0], "descriptor ", " is not open")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes namespaces")
+@pytest.mark.parametrize("path", ["/dev/fd/3", "/proc/self/fd/3", "/proc/self/root/dev/fd/3"])
+def test_where_proc_is_of_other_processes_each_is_found_all_the_same(path: str, tmp_path: Path) -> None:
+    """In a PID namespace of its own with the /proc of the one around it, processes have other numbers there."""
+    log = tmp_path / "log"
+    log.write_bytes(LOG)
+    apart = ["unshare", "--pid", "--fork", *STATEPIPE]
+    done = subprocess.run([*apart, "tee", path], input=DATA, capture_output=True, timeout=PATIENCE)
+    assert done.returncode == 2 and b"descriptor 3 is not open" in done.stderr
+    shell = f'exec "$@" 3>>{log}'
+    done = subprocess.run(
+        ["sh", "-c", shell, "sh", *apart, "tee", path], input=DATA, capture_output=True, timeout=PATIENCE
+    )
+    assert done.returncode == 0, done.stderr
+    assert log.read_bytes() == LOG + DATA
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes another user's link")

@@ -159,10 +159,10 @@ def assert_moved(source: Guest, target: Guest) -> None:
     assert_unbroken(parse_ticks(silent + target.serial()))
 
 
-def child_of(pid: int) -> int:
-    """The process that a receive has started: QEMU, and not its guardian."""
+def child_of(pid: int, program: str = "qemu") -> int:
+    """The process that a receive has started: QEMU, and not its guardian (a python)."""
     children = [entry for entry in os.listdir("/proc") if f"\nPPid:\t{pid}\n" in _status(entry)]
-    return next(int(entry) for entry in children if "qemu" in os.path.basename(os.readlink(f"/proc/{entry}/exe")))
+    return next(int(entry) for entry in children if program in os.path.basename(os.readlink(f"/proc/{entry}/exe")))
 
 
 def _status(entry: str) -> str:

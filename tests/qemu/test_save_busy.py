@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 
 from tests.qemu.harness import Guest, assert_continues, assert_runs_on, run_statepipe
 from tests.qemu.loading import MEMORY
-from tests.qemu.moving import Credentials, Running, mover, receiver, waiting
+from tests.qemu.moving import Credentials, Running, child_of, mover, receiver, waiting
 
 SLOW = "throttle:20M"
 """For a guest that has filled 8 MB and changes 16 MB in each of its ticks."""
@@ -108,6 +109,10 @@ def test_the_downtime_of_a_guest_that_was_stopped_first_is_all_of_the_time(
         assert stood >= 1000 * (took - 0.2) and took > 1
 
 
+ACTS = "save: warning: statepipe did not come to its end:"
+"""What the guardian says before all else."""
+
+
 @pytest.mark.parametrize("words", [(), ("--offline",), ("--live",)])
 def test_a_guest_whose_save_is_killed_is_as_before(
     tmp_path: Path, states: Path, qemu: str, words: tuple[str, ...]
@@ -118,7 +123,49 @@ def test_a_guest_whose_save_is_killed_is_as_before(
         with Running("save", "--qmp", guest.socket, *words, "throttle:2M", states / "s") as saving:
             guest.wait_transferred(1 << 20)
             saving.send(signal.SIGKILL)
-            saving.wait_said("save: warning: statepipe did not come to its end: .* the guest here is running")
+            saving.wait_said(f"{ACTS} the guest here is running")
+        assert guest.settings() == before
+        assert_runs_on(guest)
+        assert not list(states.iterdir())
+
+
+def test_a_guest_that_another_client_took_meanwhile_is_not_run_again(tmp_path: Path, states: Path, qemu72: str) -> None:
+    """It may run elsewhere, before the guardian of the save that was killed can look."""
+    with busy(tmp_path, qemu72) as guest:
+        guest.wait_ticks(2)
+        before = guest.settings()
+        with Running("save", "--qmp", guest.socket, "--offline", "throttle:2M", states / "s") as saving:
+            guest.wait_transferred(1 << 20)
+            guardian = child_of(saving.pid, "python")
+            os.kill(guardian, signal.SIGSTOP)
+            try:
+                saving.send(signal.SIGKILL)
+                guest.wait_status("failed")
+                guest.capabilities(return_path=False)
+                guest.qmp("migrate", uri="exec:cat >/dev/null")
+                guest.wait_status("completed")
+            finally:
+                os.kill(guardian, signal.SIGCONT)
+            saving.wait_said("did not come to its end, .*: QEMU has sent all of the guest and holds it still")
+            saving.wait_said("hint: if it runs elsewhere now: statepipe resolve")
+        assert guest.settings() == before
+        assert guest.run_state() == "postmigrate"
+
+
+def test_a_qemu_that_answers_too_late_is_left_to_the_guardian(tmp_path: Path, states: Path, qemu72: str) -> None:
+    """statepipe itself ends at once where it is told to."""
+    with busy(tmp_path, qemu72) as guest:
+        guest.wait_ticks(2)
+        before = guest.settings()
+        with Running("save", "--qmp", guest.socket, "--offline", "throttle:2M", states / "s") as saving:
+            guest.wait_transferred(1 << 20)
+            os.kill(guest.pid, signal.SIGSTOP)
+            try:
+                saving.send(signal.SIGTERM)
+                saving.wait_said(r"guardian \(process \d+\) sets right once QEMU answers")
+            finally:
+                os.kill(guest.pid, signal.SIGCONT)
+            saving.wait_said(f"{ACTS} the guest here is running")
         assert guest.settings() == before
         assert_runs_on(guest)
         assert not list(states.iterdir())

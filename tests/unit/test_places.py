@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from statepipe.errors import QemuError
+from statepipe.qemu.listening import Bound, Listened
 from statepipe.qemu.places import clashes, for_a_look, places, seen
 from statepipe.qemu.view import View
 
@@ -125,6 +127,21 @@ def test_a_socket_that_was_bound_by_a_relative_name_is_known(tmp_path: Path) -> 
         [(_, why)] = clashes([], seen(["qemu", "-qmp", "unix:q,server=on"], View(0), str(tmp_path), held=False))
         listener.stdin.close()
     assert why == "somebody listens there"
+
+
+def test_a_file_of_the_same_number_elsewhere_is_another_socket(tmp_path: Path) -> None:
+    """On another file system; where that tells stat of a device that the kernel has not, the name has to do."""
+    path = tmp_path / "q"
+    path.touch()
+    status = path.stat()
+    here, there = (os.major(status.st_dev), os.minor(status.st_dev)), (0, 0)
+    inode = status.st_ino & 0xFFFFFFFF
+
+    def has(inode: int, device: tuple[int, int], name: str) -> bool:
+        return Listened(files=frozenset([Bound(inode, device, name)])).has(str(path), status)
+
+    assert has(inode, here, "bound") and has(inode, there, "q")
+    assert not has(inode, there, "bound") and not has(inode + 1, here, "q")
 
 
 def test_a_socket_that_somebody_listens_at_is_not_to_be_had(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ def test_an_answer_that_is_not_understood_takes_no_bound_away() -> None:
     with tempfile.TemporaryDirectory(prefix="qmp-") as folder, qmp_server(folder) as server:
         server.answers |= {"query-migrate": lambda: next(answers)}
         with closing(Monitor(server.path)) as monitor:
-            rounds = Rounds(monitor, Limits(seconds=0.1), told.put)
+            rounds = Rounds(monitor, Limits(seconds=0.1), told.put, lambda: None)
             with rounds.followed():
                 while server.heard.get(timeout=60) != "migrate_cancel":
                     continue
