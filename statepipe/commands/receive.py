@@ -111,10 +111,11 @@ class Host:
         For one who only asks, a QEMU that makes nothing for itself on this host.
         """
         command = self._request.command
-        found = seen(command, View(0), self._request.folder or os.getcwd(), held=False)
+        folder = self._request.folder or os.getcwd()
+        found = seen(command, View(0), folder, held=False)
         self.own = (list(command), found)
         if self._offer.purpose == CHECK:
-            return for_a_look(command)
+            return for_a_look(command, folder)
         in_use = clashes(self._offer.facts.get("places", []), found)
         if harmed := [f"{row['path']} ({row['option']}): {why}" for row, why in in_use]:
             raise StatepipeError(

@@ -19,6 +19,7 @@ from typing import Any
 
 from statepipe.errors import QemuError
 from statepipe.qemu.commandline import parted
+from statepipe.qemu.configfile import configured, options, read
 from statepipe.qemu.listening import Listened, listened_at
 from statepipe.qemu.view import View
 from statepipe.shapes import fields, flag, many, text, whole
@@ -36,7 +37,9 @@ _LINES = ("serial", "parallel", "debugcon")
 
 _MONITORS = ("monitor", "qmp", "qmp-pretty", "gdb")
 
-_DROPPED = ("qmp", "qmp-pretty", "mon", "gdb", "s", "pidfile", "D", "trace", "vnc", "daemonize", "writeconfig")
+_DROPPED = (
+    *("qmp", "qmp-pretty", "mon", "gdb", "s", "pidfile", "D", "trace", "vnc", "spice", "daemonize", "writeconfig"),
+)
 """Options that a QEMU to be looked at does without."""
 
 _SERVER = re.compile(r"(^|,)server(=(on|yes|y|true))?(,|$)")
@@ -60,11 +63,13 @@ def places(command: Sequence[str]) -> Iterator[Place]:
             yield from (Place(path, f"-{name}") for path in _paths_of_line(value))
         elif name == "chardev":
             yield from (Place(path, "-chardev") for path in _paths_of_chardev(value))
-        elif name in ("pidfile", "D", "writeconfig"):
+        elif name in ("pidfile", "D", "writeconfig", "mem-path"):
             yield Place(value, f"-{name}")
+        elif name in ("netdev", "trace"):
+            yield from (Place(path, f"-{name}") for path in _paths_of_words(name, value))
         elif name in ("vnc", "display") and (address := value.removeprefix("vnc=")).startswith("unix:"):
             yield Place(address[5:].partition(",")[0], f"-{name}")
-        elif name in ("audiodev", "audio") and _words_of(value)[0].removeprefix("driver=") == "wav":
+        elif name in ("audiodev", "audio") and _words_of(value)[0] == "wav":
             yield Place(_words_of(value)[1].get("path", "qemu.wav"), f"-{name}")
         elif name == "spice" and "unix" in value.split(",") + value.replace("=on", "").split(","):
             yield from (Place(path, "-spice") for path in (_words_of(f",{value}")[1].get("addr"),) if path)
@@ -74,15 +79,31 @@ def places(command: Sequence[str]) -> Iterator[Place]:
                 yield from (Place(words_of_it[key], f"-object {kind}") for key in (path,) if key in words_of_it)
 
 
-def for_a_look(command: Sequence[str]) -> list[str]:
-    """The command line of a QEMU with the same guest's devices, that makes nothing for itself on the host.
+def for_a_look(command: Sequence[str], folder: str = "") -> list[str]:
+    """The command line of a QEMU with the same guest's devices, to be started in `folder`, that makes nothing for
+    itself on the host.
 
     Raises QemuError for one of which that cannot be made.
     """
     kept = list(command[:1])
     for name, words in parted(command):
+        if name == "readconfig":
+            _demand_harmless(os.path.join(folder, words[-1]))
         kept += _harmless(name, words)
     return [*kept, "-display", "none", "-monitor", "none"]
+
+
+def _demand_harmless(path: str) -> None:
+    """Raises QemuError for a configuration file with an option that makes something, or that cannot be read."""
+    text = read(path, View(0))
+    if text is None:
+        why = "it cannot be read, and nobody knows what of this host it would take"
+    elif taking := [" ".join(each) for each in options(text) if _harmless(each[0][1:], each) != each]:
+        why = f"of this host it would take what is in {'; '.join(taking)}"
+    else:
+        return
+    hint = "put such options on the command line, leave the check out, or start that QEMU yourself and give its --qmp"
+    raise QemuError(f"a QEMU with -readconfig {path} is not started for a look: {why}", hint=hint)
 
 
 def _harmless(name: str | None, words: list[str]) -> list[str]:
@@ -101,9 +122,6 @@ def _harmless(name: str | None, words: list[str]) -> list[str]:
         return _quiet_object(words)
     if name in ("audiodev", "audio"):
         return [words[0], _quiet_audio(value)]
-    if name in ("readconfig", "spice"):
-        what = f"a QEMU with -{name} is not started for a look: nobody knows what of this host it would take"
-        raise QemuError(what, hint="leave the check out, or start that QEMU yourself and give receive its --qmp")
     return words
 
 
@@ -122,35 +140,73 @@ def _paths_of_chardev(value: str) -> Iterator[str]:
     yield from (words[key] for key in ("logfile",) if key in words)
 
 
+def _paths_of_words(name: str, value: str) -> Iterator[str]:
+    """Of -netdev the socket that it listens at, of -trace the file that it writes."""
+    kind, words = _words_of(value if name == "netdev" else f",{value}")
+    key = None
+    if name == "trace":
+        key = "file"
+    elif kind == "stream" and words.get("server") in _ON and words.get("addr.type") == "unix":
+        key = "addr.path"
+    elif kind == "dgram" and words.get("local.type") == "unix":
+        key = "local.path"
+    if key in words:
+        yield words[key]
+
+
+_ON = ("on", "yes", "y", "true")
+
+_KINDS = ("qom-type", "backend", "driver", "type")
+"""What says which kind of thing an option's value is, where that has a name."""
+
+
 def _words_of(value: str) -> tuple[str, dict[str, str]]:
-    """What kind of thing an option's value is, and its words by name; of JSON those that are text."""
+    """What kind of thing an option's value is, and its words by name."""
     if value.startswith("{"):
-        try:
-            found = json.loads(value)
-        except ValueError:
-            return "", {}
-        words = {key: each for key, each in found.items() if isinstance(each, str)} if isinstance(found, dict) else {}
-        return words.get("qom-type", words.get("backend", "")), words
-    kind, *rest = re.split(r"(?<!,),(?!,)", value)
-    pairs = (each.partition("=") for each in rest)
-    return kind.removeprefix("qom-type=").removeprefix("backend="), {
-        key: text.replace(",,", ",") for key, _, text in pairs
-    }
+        words = _words_of_json(value)
+        return next((words[key] for key in _KINDS if key in words), ""), words
+    first, *rest = re.split(r"(?<!,),(?!,)", value)
+    pairs = [each.partition("=") for each in (rest if "=" not in first else [first, *rest])]
+    words = {key: text.replace(",,", ",") for key, _, text in pairs}
+    return (next((words[key] for key in _KINDS if key in words), first) if "=" in first else first), words
+
+
+def _words_of_json(value: str) -> dict[str, str]:
+    """As they would stand in words; no lists."""
+    try:
+        found = json.loads(value)
+    except ValueError:
+        return {}
+    flat: dict[str, Any] = {}
+    for key, each in found.items() if isinstance(found, dict) else ():
+        flat |= {f"{key}.{inner}": its for inner, its in each.items()} if isinstance(each, dict) else {key: each}
+    known = {True: "on", False: "off"}
+    named = {key: known[each] if isinstance(each, bool) else each for key, each in flat.items()}
+    return {key: each for key, each in named.items() if isinstance(each, str)}
+
+
+_TAKING = (
+    *("file", "pipe", "udp", "stdio", "pty", "serial", "parallel", "socket", "telnet", "websocket"),
+    *("spicevmc", "spiceport"),
+)
+"""Character devices that take something of the host, or of what is left out for a look."""
 
 
 def _quiet_chardev(value: str) -> str:
     """The same name for a device that leads nowhere, unless it only reaches for who listens."""
     kind, words = _words_of(value)
-    if kind not in ("file", "pipe", "udp", "stdio", "pty", "serial", "parallel", "socket", "telnet", "websocket"):
-        return value
-    if kind == "socket" and not _SERVER.search(value) and "logfile" not in words:
+    if "logfile" not in words and (kind not in _TAKING or (kind == "socket" and not _SERVER.search(value))):
         return value
     return f"{_NULL},id={words.get('id', '')}" + (",mux=on" if words.get("mux") == "on" else "")
 
 
 def _quiet_network(value: str) -> str:
-    """Without the ports that QEMU itself would listen at."""
+    """Without the ports that QEMU itself would listen at, and the scripts that it would have set up a tap."""
     kind, words = _words_of(value)
+    if kind == "tap" and not {"fd", "fds", "helper"} & set(words):
+        return _without_scripts(value)
+    if kind == "user" and value.startswith("{"):
+        return json.dumps({key: each for key, each in json.loads(value).items() if key not in ("hostfwd", "guestfwd")})
     if kind == "user":
         return ",".join(word for word in value.split(",") if not word.startswith(("hostfwd=", "guestfwd=")))
     listens = "listen" in words or words.get("server") == "on" or kind in ("dgram", "l2tpv3")
@@ -160,8 +216,17 @@ def _quiet_network(value: str) -> str:
     return value
 
 
+def _without_scripts(value: str) -> str:
+    if value.startswith("{"):
+        return json.dumps(json.loads(value) | {"script": "no", "downscript": "no"})
+    kept = [word for word in re.split(r"(?<!,),(?!,)", value) if not word.startswith(("script=", "downscript="))]
+    return ",".join([*kept, "script=no", "downscript=no"])
+
+
 def _quiet_audio(value: str) -> str:
     """The same device, which nobody hears."""
+    if value.startswith("{"):
+        return f"{_NONE},id={_words_of(value)[1].get('id', '')}"
     _, *rest = re.split(r"(?<!,),(?!,)", value)
     return ",".join([_NONE, *(word for word in rest if word.startswith(("id=", "model=")))])
 
@@ -188,7 +253,7 @@ def seen(command: Sequence[str], view: View, folder: str, *, held: bool) -> list
     """What there is of the places of a QEMU that was, or is to be, started in `folder`. `held`: it runs."""
     listened = Listened() if held else listened_at()
     found = []
-    for place in places(command):
+    for place in places([*command, *configured(command, view, folder)]):
         path = os.path.join(folder, place.path)
         row: Facts = {"path": path[:4096], "option": place.option} | ({"held": True} if held else {})
         with suppress(OSError, ValueError), view.place(path) as name:

@@ -33,6 +33,21 @@ MAKING = [
     (["-chardev", "file,id=c,path=/a,,b"], "/a,b", ["-chardev", "null,id=c"]),
     (["-chardev", "socket,id=c,path=/s,server=on,mux=on"], "/s", ["-chardev", "null,id=c,mux=on"]),
     (["-chardev", "socket,id=c,path=/s,logfile=/l"], "/l", ["-chardev", "null,id=c"]),
+    (["-chardev", "ringbuf,id=c,logfile=/l"], "/l", ["-chardev", "null,id=c"]),
+    (["-audiodev", '{"driver": "wav", "id": "a", "path": "/w"}'], "/w", ["-audiodev", "none,id=a"]),
+    (["-spice", "unix=on,addr=/s,disable-ticketing=on"], "/s", []),
+    (["-mem-path", "/none/m"], "/none/m", []),
+    (["-trace", "events=/e,file=/t"], "/t", []),
+    (
+        ["-netdev", "stream,id=n,server=on,addr.type=unix,addr.path=/s"],
+        "/s",
+        ["-netdev", "hubport,id=n,hubid=4096"],
+    ),
+    (
+        ["-netdev", '{"type": "dgram", "id": "n", "local": {"type": "unix", "path": "/s"}}'],
+        "/s",
+        ["-netdev", "hubport,id=n,hubid=4096"],
+    ),
     (["-object", "filter-dump,id=f,netdev=n,file=/dump"], "/dump", []),
     (
         ["-object", "memory-backend-file,id=m,size=1G,mem-path=/none/m,share=on"],
@@ -62,12 +77,20 @@ def test_what_is_made_is_known_and_left_out_for_a_look(words: list[str], path: s
         (["-chardev", "socket,id=c,host=::1,port=1,server=on"], ["-chardev", "null,id=c"]),
         (["-netdev", "user,id=n,hostfwd=tcp::2222-:22"], ["-netdev", "user,id=n"]),
         (["-netdev", "socket,id=n,listen=:1234"], ["-netdev", "hubport,id=n,hubid=4096"]),
+        (
+            ["-netdev", '{"type": "user", "id": "n", "hostfwd": [{"str": "tcp::2222-:22"}]}'],
+            ["-netdev", '{"type": "user", "id": "n"}'],
+        ),
+        (["-netdev", "tap,id=n,ifname=tap0"], ["-netdev", "tap,id=n,ifname=tap0,script=no,downscript=no"]),
+        (["-nic", "tap,script=/up,model=e1000"], ["-nic", "tap,model=e1000,script=no,downscript=no"]),
+        (["-spice", "port=5930"], []),
+        (["-chardev", "spicevmc,id=c,name=vdagent"], ["-chardev", "null,id=c"]),
         (["-daemonize"], []),
         (["-vnc", ":1"], []),
         (["-s"], []),
     ],
 )
-def test_ports_are_left_out_too(words: list[str], quiet: list[str]) -> None:
+def test_ports_and_scripts_are_left_out_too(words: list[str], quiet: list[str]) -> None:
     assert for_a_look(["qemu", *words]) == ["qemu", *quiet, "-display", "none", "-monitor", "none"]
 
 
@@ -78,7 +101,8 @@ def test_ports_are_left_out_too(words: list[str], quiet: list[str]) -> None:
         ["-serial", "chardev:c"],
         ["-chardev", "socket,id=c,path=/run/disk.sock"],
         ["-chardev", "null,id=c"],
-        ["-netdev", "tap,id=n,ifname=tap0"],
+        ["-netdev", "tap,id=n,fd=7"],
+        ["-netdev", "bridge,id=n,br=br0"],
         ["-nic", "user,model=e1000"],
         ["-drive", "file=/d,if=virtio"],
         ["-device", "virtio-serial"],
@@ -104,10 +128,43 @@ def test_a_file_that_both_hosts_see_is_another_s_and_one_of_the_same_name_is_not
     assert "both hosts see it" in why
 
 
-@pytest.mark.parametrize("words", [["-readconfig", "/c"], ["-spice", "unix=on,addr=/s"], ["-spice", "port=5930"]])
-def test_a_qemu_of_which_nobody_knows_what_it_makes_is_not_looked_at(words: list[str]) -> None:
-    with pytest.raises(QemuError, match=f"{words[0]} is not started for a look"):
-        for_a_look(["qemu", *words])
+CONFIG = """
+# written by hand
+[device "disk"]
+  driver = "virtio-blk-pci"
+[chardev "c"]
+  backend = "file"
+  path = "/l,1"
+[object]
+  qom-type = "filter-dump"
+  file = "/dump"
+[mon]
+  chardev = "c"
+"""
+
+
+def test_what_a_configuration_file_names_is_known(tmp_path: Path) -> None:
+    (tmp_path / "qemu.cfg").write_text(CONFIG)
+    found = seen(["qemu", "-readconfig", "qemu.cfg"], View(0), str(tmp_path), held=False)
+    assert [(row["path"], row["option"]) for row in found] == [("/l,1", "-chardev"), ("/dump", "-object filter-dump")]
+
+
+def test_a_configuration_file_that_makes_nothing_is_looked_at_with(tmp_path: Path) -> None:
+    (tmp_path / "qemu.cfg").write_text(CONFIG.partition("[chardev")[0])
+    command = ["qemu", "-readconfig", "qemu.cfg"]
+    assert for_a_look(command, str(tmp_path))[:3] == command
+
+
+@pytest.mark.parametrize(
+    ("text", "why"), [(CONFIG, "would take what is in -chardev file,id=c"), (None, "cannot be read")]
+)
+def test_a_qemu_of_which_nobody_knows_what_it_makes_is_not_looked_at(
+    tmp_path: Path, text: str | None, why: str
+) -> None:
+    if text is not None:
+        (tmp_path / "qemu.cfg").write_text(text)
+    with pytest.raises(QemuError, match=f"-readconfig {tmp_path}/qemu.cfg is not started for a look: .*{why}"):
+        for_a_look(["qemu", "-readconfig", "qemu.cfg"], str(tmp_path))
 
 
 def test_a_folder_for_memory_without_a_name_is_everybody_s(tmp_path: Path) -> None:
