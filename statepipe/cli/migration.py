@@ -82,6 +82,7 @@ AS_SAVE = ("offline", "auto_converge", "timeout", "on_timeout")
 
 def _migrate_plainly(values: Values, command: str | None, plan: Plan | None = None) -> int:
     """To a QEMU that waits, or through a program: nobody over there speaks with us."""
+    from statepipe.cli.guarding import guard_words
     from statepipe.commands.onephase import migrate_directly, migrate_plainly, to_address, to_program
 
     if stray := [name for name in TWO_PHASED if values[name] and not (plan and name == PEER)]:
@@ -91,11 +92,12 @@ def _migrate_plainly(values: Values, command: str | None, plan: Plan | None = No
         "migrate", "unix:///" if command is not None else values["uri"], values["words"], values, None
     )
     request = _request(values, plan)
+    warn, guard = _warning("migrate"), guard_words("migrate", "sender")
     if command is None and not plan.words:
-        say(_told(migrate_directly(request, _warning("migrate"))))
+        say(_told(migrate_directly(request, warn, guard)))
         return 0
     far = to_address(request) if command is None else to_program(command)
-    say(_told(migrate_plainly(request, far, values["uri"], _warning("migrate"))))
+    say(_told(migrate_plainly(request, far, values["uri"], warn, guard)))
     return 0
 
 

@@ -32,7 +32,7 @@ from statepipe.qemu.snapshot import read_out, read_unasked
 NOTE_LIMIT = 64 << 10
 """Bytes of one note: a state, or the settings that QEMU had."""
 
-NOTED = ("state", "qmp", "runs", "was", "before", "pid", "over", "stopped", "earlier")
+NOTED = ("state", "qmp", "runs", "was", "before", "pid", "over", "stopped", "earlier", "goes_on")
 """What it has to know. Whatever else a journal tells, as the other host's words on its guest, may be of any size."""
 
 FDS = 4
@@ -174,7 +174,8 @@ def recover_sender(known: Known, tell: Tell) -> str:
 
     Not where QEMU has sent all of it: whoever has it may run it, and that may be another client's doing since. `known`:
     qmp, runs, before, and if it is so `stopped`; `earlier`, the status of a migration before ours; `snapshot`, the
-    stream of one that must not be broken off. Raises StatepipeError.
+    stream of one that must not be broken off; `goes_on`, where QEMU sends without us, and to break that off could leave
+    a guest on both hosts. Raises StatepipeError.
     """
     if "snapshot" in known:
         read_unasked(known["snapshot"])
@@ -186,6 +187,8 @@ def _let_go_on(known: Known, tell: Tell) -> str:
         if "snapshot" in known:
             read_out(known["snapshot"], monitor, tell)
         if (status := monitor.migration()["status"]) != "none":
+            if "goes_on" in known and status not in FINAL:
+                tell(f"QEMU goes on with its migration; process {os.getpid()} waits for its end")
             status = monitor.migration_outcome(LOOK_AGAIN)["status"]  # another's may tell of no event
         monitor.wait_until_running()
         is_sent = status == "completed" != known["earlier"]

@@ -20,6 +20,7 @@ from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from typing import Any
 
 from statepipe.commands.departure import LOOK
+from statepipe.commands.guardian import Command, Guardian
 from statepipe.commands.meet import MakeSink, connected_to, outgoing
 from statepipe.commands.migrate import Report, Request, movable
 from statepipe.commands.outgoing import IDLE
@@ -30,6 +31,7 @@ from statepipe.ends.relay import Backflow, Incoming
 from statepipe.engine.desk import at_work, works_for
 from statepipe.engine.pipeline import Pipeline
 from statepipe.errors import InterruptedBySignal, PeerError, QemuGone, QemuSilent, StatepipeError
+from statepipe.formats.handover import Source
 from statepipe.formats.qemustream import QemuStream
 from statepipe.pipes import polled
 from statepipe.processes import Process, name_of_signal
@@ -83,31 +85,45 @@ def _demand_success(process: Process, name: str, hint: str | None) -> None:
         raise StatepipeError(f"{name} ended with {how}", hint=hint)
 
 
-def migrate_plainly(request: Request, far: FarEnd, name: str, tell: Tell) -> Report:
-    """Move the guest by QEMU's word alone, to what people call `name`; `tell` hears what it is waited for.
+def migrate_plainly(request: Request, far: FarEnd, name: str, tell: Tell, guard: Command) -> Report:
+    """Move the guest by QEMU's word alone, to what people call `name`; `tell` hears what it is waited for, and `guard`
+    starts the guardian.
 
     Raises StatepipeError, whose hint says where the guest is.
     """
-    with closing(Monitor(request.qmp, tell=tell)) as monitor, far as (returning, make_sink):
-        return _migrate(request, monitor, name, lambda: _carry(request, monitor, returning, make_sink))
+    with (
+        Guardian(guard) as guardian,
+        closing(Monitor(request.qmp, tell=tell)) as monitor,
+        far as (returning, make_sink),
+    ):
+        return _migrate(request, monitor, guardian, name, tell, lambda: _carry(request, monitor, returning, make_sink))
 
 
-def migrate_directly(request: Request, tell: Tell) -> Report:
+def migrate_directly(request: Request, tell: Tell, guard: Command) -> Report:
     """The same, to the plan's address, with nothing between QEMU and its connection. Raises StatepipeError."""
     plan = request.plan
     with (
+        Guardian(guard) as guardian,
         closing(Monitor(request.qmp, tell=tell)) as monitor,
         connected_to(plan) as connection,
     ):
 
         def go() -> tuple[int, dict[str, Any]]:
+            guardian.note({"goes_on": True})
             figures = Direct(monitor).run(connection)
             return int(figures.get("ram", {}).get("transferred", 0)), figures
 
-        return _migrate(request, monitor, str(plan.address), go)
+        return _migrate(request, monitor, guardian, str(plan.address), tell, go)
 
 
-def _migrate(request: Request, monitor: Monitor, name: str, go: Callable[[], tuple[int, dict[str, Any]]]) -> Report:
+def _migrate(
+    request: Request,
+    monitor: Monitor,
+    guardian: Guardian,
+    name: str,
+    tell: Tell,
+    go: Callable[[], tuple[int, dict[str, Any]]],
+) -> Report:
     """What both have in common; `go` gives the bytes sent and QEMU's figures."""
     monitor.demand_handover()
     works_for(monitor.pid)
@@ -116,8 +132,11 @@ def _migrate(request: Request, monitor: Monitor, name: str, go: Callable[[], tup
     runs = movable(monitor, request.qmp)
     wanted = dict.fromkeys(("events", "return-path", *request.capabilities), True)
     stopped: float | None = None
-    with adjusted(monitor, wanted, request.parameters):
+    with adjusted(monitor, wanted, request.parameters) as before:
         try:
+            known = {"qmp": request.qmp, "runs": runs in LIVE, "before": before, "stopped": request.offline}
+            earlier = monitor.migration()["status"]
+            guardian.note({"state": Source.PRECOPY.name, "earlier": earlier} | known)
             if request.offline:
                 stopped = time.monotonic() if runs in LIVE else None
                 monitor.execute("stop")
@@ -125,7 +144,12 @@ def _migrate(request: Request, monitor: Monitor, name: str, go: Callable[[], tup
             downtime = figures.get("downtime", 0) / 1000 if stopped is None else time.monotonic() - stopped
         except BaseException as error:
             _undo(monitor, error, runs=runs in LIVE)
+            if isinstance(error, StatepipeError):
+                guardian.settle()
             raise
+    guardian.note({"over": True})
+    if stopped is not None:
+        tell(f"the guest was stopped first, so it stands still at {name}, until the QEMU there is told: cont")
     if request.quits:
         with suppress(QemuGone):  # it may end before its answer is out
             monitor.execute("quit")

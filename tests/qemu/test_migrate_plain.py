@@ -24,6 +24,21 @@ def test_a_stage_on_the_way_changes_nothing(tmp_path: Path, qemu72: str) -> None
             assert_continues(source.serial(), target.serial())
 
 
+def test_one_that_was_stopped_first_is_said_to_stand_still_there(tmp_path: Path, qemu72: str) -> None:
+    """QEMU takes it for one that was paused, and nobody of ours is there to know better."""
+    path = tmp_path / "s"
+    with Guest(tmp_path, qemu=qemu72, dirty=2) as source:
+        source.wait_ticks(3)
+        with Guest(tmp_path, qemu=qemu72, image=source.image, incoming=f"unix:{path}") as target:
+            done = run_statepipe("migrate", "--qmp", source.socket, "--offline", f"unix://{path}")
+            assert done.returncode == 0, done.stderr
+            assert f"it stands still at unix://{path}, until the QEMU there is told: cont" in done.stderr
+            assert target.run_state() == "paused"
+            target.qmp("cont")
+            target.wait_ticks(3)
+            assert_continues(source.serial(), target.serial())
+
+
 def test_one_that_is_cancelled_runs_on(tmp_path: Path, qemu72: str) -> None:
     """To somebody who takes the connection and reads nothing."""
     with Guest(tmp_path, qemu=qemu72, dirty=2) as source, socket.create_server(("127.0.0.1", 0)) as server:
@@ -36,6 +51,48 @@ def test_one_that_is_cancelled_runs_on(tmp_path: Path, qemu72: str) -> None:
             moving.send(signal.SIGTERM)
             assert moving.wait() == 143, moving.said
         assert_runs_on(source)
+
+
+KILLED = "statepipe: migrate: warning: statepipe did not come to its end:"
+
+
+@pytest.mark.parametrize("words", [[], ["throttle:unlimited"]], ids=["QEMU sends by itself", "through us"])
+def test_a_guest_that_was_stopped_for_it_runs_on_where_we_are_killed(
+    tmp_path: Path, qemu72: str, words: list[str]
+) -> None:
+    """Once QEMU has come to the end of its migration; to somebody who takes the connection and reads nothing."""
+    with Guest(tmp_path, qemu=qemu72, dirty=2) as source, socket.create_server(("127.0.0.1", 0)) as server:
+        source.wait_ticks(3)
+        before, where = source.settings(), f"tcp://127.0.0.1:{server.getsockname()[1]}"
+        with Running("migrate", "--qmp", source.socket, "--offline", *words, where) as moving:
+            with server.accept()[0]:
+                source.wait_status("active")
+                moving.kill()
+                if not words:
+                    moving.wait_said("QEMU goes on with its migration; process [0-9]+ waits for its end$")
+            assert moving.wait() == -signal.SIGKILL
+            moving.wait_said(f"{KILLED} the guest here is running, QEMU's migration settings are as before$")
+        assert_runs_on(source)
+        assert source.settings() == before
+
+
+def test_a_guest_that_goes_on_its_way_where_we_are_killed_runs_there_alone(tmp_path: Path, qemu72: str) -> None:
+    port = free_port()
+    with (
+        Guest(tmp_path, qemu=qemu72, dirty=2) as source,
+        Guest(tmp_path, qemu=qemu72, image=source.image, incoming=f"tcp:127.0.0.1:{port}") as target,
+    ):
+        source.wait_ticks(3)
+        where = ("--rate", "2M", f"tcp://127.0.0.1:{port}")
+        with Running("migrate", "--qmp", source.socket, *where) as moving:
+            source.wait_transferred(1 << 20)
+            moving.kill()
+            moving.wait_said("QEMU goes on with its migration")
+            source.qmp("migrate-set-parameters", max_bandwidth=0)
+            moving.wait_said("QEMU has sent all of the guest and holds it still")
+        target.wait_ticks(3)
+        assert source.run_state() == "postmigrate"
+        assert_continues(source.serial(), target.serial())
 
 
 def free_port() -> int:
