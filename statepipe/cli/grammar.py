@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, NoReturn
 
+from statepipe.cli.guessing import closest
 from statepipe.cli.messages import show
 from statepipe.cli.verb import Verb
 from statepipe.descriptors import demand_numbered, look_at
@@ -36,7 +38,14 @@ class Parser(argparse.ArgumentParser):
     """argparse with our errors: it raises UsageError and never exits."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(message.replace(": -- ", ": "), hint=f"see: {self.prog} --help")
+        raise UsageError(message.replace(": -- ", ": "), hint=f"{self._meant(message)}see: {self.prog} --help")
+
+    def _meant(self, message: str) -> str:
+        """The beginning of a hint, for an option that is misspelt."""
+        unknown = re.match(r"unrecognized arguments: (--[a-z-]+)", message)
+        known = [name for name in self._option_string_actions if name.startswith("--")]
+        option = closest(unknown[1], known) if unknown else None
+        return f"did you mean {option}? " if option else ""
 
     def print_help(self, file: object = None) -> None:
         show(self.format_help())

@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import Any, TextIO
 
 from statepipe import __version__
+from statepipe.cli.guessing import closest
 from statepipe.cli.messages import explain, is_heard, say, show
 from statepipe.cli.verb import Verb
 from statepipe.cli.verbs import EXIT_CODES, VERBS
@@ -107,7 +108,20 @@ def find_verb(name: str) -> Verb:
     for verb in VERBS:
         if verb.name == name:
             return verb
-    raise UsageError(f"there is no verb '{name}'", hint="see: statepipe --help")
+    raise UsageError(f"there is no verb '{name}'", hint=f"{_meant(name)}see: statepipe --help")
+
+
+_ELSEWHERE = {"restore": "load", "resume": "load", "dump": "save", "snapshot": "save", "list": "ps", "status": "ps"}
+"""What other programs call what we do."""
+
+
+def _meant(name: str) -> str:
+    """The beginning of a hint, for a verb that is misspelt, or called otherwise elsewhere."""
+    if name.startswith("-"):
+        return "the verb comes first, its options after it; "
+    word = name.partition(":")[0].lower()
+    verb = _ELSEWHERE.get(word) or closest(word, [verb.name for verb in VERBS])
+    return f"did you mean {verb}? " if verb else ""
 
 
 def _dispatch(verb: Verb, words: Sequence[str], desk: Desk) -> int:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from statepipe.ends.state import StateFile
 from statepipe.engine.pipeline import NamedStage
 from statepipe.errors import IntegrityError, StatepipeError, TruncatedError
+from statepipe.formats.beginning import SHOWN, beginning
 from statepipe.formats.qemustream import Phase, QemuStream
 from statepipe.formats.statefile import (
     HEADER,
@@ -85,10 +86,10 @@ def read_ends(source: StateFile) -> Ends:
 
 
 def _foreign(source: StateFile) -> str:
-    head = source.tail(0, 4)
-    codec = identify(head)
+    head = source.tail(0, SHOWN)
+    codec = identify(head[:4])
     if codec is None:
-        what = f"it begins with {head.hex()}" if head else "it is empty"
+        what = f"it begins {beginning(head)}" if head else "it is empty"
         hint = "statepipe loads its own files, and QEMU's migration stream raw or compressed"
         raise IntegrityError(f"{source.name} is no saved state: {what}", hint=hint, offset=0)
     return codec

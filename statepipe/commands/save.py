@@ -20,7 +20,7 @@ from statepipe.descriptors import named_by
 from statepipe.ends.fd import FdSource, failure, write_all
 from statepipe.ends.output import new_output
 from statepipe.engine.pipeline import NamedStage
-from statepipe.errors import UsageError
+from statepipe.errors import TruncatedError, UsageError
 from statepipe.qemu.guard import look_from_outside
 from statepipe.qemu.process import has_open, parent_pid, parent_qemu
 from statepipe.stages.packing import Packing
@@ -34,9 +34,19 @@ def save_from_stdin(path: str, packing: Packing, words: Sequence[NamedStage], se
             hint=f'at the monitor: migrate "exec:exec statepipe save {path}"; from a shell: add --qmp SOCKET',
         )
     _refuse_qemu_as_reader(path)
+    if stat.S_ISCHR(os.fstat(0).st_mode):  # as cron and systemd give it
+        raise UsageError("standard input is a device, not a migration stream", hint=_BY_MONITOR)
     with new_output(path) as sink, FdSource(0, "standard input", IDLE) as source:
         answer = _answer if _may_be_return_path(path) else None
-        return save_stream(_plan(packing, words, seal), source, sink, answer, _approve)
+        try:
+            return save_stream(_plan(packing, words, seal), source, sink, answer, _approve)
+        except TruncatedError as error:
+            if error.offset == 0:
+                error.hint = f"no byte came: QEMU has not begun; {_BY_MONITOR}"
+            raise
+
+
+_BY_MONITOR = "to save a guest that runs, from a script or a shell, add --qmp SOCKET"
 
 
 def _may_be_return_path(path: str) -> bool:

@@ -1,6 +1,7 @@
 """Addresses: where another host, or another process, is met.
 
 tcp://HOST:PORT  tcp://[2001:db8::7]:PORT  tcp://:PORT  unix:///PATH  ssh://USER@HOST:PORT/PATH
+and as QEMU writes them: tcp:HOST:PORT  unix:/PATH
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ PATH_LIMIT = 107
 _HINT = "write tls://HOST:PORT, tls://[::1]:PORT, tls://:PORT, the same with tcp://, unix:///PATH, or ssh://HOST/PATH"
 _SSH_HINT = "write ssh://HOST/PATH or ssh://USER@HOST:PORT/PATH; PATH is a file, from the root"
 _HOST_PORT = re.compile(r"(?:\[([0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|([^\[\]:/@?#\s]*))(?::([0-9]{1,5}))?")
+_OF_QEMU = re.compile(r"^(unix):(?=/(?!/))|^(tcp):(?=[^:/]*:[^:]+$)")
+"""How QEMU writes `unix:/PATH` and `tcp:HOST:PORT`. A host called tcp has one colon."""
+
 _USER = re.compile(r"[^-\s:/@][^\s:/@]*")
 
 
@@ -55,7 +59,7 @@ class Address:
 
 def parse_address(text: str, port_given_none: int = PORT) -> Address:
     """An address as people write it; tls:// needs no port. Raises UsageError."""
-    scheme, separator, rest = text.partition("://")
+    scheme, separator, rest = _OF_QEMU.sub(lambda found: f"{found[1] or found[2]}://", text).partition("://")
     if separator and scheme == UNIX:
         return _unix(text, rest)
     if separator and scheme == SSH:

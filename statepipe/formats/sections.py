@@ -16,6 +16,7 @@ from collections.abc import Callable
 from struct import Struct
 
 from statepipe.errors import IntegrityError
+from statepipe.formats.beginning import SHOWN, beginning
 from statepipe.formats.configuration import SUBSECTION, Configuration, name_at
 from statepipe.formats.devicetail import DeviceTail
 from statepipe.formats.ramstream import RamPages
@@ -96,7 +97,10 @@ class Sections:
     def _magic(self, data: Buffer, at: int, end: int) -> int:
         got = bytes(data[at : min(at + len(MAGIC), end)])
         if got != MAGIC[: len(got)]:
-            raise IntegrityError(f"not a QEMU migration stream: it begins with {got!r}, not {MAGIC!r}", offset=at)
+            head = bytes(data[at : min(at + SHOWN, end)])
+            if head.startswith(MAGIC[:-1]) and len(head) >= len(MAGIC):
+                raise IntegrityError(f"a QEMU migration stream of version {head[7]}, and not {MAGIC[7]}", offset=at)
+            raise IntegrityError(f"not a QEMU migration stream: it begins {beginning(head)}", offset=at)
         if len(got) < len(MAGIC):
             return at
         self._step = self._first

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import chain as concatenate
 
 from statepipe.errors import IntegrityError, TruncatedError, UsageError
+from statepipe.formats.beginning import beginning
 from statepipe.formats.statefile import Checker
 from statepipe.formats.zstdframe import MEMORY
 from statepipe.stage import Buffer, Over, Stage
@@ -172,7 +173,7 @@ def decompress(checker: Checker | None = None, memory: int = MEMORY) -> Stage:
         codec = _find(head)
         if codec is None:
             hint = f"decompress reads {_names()}"
-            raise IntegrityError(f"the input begins with {head.hex()}: no compressed stream", hint=hint, offset=0)
+            raise IntegrityError(f"the input begins {beginning(head)}: no compressed stream", hint=hint, offset=0)
         yield from codec.decompressor(checker, memory)(whole)
 
     return stage

@@ -64,11 +64,29 @@ def test_the_version(capsys: Captured) -> None:
     assert capsys.readouterr().out == f"statepipe {__version__}\n"
 
 
-@pytest.mark.parametrize("word", ["", "Compress", "--compress", "compres", "compress:zstd"])
-def test_an_unknown_verb(word: str, capsys: Captured) -> None:
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("", ""),
+        ("frobnicate", ""),
+        ("Compress", "did you mean compress? "),
+        ("--compress", "the verb comes first, its options after it; "),
+        ("compres", "did you mean compress? "),
+        ("compress:zstd", "did you mean compress? "),
+        ("laod", "did you mean load? "),
+        ("restore", "did you mean load? "),
+    ],
+)
+def test_an_unknown_verb(word: str, meant: str, capsys: Captured) -> None:
     assert main([word]) == 2
-    error = f"statepipe: error: there is no verb '{word}'\nstatepipe: hint: see: statepipe --help\n"
+    error = f"statepipe: error: there is no verb '{word}'\nstatepipe: hint: {meant}see: statepipe --help\n"
     assert capsys.readouterr() == ("", error)
+
+
+@pytest.mark.parametrize(("option", "meant"), [("--qpm=/q", "did you mean --qmp? "), ("--frobnicate", "")])
+def test_an_unknown_option(option: str, meant: str, capsys: Captured) -> None:
+    assert main(["save", option, "file"]) == 2
+    assert capsys.readouterr().err.endswith(f"\nstatepipe: hint: {meant}see: statepipe save --help\n")
 
 
 USAGE = [
