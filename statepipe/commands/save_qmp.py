@@ -131,6 +131,7 @@ class _Save:
         self._rounds = Rounds(monitor, request.limits, tell, undoing.stops)
         self._is_begun = False  # QEMU was told to migrate, and has not refused
         self._is_saved = False  # the file has its name, and QEMU says completed
+        self._is_left = False  # what is to be undone is the guardian's
         self._figures: dict[str, Any] = {}
         self._downtime, self._run_state = 0.0, before
         self._doubts: str | None = None
@@ -146,7 +147,7 @@ class _Save:
         try:
             saved = self._pour(sink, disks, lambda: self._leave(sink, settings))
         except BaseException as error:
-            if not self._is_saved:
+            if not (self._is_saved or self._is_left):
                 restore_after(error, self._monitor, settings)
             raise
         is_told = live and self._before in LIVE_STATES
@@ -223,11 +224,15 @@ class _Save:
 
     def _break_off(self, ours: socket.socket, error: BaseException) -> None:
         """Let QEMU give up too, and a guest go on that we have stopped; the error's hint tells what became of it."""
+        in_haste = isinstance(error, InterruptedBySignal | QemuSilent)
+        if in_haste:
+            self._monitor.hurry()
         if self._is_begun and self._keeps:
+            self._is_left = in_haste  # to the guardian, which has the stream too, and all the time that it takes
+            if in_haste:
+                return
             read_out(ours.fileno(), self._monitor, self._tell)
         ours.close()
-        if isinstance(error, InterruptedBySignal | QemuSilent):
-            self._monitor.hurry()
         if not self._is_begun:
             if self._goes_on():
                 _let_go_on(self._monitor, error)
