@@ -25,6 +25,7 @@ from statepipe.pipes import polled
 from statepipe.processes import Process
 from statepipe.qemu.guest import demand_cont
 from statepipe.qemu.monitor import FINAL, LOOK_AGAIN, Monitor, Tell
+from statepipe.qemu.process import inspect_process
 from statepipe.qemu.runstates import LIVE, RUNNING, SENT
 from statepipe.qemu.settings import restore
 from statepipe.qemu.snapshot import read_out, read_unasked
@@ -132,7 +133,7 @@ def _listen(ours: socket.socket) -> dict[str, Any]:
 
 
 def recover_source(known: Known, tell: Tell) -> str:
-    """Before GO the destination never runs: the guest runs on here. `known`: state, qmp, runs, was, before.
+    """Before GO the destination never runs: the guest runs on here. `known`: state, qmp, pid, runs, was, before.
 
     Raises StatepipeError.
     """
@@ -143,7 +144,7 @@ def recover_source(known: Known, tell: Tell) -> str:
         raise QemuError(what, hint=how_to_decide(known["qmp"]))
     if not actions:
         return f"{state.value}; nothing is done about it"
-    return _patient(lambda: _take_back(known, tell, state))
+    return _unless_ended(known, lambda: _take_back(known, tell, state))
 
 
 def _take_back(known: Known, tell: Tell, state: Source) -> str:
@@ -169,17 +170,27 @@ def _patient(work: Callable[[], T]) -> T:
             return work()
 
 
+def _unless_ended(known: Known, work: Callable[[], str]) -> str:
+    """What it comes to, with a QEMU that may have been killed with statepipe. Raises StatepipeError."""
+    try:
+        return _patient(work)
+    except QemuError:
+        if known["pid"] and inspect_process(known["pid"]) is None:
+            return "QEMU here has ended, and its guest with it"
+        raise
+
+
 def recover_sender(known: Known, tell: Tell) -> str:
     """The guest of a stream that was sent in one phase, to a file or another QEMU, runs on if it was stopped for that.
 
     Not where QEMU has sent all of it: whoever has it may run it, and that may be another client's doing since. `known`:
-    qmp, runs, before, and if it is so `stopped`; `earlier`, the status of a migration before ours; `snapshot`, the
+    qmp, pid, runs, before, and if it is so `stopped`; `earlier`, the status of a migration before ours; `snapshot`, the
     stream of one that must not be broken off; `goes_on`, where QEMU sends without us, and to break that off could leave
     a guest on both hosts. Raises StatepipeError.
     """
     if "snapshot" in known:
         read_unasked(known["snapshot"])
-    return _patient(lambda: _let_go_on(known, tell))
+    return _unless_ended(known, lambda: _let_go_on(known, tell))
 
 
 def _let_go_on(known: Known, tell: Tell) -> str:

@@ -108,7 +108,7 @@ def _move(request: Request, warn: Tell, monitor: Monitor, guardian: Guardian, li
         facts = {"side": "source", "peer": peer.name, "guest": offer.facts["guest"]}
 
         def known(before: Mapping[str, Any]) -> None:  # from now on there is something to undo
-            facts = {"qmp": request.qmp, "runs": offer.runs, "was": state, "before": before}
+            facts = {"qmp": request.qmp, "pid": monitor.pid, "runs": offer.runs, "was": state, "before": before}
             guardian.note({"state": Source.PRECOPY.name} | facts)
 
         with (

@@ -27,7 +27,7 @@ class Undoing:
     def begin(self, was: str, before: Mapping[str, Any]) -> None:
         """QEMU's settings (settings.adjust gives `before`) are about to be changed, of a guest whose run state is
         `was`. Raises QemuError."""
-        facts = {"qmp": self._qmp, "runs": was in LIVE, "was": was, "before": before}
+        facts = {"qmp": self._qmp, "pid": self._monitor.pid, "runs": was in LIVE, "was": was, "before": before}
         self._note({"state": "SENDING", "earlier": self._monitor.migration()["status"]} | facts)
 
     def stops(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ def heard(server: QmpServer) -> list[str]:
 
 def killed(server: QmpServer, **more: object) -> dict[str, object]:
     """What the guardian knows of a save that was killed, of a guest that ran."""
-    return {"state": "SENDING", "qmp": server.path, "runs": True, "was": "running", "before": BEFORE} | more
+    return {"state": "SENDING", "qmp": server.path, "pid": 0, "runs": True, "was": "running", "before": BEFORE} | more
 
 
 STOPPED_BY_US = [
@@ -138,3 +139,14 @@ def test_settings_that_are_not_as_before_are_left_to_the_guardian(
     assert "guardian (process " in (caught.value.hint or "")
     os.waitpid(guardian.pid, 0)
     assert "migrate-set-parameters" in heard(server)
+
+
+def test_a_qemu_that_was_killed_too_is_said_to_have_ended(server: QmpServer) -> None:
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+    server.close()
+    known = killed(server, pid=process.pid)
+    assert recover_sender(known, print) == recover_source(known | {"state": "HANDED"}, print)
+    assert recover_sender(known, print) == "QEMU here has ended, and its guest with it"
+    with pytest.raises(QemuError, match="no QMP monitor answers"):
+        recover_sender(known | {"pid": os.getpid()}, print)
