@@ -25,13 +25,13 @@ from statepipe.commands.meet import MakeSink, connected_to, outgoing
 from statepipe.commands.migrate import Report, Request, movable
 from statepipe.commands.outgoing import IDLE
 from statepipe.commands.overunix import demand_known
+from statepipe.commands.undoing import Undoing, undone
 from statepipe.ends.fd import FdSource, write_all
 from statepipe.ends.net import Patience, SocketSink, SocketSource
 from statepipe.ends.relay import Backflow, Incoming
 from statepipe.engine.desk import at_work, works_for
 from statepipe.engine.pipeline import Pipeline
 from statepipe.errors import InterruptedBySignal, PeerError, QemuGone, QemuSilent, StatepipeError
-from statepipe.formats.handover import Source
 from statepipe.formats.qemustream import QemuStream
 from statepipe.pipes import polled
 from statepipe.processes import Process, name_of_signal
@@ -95,8 +95,9 @@ def migrate_plainly(request: Request, far: FarEnd, name: str, tell: Tell, guard:
         Guardian(guard) as guardian,
         closing(Monitor(request.qmp, tell=tell)) as monitor,
         far as (returning, make_sink),
+        undone(guardian, monitor, request.qmp) as undoing,
     ):
-        return _migrate(request, monitor, guardian, name, tell, lambda: _carry(request, monitor, returning, make_sink))
+        return _migrate(request, monitor, undoing, name, tell, lambda: _carry(request, monitor, returning, make_sink))
 
 
 def migrate_directly(request: Request, tell: Tell, guard: Command) -> Report:
@@ -106,20 +107,21 @@ def migrate_directly(request: Request, tell: Tell, guard: Command) -> Report:
         Guardian(guard) as guardian,
         closing(Monitor(request.qmp, tell=tell)) as monitor,
         connected_to(plan) as connection,
+        undone(guardian, monitor, request.qmp) as undoing,
     ):
 
         def go() -> tuple[int, dict[str, Any]]:
-            guardian.note({"goes_on": True})
+            undoing.goes_on()
             figures = Direct(monitor).run(connection)
             return int(figures.get("ram", {}).get("transferred", 0)), figures
 
-        return _migrate(request, monitor, guardian, str(plan.address), tell, go)
+        return _migrate(request, monitor, undoing, str(plan.address), tell, go)
 
 
 def _migrate(
     request: Request,
     monitor: Monitor,
-    guardian: Guardian,
+    undoing: Undoing,
     name: str,
     tell: Tell,
     go: Callable[[], tuple[int, dict[str, Any]]],
@@ -132,22 +134,19 @@ def _migrate(
     runs = movable(monitor, request.qmp)
     wanted = dict.fromkeys(("events", "return-path", *request.capabilities), True)
     stopped: float | None = None
-    with adjusted(monitor, wanted, request.parameters) as before:
+    with adjusted(monitor, wanted, request.parameters, known=lambda before: undoing.begin(runs, before)):
         try:
-            known = {"qmp": request.qmp, "runs": runs in LIVE, "before": before, "stopped": request.offline}
-            earlier = monitor.migration()["status"]
-            guardian.note({"state": Source.PRECOPY.name, "earlier": earlier} | known)
             if request.offline:
+                undoing.stops()
                 stopped = time.monotonic() if runs in LIVE else None
                 monitor.execute("stop")
+            undoing.migrates()
             sent, figures = go()
             downtime = figures.get("downtime", 0) / 1000 if stopped is None else time.monotonic() - stopped
         except BaseException as error:
             _undo(monitor, error, runs=runs in LIVE)
-            if isinstance(error, StatepipeError):
-                guardian.settle()
             raise
-    guardian.note({"over": True})
+    undoing.over()
     if stopped is not None:
         tell(f"the guest was stopped first, so it stands still at {name}, until the QEMU there is told: cont")
     if request.quits:

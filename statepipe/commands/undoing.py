@@ -38,6 +38,10 @@ class Undoing:
         """QEMU is about to be told to migrate: what it says of a migration from now on is not an earlier one's."""
         self._note({"earlier": ""})
 
+    def goes_on(self) -> None:
+        """QEMU is to send by itself: it goes on without us."""
+        self._note({"goes_on": True})
+
     def keep(self, snapshot: int) -> None:
         """`snapshot` is our end of a snapshot's stream, which must be read to its end."""
         self._guardian.note({}, {"snapshot": snapshot})
