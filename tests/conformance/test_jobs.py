@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from tests.conformance.running import (
     wait_until_full,
     wait_until_read,
 )
+from tests.hurried import hurried
 
 Process = subprocess.Popen[bytes]
 
@@ -56,8 +57,8 @@ def socket_of(process: Process) -> Path:
     return Path(os.environ["XDG_RUNTIME_DIR"], "statepipe", str(process.pid))
 
 
-def listed() -> dict[str, Any]:
-    done = run("ps", "--json")
+def listed(statepipe: Sequence[str] = STATEPIPE) -> dict[str, Any]:
+    done = subprocess.run([*statepipe, "ps", "--json"], capture_output=True)
     assert (done.returncode, done.stderr) == (0, b"")
     return {row["id"]: row for row in json.loads(done.stdout)}
 
@@ -162,11 +163,12 @@ def test_one_that_is_stopped_does_not_keep_ps_waiting_for_ever() -> None:
     with reading("compress") as job, reading("compress") as other:
         job.send_signal(signal.SIGSTOP)
         os.waitid(os.P_PID, job.pid, os.WSTOPPED)
-        rows = listed()
+        soon = hurried("commands.jobs.PATIENCE=2")
+        rows = listed(soon)
         assert rows[str(job.pid)] == {"id": str(job.pid), "error": "does not answer"}
         assert rows[str(other.pid)]["verb"] == "compress"
-        assert f"{job.pid}  ?".encode() in run("ps").stdout
-        done = run("cancel", str(job.pid))
+        assert f"{job.pid}  ?".encode() in subprocess.run([*soon, "ps"], capture_output=True).stdout
+        done = subprocess.run([*soon, "cancel", str(job.pid)], capture_output=True)
         assert_one_error(done.stderr, "cancel", f"{job.pid} does not answer")
         assert f"kill -CONT {job.pid}".encode() in done.stderr
         job.send_signal(signal.SIGCONT)

@@ -25,7 +25,7 @@ WORDS = ["--retry", "8", "--timeout"]
 @pytest.mark.parametrize("links", ["1", "3"])
 def test_both_ends_give_up(world: World, tmp_path: Path, links: str) -> None:
     out, bytes_each = tmp_path / "out", itertools.chain([FIRST], itertools.repeat(HANDSHAKE))
-    command = [*STATEPIPE, "recv", "tls://127.0.0.1:0", *WORDS, "20", "-o", str(out)]
+    command = [*STATEPIPE, "recv", "tls://127.0.0.1:0", *WORDS, "9", "-o", str(out)]
     with started(command, stdin=subprocess.DEVNULL, env=world.here.env) as process:
         receiver = Receiver(process, out)
         with relay(receiver.port, Faults(swallow_after=lambda: next(bytes_each))) as rail:

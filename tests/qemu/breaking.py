@@ -19,6 +19,9 @@ from statepipe.ends.net import Patience
 from statepipe.engine.signals import as_exceptions
 from statepipe.errors import StatepipeError
 
+RETRY = 5.0
+"""Seconds without a link: so soon is a lost one given up."""
+
 
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
@@ -43,7 +46,7 @@ def breaking_at(step: str) -> Callable[[dict[str, Any]], None]:
 
 def main(side: str, step: str, creds: str, address: str, *words: str) -> None:
     """`words`: the source's monitor, or QEMU's command line; with one word alone, the monitor of one that waits."""
-    plan = Plan(parse_address(address), [], Patience(), creds=creds)
+    plan = Plan(parse_address(address), [], Patience(), creds=creds, retry=RETRY)
     listeners = [breaking_at(step)]
     if side == "migrate":
         migrate.migrate(migrate.Request(words[0], plan), say, guard("source"), listeners)

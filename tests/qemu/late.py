@@ -31,7 +31,7 @@ RETRY = ("--retry", "3")
 BOUND = 60.0
 """Seconds in which both statepipes have ended once nothing is late any more."""
 
-AFTERMATH = 8.0
+AFTERMATH = 4.0
 """Seconds that the other one has to end as well, before a person acts on what both have said."""
 
 WORD = 2.5
@@ -393,7 +393,7 @@ def said(it: Move) -> str:
     return "\n".join(["", *rows])
 
 
-def resolve(guest: Guest, *words: str, seconds: float = 15.0) -> subprocess.CompletedProcess[str] | None:
+def resolve(guest: Guest, *words: str, seconds: float = 10.0) -> subprocess.CompletedProcess[str] | None:
     """What a person types; None where it did not answer in that time, and was broken off."""
     try:
         return run_statepipe("resolve", "--qmp", guest.socket, *words, timeout=seconds)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.guest import parse_ticks
+from tests.hurried import hurried
 from tests.qemu.harness import Guest, assert_runs_on, assert_unbroken, run_statepipe, wait_for
 from tests.qemu.moving import LISTENING, Credentials, Running, assert_moved, mover, receiver
 
@@ -95,7 +96,8 @@ def test_who_is_to_end_after_go_does_not_say_where_the_guest_runs(
     """What it tells people to do makes no second guest of one that starts late."""
     with two_guests(tmp_path, qemu72) as (source, target):
         receiving, port = receiving_until("STARTING", target, credentials)
-        with receiving, mover(credentials, source, port) as moving:
+        soon = hurried("commands.coordinator.PATIENCE_ON_STOPPING=4", "commands.coordinator.PARTING=2")
+        with receiving, mover(credentials, source, port, program=soon) as moving:
             wait_for("stopped QEMU", lambda: is_stopped(target))
             moving.wait_said("was told to run the guest and has not said yet")
             moving.send(signal.SIGTERM)
@@ -135,7 +137,7 @@ def test_who_was_killed_while_the_guest_is_told_to_run_has_a_guardian_that_waits
     """It says that the guest runs once QEMU has said so, and nothing of the guest before."""
     with two_guests(tmp_path, qemu72) as (source, target):
         receiving, port = receiving_until("STARTING", target, credentials)
-        with receiving, mover(credentials, source, port) as moving:
+        with receiving, mover(credentials, source, port, "--retry", "3") as moving:
             wait_for("stopped QEMU", lambda: is_stopped(target))
             receiving.wait_said("was told to run the guest and has not answered")
             receiving.send(signal.SIGKILL)

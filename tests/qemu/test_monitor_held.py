@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.hurried import hurried
 from tests.qemu.harness import Guest, Qmp, run_statepipe, wait_for
 from tests.qemu.loading import Saved
 from tests.qemu.moving import Credentials, Running
@@ -118,12 +119,13 @@ def test_a_cont_that_comes_late_is_waited_for_and_told_of(server: QmpServer) -> 
 def test_a_qemu_that_stands_still_is_given_up_with_what_is_known(server: QmpServer, tmp_path: Path) -> None:
     """What it was told it may still do: so nothing is said of its guest but that it is to be looked at."""
     server.answers["query-migrate-capabilities"] = SILENT
-    done = run_statepipe("save", "--qmp", server.path, tmp_path / "s", timeout=120)
-    assert done.returncode == 6
-    lines = done.stderr.splitlines()
-    assert "has not answered query-migrate-capabilities for 10 s" in lines[0]
-    assert "error: QEMU does not answer query-migrate-capabilities" in lines[-2]
-    assert f"look at QEMU at {server.path}" in lines[-1]
+    soon = hurried("qemu.monitor.ANSWER=12")
+    with Running("save", "--qmp", server.path, tmp_path / "s", program=soon) as saving:
+        assert saving.wait() == 6
+    first, *_, error, hint, _ = saving.said
+    assert "has not answered query-migrate-capabilities for 10 s" in first
+    assert "error: QEMU does not answer query-migrate-capabilities" in error
+    assert f"look at QEMU at {server.path}" in hint
 
 
 def test_receive_does_not_wait_for_a_monitor_that_is_held(

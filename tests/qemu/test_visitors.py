@@ -12,13 +12,13 @@ import pytest
 
 from statepipe.commands.encounter import called
 from statepipe.commands.plan import Plan
-from statepipe.commands.terms import OFFER_TIME
 from statepipe.ends.address import TLS, Address
 from statepipe.ends.net import Patience
 from statepipe.engine.peer import Message, Peer
 from statepipe.errors import PeerError
 from statepipe.formats.handover import Destination, Source
 from statepipe.qemu.facts import DISKS
+from tests.hurried import hurried
 from tests.qemu.harness import Guest, run_statepipe
 from tests.qemu.moving import Credentials, mover, receiver, waiting
 from tests.qemu.test_handover import Pair, assert_one_runs, paired
@@ -99,13 +99,14 @@ def test_no_visitor_ends_a_service(tmp_path: Path, guest: Guest, qemu72: str, cr
 def test_who_makes_no_offer_keeps_nobody_out(
     tmp_path: Path, guest: Guest, qemu72: str, credentials: Credentials
 ) -> None:
-    """The place is free again after OFFER_TIME, and no QEMU was started meanwhile."""
+    """The place is free again when its time is over, and no QEMU was started meanwhile."""
     started = tmp_path / "started"
     command = ["sh", "-c", 'echo >>"$0"; exec "$@"', started, qemu72, "-accel", "tcg", "-m", "128", "-nodefaults"]
-    receiving, port = receiver(credentials, "--", *command, "-display", "none")
+    soon = hurried("commands.terms.OFFER_TIME=5")
+    receiving, port = receiver(credentials, "--", *command, "-display", "none", program=soon)
     with receiving:
         with pytest.raises(PeerError, match="has not said in time what is due"), visiting(credentials, port) as peer:
-            assert peer.hear(OFFER_TIME + PATIENCE) is None
+            assert peer.hear(PATIENCE) is None
         assert not started.exists()
         looks(guest, credentials, port)
         assert started.read_text() == "\n" and not receiving.ended()
