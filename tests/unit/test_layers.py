@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterable, Iterator
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -63,9 +64,10 @@ def layer(module: str) -> int:
     return LAYERS.index(max(fitting, key=len))
 
 
-def imports(source: str) -> set[str]:
+@cache
+def imports(source: str) -> frozenset[str]:
     """Every module imported anywhere in `source`; `from a import b` counts as a.b where that is a module."""
-    found = set()
+    found: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
@@ -73,7 +75,7 @@ def imports(source: str) -> set[str]:
             assert node.level == 0, "no relative imports"
             joined = {f"{node.module}.{alias.name}" for alias in node.names}
             found |= joined & set(SOURCES) or {node.module or ""}
-    return found
+    return frozenset(found)
 
 
 def ours(source: str) -> set[str]:
