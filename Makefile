@@ -28,10 +28,12 @@ demo: ## see a running guest saved, killed and brought back
 
 test: ## all tests, with real QEMUs (a first run fetches what is missing)
 	@tools/setup test
+	@$(PYTHON) -m compileall -q statepipe
 	@$(PYTHON) -m pytest $(ARGS)
 
 unit: ## the tests that need no QEMU
 	@tools/setup
+	@$(PYTHON) -m compileall -q statepipe
 	@$(PYTHON) -m pytest tests/unit $(ARGS)
 
 faults: ## the long fault runs that `make test` leaves out

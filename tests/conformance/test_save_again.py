@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.hurried import hurried
 from tests.qemu.harness import PATIENCE, run_statepipe, statepipe_command
 from tests.statefiles import load
 from tests.streams import command, whole
@@ -24,9 +25,11 @@ def assert_saved(file: Path) -> None:
     assert load(file).data == STREAM
 
 
-def save(file: Path, **ends: Any) -> subprocess.CompletedProcess[str]:
+def save(
+    file: Path, statepipe: Sequence[str] = tuple(statepipe_command()), **ends: Any
+) -> subprocess.CompletedProcess[str]:
     options: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE} | ends
-    return subprocess.run([*statepipe_command(), "save", file], text=True, timeout=PATIENCE, **options)
+    return subprocess.run([*statepipe, "save", file], text=True, timeout=PATIENCE, **options)
 
 
 @contextmanager
@@ -96,7 +99,7 @@ def test_a_source_that_waits_for_an_answer_that_cannot_come_is_told(tmp_path: Pa
     reading, writing = os.pipe()
     try:
         os.write(writing, STREAM)
-        done = save(tmp_path / "state", stdin=reading)
+        done = save(tmp_path / "state", hurried("commands.outgoing.MUTE=1"), stdin=reading)
         assert done.returncode == 1
         assert "QEMU waits for an answer" in done.stderr
         assert not (tmp_path / "state").exists()

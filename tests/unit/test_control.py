@@ -155,7 +155,8 @@ def test_a_line_without_an_end_is_not_kept(me: Path) -> None:
         assert not listener._clients
 
 
-def test_silent_clients_do_not_keep_others_waiting_for_long(me: Path) -> None:
+def test_silent_clients_do_not_keep_others_waiting_for_long(me: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("statepipe.engine.control.PATIENCE", 0.5)
     with listening(Work()):
         silent = [client(me) for _ in range(CLIENTS + 3)]
         assert ask(me, b'{"do": "status"}\n')["ok"]

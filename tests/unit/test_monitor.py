@@ -254,7 +254,10 @@ def test_a_late_answer_counts(server: QmpServer) -> None:
         assert monitor.execute("cont") == {} and told == []
 
 
-def test_one_that_greets_and_answers_nothing_is_not_called_one_without_a_greeting(server: QmpServer) -> None:
+def test_one_that_greets_and_answers_nothing_is_not_called_one_without_a_greeting(
+    server: QmpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("statepipe.qemu.monitor.GREETING_TIME", 3.0)
     server.answers["qmp_capabilities"] = SILENT
     told: list[str] = []
     with pytest.raises(QemuSilent, match=r"QEMU does not answer qmp_capabilities$"):

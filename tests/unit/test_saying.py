@@ -14,6 +14,8 @@ from contextlib import suppress
 
 import pytest
 
+from tests.hurried import hurried
+
 IN_A_THREAD = """
 import os, threading
 from statepipe.cli.messages import say
@@ -67,7 +69,7 @@ def test_one_signal_ends_what_nobody_reads_the_end_of(full: int) -> None:
     with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as silent:
         silent.bind(f"{folder}/qmp")
         silent.listen()
-        command = [sys.executable, "-m", "statepipe", "resolve", "--qmp", f"{folder}/qmp"]
+        command = [*hurried("cli.main.PATIENCE=1000"), "resolve", "--qmp", f"{folder}/qmp"]
         with subprocess.Popen(command, stderr=full) as process:
             try:
                 with silent.accept()[0]:
