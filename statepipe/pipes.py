@@ -10,6 +10,7 @@ import fcntl
 import os
 import select
 import stat
+import sys
 import termios
 import threading
 from contextlib import suppress
@@ -30,6 +31,10 @@ def enlarge_pipe(fd: int) -> None:
                 raise
 
 
+_ONE = (1).to_bytes(8, sys.byteorder)
+"""What is added to an eventfd (eventfd(2))."""
+
+
 class Bell:
     """Wakes a poll() from any thread. Rung after it was put away, it does nothing: its number may be another's then.
 
@@ -38,7 +43,12 @@ class Bell:
 
     def __init__(self) -> None:
         self.fd, self._lock = -1, threading.Lock()
-        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            self.fd = self._writing = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        except OSError:  # a sandbox, or an emulated kernel: a pipe takes one descriptor more
+            self.fd, self._writing = os.pipe()
+            os.set_blocking(self.fd, False)
+            os.set_blocking(self._writing, False)
 
     def __del__(self) -> None:
         self.close()
@@ -47,18 +57,20 @@ class Bell:
         """Until `hush`, every poll of it returns at once."""
         with self._lock:
             if self.fd >= 0:
-                os.eventfd_write(self.fd, 1)
+                with suppress(BlockingIOError):  # it rings already, as loud as it can
+                    os.write(self._writing, _ONE)
 
     def hush(self) -> None:
         """As if it had not rung."""
         with suppress(BlockingIOError):  # it had not
-            os.eventfd_read(self.fd)
+            while os.read(self.fd, len(_ONE)):
+                continue
 
     def close(self) -> None:
         """Put it away; a second time does nothing."""
         with self._lock:
-            if self.fd >= 0:
-                os.close(self.fd)
+            for fd in {self.fd, self._writing} if self.fd >= 0 else ():
+                os.close(fd)
             self.fd = -1
 
 

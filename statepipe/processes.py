@@ -126,7 +126,7 @@ class Process:
 
 def _waited_for(pid: int) -> int:
     """The end of a pipe, which a thread ends as soon as the child has ended. Raises OSError, StatepipeError."""
-    reading, writing = os.pipe2(os.O_CLOEXEC)
+    reading, writing = os.pipe()
 
     def wait() -> None:
         with suppress(ChildProcessError):  # it was reaped first
@@ -154,8 +154,24 @@ def hold(pid: int) -> int:
             raise
         raise StatepipeError(
             f"process {pid} cannot be held on to: pidfd_open: {os.strerror(error.errno)}",
-            hint="a sandbox refuses that call, as Docker's did before 20.10, or the kernel is older than 5.3",
+            hint=_NO_PIDFDS,
         ) from error
+
+
+def demand_holding() -> None:
+    """Raises StatepipeError where processes cannot be held on to, or not be ended by what holds them."""
+    own = hold(os.getpid())
+    try:
+        signal.pidfd_send_signal(own, 0)
+    except OSError as error:
+        raise StatepipeError(
+            f"no process can be ended for sure: pidfd_send_signal: {os.strerror(error.errno or 0)}", hint=_NO_PIDFDS
+        ) from error
+    finally:
+        os.close(own)
+
+
+_NO_PIDFDS = "a sandbox refuses that call, as Docker's did before 20.10, or the kernel is older than 5.3"
 
 
 def _spawn(command: Sequence[str], descriptors: Mapping[int, int], *, apart: bool) -> int:

@@ -267,5 +267,8 @@ def parallel(function: Callable[[T], R], upstream: Iterator[T], workers: int | N
 
 
 def cores() -> int:
-    """The number of cores this process may run on."""
-    return len(os.sched_getaffinity(0))
+    """The number of cores this process may run on; all that there are, where a sandbox does not let us ask."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except OSError:
+        return os.cpu_count() or 1

@@ -15,6 +15,8 @@ NUMBERS = {
     "memfd_create": 319,
     "pidfd_open": 434,
     "pidfd_send_signal": 424,
+    "pipe2": 293,
+    "sched_getaffinity": 204,
     "sendfile": 40,
     "splice": 275,
     "userfaultfd": 323,

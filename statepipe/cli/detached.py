@@ -23,7 +23,7 @@ def run_detached(values: dict[str, Any], monitor: str) -> int:
     """0 once the guest's memory is on its way; else the exit status of the command, which has said why."""
     if values["status_fd"] is not None:
         raise UsageError("--status-fd needs a reader that stays", hint="leave --detach out, or ask with statepipe ps")
-    reading, writing = os.pipe2(os.O_CLOEXEC)
+    reading, writing = os.pipe()
     nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     try:
         process = Process(_command(writing), {0: nothing, 1: 1, 2: 2, writing: writing})

@@ -32,7 +32,7 @@ from statepipe.engine.signals import forget_late, heard, held
 from statepipe.errors import InterruptedBySignal, PeerError, QemuError, QemuGone, QemuSilent, StatepipeError
 from statepipe.formats.handover import Destination
 from statepipe.pipes import polled
-from statepipe.processes import hold
+from statepipe.processes import demand_holding, hold
 from statepipe.qemu.facts import Own, gather
 from statepipe.qemu.lastwords import Overheard
 from statepipe.qemu.monitor import Monitor
@@ -221,6 +221,7 @@ def receive(request: Request, say: Say, refused: Refused, guard: Command, listen
     Raises StatepipeError, and then there is no guest here; one who serves has it told by `refused` and waits for the
     next, and so does everyone with a visitor who makes no offer.
     """
+    demand_holding()  # whatever fails, this QEMU is ended, and seen to have ended
     with _listener(request.plan, say) as listener, reception(request.plan, listener, say) as next_peer:
         it = _Reception(request, next_peer, say, refused, guard, listeners)
         if request.guests is not None:

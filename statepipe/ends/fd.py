@@ -13,7 +13,7 @@ import stat
 from typing import Self
 
 from statepipe.errors import InterruptedBySignal, StatepipeError
-from statepipe.pipes import READ_SIZE, enlarge_pipe
+from statepipe.pipes import READ_SIZE, Bell, enlarge_pipe
 from statepipe.stage import FLUSH, Buffer, Cancelled
 
 
@@ -47,10 +47,10 @@ class FdSource:
         self.name = name
         self.bytes = 0
         self._idle = idle
-        self._wake = os.eventfd(0, os.EFD_CLOEXEC)
+        self._wake = Bell()
         self._poll = select.poll()
         self._poll.register(fd, select.POLLIN)
-        self._poll.register(self._wake, select.POLLIN)
+        self._poll.register(self._wake.fd, select.POLLIN)
         enlarge_pipe(fd)
 
     def __iter__(self) -> FdSource:
@@ -74,7 +74,7 @@ class FdSource:
             ready = self._poll.poll(self._idle)
             if not ready:
                 return None
-            if any(fd == self._wake for fd, _ in ready):
+            if any(fd == self._wake.fd for fd, _ in ready):
                 raise Cancelled
             try:
                 return os.read(self.fd, READ_SIZE)
@@ -83,7 +83,7 @@ class FdSource:
 
     def wait(self) -> None:
         """Until there is something to read, or the end, for a caller who moves it by other means. Raises Cancelled."""
-        if any(fd == self._wake for fd, _ in self._poll.poll()):
+        if any(fd == self._wake.fd for fd, _ in self._poll.poll()):
             raise Cancelled
 
     @property
@@ -102,14 +102,14 @@ class FdSource:
         return not any(fd == self.fd for fd, _ in self._poll.poll(0))
 
     def cancel(self) -> None:
-        os.eventfd_write(self._wake, 1)
+        self._wake.ring()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
         """Let go of what we opened, once no thread reads any more; the descriptor stays its owner's."""
-        os.close(self._wake)
+        self._wake.close()
 
 
 class FdSink:

@@ -93,8 +93,8 @@ class Ssh:
 
     def __init__(self, command: Sequence[str], address: Address, *, asks: bool) -> None:
         self._address = address
-        there, self._writing = os.pipe2(os.O_CLOEXEC)
-        self._reading, here = os.pipe2(os.O_CLOEXEC)
+        there, self._writing = os.pipe()
+        self._reading, here = os.pipe()
         try:
             self._process = Process(command, {0: there, 1: here, 2: 2}, apart=not asks)
         except BaseException:

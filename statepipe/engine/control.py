@@ -25,6 +25,7 @@ from typing import Any, Protocol
 
 from statepipe.engine.runtime import inside, node, open_runtime_folder
 from statepipe.errors import StatepipeError
+from statepipe.pipes import Bell
 from statepipe.threads import begin
 
 REQUEST_LIMIT = 4096
@@ -87,9 +88,9 @@ class Listener:
         except BaseException:
             os.close(self._folder)
             raise
-        self._end = os.eventfd(0, os.EFD_CLOEXEC)
+        self._end = Bell()
         self._poll = select.poll()
-        self._poll.register(self._end, select.POLLIN)
+        self._poll.register(self._end.fd, select.POLLIN)
         self._poll.register(self._socket, select.POLLIN)
         self._thread = threading.Thread(target=self._serve, name="control", daemon=True)
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
@@ -103,7 +104,7 @@ class Listener:
 
     def close(self) -> None:
         """End the thread, and take the name away if it is still ours."""
-        os.eventfd_write(self._end, 1)
+        self._end.ring()
         self._thread.join()
         self._put_away()
 
@@ -113,12 +114,12 @@ class Listener:
             client.connection.close()
         self._socket.close()
         os.close(self._folder)
-        os.close(self._end)
+        self._end.close()
 
     def _serve(self) -> None:
         while True:
             ready = [fd for fd, _ in self._poll.poll(self._wait())]
-            if self._end in ready:
+            if self._end.fd in ready:
                 return
             for fd in ready:
                 if fd in self._clients:

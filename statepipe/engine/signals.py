@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from statepipe.errors import InterruptedBySignal
+from statepipe.errors import InterruptedBySignal, StatepipeError
 from statepipe.threads import ENDING, forget_late, held, start
 
 __all__ = ["ASKING", "ENDING", "as_exceptions", "forget_late", "heard", "held", "ignore"]
@@ -77,6 +77,15 @@ def as_exceptions(tell: Callable[[], None] = lambda: None) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def _pipe() -> tuple[int, int]:
+    """The first of the many that we make. Raises StatepipeError."""
+    try:
+        return os.pipe()
+    except OSError as error:
+        what = f"no pipe can be made here: pipe2: {error.strerror}"
+        raise StatepipeError(what, hint="look at ulimit -n, and at what the sandbox refuses") from error
+
+
 INSIST = 0.05
 """Seconds between one attempt to interrupt the main thread and the next."""
 
@@ -84,7 +93,7 @@ INSIST = 0.05
 @contextmanager
 def _insisted(tell: Callable[[], None]) -> Iterator[None]:
     """Within it, no system call of the main thread outlasts a signal that `_stop` is to act on."""
-    reading, writing = os.pipe2(os.O_CLOEXEC)
+    reading, writing = _pipe()
     os.set_blocking(writing, False)
     done = threading.Event()
     known = (reading, threading.get_ident(), done, tell)

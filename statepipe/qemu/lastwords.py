@@ -40,7 +40,7 @@ class LastWords:
 
     def __init__(self) -> None:
         self._bell = Bell()  # wakes whoever reads, as another does from now on
-        self._reading, self.fd = os.pipe2(os.O_CLOEXEC)
+        self._reading, self.fd = os.pipe()
         self._last: deque[bytes] = deque(maxlen=LINES)
         self._thread = self._reader()
 

@@ -159,7 +159,7 @@ class _Program:
             self._feeder = Feeder(upstream, self._bell)
             opened.callback(self._feeder.close)
             self._listeners = [_listener(hear, opened) for hear in (self._words.hear, *job.asides)]
-            self._output, writing = os.pipe2(os.O_CLOEXEC)
+            self._output, writing = os.pipe()
             opened.callback(os.close, self._output)
             self._process = self._launch(writing)
             opened.callback(self._end)
@@ -271,7 +271,7 @@ def _listener(hear: Callable[[bytes], None], opened: ExitStack) -> Listener:
 
 def _pipe_with(secret: bytes, opened: ExitStack) -> int:
     """The reading end of a pipe that holds `secret` and no more."""
-    reading, writing = os.pipe2(os.O_CLOEXEC)
+    reading, writing = os.pipe()
     opened.callback(os.close, reading)
     with os.fdopen(writing, "wb") as pipe:
         pipe.write(secret)

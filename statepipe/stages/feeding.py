@@ -42,7 +42,7 @@ class Feeder:
         self.marked = self.ended = self.refused = False
         self.failure: BaseException | None = None
         self._upstream, self._bell = upstream, bell
-        self.reading, self._writing = os.pipe2(os.O_CLOEXEC)
+        self.reading, self._writing = os.pipe()
         os.set_blocking(self._writing, False)
         enlarge_pipe(self._writing)
         self._lock = threading.Lock()
@@ -127,7 +127,7 @@ class Listener:
 
     def __init__(self, hear: Callable[[bytes], None]) -> None:
         self._hear = hear
-        self._reading, self.writing = os.pipe2(os.O_CLOEXEC)
+        self._reading, self.writing = os.pipe()
         self._stop = Bell()
         self._thread = threading.Thread(target=self._listen, name="listener", daemon=True)
 

@@ -187,7 +187,10 @@ def test_without_proc_a_file_is_made_as_well(as_root: None, tmp_path: Path) -> N
     assert (tmp_path / "file").read_bytes() == DATA and os.listdir(tmp_path) == ["file"]
 
 
-REFUSED = ["pidfd_open", "pidfd_send_signal", "splice", "sendfile", "linkat", "flock", "memfd_create", "userfaultfd"]
+REFUSED = [
+    *("pidfd_open", "pidfd_send_signal", "splice", "sendfile", "linkat", "flock", "memfd_create", "userfaultfd"),
+    *("eventfd2", "sched_getaffinity"),
+]
 
 
 @pytest.mark.parametrize("error", [errno.EPERM, errno.ENOSYS], ids=["refused", "not there"])
@@ -210,6 +213,24 @@ def test_without_pidfds_a_program_that_fails_is_known_to_have(error: int) -> Non
     )
     assert done.returncode == 1
     assert_one_error(done.stderr, "external", "status 7")
+
+
+def test_a_pipe_that_cannot_be_made_is_told_of() -> None:
+    command = [*refusing(errno.EPERM, "pipe2"), *STATEPIPE, "compress"]
+    done = subprocess.run(command, input=DATA, capture_output=True, timeout=PATIENCE)
+    assert done.returncode == 1
+    assert_one_error(done.stderr, "compress", "no pipe can be made here: pipe2: Operation not permitted")
+
+
+@pytest.mark.parametrize("call", ["pidfd_open", "pidfd_send_signal"])
+def test_a_guest_is_not_waited_for_where_no_process_can_be_ended_for_sure(call: str, tmp_path: Path) -> None:
+    """Whatever fails, the QEMU that was to have it is ended, and seen to be: so it is said before one comes."""
+    words = ["receive", "--qmp", "/nowhere", f"unix://{tmp_path}/in"]
+    command = [*refusing(errno.EPERM, call), *STATEPIPE, *words]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE)
+    assert done.returncode == 1
+    assert_one_error(done.stderr, "receive", f"{call}: Operation not permitted")
+    assert b"listening" not in done.stderr and os.listdir(tmp_path) == []
 
 
 def test_without_pidfds_a_signal_leaves_no_program() -> None:
