@@ -91,6 +91,10 @@ def _fail(words: Sequence[str], error: StatepipeError) -> int:
     explain(verb, error)
     if verb == "load" and isinstance(error, UsageError):
         _give_up_loading(words)
+    if verb == "save" and isinstance(error, UsageError) and not _names_monitor(words):
+        from statepipe.cli.states import part_from_qemu
+
+        part_from_qemu()
     return error.exit_code
 
 
@@ -99,8 +103,12 @@ def _give_up_loading(words: Sequence[str]) -> None:
     from statepipe.commands.load import poison
     from statepipe.ends.fd import FdSink
 
-    if not any(word == "--" or word.startswith("--qmp") for word in words):
+    if not (_names_monitor(words) or "--" in words):
         poison(FdSink(1, "standard output"))
+
+
+def _names_monitor(words: Sequence[str]) -> bool:
+    return any(word.startswith("--qmp") for word in words)
 
 
 def find_verb(name: str) -> Verb:

@@ -49,7 +49,12 @@ def run_save(name: str, values: Values) -> int:
             raise UsageError(f"--{what} steers QEMU through its monitor", hint="add --qmp SOCKET")
         from statepipe.commands.save import save_from_stdin
 
-        _warn_of_disks(save_from_stdin(values["file"], words.packing, words.plain, seal))
+        try:
+            saved = save_from_stdin(values["file"], words.packing, words.plain, seal)
+        except BaseException:
+            part_from_qemu()
+            raise
+        _warn_of_disks(saved)
         return 0
     return _save_by_qmp(values, words, seal)
 
@@ -64,6 +69,13 @@ def _demand_keeper(values: Values) -> None:
     if values["then"] == "quit" and not stat.S_ISREG(os.fstat(fd).st_mode):
         what = "--then quit would end the guest, and whether the reader of a pipe has kept its state is not known here"
         raise UsageError(what, hint="leave the guest paused, and end its QEMU once the reader has ended well")
+
+
+def part_from_qemu() -> None:
+    """A save that QEMU has started by exec: is over."""
+    from statepipe.qemu.parting import part
+
+    part(_warn_save)
 
 
 def _save_by_qmp(values: Values, words: _Words, seal: Sequence[NamedStage]) -> int:

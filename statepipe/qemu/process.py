@@ -162,6 +162,14 @@ def _open_files(pid: int) -> Iterator[tuple[str, int, str]]:
             continue
 
 
+def names_open(pid: int) -> list[str]:
+    """The names of what a process has open, as far as it may be seen."""
+    try:
+        return [name for name, _, _ in _open_files(pid)]
+    except OSError:
+        return []
+
+
 def has_open(pid: int, fd: int) -> bool:
     """Whether a process has the pipe or socket open that our descriptor `fd` is an end of, as far as it may be seen."""
     with suppress(OSError):
