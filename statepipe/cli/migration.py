@@ -337,10 +337,18 @@ def _found(finding: Finding, qmp: str) -> str:
     rows = [("QEMU", f"{finding.run_state}: {finding.meaning}"), ("migration", finding.migration)]
     rows += [("journal", finding.step)] if finding.step else []
     lines = [f"{name + ':':12}{clean(value)}" for name, value in rows]
-    if finding.run_state != "running":
+    if finding.run_state == "paused" and finding.migration == "none" and not finding.step:
+        lines += ["", "QEMU knows of no migration. If no other QEMU is to run the guest, have this one run it:"]
+        lines += [f"    statepipe resolve --qmp {shlex.quote(qmp)} here"]
+    elif finding.run_state != "running":
         command = f"statepipe resolve --qmp {shlex.quote(qmp)}"
-        lines += ["", "Look at the other host too. Of the two QEMUs, end the one that is not to run the guest, and see"]
-        lines += ["that it has ended, for it may be about to run it; only then have the other one run it:"]
+        lines += ["", "If the guest was saved to a file, there is no other QEMU: have it run on here, after which its"]
+        lines += ["disks are no longer those of the file; or end this QEMU (elsewhere), and load the file."]
+        lines += [
+            "",
+            "If it was sent to another QEMU, look there too. Of the two QEMUs, end the one that is not to run",
+        ]
+        lines += ["it, and see that it has ended, for it may be about to run it; only then have the other one run it:"]
         lines += [f"    {command} elsewhere", f"    {command} here"]
     return "\n".join(lines)
 

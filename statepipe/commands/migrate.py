@@ -234,8 +234,16 @@ def _failure(departure: Departure, state: Source, request: Request) -> Statepipe
         departure.monitor.hurry()  # its settings are still to be set back, if it will
         what = "QEMU here does not answer; the guest was not given away, and whether it runs here is not known"
         return QemuSilent(f"{what}: {error}", hint=f"once it answers: {resolve} here")
-    error.hint = "; ".join(filter(None, [_whereabouts(departure, resolve), error.hint]))
+    again = None if departure.stranded is not None else _AGAIN[request.plan.address.scheme == SSH]
+    error.hint = "; ".join(filter(None, [_whereabouts(departure, resolve), error.hint, again]))
     return error
+
+
+_AGAIN = {
+    True: "to try again: the same command",
+    False: "to try again: start receive there anew, unless it has --serve, and then the same command here",
+}
+"""By whether ssh starts the other side."""
 
 
 def _whereabouts(departure: Departure, resolve: str) -> str:

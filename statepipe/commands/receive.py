@@ -47,6 +47,9 @@ ENDING = 5000
 AGAIN = 1.0
 """Seconds until one who serves waits for visitors again, where this host could not have it so."""
 
+ONE = "it waits no more: the same command waits for another, and with --serve N it goes on by itself"
+"""What to type after the one guest that did not come."""
+
 Undo = Callable[[Sequence[str]], Sequence[NamedStage]]
 """Makes the stages of those words. Raises StatepipeError."""
 
@@ -226,7 +229,14 @@ def receive(request: Request, say: Say, refused: Refused, guard: Command, listen
         it = _Reception(request, next_peer, say, refused, guard, listeners)
         if request.guests is not None:
             it.serve(request.guests)
-        child = it.one(again=listener is not None)
+        try:
+            child = it.one(again=listener is not None)
+        except InterruptedBySignal:
+            raise
+        except StatepipeError as error:
+            if listener is not None and it.has_offer:
+                error.hint = "; ".join(filter(None, [error.hint, ONE]))
+            raise
     return 0 if child is None or request.detach else child.wait()
 
 
@@ -256,7 +266,7 @@ class _Reception:
     ) -> None:
         self._request, self._next_peer, self._say, self._guard = request, next_peer, say, guard
         self._refused, self._listeners = refused, listeners
-        self._is_visited = self._has_offer = False  # what fails now is a visitor's doing, or a guest's
+        self._is_visited = self.has_offer = False  # what fails now is a visitor's doing, or a guest's
         self._signal: InterruptedBySignal | None = None  # the one that came as a guest did
         self._numbers = itertools.count(1)
 
@@ -285,17 +295,17 @@ class _Reception:
         Raises StatepipeError.
         """
         while True:
-            self._is_visited = self._has_offer = False
+            self._is_visited = self.has_offer = False
             try:
                 with Guardian(self._guard) as guardian, self._next_peer() as peer:
                     self._is_visited = True
                     offer = offered(peer)  # before it, there is no reason to start a QEMU
-                    self._has_offer = True
+                    self.has_offer = True
                     with Host(self._request, offer, self._say, guardian) as host:
                         if self._take(offer, peer, host, guardian):
                             return host.child
             except PeerError as error:
-                if not again or self._has_offer or not self._is_visited:
+                if not again or self.has_offer or not self._is_visited:
                     raise
                 self._refused(error)
             if not again:

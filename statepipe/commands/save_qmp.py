@@ -187,7 +187,7 @@ class _Save:
                     raise
                 overdue = self._rounds.overdue
                 cause = error if overdue is None or isinstance(error, InterruptedBySignal) else overdue
-                self._break_off(ours, cause)
+                cause = self._break_off(ours, cause)
                 raise cause from (None if cause is error else error)
 
     def _start(self, ours: socket.socket, theirs: socket.socket) -> None:
@@ -222,15 +222,16 @@ class _Save:
             raise
         self._undoing.over()
 
-    def _break_off(self, ours: socket.socket, error: BaseException) -> None:
-        """Let QEMU give up too, and a guest go on that we have stopped; the error's hint tells what became of it."""
+    def _break_off(self, ours: socket.socket, error: BaseException) -> BaseException:
+        """Let QEMU give up too, and a guest go on that we have stopped. The error, whose hint tells what became of it;
+        another where it only told that QEMU has gone."""
         in_haste = isinstance(error, InterruptedBySignal | QemuSilent)
         if in_haste:
             self._monitor.hurry()
         if self._is_begun and self._keeps:
             self._is_left = in_haste  # to the guardian, which has the stream too, and all the time that it takes
             if in_haste:
-                return
+                return error
             read_out(ours.fileno(), self._monitor, self._tell)
         ours.close()
         if not self._is_begun:
@@ -242,6 +243,9 @@ class _Save:
                 error.hint = "; ".join(filter(None, [self._describe(), advice]))
             except (QemuGone, QemuSilent) as gone:
                 error.hint = "; ".join(filter(None, [str(gone), gone.hint]))
+                if isinstance(error, TruncatedError) and isinstance(gone, QemuGone):
+                    return QemuGone("QEMU went away before all of its guest was saved", hint=str(error))
+        return error
 
     def _describe(self) -> str:
         """What QEMU says of the migration and of the guest, which goes on if it was stopped for it."""

@@ -87,9 +87,13 @@ def test_a_stalled_link_does_not_hold_the_guest_when_it_is_cancelled(
             cancelled = run_statepipe("cancel", str(moving.pid))
             assert cancelled.returncode == 0, cancelled.stderr
             assert moving.wait() == 143, moving.said
-            assert "statepipe: hint: the guest is running here, as before" in moving.said
+            hint = next(line for line in moving.said if line.startswith("statepipe: hint: "))
+            assert hint.startswith("statepipe: hint: the guest is running here, as before; ")
+            again = "start receive there anew, unless it has --serve, and then the same command here"
+            assert hint.endswith(f"; to try again: {again}")
             assert_runs_on(source)
             assert receiving.wait() == 5
+        assert "it waits no more: the same command waits for another, and with --serve" in receiving.said[-2]
         assert target.ended()
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.qemu.harness import Guest, QmpError, assert_runs_on, run_statepipe
+from tests.qemu.moving import Running
 from tests.qemu.saving import (
     QMP_MODE,
     Save,
@@ -177,3 +178,15 @@ def test_the_time_left_is_told_from_the_guest_s_memory(tmp_path: Path, calm_gues
     told = [stage for row in rows for stage in row.get("stages", ()) if stage["name"] == "progress"]
     first = next(stage for stage in told if stage["eta_from"] == "memory")
     assert first["eta"] < 20  # by the pages alone it would be more than half a minute
+
+
+def test_a_qemu_that_is_killed_meanwhile_is_qemus_failure(tmp_path: Path, qemu72: str, states: Path) -> None:
+    """Its stream is cut short, and why is known here: nobody need look at the file."""
+    with Guest(tmp_path, qemu=qemu72, dirty=2) as guest:
+        with Running("save", "--qmp", guest.socket, "throttle:2M", states / "s") as save:
+            guest.wait_transferred(1 << 20)
+            guest.kill()
+            assert save.wait() == 6, save.said
+        assert "error: QEMU went away before all of its guest was saved" in save.said[-3]
+        assert "hint: the migration stream stops before its end, in the ram phase" in save.said[-2]
+    assert list(states.iterdir()) == []

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from statepipe.cli.main import main
 from statepipe.commands.guardian import recover_source
 from statepipe.commands.resolve import decide
 from statepipe.errors import QemuError
@@ -47,3 +48,21 @@ def test_the_guardian_does_not_wake_a_guest_that_qemu_would_die_of(server: QmpSe
     with pytest.raises(QemuError, match="suspended"):
         recover_source(known, lambda text: None)
     assert "cont" not in commands(server)
+
+
+@pytest.mark.parametrize(
+    ("state", "status", "words"),
+    [
+        ("paused", "none", "QEMU knows of no migration. If no other QEMU is to run the guest, have this one run it:"),
+        ("postmigrate", "completed", "If the guest was saved to a file, there is no other QEMU: "),
+        ("postmigrate", "completed", "If it was sent to another QEMU, look there too. "),
+    ],
+)
+def test_another_host_is_spoken_of_only_where_there_may_be_one(
+    server: QmpServer, capsys: pytest.CaptureFixture[str], state: str, status: str, words: str
+) -> None:
+    server.answers |= {"query-status": {"status": state}, "query-migrate": {"status": status}}
+    assert main(["resolve", "--qmp", server.path]) == 0
+    said = capsys.readouterr().out
+    assert words in said and f"statepipe resolve --qmp {server.path} here" in said
+    assert ("another QEMU" in said) == (status == "completed") and "other host too" not in said
