@@ -26,9 +26,6 @@ BLOCK, WHOLE = 64 << 10, 64 << 20
 """Bytes that are read at a time, and the most data, holes not counted, for which an image is read whole while its guest
 stands still: 64 MiB take 50 ms from the page cache, 0.2 s from an SSD."""
 
-ABSENT = os.strerror(errno.ENOENT)
-"""What is said of an image where no file is."""
-
 Disk = dict[str, Any]
 
 

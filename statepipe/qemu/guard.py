@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from statepipe.errors import StatepipeError
-from statepipe.qemu.disks import ABSENT, Disk, fingerprint, fingerprints
+from statepipe.qemu.disks import Disk, fingerprint, fingerprints
 from statepipe.qemu.hardware import PARTS
 from statepipe.qemu.images import Image, Images
 from statepipe.qemu.view import View
@@ -184,11 +184,21 @@ def judge(saved: Iterable[Disk] | None, images: Images | None, word: Word, warn:
                 lacking.append(_missing(disk, images, word))
         elif row is not None and (where := _moved_on_the_bus(disk, row)):
             elsewhere.append(where)
-        elif images is None and fingerprint(word.now(disk)).get("unknown") == ABSENT:
+        elif images is None and "unknown" not in disk and _is_absent(word.now(disk)):
             gone.append(word.now(disk))
         elif difference := _change(disk, row, images, word, warn):
             changed.append(difference)
     _refuse(lacking, elsewhere, gone, changed, live=live)
+
+
+def _is_absent(path: str) -> bool:
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError):  # what is wrong with it, its fingerprint tells
+        return False
+    return False
 
 
 def _missing(disk: Disk, images: Images, word: Word) -> str:

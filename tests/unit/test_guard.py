@@ -114,6 +114,7 @@ def test_a_disk_that_is_not_there_is_told_from_one_that_changed(image: Path) -> 
     with pytest.raises(StatepipeError, match=f"^disks that the guest had are not there: {image}$") as caught:
         judged(saved, None)
     assert f"--disk {image}=NEW" in str(caught.value.hint)
+    assert judged([{"path": "nbd:h:1", "driver": "nbd", "unknown": "nbd keeps it"}], None) == []
 
 
 def test_a_command_line_that_has_the_old_name_of_a_disk_is_told(image: Path) -> None:
