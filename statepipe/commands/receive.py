@@ -33,6 +33,7 @@ from statepipe.errors import InterruptedBySignal, PeerError, QemuError, QemuGone
 from statepipe.formats.handover import Destination
 from statepipe.pipes import polled
 from statepipe.processes import demand_holding, hold
+from statepipe.qemu.commandline import refuse_daemon
 from statepipe.qemu.facts import Own, gather
 from statepipe.qemu.lastwords import Overheard
 from statepipe.qemu.monitor import Monitor
@@ -224,6 +225,7 @@ def receive(request: Request, say: Say, refused: Refused, guard: Command, listen
     Raises StatepipeError, and then there is no guest here; one who serves has it told by `refused` and waits for the
     next, and so does everyone with a visitor who makes no offer.
     """
+    refuse_daemon(request.command)
     demand_holding()  # whatever fails, this QEMU is ended, and seen to have ended
     with _listener(request.plan, say) as listener, reception(request.plan, listener, say) as next_peer:
         it = _Reception(request, next_peer, say, refused, guard, listeners)

@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Iterator, Sequence
 from itertools import islice, pairwise
 
+from statepipe.errors import UsageError
+
 _FLAGS = """
 S s async-teardown audio-help alt-grab ctrl-grab curses daemonize enable-fips enable-kvm enable-sync-profile full-screen
 h help jitdump mem-prealloc no-acpi no-fd-bootchk no-frame no-hpet no-kvm no-quit no-reboot no-shutdown no-user-config
@@ -50,6 +52,15 @@ def anew(command: Sequence[str]) -> list[str]:
         if name not in ("S", "daemonize", "incoming") and not ours:
             kept += words
     return kept
+
+
+def refuse_daemon(command: Sequence[str]) -> None:
+    """Raises UsageError for a QEMU that would leave its first process behind: nobody could see that it has ended."""
+    if any(name == "daemonize" for name, _ in parted(command)):
+        raise UsageError(
+            "the QEMU command has -daemonize: whether such a QEMU has ended cannot be seen, and its guest might run on",
+            hint="leave it out; with --detach or --serve QEMU is left to itself as well, once it has its guest",
+        )
 
 
 def starts_qemu(command: Sequence[str]) -> bool:

@@ -381,9 +381,8 @@ class Child:
         self.end()
         if status is not None:
             said = f": {self.last_words}" if self.last_words else ""
-            raise QemuError(
-                f"QEMU ended with status {status} {when}{said}", hint=self.where_it_spoke or None
-            ) from error
+            hint = self.where_it_spoke or ("" if status else _AS_DAEMON)
+            raise QemuError(f"QEMU ended with status {status} {when}{said}", hint=hint or None) from error
 
     @property
     def last_words(self) -> str:
@@ -404,6 +403,9 @@ class Child:
     def _status(self) -> int | None:
         """The exit status if it has ended by itself within a second, else None."""
         return self._process.status() if self._process.has_ended(1000) else None
+
+
+_AS_DAEMON = "one that becomes a daemon (-daemonize) ends so: have whatever starts it leave that out"
 
 
 def wait_for_one(children: Sequence[Child]) -> None:

@@ -11,7 +11,7 @@ from statepipe.commands.plan import Plan
 from statepipe.commands.receive import AGAIN, Request, receive
 from statepipe.ends.address import parse_address
 from statepipe.ends.net import Patience
-from statepipe.errors import InterruptedBySignal
+from statepipe.errors import InterruptedBySignal, UsageError
 
 
 def test_a_guardian_that_cannot_be_started_is_tried_again_after_a_while(tmp_path: Path) -> None:
@@ -28,3 +28,12 @@ def test_a_guardian_that_cannot_be_started_is_tried_again_after_a_while(tmp_path
         receive(Request(plan, lambda words: (), guests=1), lambda text: None, note, ["/nowhere/guardian"], ())
     assert all("/nowhere/guardian" in words for _, words in refused)
     assert refused[1][0] - refused[0][0] >= AGAIN
+
+
+def test_a_qemu_that_would_become_a_daemon_is_refused_before_anybody_is_waited_for(tmp_path: Path) -> None:
+    plan = Plan(parse_address(f"unix://{tmp_path}/in"), (), Patience(silence=1))
+    said: list[object] = []
+    request = Request(plan, lambda words: (), command=["qemu-system-x86_64", "-m", "64", "--daemonize"])
+    with pytest.raises(UsageError, match="-daemonize"):
+        receive(request, said.append, said.append, ["/nowhere/guardian"], ())
+    assert said == [] and list(tmp_path.iterdir()) == []
