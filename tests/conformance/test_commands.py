@@ -151,7 +151,7 @@ def test_a_signal_while_its_reader_is_slow(name: str, number: signal.Signals, tm
 def test_a_signal_as_its_reader_leaves(name: str, tmp_path: Path) -> None:
     """Ctrl-C ends both at once: whichever is noticed first counts. Of a reader that left nothing is told."""
     (tmp_path / "fed").write_bytes(fed(name))
-    for _ in range(3):
+    for _ in range(2):
         with open(tmp_path / "fed", "rb") as file, started([*STATEPIPE, *command(name)], stdin=file) as process:
             assert process.stdout
             wait_until_full(process, 500_000)

@@ -57,7 +57,7 @@ def test_every_filter_has_an_adapter() -> None:
 
 
 @every_filter
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 @given(data=st.binary(max_size=3000), sizes=st.lists(st.integers(0, 700), min_size=1, max_size=8).filter(any))
 def test_any_split_gives_the_same(name: str, data: bytes, sizes: list[int]) -> None:
     adapter = ADAPTERS[name]
