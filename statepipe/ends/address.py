@@ -71,6 +71,8 @@ def parse_address(text: str, port_given_none: int = PORT) -> Address:
     found = _HOST_PORT.fullmatch(rest)
     port = found and (found[3] or (port_given_none if scheme == TLS and rest else None))
     if found is None or port is None or int(port) > 65535:
+        if text.startswith("unix:"):
+            return _unix(text, text.removeprefix("unix:"))
         raise UsageError(f"'{text}' is not a host and a port", hint=_HINT)
     return Address(scheme, found[1] or found[2], int(port))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from statepipe.ends.address import parse_address
+from statepipe.errors import UsageError
 from statepipe.formats.beginning import beginning
 from tests.conformance.running import run
 
@@ -59,3 +60,8 @@ def test_a_save_that_has_no_guest_is_told_what_it_needs(tmp_path: Path) -> None:
 )
 def test_an_address_may_be_written_as_qemu_writes_it(written: str, meant: str) -> None:
     assert str(parse_address(written)) == meant
+
+
+def test_a_unix_socket_by_a_relative_path_is_told_so() -> None:
+    with pytest.raises(UsageError, match=r"'unix:vm1\.sock' is not an absolute path"):
+        parse_address("unix:vm1.sock")
