@@ -22,6 +22,7 @@ from statepipe.errors import InterruptedBySignal, StatepipeError, UsageError
 if TYPE_CHECKING:
     from statepipe.commands.outgoing import Saved
     from statepipe.commands.rounds import Limits
+    from statepipe.ends.state import Keys
     from statepipe.qemu.guard import Said
     from statepipe.stages.packing import Packing
 
@@ -159,28 +160,37 @@ def run_load(name: str, values: Values) -> int:
     from statepipe.engine.deadline import within
 
     seconds = seconds_of(values["timeout"])
-    with within(seconds, f"{values['file']} was not loaded") as in_time:
+    with within(seconds, f"{_called(values['file'])} was not loaded") as in_time:
         if values["command"] or values["qmp"]:
             return _load_by_qmp(values, in_time)
         from statepipe.commands.load import load_to_stdout
 
-        load_to_stdout(values["file"], keys_of(values), _said_of_disks(values), _warn_load)
+        load_to_stdout(values["file"], _keys_of(values), _said_of_disks(values), _warn_load)
         return 0
 
 
 def _load_by_qmp(values: Values, in_time: Callable[[], None]) -> int:
     from statepipe.commands.load_qmp import Telling, load_into_new, load_into_waiting
 
-    path, keys, said = values["file"], keys_of(values), _said_of_disks(values)
+    path, keys, said = values["file"], _keys_of(values), _said_of_disks(values)
 
     def loaded(state: str) -> None:
-        say(f"statepipe: load: {path} is loaded and verified; the guest is {state}")
+        say(f"statepipe: load: {_called(path)} is loaded and verified; the guest is {state}")
 
     tell = Telling(_warn_load, loaded, in_time)
     if values["qmp"]:
         load_into_waiting(path, values["qmp"], keys, said, tell)
         return 0
     return load_into_new(path, values["command"], keys, said, tell, detach=values["detach"])
+
+
+def _called(path: str) -> str:
+    """FILE for people."""
+    return "standard input" if path == "-" else path
+
+
+def _keys_of(values: Values) -> Keys:
+    return keys_of(values | {"file": _called(values["file"])})
 
 
 def _said_of_disks(values: Values) -> Said:
@@ -202,7 +212,7 @@ def run_inspect(name: str, values: Values) -> int:
     from statepipe.cli.report import inspected
     from statepipe.commands.inspect import inspect
 
-    facts = inspect(values["file"], keys_of(values))
+    facts = inspect(values["file"], _keys_of(values))
     show(json.dumps(facts, indent=2) if values["json"] else inspected(facts))
     return 0
 
@@ -210,8 +220,12 @@ def run_inspect(name: str, values: Values) -> int:
 def run_verify(name: str, values: Values) -> int:
     """verify-state: whole files, each by itself. The exit code of the first that failed; those behind it are read."""
     paths = values["file"]
+    if not paths and _is_given():
+        paths = ["-"]
     if not paths:
         raise UsageError("verify-state needs a file", hint="as in: statepipe verify-state vm1.state")
+    if paths.count("-") > 1:
+        raise UsageError("standard input can be read once")
     failures = []
     for path in paths:
         try:
@@ -221,14 +235,20 @@ def run_verify(name: str, values: Values) -> int:
         except StatepipeError as error:
             if len(paths) == 1:
                 raise
-            explain(f"{name}: {path}", error)
+            explain(f"{name}: {_called(path)}", error)
             failures.append(error)
     return failures[0].exit_code if failures else 0
+
+
+def _is_given() -> bool:
+    """Whether standard input is a pipe or a file, and so meant to be read."""
+    mode = os.fstat(0).st_mode
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
 
 
 def _verify(path: str, values: Values) -> None:
     from statepipe.cli.report import verified
     from statepipe.commands.verify import verify_state
 
-    facts = verify_state(path, keys_of(values | {"file": path}))
+    facts = verify_state(path, _keys_of(values | {"file": path}))
     show(json.dumps(facts, indent=2) if values["json"] else verified(facts))

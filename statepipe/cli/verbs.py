@@ -54,7 +54,12 @@ COMMANDS = (
         "load",
         "load a guest from FILE: as QEMU's -incoming exec: filter, or starting or driving QEMU",
         (
-            Param("file", "the state file, or a migration stream raw or compressed", "FILE"),
+            Param(
+                "file",
+                "the state file, or a migration stream raw or compressed; - is standard input",
+                "FILE",
+                dash=True,
+            ),
             Param("command", "after --: the QEMU command line that the guest was started with", "QEMU", many="any"),
             _QMP,
             Param("--detach", "return once the guest runs, and leave QEMU to itself"),
@@ -68,13 +73,23 @@ COMMANDS = (
     Verb(
         "inspect",
         "say what is in a state file",
-        (Param("file", "the file", "FILE"), AS_JSON, *IDENTITIES),
+        (Param("file", "the file; - is standard input", "FILE", dash=True), AS_JSON, *IDENTITIES),
         "statepipe.cli.states:run_inspect",
     ),
     Verb(
         "verify-state",
         "read a state file whole and say whether every bit of it is as it was written",
-        (Param("file", "the file, or several", "FILE", many="any"), AS_JSON, *IDENTITIES),
+        (
+            Param(
+                "file",
+                "the file, or several; -, and a pipe if there is none, is standard input",
+                "FILE",
+                many="any",
+                dash=True,
+            ),
+            AS_JSON,
+            *IDENTITIES,
+        ),
         "statepipe.cli.states:run_verify",
     ),
     Verb(

@@ -36,7 +36,7 @@ def inspect(path: str, keys: Keys) -> dict[str, Any]:
     """
     with open_state(path, keys) as source:
         ends = read_ends(source)
-        facts = {"file": path, "size": source.stored(), "format": name_format(ends, source.sealed)}
+        facts = {"file": source.name, "size": source.stored(), "format": name_format(ends, source.sealed)}
         if ends.is_state:
             return facts | {"header": ends.header, "trailer": ends.trailer}
         state = foreign_state(source, ends)

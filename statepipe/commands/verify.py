@@ -28,7 +28,7 @@ def verify_state(path: str, keys: Keys) -> dict[str, Any]:
         if ends.trailer is not None and ends.trailer.get("end_mark", stream.end_mark) != stream.end_mark:
             raise IntegrityError("the stream's end mark is not where the trailer says", offset=stream.end_mark)
         facts = {
-            "file": path,
+            "file": source.name,
             "size": source.stored(),
             "format": name_format(ends, source.sealed),
             "bytes": stream.offset,

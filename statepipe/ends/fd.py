@@ -77,9 +77,12 @@ class FdSource:
             if any(fd == self._wake.fd for fd, _ in ready):
                 raise Cancelled
             try:
-                return os.read(self.fd, READ_SIZE)
+                return self._take()
             except BlockingIOError:  # another reader of a non-blocking descriptor was quicker
                 continue
+
+    def _take(self) -> bytes:
+        return os.read(self.fd, READ_SIZE)
 
     def wait(self) -> None:
         """Until there is something to read, or the end, for a caller who moves it by other means. Raises Cancelled."""

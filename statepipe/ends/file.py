@@ -29,6 +29,7 @@ from statepipe.ends.fd import FdSource, failure, write_all
 from statepipe.ends.place import open_place
 from statepipe.ends.rehearsal import refuse_impossible, shortened
 from statepipe.errors import StatepipeError
+from statepipe.pipes import READ_SIZE
 from statepipe.stage import Buffer
 from statepipe.threads import held
 
@@ -273,13 +274,18 @@ def _sweep_one(folder: int, name: str) -> None:
 
 
 class FileSource(FdSource):
-    """Buffers from a file opened by name, from its beginning. Raises StatepipeError if it cannot be opened."""
+    """Buffers from a file opened by name, from its beginning. Raises StatepipeError if it cannot be opened.
+
+    Or from one that is open: `fd` is ours then, and the place that it stands at is not.
+    """
 
     sealed: str | None = None
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, fd: int | None = None) -> None:
+        self._at = 0
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO would wait for a writer
+            if fd is None:
+                fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO would wait for a writer
         except OSError as error:
             raise failure(f"open {path}", error) from error
         if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -288,6 +294,23 @@ class FileSource(FdSource):
         with suppress(OSError):  # which is a hint
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
         super().__init__(fd, path)
+
+    def again(self) -> FileSource:
+        """The same file from its beginning, however far this has been read. Raises StatepipeError."""
+        try:
+            return FileSource(self.name, fcntl.fcntl(self.fd, fcntl.F_DUPFD_CLOEXEC, 3))
+        except OSError as error:
+            raise failure(f"open {self.name} again", error) from error
+
+    def _take(self) -> bytes:
+        buffer = os.pread(self.fd, READ_SIZE, self._at)
+        self._at += len(buffer)
+        return buffer
+
+    @property
+    def expected(self) -> int:
+        """Bytes from here to the end."""
+        return self.size() - self._at
 
     def tail(self, offset: int, size: int) -> bytes:
         """`size` bytes at `offset`, without moving the reading position. Raises StatepipeError."""

@@ -29,13 +29,13 @@ SPARE = 4 << 20
 def sealed_by_age(file: FileSource, sealed: str, identities: Sequence[Identity]) -> SealedFile:
     """An open age file; `sealed` says whether it is armored. Raises NoKeyError, IntegrityError."""
     stage = decrypt(identities)
-    reader = AgeReaderAt(file, identities) if sealed == "age" else ReadThrough(file.name, stage)
+    reader = AgeReaderAt(file, identities) if sealed == "age" else ReadThrough(file, stage)
     return SealedFile(file, sealed, stage, reader)
 
 
 def sealed_by_openpgp(file: FileSource, sealed: str, stage: Stage) -> SealedFile:
     """An open OpenPGP file: its proof is at its end, so all of it is decrypted, and judged, before anything of it."""
-    return SealedFile(file, sealed, stage, ReadThrough(file.name, stage))
+    return SealedFile(file, sealed, stage, ReadThrough(file, stage))
 
 
 class SealedFile:
@@ -94,11 +94,11 @@ class Reader(Protocol):
 class ReadThrough:
     """Both ends of a plaintext that has no fixed places, found by decrypting all of it once."""
 
-    def __init__(self, path: str, stage: Stage) -> None:
-        self._name = path
+    def __init__(self, sealed: FileSource, stage: Stage) -> None:
+        self._name = sealed.name
         self._head, self._tail = bytearray(), bytearray()
         self._size = 0
-        with FileSource(path) as file, closing(Over(file, chain(file, [("decrypt", stage)]))) as flow:
+        with sealed.again() as file, closing(Over(file, chain(file, [("decrypt", stage)]))) as flow:
             for buffer in flow:
                 self._keep(buffer)
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import builtins
+import os
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, Self
 
+from statepipe.descriptors import named_by
 from statepipe.ends.file import FileSource
 from statepipe.formats.openpgp import looks_encrypted
 from statepipe.stage import Buffer, Stage
@@ -30,6 +33,9 @@ AGE, ARMORED = b"age-encryption.org/v1\n", b"-----BEGIN AGE ENCRYPTED FILE-----"
 """How age's two kinds of file begin (age.md). Their readers are imported only for one of them: they cost 25 ms."""
 
 OPENPGP = "OpenPGP"
+
+STDIN = "-"
+"""The FILE that is standard input."""
 
 HEAD = 1024
 """Bytes to tell by: an armor's headers stand before its first packet."""
@@ -63,8 +69,8 @@ class StateFile(Protocol):
 
 
 def open_state(path: str, keys: Keys) -> StateFile:
-    """Open a file that may be encrypted. Raises StatepipeError, NoKeyError, IntegrityError."""
-    file = FileSource(path)
+    """Open a file that may be encrypted; `-` is standard input. Raises StatepipeError, NoKeyError, IntegrityError."""
+    file = _opened(path)
     try:
         sealed = _how_sealed(file.tail(0, HEAD))
         if sealed is None:
@@ -77,6 +83,16 @@ def open_state(path: str, keys: Keys) -> StateFile:
     except BaseException:
         file.__exit__()
         raise
+
+
+def _opened(path: str) -> FileSource:
+    """Raises StatepipeError."""
+    fd = 0 if path == STDIN else named_by(path)
+    if fd is None or (path != STDIN and stat.S_ISREG(os.fstat(fd).st_mode)):
+        return FileSource(path)
+    from statepipe.ends.spool import from_descriptor
+
+    return from_descriptor(fd, "standard input" if path == STDIN else path)
 
 
 def _how_sealed(head: bytes) -> str | None:

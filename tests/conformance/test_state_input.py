@@ -1,0 +1,173 @@
+"""A state through a descriptor, standard input or a shell's <(…), is read at both its ends as a file is."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.agefiles import KEY_FILE, RECIPIENT, sealed
+from tests.conformance.running import PATIENCE, STATEPIPE, assert_one_error, run, started, wait
+from tests.preload import failing, library
+from tests.statefiles import cut, noisy_stream, state_file
+
+STREAM = noisy_stream()
+PLAIN = state_file(cut(STREAM, 8))
+KEY = ("-i", str(KEY_FILE))
+
+Done = subprocess.CompletedProcess[bytes]
+
+
+@pytest.fixture(autouse=True)
+def spool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder where what comes is kept."""
+    folder = tmp_path / "spool"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    return folder
+
+
+def from_pipe(data: bytes, folder: Path, words: Sequence[str]) -> Done:
+    return run(*words, data=data)
+
+
+def from_file(data: bytes, folder: Path, words: Sequence[str]) -> Done:
+    (folder / "file").write_bytes(data)
+    with open(folder / "file", "rb") as file:
+        done = run(*words, stdin=file)
+        assert file.read() == b"", "it has been read"
+    return done
+
+
+def from_within_a_file(data: bytes, folder: Path, words: Sequence[str]) -> Done:
+    (folder / "file").write_bytes(b"before it" + data)
+    with open(folder / "file", "rb", buffering=0) as file:
+        file.read(len(b"before it"))
+        return run(*words, stdin=file)
+
+
+Way = Callable[[bytes, Path, Sequence[str]], Done]
+
+WAYS: tuple[Way, ...] = (from_pipe, from_file, from_within_a_file)
+
+SEALED: dict[str, Callable[[], bytes]] = {
+    "plain": lambda: PLAIN,
+    "age": lambda: sealed(PLAIN),
+    "age, armored": lambda: run("encrypt", "-a", RECIPIENT, data=PLAIN).stdout,
+}
+
+
+@pytest.mark.parametrize(
+    ("way", "how"),
+    [
+        (from_pipe, "age"),
+        (from_pipe, "age, armored"),
+        (from_file, "age, armored"),
+        (from_within_a_file, "plain"),
+    ],
+)
+def test_it_is_verified_and_inspected(way: Way, how: str, tmp_path: Path, spool: Path) -> None:
+    data = SEALED[how]()
+    done = way(data, tmp_path, ["verify-state", *KEY, "-"])
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.startswith(b"standard input: whole: statepipe state")
+    done = way(data, tmp_path, ["inspect", *KEY, "-"])
+    assert (done.returncode, done.stderr) == (0, b"") and b"file:       standard input\n" in done.stdout
+    assert not os.listdir(spool)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_it_is_loaded(way: Way, tmp_path: Path) -> None:
+    done = way(PLAIN, tmp_path, ["load", "-"])
+    assert (done.returncode, done.stdout) == (0, STREAM), done.stderr
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_one_that_was_cut_is_none(way: Way, tmp_path: Path) -> None:
+    done = way(PLAIN[:-1], tmp_path, ["verify-state", "-"])
+    assert (done.returncode, done.stdout) == (3, b"")
+    assert_one_error(done.stderr, "verify-state", "the trailer is missing")
+
+
+@pytest.mark.parametrize("way", [from_pipe, from_file])
+def test_without_a_file_it_is_meant(way: Way, tmp_path: Path) -> None:
+    done = way(PLAIN, tmp_path, ["verify-state"])
+    assert done.returncode == 0 and b"standard input: whole" in done.stdout
+
+
+@pytest.mark.parametrize("where", ["/dev/null", "a terminal"])
+def test_what_nobody_has_given_is_not_waited_for(where: str) -> None:
+    ours, theirs = os.openpty()
+    with os.fdopen(ours, "rb"), open(theirs if where == "a terminal" else where, "rb", buffering=0) as file:
+        done = run("verify-state", stdin=file)
+    assert done.returncode == 2
+    assert_one_error(done.stderr, "verify-state", "needs a file")
+
+
+def test_a_terminal_is_no_state() -> None:
+    ours, theirs = os.openpty()
+    with os.fdopen(ours, "rb"), os.fdopen(theirs, "rb", buffering=0) as terminal:
+        done = run("verify-state", "-", stdin=terminal)
+    assert done.returncode == 2
+    assert_one_error(done.stderr, "verify-state", "standard input is a terminal")
+
+
+def test_a_shells_pipe_is_one_of_several(tmp_path: Path) -> None:
+    (tmp_path / "whole").write_bytes(PLAIN)
+    line = '"$@" verify-state <(cat whole) - whole <(head -c 900 whole)'
+    done = in_bash(line, tmp_path, input=PLAIN)
+    assert done.returncode == 3 and done.stdout.count(b": whole: ") == 3, done.stderr
+    assert done.stderr.count(b"error: the trailer is missing") == 1
+
+
+def in_bash(line: str, folder: Path, **options: Any) -> Done:
+    command = ["bash", "-c", line, "bash", *STATEPIPE]
+    return subprocess.run(command, capture_output=True, cwd=folder, timeout=PATIENCE, **options)
+
+
+def test_standard_input_is_not_two_of_several() -> None:
+    done = run("verify-state", "-", "-", data=PLAIN)
+    assert done.returncode == 2
+    assert_one_error(done.stderr, "verify-state", "can be read once")
+
+
+@pytest.mark.parametrize(
+    ("line", "why"), [("ulimit -f 8", "File too large"), ("export TMPDIR=none", "No such file or directory")]
+)
+def test_where_it_cannot_be_kept_the_place_and_the_way_out_are_told(line: str, why: str, tmp_path: Path) -> None:
+    done = in_bash(f'{line}; exec "$@" verify-state -', tmp_path, input=PLAIN)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert_one_error(done.stderr, "verify-state", "cannot keep standard input in", why)
+    assert b"hint: a state is read at both its ends: have TMPDIR name a folder with room" in done.stderr
+
+
+def test_where_files_have_names_none_is_left(tmp_path: Path, spool: Path) -> None:
+    command = [*failing(library(tmp_path), "tmpfile", errno.EOPNOTSUPP), *STATEPIPE, "verify-state", "-"]
+    done = subprocess.run(command, input=PLAIN, capture_output=True, timeout=PATIENCE)
+    assert done.returncode == 0 and not os.listdir(spool), done.stderr
+
+
+def test_one_that_is_killed_leaves_nothing(spool: Path) -> None:
+    with started([*STATEPIPE, "verify-state", "-"]) as process:
+        process.stdin.write(PLAIN)
+        wait(process, lambda: is_kept(process.pid, spool))
+        process.kill()
+        process.wait(PATIENCE)
+    assert not os.listdir(spool)
+
+
+def is_kept(pid: int, folder: Path) -> bool:
+    """Whether it has a file there that holds all of the state."""
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        path = f"/proc/{pid}/fd/{name}"
+        try:
+            if os.readlink(path).startswith(f"{folder}/") and os.stat(path).st_size == len(PLAIN):
+                return True
+        except FileNotFoundError:  # closed meanwhile
+            continue
+    return False
