@@ -282,7 +282,7 @@ class FileSource(FdSource):
     sealed: str | None = None
 
     def __init__(self, path: str, fd: int | None = None) -> None:
-        self._at = 0
+        self._at, self._is_shared = 0, fd is not None
         try:
             if fd is None:
                 fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO would wait for a writer
@@ -303,7 +303,8 @@ class FileSource(FdSource):
             raise failure(f"open {self.name} again", error) from error
 
     def _take(self) -> bytes:
-        buffer = os.pread(self.fd, READ_SIZE, self._at)
+        """By position where others may move the descriptor; else its own tells who looks (fdinfo) how far it is."""
+        buffer = os.pread(self.fd, READ_SIZE, self._at) if self._is_shared else os.read(self.fd, READ_SIZE)
         self._at += len(buffer)
         return buffer
 
