@@ -79,6 +79,7 @@ class Departure(Coordinator):
         self.stopped: float | None = None  # when it was told to stop before its time (time.monotonic)
         self._figures: dict[str, Any] = {}
         self._begun = threading.Event()  # QEMU was told to migrate, or never will be
+        self._is_handing = False  # QEMU was told to send the last bytes: only then has it sent all of them for us
         self._is_refused = False  # QEMU will not: what it does with its guest is another's migration
         self.was, self._limits = was, limits or Limits()
         self.switchover = self._limits.switchover
@@ -214,6 +215,7 @@ class Departure(Coordinator):
     def _continue(self) -> None:
         """In a thread of its own: QEMU may answer only once the last bytes are out, and what breaks them off must be
         heard meanwhile."""
+        self._is_handing = True
         self.monitor.execute("migrate-continue", state="pre-switchover")
 
     def _cancel(self) -> None:
@@ -241,7 +243,7 @@ class Departure(Coordinator):
             if self.runs and state not in LIVE and not (self._is_refused and state == SENT):
                 if state == SENT:
                     demand_cont(self.monitor, self.was)
-                self.monitor.resume()
+                self.monitor.resume(sent=self._is_handing)
         except QemuGone:
             raise
         except QemuSilent as error:

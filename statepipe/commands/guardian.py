@@ -19,13 +19,12 @@ from typing import Any, Self, TypeVar
 
 from statepipe.commands.resolve import how_if_sent, how_to_decide
 from statepipe.engine.signals import ENDING
-from statepipe.errors import QemuError, QemuSilent
+from statepipe.errors import InterruptedBySignal, QemuError, QemuSilent
 from statepipe.formats.handover import Action, Destination, Source, recovery
 from statepipe.pipes import polled
 from statepipe.processes import Process
 from statepipe.qemu.guest import demand_cont
-from statepipe.qemu.monitor import FINAL, LOOK_AGAIN, Monitor, Tell
-from statepipe.qemu.process import inspect_process
+from statepipe.qemu.monitor import FINAL, Monitor, Tell
 from statepipe.qemu.runstates import LIVE, RUNNING, SENT
 from statepipe.qemu.settings import restore
 from statepipe.qemu.snapshot import read_out, read_unasked
@@ -33,11 +32,14 @@ from statepipe.qemu.snapshot import read_out, read_unasked
 NOTE_LIMIT = 64 << 10
 """Bytes of one note: a state, or the settings that QEMU had."""
 
-NOTED = ("state", "qmp", "runs", "was", "before", "pid", "over", "stopped", "earlier", "goes_on")
+NOTED = ("state", "qmp", "runs", "was", "before", "pid", "over", "stopped")
 """What it has to know. Whatever else a journal tells, as the other host's words on its guest, may be of any size."""
 
 FDS = 4
 """Descriptors with one note, at the most."""
+
+LOOK = 1.0
+"""Seconds between two looks at a migration that may tell of no event."""
 
 KILLED = 10_000
 """Milliseconds in which a process that was killed ends, unless it waits for a disk."""
@@ -79,6 +81,10 @@ class Guardian:
         """Its process id."""
         return self._process.pid
 
+    def has_ended(self) -> bool:
+        """Whether it has, before its time."""
+        return self._process.has_ended()
+
     def note(self, facts: Known, fds: Mapping[str, int] | None = None) -> None:
         """Let it know; a later word on a thing takes the place of an earlier one. Whether it lives is no matter.
 
@@ -101,7 +107,8 @@ class Guardian:
         if self._settled or error is None:
             self.note({"over": True})
         self._ours.close()
-        if not self._left:
+        in_haste = isinstance(error, InterruptedBySignal) and not self._settled
+        if not (self._left or in_haste):  # it may take as long as QEMU does
             self._process.reap()
 
 
@@ -119,13 +126,14 @@ def guard(fd: int, side: str, last_word: LastWord, tell: Tell) -> None:
 
 
 def _listen(ours: socket.socket) -> dict[str, Any]:
-    """All that was said until the end; what came with it stands under its name."""
-    known: dict[str, Any] = {}
+    """All that was said until the end, and in `states` each state; what came with it stands under its name."""
+    known: dict[str, Any] = {"states": []}
     while True:
         text, fds, _, _ = socket.recv_fds(ours, NOTE_LIMIT, FDS)
         if not text:
             return known
         note = json.loads(text)
+        known["states"] += [note["state"]] if "state" in note else []
         known.update(note | dict(zip(note.pop("fds"), fds, strict=True)))
 
 
@@ -133,7 +141,8 @@ def _listen(ours: socket.socket) -> dict[str, Any]:
 
 
 def recover_source(known: Known, tell: Tell) -> str:
-    """Before GO the destination never runs: the guest runs on here. `known`: state, qmp, pid, runs, was, before.
+    """Before GO the destination never runs: the guest runs on here. `known`: states, state, qmp, pidfd, runs, was,
+    before.
 
     Raises StatepipeError.
     """
@@ -144,22 +153,30 @@ def recover_source(known: Known, tell: Tell) -> str:
         raise QemuError(what, hint=how_to_decide(known["qmp"]))
     if not actions:
         return f"{state.value}; nothing is done about it"
-    return _unless_ended(known, lambda: _take_back(known, tell, state))
+    return _unless_ended(known, lambda: _take_back(known, tell))
 
 
-def _take_back(known: Known, tell: Tell, state: Source) -> str:
+HANDED = frozenset(state.name for state in (Source.HANDING, Source.ACCEPTED, Source.HANDED, Source.ORPHANED))
+"""States in which QEMU was told to send the last bytes: before them nothing of ours has sent all of a guest."""
+
+
+def _take_back(known: Known, tell: Tell) -> str:
+    """The stream has ended with statepipe, and the migration with it, unless QEMU waits to be told to go on."""
     with closing(Monitor(known["qmp"], tell=tell)) as monitor:
-        if monitor.migration()["status"] not in ("none", *FINAL):
-            monitor.execute("migrate_cancel")
-            monitor.migration_outcome()
+        while (status := monitor.flowing()["status"]) not in ("none", *FINAL):
+            if status == "pre-switchover":
+                monitor.execute("migrate_cancel")
+            monitor.migration_changed(status, LOOK)
         monitor.wait_until_running()
-        if known["runs"] and (now := monitor.run_state()) not in LIVE:
-            if now == SENT:
-                if state in (Source.PRECOPY, Source.ASKED):  # nothing of ours has sent all of it: another did
+        try:
+            if known["runs"] and (now := monitor.run_state()) not in LIVE:
+                if HANDED.isdisjoint(known["states"]) and monitor.has_sent():
                     raise _sent(known)
-                demand_cont(monitor, known["was"])
-            monitor.resume()
-        restore(monitor, known["before"])
+                if now == SENT:
+                    demand_cont(monitor, known["was"])
+                monitor.resume(sent=True)
+        finally:
+            restore(monitor, known["before"])
         return f"the migration is undone, the guest here is {monitor.run_state()}"
 
 
@@ -175,7 +192,7 @@ def _unless_ended(known: Known, work: Callable[[], str]) -> str:
     try:
         return _patient(work)
     except QemuError:
-        if known["pid"] and inspect_process(known["pid"]) is None:
+        if "pidfd" in known and polled(known["pidfd"]).poll(0):
             return "QEMU here has ended, and its guest with it"
         raise
 
@@ -184,31 +201,32 @@ def recover_sender(known: Known, tell: Tell) -> str:
     """The guest of a stream that was sent in one phase, to a file or another QEMU, runs on if it was stopped for that.
 
     Not where QEMU has sent all of it: whoever has it may run it, and that may be another client's doing since. `known`:
-    qmp, pid, runs, before, and if it is so `stopped`; `earlier`, the status of a migration before ours; `snapshot`, the
-    stream of one that must not be broken off; `goes_on`, where QEMU sends without us, and to break that off could leave
-    a guest on both hosts. Raises StatepipeError.
+    qmp, pidfd, runs, before, and if it is so `stopped`; `snapshot`, the stream of one that must not be broken off.
+    Raises StatepipeError.
     """
-    if "snapshot" in known:
-        read_unasked(known["snapshot"])
     return _unless_ended(known, lambda: _let_go_on(known, tell))
 
 
 def _let_go_on(known: Known, tell: Tell) -> str:
+    if "snapshot" in known:
+        read_unasked(known["snapshot"])
     with closing(Monitor(known["qmp"], tell=tell)) as monitor:
         if "snapshot" in known:
             read_out(known["snapshot"], monitor, tell)
         if (status := monitor.migration()["status"]) != "none":
-            if "goes_on" in known and status not in FINAL:
+            if status not in FINAL:  # ours, where QEMU sends without us, or another client's
                 tell(f"QEMU goes on with its migration; process {os.getpid()} waits for its end")
-            status = monitor.migration_outcome(LOOK_AGAIN)["status"]  # another's may tell of no event
+            monitor.migration_outcome(LOOK)
         monitor.wait_until_running()
-        is_sent = status == "completed" != known["earlier"]
-        if known["runs"] and known.get("stopped") and monitor.run_state() == "paused" and not is_sent:
-            monitor.resume()
-        restore(monitor, known["before"])
-        if (state := monitor.run_state()) == SENT:
+        try:
+            state = monitor.run_state()
+            if known["runs"] and known.get("stopped") and state in ("paused", SENT) and not monitor.has_sent():
+                monitor.resume()
+        finally:
+            restore(monitor, known["before"])
+        if monitor.has_sent():
             raise _sent(known)
-        return f"the guest here is {state}, QEMU's migration settings are as before"
+        return f"the guest here is {monitor.run_state()}, QEMU's migration settings are as before"
 
 
 def _sent(known: Known) -> QemuError:

@@ -7,9 +7,10 @@ guest runs on here with its QEMU's settings as they were.
 
 from __future__ import annotations
 
+import os
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,7 @@ from statepipe.commands.journal import Journal, Listener
 from statepipe.commands.plan import Plan
 from statepipe.commands.resolve import demand_unsent, how_to_decide
 from statepipe.commands.terms import CHECK, MIGRATE, Offer
+from statepipe.commands.undoing import process_of, settle
 from statepipe.ends.address import SSH
 from statepipe.engine.desk import at_work, works_for
 from statepipe.engine.peer import Peer
@@ -32,7 +34,7 @@ from statepipe.qemu.facts import gather
 from statepipe.qemu.monitor import Monitor, Tell
 from statepipe.qemu.process import demand_equal
 from statepipe.qemu.runstates import LIVE, MOVABLE, RUNNING
-from statepipe.qemu.settings import adjusted
+from statepipe.qemu.settings import adjusted, are_restored
 
 UNMOVED = "nothing was moved"
 """Said of a guest that nothing was done to."""
@@ -107,14 +109,21 @@ def _move(request: Request, warn: Tell, monitor: Monitor, guardian: Guardian, li
         where = f"the guest {'runs' if state == RUNNING else f'is {state}'} at {peer.name}"
         facts = {"side": "source", "peer": peer.name, "guest": offer.facts["guest"]}
 
+        noted: Mapping[str, Any] | None = None
+
         def known(before: Mapping[str, Any]) -> None:  # from now on there is something to undo
-            facts = {"qmp": request.qmp, "pid": monitor.pid, "runs": offer.runs, "was": state, "before": before}
-            guardian.note({"state": Source.PRECOPY.name} | facts)
+            nonlocal noted
+            noted = before
+            facts = {"qmp": request.qmp, "runs": offer.runs, "was": state, "before": before}
+            process = process_of(monitor)
+            guardian.note({"state": Source.PRECOPY.name} | facts, {} if process is None else {"pidfd": process})
+            if process is not None:
+                os.close(process)
 
         with (
             closing(Journal(request.journal, facts, (guardian.note, steps, *listeners))) as journal,
             _told_where_it_went(steps, where),
-            _settled(guardian, unmoved),
+            _settled(guardian, unmoved, lambda: noted is None or are_restored(monitor, noted)),
             adjusted(monitor, _capabilities(request), request.parameters, known=known),
         ):
             departure = Departure(
@@ -148,13 +157,13 @@ def _unmoved() -> Iterator[_Unmoved]:
 
 
 @contextmanager
-def _settled(guardian: Guardian, unmoved: _Unmoved) -> Iterator[None]:
-    """What goes wrong in that time in a way that was foreseen has been undone."""
+def _settled(guardian: Guardian, unmoved: _Unmoved, is_done: Callable[[], bool]) -> Iterator[None]:
+    """What goes wrong in that time in a way that was foreseen has been undone, if it is seen to be."""
     try:
         yield
-    except StatepipeError:
+    except StatepipeError as error:
         if not unmoved.is_over:
-            guardian.settle()
+            settle(guardian, error, is_done)
         raise
 
 

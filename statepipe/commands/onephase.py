@@ -31,14 +31,15 @@ from statepipe.ends.net import Patience, SocketSink, SocketSource
 from statepipe.ends.relay import Backflow, Incoming
 from statepipe.engine.desk import at_work, works_for
 from statepipe.engine.pipeline import Pipeline
-from statepipe.errors import InterruptedBySignal, PeerError, QemuGone, QemuSilent, StatepipeError
+from statepipe.engine.signals import forget_late, held
+from statepipe.errors import InterruptedBySignal, PeerError, QemuError, QemuGone, QemuSilent, StatepipeError
 from statepipe.formats.qemustream import QemuStream
 from statepipe.pipes import polled
 from statepipe.processes import Process, name_of_signal
 from statepipe.qemu.monitor import FINAL, Monitor, Tell, demand_completed
 from statepipe.qemu.process import owner
-from statepipe.qemu.runstates import LIVE, SENT
-from statepipe.qemu.settings import adjusted
+from statepipe.qemu.runstates import LIVE
+from statepipe.qemu.settings import adjust, restore_after, restored
 from statepipe.stages.watch import watch
 
 FarEnd = AbstractContextManager[tuple[Incoming, MakeSink]]
@@ -97,7 +98,9 @@ def migrate_plainly(request: Request, far: FarEnd, name: str, tell: Tell, guard:
         far as (returning, make_sink),
         undone(guardian, monitor, request.qmp) as undoing,
     ):
-        return _migrate(request, monitor, undoing, name, tell, lambda: _carry(request, monitor, returning, make_sink))
+        return _migrate(
+            request, monitor, undoing, name, tell, lambda: _carry(request, monitor, undoing, returning, make_sink)
+        )
 
 
 def migrate_directly(request: Request, tell: Tell, guard: Command) -> Report:
@@ -111,8 +114,7 @@ def migrate_directly(request: Request, tell: Tell, guard: Command) -> Report:
     ):
 
         def go() -> tuple[int, dict[str, Any]]:
-            undoing.goes_on()
-            figures = Direct(monitor).run(connection)
+            figures = Direct(monitor).run(connection, undoing)
             return int(figures.get("ram", {}).get("transferred", 0)), figures
 
         return _migrate(request, monitor, undoing, str(plan.address), tell, go)
@@ -134,24 +136,29 @@ def _migrate(
     runs = movable(monitor, request.qmp)
     wanted = dict.fromkeys(("events", "return-path", *request.capabilities), True)
     stopped: float | None = None
-    with adjusted(monitor, wanted, request.parameters, known=lambda before: undoing.begin(runs, before)):
-        try:
-            if request.offline:
-                undoing.stops()
-                stopped = time.monotonic() if runs in LIVE else None
-                monitor.execute("stop")
-            undoing.migrates()
-            sent, figures = go()
+    before = adjust(monitor, wanted, request.parameters, known=lambda before: undoing.begin(runs, before))
+    try:
+        if request.offline:
+            undoing.stops()
+            stopped = time.monotonic() if runs in LIVE else None
+            monitor.execute("stop")
+        sent, figures = go()
+        with held():  # the guest has gone: no signal makes that undone
             downtime = figures.get("downtime", 0) / 1000 if stopped is None else time.monotonic() - stopped
-        except BaseException as error:
-            _undo(monitor, error, runs=runs in LIVE)
-            raise
-    undoing.over()
+            left = restored(monitor, before)
+            undoing.over()
+            if request.quits:
+                with suppress(QemuGone, QemuSilent):  # it may end before its answer is out
+                    monitor.execute("quit")
+            forget_late()
+    except BaseException as error:
+        _undo(monitor, error, undoing, stopped=stopped is not None)
+        restore_after(error, monitor, before)
+        raise
+    if left is not None:
+        tell(left)
     if stopped is not None:
         tell(f"the guest was stopped first, so it stands still at {name}, until the QEMU there is told: cont")
-    if request.quits:
-        with suppress(QemuGone):  # it may end before its answer is out
-            monitor.execute("quit")
     return Report(name, None, figures, downtime, sent, 0)
 
 
@@ -163,11 +170,11 @@ class Direct:
         self._started = time.monotonic()
         self._figures: dict[str, Any] = {"status": "none"}
 
-    def run(self, connection: socket.socket) -> dict[str, Any]:
+    def run(self, connection: socket.socket, undoing: Undoing) -> dict[str, Any]:
         """Migrate into the connection; QEMU's figures at the end. Raises QemuError unless it is completed."""
         self._monitor.give(connection.fileno(), "statepipe-migrate")
         connection.close()
-        self._monitor.execute("migrate", uri="fd:statepipe-migrate")
+        undoing.migrate("fd:statepipe-migrate")
         with at_work(self):
             while self._figures["status"] not in FINAL:
                 self._figures = self._monitor.migration_changed(str(self._figures["status"]), LOOK)
@@ -189,13 +196,15 @@ class Direct:
         self._monitor.execute("migrate-set-parameters", max_bandwidth=rate or 0)
 
 
-def _carry(request: Request, monitor: Monitor, returning: Incoming, make_sink: MakeSink) -> tuple[int, dict[str, Any]]:
+def _carry(
+    request: Request, monitor: Monitor, undoing: Undoing, returning: Incoming, make_sink: MakeSink
+) -> tuple[int, dict[str, Any]]:
     """The stream there and the answers back; bytes sent, and QEMU's figures once it says `completed`."""
     ours, theirs = socket.socketpair()
     with ours, FdSource(ours.fileno(), "the migration socket", IDLE) as flow:
         with theirs:
             monitor.give(theirs.fileno(), "statepipe-migrate")
-            monitor.execute("migrate", uri="fd:statepipe-migrate")
+            undoing.migrate("fd:statepipe-migrate")
         back = Backflow(returning, lambda buffer: write_all(ours.fileno(), buffer), flow.cancel)
         back.start()
         try:
@@ -210,10 +219,11 @@ def _carry(request: Request, monitor: Monitor, returning: Incoming, make_sink: M
         return sink.bytes, demand_completed(monitor.migration_outcome())
 
 
-def _undo(monitor: Monitor, error: BaseException, *, runs: bool) -> None:
-    """Wait until QEMU has given up too, have the guest run on, and add to the error what became of it.
+def _undo(monitor: Monitor, error: BaseException, undoing: Undoing, *, stopped: bool) -> None:
+    """Wait until QEMU has given up too, have a guest run on that we have stopped, and add to the error what became of
+    it.
 
-    The status of a QEMU that refused to migrate is that of an earlier migration, or none: its run state tells.
+    The status of a QEMU that refused to migrate is that of another migration, which may be on its way, or none.
     """
     if isinstance(error, InterruptedBySignal):
         monitor.hurry()
@@ -221,15 +231,14 @@ def _undo(monitor: Monitor, error: BaseException, *, runs: bool) -> None:
         return
     try:
         status = monitor.migration()["status"]
-        if status not in ("none", *FINAL):
+        if undoing.is_begun and status not in ("none", *FINAL):
             monitor.execute("migrate_cancel")
             status = monitor.migration_outcome()["status"]
         monitor.wait_until_running()
-        was_given_away = status == "completed" and monitor.run_state() == SENT
-        if runs and not was_given_away and monitor.run_state() not in LIVE:
+        if stopped and monitor.run_state() not in LIVE and not monitor.has_sent():
             monitor.resume()
         said = f"QEMU says {status}; the guest is {monitor.run_state()} here"
         there = "the QEMU over there may say why, on its standard error" if status == "failed" else None
         error.hint = "; ".join(filter(None, [said, there, error.hint]))
-    except (QemuGone, QemuSilent) as gone:
+    except QemuError as gone:  # or it would not have the guest run on
         error.hint = "; ".join(filter(None, [str(gone), gone.hint]))

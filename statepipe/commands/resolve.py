@@ -132,5 +132,5 @@ def _run(monitor: Monitor) -> str:
         monitor.migration_outcome(LOOK_AGAIN)  # its settings are not ours: it may tell of no event
         monitor.wait_until_running()
     if monitor.run_state() not in LIVE:
-        monitor.resume()
+        monitor.resume(sent=True)
     return f"the guest is {monitor.run_state()} here"

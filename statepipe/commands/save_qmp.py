@@ -28,7 +28,6 @@ from statepipe.errors import (
     InterruptedBySignal,
     QemuError,
     QemuGone,
-    QemuRefused,
     QemuSilent,
     StatepipeError,
     TruncatedError,
@@ -129,7 +128,6 @@ class _Save:
         self._monitor, self._request, self._undoing = monitor, request, undoing
         self._before, self._tell, self._keeps = before, tell, keeps
         self._rounds = Rounds(monitor, request.limits, tell, undoing.stops)
-        self._is_begun = False  # QEMU was told to migrate, and has not refused
         self._is_saved = False  # the file has its name, and QEMU says completed
         self._is_left = False  # what is to be undone is the guardian's
         self._figures: dict[str, Any] = {}
@@ -181,7 +179,11 @@ class _Save:
                 with theirs:
                     self._start(ours, theirs)
                 with self._rounds.followed():
-                    return save_stream(plan, source, sink, lambda word: _answer(ours, word), self._approve, leave)
+                    try:
+                        return save_stream(plan, source, sink, lambda word: _answer(ours, word), self._approve, leave)
+                    except InterruptedBySignal:
+                        self._monitor.hurry()  # who follows it may wait for an answer
+                        raise
             except BaseException as error:
                 if self._is_saved:
                     raise
@@ -194,16 +196,10 @@ class _Save:
         """Begin the migration into the socketpair. Raises QemuError."""
         if self._request.limits.offline:
             self._rounds.stop_guest()
-        self._undoing.migrates()
         if self._keeps:
             self._undoing.keep(ours.fileno())
         self._monitor.give(theirs.fileno(), "statepipe-save")
-        self._is_begun = True
-        try:
-            self._monitor.execute("migrate", uri="fd:statepipe-save")
-        except QemuRefused:
-            self._is_begun = False
-            raise
+        self._undoing.migrate("fd:statepipe-save")
 
     def _approve(self) -> None:
         self._figures = demand_completed(self._monitor.migration_outcome())
@@ -228,20 +224,20 @@ class _Save:
         in_haste = isinstance(error, InterruptedBySignal | QemuSilent)
         if in_haste:
             self._monitor.hurry()
-        if self._is_begun and self._keeps:
+        if self._undoing.is_begun and self._keeps:
             self._is_left = in_haste  # to the guardian, which has the stream too, and all the time that it takes
             if in_haste:
                 return error
             read_out(ours.fileno(), self._monitor, self._tell)
         ours.close()
-        if not self._is_begun:
+        if not self._undoing.is_begun:
             if self._goes_on():
                 _let_go_on(self._monitor, error)
         elif isinstance(error, StatepipeError) and not isinstance(error, QemuGone):
             try:
                 advice = None if isinstance(error, TruncatedError) else error.hint  # which only guesses what QEMU knows
                 error.hint = "; ".join(filter(None, [self._describe(), advice]))
-            except (QemuGone, QemuSilent) as gone:
+            except QemuError as gone:  # or it would not have the guest go on
                 error.hint = "; ".join(filter(None, [str(gone), gone.hint]))
                 if isinstance(error, TruncatedError) and isinstance(gone, QemuGone):
                     return QemuGone("QEMU went away before all of its guest was saved", hint=str(error))
@@ -253,7 +249,7 @@ class _Save:
         if outcome["status"] != "none":  # QEMU may not have heard of it yet
             outcome = self._monitor.migration_outcome()
         self._monitor.wait_until_running()
-        if self._goes_on() and outcome["status"] != "completed" and self._monitor.run_state() not in LIVE_STATES:
+        if self._goes_on() and self._monitor.run_state() not in LIVE_STATES and not self._monitor.has_sent():
             self._monitor.resume()
         reason = f" ({outcome['error-desc']})" if outcome.get("error-desc") else ""
         return f"QEMU says the migration {_PAST[outcome['status']]}{reason}; the guest is {self._monitor.run_state()}"
@@ -294,5 +290,5 @@ def _leave(monitor: Monitor, then: str) -> str:
             monitor.execute("quit")
         return "ended"
     if then == "cont":
-        monitor.resume()
+        monitor.resume(sent=True)
     return monitor.run_state()

@@ -27,6 +27,7 @@ from statepipe.errors import QemuError, QemuGone, QemuRefused, QemuSilent
 from statepipe.qemu.answers import FIRST, LONGEST, MESSAGE, judge
 from statepipe.qemu.process import listening_qemu
 from statepipe.qemu.reach import ONE_MORE, reached, unreachable
+from statepipe.qemu.runstates import SENT
 from statepipe.shapes import Misshapen, parse
 from statepipe.threads import begin, held
 
@@ -332,12 +333,23 @@ class Monitor:
                 raise QemuSilent(f"{self.place} still says finish-migrate: its guest stands still")
             self._await_change(LOOK_AGAIN)
 
-    def resume(self) -> None:
+    def has_sent(self) -> bool:
+        """Whether QEMU has sent all of its guest, which another may run by now. Raises QemuError.
+
+        Before 8.1 a guest that was stopped is postmigrate where its migration failed, too. In that state no other
+        migration begins, so the second answer is of the one that led to it.
+        """
+        return self.run_state() == SENT and self.migration()["status"] == "completed"
+
+    def resume(self, *, sent: bool = False) -> None:
         """`cont`, once the guest is settled, and again while another QEMU has still to let go of a disk (image locks).
+        A guest that QEMU has sent is run only if that is what is meant (`sent`).
 
         Raises QemuError; QemuSilent, once SETTLE seconds have passed, where nobody knows yet whether it will run.
         """
         self.wait_until_running()
+        if not sent and self.has_sent():
+            raise QemuError(f"QEMU has sent all of the guest and holds it still ({SENT})")
         deadline = time.monotonic() + UNLOCK
         while True:
             try:

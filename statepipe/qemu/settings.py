@@ -44,6 +44,9 @@ def adjusted(
         restore(monitor, before)
     except QemuGone:  # and its settings with it
         pass
+    except InterruptedBySignal as late:
+        restore_after(late, monitor, before)
+        raise
     except QemuError as error:
         error.hint = "; ".join(
             filter(None, ["all else is done: only its migration settings are not as before", error.hint])

@@ -52,7 +52,8 @@ def read_out(fd: int, monitor: Monitor, tell: Callable[[str], object]) -> None:
             try:
                 if monitor.migration()["status"] in ("none", *FINAL):
                     return
-            except QemuGone:
+            except QemuGone:  # or its monitor alone
+                read_unasked(fd)
                 return
             except QemuError:
                 continue

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -34,43 +36,42 @@ def heard(server: QmpServer) -> list[str]:
 
 def killed(server: QmpServer, **more: object) -> dict[str, object]:
     """What the guardian knows of a save that was killed, of a guest that ran."""
-    return {"state": "SENDING", "qmp": server.path, "pid": 0, "runs": True, "was": "running", "before": BEFORE} | more
+    return {"qmp": server.path, "runs": True, "was": "running", "before": BEFORE} | more
 
 
-STOPPED_BY_US = [
-    {"stopped": True, "earlier": ""},
-    {"stopped": True, "earlier": "completed"},
-    {"stopped": True, "earlier": "none"},
-]
+def migration(server: QmpServer, state: str, status: str) -> None:
+    """QEMU's run state, and what became of its migration."""
+    server.answers |= {"query-status": {"status": state}, "query-migrate": {"status": status}}
 
 
 @pytest.mark.parametrize(
-    ("known", "status", "resumes"),
+    ("known", "state", "status", "resumes"),
     [
-        ({"stopped": True, "earlier": ""}, "failed", True),
-        ({"stopped": True, "earlier": "none"}, "none", True),
-        ({"stopped": True, "earlier": "completed"}, "completed", True),
-        ({"stopped": True, "earlier": "none"}, "completed", False),
-        ({"stopped": True, "earlier": ""}, "completed", False),
-        ({"earlier": ""}, "failed", False),
-        ({"stopped": True, "earlier": "", "runs": False}, "failed", False),
+        ({"stopped": True}, "paused", "failed", True),
+        ({"stopped": True}, "paused", "none", True),
+        ({"stopped": True}, "paused", "completed", True),
+        ({"stopped": True}, "postmigrate", "failed", True),
+        ({"stopped": True}, "postmigrate", "cancelled", True),
+        ({}, "paused", "failed", False),
+        ({"stopped": True, "runs": False}, "paused", "failed", False),
     ],
 )
 def test_a_guest_that_stands_still_is_run_only_if_it_was_stopped_for_the_save(
-    server: QmpServer, known: dict[str, object], status: str, resumes: bool
+    server: QmpServer, known: dict[str, object], state: str, status: str, resumes: bool
 ) -> None:
-    """Not where a migration that is none of ours was completed meanwhile, nor where somebody else had stopped it."""
-    server.answers |= {"query-status": {"status": "paused"}, "query-migrate": {"status": status}}
-    assert recover_sender(killed(server, **known), print).startswith("the guest here is paused")
+    """Not where somebody else had stopped it. QEMU says completed of an earlier migration until another begins, and
+    before 8.1 postmigrate of a guest that was stopped and whose migration failed."""
+    migration(server, state, status)
+    assert recover_sender(killed(server, **known), print).startswith(f"the guest here is {state}")
     commands = heard(server)
     assert ("cont" in commands) == resumes
     assert "migrate_cancel" not in commands, "it may be another's migration"
 
 
-@pytest.mark.parametrize("known", STOPPED_BY_US)
+@pytest.mark.parametrize("known", [{}, {"stopped": True}])
 def test_a_guest_that_was_sent_is_not_run_again(server: QmpServer, known: dict[str, object]) -> None:
     """By the save that was killed, or by another client since: it may run elsewhere."""
-    server.answers |= {"query-status": {"status": "postmigrate"}, "query-migrate": {"status": "completed"}}
+    migration(server, "postmigrate", "completed")
     with pytest.raises(QemuError, match="has sent all of the guest and holds it still") as caught:
         recover_sender(killed(server, **known), print)
     assert caught.value.hint is not None and "only if it does not: statepipe resolve" in caught.value.hint
@@ -79,18 +80,54 @@ def test_a_guest_that_was_sent_is_not_run_again(server: QmpServer, known: dict[s
     assert "migrate-set-capabilities" in commands, "its settings are as before all the same"
 
 
-@pytest.mark.parametrize(("state", "resumes"), [("PRECOPY", False), ("ASKED", False), ("HANDED", True)])
+@pytest.mark.parametrize(
+    ("states", "status", "resumes"),
+    [
+        (["PRECOPY"], "completed", False),
+        (["PRECOPY", "ASKED"], "completed", False),
+        (["PRECOPY", "CANCELLING"], "completed", False),
+        (["PRECOPY", "ASKED", "CANCELLING", "RESUMING"], "completed", False),
+        (["PRECOPY", "ASKED"], "cancelled", True),
+        (["PRECOPY", "ASKED", "HANDING", "HANDED"], "completed", True),
+        (["PRECOPY", "ASKED", "HANDING", "CANCELLING"], "completed", True),
+    ],
+)
 def test_before_the_last_bytes_no_migration_of_ours_has_sent_a_guest(
-    server: QmpServer, state: str, resumes: bool
+    server: QmpServer, states: list[str], status: str, resumes: bool
 ) -> None:
-    server.answers |= {"query-status": {"status": "postmigrate"}, "query-migrate": {"status": "completed"}}
-    known = killed(server, state=state)
+    migration(server, "postmigrate", status)
+    known = killed(server, states=states, state=states[-1])
     if resumes:
         assert recover_source(known, print).startswith("the migration is undone")
     else:
         with pytest.raises(QemuError, match="has sent all of the guest and holds it still"):
             recover_source(known, print)
-    assert ("cont" in heard(server)) == resumes
+    commands = heard(server)
+    assert ("cont" in commands) == resumes
+    assert "migrate-set-capabilities" in commands, "its settings are as before all the same"
+
+
+def test_a_migration_of_another_client_is_not_cancelled(server: QmpServer) -> None:
+    """That of the statepipe that was killed ends by itself, unless QEMU waits to be told to go on."""
+    answers = itertools.chain([{"status": "active"}, {"status": "active"}], itertools.repeat({"status": "failed"}))
+    server.answers |= {"query-status": {"status": "running"}, "query-migrate": lambda: next(answers)}
+    recover_source(killed(server, states=["PRECOPY"], state="PRECOPY"), print)
+    assert "migrate_cancel" not in heard(server)
+    answers = itertools.chain([{"status": "pre-switchover"}], itertools.repeat({"status": "cancelled"}))
+    recover_source(killed(server, states=["PRECOPY", "ASKED"], state="ASKED"), print)
+    assert "migrate_cancel" in heard(server)
+
+
+def test_a_guest_that_was_sent_is_run_only_where_that_is_meant(server: QmpServer) -> None:
+    migration(server, "postmigrate", "completed")
+    with closing(Monitor(server.path)) as monitor:
+        with pytest.raises(QemuError, match="has sent all of the guest"):
+            monitor.resume()
+        assert "cont" not in heard(server)
+        monitor.resume(sent=True)
+        migration(server, "postmigrate", "failed")
+        monitor.resume()
+    assert heard(server).count("cont") == 2
 
 
 @contextmanager
@@ -141,12 +178,39 @@ def test_settings_that_are_not_as_before_are_left_to_the_guardian(
     assert "migrate-set-parameters" in heard(server)
 
 
+def test_nothing_is_done_while_qemu_migrates(server: QmpServer) -> None:
+    """Though all is as it was: a live save's, or one that QEMU sends by itself."""
+    migration(server, "running", "active")
+    with pytest.raises(StatepipeError) as caught, saving(server) as (guardian, undoing):
+        undoing.migrate("fd:x")
+        raise StatepipeError("the disk is full")
+    assert "guardian (process " in (caught.value.hint or "")
+    os.kill(guardian.pid, signal.SIGKILL)
+    os.waitpid(guardian.pid, 0)
+
+
+def test_a_guardian_that_has_ended_is_not_promised(server: QmpServer) -> None:
+    server.answers |= {"query-status": {"status": "paused"}}
+    with pytest.raises(StatepipeError) as caught, saving(server) as (guardian, _):
+        os.kill(guardian.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, guardian.pid, os.WEXITED | os.WNOWAIT)
+        raise StatepipeError("the disk is full")
+    assert "guardian has ended too: look at QEMU" in (caught.value.hint or "")
+    os.waitpid(guardian.pid, 0)
+
+
 def test_a_qemu_that_was_killed_too_is_said_to_have_ended(server: QmpServer) -> None:
     with subprocess.Popen(["true"]) as process:
-        process.wait()
-    server.close()
-    known = killed(server, pid=process.pid)
-    assert recover_sender(known, print) == recover_source(known | {"state": "HANDED"}, print)
-    assert recover_sender(known, print) == "QEMU here has ended, and its guest with it"
-    with pytest.raises(QemuError, match="no QMP monitor answers"):
-        recover_sender(known | {"pid": os.getpid()}, print)
+        ended = os.pidfd_open(process.pid)
+        lives = os.pidfd_open(os.getpid())
+        server.close()
+        try:
+            process.wait()
+            known = killed(server, pidfd=ended, states=["HANDED"], state="HANDED")
+            assert recover_sender(known, print) == recover_source(known, print)
+            assert recover_sender(known, print) == "QEMU here has ended, and its guest with it"
+            with pytest.raises(QemuError, match="no QMP monitor answers"):
+                recover_sender(known | {"pidfd": lives}, print)
+        finally:
+            os.close(ended)
+            os.close(lives)
