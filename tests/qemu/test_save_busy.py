@@ -15,6 +15,7 @@ import pytest
 from tests.qemu.harness import Guest, assert_continues, assert_runs_on, run_statepipe
 from tests.qemu.loading import MEMORY
 from tests.qemu.moving import Credentials, Running, child_of, mover, receiver, waiting
+from tests.qemu.saving import inject
 
 SLOW = "throttle:20M"
 """For a guest that has filled 8 MB and changes 16 MB in each of its ticks."""
@@ -123,6 +124,19 @@ def test_a_guest_whose_save_is_killed_is_as_before(
         with Running("save", "--qmp", guest.socket, *words, "throttle:2M", states / "s") as saving:
             guest.wait_transferred(1 << 20)
             saving.send(signal.SIGKILL)
+            saving.wait_said(f"{ACTS} the guest here is running")
+        assert guest.settings() == before
+        assert_runs_on(guest)
+        assert not list(states.iterdir())
+
+
+def test_a_guest_that_was_stopped_for_a_save_killed_at_its_end_runs_on(tmp_path: Path, states: Path, qemu: str) -> None:
+    """QEMU has sent all of it and waits for our word; before 8.1 it then calls it postmigrate, though that failed."""
+    with busy(tmp_path, qemu) as guest:
+        guest.wait_ticks(2)
+        before = guest.settings()
+        killed = inject("fsync:signal=KILL:when=1").split()
+        with Running("save", "--qmp", guest.socket, "--offline", states / "s", wrapper=killed) as saving:
             saving.wait_said(f"{ACTS} the guest here is running")
         assert guest.settings() == before
         assert_runs_on(guest)
