@@ -336,8 +336,7 @@ class Monitor:
     def has_sent(self) -> bool:
         """Whether QEMU has sent all of its guest, which another may run by now. Raises QemuError.
 
-        Before 8.1 a guest that was stopped is postmigrate where its migration failed, too. In that state no other
-        migration begins, so the second answer is of the one that led to it.
+        Before 8.1 a stopped guest is postmigrate where its migration failed, too. No other begins in that state.
         """
         return self.run_state() == SENT and self.migration()["status"] == "completed"
 

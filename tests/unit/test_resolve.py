@@ -44,7 +44,8 @@ def test_the_guardian_does_not_wake_a_guest_that_qemu_would_die_of(server: QmpSe
         "query-version": version,
     }
     settings: dict[str, Any] = {"capabilities": {}, "parameters": {}}
-    known = {"state": Source.HANDED.name, "qmp": server.path, "pid": 0, "runs": True, "was": "suspended"}
+    state = Source.HANDED.name
+    known = {"state": state, "states": [state], "qmp": server.path, "runs": True, "was": "suspended"}
     known["before"] = settings
     with pytest.raises(QemuError, match="suspended"):
         recover_source(known, lambda text: None)
