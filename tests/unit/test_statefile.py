@@ -1,4 +1,4 @@
-"""The state file as DESIGN section 5 lays it down, read by zstd, by the standard's own rules, and by statepipe."""
+"""The state file as docs/state-file.md lays it down, read by zstd, by the standard's own rules, and by statepipe."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def meta(file: bytes, index: int) -> dict[str, Any]:
     return {"frame": kind.decode(), **json.loads(text)}
 
 
-def test_header_data_trailer_and_seek_table_are_where_the_design_says(saved: Path) -> None:
+def test_header_data_trailer_and_seek_table_are_where_the_document_says(saved: Path) -> None:
     for file in (saved.read_bytes(), FILE):
         magics = [piece.magic for piece in layout(file)]
         assert magics == [META, *[DATA] * (len(magics) - 3), META, SEEK_TABLE]
