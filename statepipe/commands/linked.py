@@ -1,4 +1,4 @@
-"""send and recv over tls://, and what ssh:// shares of it: the session of DESIGN 7, whose links may die and come back.
+"""send and recv over tls://, and what ssh:// shares of it: a session (docs/protocol.md), whose links may come back.
 
 The stream goes from the dialler to the acceptor, channel 0 of the one; what comes back, QEMU's return path, is channel
 0 of the other. The receiver ends it before it gives its verdict, so that a sender that has the verdict has the rest.

@@ -1,4 +1,4 @@
-"""send ssh://HOST/PATH: the session of DESIGN 7 inside ssh, which starts the receiver and says who is who.
+"""send ssh://HOST/PATH: the session of docs/protocol.md inside ssh, which starts the receiver and says who is who.
 
 The first ssh runs `recv --session-stdio` there. That receiver outlives its ssh: an end of its standard input is only a
 dead link, and so is a SIGHUP. Each later ssh runs `recv --attach NAME`, which finds it in the runtime folder and gives

@@ -1,5 +1,5 @@
-"""receive, migrate and check at a unix socket: the session of DESIGN 7 between two processes of one host, as when a
-guest goes into a newer QEMU. In the place of certificates stands the kernel's word on who is at the other end.
+"""receive, migrate and check at a unix socket: a session (docs/protocol.md) between two processes of one host, as when
+a guest goes into a newer QEMU. In the place of certificates stands the kernel's word on who is at the other end.
 
 Who listens says a line first. So `migrate` knows a statepipe from a QEMU, which waits at its own socket in silence for
 the stream: a connection that was made to find out is not closed again, for QEMU takes one alone.

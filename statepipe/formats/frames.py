@@ -86,7 +86,7 @@ MEANINGS = {
     Kind.CLOSE: ("0", ""),
     Kind.PING: ("bytes of this link that were heard", ""),
 }
-"""For each kind: what its offset means and what its payload is. DESIGN 7 is held to this."""
+"""For each kind: what its offset means and what its payload is. docs/protocol.md is held to this."""
 
 
 class Greets(enum.IntEnum):

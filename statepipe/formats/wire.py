@@ -1,7 +1,8 @@
 """The session: channels of bytes over links that may die and come back, each proved to its end and judged.
 
 It does no I/O: the caller moves bytes between links and `receive` / `to_send`, says when a link was lost and when a
-tick of time went by, and acts on the events. Who dials and what crosses when is in DESIGN 7.
+tick of time went by, and acts on the events. docs/protocol.md says who dials, and what
+crosses when.
 
 Each side numbers the channels it writes from 0: DATA and END speak of the sender's, ACK and DONE of the other's. What
 must be known in the end (ACK, END, DONE, CLOSE, ABORT) says how things stand, not what changed: after the loss of a

@@ -47,7 +47,7 @@ def talking(home: Home, port: int) -> Iterator[ssl.SSLSocket]:
 
 
 def header(kind: int, length: int, *, channel: int = 0, offset: int = 0) -> bytes:
-    """A frame's first 16 bytes (DESIGN 7), whatever they say."""
+    """A frame's first 16 bytes (docs/protocol.md), whatever they say."""
     return bytes([kind, channel, 0, 0]) + length.to_bytes(4, "big") + offset.to_bytes(8, "big")
 
 

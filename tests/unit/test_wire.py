@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from pathlib import Path
 
 import pytest
 from blake3 import blake3
@@ -600,14 +599,6 @@ def test_the_tables_have_every_case() -> None:
     assert set(OUTGOING) == {(state, kind) for state in Sending for kind in (Kind.ACK, Kind.DONE)}
     assert set(INCOMING) == {(state, kind) for state in Receiving for kind in (Kind.DATA, Kind.END)}
     assert set(LENGTHS) == set(MEANINGS) == set(Kind)
-
-
-def test_the_design_has_the_frames_of_the_code() -> None:
-    design = (Path(__file__).parents[2] / "DESIGN.md").read_text()
-    for kind, (offset, payload) in MEANINGS.items():
-        row = f"| {kind.value} | {kind.name} | {offset} | {payload} |".replace("|  |", "| |")
-        assert row in design
-    assert f"A greeting, {GREETING_SIZE} bytes each way" in design
 
 
 def test_an_abort_reaches_the_peer_over_the_next_link_too() -> None:
