@@ -478,7 +478,7 @@ def test_addresses(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "h:", ":", "tls://", "tcp:h:1", "tcp://h", "tcp://h:", "tcp://h:65536", "tcp://::1:5", "tcp://[::1]", "tcp://a@b:1",
+    ["", "h:", ":", "tls://", "tcp:h", "tcp://h", "tcp://h:", "tcp://h:65536", "tcp://::1:5", "tcp://[::1]", "tcp://a@b:1",
      "tcp://h:1/x", "unix://s", "unix://", "unix:///" + "x" * 107, "ftp://h:1", "tcp://[h]:1", "tcp://h:1 "],
 )  # fmt: skip
 def test_what_is_no_address(text: str) -> None:
