@@ -85,9 +85,9 @@ def test_a_guest_moves_and_its_qemu_stays_when_ssh_has_ended(tmp_path: Path, qem
 
 
 def test_a_killed_ssh_costs_its_time_alone(tmp_path: Path, qemu72: str, host: Host) -> None:
-    with Guest(tmp_path, qemu=qemu72, dirty=2) as source, Arrived(source) as there:
+    with Guest(tmp_path, qemu=qemu72, dirty=1) as source, Arrived(source) as there:
         source.wait_ticks(3)
-        with Running("migrate", *words(host, source, tmp_path), "--rate", "5M", host.address) as moving:
+        with Running("migrate", *words(host, source, tmp_path), "--rate", "20M", host.address) as moving:
             source.wait_transferred(1 << 20)
             for pid in children(moving.pid):
                 os.kill(pid, signal.SIGKILL)
