@@ -6,6 +6,7 @@ import gzip
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,11 @@ def asleep_as_parent(pid: int) -> bool:
 
 
 def open_files(pid: int) -> list[str]:
-    return [os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd")]
+    found = []
+    for entry in os.scandir(f"/proc/{pid}/fd"):
+        with suppress(FileNotFoundError):  # it has just been closed
+            found.append(os.readlink(entry.path))
+    return found
 
 
 @pytest.mark.parametrize("form", ["raw", "gz"])
