@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from statepipe.errors import StatepipeError
-from statepipe.pipes import polled
 from statepipe.threads import held, start
+from statepipe.wakeups import polled
 
 GRACE = 2000
 """Milliseconds that a program has to put its things in order when it is asked to end (SIGTERM)."""

@@ -9,13 +9,12 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from statepipe.engine.messages import Messages
-from statepipe.engine.session import Session
-from statepipe.engine.timing import Timing
-from statepipe.formats.channels import WINDOW, Verdict
-from statepipe.formats.frames import GREETING_SIZE, Role, decode_greeting
-from statepipe.formats.opening import Doorkeeper, Party, Secrets
-from statepipe.formats.wire import Wire
+from statepipe.session.messages import Messages
+from statepipe.session.protocol.admission import Doorkeeper, Party, Secrets
+from statepipe.session.protocol.channels import WINDOW, Verdict
+from statepipe.session.protocol.frames import GREETING_SIZE, Role, decode_greeting
+from statepipe.session.protocol.wire import Wire
+from statepipe.session.session import Session, Timing
 
 SECRETS = Secrets(bytes(range(16)), bytes(range(32, 64)))
 

@@ -13,16 +13,16 @@ from typing import Any
 
 from blake3 import blake3
 
-from statepipe.commands.incoming import prepare
-from statepipe.ends.state import Keys, open_state
-from statepipe.engine.pipeline import Pipeline
 from statepipe.errors import StatepipeError
-from statepipe.formats.qemustream import QemuStream
+from statepipe.formats.qemu.stream import QemuStream
+from statepipe.pipeline.pipeline import Pipeline
 from statepipe.qemu.guard import Said
 from statepipe.stage import Buffer
 from statepipe.stages.checksum import Digest
 from statepipe.stages.watch import watch
 from statepipe.stages.zstd import pack
+from statepipe.state.file import Keys, open_state
+from statepipe.state.loading import prepare
 from tests import streams
 
 META, SEEK_TABLE, DATA = 0x184D2A55, 0x184D2A5E, 0xFD2FB528

@@ -179,7 +179,7 @@ def _words() -> Iterator[str]:
 
 
 def _running() -> Iterator[str]:
-    from statepipe.commands.jobs import find_jobs
+    from statepipe.pipeline.jobs import find_jobs
 
     with suppress(StatepipeError):  # a press of a key is no place for an error
         yield from (clean(job.id) for job in find_jobs())

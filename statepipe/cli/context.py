@@ -11,8 +11,8 @@ from contextlib import AbstractContextManager
 
 from statepipe.cli.messages import clean, say
 from statepipe.ends.output import new_output
-from statepipe.engine.desk import glance, its_qemu, report_to
 from statepipe.errors import StatepipeError
+from statepipe.pipeline.job import glance, its_qemu, report_to
 from statepipe.stages.context import Context, GuestMemory, Talking
 
 

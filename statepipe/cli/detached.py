@@ -13,8 +13,8 @@ from typing import Any
 
 from statepipe.cli.messages import say
 from statepipe.errors import UsageError
-from statepipe.formats.handover import Source
 from statepipe.processes import Process
+from statepipe.recovery.handover import Source
 
 DETACH = ("-d", "--detach")
 

@@ -10,8 +10,8 @@ from typing import NoReturn
 
 import statepipe
 from statepipe.cli.messages import say, warn
-from statepipe.commands.guardian import guard
 from statepipe.errors import StatepipeError
+from statepipe.recovery.guardian import guard
 
 MINUTE = 60.0
 

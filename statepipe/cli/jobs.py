@@ -12,12 +12,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from statepipe.cli.messages import clean, show, warn
-from statepipe.engine.desk import Desk
 from statepipe.errors import StatepipeError, UsageError
+from statepipe.pipeline.job import Desk
 from statepipe.units import format_rate, format_size, parse_rate
 
 if TYPE_CHECKING:
-    from statepipe.commands.jobs import Found
+    from statepipe.pipeline.jobs import Found
 
 Values = dict[str, Any]
 
@@ -30,7 +30,7 @@ CLEAR = "\x1b[H\x1b[J"
 
 def run_ps(name: str, values: Values) -> int:
     """The running statepipes, once or again and again."""
-    from statepipe.commands.jobs import elsewhere, find_jobs
+    from statepipe.pipeline.jobs import elsewhere, find_jobs
 
     if values["seconds"] is not None and not values["watch"]:
         raise UsageError("SECONDS goes with --watch")
@@ -114,7 +114,7 @@ def _rate(status: dict[str, Any], earlier: dict[str, Any] | None = None) -> str:
 
 def run_rate(name: str, values: Values) -> int:
     """A new rate for a job's throttle."""
-    from statepipe.commands.jobs import set_rate
+    from statepipe.pipeline.jobs import set_rate
 
     set_rate(values["id"], parse_rate(values["rate"]))
     return 0
@@ -122,7 +122,7 @@ def run_rate(name: str, values: Values) -> int:
 
 def run_cancel(name: str, values: Values) -> int:
     """The end of a job."""
-    from statepipe.commands.jobs import cancel
+    from statepipe.pipeline.jobs import cancel
 
     cancel(values["id"])
     return 0

@@ -1,4 +1,4 @@
-"""The verb keygen: from parsed values to commands/keygen.py, and the secret to where it belongs."""
+"""The verb keygen: from parsed values to trust/keygen.py, and the secret to where it belongs."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def run_keygen(name: str, values: Values) -> int:
 
 
 def _generate(values: Values) -> None:
-    from statepipe.commands.keygen import identity_file, write_new
     from statepipe.formats.age.hybrid import HybridIdentity
     from statepipe.formats.age.x25519 import X25519Identity
+    from statepipe.trust.keygen import identity_file, write_new
 
     identity = HybridIdentity.generate() if values["pq"] else X25519Identity.generate()
     text = identity_file(identity, datetime.now().astimezone())
@@ -50,8 +50,8 @@ def _warn_of_readers() -> None:
 
 
 def _convert(values: Values) -> None:
-    from statepipe.commands.keygen import recipients_of, write_new
     from statepipe.stages.agekeys import read_identities
+    from statepipe.trust.keygen import recipients_of, write_new
 
     if values["pq"]:
         raise UsageError("--pq has no place beside --recipients")

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from statepipe.cli.config import load_config
 from statepipe.cli.context import context
-from statepipe.engine.pipeline import NamedStage
 from statepipe.errors import NoKeyError, UsageError
+from statepipe.pipeline.pipeline import NamedStage
 from statepipe.stages import find
 
 if TYPE_CHECKING:
-    from statepipe.ends.state import Keys
     from statepipe.formats.age.envelope import Identity
     from statepipe.stage import Stage
+    from statepipe.state.file import Keys
 
 Values = dict[str, Any]
 
@@ -58,7 +58,7 @@ def seals(values: Values, words: Sequence[Values]) -> list[NamedStage]:
 
 def keys_of(values: Values) -> Keys:
     """What opens an encrypted state, asked for once there is one. Asking raises NoKeyError and StatepipeError."""
-    from statepipe.ends.state import Keys
+    from statepipe.state.file import Keys
 
     def identities() -> Sequence[Identity]:
         from statepipe.stages.agekeys import identities

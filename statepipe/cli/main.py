@@ -15,11 +15,11 @@ from statepipe.cli.guessing import closest
 from statepipe.cli.messages import explain, is_heard, say, show
 from statepipe.cli.verb import Verb
 from statepipe.cli.verbs import EXIT_CODES, VERBS
-from statepipe.ends.farwords import meant_words
 from statepipe.ends.fd import write_all
-from statepipe.engine.desk import Desk
-from statepipe.engine.signals import ASKING, as_exceptions, ignore
 from statepipe.errors import InterruptedBySignal, StatepipeError, UsageError
+from statepipe.pipeline.job import Desk
+from statepipe.pipeline.signals import ASKING, as_exceptions, ignore
+from statepipe.session.farwords import meant_words
 from statepipe.threads import LIMITS
 
 
@@ -100,8 +100,8 @@ def _fail(words: Sequence[str], error: StatepipeError) -> int:
 
 def _give_up_loading(words: Sequence[str]) -> None:
     """A slip in an `-incoming exec:` command must not leave its QEMU waiting for ever."""
-    from statepipe.commands.load import poison
     from statepipe.ends.fd import FdSink
+    from statepipe.state.load import poison
 
     if not (_names_monitor(words) or "--" in words):
         poison(FdSink(1, "standard output"))

@@ -14,16 +14,17 @@ from statepipe.cli.filters import build_words
 from statepipe.cli.grammar import parse, parse_word
 from statepipe.cli.messages import clean, say, show, warn
 from statepipe.cli.network import plan_of, seconds_of
-from statepipe.engine import desk
 from statepipe.errors import StatepipeError, UsageError
+from statepipe.pipeline.job import report_to, teller
 from statepipe.qemu.runstates import RUNNING
 from statepipe.shapes import told
 from statepipe.units import format_size, parse_rate
 
 if TYPE_CHECKING:
-    from statepipe.commands.migrate import Report, Request
-    from statepipe.commands.plan import Plan, Say
-    from statepipe.commands.resolve import Finding
+    from statepipe.migration.migrate import Report, Request
+    from statepipe.recovery.resolve import Finding
+    from statepipe.session.options import Plan
+    from statepipe.telling import Tell
 
 Values = dict[str, Any]
 
@@ -41,14 +42,14 @@ def run_migrate(name: str, values: Values) -> int:
         return run_detached(values, _monitor(values))
     plan = _there(name, values, values["words"])
     if uri == "unix" and not any(values[option] for option in TWO_PHASED if option != PEER):
-        from statepipe.commands.overunix import find_out
+        from statepipe.session.overunix import find_out
 
         ready, is_ours = find_out(plan)
         plan = replace(plan, ready=ready)
         if not is_ours:
             return _migrate_plainly(values, None, plan)
     from statepipe.cli.guarding import guard_words
-    from statepipe.commands.migrate import migrate
+    from statepipe.migration.migrate import migrate
 
     say(_told(migrate(_request(values, plan), _warning(name), guard_words(name, "source"), _listeners(values))))
     return 0
@@ -83,7 +84,7 @@ AS_SAVE = ("offline", "auto_converge", "timeout", "on_timeout")
 def _migrate_plainly(values: Values, command: str | None, plan: Plan | None = None) -> int:
     """To a QEMU that waits, or through a program: nobody over there speaks with us."""
     from statepipe.cli.guarding import guard_words
-    from statepipe.commands.onephase import migrate_directly, migrate_plainly, to_address, to_program
+    from statepipe.migration.singlephase import migrate_directly, migrate_plainly, to_address, to_program
 
     if stray := [name for name in TWO_PHASED if values[name] and not (plan and name == PEER)]:
         what = stray[0].replace("_", "-")
@@ -107,8 +108,8 @@ def _given(values: Values, but: Sequence[str]) -> bool:
 
 def _request(values: Values, plan: Plan) -> Request:
     """Raises UsageError."""
-    from statepipe.commands.departure import Limits
-    from statepipe.commands.migrate import Request
+    from statepipe.migration.migrate import Request
+    from statepipe.migration.source import Limits
 
     if values["on_timeout"] and not values["timeout"]:
         raise UsageError("--on-timeout says what happens at a time that --timeout SECONDS has to name")
@@ -179,7 +180,7 @@ def _there(name: str, values: Values, words: Sequence[str]) -> Plan:
 
 def _undoing(words: Sequence[str]) -> tuple[str, ...]:
     """The stages that undo those words, last first. Raises UsageError for a word that the other side cannot undo."""
-    from statepipe.commands.terms import STAGES, UNDOING
+    from statepipe.migration.negotiation import STAGES, UNDOING
 
     undo = []
     for word in reversed(words):
@@ -229,7 +230,7 @@ def _told(report: Report) -> str:
 def run_receive(name: str, values: Values) -> int:
     """receive: a guest from another host."""
     from statepipe.cli.guarding import guard_words
-    from statepipe.commands.receive import Request, receive
+    from statepipe.migration.receive import Request, receive
 
     if bool(values["command"]) == bool(values["qmp"]):
         raise UsageError("receive takes a guest into a QEMU", hint="give its command line after --, or --qmp SOCKET")
@@ -266,7 +267,7 @@ def _meeting(values: Values) -> Plan:
 
 def _log() -> str:
     """A file for what QEMU has to say once the ssh that started us has ended. Raises StatepipeError."""
-    from statepipe.engine.runtime import open_runtime_folder, runtime_folder
+    from statepipe.pipeline.runtimefolder import open_runtime_folder, runtime_folder
 
     try:
         opened, folder = open_runtime_folder()
@@ -289,8 +290,8 @@ GUESTS = 1000
 
 def run_check(name: str, values: Values) -> int:
     """check: a table; 1 where a row fails."""
-    from statepipe.commands.migrate import check
-    from statepipe.engine.deadline import within
+    from statepipe.migration.migrate import check
+    from statepipe.pipeline.deadline import within
     from statepipe.qemu.compare import FAIL, as_rows, worst
 
     with within(seconds_of(values["timeout"]), "it was not known whether the guest would get there"):
@@ -303,7 +304,7 @@ def run_check(name: str, values: Values) -> int:
 
 def run_tunnel(name: str, values: Values) -> int:
     """tunnel: connections from here to there."""
-    from statepipe.commands.tunnel import STDIO, Request, run_tunnel
+    from statepipe.tunnel.tunnel import STDIO, Request, run_tunnel
 
     inside = values["come"] == STDIO
     texts = ["ssh://there" if inside else values["come"], values["go"]]
@@ -324,7 +325,7 @@ def run_tunnel(name: str, values: Values) -> int:
 
 def run_resolve(name: str, values: Values) -> int:
     """resolve: what a QEMU is at, or what a person decided."""
-    from statepipe.commands.resolve import decide, look
+    from statepipe.recovery.resolve import decide, look
 
     if values["where"] is not None:
         say(f"statepipe: resolve: {decide(_monitor(values), values['where'], _warning(name))}")
@@ -360,17 +361,17 @@ def _monitor(values: Values) -> str:
     return str(path)
 
 
-def _warning(name: str) -> Say:
+def _warning(name: str) -> Tell:
     return lambda text: warn(name, text)
 
 
-def _saying(name: str) -> Say:
+def _saying(name: str) -> Tell:
     return lambda text: say(f"statepipe: {name}: {text}")
 
 
 def _refused(name: str) -> Callable[[Exception], None]:
     """How it is said that a visitor gave no guest; of an error that nobody foresaw also where it arose."""
-    from statepipe.engine.peer import mistake
+    from statepipe.migration.peer import mistake
 
     def speak(error: Exception) -> None:
         if isinstance(error, StatepipeError):
@@ -390,5 +391,5 @@ def _listeners(values: Values) -> list[Callable[[dict[str, Any]], None]]:
         return []
     if not text.isdecimal():
         raise UsageError(f"'{text}' is not the number of a descriptor")
-    desk.report_to(int(text))
-    return [desk.teller()]
+    report_to(int(text))
+    return [teller()]

@@ -1,4 +1,4 @@
-"""The verbs send and recv: from parsed values to commands/plain.py."""
+"""The verbs send and recv: from parsed values to transfer/sendrecv.py."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from statepipe.cli.filters import build_words
 from statepipe.cli.grammar import refuse_word
 from statepipe.cli.messages import say, warn
 from statepipe.errors import UsageError
+from statepipe.telling import nobody
 
 if TYPE_CHECKING:
-    from statepipe.commands.plan import Plan
     from statepipe.ends.address import Address
+    from statepipe.session.options import Plan
 
 Values = dict[str, Any]
 
@@ -22,8 +23,8 @@ def run_send(name: str, values: Values) -> int:
     """Standard input to an address."""
     if os.isatty(0):
         raise UsageError("standard input is a terminal, not a stream", hint="use < FILE, or a pipe")
-    from statepipe.commands.plain import send
     from statepipe.ends.address import SSH
+    from statepipe.transfer.sendrecv import send
 
     plan = _plan(name, values)
     if plan.address.scheme == SSH and plan.address.path in ("", "/"):
@@ -39,7 +40,7 @@ def run_recv(name: str, values: Values) -> int:
         return _recv_inside(values)
     if values["address"] is None:
         raise UsageError("an address is needed, where to listen", hint="see: statepipe recv --help")
-    from statepipe.commands.plain import recv_to_file, recv_to_stdout
+    from statepipe.transfer.sendrecv import recv_to_file, recv_to_stdout
 
     def tell(text: str) -> None:
         say(f"statepipe: recv: {text}")
@@ -55,8 +56,8 @@ def run_recv(name: str, values: Values) -> int:
 
 def _recv_inside(values: Values) -> int:
     """What ssh runs for a sender: a session, or one more link of it."""
-    from statepipe.commands.insidessh import recv_inside
-    from statepipe.engine.sessiondoor import hand_over
+    from statepipe.session.attach import hand_over
+    from statepipe.transfer.insidessh import recv_inside
 
     if values["address"] is not None:
         raise UsageError("inside ssh there is no address to listen at")
@@ -80,9 +81,9 @@ def _plan(name: str, values: Values) -> Plan:
 
 def plan_of(name: str, address: str, words: Sequence[str], values: Values, silence: float | None) -> Plan:
     """A plan from an address, words and the options that each verb between hosts has: `name`. Raises UsageError."""
-    from statepipe.commands.plan import Plan
     from statepipe.ends.address import UNIX, parse_address
     from statepipe.ends.net import Patience
+    from statepipe.session.options import Plan
 
     refuse_word(address, "address", f"tls://{address}")
     where, creds, peer = parse_address(address), values["tls_creds"], values["peer"]
@@ -107,17 +108,13 @@ def plan_of(name: str, address: str, words: Sequence[str], values: Values, silen
         values.get("remote_command") or "statepipe",
         also,
         values.get("allow_empty", False),
-        say=_nobody if _is_inside(values) else lambda text: say(f"statepipe: {name}: {text}"),
+        say=nobody if _is_inside(values) else lambda text: say(f"statepipe: {name}: {text}"),
     )
 
 
 def _is_inside(values: Values) -> bool:
     """Whether ssh has started us: then the other end of it tells people what there is to tell."""
     return bool(values.get("session_stdio")) or values.get("come") == "-"
-
-
-def _nobody(text: str) -> None:
-    """Nobody is told."""
 
 
 def _also(text: str, port: int) -> Address:
@@ -160,7 +157,7 @@ def _ssh(text: str | None) -> list[str]:
 
 def _links(text: str | None, addresses: int) -> int:
     """How many; as many as there are addresses unless it is said. Raises UsageError."""
-    from statepipe.formats.frames import MAX_LINKS
+    from statepipe.session.protocol.frames import MAX_LINKS
 
     if text is not None and (not text.isdecimal() or not 1 <= int(text) <= MAX_LINKS):
         raise UsageError(f"'{text}' is not a number of links, 1 to {MAX_LINKS}")

@@ -45,7 +45,7 @@ def _on_pins(values: Values) -> int:
         raise UsageError(f"pair {alone} pairs nobody: {stray[0]} has no place there", hint=f"statepipe pair {alone}")
     if values["list"]:
         return _list()
-    from statepipe.ends.pins import unpin
+    from statepipe.trust.pins import unpin
 
     key = unpin(values["remove"], _warn)
     show(f"removed the pin of {clean(values['remove'])}{f': its key was {key}' if key else ''}")
@@ -54,7 +54,7 @@ def _on_pins(values: Values) -> int:
 
 def _list() -> int:
     """A line for each: the name, a tab, the fingerprint."""
-    from statepipe.ends.pins import pins
+    from statepipe.trust.pins import pins
 
     found = pins(_warn)
     if found:
@@ -69,9 +69,9 @@ def _warn(text: str) -> None:
 
 
 def _listen(address: Any, values: Values) -> Any:
-    from statepipe.commands.pair import pair_listening
-    from statepipe.ends.pins import check_name
-    from statepipe.formats.pairing import new_code
+    from statepipe.trust.pair import pair_listening
+    from statepipe.trust.pins import check_name
+    from statepipe.trust.spake import new_code
 
     if values["name"]:
         check_name(values["name"])  # now, and not when the code is used up
@@ -97,7 +97,7 @@ def _name(called: str, key: str, host: str) -> str:
 
     The code is used up by now, so a name that cannot be is asked for again.
     """
-    from statepipe.ends.pins import check_name
+    from statepipe.trust.pins import check_name
 
     say(f"statepipe: pair: the host at {host} calls itself {called}; its key is {key}")
     if not (os.isatty(0) and os.isatty(2)):
@@ -114,7 +114,7 @@ def _name(called: str, key: str, host: str) -> str:
 
 
 def _connect(address: Any, values: Values) -> Any:
-    from statepipe.commands.pair import pair_connecting
+    from statepipe.trust.pair import pair_connecting
 
     def code() -> str:
         return _from_file(values["code_file"]) if values["code_file"] else ask("Code shown on the other host")

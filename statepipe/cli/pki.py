@@ -1,4 +1,4 @@
-"""The verb pki: from parsed values to commands/pki.py, and from certificates to a table."""
+"""The verb pki: from parsed values to trust/pki.py, and from certificates to a table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from statepipe.ends.config import config_folder
 from statepipe.errors import UsageError
 
 if TYPE_CHECKING:
-    from statepipe.commands.pki import Row
+    from statepipe.trust.pki import Row
 
 Values = dict[str, Any]
 
@@ -38,7 +38,7 @@ def run_pki(name: str, values: Values) -> int:
 
 
 def _init(ca: str, values: Values) -> list[Row]:
-    from statepipe.commands.pki import init
+    from statepipe.trust.pki import init
 
     if len(values["names"]) > 1:
         raise UsageError("an authority has one name", hint="put it in quotes if it has spaces")
@@ -46,7 +46,7 @@ def _init(ca: str, values: Values) -> list[Row]:
 
 
 def _issue(ca: str, values: Values) -> list[Row]:
-    from statepipe.commands.pki import issue_folder
+    from statepipe.trust.pki import issue_folder
 
     if not values["names"] or values["dir"] is None:
         raise UsageError("pki issue needs the host's names, and --dir DIR for its folder")
@@ -55,7 +55,7 @@ def _issue(ca: str, values: Values) -> list[Row]:
 
 
 def _revoke(ca: str, values: Values) -> list[Row]:
-    from statepipe.commands.pki import CA_CRL, revoke_certificates
+    from statepipe.trust.pki import CA_CRL, revoke_certificates
 
     if not values["names"]:
         raise UsageError("pki revoke needs names or serial numbers", hint="see: statepipe pki show")
@@ -65,7 +65,7 @@ def _revoke(ca: str, values: Values) -> list[Row]:
 
 
 def _show(ca: str, values: Values) -> list[Row]:
-    from statepipe.commands.pki import show as read
+    from statepipe.trust.pki import show as read
 
     if values["names"]:
         raise UsageError("pki show takes no names")
@@ -82,7 +82,7 @@ def _days(values: Values) -> int | None:
 
 
 def _tell(rows: Sequence[Row], *, as_json: bool) -> None:
-    from statepipe.commands.pki import as_json as fields
+    from statepipe.trust.pki import as_json as fields
 
     show(json.dumps([fields(row) for row in rows], indent=2) if as_json else _table(rows))
 

@@ -10,7 +10,7 @@ from statepipe.cli.messages import clean
 from statepipe.units import format_size
 
 if TYPE_CHECKING:
-    from statepipe.commands.save_qmp import Outcome
+    from statepipe.state.save_qmp import Outcome
 
 
 def saved(path: str, outcome: Outcome) -> str:

@@ -16,15 +16,15 @@ from statepipe.cli.grammar import parse_word, refuse_word
 from statepipe.cli.keys import keys_of, seals
 from statepipe.cli.messages import explain, say, show, warn
 from statepipe.descriptors import named_by
-from statepipe.engine.pipeline import NamedStage
 from statepipe.errors import InterruptedBySignal, StatepipeError, UsageError
+from statepipe.pipeline.pipeline import NamedStage
 
 if TYPE_CHECKING:
-    from statepipe.commands.outgoing import Saved
-    from statepipe.commands.rounds import Limits
-    from statepipe.ends.state import Keys
     from statepipe.qemu.guard import Said
     from statepipe.stages.packing import Packing
+    from statepipe.state.file import Keys
+    from statepipe.state.rounds import Limits
+    from statepipe.state.saving import Saved
 
 Values = dict[str, Any]
 
@@ -48,7 +48,7 @@ def run_save(name: str, values: Values) -> int:
         if stray := [name for name in BY_MONITOR if values[name]]:
             what = stray[0].replace("_", "-")
             raise UsageError(f"--{what} steers QEMU through its monitor", hint="add --qmp SOCKET")
-        from statepipe.commands.save import save_from_stdin
+        from statepipe.state.save import save_from_stdin
 
         try:
             saved = save_from_stdin(values["file"], words.packing, words.plain, seal)
@@ -82,7 +82,7 @@ def part_from_qemu() -> None:
 def _save_by_qmp(values: Values, words: _Words, seal: Sequence[NamedStage]) -> int:
     from statepipe.cli.guarding import guard_words
     from statepipe.cli.report import saved
-    from statepipe.commands.save_qmp import Request, save_by_qmp
+    from statepipe.state.save_qmp import Request, save_by_qmp
 
     if values["live"] and values["then"]:
         raise UsageError("a guest saved with --live runs on: --then has no place there")
@@ -100,7 +100,7 @@ def _save_by_qmp(values: Values, words: _Words, seal: Sequence[NamedStage]) -> i
 def _limits(values: Values) -> Limits:
     """Raises UsageError."""
     from statepipe.cli.network import seconds_of
-    from statepipe.commands.rounds import Limits
+    from statepipe.state.rounds import Limits
 
     if values["on_timeout"] and not values["timeout"]:
         raise UsageError("--on-timeout says what happens at a time that --timeout SECONDS has to name")
@@ -157,20 +157,20 @@ def run_load(name: str, values: Values) -> int:
     if values["detach"] and not values["command"]:
         raise UsageError("--detach is for a QEMU that load starts", hint="give its command line after --")
     from statepipe.cli.network import seconds_of
-    from statepipe.engine.deadline import within
+    from statepipe.pipeline.deadline import within
 
     seconds = seconds_of(values["timeout"])
     with within(seconds, f"{_called(values['file'])} was not loaded") as in_time:
         if values["command"] or values["qmp"]:
             return _load_by_qmp(values, in_time)
-        from statepipe.commands.load import load_to_stdout
+        from statepipe.state.load import load_to_stdout
 
         load_to_stdout(values["file"], _keys_of(values), _said_of_disks(values), _warn_load)
         return 0
 
 
 def _load_by_qmp(values: Values, in_time: Callable[[], None]) -> int:
-    from statepipe.commands.load_qmp import Telling, load_into_new, load_into_waiting
+    from statepipe.state.load_qmp import Telling, load_into_new, load_into_waiting
 
     path, keys, said = values["file"], _keys_of(values), _said_of_disks(values)
 
@@ -210,7 +210,7 @@ def _warn_load(text: str) -> None:
 def run_inspect(name: str, values: Values) -> int:
     """inspect: both ends of a state file, or a foreign stream read through."""
     from statepipe.cli.report import inspected
-    from statepipe.commands.inspect import inspect
+    from statepipe.state.inspect import inspect
 
     facts = inspect(values["file"], _keys_of(values))
     show(json.dumps(facts, indent=2) if values["json"] else inspected(facts))
@@ -248,7 +248,7 @@ def _is_given() -> bool:
 
 def _verify(path: str, values: Values) -> None:
     from statepipe.cli.report import verified
-    from statepipe.commands.verify import verify_state
+    from statepipe.state.verify import verify_state
 
     facts = verify_state(path, _keys_of(values | {"file": path}))
     show(json.dumps(facts, indent=2) if values["json"] else verified(facts))

@@ -20,7 +20,7 @@ from statepipe.ends.net import Patience, awaited, tune
 from statepipe.ends.race import Race
 from statepipe.ends.unreachable import Failure, may_come, unreachable
 from statepipe.errors import PeerError, UsageError
-from statepipe.pipes import Bell
+from statepipe.wakeups import Bell
 
 CONNECT_TIMEOUT = 20.0
 """Seconds to wait for one address to answer: the kernel's own SYN retries take two minutes."""

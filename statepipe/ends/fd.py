@@ -13,8 +13,8 @@ import stat
 from typing import Self
 
 from statepipe.errors import InterruptedBySignal, StatepipeError
-from statepipe.pipes import READ_SIZE, Bell, enlarge_pipe
 from statepipe.stage import FLUSH, Buffer, Cancelled
+from statepipe.wakeups import READ_SIZE, Bell, enlarge_pipe
 
 
 def failure(action: str, error: OSError) -> StatepipeError:

@@ -29,9 +29,9 @@ from statepipe.ends.fd import FdSource, failure, write_all
 from statepipe.ends.place import open_place
 from statepipe.ends.rehearsal import refuse_impossible, shortened
 from statepipe.errors import StatepipeError
-from statepipe.pipes import READ_SIZE
 from statepipe.stage import Buffer
 from statepipe.threads import held
+from statepipe.wakeups import READ_SIZE
 
 DROP_WINDOW = 32 << 20
 """Bytes after which the written pages are sent to disk, and those of the window before are dropped."""
@@ -325,7 +325,7 @@ class FileSource(FdSource):
         return os.fstat(self.fd).st_size
 
     def stored(self) -> int:
-        """The same: what lies on the disk is what it gives (ends/sealed.py)."""
+        """The same: what lies on the disk is what it gives (state/sealed.py)."""
         return self.size()
 
     def __exit__(self, *error: object) -> None:

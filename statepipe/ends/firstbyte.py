@@ -19,7 +19,7 @@ from statepipe.ends.listeners import ListeningSocket
 from statepipe.ends.named import LOOK, name_lost
 from statepipe.ends.net import Patience, lost, reset, tune
 from statepipe.errors import PeerError
-from statepipe.pipes import polled
+from statepipe.wakeups import polled
 
 MOST = 64
 """Connections without a word that are kept. Of more, the oldest leaves: descriptors are bounded, and senders begin."""

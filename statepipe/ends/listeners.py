@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import ipaddress
 import select
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
 from statepipe.ends.names import Target
@@ -16,6 +18,32 @@ BACKLOG = 128
 
 PORTS = 20
 """Free ports that are tried, where one address has given us one that is taken at another."""
+
+LULL = 0.1
+"""Seconds until it is looked again whether there is a descriptor to spare."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where somebody is from: the address, and what of it is surely one host's."""
+
+    address: str
+    host: str
+
+
+def origin(where: object) -> Origin:
+    """From what accept gives. One host of IPv6 may have all the addresses of a /64 (RFC 4291, 2.5.4); one of IPv4 has
+    its own address, also at a socket of IPv6."""
+    if not isinstance(where, tuple):
+        return Origin("this host", "")
+    try:
+        address = ipaddress.ip_address(str(where[0]).partition("%")[0])
+    except ValueError:  # a socket handed over may be of any family: vsock has numbers (vsock(7))
+        return Origin(str(where[0]), str(where[0]))
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is None:
+        return Origin(str(where[0]), str(int(address) >> 64))
+    plain = str(getattr(address, "ipv4_mapped", None) or address)
+    return Origin(plain, plain)
 
 
 class ListeningSocket(Protocol):

@@ -20,8 +20,8 @@ from select import POLLIN
 
 from statepipe.ends.fd import FdSource
 from statepipe.errors import PeerError
-from statepipe.pipes import Bell, polled
 from statepipe.stage import Buffer
+from statepipe.wakeups import Bell, polled
 
 KEEP_IDLE, KEEP_INTERVAL, KEEP_COUNT = 15, 5, 4
 """A silent connection is asked after 15 s whether the other host is still there, and given up 20 s later."""

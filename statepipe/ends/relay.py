@@ -15,9 +15,9 @@ from functools import partial
 from typing import Protocol
 
 from statepipe.ends.fd import FdSource, wait_until_writable, write_all
-from statepipe.pipes import READ_SIZE, enlarge_pipe, polled
 from statepipe.stage import Buffer, Cancelled
 from statepipe.threads import End, join, start
+from statepipe.wakeups import READ_SIZE, enlarge_pipe, polled
 
 PIECE = 1 << 20
 """Bytes asked for in one call: what an enlarged pipe holds."""

@@ -15,9 +15,9 @@ from contextlib import suppress
 
 from statepipe.ends.fd import write_all
 from statepipe.errors import StatepipeError
-from statepipe.pipes import Bell, polled
 from statepipe.processes import Process
 from statepipe.threads import join, start
+from statepipe.wakeups import Bell, polled
 
 LINES = 3
 """That are kept: a load that fails is told in three (QEMU 7.2 to 10.0)."""

@@ -29,15 +29,13 @@ from statepipe.qemu.process import listening_qemu
 from statepipe.qemu.reach import ONE_MORE, reached, unreachable
 from statepipe.qemu.runstates import SENT
 from statepipe.shapes import Misshapen, parse
+from statepipe.telling import Tell
 from statepipe.threads import begin, held
 
 T = TypeVar("T")
 
 Reply = Any
 """What QEMU returned: JSON of the command's shape (answers.py)."""
-
-Tell = Callable[[str], object]
-"""Hears, from any thread, what is waited for."""
 
 FINAL = ("completed", "failed", "cancelled")
 """The states a migration ends in; every other, and any that a later QEMU adds, is on the way."""

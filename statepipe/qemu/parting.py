@@ -13,9 +13,9 @@ import stat
 import subprocess
 from collections.abc import Callable
 
-from statepipe.pipes import READ_SIZE, polled
 from statepipe.qemu.process import names_open, owner, parent_pid
 from statepipe.qemu.snapshot import BREAKABLE, LOOK, read_unasked
+from statepipe.wakeups import READ_SIZE, polled
 
 ENOUGH = 1 << 20
 """Bytes after which the first page has come: before it are the machine, the RAM blocks and what devices send early."""

@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from statepipe.errors import QemuError, QemuGone, StatepipeError, UsageError
-from statepipe.pipes import polled
 from statepipe.processes import Process
 from statepipe.qemu.commandline import MONITOR, anew, option_of
 from statepipe.qemu.lastwords import LastWords, last_lines
+from statepipe.wakeups import polled
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """The signals that end a command."""

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 
 from statepipe.errors import QemuError, QemuGone
-from statepipe.pipes import READ_SIZE, polled
 from statepipe.qemu.monitor import FINAL, Monitor
 from statepipe.threads import NoThread, beside
+from statepipe.wakeups import READ_SIZE, polled
 
 BREAKABLE = (8, 1)
 """The first QEMU that takes the protection back ("migration: stop tracking ram writes when cancelling background

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from typing import Generic, TypeVar
 
-from statepipe.room import workers_within
+from statepipe.memorylimit import workers_within
 from statepipe.stage import FLUSH, Buffer, Over, Stage, gather
 from statepipe.threads import parallel
 

@@ -57,7 +57,7 @@ class Context:
     `ask` shows a prompt at the terminal and returns the secret that was typed; it raises StatepipeError where there
     is no terminal. `new_file` begins a file. `program` starts a command
     and ends it with the context that it gives; it raises StatepipeError. `status` tells how the whole command goes,
-    as engine/desk.py has it, None when it is at nothing. `report` has that written, as JSON
+    as pipeline/job.py has it, None when it is at nothing. `report` has that written, as JSON
     lines, to a descriptor. `memory` looks at the RAM block of so many bytes of the QEMU whose stream this is; None
     where it is not to be seen.
     """

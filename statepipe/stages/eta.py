@@ -4,7 +4,7 @@ In the first round QEMU sends every page once, as 9 bytes if it is zero and as 4
 sending them shows; but a page that the guest never touched is, and the kernel knows those of a QEMU on this host
 (qemu/memory.py), and of the others a sample tells how many are zero. What the guest rewrites meanwhile comes again
 (rewriting.py): that much was changed when a round began, less what of it has been sent, and the rounds that will
-follow. Median errors are in DESIGN 10.
+follow. Median errors are in docs/measurements.md.
 
 Where QEMU is not on this host, all that can be told is an upper bound of the first round: pages left, at the bytes
 that a page has taken so far. A guest's free memory often lies in one piece, and until that has passed it is up to 2.5
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from statepipe.formats.qemustream import Phase, QemuStream
+from statepipe.formats.qemu.stream import Phase, QemuStream
 from statepipe.stages.context import GuestMemory
 from statepipe.stages.rewriting import Rewriting, to_come
 

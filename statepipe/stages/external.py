@@ -21,12 +21,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from statepipe.errors import StatepipeError, UsageError
-from statepipe.pipes import LINGER, READ_SIZE, SMALL, Bell, enlarge_pipe, polled, waiting
 from statepipe.processes import GRACE, Process, name_of_signal
 from statepipe.stage import FLUSH, Buffer, Cancelled, Over, Stage
 from statepipe.stages.context import Context
 from statepipe.stages.feeding import Feeder, Listener, Words
 from statepipe.threads import held
+from statepipe.wakeups import LINGER, READ_SIZE, SMALL, Bell, enlarge_pipe, polled, waiting
 
 TITLE = 60
 """Characters of a command line that messages name it by."""

@@ -17,9 +17,9 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
-from statepipe.pipes import LINGER, PIPE_SIZE, SMALL, Bell, enlarge_pipe, polled, waiting
 from statepipe.stage import Buffer, Cancelled, cancel, close
 from statepipe.threads import join, start
+from statepipe.wakeups import LINGER, PIPE_SIZE, SMALL, Bell, enlarge_pipe, polled, waiting
 
 TAIL = 4096
 """Bytes of a program's last words that are kept."""

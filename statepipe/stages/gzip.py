@@ -1,6 +1,6 @@
 """gzip (RFC 1952), both ways: members of 1 MiB one after another, which every gunzip reads as one.
 
-Two libraries write them, for neither alone is both as fast and as small as is wanted (DESIGN section 10): ISA-L, and
+Two libraries write them, for neither alone is both as fast and as small as is wanted (docs/measurements.md): ISA-L, and
 libdeflate where ISA-L falls behind. Reading, each member is proved by its checksum, and nothing follows the last but
 zeros. We read the header ourselves: the libraries let pass what RFC 1952 says a reader must refuse.
 """

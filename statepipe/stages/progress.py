@@ -3,7 +3,7 @@
 The figures are of this place in the pipe: bytes, the rate over the last seconds and over all, and, where the size is
 known (said, or that of a file at standard input) or a migration stream tells, the time left. A terminal shows a bar;
 elsewhere a line is written now and then and one at the end, for a log (display.py). Programs read JSON lines
-(engine/report.py). Nobody who looks can stop the data.
+(pipeline/statuslines.py). Nobody who looks can stop the data.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from statepipe.errors import IntegrityError
-from statepipe.formats.qemustream import QemuStream
+from statepipe.formats.qemu.stream import QemuStream
 from statepipe.stage import Buffer
 from statepipe.stages.context import Context
 from statepipe.stages.display import Display

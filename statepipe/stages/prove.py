@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain as concatenate
 
-from statepipe.formats.qemustream import QemuStream
+from statepipe.formats.qemu.stream import QemuStream
 from statepipe.formats.statefile import META_MAGIC, Checker
 from statepipe.formats.zstdframe import Frame, FrameSplitter, Part
 from statepipe.stage import Buffer, Over, Stage

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from statepipe.errors import IntegrityError
-from statepipe.formats.qemustream import QemuStream
+from statepipe.formats.qemu.stream import QemuStream
 from statepipe.stage import Buffer, Cancelled, Over
 from statepipe.stages.context import Context
 

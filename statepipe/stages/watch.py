@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from statepipe.errors import IntegrityError, StatepipeError, TruncatedError
-from statepipe.formats.qemustream import Phase, QemuStream
-from statepipe.formats.returnpath import pong
+from statepipe.formats.qemu.returnpath import pong
+from statepipe.formats.qemu.stream import Phase, QemuStream
 from statepipe.stage import Buffer, Stage, gather
 from statepipe.units import format_size
 

@@ -12,8 +12,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from statepipe.formats.qemustream import QemuStream
-from statepipe.pipes import READ_SIZE
+from statepipe.formats.qemu.stream import QemuStream
+from statepipe.wakeups import READ_SIZE
 from tests.bench.stream import PAGE, closing_part, opening, ram_section, record
 
 PAGES = 16384

@@ -1,6 +1,6 @@
 """Migration streams to measure with: one made of nothing, and a real one made longer. Both are whole and valid.
 
-QEMU migration/savevm.c and ram.c; statepipe/formats/qemustream.py has the layout.
+QEMU migration/savevm.c and ram.c; statepipe/formats/qemu/stream.py has the layout.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from struct import pack
 
-from statepipe.formats.qemustream import Phase, QemuStream
+from statepipe.formats.qemu.stream import Phase, QemuStream
 from tests.bench.measure import Broken
 
 PAGE = 4096

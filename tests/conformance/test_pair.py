@@ -18,8 +18,8 @@ from typing import IO
 import pytest
 
 from statepipe.errors import PeerError
-from statepipe.formats.certificates import fingerprint, make_self
-from statepipe.formats.pairing import CONFIRM_SIZE, KEPT, READY, Pairing, Peer, new_code
+from statepipe.trust.certificates import fingerprint, make_self
+from statepipe.trust.spake import CONFIRM_SIZE, KEPT, READY, Pairing, Peer, new_code
 from tests.conformance.running import PATIENCE, STATEPIPE, started, wait
 from tests.conformance.test_plain import NOISE, collect
 

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from statepipe.commands.inspect import inspect
-from statepipe.commands.verify import verify_state
 from statepipe.ends.file import FileSource
-from statepipe.ends.sealed import sealed_by_age
-from statepipe.ends.state import Keys
 from statepipe.errors import IntegrityError, NoKeyError, TruncatedError
 from statepipe.formats.age.envelope import Identity
 from statepipe.formats.age.x25519 import X25519Identity
 from statepipe.stages.agekeys import read_identities
+from statepipe.state.file import Keys
+from statepipe.state.inspect import inspect
+from statepipe.state.sealed import sealed_by_age
+from statepipe.state.verify import verify_state
 from tests.agefiles import KEY_FILE, sealed
 from tests.conformance.running import run
 from tests.statefiles import cut, load, noisy_stream, state_file, unasked

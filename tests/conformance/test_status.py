@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from statepipe.engine.report import Report, line_of
+from statepipe.pipeline.statuslines import Report, line_of
 from tests.conformance.running import PATIENCE, STATEPIPE, run, started, stop
 
 DATA = bytes(range(256)) * 4096

@@ -18,7 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import ExtensionOID, NameOID
 
-from statepipe.formats.certificates import SKEW, issue, make_self, new_key, pem, pem_key, read_authority
+from statepipe.trust.certificates import SKEW, issue, make_self, new_key, pem, pem_key, read_authority
 from tests.conformance.running import PATIENCE, STATEPIPE, started, wait_until_read
 from tests.conformance.test_plain import NOISE, both, collect
 from tests.net.relay import Faults, relay

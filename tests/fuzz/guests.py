@@ -17,13 +17,13 @@ import zstandard
 from blake3 import blake3
 
 from statepipe.cli.report import inspected, verified
-from statepipe.commands.inspect import inspect
-from statepipe.commands.verify import verify_state
-from statepipe.ends.state import Keys
 from statepipe.errors import StatepipeError
-from statepipe.formats.qemustream import QemuStream
-from statepipe.formats.returnpath import ReturnPath
+from statepipe.formats.qemu.returnpath import ReturnPath
+from statepipe.formats.qemu.stream import QemuStream
 from statepipe.formats.statefile import HEADER, TRAILER
+from statepipe.state.file import Keys
+from statepipe.state.inspect import inspect
+from statepipe.state.verify import verify_state
 from tests import agefiles, statefiles
 from tests import streams as made
 from tests.fuzz.harness import Door
@@ -48,7 +48,7 @@ def follow(data: bytes) -> None:
 
 @lru_cache
 def real() -> list[bytes]:
-    """The first bytes of a guest's stream as QEMU wrote it, where one is at hand: tests/unit/test_qemustream.py."""
+    """The first bytes of a guest's stream as QEMU wrote it, where one is at hand: tests/unit/formats/test_stream.py."""
     folder = Path(os.environ.get("STATEPIPE_SAMPLES") or Path(__file__).parents[3] / "shared" / "samples")
     found = sorted(folder.glob("*.qevm.zst"))
     reader = zstandard.ZstdDecompressor(max_window_size=1 << 31)

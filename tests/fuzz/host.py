@@ -16,20 +16,20 @@ from random import Random
 from typing import Any
 
 from statepipe.cli.jobs import table
-from statepipe.commands import pki
-from statepipe.commands.jobs import find_jobs, set_rate
-from statepipe.commands.journal import read_journal
-from statepipe.commands.resolve import _last_step
 from statepipe.ends.address import SSH, Address
 from statepipe.ends.config import config_folder
-from statepipe.ends.pins import pinning
-from statepipe.ends.ssh import Ssh, first_line
-from statepipe.ends.trust import by_folder, by_pins, own_certificate
-from statepipe.engine.control import answer
 from statepipe.errors import StatepipeError
-from statepipe.formats.certificates import fingerprint, make_self
-from statepipe.formats.pairing import Pairing
-from statepipe.pipes import Bell
+from statepipe.pipeline.jobs import find_jobs, set_rate
+from statepipe.pipeline.jobsocket import answer
+from statepipe.recovery.journal import read_journal
+from statepipe.recovery.resolve import _last_step
+from statepipe.session.ssh import Ssh, first_line
+from statepipe.trust import pki
+from statepipe.trust.certificates import fingerprint, make_self
+from statepipe.trust.identity import by_folder, by_pins, own_certificate
+from statepipe.trust.pins import pinning
+from statepipe.trust.spake import Pairing
+from statepipe.wakeups import Bell
 from tests.fuzz.harness import Door
 from tests.fuzz.mutation import mutated, odd_json, odd_text
 

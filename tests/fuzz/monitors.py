@@ -8,11 +8,11 @@ from contextlib import closing, suppress
 from random import Random
 from typing import Any
 
-from statepipe.commands.resolve import look
 from statepipe.errors import StatepipeError
 from statepipe.qemu.facts import gather
 from statepipe.qemu.monitor import Monitor
 from statepipe.qemu.settings import adjusted
+from statepipe.recovery.resolve import look
 from tests.fuzz.harness import Door
 from tests.fuzz.mutation import mutated, odd_json
 from tests.qmpserver import ANSWERS, GREETING, Raw, qmp_server

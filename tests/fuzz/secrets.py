@@ -18,7 +18,6 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from statepipe.ends.agefile import AgeReaderAt
 from statepipe.errors import StatepipeError
 from statepipe.formats.age import bech32
 from statepipe.formats.age.armor import Dearmor, looks_armored
@@ -40,6 +39,7 @@ from statepipe.formats.openpgp import (
 from statepipe.stages.agekeys import read_identities
 from statepipe.stages.context import Context, Talking
 from statepipe.stages.encrypt import decrypt, encrypt
+from statepipe.state.agefile import AgeReaderAt
 from tests import agefiles
 from tests.fuzz.harness import Door
 from tests.fuzz.mutation import mutated, odd_text, portions

@@ -10,15 +10,18 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from random import Random
 
-from statepipe.commands.terms import CHECK, MIGRATE, Offer, begun, offered, step_of
-from statepipe.engine.messages import MESSAGES
-from statepipe.engine.peer import CHANNELS, Peer
-from statepipe.engine.sessionlinks import Acceptor, dialled
-from statepipe.engine.timing import Timing
-from statepipe.engine.transport import SocketTransport
 from statepipe.errors import IntegrityError, StatepipeError
-from statepipe.formats.channels import MIN_WINDOW, Verdict
-from statepipe.formats.frames import (
+from statepipe.migration.negotiation import CHECK, MIGRATE, Offer, begun, offered, step_of
+from statepipe.migration.peer import CHANNELS, Peer
+from statepipe.qemu.compare import as_rows, compare, worst
+from statepipe.qemu.images import Image, Images
+from statepipe.qemu.shared import disk_facts
+from statepipe.recovery.handover import Destination, Source
+from statepipe.session.links import Acceptor, dialled
+from statepipe.session.messages import MESSAGES
+from statepipe.session.protocol.admission import Doorkeeper, Party, Secrets, refuse
+from statepipe.session.protocol.channels import MIN_WINDOW, Verdict
+from statepipe.session.protocol.frames import (
     GREETING_SIZE,
     MAX_CHANNELS,
     Frame,
@@ -29,12 +32,9 @@ from statepipe.formats.frames import (
     Violation,
     decode_greeting,
 )
-from statepipe.formats.handover import Destination, Source
-from statepipe.formats.opening import Doorkeeper, Party, Secrets, refuse
-from statepipe.formats.wire import Wire
-from statepipe.qemu.compare import as_rows, compare, worst
-from statepipe.qemu.images import Image, Images
-from statepipe.qemu.shared import disk_facts
+from statepipe.session.protocol.wire import Wire
+from statepipe.session.session import Timing
+from statepipe.session.transport import SocketTransport
 from tests.fuzz.harness import Door
 from tests.fuzz.mutation import LARGE, mutated, odd_json, portions
 from tests.fuzz.samples import FACTS
@@ -237,7 +237,7 @@ def weigh_answers(data: bytes) -> None:
 
 
 def _parsed(data: bytes) -> dict[str, object] | None:
-    """As engine/messages.py gives it."""
+    """As session/messages.py gives it."""
     try:
         message = json.loads(data)
     except (ValueError, RecursionError):

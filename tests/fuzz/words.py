@@ -13,11 +13,11 @@ from statepipe.cli.config import load_config
 from statepipe.cli.grammar import parse, parse_word
 from statepipe.cli.verbs import VERBS
 from statepipe.ends.address import parse_address
-from statepipe.ends.pins import check_name
 from statepipe.errors import StatepipeError
 from statepipe.formats.openpgp import fingerprint
 from statepipe.stages.checksum import read_digest
 from statepipe.stages.codec import parse_codec
+from statepipe.trust.pins import check_name
 from statepipe.units import format_rate, format_size, parse_rate, parse_size
 from tests.fuzz.harness import Door
 from tests.fuzz.mutation import mutated, odd_text

@@ -17,8 +17,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import NameOID
 
-from statepipe.formats.certificates import USES, make_self, new_key, pem, pem_key
-from statepipe.formats.frames import GREETING_SIZE, Greeting, decode_greeting
+from statepipe.session.protocol.frames import GREETING_SIZE, Greeting, decode_greeting
+from statepipe.trust.certificates import USES, make_self, new_key, pem, pem_key
 from tests.conformance.running import PATIENCE, STATEPIPE, started, wait_until_read
 
 MIB = 1 << 20

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 from statepipe.cli.network import plan_of
-from statepipe.commands.linked import TlsDial
 from statepipe.ends.address import Address
-from statepipe.ends.trust import by_pins
 from statepipe.errors import PeerError
+from statepipe.session.overtls import TlsDial
+from statepipe.trust.identity import by_pins
 from tests.conformance.running import PATIENCE, STATEPIPE, run, started, wait
 from tests.net.homes import DATA, MIB, Receiver, World, finish, receiving, sending
 from tests.net.relay import Faults, Relay, relay

@@ -20,7 +20,7 @@ from tests.net.hosts import Host, two_hosts
 
 SIZE = 64 * MIB
 WINDOW = 64 * MIB
-"""What may go twice for each cut (formats/channels.py)."""
+"""What may go twice for each cut (session/protocol/channels.py)."""
 
 HUNG = 20.0
 """Seconds that no mended network needs, on the busiest machine; what they are in truth, `make faults` tells."""

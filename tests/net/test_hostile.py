@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from statepipe.ends.net import Patience, lost
-from statepipe.ends.tls import HANDSHAKE_BYTES, HANDSHAKE_TIME, Handshake
-from statepipe.ends.tlsends import AT_THE_GATE, LULL, gate, origin
-from statepipe.ends.trust import Trust, by_pins
+from statepipe.session.gate import AT_THE_GATE, LULL, gate, origin
+from statepipe.session.tls import HANDSHAKE_BYTES, HANDSHAKE_TIME, Handshake
+from statepipe.trust.identity import Trust, by_pins
 from tests.net.homes import DATA, MIB, Receiver, World, connect, finish, hello, receiving, rest, sending, transfer
 
 Attack = Callable[[World, int], None]

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 
 from statepipe.ends.net import Patience
-from statepipe.ends.tlsends import greet
-from statepipe.ends.trust import by_pins
-from statepipe.engine.session import Timing
-from statepipe.engine.sessionends import SessionSink
-from statepipe.engine.sessionlinks import GREETING_TIME, dialled
-from statepipe.engine.transport import Transport
-from statepipe.formats.channels import MAX_PIECES, WINDOW
-from statepipe.formats.frames import MAX_DATA, MAX_LINKS, Frame, FrameReader, Greets, Kind, Role
-from statepipe.formats.opening import Party, Secrets
+from statepipe.session.gate import greet
+from statepipe.session.links import GREETING_TIME, dialled
+from statepipe.session.protocol.admission import Party, Secrets
+from statepipe.session.protocol.channels import MAX_PIECES, WINDOW
+from statepipe.session.protocol.frames import MAX_DATA, MAX_LINKS, Frame, FrameReader, Greets, Kind, Role
+from statepipe.session.session import Timing
+from statepipe.session.streams import SessionSink
+from statepipe.session.transport import Transport
+from statepipe.trust.identity import by_pins
 from tests.net.homes import (
     DATA,
     MEMORY,

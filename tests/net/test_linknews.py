@@ -7,9 +7,9 @@ import subprocess
 from pathlib import Path
 
 from statepipe.cli.network import plan_of
-from statepipe.commands.linked import timing
-from statepipe.commands.ration import Ration
-from statepipe.engine.linknews import QUIET, REMINDER, LinkNews
+from statepipe.ends.ration import Ration
+from statepipe.session.linknews import QUIET, REMINDER, LinkNews
+from statepipe.session.overtls import timing
 from tests.conformance.running import PATIENCE
 from tests.net.homes import DATA, MIB, World, finish, receiving, sending
 from tests.net.relay import Faults, relay

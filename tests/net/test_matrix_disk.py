@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from statepipe.formats.channels import WINDOW
+from statepipe.session.protocol.channels import WINDOW
 from tests import preload, streams
 from tests.conformance import test_plain as plain
 from tests.conformance.running import PATIENCE, started, wait

@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from statepipe.engine.messages import MAX_MESSAGE, MESSAGES, Messages
-from statepipe.engine.session import Session
-from statepipe.engine.sessionlinks import Acceptor, dialled
-from statepipe.engine.timing import Timing
-from statepipe.engine.transport import SocketTransport
 from statepipe.errors import PeerError
-from statepipe.formats.frames import Frame, Kind, Role
+from statepipe.session.links import Acceptor, dialled
+from statepipe.session.messages import MAX_MESSAGE, MESSAGES, Messages
+from statepipe.session.protocol.frames import Frame, Kind, Role
+from statepipe.session.session import Session, Timing
+from statepipe.session.transport import SocketTransport
 from tests.net.relay import Faults, relay
 
 TIMING = Timing(tick=0.25, limit=20, retry=20)

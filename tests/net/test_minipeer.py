@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from statepipe.formats.channels import MAX_WINDOW, MIN_WINDOW
+from statepipe.session.protocol.channels import MAX_WINDOW, MIN_WINDOW
 from tests import minipeer
 from tests.conformance.running import PATIENCE, STATEPIPE, started
 from tests.minipeer import GREETING, MAGIC, PIECE, Broken, Link, Sender, write_all

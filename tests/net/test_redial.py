@@ -12,12 +12,12 @@ from statepipe.ends.address import Address
 from statepipe.ends.dial import SHORT, connect_again
 from statepipe.ends.names import Known, Place, find_places
 from statepipe.ends.net import is_fruitless, is_stuck
-from statepipe.engine.pipeline import Pipeline
-from statepipe.engine.sessionends import SessionSink
-from statepipe.engine.sessionlinks import dialled
-from statepipe.engine.transport import SocketTransport
 from statepipe.errors import PeerError
-from statepipe.formats.frames import MAX_LINKS, Role
+from statepipe.pipeline.pipeline import Pipeline
+from statepipe.session.links import dialled
+from statepipe.session.protocol.frames import MAX_LINKS, Role
+from statepipe.session.streams import SessionSink
+from statepipe.session.transport import SocketTransport
 from tests.net.test_session import FIRST, MIB, PATIENCE, QUICK, Bytes, Kept, Receiver, whole
 
 

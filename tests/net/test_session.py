@@ -17,16 +17,15 @@ from pathlib import Path
 
 import pytest
 
-from statepipe.engine.pipeline import Pipeline
-from statepipe.engine.session import Session
-from statepipe.engine.sessionends import SessionSink, SessionSource
-from statepipe.engine.sessionlinks import Acceptor, Dial, dialled
-from statepipe.engine.timing import Timing
-from statepipe.engine.transport import SocketTransport
 from statepipe.errors import IntegrityError, PeerError, StatepipeError
-from statepipe.formats.channels import MIN_WINDOW
-from statepipe.formats.frames import MAX_LINKS, Role
-from statepipe.formats.opening import Party, Secrets
+from statepipe.pipeline.pipeline import Pipeline
+from statepipe.session.links import Acceptor, Dial, dialled
+from statepipe.session.protocol.admission import Party, Secrets
+from statepipe.session.protocol.channels import MIN_WINDOW
+from statepipe.session.protocol.frames import MAX_LINKS, Role
+from statepipe.session.session import Session, Timing
+from statepipe.session.streams import SessionSink, SessionSource
+from statepipe.session.transport import SocketTransport
 from statepipe.stage import Buffer
 from tests.net.relay import Faults, relay
 
@@ -305,11 +304,11 @@ def test_a_stalled_reader_stalls_the_writer_within_the_window_and_kills_no_link(
 
 SENDER = """
 import socket, sys
-from statepipe.engine.timing import Timing
-from statepipe.engine.sessionends import SessionSink
-from statepipe.engine.sessionlinks import dialled
-from statepipe.engine.transport import SocketTransport
-from statepipe.formats.frames import Role
+from statepipe.session.session import Timing
+from statepipe.session.streams import SessionSink
+from statepipe.session.links import dialled
+from statepipe.session.transport import SocketTransport
+from statepipe.session.protocol.frames import Role
 def dial():
     return SocketTransport(socket.create_connection(("127.0.0.1", int(sys.argv[1]))), "receiver", "receiver")
 with dialled(dial, Role.SENDS, "receiver", Timing(0.1, 5, 1), channels=0) as session, SessionSink(session) as sink:

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from statepipe.ends import tls
 from statepipe.ends.net import Patience
-from statepipe.ends.tls import Handshake, TlsTransport, shake_hands
-from statepipe.ends.tlsends import greet
-from statepipe.ends.trust import by_folder
-from statepipe.engine.pipeline import Pipeline
-from statepipe.engine.sessionends import SessionSink
-from statepipe.engine.sessionlinks import dialled
 from statepipe.errors import PeerError
-from statepipe.formats.frames import Role
+from statepipe.pipeline.pipeline import Pipeline
+from statepipe.session import tls
+from statepipe.session.gate import greet
+from statepipe.session.links import dialled
+from statepipe.session.protocol.frames import Role
+from statepipe.session.streams import SessionSink
+from statepipe.session.tls import Handshake, TlsTransport, shake_hands
+from statepipe.trust.identity import by_folder
 from tests.conformance.running import PATIENCE, STATEPIPE, started
 from tests.conformance.test_plain import collect, rst
 from tests.conformance.test_tls import receiving, sender, speak

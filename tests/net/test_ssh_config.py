@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from statepipe.commands.overssh import SshDial
-from statepipe.commands.plan import Plan
 from statepipe.ends.address import parse_address
 from statepipe.ends.net import Patience
+from statepipe.session.options import Plan
+from statepipe.session.overssh import SshDial
 from tests.conformance.running import PATIENCE, STATEPIPE
 from tests.sshd import ROOT, Host
 

@@ -63,8 +63,8 @@ exec sleep 60
 """
 
 DIALLING_TWICE = """
-from statepipe.commands.overssh import SshDial
-from statepipe.commands.plan import Plan
+from statepipe.session.overssh import SshDial
+from statepipe.session.options import Plan
 from statepipe.ends.address import parse_address
 from statepipe.ends.net import Patience
 from statepipe.errors import PeerError

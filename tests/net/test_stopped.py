@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from statepipe.cli.network import plan_of
-from statepipe.commands.linked import TlsDial
 from statepipe.ends.net import Stopped
-from statepipe.ends.trust import by_pins
-from statepipe.engine.transport import Transport
+from statepipe.session.overtls import TlsDial
+from statepipe.session.transport import Transport
+from statepipe.trust.identity import by_pins
 from tests.conformance.running import PATIENCE, STATEPIPE, started, stop, wait
 from tests.net.homes import World
 

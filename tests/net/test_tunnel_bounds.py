@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from statepipe.commands.connections import BUDGET, CONNECTIONS
-from statepipe.commands.ration import LINE
 from statepipe.ends.net import Patience
-from statepipe.ends.tlsends import greet
-from statepipe.ends.trust import by_pins
-from statepipe.engine.sessionends import SessionSink
-from statepipe.engine.sessionlinks import dialled
-from statepipe.engine.timing import Timing
-from statepipe.engine.transport import Transport
+from statepipe.ends.ration import LINE
 from statepipe.errors import PeerError
-from statepipe.formats.frames import FRAME_SIZE, Role
+from statepipe.session.gate import greet
+from statepipe.session.links import dialled
+from statepipe.session.protocol.frames import FRAME_SIZE, Role
+from statepipe.session.session import Timing
+from statepipe.session.streams import SessionSink
+from statepipe.session.transport import Transport
+from statepipe.trust.identity import by_pins
+from statepipe.tunnel.connections import BUDGET, CONNECTIONS
 from tests.conformance.running import PATIENCE, STATEPIPE, started
 from tests.net.homes import MIB, World, connect, memory
 from tests.qemu.harness import wait_for

@@ -12,12 +12,12 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from statepipe.commands import migrate, receive
-from statepipe.commands.plan import Plan
 from statepipe.ends.address import parse_address
 from statepipe.ends.net import Patience
-from statepipe.engine.signals import as_exceptions
 from statepipe.errors import StatepipeError
+from statepipe.migration import migrate, receive
+from statepipe.pipeline.signals import as_exceptions
+from statepipe.session.options import Plan
 
 RETRY = 5.0
 """Seconds without a link: so soon is a lost one given up."""

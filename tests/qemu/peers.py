@@ -6,12 +6,11 @@ import contextlib
 import socket
 from collections.abc import Iterator
 
-from statepipe.engine.peer import CHANNELS, Peer
-from statepipe.engine.session import Session
-from statepipe.engine.sessionlinks import Acceptor, dialled
-from statepipe.engine.timing import Timing
-from statepipe.engine.transport import SocketTransport
-from statepipe.formats.frames import Role
+from statepipe.migration.peer import CHANNELS, Peer
+from statepipe.session.links import Acceptor, dialled
+from statepipe.session.protocol.frames import Role
+from statepipe.session.session import Session, Timing
+from statepipe.session.transport import SocketTransport
 from statepipe.threads import beside
 from tests.net.relay import Faults, Relay, relay
 

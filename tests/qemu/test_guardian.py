@@ -8,12 +8,12 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from statepipe.pipes import polled
+from statepipe.wakeups import polled
 from tests.guest import parse_ticks
 from tests.qemu.harness import Guest, assert_runs_on, assert_unbroken, wait_for
 from tests.qemu.moving import LISTENING, Credentials, Running, child_of, mover, receiver
 from tests.qemu.test_visitors import visiting
-from tests.unit.test_terms import THING
+from tests.unit.migration.test_negotiation import THING
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,17 +11,17 @@ from typing import Any
 
 import pytest
 
-from statepipe.commands.arrival import CAPABILITIES as ARRIVING
-from statepipe.commands.arrival import Arrival
-from statepipe.commands.departure import CAPABILITIES as DEPARTING
-from statepipe.commands.departure import Departure
-from statepipe.commands.journal import Journal
-from statepipe.engine.peer import Peer
-from statepipe.engine.signals import as_exceptions
-from statepipe.engine.timing import Timing
 from statepipe.errors import PeerError, StatepipeError
-from statepipe.formats.handover import Destination, Event, Source
+from statepipe.migration.destination import CAPABILITIES as ARRIVING
+from statepipe.migration.destination import Arrival
+from statepipe.migration.peer import Peer
+from statepipe.migration.source import CAPABILITIES as DEPARTING
+from statepipe.migration.source import Departure
+from statepipe.pipeline.signals import as_exceptions
 from statepipe.qemu.monitor import Monitor
+from statepipe.recovery.handover import Destination, Event, Source
+from statepipe.recovery.journal import Journal
+from statepipe.session.session import Timing
 from tests.guest import parse_ticks, write_image
 from tests.net.relay import Relay
 from tests.qemu.harness import Guest, assert_runs_on, assert_unbroken
@@ -158,7 +158,7 @@ def test_that_the_guest_runs_there_is_heard_once_the_link_is_back(
     tmp_path: Path, qemu72: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It broke off at the one moment when only the destination knows, for longer than it waits in every other end."""
-    monkeypatch.setattr("statepipe.commands.coordinator.PARTING", 0.1)
+    monkeypatch.setattr("statepipe.migration.coordinator.PARTING", 0.1)
     with paired(tmp_path, qemu72, "-S", timing=Timing(tick=0.2, limit=5, retry=60)) as both:
 
         def break_off(both: Pair) -> None:

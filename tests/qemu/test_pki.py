@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from statepipe.formats.certificates import issue, new_key, pem_key, read_authority
+from statepipe.trust.certificates import issue, new_key, pem_key, read_authority
 from tests.qemu.harness import Guest, QmpError, assert_continues, run_statepipe, wait_for
 
 FINISHED = ("completed", "failed")

@@ -84,7 +84,7 @@ def make_known(one: Path, other: Path) -> None:
     """Keys for two configurations, and each pinned in the other under the loopback's address."""
     for folder in (one, other):
         (folder / "statepipe" / "peers").mkdir(parents=True)
-        own = "from statepipe.ends.trust import own_identity; own_identity()"
+        own = "from statepipe.trust.identity import own_identity; own_identity()"
         subprocess.run([sys.executable, "-P", "-c", own], env={"XDG_CONFIG_HOME": str(folder)}, check=True)
     for folder, peer in ((one, other), (other, one)):
         shutil.copy(peer / "statepipe" / "own-cert.pem", folder / "statepipe" / "peers" / "127.0.0.1.pem")

@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from statepipe.commands.connection import Connection
-from statepipe.engine.peer import Inlet, Outlet
-from statepipe.engine.session import Session
 from statepipe.errors import IntegrityError, PeerError, StatepipeError
+from statepipe.migration.peer import Inlet, Outlet
+from statepipe.session.session import Session
+from statepipe.tunnel.connection import Connection
 from tests.qemu.harness import run_statepipe, wait_for
 from tests.qemu.moving import LISTENING, Credentials, Running
 from tests.qemu.peers import two_sessions

@@ -10,19 +10,19 @@ from typing import Any
 
 import pytest
 
-from statepipe.commands.encounter import called
-from statepipe.commands.plan import Plan
 from statepipe.ends.address import TLS, Address
 from statepipe.ends.net import Patience
-from statepipe.engine.peer import Message, Peer
 from statepipe.errors import PeerError
-from statepipe.formats.handover import Destination, Source
+from statepipe.migration.contact import called
+from statepipe.migration.peer import Message, Peer
 from statepipe.qemu.facts import DISKS
+from statepipe.recovery.handover import Destination, Source
+from statepipe.session.options import Plan
 from tests.hurried import hurried
 from tests.qemu.harness import Guest, run_statepipe
 from tests.qemu.moving import Credentials, mover, receiver, waiting
 from tests.qemu.test_handover import Pair, assert_one_runs, paired
-from tests.unit.test_terms import THING
+from tests.unit.migration.test_negotiation import THING
 
 PATIENCE = 60
 

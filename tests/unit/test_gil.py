@@ -1,4 +1,4 @@
-"""The native libraries release the GIL, on which every placed thread counts (DESIGN section 2).
+"""The native libraries release the GIL, on which every placed thread counts (docs/design.md, 2).
 
 A second thread takes a step each half millisecond, and needs the GIL for each. How many steps it takes during one
 call of tens of milliseconds tells whether the call kept it; on a busy machine the call only takes longer.

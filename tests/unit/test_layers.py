@@ -1,4 +1,4 @@
-"""The layout of DESIGN section 3, kept true over the syntax trees: who imports whom, who does I/O, who speaks."""
+"""The layout of docs/design.md, 3, kept true over the syntax trees: who imports whom, who does I/O, who speaks."""
 
 from __future__ import annotations
 
@@ -17,22 +17,30 @@ PACKAGE = Path(statepipe.__file__).parent
 LAYERS = (
     "statepipe",
     "statepipe.errors",
+    "statepipe.telling",
     "statepipe.units",
     "statepipe.shapes",
-    "statepipe.pipes",
+    "statepipe.wakeups",
     "statepipe.descriptors",
     "statepipe.private",
     "statepipe.imagelocks",
     "statepipe.stage",
     "statepipe.threads",
-    "statepipe.room",
+    "statepipe.memorylimit",
     "statepipe.processes",
     "statepipe.formats",
-    "statepipe.stages",
     "statepipe.ends",
     "statepipe.qemu",
-    "statepipe.engine",
-    "statepipe.commands",
+    "statepipe.stages",
+    "statepipe.pipeline",
+    "statepipe.trust",
+    "statepipe.session.protocol",
+    "statepipe.session",
+    "statepipe.recovery",
+    "statepipe.state",
+    "statepipe.transfer",
+    "statepipe.migration",
+    "statepipe.tunnel",
     "statepipe.cli",
     "statepipe.start",
     "statepipe.__main__",
@@ -220,8 +228,12 @@ def graph(sources: dict[str, str]) -> dict[str, set[str]]:
     return {name: ours(source) - {name} for name, source in sources.items()}
 
 
-@pytest.mark.parametrize("module", below("statepipe.formats"))
-def test_formats_do_no_io(module: str) -> None:
+SANS_IO = {"statepipe.recovery.handover", "statepipe.trust.certificates", "statepipe.trust.spake"}
+"""Beside the formats and the session's protocol: the tables of a migration, and what pairs and certifies hosts."""
+
+
+@pytest.mark.parametrize("module", [*below("statepipe.formats", "statepipe.session.protocol"), *sorted(SANS_IO)])
+def test_formats_tables_and_protocol_do_no_io(module: str) -> None:
     assert_none(foreign(module, SOURCES[module], IO))
 
 
@@ -246,6 +258,28 @@ def test_modules_and_functions_are_short(module: str) -> None:
     assert_none(long_ones(module, SOURCES[module]))
 
 
+def described(tree: str) -> list[str]:
+    """The modules that a tree of files names, by their paths: two blanks a folder, a description on each line."""
+    found, above = [], []
+    for line in filter(str.strip, tree.splitlines()):
+        name, description = line.split(maxsplit=1)
+        assert description
+        del above[(len(line) - len(line.lstrip())) // 2 :]
+        (above if name.endswith("/") else found).append(name if name.endswith("/") else "".join([*above, name]))
+    return found
+
+
+def test_the_design_names_each_module_once() -> None:
+    tree = (PACKAGE.parent / "docs" / "design.md").read_text().split("## 3. Layout")[1].split("```")[1]
+    modules = [str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"]
+    assert sorted(described(tree)) == sorted(modules)
+
+
+def test_a_tree_is_read_by_its_folders() -> None:
+    tree = "a/  one\n  b.py  two\n  c/  three\n    d.py  four\ne.py  five\n"
+    assert described(tree) == ["a/b.py", "a/c/d.py", "e.py"]
+
+
 def test_every_folder_is_on_a_line() -> None:
     assert {name for name in SOURCES if layer(name) == 0} == {"statepipe"}
 
@@ -254,7 +288,7 @@ BAD_IMPORTS = [
     ("statepipe.formats.x", "from statepipe.stages import find"),
     ("statepipe.stage", "import statepipe.formats.statefile"),
     ("statepipe.units", "def f():\n    from statepipe import stage"),
-    ("statepipe.qemu.x", "from statepipe.engine.pipeline import Pipeline"),
+    ("statepipe.qemu.x", "from statepipe.pipeline.pipeline import Pipeline"),
     ("statepipe.errors", "if TYPE_CHECKING:\n    from statepipe.units import parse_size"),
 ]
 

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from statepipe.ends.fd import FdSource
-from statepipe.engine.signals import as_exceptions
 from statepipe.errors import IntegrityError, InterruptedBySignal
+from statepipe.pipeline.signals import as_exceptions
 from statepipe.stage import Cancelled, Over, close
 from statepipe.threads import ahead, cores, parallel
 

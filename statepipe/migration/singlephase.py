@@ -1,0 +1,245 @@
+"""migrate without a statepipe over there: to a QEMU that waits at tcp:// or unix://, or through a program of your own.
+
+QEMU's own word is all there is, so this is one phase, and not two. The return path is on: QEMU here says `completed`
+only after QEMU there has said that it has loaded everything. Whatever fails until then, a program's exit status too,
+the guest runs on here; what becomes of it there afterwards, nobody here can see.
+
+At a unix socket it is a QEMU of a user who may have the guest: root's, ours, the one that is meant, or that of the
+guest's own QEMU, who has it already.
+
+Where nothing is done to the stream, QEMU gets the connection itself and takes as long as with its own tcp:. Bytes that
+pass through us take 1.4 to 2.0 times as long.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
+from typing import Any
+
+from statepipe.ends.fd import FdSource, write_all
+from statepipe.ends.net import Patience, SocketSink, SocketSource
+from statepipe.ends.relay import Backflow, Incoming
+from statepipe.errors import InterruptedBySignal, PeerError, QemuError, QemuGone, QemuSilent, StatepipeError
+from statepipe.formats.qemu.stream import QemuStream
+from statepipe.migration.migrate import Report, Request, movable
+from statepipe.migration.source import LOOK
+from statepipe.pipeline.job import at_work, works_for
+from statepipe.pipeline.pipeline import Pipeline
+from statepipe.pipeline.signals import forget_late, held
+from statepipe.processes import Process, name_of_signal
+from statepipe.qemu.monitor import FINAL, Monitor, demand_completed
+from statepipe.qemu.process import owner
+from statepipe.qemu.runstates import LIVE
+from statepipe.qemu.settings import adjust, restore_after, restored
+from statepipe.recovery.guardian import Command, Guardian
+from statepipe.recovery.undoing import Undoing, undone
+from statepipe.session.overunix import demand_known
+from statepipe.stages.watch import watch
+from statepipe.state.saving import IDLE
+from statepipe.telling import Tell
+from statepipe.transfer.endpoints import MakeSink, connected_to, outgoing
+from statepipe.wakeups import polled
+
+FarEnd = AbstractContextManager[tuple[Incoming, MakeSink]]
+"""What comes back from the other end, and how to make the sink that leads there."""
+
+
+def to_address(request: Request) -> FarEnd:
+    """The plan's address. Entering raises PeerError."""
+    return outgoing(request.plan)
+
+
+@contextmanager
+def to_program(command: str) -> Iterator[tuple[Incoming, MakeSink]]:
+    """A shell's command line: the stream is its standard input, the return path its standard output.
+
+    Raises StatepipeError where it ends with another status than 0.
+    """
+    ours, theirs = socket.socketpair()
+    name = f"exec:{command}"
+    with ours:
+        with theirs:
+            process = Process(["sh", "-c", command], {0: theirs.fileno(), 1: theirs.fileno(), 2: 2})
+        try:
+            with SocketSource(ours, name, Patience()) as returning:
+                yield returning, lambda wait: SocketSink(ours, name, Patience(), wait)
+            _demand_success(process, name, "its own message is above")
+        except PeerError as error:  # which only tells that its end of the socket is gone
+            if polled(process.pidfd).poll(LAST_PATIENCE):
+                _demand_success(process, name, error.hint)
+            raise
+        finally:
+            process.kill()
+            process.reap()
+
+
+LAST_PATIENCE = 1000
+"""Milliseconds in which a program that has closed its end should end too."""
+
+
+def _demand_success(process: Process, name: str, hint: str | None) -> None:
+    """Raises StatepipeError."""
+    if status := process.status():
+        how = f"status {status}" if status > 0 else name_of_signal(-status)
+        raise StatepipeError(f"{name} ended with {how}", hint=hint)
+
+
+def migrate_plainly(request: Request, far: FarEnd, name: str, tell: Tell, guard: Command) -> Report:
+    """Move the guest by QEMU's word alone, to what people call `name`; `tell` hears what it is waited for, and `guard`
+    starts the guardian.
+
+    Raises StatepipeError, whose hint says where the guest is.
+    """
+    with (
+        Guardian(guard) as guardian,
+        closing(Monitor(request.qmp, tell=tell)) as monitor,
+        far as (returning, make_sink),
+        undone(guardian, monitor, request.qmp) as undoing,
+    ):
+        return _migrate(
+            request, monitor, undoing, name, tell, lambda: _carry(request, monitor, undoing, returning, make_sink)
+        )
+
+
+def migrate_directly(request: Request, tell: Tell, guard: Command) -> Report:
+    """The same, to the plan's address, with nothing between QEMU and its connection. Raises StatepipeError."""
+    plan = request.plan
+    with (
+        Guardian(guard) as guardian,
+        closing(Monitor(request.qmp, tell=tell)) as monitor,
+        connected_to(plan) as connection,
+        undone(guardian, monitor, request.qmp) as undoing,
+    ):
+
+        def go() -> tuple[int, dict[str, Any]]:
+            figures = Direct(monitor).run(connection, undoing)
+            return int(figures.get("ram", {}).get("transferred", 0)), figures
+
+        return _migrate(request, monitor, undoing, str(plan.address), tell, go)
+
+
+def _migrate(
+    request: Request,
+    monitor: Monitor,
+    undoing: Undoing,
+    name: str,
+    tell: Tell,
+    go: Callable[[], tuple[int, dict[str, Any]]],
+) -> Report:
+    """What both have in common; `go` gives the bytes sent and QEMU's figures."""
+    monitor.demand_handover()
+    works_for(monitor.pid)
+    if (connection := request.plan.ready) is not None:  # a silent listener may be anybody
+        demand_known(name, connection, request.plan.peer, owner(monitor.pid))
+    runs = movable(monitor, request.qmp)
+    wanted = dict.fromkeys(("events", "return-path", *request.capabilities), True)
+    stopped: float | None = None
+    before = adjust(monitor, wanted, request.parameters, known=lambda before: undoing.begin(runs, before))
+    try:
+        if request.offline:
+            undoing.stops()
+            stopped = time.monotonic() if runs in LIVE else None
+            monitor.execute("stop")
+        sent, figures = go()
+        with held():  # the guest has gone: no signal makes that undone
+            downtime = figures.get("downtime", 0) / 1000 if stopped is None else time.monotonic() - stopped
+            left = restored(monitor, before)
+            undoing.over()
+            if request.quits:
+                with suppress(QemuGone, QemuSilent):  # it may end before its answer is out
+                    monitor.execute("quit")
+            forget_late()
+    except BaseException as error:
+        _undo(monitor, error, undoing, stopped=stopped is not None)
+        restore_after(error, monitor, before)
+        raise
+    if left is not None:
+        tell(left)
+    if stopped is not None:
+        tell(f"the guest was stopped first, so it stands still at {name}, until the QEMU there is told: cont")
+    return Report(name, None, figures, downtime, sent, 0)
+
+
+class Direct:
+    """A migration whose bytes QEMU sends by itself, as a job that may be asked."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        self._monitor = monitor
+        self._started = time.monotonic()
+        self._figures: dict[str, Any] = {"status": "none"}
+
+    def run(self, connection: socket.socket, undoing: Undoing) -> dict[str, Any]:
+        """Migrate into the connection; QEMU's figures at the end. Raises QemuError unless it is completed."""
+        self._monitor.give(connection.fileno(), "statepipe-migrate")
+        connection.close()
+        undoing.migrate("fd:statepipe-migrate")
+        with at_work(self):
+            while self._figures["status"] not in FINAL:
+                self._figures = self._monitor.migration_changed(str(self._figures["status"]), LOOK)
+        return demand_completed(self._figures)
+
+    def status(self) -> dict[str, Any]:
+        """QEMU's figures, ready for JSON, and of all jobs: seconds and bytes."""
+        sent = self._figures.get("ram", {}).get("transferred", 0)
+        flow = {
+            "seconds": round(time.monotonic() - self._started, 3),
+            "bytes_in": sent,
+            "bytes_out": sent,
+            "stages": [],
+        }
+        return flow | {"phase": str(self._figures["status"]), "migration": self._figures}
+
+    def set_rate(self, rate: int | None) -> None:
+        """In bytes a second, for QEMU (max-bandwidth); None lifts it."""
+        self._monitor.execute("migrate-set-parameters", max_bandwidth=rate or 0)
+
+
+def _carry(
+    request: Request, monitor: Monitor, undoing: Undoing, returning: Incoming, make_sink: MakeSink
+) -> tuple[int, dict[str, Any]]:
+    """The stream there and the answers back; bytes sent, and QEMU's figures once it says `completed`."""
+    ours, theirs = socket.socketpair()
+    with ours, FdSource(ours.fileno(), "the migration socket", IDLE) as flow:
+        with theirs:
+            monitor.give(theirs.fileno(), "statepipe-migrate")
+            undoing.migrate("fd:statepipe-migrate")
+        back = Backflow(returning, lambda buffer: write_all(ours.fileno(), buffer), flow.cancel)
+        back.start()
+        try:
+            with make_sink(lambda: back.wait(None)) as sink:
+                stages = [("watch", watch(QemuStream(), lambda message: True)), *request.plan.words]
+                Pipeline(flow, stages, sink).pour()
+                sink.commit()
+        finally:
+            with suppress(OSError):  # QEMU was first
+                ours.shutdown(socket.SHUT_RDWR)
+            back.stop()
+        return sink.bytes, demand_completed(monitor.migration_outcome())
+
+
+def _undo(monitor: Monitor, error: BaseException, undoing: Undoing, *, stopped: bool) -> None:
+    """Wait until QEMU has given up too, have a guest run on that we have stopped, and add to the error what became of
+    it.
+
+    The status of a QEMU that refused to migrate is that of another migration, which may be on its way, or none.
+    """
+    if isinstance(error, InterruptedBySignal):
+        monitor.hurry()
+    if isinstance(error, QemuGone) or not isinstance(error, StatepipeError):
+        return
+    try:
+        status = monitor.migration()["status"]
+        if undoing.is_begun and status not in ("none", *FINAL):
+            monitor.execute("migrate_cancel")
+            status = monitor.migration_outcome()["status"]
+        monitor.wait_until_running()
+        if stopped and monitor.run_state() not in LIVE and not monitor.has_sent():
+            monitor.resume()
+        said = f"QEMU says {status}; the guest is {monitor.run_state()} here"
+        there = "the QEMU over there may say why, on its standard error" if status == "failed" else None
+        error.hint = "; ".join(filter(None, [said, there, error.hint]))
+    except QemuError as gone:  # or it would not have the guest run on
+        error.hint = "; ".join(filter(None, [str(gone), gone.hint]))

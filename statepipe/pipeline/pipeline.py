@@ -1,0 +1,135 @@
+"""Run a pipeline: a source, stages, a sink, and one verdict.
+
+The main thread pulls and writes; stages place their own threads. Whatever goes wrong, in a stage, in an end or by
+a signal, arrives here as one exception: the source is woken, every stage closed from the sink to the source, the
+sink undone, and the exception goes on to the caller. Returning is the only success.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from statepipe.errors import InterruptedBySignal, StatepipeError
+from statepipe.pipeline.bypass import find_shortcut
+from statepipe.pipeline.job import at_work
+from statepipe.pipeline.malloc import keep_freed_memory
+from statepipe.pipeline.signals import held
+from statepipe.stage import Adjustable, Buffer, Expecting, Link, Stage, Telling, cancel, chain, close, links
+
+
+class Source(Iterator[Buffer], Protocol):
+    """Where bytes enter. It has no `close`: its opener, not the chain, lets go of it when all threads are done."""
+
+    bytes: int
+
+    def cancel(self) -> None:
+        """Wake a blocked read, from any thread."""
+
+
+class Sink(Protocol):
+    """Where bytes leave. Leaving the context without `commit` undoes what can be undone."""
+
+    bytes: int
+
+    def __enter__(self) -> Sink: ...
+
+    def __exit__(self, *error: object) -> object: ...
+
+    def write(self, buffer: Buffer) -> None: ...
+
+    def commit(self) -> None: ...
+
+
+NamedStage = tuple[str, Stage]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a pipeline that succeeded has done. Sizes in bytes."""
+
+    bytes_in: int
+    bytes_out: int
+
+
+class Pipeline:
+    """A source, stages and a sink. `run` it once; what it tells meanwhile may be asked from any thread."""
+
+    def __init__(self, source: Source, stages: Sequence[NamedStage], sink: Sink) -> None:
+        self._source, self._stages, self._sink = source, stages, sink
+        self._links: list[Link] = []
+        self._started = time.monotonic()
+
+    def run(self) -> Verdict:
+        """Carry the source's bytes through the stages into the sink and commit it. Raises what any of them raises."""
+        with self._sink:
+            self.pour()
+            self._sink.commit()
+        return Verdict(self._source.bytes, self._sink.bytes)
+
+    def pour(self) -> None:
+        """`run` without the sink's context and commit, for a caller whose commit depends on more than the bytes."""
+        keep_freed_memory()
+        self._tell_size()
+        flow = chain(self._source, self._stages)
+        self._links = links(flow)
+        try:
+            with at_work(self):
+                self._carry(flow)
+        finally:
+            try:
+                _put_away(flow)
+            except InterruptedBySignal:  # in the instant before signals were held; there is no second one
+                _put_away(flow)
+                raise
+
+    def _tell_size(self) -> None:
+        """The first stage sees the source's bytes as they are."""
+        first: object = self._stages[0][1] if self._stages else None
+        size = getattr(self._source, "expected", None)
+        if isinstance(first, Expecting) and size is not None:
+            first.expect(size)
+
+    def _carry(self, flow: Iterator[Buffer]) -> None:
+        shortcut = find_shortcut(self._source, self._links, self._sink)
+        for buffer in flow:
+            if len(buffer):
+                self._sink.write(buffer)
+            if shortcut is not None and shortcut.open and not shortcut.take():
+                shortcut = None
+
+    def status(self) -> dict[str, Any]:
+        """How far it is, for JSON: seconds since the start, bytes in and out, what each stage and the sink tell."""
+        told = self._sink.facts() if isinstance(self._sink, Telling) else {}
+        return {
+            "seconds": round(time.monotonic() - self._started, 3),
+            "bytes_in": self._source.bytes,
+            "bytes_out": self._sink.bytes,
+            "stages": [link.facts() for link in self._links],
+            **told,
+        }
+
+    def set_rate(self, rate: int | None) -> None:
+        """Change the rate of its throttle, in bytes a second; None lifts it. Raises StatepipeError if it has none."""
+        if not self.has_throttle:
+            raise StatepipeError("there is no throttle in this pipeline", hint="start it with the word throttle:RATE")
+        for stage in self._throttles():
+            stage.set_rate(rate)
+
+    @property
+    def has_throttle(self) -> bool:
+        """Whether one of its stages takes a rate."""
+        return bool(self._throttles())
+
+    def _throttles(self) -> list[Adjustable]:
+        stages: list[object] = [stage for _, stage in self._stages]
+        return [stage for stage in stages if isinstance(stage, Adjustable)]
+
+
+def _put_away(flow: Iterator[Buffer]) -> None:
+    """A Ctrl-C ends our reader and us at once: the second must not find the threads half joined."""
+    with held():
+        cancel(flow)
+        close(flow)

@@ -1,0 +1,100 @@
+"""Where a session stands, and what may move it on: tables, so that tests and the manual read what the code runs."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from statepipe.session.protocol.channels import Verdict
+from statepipe.session.protocol.frames import GREETING_SIZE, HEADER_SIZE, FrameReader
+
+
+class Misuse(Exception):
+    """Called out of turn: a bug of ours."""
+
+
+class State(enum.Enum):
+    """Where the session stands."""
+
+    RUNNING = "running"
+    SAID_CLOSE = "said close"
+    HEARD_CLOSE = "heard close"
+    OVER = "over"
+    ABORTED = "aborted"
+
+
+class Turn(enum.Enum):
+    """What moves the session on, apart from its channels."""
+
+    SAY_CLOSE = "say CLOSE"
+    HEAR_CLOSE = "hear CLOSE"
+    SAY_ABORT = "say ABORT"
+    HEAR_ABORT = "hear ABORT"
+
+
+STATES = {
+    (State.RUNNING, Turn.SAY_CLOSE): State.SAID_CLOSE,
+    (State.RUNNING, Turn.HEAR_CLOSE): State.HEARD_CLOSE,
+    (State.SAID_CLOSE, Turn.SAY_CLOSE): State.SAID_CLOSE,
+    (State.SAID_CLOSE, Turn.HEAR_CLOSE): State.OVER,
+    (State.HEARD_CLOSE, Turn.SAY_CLOSE): State.OVER,
+    (State.HEARD_CLOSE, Turn.HEAR_CLOSE): State.HEARD_CLOSE,
+    (State.OVER, Turn.SAY_CLOSE): State.OVER,
+    (State.OVER, Turn.HEAR_CLOSE): State.OVER,
+    **{(each, turn): State.ABORTED for each in State for turn in (Turn.SAY_ABORT, Turn.HEAR_ABORT)},
+    **{(State.ABORTED, turn): State.ABORTED for turn in Turn},
+}
+"""Every state and turn."""
+
+
+class Change(enum.Enum):
+    """What an event is about."""
+
+    OPENED = "a link"
+    READABLE = "more bytes, or the end, for the consumer of a channel"
+    WRITABLE = "room in a channel"
+    JUDGED = "the far verdict on a channel"
+    CLOSED = "the peer has said and heard all it wants"
+    ABORTED = "the peer gave up"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something changed. `number` is the channel's, or the link's for OPENED."""
+
+    change: Change
+    number: int = 0
+    verdict: Verdict | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Link:
+    """One link as the machine sees it. The caller reads into `reader`.
+
+    In bytes since its beginning, the greeting's too: `said`; `owed`, up to which it must be heard (a PING need not);
+    `told`, up to which the peer says that it was. `pings` came. `heard` and `calm`: anything, and a PING of a peer that
+    waits for nothing, within this tick. The marks are where the session last went on.
+    """
+
+    number: int
+    reader: FrameReader
+    is_open: bool
+    heard: bool = True
+    calm: bool = False
+    silent: int = 0
+    ping: bool = False
+    said: int = GREETING_SIZE
+    owed: int = 0
+    told: int = 0
+    pings: int = 0
+    heard_mark: int = GREETING_SIZE
+    told_mark: int = GREETING_SIZE
+
+    @property
+    def facts_heard(self) -> int:
+        """Bytes that came, PINGs aside."""
+        return self.reader.offset - self.pings * HEADER_SIZE
+
+    def mark(self) -> None:
+        """The session went on."""
+        self.heard_mark, self.told_mark = self.facts_heard, max(self.told, GREETING_SIZE)

@@ -1,0 +1,103 @@
+"""A saved state as a file that may be encrypted: told by its first bytes, opened only if there is need."""
+
+from __future__ import annotations
+
+import builtins
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, Self
+
+from statepipe.descriptors import named_by
+from statepipe.ends.file import FileSource
+from statepipe.formats.openpgp import looks_encrypted
+from statepipe.stage import Buffer, Stage
+
+if TYPE_CHECKING:
+    from statepipe.formats.age.envelope import Identity
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """What opens a file: age's identities, or a stage that decrypts OpenPGP.
+
+    Asked for only once the file turns out to be so encrypted: keys are read, and passphrases typed, for nothing else.
+    """
+
+    identities: Callable[[], Sequence[Identity]]
+    openpgp: Callable[[], Stage]
+
+
+AGE, ARMORED = b"age-encryption.org/v1\n", b"-----BEGIN AGE ENCRYPTED FILE-----"
+"""How age's two kinds of file begin (age.md). Their readers are imported only for one of them: they cost 25 ms."""
+
+OPENPGP = "OpenPGP"
+
+STDIN = "-"
+"""The FILE that is standard input."""
+
+HEAD = 1024
+"""Bytes to tell by: an armor's headers stand before its first packet."""
+
+
+class StateFile(Protocol):
+    """A file that is read at both its ends and from its beginning; what it gives is plain.
+
+    `sealed` says how it lies on the disk ("age", "age, armored"), if it is encrypted.
+    """
+
+    name: str
+    bytes: int
+    sealed: str | None
+
+    def __iter__(self) -> Iterator[Buffer]: ...
+
+    def __next__(self) -> Buffer: ...
+
+    def cancel(self) -> None: ...
+
+    def tail(self, offset: int, size: int) -> builtins.bytes: ...
+
+    def size(self) -> int: ...
+
+    def stored(self) -> int: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+
+def open_state(path: str, keys: Keys) -> StateFile:
+    """Open a file that may be encrypted; `-` is standard input. Raises StatepipeError, NoKeyError, IntegrityError."""
+    file = _opened(path)
+    try:
+        sealed = _how_sealed(file.tail(0, HEAD))
+        if sealed is None:
+            return file
+        from statepipe.state.sealed import sealed_by_age, sealed_by_openpgp
+
+        if sealed == OPENPGP:
+            return sealed_by_openpgp(file, sealed, keys.openpgp())
+        return sealed_by_age(file, sealed, keys.identities())
+    except BaseException:
+        file.__exit__()
+        raise
+
+
+def _opened(path: str) -> FileSource:
+    """Raises StatepipeError."""
+    fd = 0 if path == STDIN else named_by(path)
+    if fd is None or (path != STDIN and stat.S_ISREG(os.fstat(fd).st_mode)):
+        return FileSource(path)
+    from statepipe.state.spool import from_descriptor
+
+    return from_descriptor(fd, "standard input" if path == STDIN else path)
+
+
+def _how_sealed(head: bytes) -> str | None:
+    if head.startswith(AGE):
+        return "age"
+    if head.startswith(ARMORED):
+        return "age, armored"
+    return OPENPGP if looks_encrypted(head) else None

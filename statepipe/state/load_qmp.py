@@ -1,0 +1,208 @@
+"""load, driving QEMU: `load FILE -- qemu-system-…` starts it, `load --qmp SOCKET FILE` takes one that waits.
+
+QEMU is started paused (`-S -incoming defer`) with a monitor of ours. The stream goes over a socketpair whose end is
+held back until everything is verified; the guest runs only when QEMU, too, says `completed`, and only if it ran
+when it was saved. Whatever fails before that, our QEMU is ended and its guest has not run for an instant.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing, suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from statepipe.ends.fd import FdSink
+from statepipe.errors import InterruptedBySignal, QemuError, QemuGone, QemuSilent, StatepipeError
+from statepipe.pipeline.pipeline import Pipeline
+from statepipe.pipeline.signals import held
+from statepipe.qemu.commandline import starts_qemu
+from statepipe.qemu.guard import Said
+from statepipe.qemu.guest import describe_guest
+from statepipe.qemu.hardware import hardware
+from statepipe.qemu.images import images
+from statepipe.qemu.monitor import Monitor, demand_completed
+from statepipe.qemu.places import seen
+from statepipe.qemu.process import Child, inspect_process, qemu_under
+from statepipe.qemu.runstates import LIVE
+from statepipe.qemu.settings import made_ready, restore_after, restored
+from statepipe.qemu.view import View
+from statepipe.state.file import Keys, StateFile, open_state
+from statepipe.state.loading import State, prepare
+from statepipe.telling import Tell
+
+RAN_AT_SAVE = (*LIVE, None)
+"""A machine older than 2.4 does not tell its run state; QEMU itself then takes it to be running."""
+
+
+@dataclass(frozen=True, slots=True)
+class Telling:
+    """Who hears of it: `warn` what is not proved and what is waited for, `here` that the guest is, at once, and
+    `loaded` its run state."""
+
+    warn: Tell
+    loaded: Tell
+    here: Callable[[], None]
+
+
+def load_into_new(path: str, command: Sequence[str], keys: Keys, said: Said, tell: Telling, *, detach: bool) -> int:
+    """Load the state into a QEMU started by `command`; stay until it ends and return its exit status.
+
+    `said` is a person's word on the disks. With `detach`, return 0 once the guest is loaded. Raises StatepipeError, and
+    then that QEMU is gone.
+    """
+    child: Child | None = None
+    stays = False
+
+    def here() -> None:
+        """It is about to be told to run the guest: what would end us is QEMU's, and how it ends is its own matter."""
+        nonlocal stays
+        tell.here()
+        if child is not None and not detach:
+            child.pass_signals_on()
+            stays = True
+
+    try:
+        with ExitStack() as opened:
+            with open_state(path, keys) as source:
+                state = _prepare_state(source, tell.warn)
+                state.refuse_changed_before(command, said)
+                _refuse_taken(command)
+                with held():  # a QEMU that was started must be known to us
+                    child = Child(command, detach)
+                monitor = opened.enter_context(closing(Monitor(child.monitor, child.pid, tell.warn)))
+                try:
+                    _load(state, monitor, said, replace(tell, here=here), runs=not child.stays_paused)
+                except QemuGone:
+                    if not stays:
+                        raise
+            if detach:
+                child.let_be(tell.warn)
+            with suppress(QemuGone, QemuSilent):  # its guest has ended it already, or keeps it busy
+                tell.loaded(monitor.run_state())
+            return 0 if detach else child.wait()
+    except BaseException as error:
+        if child is not None:
+            child.end_after(error, "while loading")
+        raise
+
+
+def _refuse_taken(command: Sequence[str]) -> None:
+    """Raises StatepipeError for sockets where somebody listens: a QEMU that is started takes them away, and it may be
+    the one that still holds the guest which listens there."""
+    if not starts_qemu(command):
+        return
+    rows = seen(command, View(0), os.getcwd(), held=False)
+    if taken := [f"{row['path']} ({row['option']})" for row in rows if row.get("busy")]:
+        raise StatepipeError(
+            f"QEMU is not started, as it would take away where somebody listens: {', '.join(taken)}",
+            hint="end the QEMU that has it, if its guest is the one that was saved; or give it another name",
+        )
+
+
+def load_into_waiting(path: str, address: str, keys: Keys, said: Said, tell: Telling) -> None:
+    """Load the state into the QEMU behind the monitor at `address`, started with `-incoming defer`.
+
+    Raises StatepipeError; unless QEMU has ended by itself, it is told to quit.
+    """
+    with open_state(path, keys) as source:
+        state = _prepare_state(source, tell.warn)
+        with closing(Monitor(address, tell=tell.warn)) as monitor:
+            before = _load(state, monitor, said, tell, runs=True)
+            with suppress(QemuGone, QemuSilent):  # its guest has ended it already, or keeps it busy
+                tell.loaded(monitor.run_state())
+            if (words := restored(monitor, before)) is not None:
+                tell.warn(words)
+
+
+def _prepare_state(source: StateFile, warn: Tell) -> State:
+    state = prepare(source)
+    if state.doubts:
+        warn(state.doubts)
+    return state
+
+
+def _load(state: State, monitor: Monitor, said: Said, tell: Telling, *, runs: bool) -> dict[str, Any]:
+    """Load it, and run it if it ran; how QEMU was set to migrate before. Raises StatepipeError.
+
+    A QEMU that may run or receive a guest that is none of ours is left alone; one that has half of ours can only be
+    ended.
+    """
+    monitor.demand_waiting()
+    monitor.demand_handover()
+    now = describe_guest(monitor)
+    state.refuse_other_machine(now["machine"])
+    state.refuse_changed_disks(images(monitor), said, tell.warn)
+    _refuse_other_hardware(state, monitor, now["ram"], said, tell.warn)
+    before = made_ready(monitor, ("events", "late-block-activate"))
+    try:
+        ours = _open(monitor)
+    except BaseException as error:
+        restore_after(error, monitor, before)
+        raise
+    try:
+        with ours:
+            _feed(state, monitor, ours)
+        demand_completed(monitor.migration_outcome(), "its message is above")
+        tell.here()  # before QEMU is told to run it: from then on it is not ended for being late
+        if runs and state.run_state in RAN_AT_SAVE:
+            monitor.execute("cont")
+        return before
+    except BaseException:
+        with held():
+            _quit(monitor)
+        raise
+
+
+def _refuse_other_hardware(state: State, monitor: Monitor, ram: int, said: Said, warn: Tell) -> None:
+    process = inspect_process(qemu_under(monitor.pid))
+    now = hardware(monitor) | {"ram": ram}
+    state.refuse_other_hardware(now, process.command if process else None, said, warn)
+
+
+def _open(monitor: Monitor) -> socket.socket:
+    """Our end of a socket that QEMU loads from. Raises QemuError if it takes none, as it loads already."""
+    ours, theirs = socket.socketpair()
+    try:
+        with theirs:
+            monitor.give(theirs.fileno(), "statepipe-load")
+            monitor.execute("migrate-incoming", uri="fd:statepipe-load")
+    except BaseException:
+        ours.close()
+        raise
+    return ours
+
+
+def _feed(state: State, monitor: Monitor, ours: socket.socket) -> None:
+    try:
+        Pipeline(state.source, state.stages, FdSink(ours.fileno(), "the migration socket")).pour()
+    except InterruptedBySignal as error:
+        raise _why_closed(monitor, error) from error
+    ours.shutdown(socket.SHUT_WR)
+    _drain(ours)
+
+
+def _drain(ours: socket.socket) -> None:
+    """Take what QEMU answers on the return path, until it closes: else it might fail to write it."""
+    try:
+        while ours.recv(4096):
+            continue
+    except ConnectionResetError:  # QEMU closed with bytes of ours unread: its monitor tells why
+        return
+
+
+def _why_closed(monitor: Monitor, error: InterruptedBySignal) -> Exception:
+    """If QEMU closed the socket, ask it why; a real signal stays what it is."""
+    if not isinstance(error.__cause__, BrokenPipeError):
+        return error
+    outcome = monitor.migration_outcome()
+    return QemuError(f"QEMU refused the state: {outcome.get('error-desc', outcome['status'])}")
+
+
+def _quit(monitor: Monitor) -> None:
+    monitor.hurry()
+    # That it goes is what was wanted; where it says nothing, whatever was raised tells enough.
+    with suppress(QemuGone, QemuSilent):
+        monitor.execute("quit")

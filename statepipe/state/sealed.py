@@ -1,0 +1,124 @@
+"""A saved state that is encrypted, read as if it were not: at any offset, and from its beginning to its end.
+
+An age file is opened at any place (agefile.py), so its trailer is read before anything is let out. What has no fixed
+places (armor, OpenPGP) is decrypted twice: the first time to see both ends and that all of it opens, the second time
+for its bytes; nothing of it is ever kept on a disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from typing import Protocol, Self
+
+from statepipe.ends.file import FileSource
+from statepipe.errors import StatepipeError
+from statepipe.formats.age.envelope import Identity
+from statepipe.formats.statefile import META_LIMIT, SEEK_TABLE_LIMIT
+from statepipe.stage import Buffer, Over, Stage, cancel, chain, close
+from statepipe.stages.encrypt import decrypt
+from statepipe.state.agefile import AgeReaderAt
+
+HEAD_LIMIT, TAIL_LIMIT = META_LIMIT + 8, META_LIMIT + SEEK_TABLE_LIMIT
+"""What is kept of both ends of a file that is decrypted twice: a header, and a trailer with its seek table."""
+
+SPARE = 4 << 20
+"""Bytes more than that, after which the oldest are dropped."""
+
+
+def sealed_by_age(file: FileSource, sealed: str, identities: Sequence[Identity]) -> SealedFile:
+    """An open age file; `sealed` says whether it is armored. Raises NoKeyError, IntegrityError."""
+    stage = decrypt(identities)
+    reader = AgeReaderAt(file, identities) if sealed == "age" else ReadThrough(file, stage)
+    return SealedFile(file, sealed, stage, reader)
+
+
+def sealed_by_openpgp(file: FileSource, sealed: str, stage: Stage) -> SealedFile:
+    """An open OpenPGP file: its proof is at its end, so all of it is decrypted, and judged, before anything of it."""
+    return SealedFile(file, sealed, stage, ReadThrough(file, stage))
+
+
+class SealedFile:
+    """The plaintext of an encrypted file; `bytes` counts it. Raises what decrypt raises."""
+
+    def __init__(self, file: FileSource, sealed: str, stage: Stage, reader: Reader) -> None:
+        self.name = file.name
+        self.bytes = 0
+        self.sealed: str | None = sealed
+        self._file = file
+        self._reader = reader
+        self._flow = chain(file, [("decrypt", stage)])
+
+    def __iter__(self) -> SealedFile:
+        return self
+
+    def __next__(self) -> Buffer:
+        buffer = next(self._flow)
+        self.bytes += len(buffer)
+        return buffer
+
+    def cancel(self) -> None:
+        cancel(self._flow)
+
+    def tail(self, offset: int, size: int) -> bytes:
+        """`size` bytes of plaintext at `offset`, without moving the reading position."""
+        return self._reader.read(offset, size)
+
+    def size(self) -> int:
+        """Bytes of plaintext."""
+        return self._reader.size()
+
+    def stored(self) -> int:
+        """Bytes on the disk."""
+        return self._file.stored()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            cancel(self._flow)
+            close(self._flow)
+        finally:
+            self._file.__exit__(*error)
+
+
+class Reader(Protocol):
+    """Gives plaintext at any offset."""
+
+    def size(self) -> int: ...
+
+    def read(self, offset: int, size: int) -> bytes: ...
+
+
+class ReadThrough:
+    """Both ends of a plaintext that has no fixed places, found by decrypting all of it once."""
+
+    def __init__(self, sealed: FileSource, stage: Stage) -> None:
+        self._name = sealed.name
+        self._head, self._tail = bytearray(), bytearray()
+        self._size = 0
+        with sealed.again() as file, closing(Over(file, chain(file, [("decrypt", stage)]))) as flow:
+            for buffer in flow:
+                self._keep(buffer)
+
+    def _keep(self, buffer: Buffer) -> None:
+        self._size += len(buffer)
+        self._head += buffer[: HEAD_LIMIT - len(self._head)]
+        self._tail += buffer
+        if len(self._tail) > TAIL_LIMIT + SPARE:
+            del self._tail[:-TAIL_LIMIT]
+
+    def size(self) -> int:
+        """Bytes of plaintext."""
+        return self._size
+
+    def read(self, offset: int, size: int) -> bytes:
+        """What lies there. Raises StatepipeError for what is at neither end."""
+        end = min(offset + size, self._size)
+        if end <= len(self._head):
+            return bytes(self._head[offset:end])
+        start = offset - (self._size - len(self._tail))
+        if start < 0:
+            raise StatepipeError(f"{self._name} can only be read from its beginning", offset=offset)
+        return bytes(self._tail[start : start + max(end - offset, 0)])

@@ -1,0 +1,101 @@
+"""How send and recv meet, over a plain connection or an authenticated one, and what each gives them to work with."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Union
+
+from statepipe.ends.address import SSH, TLS, UNIX
+from statepipe.ends.dial import connected, listening, port_of
+from statepipe.ends.firstbyte import accepted
+from statepipe.ends.net import Patience, SocketSink, SocketSource, reset
+from statepipe.ends.ration import Refusals
+from statepipe.session.options import Plan, Visit
+from statepipe.telling import Tell
+
+if TYPE_CHECKING:  # ssl alone takes 18 ms, which a plain connection need not pay
+    from statepipe.session.streams import SessionSink, SessionSource
+    from statepipe.trust.identity import Kept
+
+MakeSink = Callable[[Callable[[], None]], Union[SocketSink, "SessionSink"]]
+
+
+@contextmanager
+def outgoing(plan: Plan) -> Iterator[tuple[SocketSource | SessionSource, MakeSink]]:
+    """A connection to the plan's address: what comes back on it, and how to make its sink."""
+    if plan.address.scheme == TLS:
+        from statepipe.session.overtls import TlsDial, sending
+
+        dial = TlsDial(plan, trust_of(plan, server=False))
+        with sending(plan, dial, dial) as ends:
+            yield ends
+        return
+    if plan.address.scheme == SSH:
+        from statepipe.session.overssh import sending_inside
+
+        with sending_inside(plan) as ends:
+            yield ends
+        return
+    name, patience = str(plan.address), plan.patience
+    with (
+        connected_to(plan) as connection,
+        SocketSource(connection, name, Patience()) as plain,
+    ):
+
+        def make_sink(wait: Callable[[], None]) -> SocketSink:
+            sink = SocketSink(connection, name, patience, wait)
+            plain.passed = lambda: sink.bytes
+            return sink
+
+        yield plain, make_sink
+
+
+@contextmanager
+def connected_to(plan: Plan) -> Iterator[socket.socket]:
+    """The connection that is there, or one to the plan's address; closed on leaving. Raises PeerError."""
+    if plan.ready is not None:
+        with plan.ready:
+            yield plan.ready
+        return
+    with connected(plan.address, plan.patience, plan.bind, insecure=plan.insecure) as connection:
+        yield connection
+
+
+def trust_of(plan: Plan, *, server: bool, say: Tell = lambda text: None) -> Kept:
+    """Whom to believe, and who we are; `say` is told what is missing. Raises StatepipeError."""
+    from statepipe.trust.identity import by_folder, by_pins
+
+    if plan.creds is not None:
+        return by_folder(plan.creds, server=server, peer=plan.peer, tell=say)
+    return by_pins(plan.peer if server else plan.peer or plan.address.name, server=server, tell=say)
+
+
+@contextmanager
+def visited(plan: Plan, say: Tell, idle: int | None = None) -> Iterator[Visit]:
+    """The first at the plan's address who may come in. Any failure ends the connection with a reset."""
+    trust = trust_of(plan, server=True, say=say) if plan.address.scheme == TLS else None
+    with listening(plan.address, insecure=plan.insecure) as listener:
+        if plan.address.scheme != UNIX and not plan.address.port:
+            say(f"listening at port {port_of(listener)}")
+        if trust is None:
+            refusals = Refusals(say)
+            with accepted(listener, plan.patience, refusals, allow_empty=plan.allow_empty) as connection:
+                refusals.end()
+                with SocketSource(connection, "the sender", plan.patience, idle) as plain, _or_reset(connection):
+                    yield Visit(plain, connection.sendall, lambda: None)
+            return
+        from statepipe.session.overtls import receiving
+
+        with receiving(plan, listener, trust, Refusals(say), idle) as visit:
+            yield visit
+
+
+@contextmanager
+def _or_reset(connection: socket.socket) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        reset(connection)
+        raise

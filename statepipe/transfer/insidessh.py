@@ -1,0 +1,79 @@
+"""The receiver that `send ssh://` starts inside ssh: its links are pairs of descriptors, of its own or handed in.
+
+It outlives the ssh that started it: an end of its standard input is only a dead link, and a SIGHUP is nothing. For
+later links it waits at a socket in the runtime folder (session/attach.py).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from statepipe.ends.address import SSH, Address
+from statepipe.ends.file import FileSink
+from statepipe.ends.net import Patience
+from statepipe.ends.peercred import user_name
+from statepipe.errors import PeerError
+from statepipe.session.attach import door
+from statepipe.session.links import GREETING_TIME, Acceptor
+from statepipe.session.options import Plan
+from statepipe.session.overtls import RETRY, timing, visit
+from statepipe.session.pipelink import PipeTransport
+from statepipe.session.protocol.frames import Role
+from statepipe.session.ssh import NAME_SIZE, first_line
+from statepipe.transfer.sendrecv import IDLE, receive
+
+
+@contextmanager
+def inside(acceptor: Acceptor) -> Iterator[None]:
+    """Within it, the acceptor gets the link that is our standard input and output, and those that come later.
+
+    Raises StatepipeError.
+    """
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    name, user = os.urandom(NAME_SIZE).hex(), user_name(os.geteuid())
+
+    def come(reading: int, writing: int, release: Callable[[], object] = lambda: None) -> None:
+        transport = PipeTransport(reading, writing, "the sender", user, release)
+        try:
+            transport.send([first_line(name)])
+        except OSError:  # it left at once: the next one may stay
+            transport.close()
+            return
+        acceptor.adopt(transport)
+
+    with door(name, come):
+        come(*_taken())
+        yield
+
+
+def first_patience(plan: Plan) -> float:
+    """Seconds in which who started us is to begin its session."""
+    return min(plan.retry or RETRY, GREETING_TIME)
+
+
+def recv_inside(silence: float | None, retry: float | None, path: str) -> None:
+    """Receive the stream of whoever started us inside ssh into a file. Raises StatepipeError, which the sender hears.
+
+    So the file is opened only once there is a session.
+    """
+    plan = Plan(Address(SSH, path=path), (), Patience(silence), retry=retry)
+    acceptor = Acceptor(Role.RECEIVES, timing(plan), turned_away)
+    with inside(acceptor), visit(acceptor, first_patience(plan), IDLE) as visitor, FileSink(path) as sink:
+        receive(plan, visitor, sink)
+
+
+def _taken() -> tuple[int, int]:
+    """Our standard input and output as a link's own, which it can close; nothing is in their places."""
+    taken = os.dup(0), os.dup(1)
+    nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    os.dup2(nothing, 0)
+    os.dup2(nothing, 1)
+    os.close(nothing)
+    return taken
+
+
+def turned_away(name: str, error: PeerError) -> None:
+    """Only this user's own processes come here; what became of a link, its sender tells."""

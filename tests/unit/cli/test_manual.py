@@ -1,0 +1,178 @@
+"""The manual page against the tables that the program itself reads, in both directions.
+
+The page is read as mdoc source, so that these tests need no formatter. A verb has a line in SYNOPSIS and a subsection
+of its own name, whose lists have an item for each of its parameters.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from statepipe.cli.grammar import parse, parse_word
+from statepipe.cli.main import main
+from statepipe.cli.verb import Verb
+from statepipe.cli.verbs import EXIT_CODES, VERBS
+from statepipe.stages import FILTERS, Param
+
+MANUAL = Path(__file__).parents[3] / "man" / "statepipe.1"
+SOURCE = MANUAL.read_text()
+GENERAL = {"--help", "--version", "--percent"}
+"""Options of the program itself, which main.py knows without a table."""
+
+each_verb = pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
+
+
+# --- reading mdoc, as much of it as the page uses
+
+
+def part(heading: str, name: str, text: str = SOURCE) -> str:
+    """What stands between the heading `.Sh NAME` or `.Ss NAME` and the next one of either kind of at least its rank."""
+    ending = r"\.Sh " if heading == "Sh" else r"\.S[hs] "
+    found = re.search(rf"^\.{heading} {re.escape(name)}\n(.*?)(?=^{ending}|\Z)", text, re.DOTALL | re.MULTILINE)
+    assert found is not None, f"the manual has no '.{heading} {name}'"
+    return found[1]
+
+
+def plain(text: str) -> str:
+    """Source without mdoc's escapes."""
+    return text.replace(r"\-", "-").replace(r"\&", "").replace(r"\ ", " ")
+
+
+def marked(text: str) -> list[str]:
+    """Options and arguments marked by Fl and Ar, in order: `--to`, `FILE`. `Fl -` is the bare `--`."""
+    pairs = re.findall(r"\b(Fl|Ar) (\S+)", text)
+    return ["-" + word if macro == "Fl" else word for macro, word in pairs]
+
+
+def synopsis(verb: Verb) -> list[str]:
+    """The marked words of a verb's line in SYNOPSIS."""
+    for entry in part("Sh", "SYNOPSIS").split(".Nm\n"):
+        if entry.startswith(f".Cm {verb.name}\n"):
+            return marked(entry)
+    pytest.fail(f"SYNOPSIS has no line for {verb.name}")
+
+
+def items(verb: Verb) -> set[tuple[str, ...]]:
+    """The list items of a verb's subsection that stand for a parameter: `("--to", "FILE")`, `("-a", "--armor")`."""
+    rows = re.findall(r"^\.It ((?:Fl|Ar) .*)$", part("Ss", verb.name), re.MULTILINE)
+    return {tuple(marked(row)) for row in rows}
+
+
+def words_of(param: Param) -> tuple[str, ...]:
+    """How the page should name a parameter."""
+    return (*param.names, *([param.metavar] if param.metavar else []))
+
+
+def examples() -> list[str]:
+    """Every command line of statepipe in the literal blocks, without what the shell does around it."""
+    blocks = re.findall(r"^\.Bd -literal.*?\n(.*?)^\.Ed", SOURCE, re.DOTALL | re.MULTILINE)
+    lines = re.findall(r'(?:^|exec:exec )statepipe ([^|<>"\n]+)', plain("".join(blocks)), re.MULTILINE)
+    return [line.strip() for line in lines]
+
+
+# --- verbs and their parameters
+
+
+@each_verb
+def test_synopsis_has_the_parameters_of_the_table(verb: Verb) -> None:
+    written = [word for word in synopsis(verb) if word not in ("--", "...")]
+    assert sorted(written) == sorted(word for param in verb.params for word in words_of(param))
+
+
+@each_verb
+def test_synopsis_gives_arguments_in_the_order_that_they_are_parsed_in(verb: Verb) -> None:
+    arguments = [param.metavar for param in verb.params if not param.name.startswith("--")]
+    assert [word for word in synopsis(verb) if word in arguments][-len(arguments) :] == arguments or not arguments
+
+
+@each_verb
+def test_each_parameter_is_explained_and_no_other(verb: Verb) -> None:
+    assert items(verb) == {words_of(param) for param in verb.params}
+
+
+@each_verb
+def test_choices_and_defaults_are_told(verb: Verb) -> None:
+    text = part("Ss", verb.name)
+    for param in verb.params:
+        for value in [*(param.choices or ()), *([param.default] if param.default else [])]:
+            assert f".Ql {value}" in text, f"{verb.name} {param.name}: {value}"
+
+
+def test_synopsis_names_each_verb_once_and_no_other() -> None:
+    assert re.findall(r"^\.Cm (\S+)", part("Sh", "SYNOPSIS"), re.MULTILINE) == [verb.name for verb in VERBS]
+
+
+def test_what_is_marked_as_a_verb_is_one() -> None:
+    assert set(re.findall(r"\bCm (\S+)", SOURCE)) <= {verb.name for verb in VERBS}
+
+
+def test_no_option_is_told_of_that_does_not_exist() -> None:
+    known = GENERAL | {param.name for verb in VERBS for param in verb.params if param.name.startswith("--")}
+    told = {word for word in marked(SOURCE) if re.match("--[a-z]", word)}
+    literal = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", plain(SOURCE)))
+    assert told | literal <= known
+    assert told >= known
+
+
+def test_every_exit_code_is_told_with_its_meaning() -> None:
+    rows = re.findall(r"^\.It (\d+)\n(.+)$", part("Sh", "EXIT STATUS"), re.MULTILINE)
+    assert [(int(code), meaning) for code, meaning in rows if code != "141"] == list(EXIT_CODES)
+    assert "141" in dict(rows) and ".It 128+n\n" in SOURCE
+
+
+# --- what a reader will type
+
+
+def test_there_are_examples_of_each_way_to_save_and_load() -> None:
+    assert len(examples()) >= 12
+    assert {line.split()[0] for line in examples()} >= {"save", "load", "pipe", "inspect", "verify-state", "checksum"}
+
+
+@pytest.mark.parametrize("line", examples())
+def test_every_example_is_a_command_line_that_parses(line: str) -> None:
+    name, *arguments = shlex.split(line)
+    verb = next(verb for verb in VERBS if verb.name == name)
+    for word in parse(verb, arguments).get("words") or ():
+        parse_word(word)
+
+
+@each_verb
+def test_help_tells_the_same_options_as_the_table(verb: Verb, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main([verb.name, "--help"])
+    assert left.value.code == 0
+    options = re.findall(r"^  (?:-\w(?: [A-Z]+)?, )?(--[a-z-]+)", capsys.readouterr().out, re.MULTILINE)
+    assert sorted(options) == sorted(["--help", *(p.name for p in verb.params if p.name.startswith("--"))])
+
+
+def test_help_lists_every_verb_and_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert re.findall(r"^  ([a-z-]+)  ", out, re.MULTILINE) == [verb.name for verb in VERBS]
+    assert all(f"{code} {meaning}" in out for code, meaning in EXIT_CODES)
+
+
+# --- the page itself
+
+
+def test_every_reference_to_a_section_leads_somewhere() -> None:
+    headings = {plain(name) for name in re.findall(r"^\.S[hs] (.+)$", SOURCE, re.MULTILINE)}
+    assert set(re.findall(r"^\.Sx (.+?)(?: [.,])?$", SOURCE, re.MULTILINE)) <= headings
+
+
+def test_filters_stand_in_the_order_of_their_table() -> None:
+    order = re.findall(r"^\.Ss (.+)$", part("Sh", "FILTERS"), re.MULTILINE)
+    assert order == [*(row.name for row in FILTERS), "pipe"]
+
+
+def test_mandoc_finds_nothing_to_warn_of() -> None:
+    if shutil.which("mandoc") is None:
+        pytest.skip("mandoc is not installed: tools/setup test")
+    done = subprocess.run(["mandoc", "-Tlint", "-W", "warning", MANUAL], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")

@@ -1,0 +1,70 @@
+"""What a person decides, where QEMU has a word to say against it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from statepipe.cli.main import main
+from statepipe.errors import QemuError
+from statepipe.recovery.guardian import recover_source
+from statepipe.recovery.handover import Source
+from statepipe.recovery.resolve import decide
+from tests.qmpserver import QmpServer, qmp_server
+
+
+@pytest.fixture
+def server() -> Iterator[QmpServer]:
+    with tempfile.TemporaryDirectory(prefix="qmp-") as folder, qmp_server(folder) as running:
+        yield running
+
+
+def commands(server: QmpServer) -> list[str]:
+    """All that it has heard so far."""
+    return [server.heard.get() for _ in range(server.heard.qsize())]
+
+
+@pytest.mark.parametrize("state", ["running", "suspended"])
+def test_a_qemu_whose_guest_is_alive_is_not_ended_for_one_elsewhere(server: QmpServer, state: str) -> None:
+    server.answers["query-status"] = {"status": state}
+    with pytest.raises(QemuError, match=f"the guest is {state} here"):
+        decide(server.path, "elsewhere", lambda text: None)
+    assert "quit" not in commands(server)
+
+
+def test_the_guardian_does_not_wake_a_guest_that_qemu_would_die_of(server: QmpServer) -> None:
+    """QEMU 9 and later abort on `cont` of one that slept when it was sent."""
+    version: dict[str, Any] = {"qemu": {"major": 10, "minor": 0, "micro": 0}, "package": ""}
+    server.answers |= {
+        "query-status": {"status": "postmigrate"},
+        "query-migrate": {"status": "completed"},
+        "query-version": version,
+    }
+    settings: dict[str, Any] = {"capabilities": {}, "parameters": {}}
+    state = Source.HANDED.name
+    known = {"state": state, "states": [state], "qmp": server.path, "runs": True, "was": "suspended"}
+    known["before"] = settings
+    with pytest.raises(QemuError, match="suspended"):
+        recover_source(known, lambda text: None)
+    assert "cont" not in commands(server)
+
+
+@pytest.mark.parametrize(
+    ("state", "status", "words"),
+    [
+        ("paused", "none", "QEMU knows of no migration. If no other QEMU is to run the guest, have this one run it:"),
+        ("postmigrate", "completed", "If the guest was saved to a file, there is no other QEMU: "),
+        ("postmigrate", "completed", "If it was sent to another QEMU, look there too. "),
+    ],
+)
+def test_another_host_is_spoken_of_only_where_there_may_be_one(
+    server: QmpServer, capsys: pytest.CaptureFixture[str], state: str, status: str, words: str
+) -> None:
+    server.answers |= {"query-status": {"status": state}, "query-migrate": {"status": status}}
+    assert main(["resolve", "--qmp", server.path]) == 0
+    said = capsys.readouterr().out
+    assert words in said and f"statepipe resolve --qmp {server.path} here" in said
+    assert ("another QEMU" in said) == (status == "completed") and "other host too" not in said

@@ -1,0 +1,216 @@
+"""What a save or a migration in one phase has done to a guest is undone, and never more than that."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+import pytest
+
+from statepipe.errors import QemuError, StatepipeError
+from statepipe.qemu.monitor import Monitor
+from statepipe.recovery.guardian import Guardian, recover_sender, recover_source
+from statepipe.recovery.undoing import Undoing, undone
+from tests.qmpserver import QmpServer, qmp_server
+
+BEFORE = {"capabilities": {"events": False}, "parameters": {"max-bandwidth": 1}}
+GUARD = [sys.executable, "-P", "-m", "statepipe.cli.guarding", "test", "sender"]
+
+
+@pytest.fixture
+def server() -> Iterator[QmpServer]:
+    with tempfile.TemporaryDirectory(prefix="qmp-") as folder, qmp_server(folder) as server:
+        yield server
+
+
+def heard(server: QmpServer) -> list[str]:
+    """Each command so far."""
+    return [server.heard.get() for _ in range(server.heard.qsize())]
+
+
+def killed(server: QmpServer, **more: object) -> dict[str, object]:
+    """What the guardian knows of a save that was killed, of a guest that ran."""
+    return {"qmp": server.path, "runs": True, "was": "running", "before": BEFORE} | more
+
+
+def migration(server: QmpServer, state: str, status: str) -> None:
+    """QEMU's run state, and what became of its migration."""
+    server.answers |= {"query-status": {"status": state}, "query-migrate": {"status": status}}
+
+
+@pytest.mark.parametrize(
+    ("known", "state", "status", "resumes"),
+    [
+        ({"stopped": True}, "paused", "failed", True),
+        ({"stopped": True}, "paused", "none", True),
+        ({"stopped": True}, "paused", "completed", True),
+        ({"stopped": True}, "postmigrate", "failed", True),
+        ({"stopped": True}, "postmigrate", "cancelled", True),
+        ({}, "paused", "failed", False),
+        ({"stopped": True, "runs": False}, "paused", "failed", False),
+    ],
+)
+def test_a_guest_that_stands_still_is_run_only_if_it_was_stopped_for_the_save(
+    server: QmpServer, known: dict[str, object], state: str, status: str, resumes: bool
+) -> None:
+    """Not where somebody else had stopped it. QEMU says completed of an earlier migration until another begins, and
+    before 8.1 postmigrate of a guest that was stopped and whose migration failed."""
+    migration(server, state, status)
+    assert recover_sender(killed(server, **known), print).startswith(f"the guest here is {state}")
+    commands = heard(server)
+    assert ("cont" in commands) == resumes
+    assert "migrate_cancel" not in commands, "it may be another's migration"
+
+
+@pytest.mark.parametrize("known", [{}, {"stopped": True}])
+def test_a_guest_that_was_sent_is_not_run_again(server: QmpServer, known: dict[str, object]) -> None:
+    """By the save that was killed, or by another client since: it may run elsewhere."""
+    migration(server, "postmigrate", "completed")
+    with pytest.raises(QemuError, match="has sent all of the guest and holds it still") as caught:
+        recover_sender(killed(server, **known), print)
+    assert caught.value.hint is not None and "only if it does not: statepipe resolve" in caught.value.hint
+    commands = heard(server)
+    assert "cont" not in commands
+    assert "migrate-set-capabilities" in commands, "its settings are as before all the same"
+
+
+@pytest.mark.parametrize(
+    ("states", "status", "resumes"),
+    [
+        (["PRECOPY"], "completed", False),
+        (["PRECOPY", "ASKED"], "completed", False),
+        (["PRECOPY", "CANCELLING"], "completed", False),
+        (["PRECOPY", "ASKED", "CANCELLING", "RESUMING"], "completed", False),
+        (["PRECOPY", "ASKED"], "cancelled", True),
+        (["PRECOPY", "ASKED", "HANDING", "HANDED"], "completed", True),
+        (["PRECOPY", "ASKED", "HANDING", "CANCELLING"], "completed", True),
+    ],
+)
+def test_before_the_last_bytes_no_migration_of_ours_has_sent_a_guest(
+    server: QmpServer, states: list[str], status: str, resumes: bool
+) -> None:
+    migration(server, "postmigrate", status)
+    known = killed(server, states=states, state=states[-1])
+    if resumes:
+        assert recover_source(known, print).startswith("the migration is undone")
+    else:
+        with pytest.raises(QemuError, match="has sent all of the guest and holds it still"):
+            recover_source(known, print)
+    commands = heard(server)
+    assert ("cont" in commands) == resumes
+    assert "migrate-set-capabilities" in commands, "its settings are as before all the same"
+
+
+def test_a_migration_of_another_client_is_not_cancelled(server: QmpServer) -> None:
+    """That of the statepipe that was killed ends by itself, unless QEMU waits to be told to go on."""
+    answers = itertools.chain([{"status": "active"}, {"status": "active"}], itertools.repeat({"status": "failed"}))
+    server.answers |= {"query-status": {"status": "running"}, "query-migrate": lambda: next(answers)}
+    recover_source(killed(server, states=["PRECOPY"], state="PRECOPY"), print)
+    assert "migrate_cancel" not in heard(server)
+    answers = itertools.chain([{"status": "pre-switchover"}], itertools.repeat({"status": "cancelled"}))
+    recover_source(killed(server, states=["PRECOPY", "ASKED"], state="ASKED"), print)
+    assert "migrate_cancel" in heard(server)
+
+
+def test_a_guest_that_was_sent_is_run_only_where_that_is_meant(server: QmpServer) -> None:
+    migration(server, "postmigrate", "completed")
+    with closing(Monitor(server.path)) as monitor:
+        with pytest.raises(QemuError, match="has sent all of the guest"):
+            monitor.resume()
+        assert "cont" not in heard(server)
+        monitor.resume(sent=True)
+        migration(server, "postmigrate", "failed")
+        monitor.resume()
+    assert heard(server).count("cont") == 2
+
+
+@contextmanager
+def saving(server: QmpServer) -> Iterator[tuple[Guardian, Undoing]]:
+    """A save of a guest that ran, once its settings are about to be changed."""
+    with (
+        Guardian(GUARD) as guardian,
+        closing(Monitor(server.path)) as monitor,
+        undone(guardian, monitor, server.path) as undoing,
+    ):
+        undoing.begin("running", BEFORE)
+        yield guardian, undoing
+
+
+def test_what_is_not_seen_to_be_undone_is_left_to_the_guardian(server: QmpServer) -> None:
+    server.answers |= {"query-status": {"status": "paused"}}
+    with pytest.raises(StatepipeError) as caught, saving(server) as (guardian, undoing):
+        undoing.stops()
+        raise StatepipeError("the disk is full")
+    assert f"guardian (process {guardian.pid}) sets right once QEMU answers" in (caught.value.hint or "")
+    os.waitpid(guardian.pid, 0)
+    assert "cont" in heard(server)
+
+
+def test_what_is_seen_to_be_undone_is_settled(server: QmpServer, capfd: pytest.CaptureFixture[str]) -> None:
+    server.answers |= {"query-status": {"status": "running"}}
+    with pytest.raises(StatepipeError) as caught, saving(server):
+        raise StatepipeError("the disk is full")
+    assert caught.value.hint is None and capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "parameters"),
+    [([{"capability": "events", "state": True}], {"max-bandwidth": 1}), ([], {"max-bandwidth": 0})],
+)
+def test_settings_that_are_not_as_before_are_left_to_the_guardian(
+    server: QmpServer, capabilities: list[dict[str, object]], parameters: dict[str, int]
+) -> None:
+    server.answers |= {
+        "query-status": {"status": "running"},
+        "query-migrate-capabilities": capabilities,
+        "query-migrate-parameters": parameters,
+    }
+    with pytest.raises(StatepipeError) as caught, saving(server) as (guardian, _):
+        raise StatepipeError("the disk is full")
+    assert "guardian (process " in (caught.value.hint or "")
+    os.waitpid(guardian.pid, 0)
+    assert "migrate-set-parameters" in heard(server)
+
+
+def test_nothing_is_done_while_qemu_migrates(server: QmpServer) -> None:
+    """Though all is as it was: a live save's, or one that QEMU sends by itself."""
+    migration(server, "running", "active")
+    with pytest.raises(StatepipeError) as caught, saving(server) as (guardian, undoing):
+        undoing.migrate("fd:x")
+        raise StatepipeError("the disk is full")
+    assert "guardian (process " in (caught.value.hint or "")
+    os.kill(guardian.pid, signal.SIGKILL)
+    os.waitpid(guardian.pid, 0)
+
+
+def test_a_guardian_that_has_ended_is_not_promised(server: QmpServer) -> None:
+    server.answers |= {"query-status": {"status": "paused"}}
+    with pytest.raises(StatepipeError) as caught, saving(server) as (guardian, _):
+        os.kill(guardian.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, guardian.pid, os.WEXITED | os.WNOWAIT)
+        raise StatepipeError("the disk is full")
+    assert "guardian has ended too: look at QEMU" in (caught.value.hint or "")
+    os.waitpid(guardian.pid, 0)
+
+
+def test_a_qemu_that_was_killed_too_is_said_to_have_ended(server: QmpServer) -> None:
+    with subprocess.Popen(["true"]) as process:
+        ended = os.pidfd_open(process.pid)
+        lives = os.pidfd_open(os.getpid())
+        server.close()
+        try:
+            process.wait()
+            known = killed(server, pidfd=ended, states=["HANDED"], state="HANDED")
+            assert recover_sender(known, print) == recover_source(known, print)
+            assert recover_sender(known, print) == "QEMU here has ended, and its guest with it"
+            with pytest.raises(QemuError, match="no QMP monitor answers"):
+                recover_sender(known | {"pidfd": lives}, print)
+        finally:
+            os.close(ended)
+            os.close(lives)
