@@ -147,11 +147,16 @@ def _plain(before: Sequence[str], options: dict[str, Param]) -> int:
 
 
 def _arguments(verb: Verb, position: int) -> Iterator[str]:
-    """The values of the argument at a position. One that may be many takes all behind it, beside those that follow."""
+    """The values of the argument at a position, and of the next where that one may be left out.
+
+    One that may be many takes all behind it, beside those that follow.
+    """
     arguments = [param for param in verb.params if not param.name.startswith("--")]
     many = next((at for at, param in enumerate(arguments) if param.many == "any"), len(arguments))
-    for param in arguments[position : position + 1] if position < many else arguments[many:]:
+    for param in arguments[min(position, many) :]:
         yield from _values(param)
+        if position < many and param.many == "one":
+            return
 
 
 def _values(param: Param) -> Iterator[str]:
@@ -163,6 +168,10 @@ def _values(param: Param) -> Iterator[str]:
         yield from _words()
     elif param.metavar == "ID":
         yield from _running()
+    elif param.metavar == "ALGORITHM":
+        from statepipe.stages.checksum import ALGORITHMS
+
+        yield from ALGORITHMS
     elif param.metavar == "CODEC[:LEVEL]":
         from statepipe.stages.codec import CODECS
 

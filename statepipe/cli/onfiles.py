@@ -1,4 +1,4 @@
-"""Filters on files: FILE, -o and -d of the commands that compress and encrypt, as zstd and age have them.
+"""Filters on files: FILE and -o of the commands, and -d of those that compress and encrypt, as zstd and age have them.
 
 They belong to the command lines alone. A word of `pipe` or `save` stands between others, and has neither end.
 """
@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from statepipe.errors import UsageError
+from statepipe.cli.messages import explain
+from statepipe.errors import InterruptedBySignal, StatepipeError, UsageError
 from statepipe.stages import Filter, Param, find
 
 Values = dict[str, Any]
@@ -43,6 +44,19 @@ ON_FILES: Mapping[str, tuple[Param, ...]] = {
         _FILE,
     ),
     "decrypt": (Param("--decrypt", _GIVEN, short="-d"), _OUTPUT, _FILE),
+    "checksum": (
+        _OUTPUT,
+        Param(
+            "file",
+            "print the digest of each FILE, of standard input for -, and pass nothing on",
+            "FILE",
+            many="any",
+            dash=True,
+        ),
+    ),
+    "verify": (_OUTPUT, _FILE),
+    "throttle": (_OUTPUT, _FILE),
+    "progress": (_OUTPUT, _FILE),
 }
 """The further parameters of these filters' commands."""
 
@@ -60,6 +74,8 @@ def meant(row: Filter, values: Values) -> tuple[Filter, Values]:
         values = _recipients_or_file(values)
         if values["decrypt"]:
             return find("decrypt"), values | {"signed_by": None}
+    if row.name == "verify":
+        values = _digest_or_file(values)
     return row, values
 
 
@@ -79,6 +95,31 @@ def _codec_or_file(values: Values) -> Values:
         what = f"'{only}' is neither a codec nor a file that is there"
         raise UsageError(what, hint=f"codecs are {', '.join(CODECS)} and auto, as zstd:19")
     return values | {"codec": None, "file": only}
+
+
+def algorithm_or_files(values: Values) -> Values:
+    """The first argument of checksum is an algorithm or, if it is not called like one, a file that exists.
+
+    Raises UsageError.
+    """
+    from statepipe.stages.checksum import ALGORITHMS
+
+    first = values["algorithm"]
+    if first in ALGORITHMS:
+        return values
+    if not first:  # a shell's variable that is not set
+        raise UsageError("an empty argument is neither an algorithm nor a FILE")
+    if not _is_file(first):
+        hint = f"algorithms are {', '.join(ALGORITHMS)}"
+        raise UsageError(f"'{first}' is neither an algorithm nor a file that exists", hint=hint)
+    return values | {"algorithm": "sha256", "file": [first, *values["file"]]}
+
+
+def _digest_or_file(values: Values) -> Values:
+    """With --from, an argument alone is the file."""
+    if values["from"] is None or values["file"] is not None or not _is_file(values["digest"] or ""):
+        return values
+    return values | {"digest": None, "file": values["digest"]}
 
 
 def _recipients_or_file(values: Values) -> Values:
@@ -101,19 +142,21 @@ def _is_file(text: str) -> bool:
 
 def opened(values: Values, stack: ExitStack) -> tuple[Any, Any]:
     """Where the bytes come from and where they go, open until the stack closes. Raises StatepipeError."""
-    from statepipe.ends.fd import FdSink, FdSource
-    from statepipe.ends.file import AnyFile
+    from statepipe.ends.fd import FdSink
     from statepipe.ends.output import new_output
 
-    file, output = values.get("file"), values.get("output")
-    source: Any
-    if file in (None, "-"):
-        source = stack.enter_context(FdSource(0, "standard input"))
-    else:
-        source = stack.enter_context(AnyFile(str(file)))
+    source, output = open_source(values.get("file"), stack), values.get("output")
     if output in (None, "-"):
         return source, FdSink(1, "standard output")
     return source, new_output(str(output), _mode_of(str(output)))
+
+
+def open_source(file: str | None, stack: ExitStack) -> Any:
+    """FILE, or standard input, open until the stack closes. Raises StatepipeError."""
+    from statepipe.ends.fd import FdSource
+    from statepipe.ends.file import AnyFile
+
+    return stack.enter_context(FdSource(0, "standard input") if file in (None, "-") else AnyFile(str(file)))
 
 
 def _mode_of(path: str) -> int:
@@ -122,6 +165,33 @@ def _mode_of(path: str) -> int:
         return os.stat(path).st_mode & 0o666
     except (OSError, ValueError):  # none; a NUL in it
         return 0o666
+
+
+def for_each_file(name: str, paths: Sequence[str], work: Callable[[str], object]) -> int:
+    """Do the work of a verb on each file by itself. Returns the exit code of the first that failed, or 0.
+
+    An error is told when it comes, and the next file has its turn. Raises UsageError, and the error of a file that is
+    alone.
+    """
+    if paths.count("-") > 1:
+        raise UsageError("standard input can be read once")
+    failures = []
+    for path in paths:
+        try:
+            work(path)
+        except InterruptedBySignal:
+            raise
+        except StatepipeError as error:
+            if len(paths) == 1:
+                raise
+            explain(f"{name}: {called(path)}", error)
+            failures.append(error)
+    return failures[0].exit_code if failures else 0
+
+
+def called(path: str) -> str:
+    """FILE for people."""
+    return "standard input" if path == "-" else path
 
 
 def require_pipes(values: Values, *, binary: bool) -> None:

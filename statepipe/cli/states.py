@@ -14,9 +14,10 @@ from statepipe.cli.config import load_config
 from statepipe.cli.filters import build_words
 from statepipe.cli.grammar import parse_word, refuse_word
 from statepipe.cli.keys import keys_of, seals
-from statepipe.cli.messages import explain, say, show, warn
+from statepipe.cli.messages import say, show, warn
+from statepipe.cli.onfiles import called, for_each_file
 from statepipe.descriptors import named_by
-from statepipe.errors import InterruptedBySignal, StatepipeError, UsageError
+from statepipe.errors import UsageError
 from statepipe.pipeline.pipeline import NamedStage
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ def run_load(name: str, values: Values) -> int:
     from statepipe.pipeline.deadline import within
 
     seconds = seconds_of(values["timeout"])
-    with within(seconds, f"{_called(values['file'])} was not loaded") as in_time:
+    with within(seconds, f"{called(values['file'])} was not loaded") as in_time:
         if values["command"] or values["qmp"]:
             return _load_by_qmp(values, in_time)
         from statepipe.state.load import load_to_stdout
@@ -175,7 +176,7 @@ def _load_by_qmp(values: Values, in_time: Callable[[], None]) -> int:
     path, keys, said = values["file"], _keys_of(values), _said_of_disks(values)
 
     def loaded(state: str) -> None:
-        say(f"statepipe: load: {_called(path)} is loaded and verified; the guest is {state}")
+        say(f"statepipe: load: {called(path)} is loaded and verified; the guest is {state}")
 
     tell = Telling(_warn_load, loaded, in_time)
     if values["qmp"]:
@@ -184,13 +185,8 @@ def _load_by_qmp(values: Values, in_time: Callable[[], None]) -> int:
     return load_into_new(path, values["command"], keys, said, tell, detach=values["detach"])
 
 
-def _called(path: str) -> str:
-    """FILE for people."""
-    return "standard input" if path == "-" else path
-
-
 def _keys_of(values: Values) -> Keys:
-    return keys_of(values | {"file": _called(values["file"])})
+    return keys_of(values | {"file": called(values["file"])})
 
 
 def _said_of_disks(values: Values) -> Said:
@@ -224,20 +220,7 @@ def run_verify(name: str, values: Values) -> int:
         paths = ["-"]
     if not paths:
         raise UsageError("verify-state needs a file", hint="as in: statepipe verify-state vm1.state")
-    if paths.count("-") > 1:
-        raise UsageError("standard input can be read once")
-    failures = []
-    for path in paths:
-        try:
-            _verify(path, values)
-        except InterruptedBySignal:
-            raise
-        except StatepipeError as error:
-            if len(paths) == 1:
-                raise
-            explain(f"{name}: {_called(path)}", error)
-            failures.append(error)
-    return failures[0].exit_code if failures else 0
+    return for_each_file(name, paths, lambda path: _verify(path, values))
 
 
 def _is_given() -> bool:

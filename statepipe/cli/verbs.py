@@ -154,7 +154,12 @@ COMMANDS = (
 )
 
 _FILTERS = tuple(
-    Verb(row.name, row.help, (*row.params, *ON_FILES.get(row.name, ())), "statepipe.cli.filters:run_filter")
+    Verb(
+        row.name,
+        row.help,
+        (*row.params, *ON_FILES.get(row.name, ())),
+        "statepipe.cli.digests:run_checksum" if row.name == "checksum" else "statepipe.cli.filters:run_filter",
+    )
     for row in FILTERS
 )
 

@@ -143,6 +143,24 @@ class FdSink:
         """The stream is complete; a pipe needs no more."""
 
 
+class Nowhere:
+    """A sink that drops every buffer, for a pipeline whose stages are what matters."""
+
+    bytes = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing was kept."""
+
+    def write(self, buffer: Buffer) -> None:
+        self.bytes += len(buffer)
+
+    def commit(self) -> None:
+        """Nothing to complete."""
+
+
 def write_all(fd: int, buffer: Buffer) -> int:
     """Write every byte, however the kernel portions it. Returns their number; raises OSError."""
     left = memoryview(buffer)

@@ -86,7 +86,8 @@ def _verify(values: Values, context: Context) -> Stage:
 
     if (values["digest"] is None) == (values["from"] is None):
         raise UsageError("verify needs the digest, or --from FILE that holds it, and not both")
-    return verify(values["digest"] or read_digest(values["from"]), values["algorithm"])
+    file = values.get("file")  # of the command: a word has none
+    return verify(values["digest"] or read_digest(values["from"], file), values["algorithm"])
 
 
 def _progress(values: Values, context: Context) -> Stage:
@@ -233,7 +234,7 @@ FILTERS = (
         "pass everything on, and write its digest in the format of sha256sum when it has all passed",
         (
             Param("algorithm", f"{_ALGORITHM}; the default is sha256", "ALGORITHM", default="sha256", many="optional"),
-            Param("--to", "write the digest to FILE, not to standard error", "FILE"),
+            Param("--to", "write the digests to FILE, not to standard error (or output, of FILEs)", "FILE"),
         ),
         _checksum,
         inverse="verify",
@@ -244,7 +245,11 @@ FILTERS = (
         "pass everything on, its end only once its digest agrees",
         (
             Param("digest", "the digest in hexadecimal", "DIGEST", many="optional"),
-            Param("--from", "read the digest from the first line of FILE", "FILE"),
+            Param(
+                "--from",
+                "read the digest from FILE: its first line, or of several the one that names the other FILE",
+                "FILE",
+            ),
             Param("--algorithm", f"{_ALGORITHM}; the default is sha256", "ALGORITHM", default="sha256"),
         ),
         _verify,

@@ -7,6 +7,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
@@ -19,7 +20,7 @@ from statepipe.stages.context import NewFile
 
 ALGORITHMS = ("sha256", "sha512", "sha1", "md5", "blake2b", "blake3")
 
-_LINE = re.compile(r"\\?([0-9a-fA-F]{32,128})(?: [ *].*)?")
+_LINE = re.compile(r"\\?([0-9a-fA-F]{32,128})(?: [ *](.*))?")
 
 
 class Hash(Protocol):
@@ -57,30 +58,55 @@ def checksum(
 ) -> Stage:
     """A stage that passes everything on and writes `DIGEST  -` when the stream has ended cleanly.
 
-    The line goes to the file `to`, or else to `report` (standard error, for standard output is data). Raises
-    StatepipeError at once where there can be no such file.
+    The line goes where `lines_to` has it: `report` is standard error, for standard output is data. Raises
+    StatepipeError at once where the file `to` cannot be.
     """
     digest = Digest(algorithm)
+    write = lines_to(report, "standard error", new_file, to)
+
+    def stage(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
+        yield from digest(upstream)
+        write(line_of(digest.value))
+
+    return stage
+
+
+def lines_to(report: Callable[[str], object], place: str, new_file: NewFile, to: str | None) -> Callable[[str], None]:
+    """A function that writes lines of digests to the file `to`, or else to `report`, which is called `place`.
+
+    What writes raises StatepipeError, and so does this, at once, where there can be no such file.
+    """
     named = to is not None and (named_by(to) is not None or not _is_device(to))
     if to is not None and named:
         with new_file(to, _FOR_ALL):
             pass
 
-    def stage(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
-        yield from digest(upstream)
-        line = f"{digest.value}  -\n"
+    def write(lines: str) -> None:
         if to is not None and named:
             with new_file(to, _FOR_ALL) as file:
-                file.write(line.encode())
+                file.write(os.fsencode(lines))
                 file.commit()
             return
         try:
-            report(line) if to is None else Path(to).write_text(line)
+            report(lines) if to is None else Path(to).write_bytes(os.fsencode(lines))
         except OSError as error:
-            place = "standard error" if to is None else to
-            raise StatepipeError(f"cannot write the checksum to {place}: {error.strerror}") from error
+            raise StatepipeError(f"cannot write the checksum to {to or place}: {error.strerror}") from error
 
-    return stage
+    return write
+
+
+def line_of(digest: str, name: str = "-") -> str:
+    """A line as sha256sum and b3sum write it: `DIGEST  NAME`, or with a backslash before it where NAME has one or
+    breaks the line."""
+    escaped = _escaped(name)
+    return f"{'' if escaped == name else chr(92)}{digest}  {escaped}\n"
+
+
+def _escaped(name: str) -> str:
+    return "".join(_ESCAPES.get(letter, letter) for letter in name)
+
+
+_ESCAPES = {"\\": r"\\", "\n": r"\n", "\r": r"\r"}
 
 
 _FOR_ALL = 0o666
@@ -96,14 +122,28 @@ def _is_device(path: str) -> bool:
     return stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)
 
 
-def read_digest(path: str) -> str:
-    """The digest in the first line of a file in sha256sum's format. Raises StatepipeError, UsageError."""
+def read_digest(path: str, name: str | None = None) -> str:
+    """The digest in the first line of a file in sha256sum's format; of several lines, in the one that has `name`.
+
+    Raises StatepipeError, UsageError.
+    """
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            line = file.readline(4096)
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            lines = iter(lambda: file.readline(_LONGEST), "")
+            first, second = next(lines, ""), next(lines, "")
+            if name is None or not second.strip():
+                return parse_digest(first.strip())
+            for line in chain((first, second), lines):
+                match = _LINE.fullmatch(line.rstrip("\n"))
+                if match is not None and match[2] == _escaped(name):
+                    return match[1].lower()
     except OSError as error:
         raise StatepipeError(f"cannot read {path}: {error.strerror}") from error
-    return parse_digest(line.strip())
+    raise UsageError(f"{path} has several digests, but none of {name}", hint="name FILE as the line in it does")
+
+
+_LONGEST = 10_000
+"""Characters of a line at most: a name may have 4096, each of them escaped."""
 
 
 def parse_digest(text: str) -> str:

@@ -4,28 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from statepipe.ends.fd import Nowhere
 from statepipe.pipeline.pipeline import Pipeline
-from statepipe.stage import Buffer
 from statepipe.state.file import Keys, open_state
 from statepipe.state.loading import Ends, foreign_state, read_ends
-
-
-class Nowhere:
-    """A sink that lets go of everything."""
-
-    bytes = 0
-
-    def __enter__(self) -> Nowhere:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Nothing was kept."""
-
-    def write(self, buffer: Buffer) -> None:
-        self.bytes += len(buffer)
-
-    def commit(self) -> None:
-        """Nothing to complete."""
 
 
 def inspect(path: str, keys: Keys) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from statepipe.ends.fd import Nowhere
 from statepipe.errors import IntegrityError
 from statepipe.formats.qemu.stream import QemuStream
 from statepipe.pipeline.pipeline import NamedStage, Pipeline
@@ -11,7 +12,7 @@ from statepipe.stages.checksum import verify
 from statepipe.stages.codec import RAW, decompress
 from statepipe.stages.watch import alone, watch
 from statepipe.state.file import Keys, open_state
-from statepipe.state.inspect import Nowhere, name_format
+from statepipe.state.inspect import name_format
 from statepipe.state.loading import Ends, read_ends
 
 

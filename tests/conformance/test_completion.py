@@ -150,6 +150,12 @@ def test_every_verb_and_option_is_offered(verb: object) -> None:
 OFFERED = [
     (["load", ""], [FILES]),
     (["load", "vm1", ""], []),
+    (["compress", ""], FILES),
+    (["checksum", ""], FILES),
+    (["checksum", "bl"], ["blake2b", "blake3", FILES]),
+    (["checksum", "sha256", "vm1", ""], [FILES]),
+    (["verify", "0" * 64, ""], [FILES]),
+    (["throttle", ""], []),
     (["load", "vm1", "--", "qemu", ""], [FILES]),
     (["save", "progress", ""], FILES),
     (["save", "--qmp", ""], [FILES]),
