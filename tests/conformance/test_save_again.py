@@ -99,7 +99,7 @@ def test_a_source_that_waits_for_an_answer_that_cannot_come_is_told(tmp_path: Pa
     reading, writing = os.pipe()
     try:
         os.write(writing, STREAM)
-        done = save(tmp_path / "state", hurried("commands.outgoing.MUTE=1"), stdin=reading)
+        done = save(tmp_path / "state", hurried("state.saving.MUTE=1"), stdin=reading)
         assert done.returncode == 1
         assert "QEMU waits for an answer" in done.stderr
         assert not (tmp_path / "state").exists()

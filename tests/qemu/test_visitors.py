@@ -102,7 +102,7 @@ def test_who_makes_no_offer_keeps_nobody_out(
     """The place is free again when its time is over, and no QEMU was started meanwhile."""
     started = tmp_path / "started"
     command = ["sh", "-c", 'echo >>"$0"; exec "$@"', started, qemu72, "-accel", "tcg", "-m", "128", "-nodefaults"]
-    soon = hurried("commands.terms.OFFER_TIME=5")
+    soon = hurried("migration.negotiation.OFFER_TIME=5")
     receiving, port = receiver(credentials, "--", *command, "-display", "none", program=soon)
     with receiving:
         with pytest.raises(PeerError, match="has not said in time what is due"), visiting(credentials, port) as peer:
