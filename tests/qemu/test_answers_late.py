@@ -96,7 +96,7 @@ def test_who_is_to_end_after_go_does_not_say_where_the_guest_runs(
     """What it tells people to do makes no second guest of one that starts late."""
     with two_guests(tmp_path, qemu72) as (source, target):
         receiving, port = receiving_until("STARTING", target, credentials)
-        soon = hurried("migration.coordinator.PATIENCE_ON_STOPPING=4", "commands.coordinator.PARTING=2")
+        soon = hurried("migration.coordinator.PATIENCE_ON_STOPPING=4", "migration.coordinator.PARTING=2")
         with receiving, mover(credentials, source, port, program=soon) as moving:
             wait_for("stopped QEMU", lambda: is_stopped(target))
             moving.wait_said("was told to run the guest and has not said yet")
