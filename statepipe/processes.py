@@ -1,4 +1,4 @@
-"""Other programs as processes of ours: started clean, ended with all that they started, always reaped.
+"""Start other programs: each starts clean, is ended together with all that it started, and is always reaped.
 
 A program gets its descriptors and no other of ours, no signal of ours blocked or ignored, and a session of its own:
 a Ctrl-C is for us, who end it in our order, and one that would ask at the terminal fails instead of being stopped by
@@ -12,18 +12,23 @@ import os
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 from statepipe.errors import StatepipeError
 from statepipe.threads import held, start
-from statepipe.wakeups import polled
+from statepipe.wakeups import READ_SIZE, polled
 
 GRACE = 2000
 """Milliseconds that a program has to put its things in order when it is asked to end (SIGTERM)."""
 
 _OURS = (signal.SIGPIPE, signal.SIGXFSZ)
 """Signals that Python ignores for itself, and would have every program ignore."""
+
+
+class Unavailable(StatepipeError):
+    """A program that cannot be started, or does not end in time."""
 
 
 class Process:
@@ -124,6 +129,30 @@ class Process:
             self.pidfd = -1
 
 
+def output_of(command: Sequence[str], within: float) -> tuple[int, bytes]:
+    """Run a short program that has nothing to read. Return its exit status and what it wrote to standard output.
+
+    Its standard error is dropped. Raises Unavailable if it cannot be started or takes more than `within` seconds.
+    """
+    written, deadline = bytearray(), time.monotonic() + within
+    with ExitStack() as opened:
+        nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        opened.callback(os.close, nothing)
+        reading, writing = os.pipe()
+        opened.callback(os.close, reading)
+        try:
+            process = Process(command, {0: nothing, 1: writing, 2: nothing})
+        finally:
+            os.close(writing)
+        opened.callback(process.reap)
+        opened.callback(process.kill)  # its whole group: what it started may still hold the pipe
+        while polled(reading).poll(max(deadline - time.monotonic(), 0) * 1000):
+            if not (part := os.read(reading, READ_SIZE)):
+                return process.status(), bytes(written)
+            written += part
+        raise Unavailable(f"{command[0]} took more than {within:g} s")
+
+
 def _waited_for(pid: int) -> int:
     """The end of a pipe, which a thread ends as soon as the child has ended. Raises OSError, StatepipeError."""
     reading, writing = os.pipe()
@@ -212,8 +241,8 @@ def _inheritable() -> list[int]:
     return found
 
 
-def _not_started(program: str, why: str) -> StatepipeError:
-    return StatepipeError(f"cannot start {program}: {why}", hint="look at its name, and at your PATH")
+def _not_started(program: str, why: str) -> Unavailable:
+    return Unavailable(f"cannot start {program}: {why}", hint=f"is {program} installed, in a folder of your PATH?")
 
 
 def name_of_signal(number: int) -> str:

@@ -1,60 +1,59 @@
-"""A program to talk with: started with pipes at its standard input and output, and always reaped.
+"""A program to talk with: its standard input and output are pipes of ours, and it is always ended and reaped.
 
-Its standard error is ours, for its own words to people. What it must know goes through the pipe: nothing secret is
-in its arguments or its environment.
+Its standard error is ours, for what it tells people. What it must know goes through the pipe: its arguments and its
+environment hold no secret.
 """
 
 from __future__ import annotations
 
-import subprocess
+import os
+import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from io import BufferedReader
-from typing import IO, cast
 
-from statepipe.ends.fd import failure
-from statepipe.errors import StatepipeError
+from statepipe.ends.fd import failure, write_all
+from statepipe.processes import Process
 
 READ_SIZE = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A running program."""
+    """A running program, and our ends of its pipes."""
 
     name: str
-    stdin: IO[bytes]
-    stdout: BufferedReader
+    writing: int
+    reading: int
 
     def write(self, data: bytes) -> None:
-        """Say it. Raises StatepipeError if the program no longer listens."""
+        """Write to its standard input. Raises StatepipeError if the program no longer reads."""
         try:
-            self.stdin.write(data)
-            self.stdin.flush()
+            write_all(self.writing, data)
         except OSError as error:
             raise failure(f"talk to {self.name}", error) from error
 
     def said(self) -> Iterator[bytes]:
-        """What it says, as it comes, until it says no more."""
-        while data := self.stdout.read1(READ_SIZE):
+        """Yield what it writes, as it comes, until it closes its standard output."""
+        while data := os.read(self.reading, READ_SIZE):
             yield data
 
 
 @contextmanager
 def program(command: Sequence[str]) -> Iterator[Program]:
-    """Start a command; on the way out it is ended and reaped. Raises StatepipeError if it cannot be started."""
-    try:
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    except OSError as error:
-        hint = f"install {command[0]} in a folder of your PATH"
-        raise StatepipeError(f"cannot start {command[0]}: {error.strerror}", hint=hint) from error
-    stdin, stdout = cast(IO[bytes], process.stdin), cast(BufferedReader, process.stdout)
-    try:
-        yield Program(command[0], stdin, stdout)
-    finally:
-        process.kill()
-        process.wait()
-        stdout.close()
-        with suppress(OSError):  # what it did not want to hear
-            stdin.close()
+    """Start a command; on leaving, it is killed and reaped. Raises StatepipeError if it cannot be started.
+
+    It stays in our session: an age plugin asks for a PIN at the terminal itself.
+    """
+    with ExitStack() as ours, ExitStack() as its:
+        there, writing = os.pipe()
+        its.callback(os.close, there)
+        ours.callback(os.close, writing)
+        reading, here = os.pipe()
+        its.callback(os.close, here)
+        ours.callback(os.close, reading)
+        process = Process(command, {0: there, 1: here, 2: 2}, apart=False)
+        ours.callback(process.reap)
+        ours.callback(process.send, signal.SIGKILL)
+        its.close()
+        yield Program(command[0], writing, reading)

@@ -10,7 +10,6 @@ import fcntl
 import os
 import platform
 import re
-import subprocess
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 from statepipe.errors import QemuError
 from statepipe.formats.hardware import CPU, CPUS, DEVICES
+from statepipe.processes import Unavailable, output_of
 from statepipe.qemu.guest import describe_guest
 from statepipe.qemu.hardware import hardware
 from statepipe.qemu.images import images
@@ -178,14 +178,17 @@ def _taps(command: Sequence[str]) -> list[str]:
 _ROUTES = many(fields({"dst": _NAME}), most=10_000)
 """ip-route(8), with -json."""
 
+ROUTES_TIME = 10.0
+"""Seconds for ip to answer: it asks the kernel, which takes a millisecond."""
+
 
 def _subnets(tap: str) -> list[str]:
     """The IPv4 and IPv6 networks of the bridge that a tap is on, or of the tap itself."""
     master = Path(f"/sys/class/net/{tap}/master")
     name = master.resolve().name if master.exists() else tap
     try:
-        done = subprocess.run(["ip", "-json", "route", "show", "dev", name], capture_output=True, text=True)
-        rows = parse(done.stdout or "[]", _ROUTES) if not done.returncode else []
-    except (OSError, Misshapen):  # there is no ip, or another than iproute2's: then what it knows is not known here
+        status, written = output_of(["ip", "-json", "route", "show", "dev", name], ROUTES_TIME)
+        rows = parse(written or b"[]", _ROUTES) if not status else []
+    except (Unavailable, Misshapen):  # there is no ip, or another than iproute2's: what it knows is not known here
         rows = []
     return sorted(row["dst"] for row in rows if row["dst"] != "default")[:256]

@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 import re
 import stat
-import subprocess
 from collections.abc import Callable
 
+from statepipe.processes import Unavailable, output_of
 from statepipe.qemu.process import names_open, owner, parent_pid
 from statepipe.qemu.snapshot import BREAKABLE, LOOK, read_unasked
 from statepipe.wakeups import READ_SIZE, polled
@@ -55,9 +55,8 @@ def _takes_snapshot(pid: int) -> bool:
 def _may_break_off(pid: int) -> bool:
     """By the word of its program; not where that is not understood."""
     try:
-        command = [f"/proc/{pid}/exe", "--version"]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE)
-    except (OSError, ValueError, subprocess.TimeoutExpired):
+        _, written = output_of([f"/proc/{pid}/exe", "--version"], PATIENCE)
+    except Unavailable:
         return False
-    found = re.search(r"version (\d{1,4})\.(\d{1,4})", done.stdout)
+    found = re.search(rb"version (\d{1,4})\.(\d{1,4})", written)
     return found is not None and (int(found[1]), int(found[2])) >= BREAKABLE

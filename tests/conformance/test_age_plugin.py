@@ -101,7 +101,7 @@ def test_a_plugin_that_is_not_there() -> None:
     done = run("encrypt", "-r", bech32.encode("age1nobody", b"x"), data=DATA)
     assert (done.returncode, done.stdout) == (1, b"")
     assert b"cannot start age-plugin-nobody: No such file or directory" in done.stderr
-    assert b"hint: install age-plugin-nobody in a folder of your PATH" in done.stderr
+    assert b"hint: is age-plugin-nobody installed, in a folder of your PATH?" in done.stderr
 
 
 def test_no_secret_is_in_its_arguments_or_environment(plugin: Path) -> None:

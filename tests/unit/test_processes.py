@@ -1,0 +1,30 @@
+"""What a short program writes is read to its end, and one that takes too long is ended with all that it started."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from statepipe.processes import Unavailable, output_of
+
+
+def test_what_it_writes_and_how_it_ended_are_known() -> None:
+    assert output_of(["sh", "-c", "cat; echo heard; echo lost >&2; exit 3"], 10) == (3, b"heard\n")
+
+
+def test_one_that_takes_too_long_is_ended_with_what_it_started(tmp_path: Path) -> None:
+    held = tmp_path / "held"
+    os.mkfifo(held)
+    with open(os.open(held, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as reading:
+        with pytest.raises(Unavailable, match=r"sh took more than 0.2 s"):
+            output_of(["sh", "-c", f"exec 3>{held}; echo begun >&3; sleep 60 & exec sleep 60"], 0.2)
+        os.set_blocking(reading.fileno(), True)
+        assert reading.readall() == b"begun\n"  # its end: nobody holds it open any more
+
+
+def test_one_that_does_not_exist_is_named() -> None:
+    with pytest.raises(Unavailable, match="cannot start no-such-program") as raised:
+        output_of(["no-such-program"], 10)
+    assert raised.value.hint == "is no-such-program installed, in a folder of your PATH?"
