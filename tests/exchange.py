@@ -15,6 +15,7 @@ from statepipe.session.protocol.channels import WINDOW, Verdict
 from statepipe.session.protocol.frames import GREETING_SIZE, Role, decode_greeting
 from statepipe.session.protocol.wire import Wire
 from statepipe.session.session import Session, Timing
+from tests.wires import receive
 
 SECRETS = Secrets(bytes(range(16)), bytes(range(32, 64)))
 
@@ -41,7 +42,7 @@ class Ends:
             greeting = decode_greeting(link.hear(there, GREETING_SIZE))
             self._door.admit(greeting, "the sender")
             there.sendall(self.receiver.accept(greeting))
-            self.sender.receive_data(number, link.hear(here, GREETING_SIZE))
+            receive(self.sender, number, link.hear(here, GREETING_SIZE))
             yield link
         self.sender.lost(number)
         self.receiver.lost(number)
@@ -64,7 +65,7 @@ class Link:
     def _carry(self, one: Wire, way: socket.socket, other: Wire, end: socket.socket) -> None:
         data = b"".join(one.to_send(self._number))
         way.sendall(data)
-        other.receive_data(self._number, self.hear(end, len(data)))
+        receive(other, self._number, self.hear(end, len(data)))
 
     def hear(self, end: socket.socket, size: int) -> bytes:
         data = end.recv(size, socket.MSG_WAITALL)

@@ -18,7 +18,7 @@ from typing import Any
 from statepipe.errors import IntegrityError, PeerError
 from statepipe.session.protocol.channels import Verdict
 from statepipe.session.protocol.frames import Violation
-from statepipe.session.session import FAREWELL, Session, error_of
+from statepipe.session.session import Session
 from statepipe.shapes import Misshapen, anything, parse, table, text, told
 
 MESSAGES = 1
@@ -60,22 +60,6 @@ class Messages:
         """Tell no more."""
         with self._telling:
             self._session.end(self._outgoing)
-
-    def close(self) -> None:
-        """Tell no more; return once both sides have heard all, of what we did not hear the rest unheard.
-
-        The last word of a session that has no stream: both sides say it.
-        """
-        session = self._session
-        self.end()
-        while not self._incoming.verdict and self.hear() is not None:
-            continue
-        verdict = session.verdict(self._outgoing)
-        if verdict.code:
-            raise error_of(verdict, session.name)
-        session.say_close()
-        session.hear_close(max(FAREWELL, session.timing.retry))
-        session.flush(FAREWELL)
 
     def hear(self, within: float | None = None) -> dict[str, Any] | None:
         """The next message, waiting for it; None once the peer has finished.

@@ -18,7 +18,6 @@ from blake3 import blake3
 
 from statepipe.cli.report import inspected, verified
 from statepipe.errors import StatepipeError
-from statepipe.formats.qemu.returnpath import ReturnPath
 from statepipe.formats.qemu.stream import QemuStream
 from statepipe.formats.statefile import HEADER, TRAILER
 from statepipe.state.file import Keys
@@ -129,22 +128,6 @@ STREAMS = {
         made.setup() + b"".join(made.start("x", number, b"", 1) for number in range(3, 300_000))
     ),
 }
-
-
-def return_path(data: bytes) -> None:
-    path = ReturnPath()
-    for part in portions(data):
-        assert all(message.value is not None or message.payload is not None for message in path.feed(part))
-
-
-def make_return_path(random: Random) -> bytes:
-    parts = []
-    for _ in range(random.choice((1, 4, 20))):
-        size = random.choice((0, 4, 4, 12, 512))
-        parts.append(struct.pack(">HH", random.randrange(9), size) + random.randbytes(size))
-        if parts[-1][1] == 5:
-            parts.append(struct.pack(">Q", 16) + bytes(16) + struct.pack(">Q", 0x0123456789ABCDEF))
-    return mutated(random, b"".join(parts))
 
 
 # --- files
@@ -265,7 +248,6 @@ def make_sealed(random: Random) -> bytes:
 
 DOORS = {
     "streams": Door(follow, make_stream, STREAMS),
-    "return-path": Door(return_path, make_return_path),
     "states": Door(read_state, make_state),
     "sealed-states": Door(read_sealed, make_sealed),
 }

@@ -38,6 +38,7 @@ from statepipe.session.transport import SocketTransport
 from tests.fuzz.harness import Door
 from tests.fuzz.mutation import LARGE, mutated, odd_json, portions
 from tests.fuzz.samples import FACTS
+from tests.wires import fed, receive
 
 SECRETS = Secrets(b"s" * 16, b"t" * 32)
 REFUSALS = (Violation, IntegrityError)
@@ -87,7 +88,7 @@ def take_frames(data: bytes) -> None:
     for count, part in enumerate(portions(data)):
         link = 1 + count % 2 if 1 + count % 2 in wire.links else next(iter(wire.links), 0)
         if link and part:
-            wire.receive_data(link, part)
+            receive(wire, link, part)
         _live_on(wire, count)
         assert all(channel.held <= MIN_WINDOW for channel in wire.incoming.values())
 
@@ -132,7 +133,7 @@ def read_frames(data: bytes) -> None:
     """A link's bytes from its first one on."""
     reader = FrameReader()
     for part in portions(data):
-        for item in reader.feed(part):
+        for item in fed(reader, part):
             if isinstance(item, Frame):
                 assert item.encode()
             else:

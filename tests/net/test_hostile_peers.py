@@ -33,6 +33,7 @@ from tests.net.homes import (
     sending,
     transfer,
 )
+from tests.wires import fed
 
 PARTY = Party(Secrets(b"m" * 16, b"t" * 32), Role.SENDS)
 NOTHING = (0,) * 16
@@ -109,7 +110,7 @@ def abort_in(secure: ssl.SSLSocket) -> str:
     """Why the receiver gives up."""
     reader = FrameReader(greeted=True)
     while said := secure.recv(1 << 16):
-        for frame in reader.feed(said):
+        for frame in fed(reader, said):
             if isinstance(frame, Frame) and frame.kind is Kind.ABORT:
                 return bytes(frame.payload).decode()
     raise AssertionError("it hung up and did not say why")

@@ -74,6 +74,16 @@ def dialling(port: int) -> Iterator[tuple[Session, Messages]]:
         yield session, messages
 
 
+def close(session: Session, messages: Messages) -> None:
+    """The end of a session that has no stream: both sides hear all, and then say that they have."""
+    messages.end()
+    while messages.hear() is not None:
+        continue
+    session.say_close()
+    session.hear_close(PATIENCE)
+    session.flush(PATIENCE)
+
+
 def test_each_comes_once_and_in_order_over_links_that_are_cut() -> None:
     count = 3000
 
@@ -82,16 +92,16 @@ def test_each_comes_once_and_in_order_over_links_that_are_cut() -> None:
         while message := messages.hear():
             heard.append(message["n"])
         messages.tell({"heard": len(heard)})
-        messages.close()
+        close(session, messages)
         return heard
 
     faults = Faults(cut_after=lambda: 20_000)
-    with Other(work) as other, relay(other.port, faults) as between, dialling(between.port) as (_, messages):
+    with Other(work) as other, relay(other.port, faults) as between, dialling(between.port) as (session, messages):
         for n in range(count):
             messages.tell({"n": n, "text": "ä" * 20})
         messages.tell({})
         assert messages.hear() == {"heard": count}
-        messages.close()
+        close(session, messages)
         assert between.cuts >= 3
     assert other.error is None and other.result == list(range(count))
 
@@ -102,14 +112,14 @@ def test_the_longest_and_one_too_long() -> None:
     def work(session: Session, messages: Messages) -> object:
         heard = messages.hear()
         assert messages.hear() is None
-        messages.close()
+        close(session, messages)
         return heard
 
-    with Other(work) as other, dialling(other.port) as (_, messages):
+    with Other(work) as other, dialling(other.port) as (session, messages):
         with pytest.raises(PeerError, match="needs 65537 bytes, of 65536"):
             messages.tell({"text": longest["text"] + "x"})
         messages.tell(longest)
-        messages.close()
+        close(session, messages)
     assert other.result == longest
 
 
@@ -145,7 +155,7 @@ def test_one_cut_short_by_the_end() -> None:
         outgoing = session.wire.outgoing[MESSAGES]
         outgoing.absorb(b"\0\0")
         session.put(outgoing, b"\0\0")
-        messages.close()
+        close(session, messages)
     assert isinstance(other.error, PeerError)
 
 

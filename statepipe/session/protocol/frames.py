@@ -13,7 +13,6 @@ consumer takes is what arrived.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
 from dataclasses import dataclass
 from struct import Struct
 
@@ -55,15 +54,15 @@ class Violation(PeerError):
 
 
 class Kind(enum.IntEnum):
-    """What a frame is."""
+    """What a frame is: and what its offset and its payload are."""
 
-    DATA = 1
-    ACK = 2
-    END = 3
-    DONE = 4
-    ABORT = 5
+    DATA = 1  # where in the channel; the bytes
+    ACK = 2  # bytes the consumer has taken
+    END = 3  # bytes the channel has had; their BLAKE3
+    DONE = 4  # the verdict's code; its text
+    ABORT = 5  # the verdict's code; its text
     CLOSE = 6
-    PING = 7
+    PING = 7  # bytes of this link that were heard
 
 
 LENGTHS = {
@@ -76,17 +75,6 @@ LENGTHS = {
     Kind.PING: range(1),
 }
 """The payloads each kind may have."""
-
-MEANINGS = {
-    Kind.DATA: ("where in the channel", "the bytes"),
-    Kind.ACK: ("bytes the consumer has taken", ""),
-    Kind.END: ("bytes the channel has had", "their BLAKE3"),
-    Kind.DONE: ("the verdict's code", "its text"),
-    Kind.ABORT: ("the verdict's code", "its text"),
-    Kind.CLOSE: ("0", ""),
-    Kind.PING: ("bytes of this link that were heard", ""),
-}
-"""For each kind: what its offset means and what its payload is. docs/protocol.md is held to this."""
 
 
 class Greets(enum.IntEnum):
@@ -165,7 +153,7 @@ def printable(text: bytes | bytearray | memoryview) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One frame. What `offset` and `payload` mean depends on its kind: see MEANINGS."""
+    """One frame. What `offset` and `payload` mean depends on its kind: see Kind."""
 
     kind: Kind
     channel: int = 0
@@ -201,7 +189,7 @@ _KINDS = set(Kind)
 class FrameReader:
     """Cuts a link's bytes into a greeting and frames. `offset` counts what came, a greeting that another took as well.
 
-    The caller reads into `room()`, which is never empty, and says how much came; or hands bytes to `feed`.
+    The caller reads into `room()`, which is never empty, and says how much came.
     """
 
     def __init__(self, *, greeted: bool = False) -> None:
@@ -242,13 +230,3 @@ class FrameReader:
         self._head = kind, channel, length, offset
         self._expect(length)
         return None
-
-    def feed(self, data: Buffer) -> Iterator[Frame | Greeting]:
-        """What `data` completes, by copying it. Raises Violation."""
-        left = memoryview(data)
-        while left:
-            count = min(len(self._room), len(left))
-            self._room[:count] = left[:count]
-            left = left[count:]
-            if (item := self.filled(count)) is not None:
-                yield item

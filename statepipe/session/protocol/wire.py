@@ -261,15 +261,6 @@ class Wire:
         assert verdict is not None
         return text_frame(kind, number, verdict.code, verdict.text)
 
-    def receive_data(self, number: int, data: Buffer) -> list[Event]:
-        """Bytes that came over a link, in any portions. Raises as `receive`."""
-        reader = self.links[number].reader
-        try:
-            return [event for item in reader.feed(data) for event in self.receive(number, item)]
-        except Violation as error:
-            self.abort(Verdict(error.exit_code, str(error)))
-            raise
-
     def receive(self, number: int, item: Frame | Greeting) -> list[Event]:
         """What the link's reader made of its bytes. Raises Violation, IntegrityError."""
         link = self.links.get(number)

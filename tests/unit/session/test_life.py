@@ -12,6 +12,7 @@ from statepipe.session.protocol.frames import FRAME_SIZE, MAX_LINKS, Frame, Kind
 from statepipe.session.protocol.states import Event, Link
 from statepipe.session.protocol.wire import BATCH, Wire
 from tests.unit.session.test_wire import GOOD, SECRETS, flat
+from tests.wires import receive
 
 SILENCE = 8
 """Ticks after which a link is dead."""
@@ -98,7 +99,7 @@ class Way:
     def _dial(self) -> None:
         self._number += MAX_LINKS
         answer = self.receiver.accept(decode_greeting(self.sender.dial(self._number)))
-        self.sender.receive_data(self._number, answer)
+        receive(self.sender, self._number, answer)
         self._queues = [bytearray(), bytearray()]
         there, back = self._passes(self.dials)
         self._left = [back, there]
@@ -114,7 +115,7 @@ class Way:
         now = bytes(queue[: self._bandwidth // 4])
         del queue[: len(now)]
         if self._number in hears.links and now:
-            hears.receive_data(self._number, now)
+            receive(hears, self._number, now)
             hears.links[self._number].heard = True
 
     def _tick(self) -> None:
