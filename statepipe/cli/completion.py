@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
+from statepipe.cli.filtertable import FILTERS
 from statepipe.cli.messages import clean, show
-from statepipe.cli.verb import Verb
+from statepipe.cli.verb import Param, Verb
 from statepipe.cli.verbs import VERBS
 from statepipe.errors import StatepipeError, UsageError
-from statepipe.stages import FILTERS, Param
 
 Values = dict[str, Any]
 

@@ -7,11 +7,11 @@ from contextlib import ExitStack
 from typing import Any
 
 from statepipe.cli.context import context
+from statepipe.cli.filtertable import Filter, find
 from statepipe.cli.grammar import naming, parse_word
 from statepipe.cli.keys import with_defaults
 from statepipe.cli.onfiles import ON_FILES, meant, opened, require_pipes
 from statepipe.pipeline.pipeline import NamedStage, Pipeline
-from statepipe.stages import Filter, find
 
 Values = dict[str, Any]
 

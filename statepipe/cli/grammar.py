@@ -16,12 +16,12 @@ from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, NoReturn
 
+from statepipe.cli.filtertable import FILTERS, Filter, find
 from statepipe.cli.guessing import closest
 from statepipe.cli.messages import show
-from statepipe.cli.verb import Verb
+from statepipe.cli.verb import Param, Verb
 from statepipe.descriptors import demand_numbered, look_at
 from statepipe.errors import UsageError
-from statepipe.stages import FILTERS, Filter, Param, find
 
 COMMAND = "command"
 """The name of the parameter that takes a command line of another program."""

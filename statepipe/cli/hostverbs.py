@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from statepipe.cli.verb import AS_JSON, Verb
-from statepipe.stages import Param
+from statepipe.cli.verb import AS_JSON, Param, Verb
 
 ON_TIMEOUT = ("cancel", "suspend")
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from statepipe.cli.config import load_config
 from statepipe.cli.context import context
+from statepipe.cli.filtertable import find
 from statepipe.errors import NoKeyError, UsageError
 from statepipe.pipeline.pipeline import NamedStage
-from statepipe.stages import find
 
 if TYPE_CHECKING:
     from statepipe.formats.age.envelope import Identity

@@ -11,9 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
+from statepipe.cli.filtertable import Filter, find
 from statepipe.cli.messages import explain
+from statepipe.cli.verb import Param
 from statepipe.errors import InterruptedBySignal, StatepipeError, UsageError
-from statepipe.stages import Filter, Param, find
 
 Values = dict[str, Any]
 

@@ -6,10 +6,10 @@ carries it out, imported only then.
 
 from __future__ import annotations
 
+from statepipe.cli.filtertable import FILTERS, IDENTITIES, RECIPIENTS
 from statepipe.cli.hostverbs import BETWEEN_HOSTS, ON_TIMEOUT
 from statepipe.cli.onfiles import ON_FILES
-from statepipe.cli.verb import AS_JSON, Verb
-from statepipe.stages import FILTERS, IDENTITIES, RECIPIENTS, Param
+from statepipe.cli.verb import AS_JSON, Param, Verb
 
 THEN = ("stay", "cont", "quit")
 

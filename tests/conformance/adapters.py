@@ -19,9 +19,9 @@ from dataclasses import dataclass
 import lz4.frame
 import zstandard
 
+from statepipe.cli.filtertable import find
 from statepipe.cli.grammar import parse
 from statepipe.stage import Buffer, Stage, close
-from statepipe.stages import find
 from tests import agefiles, gpghome
 from tests.world import world
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from statepipe.cli.filtertable import find
 from statepipe.cli.grammar import parse
 from statepipe.errors import StatepipeError
 from statepipe.formats.age import bech32
-from statepipe.stages import find
 from tests import agefiles
 from tests.conformance.running import STATEPIPE, run
 from tests.terminal import at_terminal

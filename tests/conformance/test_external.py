@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from statepipe.cli.filtertable import Filter
 from statepipe.cli.grammar import parse_word
 from statepipe.errors import IntegrityError, StatepipeError, UsageError
 from statepipe.stage import FLUSH, Buffer, Cancelled, cancel, close
-from statepipe.stages import Filter
 from statepipe.stages.external import external
 from tests.conformance.running import (
     PATIENCE,

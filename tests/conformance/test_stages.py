@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from statepipe.cli.filtertable import FILTERS, find
 from statepipe.errors import PeerError
 from statepipe.stage import FLUSH, Buffer, close
-from statepipe.stages import FILTERS, find
 from statepipe.threads import cores
 from tests.conformance.adapters import ADAPTERS, build, cut, filter_of, thinned, through
 

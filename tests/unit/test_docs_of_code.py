@@ -10,8 +10,8 @@ import pytest
 
 import statepipe
 from statepipe import errors
+from statepipe.cli.filtertable import FILTERS
 from statepipe.cli.verbs import EXIT_CODES, VERBS
-from statepipe.stages import FILTERS
 
 PACKAGE = Path(statepipe.__file__).parent
 MODULES = {str(path.relative_to(PACKAGE)): path.read_text() for path in PACKAGE.rglob("*.py") if path.stat().st_size}

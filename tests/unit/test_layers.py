@@ -285,7 +285,7 @@ def test_every_folder_is_on_a_line() -> None:
 
 
 BAD_IMPORTS = [
-    ("statepipe.formats.x", "from statepipe.stages import find"),
+    ("statepipe.formats.x", "from statepipe.stages.tee import tee"),
     ("statepipe.stage", "import statepipe.formats.statefile"),
     ("statepipe.units", "def f():\n    from statepipe import stage"),
     ("statepipe.qemu.x", "from statepipe.pipeline.pipeline import Pipeline"),

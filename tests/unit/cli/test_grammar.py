@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from statepipe.cli.filtertable import FILTERS, Filter
 from statepipe.cli.grammar import COMMAND, parse, parse_word, parser_for
 from statepipe.cli.main import find_verb, main
-from statepipe.cli.verb import Verb
+from statepipe.cli.verb import Param, Verb
 from statepipe.cli.verbs import VERBS
 from statepipe.errors import UsageError
-from statepipe.stages import FILTERS, Filter, Param
 
 every_verb = pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
 

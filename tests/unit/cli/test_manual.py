@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from statepipe.cli.filtertable import FILTERS
 from statepipe.cli.grammar import parse, parse_word
 from statepipe.cli.main import main
-from statepipe.cli.verb import Verb
+from statepipe.cli.verb import Param, Verb
 from statepipe.cli.verbs import EXIT_CODES, VERBS
-from statepipe.stages import FILTERS, Param
 
 MANUAL = Path(__file__).parents[3] / "man" / "statepipe.1"
 SOURCE = MANUAL.read_text()

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
+from statepipe.cli.filtertable import find
 from statepipe.errors import IntegrityError
 from statepipe.migration.negotiation import UNDOING
-from statepipe.stages import find
 from statepipe.stages.codec import CODECS, compress, decompress
 from statepipe.units import parse_size
 from tests.unit.formats.test_zstdframe import EMPTY_LAST, RLE, block, frame
