@@ -52,7 +52,7 @@ def run_save(name: str, values: Values) -> int:
         from statepipe.state.save import save_from_stdin
 
         try:
-            saved = save_from_stdin(values["file"], words.packing, words.plain, seal)
+            saved = save_from_stdin(values["file"], words.packing, words.plain, seal, _replaceable(values))
         except BaseException:
             part_from_qemu()
             raise
@@ -68,9 +68,28 @@ def _demand_keeper(values: Values) -> None:
         return
     if os.isatty(fd):
         raise UsageError(f"{values['file']} is a terminal, and a state is no text", hint="use > FILE, or a pipe")
-    if values["then"] == "quit" and not stat.S_ISREG(os.fstat(fd).st_mode):
-        what = "--then quit would end the guest, and whether the reader of a pipe has kept its state is not known here"
-        raise UsageError(what, hint="leave the guest paused, and end its QEMU once the reader has ended well")
+    if values["then"] == "quit" and (why := _why_unproved(fd)):
+        what = f"--then quit would end the guest, and {why}"
+        raise UsageError(what, hint="name a FILE; or leave the guest paused, and end its QEMU once its state is kept")
+
+
+def _why_unproved(fd: int) -> str | None:
+    """Why a state written to this descriptor might not be there, or not be loadable, once QEMU has ended; or None."""
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode):
+        return "whether what is behind a pipe or device has kept its state is not known here"
+    if not status.st_nlink:
+        return f"descriptor {fd} is a file without a name: its state would be gone with the last who has it open"
+    if status.st_size:
+        return f"the file of descriptor {fd} is not empty: a state among other bytes cannot be loaded"
+    return None
+
+
+def _replaceable(values: Values) -> Callable[[bytes], bool] | None:
+    """Which files that are there a save may replace: those that begin as a save's do; any with --overwrite."""
+    from statepipe.state.file import looks_saved
+
+    return None if values["overwrite"] else looks_saved
 
 
 def part_from_qemu() -> None:
@@ -89,7 +108,8 @@ def _save_by_qmp(values: Values, words: _Words, seal: Sequence[NamedStage]) -> i
         raise UsageError("a guest saved with --live runs on: --then has no place there")
     then = "live" if values["live"] else values["then"] or "stay"
     converging = ("auto-converge",) if values["auto_converge"] else ()
-    request = Request(values["file"], words.packing, words.plain, seal, then, _limits(values), converging)
+    limits, replaceable = _limits(values), _replaceable(values)
+    request = Request(values["file"], words.packing, words.plain, seal, then, limits, converging, replaceable)
     outcome = save_by_qmp(values["qmp"], request, _warn_save, guard_words("save", "sender"))
     say(saved(values["file"], outcome))
     _warn_of_disks(outcome.saved)

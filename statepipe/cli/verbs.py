@@ -45,6 +45,7 @@ COMMANDS = (
             Param("--timeout", "seconds that the guest's memory may take", "SECONDS"),
             Param("--on-timeout", "what then: cancel (default), or suspend the guest", "WHAT", choices=ON_TIMEOUT),
             Param("--live", "let the guest run on while it is saved as it is now (background-snapshot)"),
+            Param("--overwrite", "replace FILE also where what is there is no saved state"),
             *RECIPIENTS,
             Param("--plain", "do not encrypt, although the configuration names recipients"),
         ),

@@ -27,7 +27,7 @@ from contextlib import suppress
 from statepipe.descriptors import demand, named_by
 from statepipe.ends.fd import FdSource, failure, write_all
 from statepipe.ends.place import open_place
-from statepipe.ends.rehearsal import refuse_impossible, shortened
+from statepipe.ends.rehearsal import Replaceable, refuse_impossible, shortened
 from statepipe.errors import StatepipeError
 from statepipe.stage import Buffer
 from statepipe.threads import held
@@ -49,7 +49,7 @@ class FileSink:
     As a context manager it removes every trace on the way out unless committed. Raises StatepipeError.
     """
 
-    def __init__(self, path: str, mode: int = 0o600) -> None:
+    def __init__(self, path: str, mode: int = 0o600, replaceable: Replaceable | None = None) -> None:
         self.name, self._mode = path, mode
         self.bytes = 0
         self._linked = False
@@ -62,7 +62,7 @@ class FileSink:
         stem = shortened(self._base, self._folder, len(f"..{unguessed}.older.part"))
         self._part, self._older_name = f".{stem}.{unguessed}.part", f".{stem}.{unguessed}.older.part"
         try:
-            refuse_impossible(path, self._base, self._folder)
+            refuse_impossible(path, self._base, self._folder, replaceable)
             sweep(self._folder, stem)
             self._fd = self._open()
         except BaseException as error:

@@ -16,6 +16,7 @@ from contextlib import suppress
 from statepipe.descriptors import demand, named_by
 from statepipe.ends.fd import FdSink, failure
 from statepipe.ends.file import FileSink
+from statepipe.ends.rehearsal import Replaceable
 from statepipe.errors import UsageError
 
 
@@ -55,7 +56,10 @@ class DescriptorSink(FdSink):
 Output = FileSink | DescriptorSink
 
 
-def new_output(path: str, mode: int = 0o600) -> Output:
-    """Begin to write what `path` names; a new file has that mode, less the umask. Raises StatepipeError."""
+def new_output(path: str, mode: int = 0o600, replaceable: Replaceable | None = None) -> Output:
+    """Begin to write what `path` names; a new file has that mode, less the umask. Raises StatepipeError.
+
+    Of a file that is there, `replaceable` tells by its beginning whether it may be replaced; None: any may be.
+    """
     fd = named_by(path)
-    return FileSink(path, mode) if fd is None else DescriptorSink(path, fd)
+    return FileSink(path, mode, replaceable) if fd is None else DescriptorSink(path, fd)

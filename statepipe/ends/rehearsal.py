@@ -11,9 +11,11 @@ import fcntl
 import os
 import stat
 import struct
+from collections.abc import Callable
 from contextlib import suppress
 
-from statepipe.errors import StatepipeError
+from statepipe.errors import StatepipeError, UsageError
+from statepipe.formats.beginning import HEAD, beginning
 from statepipe.imagelocks import is_image_of_qemu
 
 FS_IOC_GETFLAGS, FS_IMMUTABLE_FL, FS_APPEND_FL = 0x80086601, 0x10, 0x20
@@ -23,10 +25,15 @@ NAME_MAX = 255
 """Bytes of a name where the file system does not say (limits.h)."""
 
 
-def refuse_impossible(path: str, base: str, folder: int) -> None:
+Replaceable = Callable[[bytes], bool]
+"""Whether a file that begins with these bytes is of the kind that may be replaced."""
+
+
+def refuse_impossible(path: str, base: str, folder: int, replaceable: Replaceable | None = None) -> None:
     """Raises StatepipeError, or OSError, where no file can take the name `base` in the open folder; `path` is both.
 
-    What is there must be a file: a rename would put one in the place of a device.
+    What is there must be a file: a rename would put one in the place of a device. And one that `replaceable` allows,
+    or that is empty; None: any.
     """
     if _flags(folder) & (FS_IMMUTABLE_FL | FS_APPEND_FL):
         hint = "name a file elsewhere; lsattr -d shows the folder's flags"
@@ -47,7 +54,26 @@ def refuse_impossible(path: str, base: str, folder: int) -> None:
             f"{path} is a disk image that a QEMU has open, and would be lost to its guest",
             hint="name another file",
         )
+    if replaceable is not None and there.st_size:
+        _refuse_another_kind(path, base, folder, replaceable)
     _refuse_kept(path, base, folder, there)
+
+
+def _refuse_another_kind(path: str, base: str, folder: int, replaceable: Replaceable) -> None:
+    try:
+        seen = os.open(base, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+        try:
+            head = os.pread(seen, HEAD, 0)
+        finally:
+            os.close(seen)
+        what = None if replaceable(head) else f"it is no saved state: it begins {beginning(head)}"
+    except PermissionError:
+        what = "what it is may not be looked at"
+    if what is not None:
+        raise UsageError(
+            f"{path} is there already, and {what}",
+            hint="name another file; to have it replaced all the same, say --overwrite",
+        )
 
 
 def _is_in_use(base: str, folder: int) -> bool:

@@ -20,6 +20,9 @@ _KNOWN = {
     b"QEVM": "a migration stream of QEMU",
 }
 
+HEAD = 1024
+"""Bytes to tell a file by: an armor's headers stand before its first packet."""
+
 SHOWN = 16
 """Bytes that tell enough: no more are shown."""
 

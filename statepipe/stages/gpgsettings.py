@@ -12,18 +12,24 @@ from pathlib import Path
 
 from statepipe.errors import StatepipeError
 
-OVERRULED = ("--no-textmode", "--set-filesize", "0", "--max-output", "0", "--output", "-", "--logger-file", "-")
+OVERRULED = (
+    *("--no-textmode", "--set-filesize", "0", "--max-output", "0", "--output", "-", "--logger-file", "-"),
+    *("--attribute-file", "/dev/null", "--verify-options", "no-show-photos"),
+)
 """Given after the options of gpg.conf, these count: no line ends are changed, nothing is counted but what is there,
-and what comes out goes to us, and no message of gpg's with it."""
+and what comes out goes to us, and with it no message of gpg's, and no picture of the signer's."""
 
 _STEALING = (
-    "logger-fd 1",
+    "logger-fd",
     "passphrase-fd",
     "override-session-key",
     "override-session-key-fd",
     "multifile",
     "command-fd",
 )
+
+_NUMBERED = ("logger-fd", "passphrase-fd", "override-session-key-fd", "command-fd")
+"""Which descriptor it is, a person needs to know."""
 
 _WORDS = """
 card-edit card-status change-passphrase change-pin check-sig check-signatures check-sigs check-trustdb clear-sign
@@ -63,8 +69,9 @@ def require_none(names: frozenset[str]) -> None:
     home = Path(os.environ.get("GNUPGHOME") or os.path.expanduser("~/.gnupg"))
     for path in (Path("/etc/gnupg/gpg.conf"), *sorted(home.glob("gpg.conf-2*")), home / "gpg.conf"):
         for name, value in _lines(path):
-            line = f"{name} {value}" if name in ("compliance", "logger-fd") else name
-            if line in names:
+            line = f"{name} {value}" if name == "compliance" else name
+            if line in names and (name, value) != ("logger-fd", "2"):  # standard error, where it goes anyway
+                line = f"{name} {value}".rstrip() if name in _NUMBERED else line
                 what = f"'{line}' in {path} {_DOES_ANOTHER if line in _COMMANDS else _SPOILS}"
                 raise StatepipeError(what, hint="take that line out; which keys and ciphers are used may stand there")
 
@@ -75,4 +82,4 @@ def _lines(path: Path) -> list[tuple[str, str]]:
     except OSError:  # none, or gpg cannot read it either, and says so
         return []
     words = [line.split(None, 1) for line in text.splitlines() if not line.lstrip().startswith("#")]
-    return [(each[0].removeprefix("--"), each[1].strip() if len(each) > 1 else "") for each in words if each]
+    return [(each[0].removeprefix("--"), each[1].strip(' \t"') if len(each) > 1 else "") for each in words if each]

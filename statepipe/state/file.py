@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import builtins
-import os
-import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, Self
 
 from statepipe.descriptors import named_by
 from statepipe.ends.file import FileSource
+from statepipe.errors import IntegrityError
+from statepipe.formats.beginning import HEAD, beginning
 from statepipe.formats.openpgp import looks_encrypted
+from statepipe.formats.statefile import META_MAGIC
 from statepipe.stage import Buffer, Stage
+from statepipe.stages.codec import RAW, identify
 
 if TYPE_CHECKING:
     from statepipe.formats.age.envelope import Identity
@@ -36,9 +38,6 @@ OPENPGP = "OpenPGP"
 
 STDIN = "-"
 """The FILE that is standard input."""
-
-HEAD = 1024
-"""Bytes to tell by: an armor's headers stand before its first packet."""
 
 
 class StateFile(Protocol):
@@ -68,6 +67,12 @@ class StateFile(Protocol):
     def __exit__(self, *error: object) -> None: ...
 
 
+def looks_saved(head: bytes) -> bool:
+    """Whether a file that begins so may be a saved state: one of ours, encrypted or not, or QEMU's own stream."""
+    is_ours = head.startswith(META_MAGIC.to_bytes(4, "little"))
+    return is_ours or identify(head[:4]) == RAW or _how_sealed(head) is not None
+
+
 def open_state(path: str, keys: Keys) -> StateFile:
     """Open a file that may be encrypted; `-` is standard input. Raises StatepipeError, NoKeyError, IntegrityError."""
     file = _opened(path)
@@ -88,11 +93,28 @@ def open_state(path: str, keys: Keys) -> StateFile:
 def _opened(path: str) -> FileSource:
     """Raises StatepipeError."""
     fd = 0 if path == STDIN else named_by(path)
-    if fd is None or (path != STDIN and stat.S_ISREG(os.fstat(fd).st_mode)):
+    if fd is None:
         return FileSource(path)
     from statepipe.state.spool import from_descriptor
 
-    return from_descriptor(fd, "standard input" if path == STDIN else path)
+    name = "standard input" if path == STDIN else path
+    return from_descriptor(fd, name, lambda head: _demand_known(name, head))
+
+
+def _demand_known(name: str, head: bytes) -> None:
+    """Raises IntegrityError for what begins like nothing that is loaded: all of it need not be read to be refused."""
+    if _how_sealed(head) is None:
+        demand_stream(name, head)
+
+
+def demand_stream(name: str, head: bytes) -> str:
+    """The codec of a stream, or a file of ours, that begins so. Raises IntegrityError for what is neither."""
+    codec = identify(head[:4])
+    if codec is None:
+        what = f"it begins {beginning(head)}" if head else "it is empty"
+        hint = "statepipe loads its own files, and QEMU's migration stream raw or compressed"
+        raise IntegrityError(f"{name} is no saved state: {what}", hint=hint, offset=0)
+    return codec
 
 
 def _how_sealed(head: bytes) -> str | None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from statepipe.errors import IntegrityError, StatepipeError, TruncatedError
-from statepipe.formats.beginning import SHOWN, beginning
+from statepipe.formats.beginning import HEAD
 from statepipe.formats.qemu.stream import Phase, QemuStream
 from statepipe.formats.statefile import (
     HEADER,
@@ -40,9 +40,9 @@ from statepipe.qemu.hardware import changed_words, changes
 from statepipe.qemu.images import Images
 from statepipe.qemu.runstates import RUNNING
 from statepipe.stages.checksum import verify
-from statepipe.stages.codec import RAW, decompress, identify
+from statepipe.stages.codec import RAW, decompress
 from statepipe.stages.watch import LATE, hold, watch
-from statepipe.state.file import StateFile
+from statepipe.state.file import StateFile, demand_stream
 
 HOLD_LIMIT = 256 << 20
 """Bytes of device state held back at the most: a bare PC has 100 KB, a big GPU some tens of MB."""
@@ -86,13 +86,7 @@ def read_ends(source: StateFile) -> Ends:
 
 
 def _foreign(source: StateFile) -> str:
-    head = source.tail(0, SHOWN)
-    codec = identify(head[:4])
-    if codec is None:
-        what = f"it begins {beginning(head)}" if head else "it is empty"
-        hint = "statepipe loads its own files, and QEMU's migration stream raw or compressed"
-        raise IntegrityError(f"{source.name} is no saved state: {what}", hint=hint, offset=0)
-    return codec
+    return demand_stream(source.name, source.tail(0, HEAD))
 
 
 def _meta_at(source: StateFile, offset: int, size: int | None = None) -> Meta | None:

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from statepipe.descriptors import named_by
 from statepipe.ends.fd import FdSource, failure, write_all
 from statepipe.ends.output import new_output
+from statepipe.ends.rehearsal import Replaceable
 from statepipe.errors import TruncatedError, UsageError
 from statepipe.pipeline.pipeline import NamedStage
 from statepipe.qemu.guard import look_from_outside
@@ -26,8 +27,17 @@ from statepipe.stages.packing import Packing
 from statepipe.state.saving import IDLE, Plan, Saved, demand_lasting, save_stream
 
 
-def save_from_stdin(path: str, packing: Packing, words: Sequence[NamedStage], seal: Sequence[NamedStage]) -> Saved:
-    """Save the stream on standard input to `path`, encrypted by `seal`. Returns what it was; raises StatepipeError."""
+def save_from_stdin(
+    path: str,
+    packing: Packing,
+    words: Sequence[NamedStage],
+    seal: Sequence[NamedStage],
+    replaceable: Replaceable | None,
+) -> Saved:
+    """Save the stream on standard input to `path`, encrypted by `seal`. Returns what it was; raises StatepipeError.
+
+    `replaceable` tells which files the new one may replace, as `new_output` has it.
+    """
     if os.isatty(0):
         raise UsageError(
             "standard input is a terminal, not a migration stream",
@@ -36,7 +46,7 @@ def save_from_stdin(path: str, packing: Packing, words: Sequence[NamedStage], se
     _refuse_qemu_as_reader(path)
     if stat.S_ISCHR(os.fstat(0).st_mode):  # as cron and systemd give it
         raise UsageError("standard input is a device, not a migration stream", hint=_BY_MONITOR)
-    with new_output(path) as sink, FdSource(0, "standard input", IDLE) as source:
+    with new_output(path, replaceable=replaceable) as sink, FdSource(0, "standard input", IDLE) as source:
         answer = _answer if _may_be_return_path(path) else None
         try:
             return save_stream(_plan(packing, words, seal), source, sink, answer, _approve)

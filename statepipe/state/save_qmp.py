@@ -17,6 +17,7 @@ from typing import Any
 
 from statepipe.ends.fd import FdSource, write_all
 from statepipe.ends.output import Output, new_output
+from statepipe.ends.rehearsal import Replaceable
 from statepipe.errors import (
     InterruptedBySignal,
     QemuError,
@@ -63,7 +64,7 @@ class Outcome:
 @dataclass(frozen=True, slots=True)
 class Request:
     """What was asked for: `then` is stay, cont or quit, or LIVE where the guest runs on throughout. `capabilities` are
-    wanted beside ours."""
+    wanted beside ours. `replaceable` tells which files the new one may replace, as `new_output` has it."""
 
     path: str
     packing: Packing
@@ -72,6 +73,7 @@ class Request:
     then: str
     limits: Limits = field(default_factory=Limits)
     capabilities: tuple[str, ...] = ()
+    replaceable: Replaceable | None = None
 
 
 def save_by_qmp(address: str, request: Request, tell: Tell, guard: Command) -> Outcome:
@@ -80,7 +82,7 @@ def save_by_qmp(address: str, request: Request, tell: Tell, guard: Command) -> O
 
     The file is begun before QEMU hears of anything: where it cannot be, nothing happens."""
     with (
-        new_output(request.path) as sink,
+        new_output(request.path, replaceable=request.replaceable) as sink,
         Guardian(guard) as guardian,
         closing(Monitor(address, tell=tell)) as monitor,
         undone(guardian, monitor, address) as undoing,

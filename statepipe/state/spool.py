@@ -2,27 +2,42 @@
 
 A state is read at both its ends, and twice if it has no fixed places. What cannot be sought in is kept in a file
 meanwhile: one without a name, in $TMPDIR or /var/tmp, that nobody else may open and that is gone with us, however we
-end. A file that is somebody's standard input is used where it lies.
+end. A file that is somebody's standard input is used where it lies. What does not begin like a state is not kept: it
+may have no end.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
+from collections.abc import Callable, Iterator
 
 from statepipe.descriptors import demand
 from statepipe.ends.fd import FdSource, failure, write_all
 from statepipe.ends.file import FileSource, open_nameless
 from statepipe.errors import StatepipeError, UsageError
+from statepipe.formats.beginning import HEAD
+from statepipe.stage import Buffer
 from statepipe.threads import held
 
 FOLDER = "/var/tmp"
 """Where it is kept unless $TMPDIR says otherwise: it may be as large as a guest's memory, and /tmp often is memory."""
 
 
-def from_descriptor(fd: int, name: str) -> FileSource:
-    """What a descriptor of the caller's gives from where it stands; all of it is then read.
+SPARE = 256 << 20
+"""Bytes that are left free on the file system, or a hundredth of it where that is less: others write there too."""
+
+LOOK = 16 << 20
+"""Bytes that are kept between two looks at how much is free."""
+
+Judge = Callable[[bytes], None]
+"""Raises StatepipeError for what begins with these bytes and is not to be kept."""
+
+
+def from_descriptor(fd: int, name: str, judge: Judge) -> FileSource:
+    """What a descriptor of the caller's gives from where it stands; all of it is then read, if `judge` lets it.
 
     Raises StatepipeError where it cannot be read or kept, UsageError for a terminal and for one that is not open.
     """
@@ -33,10 +48,10 @@ def from_descriptor(fd: int, name: str) -> FileSource:
         source = FileSource(name, fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3))
         os.lseek(fd, 0, os.SEEK_END)  # a QEMU that shares it finds no state at its monitor
         return source
-    return FileSource(name, _kept(fd, name))
+    return FileSource(name, _kept(fd, name, judge))
 
 
-def _kept(fd: int, name: str) -> int:
+def _kept(fd: int, name: str, judge: Judge) -> int:
     """A file without a name that has all of it. Raises StatepipeError."""
     folder = os.environ.get("TMPDIR") or FOLDER
     try:
@@ -46,7 +61,9 @@ def _kept(fd: int, name: str) -> int:
     done = 0
     try:
         with FdSource(fd, name) as source:
-            for buffer in source:
+            for buffer in _judged(source, judge):
+                if done % LOOK + len(buffer) >= LOOK:
+                    _demand_room(kept)
                 done += write_all(kept, buffer)
     except OSError as error:
         os.close(kept)
@@ -55,6 +72,25 @@ def _kept(fd: int, name: str) -> int:
         os.close(kept)
         raise
     return kept
+
+
+def _judged(source: Iterator[Buffer], judge: Judge) -> Iterator[Buffer]:
+    """The same buffers, once their first bytes were judged: as many as there are, up to HEAD."""
+    head = bytearray()
+    for buffer in source:
+        head += buffer
+        if len(head) >= HEAD:
+            break
+    judge(bytes(head[:HEAD]))
+    yield head
+    yield from source
+
+
+def _demand_room(kept: int) -> None:
+    """Raises OSError where the file system is nearly full."""
+    its = os.fstatvfs(kept)
+    if its.f_bavail * its.f_frsize < min(SPARE, its.f_blocks * its.f_frsize // 100):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _nameless(folder: str) -> int:

@@ -194,6 +194,24 @@ def test_a_guest_is_not_ended_for_a_state_that_a_pipe_took(name: str, tmp_path: 
     assert_one_error(done.stderr, "save", "--then quit would end the guest")
 
 
+@pytest.mark.parametrize("kind", ["without a name", "not empty", "empty, and has a name"])
+def test_nor_for_one_in_a_file_that_would_not_keep_it(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    with open(path, "wb") as file:
+        if kind == "without a name":
+            path.unlink()
+        elif kind == "not empty":
+            file.write(LOG)
+            file.flush()
+        name, fds = f"/dev/fd/{file.fileno()}", [file.fileno()]
+        done = run("save", "--qmp", str(tmp_path / "none"), "--then", "quit", name, pass_fds=fds)
+    if kind.startswith("empty"):
+        assert b"--then quit" not in done.stderr and b"none" in done.stderr  # it went on, to the monitor
+    else:
+        assert (done.returncode, done.stdout) == (2, b"")
+        assert_one_error(done.stderr, "save", "--then quit would end the guest", kind)
+
+
 @pytest.mark.parametrize("name", ["-", "/dev/stdout"])
 def test_no_state_goes_to_a_terminal(name: str) -> None:
     ours, theirs = os.openpty()

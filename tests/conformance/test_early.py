@@ -14,7 +14,16 @@ from pathlib import Path
 import pytest
 
 from tests import preload
-from tests.conformance.running import PATIENCE, STATEPIPE, assert_none_left, assert_one_error, run, started, stop
+from tests.conformance.running import (
+    PATIENCE,
+    STATEPIPE,
+    STREAM,
+    assert_none_left,
+    assert_one_error,
+    run,
+    started,
+    stop,
+)
 from tests.refusing import refusing
 
 DATA = bytes(range(256)) * 400
@@ -58,6 +67,33 @@ def test_the_longest_name_is_not(name: str, tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == [name]
     assert tee(tmp_path / name).returncode == 0, "and what is there is replaced"
     assert os.listdir(tmp_path) == [name]
+
+
+@pytest.mark.parametrize(
+    "there",
+    [b"QFI\xfb\0\0\0\3", bytes(512), b"SQLite format 3\0", b"\x1f\x8b\x08 a backup"],
+    ids=["qcow2", "raw", "db", "gz"],
+)
+@pytest.mark.parametrize("way", [[], ["--qmp", "none"]], ids=["exec", "qmp"])
+def test_what_is_no_state_is_not_replaced_by_one(there: bytes, way: list[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(there)
+    done = run("save", *way, "file", data=STREAM, cwd=tmp_path)
+    assert done.returncode == 2
+    assert_one_error(done.stderr, "save", "file is there already, and it is no saved state: it begins ")
+    assert b"--overwrite" in done.stderr
+    assert (tmp_path / "file").read_bytes() == there
+
+
+@pytest.mark.parametrize("there", [b"", b"QEVM", b"age-encryption.org/v1\n", "a save's", b"anything"])
+def test_an_older_state_is(there: bytes | str, tmp_path: Path) -> None:
+    words = ["--overwrite"] if there == b"anything" else []
+    if isinstance(there, str):
+        assert run("save", "file", data=STREAM, cwd=tmp_path).returncode == 0
+    else:
+        (tmp_path / "file").write_bytes(there)
+    done = run("save", *words, "file", data=STREAM, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert run("verify-state", "file", cwd=tmp_path).returncode == 0
 
 
 def test_a_file_that_is_a_mount_point(as_root: None, tmp_path: Path) -> None:

@@ -67,7 +67,36 @@ def under_passphrase(*options: str) -> bytes:
     return gpghome.gpg(*ways, data=DATA)
 
 
-STEALING = ["logger-fd 1", "multifile", "passphrase-fd 0", "override-session-key-fd 0"]
+@pytest.mark.parametrize("lines", ["attribute-fd 1", 'verify-options show-photos\nphoto-viewer "echo A PICTURE"'])
+def test_a_signers_picture_is_no_part_of_the_data(lines: str, home: Path) -> None:
+    """It came out behind them, with status 0."""
+    sealed = pictured_and_sealed(home)
+    (home / "gpg.conf").write_text(lines)
+    done = run("decrypt", data=sealed, env=within(home))
+    assert (done.returncode, done.stdout) == (0, DATA), done.stderr
+
+
+def pictured_and_sealed(folder: Path) -> bytes:
+    """A message signed by, and for, somebody whose key has a photo."""
+    for name in ("pubring.kbx", "trustdb.gpg"):
+        (folder / name).unlink()
+    (folder / "me.jpg").write_bytes(bytes.fromhex("ffd8ffe000104a46494600010100000100010000ffd9"))
+    ways = ["gpg", "--batch", "--quiet", "--no-tty", "--pinentry-mode", "loopback", "--passphrase", ""]
+    make = f"Key-Type: eddsa\nKey-Curve: ed25519\nKey-Usage: sign\nSubkey-Type: ecdh\nSubkey-Curve: cv25519\n{WHOSE}"
+    photo = f"addphoto\n{folder}/me.jpg\ny\nsave\n"
+
+    def gpg(*words: str, data: bytes) -> bytes:
+        return subprocess.run([*ways, *words], input=data, env=within(folder), capture_output=True, check=True).stdout
+
+    gpg("--generate-key", data=make.encode())
+    gpg("--command-fd", "0", "--edit-key", "eve", data=photo.encode())
+    return gpg("--sign", "--encrypt", "--recipient", "eve", data=DATA)
+
+
+WHOSE = "Name-Real: eve\nExpire-Date: 0\n%no-protection\n%commit\n"
+
+
+STEALING = ["logger-fd 1", "logger-fd 3", "multifile", "passphrase-fd 0", "override-session-key-fd 0"]
 
 
 COMMANDS = ["sign", "symmetric", "list-packets", "verify", "store", "dearmor", "import"]
@@ -78,7 +107,7 @@ def test_an_option_that_has_no_opposite_is_named_and_nothing_encrypted(line: str
     (home / "gpg.conf").write_text(f"# mine\n\n {line}\n")
     done = run("encrypt", "gpg:alice", data=DATA, env=within(home))
     assert (done.returncode, done.stdout) == (1, b"")
-    assert_one_error(done.stderr, "encrypt", f"'{line.removeprefix('--').removesuffix(' 0')}' in {home}/gpg.conf")
+    assert_one_error(done.stderr, "encrypt", f"'{line.removeprefix('--')}' in {home}/gpg.conf")
 
 
 @pytest.mark.parametrize("line", ["list-only", "unwrap", *STEALING, *COMMANDS])
@@ -86,7 +115,7 @@ def test_an_option_that_has_no_opposite_is_named_and_nothing_decrypted(line: str
     (home / "gpg.conf").write_text(line)
     done = run("decrypt", "--passphrase-file", str(passphrase_in(tmp_path)), data=under_passphrase(), env=within(home))
     assert (done.returncode, done.stdout) == (1, b"")
-    assert_one_error(done.stderr, "decrypt", f"'{line.removesuffix(' 0')}' in {home}/gpg.conf")
+    assert_one_error(done.stderr, "decrypt", f"'{line}' in {home}/gpg.conf")
 
 
 @pytest.mark.parametrize("line", ["display-charset none", "trusted-key none"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from statepipe.errors import StatepipeError
+from statepipe.state.spool import from_descriptor
 from tests.agefiles import KEY_FILE, RECIPIENT, sealed
 from tests.conformance.running import PATIENCE, STATEPIPE, assert_one_error, run, started, wait
 from tests.preload import failing, library
@@ -92,6 +95,40 @@ def test_one_that_was_cut_is_none(way: Way, tmp_path: Path) -> None:
     done = way(PLAIN[:-1], tmp_path, ["verify-state", "-"])
     assert (done.returncode, done.stdout) == (3, b"")
     assert_one_error(done.stderr, "verify-state", "the trailer is missing")
+
+
+@pytest.mark.parametrize("name", ["/dev/stdin", "/dev/fd/0"])
+def test_a_descriptor_is_read_from_where_it_stands(name: str, tmp_path: Path) -> None:
+    """By its name it was opened anew, and so from the file's beginning."""
+    done = from_within_a_file(PLAIN, tmp_path, ["verify-state", name])
+    assert done.returncode == 0 and b": whole: " in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("verb", ["verify-state", "inspect", "load"])
+def test_what_is_no_state_is_not_kept(verb: str, spool: Path) -> None:
+    """It has no end, and would have filled the disk."""
+    with open("/dev/zero", "rb") as endless:
+        done = run(verb, "-", stdin=endless, env={**os.environ, "TMPDIR": str(spool)}, preexec_fn=little_room)
+    assert (done.returncode, done.stdout.strip(b"!")) == (3, b"")
+    assert_one_error(done.stderr, verb, "standard input is no saved state: it begins with the bytes 00 00")
+
+
+def little_room() -> None:
+    """Where a mebibyte would be kept of it, that is an error already."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+
+
+def test_nor_is_a_file_system_filled_to_its_last_byte(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others write there, too."""
+    nearly_full = os.statvfs_result((4096, 4096, 1 << 20, 10, 10, 1, 1, 1, 0, 255))
+    monkeypatch.setattr(os, "fstatvfs", lambda fd: nearly_full)
+    with (
+        open("/dev/zero", "rb", buffering=0) as endless,
+        pytest.raises(StatepipeError, match="No space left") as caught,
+    ):
+        os.set_inheritable(endless.fileno(), True)  # as what a caller has opened
+        from_descriptor(endless.fileno(), "it", lambda head: None)
+    assert caught.value.offset is not None and caught.value.offset < 32 << 20
 
 
 @pytest.mark.parametrize("way", [from_pipe, from_file])

@@ -13,6 +13,9 @@ from tests.qemu.saving import EXEC_MODE, QMP_MODE, Save, assert_failed, assert_w
 
 Start = Callable[..., Save]
 
+OLDER = b"QEVM, older"
+"""Begins as what a save may replace."""
+
 MODES = [EXEC_MODE, QMP_MODE]
 FOLDER = "fsync:signal={}:when=3"
 """The file is synced twice, before signals are held back and within; the third is the folder."""
@@ -29,9 +32,9 @@ def answered_guest(guest: Guest) -> Guest:
 def test_sigterm_before_the_commit_means_no_file(
     answered_guest: Guest, states: Path, start_save: Start, mode: str
 ) -> None:
-    (states / "s").write_bytes(b"older")
+    (states / "s").write_bytes(OLDER)
     assert_failed(
-        start_save(answered_guest, states / "s", mode, wrapper=inject("fsync:signal=TERM:when=1")), 143, kept=b"older"
+        start_save(answered_guest, states / "s", mode, wrapper=inject("fsync:signal=TERM:when=1")), 143, kept=OLDER
     )
     assert answered_guest.wait_status()["status"] == "failed"
     assert_runs_on(answered_guest)
@@ -57,9 +60,9 @@ def test_sigterm_during_the_commit_comes_too_late(
 def test_killed_before_the_rename_the_older_file_stays(
     answered_guest: Guest, states: Path, start_save: Start, mode: str, step: str
 ) -> None:
-    (states / "s").write_bytes(b"older")
+    (states / "s").write_bytes(OLDER)
     assert start_save(answered_guest, states / "s", mode, wrapper=inject(step)).status() == 137
-    assert (states / "s").read_bytes() == b"older"
+    assert (states / "s").read_bytes() == OLDER
     assert answered_guest.wait_status()["status"] == "failed"
     assert_runs_on(answered_guest)
     assert start_save(answered_guest, states / "s", mode).status() == 0
@@ -81,10 +84,10 @@ def test_a_cancel_during_the_commit_takes_the_file_away_again(
     answered_guest: Guest, states: Path, start_save: Start
 ) -> None:
     """QEMU closes the socket as if it were gone; its monitor tells that it is not, and its guest runs on."""
-    (states / "s").write_bytes(b"older")
+    (states / "s").write_bytes(OLDER)
     save = slow_commit(answered_guest, states / "s", QMP_MODE, start_save)
     answered_guest.qmp("migrate_cancel")
-    assert "QEMU says cancelled" in assert_failed(save, 6, kept=b"older")
+    assert "QEMU says cancelled" in assert_failed(save, 6, kept=OLDER)
     assert_runs_on(answered_guest)
 
 

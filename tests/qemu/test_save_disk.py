@@ -101,10 +101,10 @@ def test_a_limit_on_the_files_size(guest: Guest, states: Path, start_save: Start
 )
 def test_an_error_while_completing(guest: Guest, states: Path, start_save: Start, mode: str, call: str) -> None:
     """The older file stays, whichever step it is that fails."""
-    (states / "s").write_bytes(b"older")
+    (states / "s").write_bytes(b"QEVM, older")
     guest.capabilities(return_path=True)
     save = start_save(guest, states / "s", mode, wrapper=inject(call))
-    assert_disk_failure(save, "cannot complete", kept=b"older")
+    assert_disk_failure(save, "cannot complete", kept=b"QEVM, older")
 
 
 @pytest.mark.parametrize("mode", MODES)

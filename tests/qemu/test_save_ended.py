@@ -75,12 +75,12 @@ def test_the_end_of_qemu_leaves_no_file(
 
 @pytest.mark.parametrize("mode", MODES)
 def test_an_older_file_outlives_a_cancelled_save(calm_guest: Guest, states: Path, start_save: Start, mode: str) -> None:
-    (states / "s").write_bytes(b"older")
+    (states / "s").write_bytes(b"QEVM, older")
     slow_down(calm_guest)
     save = start_save(calm_guest, states / "s", mode)
     reach(calm_guest, save, 0.5)
     calm_guest.qmp("migrate_cancel")
-    assert_failed(save, 3, kept=b"older")
+    assert_failed(save, 3, kept=b"QEVM, older")
 
 
 @pytest.mark.parametrize("return_path", [True, False], ids=["return path", "one way"])
@@ -113,12 +113,12 @@ def test_qemu_that_dies_with_its_save_leaves_no_file(calm_guest: Guest, states: 
 
 @pytest.mark.parametrize("content", [b"", b"QEVM", b"QEVM\0\0\0\3", b"not a stream at all"], ids=repr)
 def test_a_source_that_is_no_stream_leaves_the_older_file(states: Path, content: bytes) -> None:
-    (states / "s").write_bytes(b"older")
+    (states / "s").write_bytes(b"QEVM, older")
     done = subprocess.run([*statepipe_command(), "save", states / "s"], input=content, capture_output=True, timeout=30)
     assert done.returncode == 3
     assert done.stdout == b""
     assert done.stderr.startswith(b"statepipe: save: watch: error: ")
-    assert [path.read_bytes() for path in states.iterdir()] == [b"older"]
+    assert [path.read_bytes() for path in states.iterdir()] == [b"QEVM, older"]
 
 
 def test_a_stream_cut_anywhere_near_its_end_is_refused(guest: Guest, states: Path, start_save: Start) -> None:

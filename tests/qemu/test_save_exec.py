@@ -77,10 +77,10 @@ def test_the_header_tells_who_was_saved(tmp_path: Path, states: Path, qemu72: st
 
 def test_an_older_file_is_replaced(guest: Guest, states: Path, start_save: Start) -> None:
     file = states / "guest.state"
-    file.write_bytes(b"older")
+    file.write_bytes(b"QEVM, older")
     with file.open("rb") as older:
         assert start_save(guest, file, EXEC_MODE).status() == 0
-        assert older.read() == b"older", "it was written into, not replaced"
+        assert older.read() == b"QEVM, older", "it was written into, not replaced"
     assert_whole(file)
     assert file.stat().st_mode & 0o777 == 0o600
 

@@ -63,14 +63,14 @@ def assert_stops(guest: Guest, save: Save, share: float, number: signal.Signals)
 def test_a_killed_save_leaves_nothing(
     slow_guest: Guest, states: Path, start_save: Start, mode: str, share: float
 ) -> None:
-    (states / "s").write_bytes(b"older")
+    (states / "s").write_bytes(b"QEVM, older")
     save = start_save(slow_guest, states / "s", mode)
     reach(slow_guest, save, share)
     save.signal(signal.SIGKILL)
     assert save.status() == 137
     assert slow_guest.wait_status()["status"] == "failed"
     assert_runs_on(slow_guest)
-    assert [path.read_bytes() for path in states.iterdir()] == [b"older"]
+    assert [path.read_bytes() for path in states.iterdir()] == [b"QEVM, older"]
 
 
 def test_a_killed_save_without_a_return_path_leaves_nothing(calm_guest: Guest, states: Path, start_save: Start) -> None:
