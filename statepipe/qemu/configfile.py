@@ -1,6 +1,8 @@
 """QEMU's own configuration files (-readconfig): the options that they add to a command line.
 
-A section is an option, its quoted name the option's id, and its lines the option's words (util/qemu-config.c).
+A section is an option, its quoted name the option's id, and its lines the option's words. QEMU reads them by scanf(3)
+(util/qemu-config.c), line by line, and so takes what nobody would write: a quote or a bracket that is not closed, any
+words behind one, a word without a value. All of it is read here as there.
 """
 
 from __future__ import annotations
@@ -16,8 +18,12 @@ from statepipe.qemu.view import View
 LIMIT = 1 << 20
 """Bytes that are read of one; those in QEMU's documentation have 8 KiB."""
 
-_SECTION = re.compile(r'\s*\[\s*([^\s"\]]+)(?:\s+"([^"]*)")?\s*\]')
-_WORD = re.compile(r'\s*([^\s=]+)\s*=\s*"([^"]*)"')
+LINE = 1023
+"""Characters that QEMU takes for a line at the most; the next ones are another line to it."""
+
+_SECTION = re.compile(r'\[\s*(\S{1,63}+)\s*"([^"]{1,63}+)|\[(?P<bare>[^]]{1,63}+)', re.ASCII)
+_WORD = re.compile(r'\s*(\S{1,63}+)(?:\s*=\s*"([^"]{1,1023}+))?', re.ASCII)
+"""As `[%63s "%63[^"]"]`, `[%63[^]]]` and ` %63s = "%1023[^"]"`; whatever stands behind the last is not looked at."""
 
 _FIRST = {"chardev": "backend", "object": "qom-type", "netdev": "type", "audiodev": "driver", "vnc": "vnc"}
 """The word of an option that stands on a command line without its name."""
@@ -43,13 +49,16 @@ def read(path: str, view: View) -> str | None:
 def options(text: str) -> Iterator[list[str]]:
     """Each section as on a command line: `-chardev` and `file,id=c,path=/l`."""
     section: tuple[str, dict[str, str]] | None = None
-    for line in text.splitlines():
+    lines = re.findall(f"[^\\n]{{0,{LINE - 1}}}\\n|[^\\n]{{1,{LINE}}}", text)
+    for line in (each.partition("\0")[0] for each in lines):  # C ends it there
+        if line.startswith("#"):
+            continue
         if begun := _SECTION.match(line):
             if section is not None:
                 yield _option(*section)
-            section = begun[1], {} if begun[2] is None else {"id": begun[2]}
+            section = (begun["bare"], {}) if begun["bare"] else (begun[1], {"id": begun[2]})
         elif (word := _WORD.match(line)) and section is not None:
-            section[1][word[1]] = word[2]
+            section[1][word[1]] = word[2] or ""
     if section is not None:
         yield _option(*section)
 

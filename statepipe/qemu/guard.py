@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from statepipe.errors import StatepipeError
+from statepipe.qemu.commandline import in_words, parted, texts
 from statepipe.qemu.disks import Disk, fingerprint, fingerprints
 from statepipe.qemu.hardware import PARTS
 from statepipe.qemu.images import Image, Images
@@ -121,15 +122,24 @@ def _seen(path: str, view: View) -> Disk:
 def look_from_outside(paths: Iterable[str], command: Sequence[str]) -> list[Disk]:
     """The same of a QEMU whose monitor is not ours: of its files, and of what its command line reaches elsewhere."""
     why = "it is no file of this host, and only QEMU's monitor tells more of it"
-    elsewhere = [word[:4096] for name, word in pairwise(command) if _OPTION.fullmatch(name) and _ELSEWHERE.search(word)]
+    named = (word for name, word in pairwise(command) if _OPTION.fullmatch(name))
+    elsewhere = [word[:4096] for word in named if any(map(_ELSEWHERE.search, (word, *_plain(word))))]
     return fingerprints(paths) + [{"path": word, "driver": UNSEEN, "unknown": why} for word in elsewhere]
+
+
+def _plain(value: str) -> list[str]:
+    """An option's value in words, as far as it is understood."""
+    try:
+        return [in_words(value)]
+    except ValueError:
+        return []
 
 
 _OPTION = re.compile(r"--?(drive|blockdev|device|hd[abcd]|cdrom|fd[ab]|pflash|sd|mtdblock)")
 
 _ELSEWHERE = re.compile(
-    r"""(?x) (^|[=,"]) (nbd|rbd|iscsi|ssh|nfs|gluster|https?|ftps?) (\+\w+)? : (?!//?$)
-    | \bdriver"?\s*[=:]\s*"?(nbd|rbd|iscsi|ssh|nfs|gluster|https?|ftps?)\b | \bvhost-user-(blk|scsi)\b"""
+    r"""(?x) (^|[=,"']) (nbd|rbd|iscsi|ssh|nfs|gluster|https?|ftps?) (\+\w+)? : (?!//?$)
+    | \bdriver["']?\s*[=:]\s*["']?(nbd|rbd|iscsi|ssh|nfs|gluster|https?|ftps?)\b | \bvhost-user-(blk|scsi)\b"""
 )
 """How a command line names a disk that is no file: by a URL, by a driver, by a device that another process serves."""
 
@@ -148,22 +158,20 @@ def named(saved: list[Disk] | None, command: Sequence[str], word: Word) -> list[
 
     Raises StatepipeError where it still names the old place of one that `word` has moved.
     """
-    files, view = _named_files(command), View(0)
+    files, view = named_files(command), View(0)
     for old, new in word.moved.items():
-        if view.real(old) in files and view.real(new) not in files and not re.search(_BETWEEN, new):
+        if view.real(old) in files and view.real(new) not in files:
             what = f"--disk says that {old} is {new} now, and QEMU's command line names {old}"
             raise StatepipeError(what, hint=f"name {new} there, too: --disk tells only which disk of the guest's it is")
     return [disk for disk in saved or [] if view.real(word.now(disk)) in files]
 
 
-_BETWEEN = r"[][,=\"{}]+"
-"""What stands around a file's name on QEMU's command line."""
-
-
-def _named_files(command: Sequence[str]) -> set[str]:
+def named_files(command: Sequence[str]) -> set[str]:
+    """The files that a command line may name, in any option, without links; among them what is no file's name."""
     view = View(0)
-    words = {part for each in command for part in re.split(_BETWEEN, each) if part}
-    return {real for each in words if (real := view.real(each)) is not None}
+    said = {text for _, words in parted(command) for word in words for text in texts(word)}
+    said |= {text[at + 1 :] for text in said for at, letter in enumerate(text) if letter == ":"}  # file:/path
+    return {real for each in said if each and (real := view.real(each)) is not None}
 
 
 def judge(saved: Iterable[Disk] | None, images: Images | None, word: Word, warn: Warn, *, live: bool = False) -> None:

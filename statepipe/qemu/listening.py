@@ -6,6 +6,7 @@ that nobody knows; the kernel's sock_diag(7) has the file's number.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -65,16 +66,15 @@ class Listened:
 
 
 def listened_at() -> Listened:
-    """All in our network namespace; as much of it as this kernel tells."""
+    """All in our network namespace. A name tells less than a file: a socket that is gone may have had it."""
+    with suppress(OSError, struct.error):  # a kernel without it, or a sandbox
+        return Listened(files=frozenset(_files()))
     names: frozenset[str] = frozenset()
     with suppress(OSError):
         lines = Path("/proc/net/unix").read_text(errors="surrogateescape").splitlines()
         rows = [line.split(maxsplit=7) for line in lines]
         names = frozenset(row[7] for row in rows if len(row) == 8 and row[3] == "00010000")  # __SO_ACCEPTCON
-    files: frozenset[Bound] = frozenset()
-    with suppress(OSError, struct.error):  # a kernel without it, or a sandbox
-        files = frozenset(_files())
-    return Listened(names, files)
+    return Listened(names)
 
 
 def _files() -> Iterator[Bound]:
@@ -86,7 +86,9 @@ def _files() -> Iterator[Bound]:
         kernel.send(header + asked)
         while True:
             for kind, body in _messages(kernel.recv(1 << 16)):
-                if kind in (NLMSG_DONE, NLMSG_ERROR):
+                if kind == NLMSG_ERROR:
+                    raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+                if kind == NLMSG_DONE:
                     return
                 if (file := _file(body)) is not None:
                     yield file

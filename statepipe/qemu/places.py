@@ -12,13 +12,13 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from statepipe.errors import QemuError
-from statepipe.qemu.commandline import parted
+from statepipe.qemu.commandline import TAKE_JSON, in_words, json_of, parted, split
 from statepipe.qemu.configfile import configured, options, read
 from statepipe.qemu.listening import Listened, listened_at
 from statepipe.qemu.view import View
@@ -89,8 +89,18 @@ def for_a_look(command: Sequence[str], folder: str = "") -> list[str]:
     for name, words in parted(command):
         if name == "readconfig":
             _demand_harmless(os.path.join(folder, words[-1]))
+        if name in TAKE_JSON:
+            _demand_understood(words)
         kept += _harmless(name, words)
     return [*kept, "-display", "none", "-monitor", "none"]
+
+
+def _demand_understood(words: list[str]) -> None:
+    """Raises QemuError for JSON of which nobody knows what it would take."""
+    try:
+        in_words(words[-1])
+    except ValueError as error:
+        raise QemuError(f"{' '.join(words)[:200]} is no JSON of QEMU's: {error}") from error
 
 
 def _demand_harmless(path: str) -> None:
@@ -162,27 +172,13 @@ _KINDS = ("qom-type", "backend", "driver", "type")
 
 def _words_of(value: str) -> tuple[str, dict[str, str]]:
     """What kind of thing an option's value is, and its words by name."""
-    if value.startswith("{"):
-        words = _words_of_json(value)
-        return next((words[key] for key in _KINDS if key in words), ""), words
-    first, *rest = re.split(r"(?<!,),(?!,)", value)
-    pairs = [each.partition("=") for each in (rest if "=" not in first else [first, *rest])]
-    words = {key: text.replace(",,", ",") for key, _, text in pairs}
-    return (next((words[key] for key in _KINDS if key in words), first) if "=" in first else first), words
-
-
-def _words_of_json(value: str) -> dict[str, str]:
-    """As they would stand in words; no lists."""
     try:
-        found = json.loads(value)
-    except ValueError:
-        return {}
-    flat: dict[str, Any] = {}
-    for key, each in found.items() if isinstance(found, dict) else ():
-        flat |= {f"{key}.{inner}": its for inner, its in each.items()} if isinstance(each, dict) else {key: each}
-    known = {True: "on", False: "off"}
-    named = {key: known[each] if isinstance(each, bool) else each for key, each in flat.items()}
-    return {key: each for key, each in named.items() if isinstance(each, str)}
+        first, *rest = split(in_words(value))
+    except ValueError:  # JSON that is none: QEMU does not take it
+        return "", {}
+    pairs = [each.partition("=") for each in (rest if "=" not in first else [first, *rest])]
+    words = {key: text for key, _, text in pairs}
+    return (next((words[key] for key in _KINDS if key in words), first) if "=" in first else first), words
 
 
 _TAKING = (
@@ -206,9 +202,9 @@ def _quiet_network(value: str) -> str:
     if kind == "tap" and not {"fd", "fds", "helper"} & set(words):
         return _without_scripts(value)
     if kind == "user" and value.startswith("{"):
-        return json.dumps({key: each for key, each in json.loads(value).items() if key not in ("hostfwd", "guestfwd")})
+        return json.dumps({key: each for key, each in json_of(value).items() if key not in ("hostfwd", "guestfwd")})
     if kind == "user":
-        return ",".join(word for word in value.split(",") if not word.startswith(("hostfwd=", "guestfwd=")))
+        return _joined(word for word in split(value) if not word.startswith(("hostfwd=", "guestfwd=")))
     listens = "listen" in words or words.get("server") == "on" or kind in ("dgram", "l2tpv3")
     if kind in ("socket", "stream", "dgram", "l2tpv3") and listens:
         rest = [f"{key}={words[key]}" for key in ("id", "model", "mac", "addr", "netdev") if key in words]
@@ -218,17 +214,21 @@ def _quiet_network(value: str) -> str:
 
 def _without_scripts(value: str) -> str:
     if value.startswith("{"):
-        return json.dumps(json.loads(value) | {"script": "no", "downscript": "no"})
-    kept = [word for word in re.split(r"(?<!,),(?!,)", value) if not word.startswith(("script=", "downscript="))]
-    return ",".join([*kept, "script=no", "downscript=no"])
+        return json.dumps(json_of(value) | {"script": "no", "downscript": "no"})
+    kept = [word for word in split(value) if not word.startswith(("script=", "downscript="))]
+    return _joined([*kept, "script=no", "downscript=no"])
+
+
+def _joined(words: Iterable[str]) -> str:
+    """An option's value of these words."""
+    return ",".join(word.replace(",", ",,") for word in words)
 
 
 def _quiet_audio(value: str) -> str:
     """The same device, which nobody hears."""
     if value.startswith("{"):
         return f"{_NONE},id={_words_of(value)[1].get('id', '')}"
-    _, *rest = re.split(r"(?<!,),(?!,)", value)
-    return ",".join([_NONE, *(word for word in rest if word.startswith(("id=", "model=")))])
+    return _joined([_NONE, *(word for word in split(value)[1:] if word.startswith(("id=", "model=")))])
 
 
 def _quiet_object(words: list[str]) -> list[str]:
@@ -236,17 +236,8 @@ def _quiet_object(words: list[str]) -> list[str]:
     if kind == "filter-dump":
         return []
     if kind == "memory-backend-file" and not os.path.isdir(its.get("mem-path", "")):
-        size = its.get("size") or _size_of(words[1])
-        return [words[0], f"memory-backend-ram,id={its.get('id', '')},size={size}"]
+        return [words[0], f"memory-backend-ram,id={its.get('id', '')},size={its.get('size', '')}"]
     return words
-
-
-def _size_of(value: str) -> int:
-    """Of an object in JSON, where it is a number."""
-    try:
-        return int(json.loads(value)["size"])
-    except (ValueError, KeyError, TypeError):
-        return 0
 
 
 def seen(command: Sequence[str], view: View, folder: str, *, held: bool) -> list[Facts]:

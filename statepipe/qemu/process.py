@@ -22,7 +22,7 @@ from pathlib import Path
 
 from statepipe.errors import QemuError, QemuGone, StatepipeError, UsageError
 from statepipe.processes import Process
-from statepipe.qemu.commandline import MONITOR, anew, option_of
+from statepipe.qemu.commandline import MONITOR, TAKE_JSON, anew, in_words, option_of, parted
 from statepipe.qemu.lastwords import LastWords, last_lines
 from statepipe.wakeups import polled
 
@@ -258,9 +258,13 @@ def _unstartable(running: Running) -> str | None:
         return "the folder that it runs in was removed"
     if not running.command:
         return f"it says none, or one of more than {COMMAND_LIMIT >> 10} KiB"
-    for word in anew(running.command):
-        if _HANDED.search(word):
-            return f"it was handed descriptors by who started it ({word[:80]})"
+    for name, words in parted(anew(running.command)):
+        try:
+            plain = [in_words(word) if name in TAKE_JSON else word for word in words]
+        except ValueError as error:
+            return f"its {' '.join(words)[:80]} is not understood: {error}"
+        if any(map(_HANDED.search, plain)):
+            return f"it was handed descriptors by who started it ({' '.join(words)[:80]})"
     return None
 
 

@@ -2,7 +2,8 @@
 
 QEMU in a container calls a file by a name that leads out here to another file, or to none. What it has is reached
 through /proc/PID/root, step by step from one open folder to the next; a link in there is followed within it, as the
-process itself follows it. Nothing is opened by a name of several steps: whoever is in there could put a link in the
+process itself follows it, if it is root's, ours, that process's user's or of whom the root there belongs to: any other
+user's leads where he likes. Nothing is opened by a name of several steps: whoever is in there could put a link in the
 place of a folder meanwhile, and the kernel would follow that out here, to a file of ours.
 """
 
@@ -10,9 +11,12 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+
+from statepipe.qemu.process import names_open, owner
 
 LINKS = 40
 """The most links on the way to one file, as the kernel has it (path_resolution(7))."""
@@ -28,20 +32,28 @@ class View:
         self._root = f"/proc/{pid}/root" if same is False else "/"
 
     def full(self, path: str) -> str | None:
-        """A path of its own from the root on; None for one relative to a folder that may not be looked at."""
+        """A path of its own from the root on; None for one relative to a folder that may not be looked at.
+
+        One that has left its folder (-daemonize) has opened it before: it is told by what it has open.
+        """
         if os.path.isabs(path):
             return path
         try:
-            return os.path.join(os.readlink(f"/proc/{self._pid}/cwd"), path)
+            full = os.path.join(os.readlink(f"/proc/{self._pid}/cwd"), path)
         except OSError:
             return None
+        if self.lacks(full):
+            end = "/" + re.sub(r"^(\.\.?(/|$))*", "", os.path.normpath(path))
+            its = {name for name in names_open(self._pid) if name.endswith(end)}
+            return its.pop() if len(its) == 1 else full
+        return full
 
     def real(self, path: str) -> str | None:
         """The name without links, by which its files are compared; None for what is no file's name."""
         try:
             if self._root == "/":
-                return os.path.realpath(path)
-            with _Walk(self._root) as walk:
+                return os.path.realpath(re.sub("^//+", "/", path))  # two slashes are one, but not for realpath
+            with _Walk(self._root, {0, os.geteuid(), owner(self._pid)}) as walk:
                 walk.go(path)
                 return "/" + "/".join(walk.names)
         except (ValueError, OSError):
@@ -54,7 +66,7 @@ class View:
         if self._root == "/":
             yield path
             return
-        with _Walk(self._root) as walk:
+        with _Walk(self._root, {0, os.geteuid(), owner(self._pid)}) as walk:
             try:
                 walk.go(path)
             except ValueError as error:
@@ -76,11 +88,13 @@ class View:
 
 
 class _Walk:
-    """A way from the root of a process to one of its files. `names` are those of its components, without links."""
+    """A way from the root of a process to one of its files. `names` are those of its components, without links; those
+    of the users `trusted`, and of the root's, are followed."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, trusted: Collection[int | None]) -> None:
         self.names: list[str] = []
         self._opened = [os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)]
+        self._trusted = {*trusted, os.fstat(self._opened[0]).st_uid}
         self._failure: OSError | None = None
         self._links = 0
 
@@ -93,7 +107,7 @@ class _Walk:
 
     def go(self, path: str) -> None:
         """Follow the path from the root on. What is not there has its name alone. Raises ValueError for what is no
-        file's name, OSError for too many links."""
+        file's name, OSError for too many links and a stranger's."""
         left = path.split("/")[::-1]
         while left:
             name = left.pop()
@@ -131,6 +145,8 @@ class _Walk:
         self._links += 1
         if self._links > LINKS:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        if os.fstat(fd).st_uid not in self._trusted:
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
         return os.readlink("", dir_fd=fd)
 
     def _back_to(self, depth: int) -> None:

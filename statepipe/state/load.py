@@ -7,19 +7,21 @@ the first byte sends it one that is no migration stream, and it ends.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import select
 import stat
 from collections.abc import Callable
 from contextlib import suppress
 
+from statepipe.descriptors import named_by
 from statepipe.ends.fd import FdSink
 from statepipe.errors import UsageError
 from statepipe.pipeline.pipeline import Pipeline
 from statepipe.qemu.guard import Said
 from statepipe.qemu.images import Image, Images
-from statepipe.qemu.process import open_images, parent_qemu
-from statepipe.state.file import Keys, open_state
+from statepipe.qemu.process import has_open, open_images, parent_pid, parent_qemu
+from statepipe.state.file import STDIN, Keys, open_state
 from statepipe.state.loading import prepare
 
 POISON = b"!"
@@ -32,11 +34,8 @@ def load_to_stdout(path: str, keys: Keys, said: Said, warn: Callable[[str], None
 
     Raises StatepipeError; QEMU then does not run the guest.
     """
-    if os.isatty(1):
-        raise UsageError(
-            "standard output is a terminal",
-            hint=f'with QEMU: -incoming "exec:exec statepipe load {path}"; or: statepipe load {path} -- qemu-system-…',
-        )
+    _refuse_other_reader(path)
+    _refuse_qemu_as_writer(path)
     sink = FdSink(1, "standard output")
     try:
         with open_state(path, keys) as source:
@@ -50,6 +49,39 @@ def load_to_stdout(path: str, keys: Keys, said: Said, warn: Callable[[str], None
     except BaseException:  # a signal too, and what nobody foresaw: QEMU waits all the same
         poison(sink)
         raise
+
+
+def _refuse_other_reader(path: str) -> None:
+    """Raises UsageError where standard output leads to people, and not to a QEMU or a file for the stream."""
+    out = os.fstat(1)
+    if os.isatty(1):
+        what = "standard output is a terminal"
+    elif stat.S_ISREG(out.st_mode) and fcntl.fcntl(1, fcntl.F_GETFL) & os.O_APPEND:
+        what = "standard output is added to a file, a log perhaps"
+    elif not stat.S_ISCHR(out.st_mode) and _is_standard_error(out):
+        what = "standard output is the same as standard error, a log perhaps"
+    else:
+        return
+    raise UsageError(
+        f"{what}, and a QEMU should read the guest there",
+        hint=f"to start QEMU: statepipe load {path} -- qemu-system-…; from QEMU: "
+        f'-incoming "exec:exec statepipe load {path}"; for a file: > FILE',
+    )
+
+
+def _is_standard_error(status: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(status, os.fstat(2))
+    except OSError:  # it is closed
+        return False
+
+
+def _refuse_qemu_as_writer(path: str) -> None:
+    """Raises UsageError where the state would come from the QEMU whose filter we are: it writes nothing, and waits."""
+    fd, qemu = 0 if path == STDIN else named_by(path), parent_pid()
+    if fd is not None and qemu is not None and has_open(qemu, fd):
+        what = "standard input leads back to QEMU, which waits for the state itself"
+        raise UsageError(what, hint='name a FILE, or a writer: -incoming "exec:… | statepipe load -"')
 
 
 def _open_images() -> Images | None:

@@ -14,12 +14,13 @@ from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+from statepipe.descriptors import named_by
 from statepipe.ends.fd import FdSink
-from statepipe.errors import InterruptedBySignal, QemuError, QemuGone, QemuSilent, StatepipeError
+from statepipe.errors import InterruptedBySignal, QemuError, QemuGone, QemuSilent, StatepipeError, UsageError
 from statepipe.pipeline.pipeline import Pipeline
 from statepipe.pipeline.signals import held
 from statepipe.qemu.commandline import starts_qemu
-from statepipe.qemu.guard import Said
+from statepipe.qemu.guard import Said, named_files
 from statepipe.qemu.guest import describe_guest
 from statepipe.qemu.hardware import hardware
 from statepipe.qemu.images import images
@@ -29,7 +30,7 @@ from statepipe.qemu.process import Child, inspect_process, qemu_under
 from statepipe.qemu.runstates import LIVE
 from statepipe.qemu.settings import made_ready, restore_after, restored
 from statepipe.qemu.view import View
-from statepipe.state.file import Keys, StateFile, open_state
+from statepipe.state.file import STDIN, Keys, StateFile, open_state
 from statepipe.state.loading import State, prepare
 from statepipe.telling import Tell
 
@@ -66,6 +67,7 @@ def load_into_new(path: str, command: Sequence[str], keys: Keys, said: Said, tel
 
     try:
         with ExitStack() as opened:
+            _refuse_state_as_disk(path, command)
             with open_state(path, keys) as source:
                 state = _prepare_state(source, tell.warn)
                 state.refuse_changed_before(command, said)
@@ -87,6 +89,16 @@ def load_into_new(path: str, command: Sequence[str], keys: Keys, said: Said, tel
         if child is not None:
             child.end_after(error, "while loading")
         raise
+
+
+def _refuse_state_as_disk(path: str, command: Sequence[str]) -> None:
+    """Raises UsageError where QEMU's command line names the state itself: as a log it would be emptied, and as a disk
+    written to, before it is read."""
+    if path == STDIN or named_by(path) is not None or not starts_qemu(command):
+        return
+    if View(0).real(path) in named_files(command):
+        what = f"QEMU's command line names {path}, which is the state to load"
+        raise UsageError(what, hint="leave it out there: statepipe hands the state over")
 
 
 def _refuse_taken(command: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -152,6 +153,51 @@ def test_a_terminal_is_no_state() -> None:
         done = run("verify-state", "-", stdin=terminal)
     assert done.returncode == 2
     assert_one_error(done.stderr, "verify-state", "standard input is a terminal")
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ('"$@" >>log', "standard output is added to a file"),
+        ('"$@" >log 2>&1', "standard output is the same as standard error"),
+        ('"$@" 2>&1 | cat >log; exit ${PIPESTATUS[0]}', "standard output is the same as standard error"),
+    ],
+)
+def test_no_guest_goes_into_a_log(line: str, why: str, tmp_path: Path) -> None:
+    """Where `-- QEMU` was forgotten it did, with status 0."""
+    (tmp_path / "state").write_bytes(PLAIN)
+    (tmp_path / "log").write_bytes(b"before\n")
+    command = ["bash", "-c", line, "bash", *STATEPIPE, "load", "state"]
+    done = subprocess.run(command, capture_output=True, cwd=tmp_path, timeout=PATIENCE)
+    said = done.stderr + (tmp_path / "log").read_bytes()
+    assert done.returncode == 2 and why.encode() in said and b"load state -- qemu-system" in said
+    assert STREAM[:64] not in said
+
+
+def lookalike(folder: Path, program: str) -> str:
+    """A program that is called as QEMU is."""
+    return str(shutil.copy(shutil.which(program) or "", folder / "qemu-x"))
+
+
+def test_a_state_does_not_come_from_the_qemu_that_waits_for_it(tmp_path: Path) -> None:
+    """As by -incoming "exec:statepipe load -": both waited for ever."""
+    words = [lookalike(tmp_path, "bash"), "-c", '"$@"; exit $?', "qemu", *STATEPIPE, "load", "-"]
+    with started(words) as qemu:
+        assert qemu.wait(PATIENCE) == 2
+        assert b"standard input leads back to QEMU" in qemu.stderr.read()
+        assert qemu.stdout.read() == b"!"
+
+
+@pytest.mark.parametrize(
+    "words", [["-serial", "file:state"], ["-hda", "state"], ["-blockdev", "{'driver': 'file', 'filename': './state'}"]]
+)
+def test_a_state_is_no_file_of_the_qemu_that_is_to_have_it(words: list[str], tmp_path: Path) -> None:
+    """It was emptied before it was read."""
+    (tmp_path / "state").write_bytes(PLAIN)
+    done = run("load", "state", "--", lookalike(tmp_path, "true"), *words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert_one_error(done.stderr, "load", "QEMU's command line names state, which is the state to load")
+    assert (tmp_path / "state").read_bytes() == PLAIN
 
 
 def test_a_shells_pipe_is_one_of_several(tmp_path: Path) -> None:

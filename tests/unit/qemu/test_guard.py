@@ -194,6 +194,31 @@ def test_one_disk_that_is_forced_leaves_the_others_guarded(tmp_path: Path, image
     assert str(other) in str(caught.value) and str(image) not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-drive", "file=file:IMAGE,if=ide"],
+        ["-drive", 'file=json:{"driver":"raw",,"file":{"driver":"file",,"filename":"IMAGE"}}'],
+        ["-blockdev", "{'driver': 'file', 'filename': 'IMAGE', 'node-name': 'n'}"],
+        ["-blockdev", "driver=qcow2,file.filename=IMAGE"],
+        ["-drive", "file=blkdebug:/rules:IMAGE"],
+        ["-drive", "file=file:///IMAGE"],
+        ["-hda", "IMAGE"],
+        ["IMAGE"],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("name", ["image", "a, b=c [d] {e}: f"])
+def test_a_disk_is_seen_wherever_a_command_line_names_it(words: list[str], name: str, tmp_path: Path) -> None:
+    image = tmp_path / name
+    image.write_bytes(b"boot")
+    written = str(image) if words[0] in ("IMAGE", "-hda") or words[-1][0] == "{" else str(image).replace(",", ",,")
+    line = ["qemu-system-x86_64", *(word.replace("IMAGE", written) for word in words)]
+    saved = look(of(file(image)))
+    assert named(saved, line, Said().of(saved)) == saved
+    assert named(saved, [each.replace(written, "/none") for each in line], Said().of(saved)) == []
+
+
 @pytest.mark.parametrize(("moved", "forced"), [(["/none=/other"], []), ([], ["/none"])])
 def test_a_disk_that_the_state_has_not_cannot_be_named(image: Path, moved: list[str], forced: list[str]) -> None:
     saved = look(of(file(image)))
@@ -227,6 +252,9 @@ def test_a_filter_of_qemu_s_does_not_look_for_what_is_no_file(image: Path) -> No
         ["-drive", "if=virtio,file=rbd:pool/image:id=admin"],
         ["-blockdev", "driver=nbd,node-name=n,server.type=unix,server.path=/s"],
         ["-blockdev", '{"driver": "iscsi", "node-name": "n"}'],
+        ["-blockdev", "{'driver': 'iscsi', 'node-name': 'n'}"],
+        ["-blockdev", '{"driver": "\\u006ebd"}'],
+        ["-device", "{'driver': 'vhost-user-blk-pci', 'chardev': 'c'}"],
         ["-device", "vhost-user-blk-pci,chardev=c"],
         ["-hda", "nbd+unix:///e?socket=/s"],
     ],

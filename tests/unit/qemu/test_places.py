@@ -35,6 +35,8 @@ MAKING = [
     (["-chardev", "socket,id=c,path=/s,logfile=/l"], "/l", ["-chardev", "null,id=c"]),
     (["-chardev", "ringbuf,id=c,logfile=/l"], "/l", ["-chardev", "null,id=c"]),
     (["-audiodev", '{"driver": "wav", "id": "a", "path": "/w"}'], "/w", ["-audiodev", "none,id=a"]),
+    (["-audiodev", "{'driver': 'wav', 'id': 'it\\'s', 'path': '/w'}"], "/w", ["-audiodev", "none,id=it's"]),
+    (["-chardev", "file,id=c,path=/a,,,append=on"], "/a,", ["-chardev", "null,id=c"]),
     (["-spice", "unix=on,addr=/s,disable-ticketing=on"], "/s", []),
     (["-mem-path", "/none/m"], "/none/m", []),
     (["-trace", "events=/e,file=/t"], "/t", []),
@@ -81,6 +83,10 @@ def test_what_is_made_is_known_and_left_out_for_a_look(words: list[str], path: s
             ["-netdev", '{"type": "user", "id": "n", "hostfwd": [{"str": "tcp::2222-:22"}]}'],
             ["-netdev", '{"type": "user", "id": "n"}'],
         ),
+        (
+            ["-netdev", "{'type': 'user', 'id': 'n', 'hostfwd': [{'str': 'tcp::2222-:22'}]}"],
+            ["-netdev", '{"type": "user", "id": "n"}'],
+        ),
         (["-netdev", "tap,id=n,ifname=tap0"], ["-netdev", "tap,id=n,ifname=tap0,script=no,downscript=no"]),
         (["-nic", "tap,script=/up,model=e1000"], ["-nic", "tap,model=e1000,script=no,downscript=no"]),
         (["-spice", "port=5930"], []),
@@ -108,11 +114,18 @@ def test_ports_and_scripts_are_left_out_too(words: list[str], quiet: list[str]) 
         ["-device", "virtio-serial"],
         ["-object", "memory-backend-ram,id=m,size=1G"],
         ["disk.img"],
+        ["-append", "{no JSON"],
     ],
 )
 def test_what_makes_nothing_stays(words: list[str]) -> None:
     assert for_a_look(["qemu", *words])[1:-4] == words
     assert not list(places(["qemu", *words]))
+
+
+@pytest.mark.parametrize("value", ["{'driver': 'wav'", '{"a":' * 5000 + "1" + "}" * 5000], ids=["cut", "deep"])
+def test_json_that_nobody_understands_is_not_looked_at_with(value: str) -> None:
+    with pytest.raises(QemuError, match=r"^-audiodev .* is no JSON of QEMU's"):
+        for_a_look(["qemu", "-audiodev", value])
 
 
 def test_a_file_that_both_hosts_see_is_another_s_and_one_of_the_same_name_is_not(tmp_path: Path) -> None:
@@ -184,6 +197,17 @@ def test_a_socket_that_was_bound_by_a_relative_name_is_known(tmp_path: Path) -> 
         [(_, why)] = clashes([], seen(["qemu", "-qmp", "unix:q,server=on"], View(0), str(tmp_path), held=False))
         listener.stdin.close()
     assert why == "somebody listens there"
+
+
+def test_the_name_of_a_socket_that_is_gone_is_not_another_s(tmp_path: Path) -> None:
+    """The kernel tells it of whoever still listens there, at a file that has no name any more."""
+    path = str(tmp_path / "q")
+    with socket.socket(socket.AF_UNIX) as before, socket.socket(socket.AF_UNIX) as other:
+        before.bind(path)
+        before.listen()
+        os.unlink(path)
+        other.bind(path)
+        assert not list(clashes([], seen(["qemu", "-qmp", f"unix:{path},server=on"], View(0), "/", held=False)))
 
 
 def test_a_file_of_the_same_number_elsewhere_is_another_socket(tmp_path: Path) -> None:

@@ -50,6 +50,33 @@ def test_who_listens_is_only_a_process_of_the_same_user(lookalike: subprocess.Po
     assert not listening_qemu(os.getpid(), os.geteuid())
 
 
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        ("{'type': 'tap', 'id': 'n', 'fd': '7'}", "handed descriptors"),
+        ('{"type": "tap", "fds": "7:8"}', "handed descriptors"),
+        ("{'driver': 'file', 'filename': '/dev/fdset/2'}", "handed descriptors"),
+        ("{'type': 'user'", "is not understood"),
+        ("{'type': 'user', 'id': 'n'}", ""),
+    ],
+)
+def test_descriptors_are_seen_in_json_too(value: str, why: str, tmp_path: Path) -> None:
+    program = shutil.copy(shutil.which("cat") or "", tmp_path / "qemu-x")
+    with subprocess.Popen(
+        ["qemu", "-", "--", "-netdev", value],
+        executable=program,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        bufsize=0,
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(b".")
+        assert process.stdout.read(1) == b"."
+        said = refusal(process.pid)
+    assert why in said if why else not said
+
+
 def refusal(pid: int) -> str:
     """Why its command line is not believed; empty if it is."""
     try:

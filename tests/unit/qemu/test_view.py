@@ -77,6 +77,33 @@ def test_only_a_file_that_was_seen_to_be_lacking_lacks(tree: Path) -> None:
 LACKS = "import os, sys; from statepipe.qemu.view import View; print(View(os.getpid()).lacks(sys.argv[1]))"
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes another user's link")
+def test_a_stranger_s_link_is_not_followed_in_there(tree: Path) -> None:
+    link = tree / "in" / "strange"
+    link.symlink_to("image")
+    os.lchown(link, 4242, 4242)
+    mount = f'mount --bind "{tree}/in" "{tree}/out" && exec "$@"'
+    with boxed("unshare", "-m", "sh", "-c", mount, "sh", folder=tree) as view:
+        assert view.real(f"{tree}/out/strange") is None
+        with pytest.raises(PermissionError), view.place(f"{tree}/out/strange"):
+            pass
+
+
+DAEMON = "import os, sys; f = open('./disks/../disks/image'); os.chdir('/'); print('there', flush=True); input()"
+
+
+def test_what_a_daemon_opened_before_it_left_its_folder_is_known(tree: Path) -> None:
+    """As QEMU does with -daemonize."""
+    (tree / "disks").symlink_to("in")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", DAEMON], cwd=tree, **pipes) as process:  # type: ignore[call-overload]
+        assert process.stdout.readline() == b"there\n"
+        view = View(process.pid)
+        assert view.full("image") == view.full("./in/image") == f"{tree}/in/image"
+        assert view.full("none") == "/none"
+        process.stdin.close()
+
+
 def test_links_without_an_end_lead_nowhere(tree: Path) -> None:
     (tree / "in" / "loop").symlink_to(tree / "out" / "loop")
     mount = f'mount --bind "{tree}/in" "{tree}/out" && exec "$@"'
