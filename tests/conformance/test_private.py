@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests import agefiles
-from tests.conformance.running import started
+from tests.conformance.running import started, waiting
 from tests.qemu.harness import run_statepipe, statepipe_command, wait_for
 
 SEALED = agefiles.sealed(b"it")
@@ -119,7 +119,7 @@ def test_a_process_that_holds_a_key_leaves_no_core(tmp_path: Path) -> None:
     with started(command, cwd=tmp_path, preexec_fn=allow) as process:
         assert process.stdin and process.stdout
         process.stdin.write(SEALED[:-1])
-        wait_for("the key to be read", lambda: is_running(process.pid) and not may_be_seen(process.pid))
+        wait_for("the key to be read", lambda: waiting(process.stdin) == 0 and not may_be_seen(process.pid))
         process.send_signal(signal.SIGABRT)
         assert process.wait() == -signal.SIGABRT
     assert list(tmp_path.iterdir()) == []
@@ -127,10 +127,6 @@ def test_a_process_that_holds_a_key_leaves_no_core(tmp_path: Path) -> None:
 
 WITHOUT_PTRACE = ["setpriv", "--bounding-set=-sys_ptrace"]
 """Even root then sees no more of a process than its user may (ptrace(2), access mode checking)."""
-
-
-def is_running(pid: int) -> bool:
-    return b"statepipe" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
 
 
 def may_be_seen(pid: int) -> bool:
