@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
-from select import POLLOUT
 
 from statepipe.ends.address import TCP, UNIX, Address
 from statepipe.ends.listeners import BACKLOG, ListeningSocket, listen_at
@@ -18,7 +17,7 @@ from statepipe.ends.named import Named
 from statepipe.ends.names import Place, Target, Unanswered, find_places, find_targets
 from statepipe.ends.net import Patience, awaited, tune
 from statepipe.ends.race import Race
-from statepipe.ends.unreachable import Failure, may_come, unreachable
+from statepipe.ends.unreachable import Unreachable, unreachable
 from statepipe.errors import PeerError, UsageError
 from statepipe.wakeups import Bell
 
@@ -54,13 +53,18 @@ def connect_first(
     Raises as `connect`, and Stopped once `stop` rings.
     """
     deadline = time.monotonic() + (patience.retry or 0)
+    within = min(CONNECT_TIMEOUT, patience.silence or CONNECT_TIMEOUT)
     while True:
         last = time.monotonic() >= deadline
-        if (connection := _try_each(find, patience, bind, stop, insecure=insecure, last=last)) is not None:
-            break
+        try:
+            places = find()
+            for address, target in places:
+                _refuse_open_country(address, [target], insecure=insecure)
+            return _raced(places, Race(bind), within, patience, stop, again=False)
+        except (Unanswered, Unreachable) as error:
+            if last or not error.may_pass:
+                raise
         awaited(RETRY_PAUSE, stop)
-    tune(connection, patience)
-    return connection
 
 
 @contextmanager
@@ -70,16 +74,25 @@ def connected(address: Address, patience: Patience, bind: str | None, *, insecur
         yield connection
 
 
-def connect_again(places: Sequence[Place], seconds: float, bind: str | None, *, short: bool = False) -> socket.socket:
-    """As `connect`, where it was answered before: within `seconds`, with one attempt at a place beside another.
+def connect_again(
+    places: Sequence[Place], seconds: float, bind: str | None, *, stop: Bell | None = None, short: bool = False
+) -> socket.socket:
+    """As `connect`, where it was answered before: within `seconds`, with attempt after attempt at each place.
 
     With `short`, neither side sends longer packets than SHORT. Raises PeerError once none is left that may be answered.
     """
-    with closing(Race(bind, SHORT if short else None)) as race:
-        connection = race.run([target for _, target in places], seconds)
+    return _raced(places, Race(bind, SHORT if short else None), seconds, Patience(), stop, again=True)
+
+
+def _raced(
+    places: Sequence[Place], race: Race, seconds: float, patience: Patience, stop: Bell | None, *, again: bool
+) -> socket.socket:
+    """The connection to the first that answers. Raises Unreachable, Stopped."""
+    with closing(race):
+        connection = race.run([target for _, target in places], seconds, stop, again=again)
     if connection is None:
-        raise unreachable([(place, race.failed.get(place[1], TimeoutError())) for place in places], Patience())
-    tune(connection, Patience())
+        raise unreachable([(place, race.failed.get(place[1], TimeoutError())) for place in places], patience)
+    tune(connection, patience)
     return connection
 
 
@@ -92,55 +105,6 @@ def _refuse_open_country(address: Address, targets: list[Target], *, insecure: b
             f"{address} is not this host alone, and plain TCP neither hides nor authenticates what it carries",
             hint="use tls://, or add --insecure if everyone on the way may read it",
         )
-
-
-def _try_each(
-    find: Callable[[], Sequence[Place]],
-    patience: Patience,
-    bind: str | None,
-    stop: Bell | None,
-    *,
-    insecure: bool,
-    last: bool,
-) -> socket.socket | None:
-    """A connection to the first that answers; None if none does, one may yet, and it is not the last attempt."""
-    try:
-        places = find()
-    except Unanswered:
-        if last:
-            raise
-        return None
-    for address, target in places:
-        _refuse_open_country(address, [target], insecure=insecure)
-    failures: list[Failure] = []
-    for place in places:
-        try:
-            return _connect(*place[1], patience, bind, stop)
-        except OSError as error:
-            failures.append((place, error))
-    if not last and may_come(failures):
-        return None
-    raise unreachable(failures, patience)
-
-
-def _connect(
-    family: socket.AddressFamily, where: object, patience: Patience, bind: str | None, stop: Bell | None
-) -> socket.socket:
-    connection = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-    try:
-        if bind is not None and family != socket.AF_UNIX:
-            connection.bind((bind, 0))
-        code = connection.connect_ex(where)  # type: ignore[arg-type]  # as getaddrinfo gave it
-        if code == errno.EINPROGRESS:
-            if not awaited(min(CONNECT_TIMEOUT, patience.silence or CONNECT_TIMEOUT), stop, connection, POLLOUT):
-                raise TimeoutError
-            code = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if code:
-            raise OSError(code, os.strerror(code))
-    except BaseException:
-        connection.close()
-        raise
-    return connection
 
 
 @contextmanager

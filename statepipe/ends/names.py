@@ -21,6 +21,8 @@ Place = tuple[Address, Target]
 class Unanswered(PeerError):
     """Nobody tells what a name stands for, at the moment."""
 
+    may_pass = True
+
 
 def find_targets(address: Address, *, passive: bool) -> list[Target]:
     """What the address's name stands for. An empty host is every address of ours, or, to connect to, the loopback.

@@ -1,71 +1,89 @@
-"""Attempts to connect side by side: the first that is answered wins."""
+"""Connect to several addresses side by side (RFC 8305): the first that answers wins."""
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import select
 import socket
 import time
-from contextlib import suppress
 from typing import Any
 
 from statepipe.ends.names import Target
+from statepipe.ends.net import Stopped
+from statepipe.wakeups import Bell
 
-AGAIN = 0.25
-"""Seconds until a dial without an answer is tried once more beside itself: the kernel's own next tries come after 1 s,
-3 s and 7 s, and the network may be back long before."""
+NEXT = 0.25
+"""Seconds until another attempt begins beside one without an answer (RFC 8305, 5: Connection Attempt Delay). A second
+one to the same address is worth it too: the kernel's own next tries come after 1 s, 3 s and 7 s, and the network may be
+back long before."""
 
 
 class Race:
-    """Attempts to connect from `bind`, with segments of `most` bytes, side by side. Closing it gives up the losers."""
+    """Attempts to connect from the address `bind`, with segments of `most` bytes. Closing it gives up all but the
+    winner."""
 
-    def __init__(self, bind: str | None, most: int | None) -> None:
+    def __init__(self, bind: str | None, most: int | None = None) -> None:
         self._bind, self._most = bind, most
         self.failed: dict[Target, OSError] = {}
         self._running: dict[int, tuple[socket.socket, Target]] = {}
         self._poll = select.poll()
 
-    def run(self, targets: list[Target], seconds: float) -> socket.socket | None:
-        """The first that is answered; one is begun each AGAIN, to the targets in turn. None if none is in time.
+    def run(self, targets: list[Target], seconds: float, stop: Bell | None, *, again: bool) -> socket.socket | None:
+        """Return the first connection that is made, None if there is none in time. `failed` has why of each target.
 
-        `failed` tells why of each that no further attempt would reach.
+        A target is tried NEXT after the one before, or as soon as an attempt fails. Each once, and the last one has
+        `seconds` from its beginning; with `again` in turn over and over, for `seconds` in all. Raises Stopped once
+        `stop` rings.
         """
-        deadline = time.monotonic() + seconds
-        for target in itertools.cycle(targets):
-            if target not in self.failed and self._begin(*target):
-                wait = min(AGAIN, max(deadline - time.monotonic(), 0))
-                if (winner := self._look(wait)) is not None:
-                    return winner
-            if len(self.failed) == len(set(targets)) or time.monotonic() >= deadline:
+        if stop is not None:
+            self._poll.register(stop.fd, select.POLLIN)
+        waiting = itertools.cycle(targets) if again else iter(dict.fromkeys(targets))
+        began = time.monotonic()
+        while len(self.failed) < len(set(targets)):
+            if (target := next((each for each in waiting if each not in self.failed), None)) is not None:
+                began = began if again else time.monotonic()
+                if not self._begin(*target):
+                    continue
+            left = max(began + seconds - time.monotonic(), 0)
+            pause = left if target is None else min(left, NEXT) if again else NEXT
+            if (winner := self._look(pause, stop)) is not None:
+                return winner
+            if (again or target is None) and time.monotonic() >= began + seconds:
                 break
         return None
 
     def _begin(self, family: socket.AddressFamily, where: Any) -> bool:
         """Whether it may yet be answered."""
         attempt = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-        self._running[attempt.fileno()] = attempt, (family, where)
         try:
             if self._bind is not None and family != socket.AF_UNIX:
                 attempt.bind((self._bind, 0))
             if self._most is not None:
                 attempt.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, self._most)
-            with suppress(BlockingIOError):  # EINPROGRESS
-                attempt.connect(where)
+            if (code := attempt.connect_ex(where)) not in (0, errno.EINPROGRESS):
+                raise OSError(code, os.strerror(code))
         except OSError as error:
+            attempt.close()
             self.failed[family, where] = error
             return False
+        self._running[attempt.fileno()] = attempt, (family, where)
         self._poll.register(attempt, select.POLLOUT)
         return True
 
-    def _look(self, seconds: float) -> socket.socket | None:
-        """The winner, if there is one within so long."""
-        for fd, _ in self._poll.poll(seconds * 1000):
-            attempt, target = self._running[fd]
+    def _look(self, seconds: float, stop: Bell | None) -> socket.socket | None:
+        """The winner, if there is one within so long. Raises Stopped."""
+        ready = [fd for fd, _ in self._poll.poll(seconds * 1000)]
+        if stop is not None and stop.fd in ready:
+            raise Stopped
+        for fd in ready:
+            attempt, target = self._running.pop(fd)
             code = attempt.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if not code:
-                return self._running.pop(fd)[0]
+                return attempt
             self._poll.unregister(fd)
+            attempt.close()
             self.failed[target] = OSError(code, os.strerror(code))
         return None
 

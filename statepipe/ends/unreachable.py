@@ -34,22 +34,26 @@ _FOR_GOOD = {
 }
 
 
-def may_come(failures: Sequence[Failure]) -> bool:
-    """Whether one of them may be there a moment later."""
-    return any(_number(error) in _HINTS for _, error in failures)
+class Unreachable(PeerError):
+    """Nobody answered at any address. `may_pass`: at one of them somebody may be there a moment later."""
+
+    may_pass = False
 
 
-def unreachable(failures: Sequence[Failure], patience: Patience) -> PeerError:
+def unreachable(failures: Sequence[Failure], patience: Patience) -> Unreachable:
     """The error for all of them. How to wait longer is told where the verb has an option for that."""
+    may_pass = any(_number(error) in _HINTS for _, error in failures)
     by_address: dict[Address, list[Failure]] = {}
     for place, error in failures:
         by_address.setdefault(place[0], []).append((place, error))
     reasons = ", nor to ".join(f"{address}: {_reasons(each)}" for address, each in by_address.items())
     numbers = {_number(error) for _, error in failures}
     hints = [hint for number, hint in (_HINTS | _FOR_GOOD).items() if number in numbers][:1]
-    if patience.retry is not None and may_come(failures):
+    if patience.retry is not None and may_pass:
         hints.append("--retry SECONDS waits longer" if patience.retry else "--retry SECONDS waits for it")
-    return PeerError(f"cannot connect to {reasons}", hint="; ".join(hints) or None)
+    told = Unreachable(f"cannot connect to {reasons}", hint="; ".join(hints) or None)
+    told.may_pass = may_pass
+    return told
 
 
 def _reasons(failures: Sequence[Failure]) -> str:

@@ -97,7 +97,7 @@ class TlsDial(Stoppable):
         plan = self._plan
         if not self._first:
             short = any(map(is_fruitless, list(self._made)))
-            return connect_again(self._in_turn(), REDIAL, plan.bind, short=short), REDIAL
+            return connect_again(self._in_turn(), REDIAL, plan.bind, stop=self._stop, short=short), REDIAL
         patience = Patience(plan.patience.silence, plan.patience.retry)
         connection = connect_first(self._in_turn, patience, plan.bind, insecure=plan.insecure, stop=self._stop)
         self._first = False

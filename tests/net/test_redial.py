@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from dataclasses import replace
 
 import pytest
 
 from statepipe.ends.address import Address
-from statepipe.ends.dial import SHORT, connect_again
+from statepipe.ends.dial import CONNECT_TIMEOUT, SHORT, connect_again, connect_first
 from statepipe.ends.names import Known, Place, find_places
-from statepipe.ends.net import is_fruitless, is_stuck
+from statepipe.ends.net import Patience, Stopped, is_fruitless, is_stuck
 from statepipe.errors import PeerError
 from statepipe.pipeline.pipeline import Pipeline
 from statepipe.session.links import dialled
 from statepipe.session.protocol.frames import MAX_LINKS, Role
 from statepipe.session.streams import SessionSink
 from statepipe.session.transport import SocketTransport
+from statepipe.wakeups import Bell
 from tests.net.test_session import FIRST, MIB, PATIENCE, QUICK, Bytes, Kept, Receiver, whole
 
 
@@ -60,6 +62,30 @@ def test_a_refusal_is_told_at_once() -> None:
 def test_silence_is_given_up(full: socket.socket) -> None:
     with pytest.raises(PeerError, match="did not answer in time"):
         again(full, 0.5)
+
+
+def test_an_address_in_silence_does_not_hold_up_the_next(full: socket.socket) -> None:
+    """Nor does one that refuses. The whole takes a part of the time that one of them has."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        ports = [full.getsockname()[1], 1, listener.getsockname()[1]]
+        places = find_places([Address("tls", "127.0.0.1", port) for port in ports])
+        began = time.monotonic()
+        with connect_first(lambda: places, Patience(), None, insecure=False) as connection:
+            assert connection.getpeername() == listener.getsockname()
+        assert time.monotonic() - began < CONNECT_TIMEOUT / 4
+
+
+def test_each_address_s_own_reason_is_told(full: socket.socket) -> None:
+    places = find_places([Address("tls", "127.0.0.1", port) for port in (full.getsockname()[1], 1)])
+    with pytest.raises(PeerError, match=r"did not answer in time, nor to tls://127.0.0.1:1: Connection refused"):
+        connect_first(lambda: places, Patience(silence=0.1), None, insecure=False)
+
+
+def test_a_dial_ends_when_it_is_stopped(full: socket.socket) -> None:
+    stop = Bell()
+    stop.ring()
+    with pytest.raises(Stopped):
+        connect_again(find_places([Address("tls", "127.0.0.1", full.getsockname()[1])]), PATIENCE, None, stop=stop)
 
 
 def test_what_was_dropped_is_asked_again(full: socket.socket) -> None:
