@@ -36,10 +36,12 @@ class Misshapen(ValueError):
 def parse(text: bytes | str, shape: Shape) -> Any:
     """The value that is written as JSON in `text`, once it is known to be of `shape`. The caller bounds its length.
 
-    Raises Misshapen, also for what is no JSON, and for JSON that is nested deeper than Python goes.
+    Bytes are UTF-8 without a byte order mark (RFC 8259, 8.1): json.loads alone would guess UTF-16 and UTF-32 too, and
+    take surrogates in them. Raises Misshapen, also for what is no JSON, and for JSON that is nested deeper than Python
+    goes.
     """
     try:
-        value = json.loads(text, parse_constant=_no_number)
+        value = json.loads(text if isinstance(text, str) else bytes(text).decode(), parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         raise Misshapen(f"it is not JSON: {error}") from error
     return check(value, shape)

@@ -33,7 +33,7 @@ def read(file: bytes) -> Contents:
     """All that is in a file. Raises Refused."""
     frames = [(*_outer(file, at, size), content, at) for at, size, content in _listed(file)]
     need(len(frames) >= 2, "no header, or no trailer")
-    header, trailer = _metadata(frames[0][1], b"H"), _metadata(frames[-1][1], b"T")
+    header, trailer = _metadata(frames[0], b"H"), _metadata(frames[-1], b"T")
     need(header["statepipe"] == 1, "a later version")
     stream, count = b"", 0
     for magic, payload, content, at in frames[1:-1]:
@@ -44,7 +44,7 @@ def read(file: bytes) -> Contents:
             need(0x184D2A50 <= magic <= 0x184D2A5F, "no frame of zstd")
             plain = b""
             if magic == 0x184D2A55 and payload.startswith(b"statepipe"):
-                need(payload[9:10] not in (b"T",), "a second trailer")
+                need(payload[9:10] not in (b"H", b"T"), "a second header or trailer")
                 _json(payload)
         need(len(plain) == content, f"the frame at {at} does not hold what is listed")
     need(trailer["bytes"] == len(stream) and trailer["frames"] == count, "the trailer's numbers")
@@ -80,9 +80,11 @@ def _outer(file: bytes, at: int, size: int) -> tuple[int, bytes]:
     return magic, frame
 
 
-def _metadata(payload: bytes, kind: bytes) -> dict[str, Any]:
+def _metadata(frame: tuple[int, bytes, int, int], kind: bytes) -> dict[str, Any]:
+    magic, payload, content, _ = frame
+    need(magic == 0x184D2A55 and content == 0, "no metadata where the file begins or ends")
     need(payload[:10] == b"statepipe" + kind and len(payload) <= 1 << 20, f"no metadata of kind {kind!r}")
-    found = json.loads(_json(payload))
+    found = json.loads(_json(payload).decode())
     need(isinstance(found, dict), "no JSON object")
     return dict(found)
 
@@ -94,6 +96,7 @@ def _json(payload: bytes) -> bytes:
 
 def _decoded(frame: bytes) -> bytes:
     try:
+        need(zstandard.frame_content_size(frame) in range(1, (8 << 20) + 1), "the content's size")
         return zstandard.ZstdDecompressor(max_window_size=128 << 20).decompress(frame, read_across_frames=False)
     except zstandard.ZstdError as error:
         raise Refused(f"a frame cannot be decoded: {error}") from error

@@ -111,6 +111,9 @@ _HEADER = fields(
 )
 """What is said before the stream. What a later version may add passes unread."""
 
+_BLOCK = fields({"name": text(255), "length": whole()}, {"page_size": maybe(whole())})
+"""A RAM block: qemu_get_counted_string gives its name 255 bytes."""
+
 _TRAILER = fields(
     {"bytes": whole(), "frames": whole(), "file_blake3": _DIGEST},
     {
@@ -127,9 +130,11 @@ _TRAILER = fields(
         "postcopy": flag,
         "proof": maybe(_NAME),
         "phase": _NAME,
+        "blocks": many(_BLOCK, 4096),
         "pages": table(whole(), 16),
         "devices": many(_NAME, 100_000),
         "disks": maybe(many(_disk, 64 << 10)),
+        "stopped_for_it": flag,
     },
 )
 """What is known once the stream has ended."""
@@ -267,9 +272,13 @@ def sum_seek_table(parts: Iterable[bytes]) -> tuple[int, tuple[int, int] | None]
 
 
 class Writer:
-    """Builds the container: sans-IO, every method returns the bytes to write next."""
+    """Builds the container: sans-IO, every method returns the bytes to write next.
 
-    def __init__(self) -> None:
+    `table_limit` is the most bytes of the seek table's frame, which readers take.
+    """
+
+    def __init__(self, table_limit: int = SEEK_TABLE_LIMIT) -> None:
+        self._most_frames = (table_limit - SEEK_FOOTER_SIZE - 8) // SEEK_ENTRY_SIZE - 2  # and header and trailer
         self._seek = SeekTable()
         self._file = blake3()
         self._bytes = 0
@@ -282,6 +291,12 @@ class Writer:
         return frame
 
     def frame(self, frame: bytes, content: int) -> bytes:
+        """A data frame. Raises StatepipeError where the seek table has no room for it."""
+        if self._frames == self._most_frames:
+            raise StatepipeError(
+                f"a file of ours has at most {self._most_frames} frames, and this stream needs more",
+                hint="compress --one-frame has no such limit",
+            )
         self._bytes += content
         self._seek.add(len(frame), content)
         self._file.update(frame)
@@ -315,11 +330,16 @@ class Checker:
         """A skippable frame with the metadata magic; `frame` is all its bytes."""
         self._first_piece(offset)
         meta = decode_meta(payload, offset)
-        if self._pieces == 1 and meta is not None and meta.kind == HEADER:
-            check_version(meta.facts)
-            self.header = meta.facts
+        if meta is not None and meta.kind == HEADER:
+            if self._pieces == 1:
+                check_version(meta.facts)
+                self.header = meta.facts
+            elif self.header is not None:
+                raise IntegrityError("a second header", offset=offset)
         elif meta is not None and meta.kind == TRAILER:
             self._take_trailer(meta.facts, offset)
+        elif self.trailer is not None:
+            raise IntegrityError("a metadata frame after the trailer", offset=offset)
         if self.trailer is None:
             self._file.update(frame)
         self._seek.add(len(frame), 0)
@@ -358,11 +378,12 @@ class Checker:
             return
         if magic == META_MAGIC:
             raise IntegrityError("metadata larger than statepipe writes", offset=offset)
+        if self.trailer is not None:
+            raise IntegrityError("a skippable frame after the trailer", offset=offset)
         if at == 0:
             self._seek.add(size + 8, 0)
             self._file.update(magic.to_bytes(4, "little") + size.to_bytes(4, "little"))
-        if self.trailer is None:
-            self._file.update(data)
+        self._file.update(data)
 
     def close(self, offset: int) -> None:
         """The file has ended at `offset`, and everything in it was decoded."""

@@ -2,7 +2,7 @@
 
     offer     what the caller is there for, its guest and host (qemu/facts.py), how its stages are undone, and whether
               the guest is to run
-    answer    the same facts of the other side, or why it will not
+    answer    the same facts of the other side; where it will not, the session is aborted with the reason
     begin     the caller has compared them, and is content
     step      an event of the two phases (recovery/handover.py), and where it ends the reason
 
@@ -21,7 +21,7 @@ from statepipe.migration.peer import Message, Peer
 from statepipe.qemu.facts import FACTS
 from statepipe.recovery.handover import Action, Destination, Event, Source
 from statepipe.session.messages import MAX_MESSAGE
-from statepipe.shapes import Misshapen, Shape, check, either, fields, flag, just, many, maybe, one_of, text, told
+from statepipe.shapes import Misshapen, Shape, check, fields, flag, just, many, maybe, one_of, text, told
 
 MIGRATE, CHECK = "migrate", "check"
 
@@ -47,7 +47,7 @@ _REASON = text(MAX_MESSAGE)
 OFFER = fields(
     {"offer": one_of(MIGRATE, CHECK), "facts": FACTS, "undo": many(one_of(*UNDOING), most=STAGES), "runs": flag}
 )
-ANSWER = either(fields({"refused": _REASON}), fields({"facts": FACTS}))
+ANSWER = fields({"facts": FACTS})
 BEGIN = fields({"begin": just(True)})
 
 STEPS: Mapping[Action, Event] = {
@@ -94,10 +94,7 @@ class Offer:
     def make(self, peer: Peer) -> dict[str, Any]:
         """Say it; the other side's facts. Raises PeerError with its reason where it will not."""
         peer.tell({"offer": self.purpose, "facts": self.facts, "undo": self.undo, "runs": self.runs})
-        answer = _heard(peer, ANSWER, "an answer to an offer", ANSWER_TIME)
-        if "refused" in answer:
-            raise PeerError(f"{peer.name} will not: {told(answer['refused'])}")
-        facts: dict[str, Any] = answer["facts"]
+        facts: dict[str, Any] = _heard(peer, ANSWER, "an answer to an offer", ANSWER_TIME)["facts"]
         return facts
 
 

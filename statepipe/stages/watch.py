@@ -79,6 +79,22 @@ def watch(stream: QemuStream, answer: Answer | None = None) -> Stage:
     return stage
 
 
+def ends_at(stream: QemuStream, end_mark: int) -> Stage:
+    """A stage behind `watch` that ends only if the stream's end mark is at the offset `end_mark`.
+
+    Raises IntegrityError.
+    """
+
+    def stage(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
+        yield from upstream
+        if stream.end_mark != end_mark:
+            raise IntegrityError(
+                f"the stream's end mark is not where the trailer says, at byte {end_mark}", offset=stream.end_mark
+            )
+
+    return stage
+
+
 def _has_ended(stream: QemuStream, buffer: Buffer) -> bool:
     return stream.complete or (not len(buffer) and stream.could_end_here)
 

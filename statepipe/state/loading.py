@@ -41,7 +41,7 @@ from statepipe.qemu.images import Images
 from statepipe.qemu.runstates import RUNNING
 from statepipe.stages.checksum import verify
 from statepipe.stages.codec import RAW, decompress
-from statepipe.stages.watch import LATE, hold, watch
+from statepipe.stages.watch import LATE, ends_at, hold, watch
 from statepipe.state.file import StateFile, demand_stream
 
 HOLD_LIMIT = 256 << 20
@@ -238,6 +238,7 @@ def _own_stages(trailer: Facts) -> list[NamedStage]:
         ("decompress", decompress()),
         ("verify", verify(trailer["blake3"], "blake3")),
         ("watch", watch(stream)),
+        ("watch", ends_at(stream, end_mark)),
         ("hold", hold(late, HOLD_LIMIT)),
     ]
 

@@ -76,6 +76,9 @@ LENGTHS = {
 }
 """The payloads each kind may have."""
 
+CHANNELS = {Kind.ABORT: 1, Kind.CLOSE: 1, Kind.PING: 2}
+"""How many channels a kind has that is not about one: 0 alone, and of PING 1, where its sender waits to be heard."""
+
 
 class Greets(enum.IntEnum):
     """What a greeting is: the dialler's question, or the answer to it."""
@@ -176,10 +179,12 @@ def _decode_header(header: Buffer, place: int) -> tuple[Kind, int, int, int]:
     kind, channel, zero, length, offset = _HEADER.unpack(header)
     if kind not in _KINDS or zero:
         raise Violation(f"a frame of unknown kind {kind}", offset=place)
-    if channel >= MAX_CHANNELS:
-        raise Violation(f"a frame for channel {channel}, of {MAX_CHANNELS} there are", offset=place)
+    if channel >= (channels := CHANNELS.get(Kind(kind), MAX_CHANNELS)):
+        raise Violation(f"a {Kind(kind).name} frame for channel {channel}, of {channels} there are", offset=place)
     if length not in LENGTHS[kind]:
         raise Violation(f"a {Kind(kind).name} frame of {length} bytes", offset=place)
+    if kind == Kind.CLOSE and offset:
+        raise Violation(f"a CLOSE frame with offset {offset}", offset=place)
     return Kind(kind), channel, length, offset
 
 

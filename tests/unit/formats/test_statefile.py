@@ -186,3 +186,12 @@ def test_checker_tells_header_and_trailer() -> None:
     assert b"".join(unpack(checker)(iter([FLUSH, FILE]))) == STREAM
     assert checker.header is not None and checker.header["writer"] == "a test"
     assert checker.trailer is not None and checker.trailer["bytes"] == len(STREAM)
+
+
+def test_a_writer_stops_before_its_seek_table_is_larger_than_readers_take() -> None:
+    writer = Writer(table_limit=17 + 8 * 4)
+    written = writer.header({}) + b"".join(writer.frame(frame, 1) for frame in (b"1" * 20, b"2" * 20))
+    with pytest.raises(StatepipeError, match="at most 2 frames"):
+        writer.frame(b"3" * 20, 1)
+    pieces = layout(written + writer.trailer({}))
+    assert pieces[-1].end - pieces[-1].start == 17 + 8 * 4

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,11 +16,13 @@ import pytest
 from blake3 import blake3
 
 from statepipe.errors import IntegrityError, StatepipeError, TruncatedError
-from statepipe.stages.codec import compress
+from statepipe.formats.statefile import encode_meta
+from statepipe.formats.zstdframe import skippable
+from statepipe.stages.codec import compress, decompress
 from statepipe.state.inspect import inspect
 from statepipe.state.verify import verify_state
 from tests.qemu.harness import run_statepipe
-from tests.statefiles import NO_KEYS, cut, layout, load, noisy_stream, seal, state_file
+from tests.statefiles import NO_KEYS, cut, layout, load, noisy_stream, seal, seek_entries, state_file
 from tests.streams import whole
 
 STREAM = noisy_stream()
@@ -237,6 +240,40 @@ def test_two_files_spliced_never_end(tmp_path: Path, data: bytes) -> None:
     with pytest.raises(IntegrityError):
         verify_state(str(path), NO_KEYS)
     assert_no_end(path)
+
+
+# --- frames out of place, every sum in order
+
+
+FIRST = FILE[: layout(FILE)[0].end]
+OTHERS = skippable(0x184D2A50, b"another's")
+LATER = encode_meta(b"I", {})
+
+
+@pytest.mark.parametrize("frame", [FIRST, PACKED[: layout(PACKED)[0].end]], ids=["again", "another"])
+def test_a_second_header_is_refused(tmp_path: Path, frame: bytes) -> None:
+    frames = [(FILE[piece.start : piece.end], piece.content) for piece in layout(FILE)[:-2]]
+    facts = {"end_mark": END_MARK, "blake3": blake3(STREAM).hexdigest()}
+    error = assert_damaged(tmp_path / "state", seal([*frames[:3], (frame, 0), *frames[3:]], facts))
+    assert "a second header" in str(error) and error.offset == layout(FILE)[3].start
+
+
+@pytest.mark.parametrize("frame", [OTHERS, LATER, FIRST], ids=["another's", "a later one's", "a header"])
+def test_nothing_but_the_seek_table_follows_the_trailer(frame: bytes) -> None:
+    """Through a pipe; of a file, the trailer is looked for before the seek table."""
+    pieces = layout(FILE)
+    entries = [*seek_entries(FILE), (len(frame), 0)]
+    table = b"".join(struct.pack("<II", *entry) for entry in entries) + struct.pack("<IBI", len(entries), 0, 0x8F92EAB1)
+    data = FILE[: pieces[-2].end] + frame + struct.pack("<II", 0x184D2A5E, len(table)) + table
+    with pytest.raises(IntegrityError, match=r"after the trailer|a second header"):
+        b"".join(decompress()(iter([data])))
+
+
+@pytest.mark.parametrize("wrong", [END_MARK - 1, END_MARK + 1, END_MARK + 1_000_000, 0])
+def test_an_end_mark_that_is_elsewhere_is_refused(tmp_path: Path, wrong: int) -> None:
+    frames = [(FILE[piece.start : piece.end], piece.content) for piece in layout(FILE)[:-2]]
+    data = seal(frames, {"end_mark": wrong, "blake3": blake3(STREAM).hexdigest()})
+    assert f"not where the trailer says, at byte {wrong}" in str(assert_damaged(tmp_path / "state", data))
 
 
 # --- the command line

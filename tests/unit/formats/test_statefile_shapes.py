@@ -67,6 +67,13 @@ def assert_only_told(path: Path, data: bytes) -> list[StatepipeError]:
     return errors
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "utf-8-sig"])
+def test_json_is_utf_8_without_a_mark(encoding: str, tmp_path: Path) -> None:
+    header = json.dumps(HEADER).encode(encoding)
+    errors = assert_only_told(tmp_path / "state", seal([(meta(b"H", header), 0), *FRAMES], TRAILER))
+    assert len(errors) == 3 and all("header of the file is damaged: it is not JSON" in str(each) for each in errors)
+
+
 @pytest.mark.parametrize("value", ODD, ids=lambda value: repr(value)[:12])
 @pytest.mark.parametrize("name", sorted(HEADER))
 def test_an_odd_header_is_told_or_taken(tmp_path: Path, name: str, value: Any) -> None:
