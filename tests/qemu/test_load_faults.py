@@ -66,8 +66,6 @@ def started_by_exec(folder: Path, saved: Saved, delay: int = 60) -> Iterator[tup
 
 @pytest.mark.parametrize(("number", "share"), WHEN)
 def test_stopped_as_a_filter_qemu_ends(tmp_path: Path, state72: Saved, number: signal.Signals, share: float) -> None:
-    if number is signal.SIGKILL and share == 0:
-        pytest.skip("killed before its first byte it can tell QEMU nothing")
     with started_by_exec(tmp_path, state72) as (qemu, pid):
         reach(pid, state72.file, share)
         os.kill(pid, number)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from statepipe.migration.negotiation import STEPS
 from statepipe.recovery.handover import (
     DESTINATION,
     HURRIED,
@@ -25,17 +26,6 @@ from statepipe.recovery.handover import (
     Source,
     recovery,
 )
-
-OUT = {
-    Action.SEND_ASK: Event.ASK,
-    Action.SEND_GO: Event.GO,
-    Action.SEND_ABORT: Event.ABORT,
-    Action.SEND_READY: Event.READY,
-    Action.SEND_ACCEPTED: Event.ACCEPTED,
-    Action.SEND_RUNNING: Event.RUNNING,
-    Action.SEND_REFUSED: Event.REFUSED,
-    Action.SEND_UNSURE: Event.UNSURE,
-}
 
 
 class World(NamedTuple):
@@ -79,9 +69,9 @@ def tell_source(world: World, event: Event) -> World:
 
 def act_on_source(world: World, action: Action) -> World:
     """QEMU has the command; what it makes of it comes later."""
-    if action in OUT:
+    if action in STEPS:
         silent = world.torn or world.source is None
-        return world if silent else replace(world, to_target=(*world.to_target, OUT[action]))
+        return world if silent else replace(world, to_target=(*world.to_target, STEPS[action]))
     if action is Action.CONTINUE and world.qemu == "paused":
         return replace(world, qemu="handing")
     if action is Action.CANCEL and world.qemu in ("runs", "paused"):
@@ -100,8 +90,8 @@ def tell_target(world: World, event: Event) -> World:
     actions = side.hear(event)
     world = replace(world, target=side.state)
     for action in actions:
-        if action in OUT:
-            world = world if world.torn else replace(world, to_source=(*world.to_source, OUT[action]))
+        if action in STEPS:
+            world = world if world.torn else replace(world, to_source=(*world.to_source, STEPS[action]))
         else:
             world = act_on_target(world, action)
     return world
@@ -338,7 +328,7 @@ def test_the_way_without_faults_ends_on_the_destination(worlds: set[World]) -> N
 
 def test_what_one_side_sends_the_other_knows() -> None:
     heard = {event for table in (SOURCE, DESTINATION) for row in table.values() for event in row}
-    assert set(OUT.values()) <= heard
+    assert set(STEPS.values()) <= heard
 
 
 def test_every_state_is_reached(worlds: set[World]) -> None:
