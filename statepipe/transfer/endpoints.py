@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from statepipe.ends.address import SSH, TLS, UNIX
 from statepipe.ends.dial import connected, listening, port_of
 from statepipe.ends.firstbyte import accepted
 from statepipe.ends.net import Patience, SocketSink, SocketSource, reset
+from statepipe.ends.peercred import peer_of, user_name
 from statepipe.ends.ration import Refusals
 from statepipe.session.options import Plan, Visit
 from statepipe.telling import Tell
@@ -23,8 +25,11 @@ MakeSink = Callable[[Callable[[], None]], Union[SocketSink, "SessionSink"]]
 
 
 @contextmanager
-def outgoing(plan: Plan) -> Iterator[tuple[SocketSource | SessionSource, MakeSink]]:
-    """A connection to the plan's address: what comes back on it, and how to make its sink."""
+def outgoing(plan: Plan, warn: Tell = lambda text: None) -> Iterator[tuple[SocketSource | SessionSource, MakeSink]]:
+    """A connection to the plan's address: what comes back on it, and how to make its sink.
+
+    `warn` hears of a unix socket that another user than root or ourselves listens at. Raises PeerError.
+    """
     if plan.address.scheme == TLS:
         from statepipe.session.overtls import TlsDial, sending
 
@@ -43,6 +48,8 @@ def outgoing(plan: Plan) -> Iterator[tuple[SocketSource | SessionSource, MakeSin
         connected_to(plan) as connection,
         SocketSource(connection, name, Patience()) as plain,
     ):
+        if plan.address.scheme == UNIX and (uid := peer_of(connection)[1]) not in (0, os.geteuid()):
+            warn(f"another user, {user_name(uid)}, listens at {name} and reads all that is sent there")
 
         def make_sink(wait: Callable[[], None]) -> SocketSink:
             sink = SocketSink(connection, name, patience, wait)

@@ -77,7 +77,7 @@ def send(plan: Plan, warn: Tell) -> bool:
     we are its exec: filter.
     """
     proof = Proof()
-    with FdSource(0, "standard input") as source, outgoing(plan) as (returning, make_sink):
+    with FdSource(0, "standard input") as source, outgoing(plan, warn) as (returning, make_sink):
         back = Backflow(returning, _to_stdout, source.cancel)
         back.start()
         try:

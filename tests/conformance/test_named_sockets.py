@@ -14,6 +14,7 @@ import pytest
 from tests.qemu.harness import wait_for
 from tests.qemu.moving import Running, statepipe_command
 from tests.refusing import refusing
+from tests.strangers import listened_at
 
 WAITING = {
     "recv": lambda path, folder: ["recv", "-o", f"{folder}/received", f"unix://{path}"],
@@ -87,3 +88,17 @@ def test_a_name_that_another_listens_at_is_refused_there_too(tmp_path: Path) -> 
         with Running("recv", f"unix://{path}", wrapper=refusing(errno.EPERM, "linkat")) as waits:
             assert waits.wait() == 5
         assert "Address already in use" in waits.said[0], waits.said
+
+
+@pytest.mark.parametrize(
+    ("uid", "told"), [(65534, "another user, nobody, listens at unix://{0} and reads all that is sent there"), (0, "")]
+)
+def test_a_stranger_who_listens_is_told_of(tmp_path: Path, uid: int, told: str) -> None:
+    path = tmp_path / "in"
+    with listened_at(path, uid) as listener:
+        sending = [*statepipe_command(), "send", f"unix://{path}"]
+        with subprocess.Popen(sending, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+            listener.accept()[0].close()
+            assert process.wait(60) == 0 and process.stderr is not None
+            warned = [line for line in process.stderr if "listens at" in line]
+        assert warned == ([f"statepipe: send: warning: {told.format(path)}\n"] if told else [])

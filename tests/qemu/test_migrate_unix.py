@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,6 +15,7 @@ from statepipe.ends.peercred import demand_user, uid_of
 from statepipe.errors import PeerError, UsageError
 from tests.qemu.harness import Guest, assert_runs_on, run_statepipe
 from tests.qemu.moving import Running, assert_moved, waiting
+from tests.strangers import listened_at
 
 
 def test_a_guest_goes_into_another_qemu_of_its_host(tmp_path: Path, qemu: str) -> None:
@@ -33,21 +32,6 @@ def test_a_guest_goes_into_another_qemu_of_its_host(tmp_path: Path, qemu: str) -
         assert_moved(source, target)
         assert source.run_state() == "postmigrate"
     assert not (tmp_path / "meet").exists()
-
-
-@contextmanager
-def listened_at(path: Path, uid: int) -> Iterator[socket.socket]:
-    """A unix socket at which another user listens: the kernel keeps who it was at that moment."""
-    if os.geteuid():
-        pytest.skip("only root can be another user")
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        os.seteuid(uid)
-        try:
-            listener.listen()
-        finally:
-            os.seteuid(0)
-        yield listener
 
 
 @pytest.mark.parametrize("words", [["--timeout", "60"], [], ["throttle:100M"], ["--peer", "12345"]])
