@@ -35,6 +35,14 @@ def peer_of(connection: socket.socket) -> tuple[int, int]:
     return pid, uid
 
 
+def is_ours(connection: socket.socket) -> bool:
+    """Whether the other end is of our user, or root."""
+    try:
+        return peer_of(connection)[1] in (os.geteuid(), 0)
+    except OSError:
+        return False
+
+
 def demand_user(connection: socket.socket, meant: str | None, known: int | None = None) -> str:
     """The name of the user who connected, or who listens: root, ourselves, or the one that is meant, or `known`.
 

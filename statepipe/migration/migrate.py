@@ -18,7 +18,7 @@ from typing import Any
 from statepipe.ends.address import SSH
 from statepipe.errors import QemuError, QemuGone, QemuSilent, StatepipeError
 from statepipe.migration.contact import called
-from statepipe.migration.negotiation import CHECK, MIGRATE, Offer
+from statepipe.migration.negotiation import CHECK, MIGRATE, Offer, begin
 from statepipe.migration.peer import Peer
 from statepipe.migration.source import CAPABILITIES, Departure, Limits
 from statepipe.pipeline.job import at_work, works_for
@@ -190,7 +190,7 @@ def _agree(request: Request, monitor: Monitor, peer: Peer, warn: Tell) -> tuple[
     state = movable(monitor, request.qmp)
     offer = Offer(MIGRATE, gather(monitor), request.undo, state in LIVE)
     _judge(compare(offer.facts, offer.make(peer)), warn, force=request.force)
-    peer.tell({"begin": True})
+    begin(peer)
     return offer, state
 
 

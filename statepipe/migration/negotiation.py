@@ -7,7 +7,8 @@
     step      an event of the two phases (recovery/handover.py), and where it ends the reason
 
 Both sides are authenticated; still, no more is believed than must be. What is said is held against its shape here and
-nowhere else, and each thing is said when it is due: `Offer.make`, `offered`, `begun` and `step_of` hear them.
+nowhere else, and each thing is said when it is due: `Offer.make`, `answer` and `begin` say it, `Offer.make`, `offered`,
+`begun` and `step_of` hear it.
 """
 
 from __future__ import annotations
@@ -104,6 +105,16 @@ def offered(peer: Peer) -> Offer:
     return Offer(message["offer"], message["facts"], tuple(message["undo"]), message["runs"])
 
 
+def answer(peer: Peer, facts: dict[str, Any]) -> None:
+    """Answer an offer with the facts of this side. Raises PeerError."""
+    peer.tell({"facts": facts})
+
+
+def begin(peer: Peer) -> None:
+    """Say that the guest comes. Raises PeerError."""
+    peer.tell({"begin": True})
+
+
 def begun(peer: Peer, offer: Offer) -> bool:
     """Whether who has made the offer begins, rather than to leave. Raises PeerError for anything else, and if nothing
     comes within BEGIN_TIME."""
@@ -111,7 +122,9 @@ def begun(peer: Peer, offer: Offer) -> bool:
         return False
     _checked(peer.name, message, BEGIN, "the word to begin")
     if offer.purpose == CHECK:
-        raise PeerError(f"{peer.name} was to ask, and not to come")
+        raise PeerError(
+            f"{peer.name} announced a check but started a migration", hint="update both hosts to the same version"
+        )
     return True
 
 

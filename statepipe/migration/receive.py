@@ -22,7 +22,7 @@ from statepipe.ends.named import NameLost
 from statepipe.errors import InterruptedBySignal, PeerError, QemuError, QemuGone, QemuSilent, StatepipeError
 from statepipe.migration.contact import reception
 from statepipe.migration.destination import CAPABILITIES, Arrival, Speech
-from statepipe.migration.negotiation import CHECK, UNDOING, Offer, begun, offered
+from statepipe.migration.negotiation import CHECK, UNDOING, Offer, answer, begun, offered
 from statepipe.migration.peer import Peer
 from statepipe.pipeline.job import at_work
 from statepipe.pipeline.pipeline import NamedStage
@@ -317,7 +317,7 @@ class _Reception:
     def _take(self, offer: Offer, peer: Peer, host: Host, guardian: Guardian) -> bool:
         """Whether there is a guest now; there is none for who only asked."""
         host.monitor.demand_waiting()
-        peer.tell({"facts": gather(host.monitor, offer.disks, host.own)})
+        answer(peer, gather(host.monitor, offer.disks, host.own))
         if not begun(peer, offer):
             peer.farewell()
             self._say(f"{peer.name} has looked whether its guest could come")

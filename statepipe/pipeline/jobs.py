@@ -14,9 +14,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from statepipe.ends.peercred import peer_of
+from statepipe.ends.rendezvous import file_of, inside, remove
 from statepipe.errors import StatepipeError
-from statepipe.pipeline.jobsocket import remove
-from statepipe.pipeline.runtimefolder import inside, node, open_runtime_folder, passed_over, runtime_folder
+from statepipe.pipeline.runtimefolder import open_runtime_folder, passed_over, runtime_folder
 from statepipe.shapes import (
     Misshapen,
     Shape,
@@ -131,9 +132,8 @@ def cancel(job: str) -> None:
 @contextmanager
 def _process(connection: socket.socket) -> Iterator[int | None]:
     """A pidfd of the process that listens at the other end; None if it cannot be seen from our pid namespace."""
-    pid = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
     try:
-        fd = os.pidfd_open(pid)
+        fd = os.pidfd_open(peer_of(connection)[0])
     except OSError:  # also if it has ended already
         yield None
         return
@@ -168,17 +168,17 @@ def _is_ours(folder: int, name: str) -> bool:
         with suppress(OSError):
             found = os.stat(name, dir_fd=folder, follow_symlinks=False)
             if time.time() - found.st_mtime > FORGOTTEN:
-                remove(folder, name, found.st_ino)
+                remove(folder, name, (found.st_dev, found.st_ino))
     return _ID.fullmatch(name) is not None
 
 
 def _look(folder: int, job: str) -> Found | None:
-    inode = node(folder, job)
+    file = file_of(folder, job)
     try:
         with _connect(folder, job) as connection:
             return Found(job, check(_ask(connection, job, {"do": "status"}), STATUS))
     except (ConnectionRefusedError, FileNotFoundError):
-        remove(folder, job, inode)
+        remove(folder, job, file)
         return None
     except _Silent:
         return Found(job, None)

@@ -4,9 +4,6 @@ One thread waits for clients and for its own end. A request is one line of JSON,
 answer: `{"ok": …}`, or `{"error": …, "hint": …}`. The clients are the user's own processes, or root's; even so
 nothing they do is waited for: each has so many bytes and so long, and an answer that does not fit into the socket at
 once is dropped with its client.
-
-The socket gets its name by a hard link once it listens. A name that refuses a connection is therefore that of a
-process that was killed, and whoever meets it takes it away.
 """
 
 from __future__ import annotations
@@ -16,15 +13,15 @@ import os
 import select
 import signal
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, Protocol
 
+from statepipe.ends.peercred import is_ours
+from statepipe.ends.rendezvous import File, listen, remove, sweep
 from statepipe.errors import StatepipeError
-from statepipe.pipeline.runtimefolder import inside, node, open_runtime_folder
+from statepipe.pipeline.runtimefolder import open_runtime_folder
 from statepipe.threads import begin
 from statepipe.wakeups import Bell
 
@@ -84,7 +81,7 @@ class Listener:
         self._clients: dict[int, _Client] = {}
         self._folder, self.place = open_runtime_folder()
         try:
-            self._socket, self.name, self._node = publish(self._folder)
+            self._socket, self.name, self._file = publish(self._folder)
         except BaseException:
             os.close(self._folder)
             raise
@@ -109,7 +106,7 @@ class Listener:
         self._put_away()
 
     def _put_away(self) -> None:
-        remove(self._folder, self.name, self._node)
+        remove(self._folder, self.name, self._file)
         for client in self._clients.values():
             client.connection.close()
         self._socket.close()
@@ -140,7 +137,7 @@ class Listener:
             connection, _ = self._socket.accept()
         except OSError:  # it left again, or there is no descriptor to spare: then it may try again
             return
-        if not may_ask(connection):
+        if not is_ours(connection):
             connection.close()
             return
         self._clients[connection.fileno()] = _Client(connection)
@@ -207,61 +204,17 @@ def _cancel(asked: Asked) -> str:
     return ENDING
 
 
-def may_ask(connection: socket.socket) -> bool:
-    """Whether the other end is of our user, or root."""
-    try:
-        _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    except OSError:
-        return False
-    return uid in (os.geteuid(), 0)
-
-
-def publish(folder: int) -> tuple[socket.socket, str, int]:
-    """A socket that listens in the folder under our process id; its name there, and its inode. Raises OSError."""
-    hidden = f".{os.getpid()}.{os.urandom(8).hex()}"
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        listening.setblocking(False)
-        listening.bind(inside(folder, hidden))
-        try:
-            os.chmod(hidden, 0o600, dir_fd=folder)
-            listening.listen(QUEUE)
-            return listening, _name(folder, hidden), node(folder, hidden)
-        finally:
-            os.unlink(hidden, dir_fd=folder)
-    except BaseException:
-        listening.close()
-        raise
-
-
-def _name(folder: int, hidden: str) -> str:
-    """Link the socket to the first of our names that nobody answers at. Raises OSError."""
+def publish(folder: int) -> tuple[socket.socket, str, File]:
+    """A socket that listens in the folder under our process id; its name there, and its file. Raises OSError."""
     for number in range(1, NAMES + 1):
         name = str(os.getpid()) if number == 1 else f"{os.getpid()}-{number}"
-        was = node(folder, name)
-        if was and not is_alive(folder, name):
-            remove(folder, name, was)
-        with suppress(FileExistsError):
-            os.link(hidden, name, src_dir_fd=folder, dst_dir_fd=folder)
-            return name
-    raise FileExistsError(f"{NAMES} processes have the id {os.getpid()}")
-
-
-def is_alive(folder: int, name: str) -> bool:
-    """Whether a process listens there; one that is busy or stopped counts."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as knock:
-        knock.setblocking(False)
+        sweep(folder, name)
         try:
-            knock.connect(inside(folder, name))
-        except (ConnectionRefusedError, FileNotFoundError):
-            return False
-        except OSError:
-            return True
-    return True
-
-
-def remove(folder: int, name: str, inode: int) -> None:
-    """Take the name away, if it is still that of the same socket."""
-    with suppress(OSError):  # the folder may be gone, and with it what was to go
-        if inode and node(folder, name) == inode:
-            os.unlink(name, dir_fd=folder)
+            listener, file = listen(folder, name, QUEUE)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+        else:
+            listener.setblocking(False)
+            return listener, name, file
+    raise FileExistsError(f"{NAMES} processes have the id {os.getpid()}")

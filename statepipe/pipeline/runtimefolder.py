@@ -1,8 +1,5 @@
 """The folder where running statepipes are found: one socket each, named by its process id.
 
-Names are reached through the folder's descriptor in /proc: so what was checked is what is used, and a long path does
-not run into the 108 bytes of a unix socket's name (unix(7)).
-
 In /tmp anybody may have made the folder first. One that is another user's is never used: the next place is, and both
 who runs and who asks find it by the same rule.
 """
@@ -94,16 +91,3 @@ def _own(fd: int, path: str) -> None:
         raise PermissionError(errno.EPERM, f"{path} belongs to user {found.st_uid}")
     if stat.S_IMODE(found.st_mode) != 0o700:
         os.fchmod(fd, 0o700)
-
-
-def inside(folder: int, name: str) -> str:
-    """A path to a name in the open folder."""
-    return f"/proc/self/fd/{folder}/{name}"
-
-
-def node(folder: int, name: str) -> int:
-    """The inode of a name in the open folder, which tells a socket from a later one of the same name; 0 for none."""
-    try:
-        return os.stat(name, dir_fd=folder, follow_symlinks=False).st_ino
-    except OSError:
-        return 0

@@ -13,9 +13,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 
+from statepipe.ends.peercred import is_ours
+from statepipe.ends.rendezvous import inside, listen, remove, sweep
 from statepipe.errors import PeerError, StatepipeError
-from statepipe.pipeline.jobsocket import may_ask
-from statepipe.pipeline.runtimefolder import inside, open_runtime_folder, runtime_folder
+from statepipe.pipeline.runtimefolder import open_runtime_folder, runtime_folder
 from statepipe.threads import beside
 
 PATIENCE = 5.0
@@ -23,6 +24,9 @@ PATIENCE = 5.0
 
 LOOK = 250
 """Milliseconds between two looks at whether links are still wanted: so late may the end of a receiver be."""
+
+QUEUE = 128
+"""Links that may wait to be let in: a session has 16 at most."""
 
 _PREFIX = "session-"
 
@@ -38,47 +42,20 @@ def door(name: str, come: Come) -> Iterator[None]:
     except OSError as error:
         raise StatepipeError(f"cannot wait for links in {runtime_folder()}: {os.strerror(error.errno or 0)}") from error
     try:
-        _sweep(folder)
-        with closing(_listen(folder, name)) as listener, _watched(listener, come):
+        for left in os.listdir(folder):  # by receivers that were killed
+            if left.startswith(_PREFIX):
+                sweep(folder, left)
+        try:
+            listener, file = listen(folder, _PREFIX + name, QUEUE)
+        except OSError as error:
+            raise StatepipeError(f"cannot wait for links: {os.strerror(error.errno or 0)}") from error
+        with closing(listener), _watched(listener, come):
             try:
                 yield
             finally:
-                with suppress(OSError):  # somebody has tidied up
-                    os.unlink(_PREFIX + name, dir_fd=folder)
+                remove(folder, _PREFIX + name, file)
     finally:
         os.close(folder)
-
-
-def _listen(folder: int, name: str) -> socket.socket:
-    """It gets its name when it listens already: one that does not is a dead receiver's."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        hidden = f".{_PREFIX}{name}"
-        listener.bind(inside(folder, hidden))
-        os.chmod(hidden, 0o600, dir_fd=folder)
-        listener.listen()
-        os.rename(hidden, _PREFIX + name, src_dir_fd=folder, dst_dir_fd=folder)
-    except BaseException as error:
-        listener.close()
-        if isinstance(error, OSError):
-            raise StatepipeError(f"cannot wait for links: {os.strerror(error.errno or 0)}") from error
-        raise
-    return listener
-
-
-def _sweep(folder: int) -> None:
-    """Take away what receivers left that were killed."""
-    for name in os.listdir(folder):
-        if name.startswith(_PREFIX):
-            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as knock:
-                knock.setblocking(False)
-                try:
-                    knock.connect(inside(folder, name))
-                except ConnectionRefusedError:
-                    with suppress(OSError):  # another was quicker
-                        os.unlink(name, dir_fd=folder)
-                except OSError:  # it lives, and is busy
-                    continue
 
 
 @contextmanager
@@ -100,7 +77,7 @@ def _watched(listener: socket.socket, come: Come) -> Iterator[None]:
 def _let_in(visitor: socket.socket, come: Come) -> None:
     fds: list[int] = []
     try:
-        if not may_ask(visitor):
+        if not is_ours(visitor):
             raise PermissionError("another user")
         visitor.settimeout(PATIENCE)
         _, fds, _, _ = socket.recv_fds(visitor, 1, 2)

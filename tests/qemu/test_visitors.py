@@ -77,7 +77,7 @@ VISITS: dict[Callable[[Peer], None], str] = {
     offers_odd_facts: "is not an offer of a guest: facts.guest is a list",
     offers_what_is_no_text: "is not an offer of a guest",
     begins_with_another_offer: "is not the word to begin",
-    comes_when_it_was_to_ask: "was to ask, and not to come",
+    comes_when_it_was_to_ask: "announced a check but started a migration",
 }
 
 

@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 
+from statepipe.ends.peercred import is_ours
 from statepipe.errors import StatepipeError
-from statepipe.pipeline.jobsocket import CLIENTS, REQUEST_LIMIT, Listener, may_ask
+from statepipe.pipeline.jobsocket import CLIENTS, REQUEST_LIMIT, Listener
 from statepipe.pipeline.runtimefolder import open_folder, runtime_folder
 
 
@@ -187,10 +188,10 @@ def test_an_answer_that_nobody_takes(me: Path) -> None:
         assert ask(me, b'{"do": "status"}\n') == {"ok": {"short": 1}}
 
 
-def test_the_user_may_ask() -> None:
+def test_our_own_user_is_let_in() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        assert may_ask(ours)
+        assert is_ours(ours)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
@@ -259,12 +260,12 @@ def test_a_name_that_is_in_use_is_another_process_of_the_same_id(runtime: Path) 
 
 
 def test_something_else_of_that_name_stays(runtime: Path, me: Path) -> None:
-    """A file connects to nothing, like a dead socket: it is taken away, as nothing else belongs there."""
+    """A file refuses a connection, as a socket that was left over does; it is not ours to take away."""
     os.close(open_folder(str(runtime)))
     me.write_text("not a socket")
     with listening(Work()) as listener:
-        assert listener.name == me.name
-    assert os.listdir(runtime) == []
+        assert listener.name == f"{me.name}-2"
+    assert me.read_text() == "not a socket"
 
 
 def test_a_name_that_is_taken_away_while_it_listens(runtime: Path, me: Path) -> None:

@@ -1,0 +1,111 @@
+"""A unix socket that is found by a name in a folder, which it gets only once it listens.
+
+So a name that refuses a connection was left by a process that was killed, and whoever meets it may take it away. Names
+are reached through the folder's descriptor in /proc: what was checked is what is used, and a long path does not run
+into the 108 bytes of a unix socket's name (unix(7)).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from contextlib import suppress
+
+File = tuple[int, int]
+"""Device and inode, which tell a socket from a later one of the same name."""
+
+_NO_SECOND_NAME = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
+"""What link(2) says where a file can have no second name (FAT), or in a sandbox."""
+
+
+def inside(folder: int, name: str) -> str:
+    """A path to a name in the open folder."""
+    return f"/proc/self/fd/{folder}/{name}"
+
+
+def file_of(folder: int, name: str) -> File | None:
+    """The file that has the name in the open folder; None if none has, or it may not be looked at."""
+    try:
+        status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def remove(folder: int, name: str, file: File | None) -> None:
+    """Take the name away, if it is still that of the same file."""
+    with suppress(OSError):  # the folder may be gone, and the name with it
+        if file is not None and file_of(folder, name) == file:
+            os.unlink(name, dir_fd=folder)
+
+
+def sweep(folder: int, name: str) -> None:
+    """Take the name away if it is that of a socket at which nobody listens. One that is busy or stopped listens."""
+    if (file := _left_over(folder, name)) is not None:
+        remove(folder, name, file)
+
+
+def _left_over(folder: int, name: str) -> File | None:
+    file = file_of(folder, name)
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as knock:
+        if stat.S_ISSOCK(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+            knock.setblocking(False)
+            try:
+                knock.connect(inside(folder, name))
+            except ConnectionRefusedError:
+                return file
+    return None
+
+
+def listen(folder: int, name: str, queue: int, mode: int = 0o600, path: str = "") -> tuple[socket.socket, File]:
+    """A socket that listens under that name in the open folder, for those whom its mode lets in, and its file.
+
+    `queue` connections may wait to be accepted. `path` is the folder's own, for where there is no /proc. Where a file
+    can have no second name (FAT), the name is there an instant before the socket listens. Raises OSError, with
+    EADDRINUSE where the name is taken.
+    """
+    place = os.path.dirname(inside(folder, name))
+    place = place if os.path.isdir(place) or not path else path
+    hidden = f".statepipe.{os.getpid()}.{os.urandom(4).hex()}"
+    listener = _bound(f"{place}/{hidden}", mode)
+    try:
+        try:
+            listener.listen(queue)
+            file = file_of(folder, hidden)  # before anybody knows of it, and may take it away
+            assert file is not None
+            os.link(hidden, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+            return listener, file
+        finally:
+            os.unlink(hidden, dir_fd=folder)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EEXIST:
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE)) from error
+        if error.errno not in _NO_SECOND_NAME:
+            raise
+    listener = _bound(f"{place}/{name}", mode)
+    listener.listen(queue)
+    file = file_of(folder, name)
+    assert file is not None
+    return listener, file
+
+
+def _bound(path: str, mode: int) -> socket.socket:
+    """A socket with that name, whose file has that mode. Raises OSError."""
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    others = mode & 0o077 != 0
+    umask = os.umask(0o777 & ~mode) if others else 0  # it would take from the mode; but it is every thread's
+    try:
+        os.fchmod(bound.fileno(), mode)  # before it has a name: the name takes this mode
+        bound.bind(path)
+    except BaseException as error:
+        bound.close()
+        if isinstance(error, OSError) and error.errno is None:  # Python's own word on a long path
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG)) from error
+        raise
+    finally:
+        if others:
+            os.umask(umask)
+    return bound
