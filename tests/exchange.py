@@ -11,8 +11,9 @@ from contextlib import contextmanager
 
 from statepipe.session.messages import Messages
 from statepipe.session.protocol.admission import Doorkeeper, Party, Secrets
-from statepipe.session.protocol.channels import WINDOW, Verdict
+from statepipe.session.protocol.channels import WINDOW, ChannelVerdict
 from statepipe.session.protocol.frames import GREETING_SIZE, Role, decode_greeting
+from statepipe.session.protocol.states import State
 from statepipe.session.protocol.wire import Wire
 from statepipe.session.session import Session, Timing
 from tests.wires import receive
@@ -103,13 +104,14 @@ def transfer() -> list[bytes]:
         link.send()  # PING
         ends.receiver.end(back)
         incoming.prove()
-        ends.receiver.judge(incoming, Verdict())
+        ends.receiver.judge(incoming, ChannelVerdict())
         link.answer()  # END of what comes back, DONE, PING
         ends.sender.close()
         link.send()
         ends.receiver.close()
         link.answer()
-    assert (ends.sender.state, ends.receiver.state, out.verdict) == (ends.receiver.state, ends.sender.state, Verdict())
+    assert out.verdict == ChannelVerdict()
+    assert ends.sender.state is ends.receiver.state is State.OVER
     return ends.said
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from statepipe.session.protocol.channels import Verdict
+from statepipe.session.protocol.channels import ChannelVerdict
 from statepipe.session.protocol.frames import Frame, FrameReader, Greeting, Violation
 from statepipe.session.protocol.states import Event
 from statepipe.session.protocol.wire import Wire
@@ -27,5 +27,5 @@ def receive(wire: Wire, number: int, data: Buffer) -> list[Event]:
     try:
         return [event for item in fed(wire.links[number].reader, data) for event in wire.receive(number, item)]
     except Violation as error:
-        wire.abort(Verdict(error.exit_code, str(error)))  # as a session that fails
+        wire.abort(ChannelVerdict(error.exit_code, str(error)))  # as a session that fails
         raise

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from statepipe.cli.messages import clean, show, warn
 from statepipe.errors import StatepipeError, UsageError
-from statepipe.pipeline.job import Desk
+from statepipe.pipeline.job import Job
 from statepipe.units import format_rate, format_size, parse_rate
 
 if TYPE_CHECKING:
@@ -128,12 +128,12 @@ def run_cancel(name: str, values: Values) -> int:
     return 0
 
 
-def tell_status(desk: Desk) -> None:
+def tell_status(job: Job) -> None:
     """A line on standard error, if there is room for it at once: nobody's data shall wait for who reads it."""
     try:
-        line = f"statepipe: {desk.verb}: {status_line(desk.status())}"
+        line = f"statepipe: {job.verb}: {status_line(job.status())}"
     except StatepipeError:
-        line = f"statepipe: {desk.verb or 'starting'}: no bytes are on their way now"
+        line = f"statepipe: {job.verb or 'starting'}: no bytes are on their way now"
     poll = select.poll()
     poll.register(2, select.POLLOUT)
     if any(event & select.POLLOUT for _, event in poll.poll(0)):

@@ -17,7 +17,7 @@ from statepipe.cli.verb import Verb
 from statepipe.cli.verbs import EXIT_CODES, VERBS
 from statepipe.ends.fd import write_all
 from statepipe.errors import InterruptedBySignal, StatepipeError, UsageError
-from statepipe.pipeline.job import Desk
+from statepipe.pipeline.job import Job
 from statepipe.pipeline.signals import ASKING, as_exceptions, ignore
 from statepipe.session.farwords import meant_words
 from statepipe.threads import LIMITS
@@ -26,27 +26,27 @@ from statepipe.threads import LIMITS
 def main(arguments: Sequence[str] | None = None, leave: Callable[[int], int] = lambda code: code) -> int:
     """Run a command line (sys.argv by default); the exit code. `leave` gets it while signals can change it no more."""
     words = meant_words(sys.argv[1:] if arguments is None else arguments)
-    desk = Desk(_complain)
+    job = Job(_complain)
     try:
-        with as_exceptions(lambda: _tell(desk)):
-            return leave(_conclude(words, desk))
+        with as_exceptions(lambda: _tell(job)):
+            return leave(_conclude(words, job))
     except StatepipeError as error:  # a signal, or a lack of threads, before anything was begun
         return _fail(words, error)
 
 
-def _conclude(words: Sequence[str], desk: Desk) -> int:
+def _conclude(words: Sequence[str], job: Job) -> int:
     """Run it and tell what failed; the exit code. From then on no signal counts."""
     try:
-        return _run_and_tell(words, desk)
+        return _run_and_tell(words, job)
     except InterruptedBySignal as error:  # as another failure was about to be told
         first = error.__context__
         cause = first if isinstance(first, StatepipeError) else error
         return _fail(words, cause) if is_heard(0) else cause.exit_code
 
 
-def _run_and_tell(words: Sequence[str], desk: Desk) -> int:
+def _run_and_tell(words: Sequence[str], job: Job) -> int:
     try:
-        code = _run(words, desk)
+        code = _run(words, job)
         ignore()
     except StatepipeError as error:
         heard = is_heard(PATIENCE if isinstance(error, InterruptedBySignal) else None)  # while signals still end it
@@ -68,13 +68,13 @@ def _complain(text: str) -> None:
         say(f"statepipe: warning: {text}")
 
 
-def _tell(desk: Desk) -> None:
+def _tell(job: Job) -> None:
     from statepipe.cli.jobs import tell_status
 
-    tell_status(desk)
+    tell_status(job)
 
 
-def _run(words: Sequence[str], desk: Desk) -> int:
+def _run(words: Sequence[str], job: Job) -> int:
     """Raises StatepipeError."""
     if not words:
         return _show_usage()
@@ -82,7 +82,7 @@ def _run(words: Sequence[str], desk: Desk) -> int:
         return _show(_help())
     if words[0] == "--version":
         return _show(f"statepipe {__version__}")
-    return _dispatch(find_verb(words[0]), words[1:], desk)
+    return _dispatch(find_verb(words[0]), words[1:], job)
 
 
 def _fail(words: Sequence[str], error: StatepipeError) -> int:
@@ -132,12 +132,12 @@ def _meant(name: str) -> str:
     return f"did you mean {verb}? " if verb else ""
 
 
-def _dispatch(verb: Verb, words: Sequence[str], desk: Desk) -> int:
+def _dispatch(verb: Verb, words: Sequence[str], job: Job) -> int:
     from statepipe.cli.grammar import parse
 
     values = parse(verb, words)
     module, _, function = verb.run.partition(":")
-    with desk.open(verb.name, _what(verb, values)):
+    with job.open(verb.name, _what(verb, values)):
         code: int = getattr(import_module(module), function)(verb.name, values)
     return code
 

@@ -21,7 +21,7 @@ from statepipe.shapes import told
 from statepipe.units import format_size, parse_rate
 
 if TYPE_CHECKING:
-    from statepipe.migration.migrate import Report, Request
+    from statepipe.migration.migrate import MigrateRequest, Report
     from statepipe.recovery.resolve import Finding
     from statepipe.session.options import Plan
     from statepipe.telling import Tell
@@ -106,15 +106,15 @@ def _given(values: Values, but: Sequence[str]) -> bool:
     return any(value for name, value in values.items() if name not in but)
 
 
-def _request(values: Values, plan: Plan) -> Request:
+def _request(values: Values, plan: Plan) -> MigrateRequest:
     """Raises UsageError."""
-    from statepipe.migration.migrate import Request
+    from statepipe.migration.migrate import MigrateRequest
     from statepipe.migration.source import Limits
 
     if values["on_timeout"] and not values["timeout"]:
         raise UsageError("--on-timeout says what happens at a time that --timeout SECONDS has to name")
     parameters = _parameters(values)
-    return Request(
+    return MigrateRequest(
         _monitor(values),
         plan,
         _undoing(values["words"]),
@@ -230,7 +230,7 @@ def _told(report: Report) -> str:
 def run_receive(name: str, values: Values) -> int:
     """receive: a guest from another host."""
     from statepipe.cli.guarding import guard_words
-    from statepipe.migration.receive import Request, receive
+    from statepipe.migration.receive import ReceiveRequest, receive
 
     if bool(values["command"]) == bool(values["qmp"]):
         raise UsageError("receive takes a guest into a QEMU", hint="give its command line after --, or --qmp SOCKET")
@@ -239,7 +239,7 @@ def run_receive(name: str, values: Values) -> int:
             "--serve starts a QEMU for each guest", hint="give its command line after --, without --detach"
         )
     inside = values["session_stdio"]
-    request = Request(
+    request = ReceiveRequest(
         _meeting(values),
         build_words,
         values["qmp"],
@@ -304,7 +304,7 @@ def run_check(name: str, values: Values) -> int:
 
 def run_tunnel(name: str, values: Values) -> int:
     """tunnel: connections from here to there."""
-    from statepipe.tunnel.tunnel import STDIO, Request, run_tunnel
+    from statepipe.tunnel.tunnel import STDIO, TunnelRequest, run_tunnel
 
     inside = values["come"] == STDIO
     texts = ["ssh://there" if inside else values["come"], values["go"]]
@@ -319,7 +319,7 @@ def run_tunnel(name: str, values: Values) -> int:
     if come.address.scheme == "tls" and values["also"]:
         raise UsageError("--also is for the tunnel that connects, not for the one that listens")
     _listeners(values)
-    run_tunnel(Request(come, go, once=values["once"] or inside), _saying(name))
+    run_tunnel(TunnelRequest(come, go, once=values["once"] or inside), _saying(name))
     return 0
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from statepipe.ends.listeners import ListeningSocket
-from statepipe.ends.named import LOOK, name_lost
+from statepipe.ends.named import NAME_LOOK, name_lost
 from statepipe.ends.net import Patience, lost, reset, tune
 from statepipe.errors import PeerError
 from statepipe.wakeups import polled
@@ -62,7 +62,7 @@ class _Lobby:
         """Wait for it. Raises PeerError after as much silence as is borne, since the last who is there came, and once
         nobody else can come."""
         while True:
-            ready = self._poll.poll(min(self._left(), LOOK * 1000))
+            ready = self._poll.poll(min(self._left(), NAME_LOOK * 1000))
             if not ready and not self._left():
                 raise self._nobody()
             if not ready and not self._waiting and (lost := name_lost(self._listener)):

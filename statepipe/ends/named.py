@@ -15,7 +15,7 @@ from statepipe.ends.listeners import BACKLOG, ListeningSocket
 from statepipe.ends.rendezvous import listen, sweep
 from statepipe.errors import PeerError
 
-LOOK = 1.0
+NAME_LOOK = 1.0
 """Seconds between two looks at a name, at the most."""
 
 

@@ -93,7 +93,7 @@ def _copy(source: int, sink: int, count: int) -> int:
     return write_all(sink, os.read(source, min(count, READ_SIZE)))
 
 
-class Incoming(Protocol):
+class Returning(Protocol):
     """What comes back: a plain socket's bytes, or those of a TLS connection."""
 
     bytes: int
@@ -111,7 +111,7 @@ class Backflow:
     """
 
     def __init__(
-        self, source: Incoming, write: Callable[[Buffer], object], broken: Callable[[], object] = lambda: None
+        self, source: Returning, write: Callable[[Buffer], object], broken: Callable[[], object] = lambda: None
     ) -> None:
         self._source, self._broken = source, broken
         self._write: Callable[[Buffer], object] | None = write

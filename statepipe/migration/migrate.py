@@ -42,7 +42,7 @@ UNMOVED = "nothing was moved"
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class MigrateRequest:
     """What was asked for. `plan.words` see the plain stream and `undo` undoes them over there.
 
     `offline` stops the guest first. `parameters` are QEMU's own (downtime-limit in ms, max-bandwidth in bytes a
@@ -90,7 +90,7 @@ def check(qmp: str, plan: Plan, remote: Sequence[str] | None, tell: Tell) -> lis
         return findings
 
 
-def migrate(request: Request, warn: Tell, guard: Command, listeners: Sequence[Listener]) -> Report:
+def migrate(request: MigrateRequest, warn: Tell, guard: Command, listeners: Sequence[Listener]) -> Report:
     """Move the guest; what it came to. Raises StatepipeError, whose hint says where the guest is."""
     with Guardian(guard) as guardian, closing(Monitor(request.qmp, tell=warn)) as monitor:
         monitor.demand_handover()
@@ -99,7 +99,9 @@ def migrate(request: Request, warn: Tell, guard: Command, listeners: Sequence[Li
         return _move(request, warn, monitor, guardian, listeners)
 
 
-def _move(request: Request, warn: Tell, monitor: Monitor, guardian: Guardian, listeners: Sequence[Listener]) -> Report:
+def _move(
+    request: MigrateRequest, warn: Tell, monitor: Monitor, guardian: Guardian, listeners: Sequence[Listener]
+) -> Report:
     """Both sides meet, agree, and part. Raises StatepipeError."""
     with (
         _unmoved() as unmoved,
@@ -185,7 +187,7 @@ def _far_words(monitor: Monitor, plan: Plan, remote: Sequence[str] | None) -> li
     return [*words, "--chdir", process.folder, "--", process.program, *anew(process.command)[1:]]
 
 
-def _agree(request: Request, monitor: Monitor, peer: Peer, warn: Tell) -> tuple[Offer, str]:
+def _agree(request: MigrateRequest, monitor: Monitor, peer: Peer, warn: Tell) -> tuple[Offer, str]:
     """Both sides look at each other, and are content; with the guest's run state. Raises StatepipeError."""
     state = movable(monitor, request.qmp)
     offer = Offer(MIGRATE, gather(monitor), request.undo, state in LIVE)
@@ -213,12 +215,12 @@ def _judge(findings: Sequence[Finding], warn: Tell, *, force: bool) -> None:
         raise StatepipeError("; ".join(reasons), hint=f"{UNMOVED}; statepipe check shows all, --force overrules")
 
 
-def _capabilities(request: Request) -> dict[str, bool]:
+def _capabilities(request: MigrateRequest) -> dict[str, bool]:
     """Whatever else is on that one stream cannot serve is off meanwhile; `tunnel` carries QEMU's own sockets."""
     return dict.fromkeys((*CAPABILITIES, *request.capabilities), True)
 
 
-def _go(departure: Departure, request: Request, guardian: Guardian) -> None:
+def _go(departure: Departure, request: MigrateRequest, guardian: Guardian) -> None:
     """Raises StatepipeError unless the guest runs over there."""
     if request.offline:
         departure.stop_guest()
@@ -229,7 +231,7 @@ def _go(departure: Departure, request: Request, guardian: Guardian) -> None:
         raise _failure(departure, state, request)
 
 
-def _failure(departure: Departure, state: Source, request: Request) -> StatepipeError:
+def _failure(departure: Departure, state: Source, request: MigrateRequest) -> StatepipeError:
     """What is known of the guest now that it did not move: by the state that was reached, and by QEMU's own word."""
     cause = departure.cause
     error = cause if isinstance(cause, StatepipeError) else QemuError(f"the migration failed: {cause!r}")

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from statepipe.errors import PeerError, StatepipeError
 from statepipe.session.messages import Messages
-from statepipe.session.protocol.channels import Verdict
+from statepipe.session.protocol.channels import ChannelVerdict
 from statepipe.session.session import FAREWELL, Session, error_of
 from statepipe.session.streams import SessionSink, SessionSource
 
@@ -48,11 +48,11 @@ class Inlet(SessionSource):
 
     def accept(self) -> None:
         """All of it is where it belongs: the far commit returns."""
-        self.session.judge(self._channel, Verdict())
+        self.session.judge(self._channel, ChannelVerdict())
 
     def refuse(self, error: StatepipeError) -> None:
         """No more of it is taken: the far side's writing raises this. The other direction goes on."""
-        self.session.judge(self._channel, Verdict(error.exit_code, str(error)))
+        self.session.judge(self._channel, ChannelVerdict(error.exit_code, str(error)))
 
 
 class Peer:

@@ -43,7 +43,7 @@ from statepipe.session.options import Plan
 from statepipe.telling import Tell
 from statepipe.wakeups import polled
 
-ENDING = 5000
+QUIT_TIME = 5000
 """Milliseconds that a QEMU has to end when it is told to quit, before it is killed."""
 
 AGAIN = 1.0
@@ -57,7 +57,7 @@ Undo = Callable[[Sequence[str]], Sequence[NamedStage]]
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class ReceiveRequest:
     """What was asked for: a QEMU's monitor (`qmp`), or the command that starts one in `folder`. `undo` makes stages.
 
     `guests` are the most that run at once, with `--serve`; None: take one and stay with it. `log` takes what QEMU
@@ -78,7 +78,7 @@ class Request:
 class Host:
     """The QEMU that is to have the guest, started on entering if it is ours. Leaving before `let_go` ends it then."""
 
-    def __init__(self, request: Request, offer: Offer, tell: Tell, guardian: Guardian) -> None:
+    def __init__(self, request: ReceiveRequest, offer: Offer, tell: Tell, guardian: Guardian) -> None:
         self._tell, self._guardian = tell, guardian
         self._offer = offer
         self.own: Own | None = None
@@ -163,7 +163,7 @@ class Host:
             with suppress(QemuGone, QemuSilent):
                 self.monitor.hurry()
                 self.monitor.execute("quit")
-            if not polled(own).poll(ENDING):
+            if not polled(own).poll(QUIT_TIME):
                 with suppress(ProcessLookupError):  # it was quicker
                     signal.pidfd_send_signal(own, signal.SIGKILL)
                 polled(own).poll()
@@ -220,7 +220,7 @@ Refused = Callable[[Exception], object]
 """Has the last word on a visitor who gave no guest, whatever the reason, and who ends nothing."""
 
 
-def receive(request: Request, say: Tell, refused: Refused, guard: Command, listeners: Sequence[Listener]) -> int:
+def receive(request: ReceiveRequest, say: Tell, refused: Refused, guard: Command, listeners: Sequence[Listener]) -> int:
     """Take a guest, or one after the other. The exit status: of the QEMU that we started, unless it is left to itself.
 
     Raises StatepipeError, and then there is no guest here; one who serves has it told by `refused` and waits for the
@@ -260,7 +260,7 @@ class _Reception:
 
     def __init__(
         self,
-        request: Request,
+        request: ReceiveRequest,
         next_peer: Callable[[], AbstractContextManager[Peer]],
         say: Tell,
         refused: Refused,

@@ -21,10 +21,10 @@ from typing import Any
 
 from statepipe.ends.fd import FdSource, write_all
 from statepipe.ends.net import Patience, SocketSink, SocketSource
-from statepipe.ends.relay import Backflow, Incoming
+from statepipe.ends.relay import Backflow, Returning
 from statepipe.errors import InterruptedBySignal, PeerError, QemuError, QemuGone, QemuSilent, StatepipeError
 from statepipe.formats.qemu.stream import QemuStream
-from statepipe.migration.migrate import Report, Request, movable
+from statepipe.migration.migrate import MigrateRequest, Report, movable
 from statepipe.migration.source import LOOK
 from statepipe.pipeline.job import at_work, works_for
 from statepipe.pipeline.pipeline import Pipeline
@@ -43,17 +43,17 @@ from statepipe.telling import Tell
 from statepipe.transfer.endpoints import MakeSink, connected_to, outgoing
 from statepipe.wakeups import polled
 
-FarEnd = AbstractContextManager[tuple[Incoming, MakeSink]]
+FarEnd = AbstractContextManager[tuple[Returning, MakeSink]]
 """What comes back from the other end, and how to make the sink that leads there."""
 
 
-def to_address(request: Request) -> FarEnd:
+def to_address(request: MigrateRequest) -> FarEnd:
     """The plan's address. Entering raises PeerError."""
     return outgoing(request.plan)
 
 
 @contextmanager
-def to_program(command: str) -> Iterator[tuple[Incoming, MakeSink]]:
+def to_program(command: str) -> Iterator[tuple[Returning, MakeSink]]:
     """A shell's command line: the stream is its standard input, the return path its standard output.
 
     Raises StatepipeError where it ends with another status than 0.
@@ -87,7 +87,7 @@ def _demand_success(process: Process, name: str, hint: str | None) -> None:
         raise StatepipeError(f"{name} ended with {how}", hint=hint)
 
 
-def migrate_plainly(request: Request, far: FarEnd, name: str, tell: Tell, guard: Command) -> Report:
+def migrate_plainly(request: MigrateRequest, far: FarEnd, name: str, tell: Tell, guard: Command) -> Report:
     """Move the guest by QEMU's word alone, to what people call `name`; `tell` hears what it is waited for, and `guard`
     starts the guardian.
 
@@ -104,7 +104,7 @@ def migrate_plainly(request: Request, far: FarEnd, name: str, tell: Tell, guard:
         )
 
 
-def migrate_directly(request: Request, tell: Tell, guard: Command) -> Report:
+def migrate_directly(request: MigrateRequest, tell: Tell, guard: Command) -> Report:
     """The same, to the plan's address, with nothing between QEMU and its connection. Raises StatepipeError."""
     plan = request.plan
     with (
@@ -122,7 +122,7 @@ def migrate_directly(request: Request, tell: Tell, guard: Command) -> Report:
 
 
 def _migrate(
-    request: Request,
+    request: MigrateRequest,
     monitor: Monitor,
     undoing: Undoing,
     name: str,
@@ -198,7 +198,7 @@ class Direct:
 
 
 def _carry(
-    request: Request, monitor: Monitor, undoing: Undoing, returning: Incoming, make_sink: MakeSink
+    request: MigrateRequest, monitor: Monitor, undoing: Undoing, returning: Returning, make_sink: MakeSink
 ) -> tuple[int, dict[str, Any]]:
     """The stream there and the answers back; bytes sent, and QEMU's figures once it says `completed`."""
     ours, theirs = socket.socketpair()

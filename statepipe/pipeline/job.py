@@ -1,12 +1,12 @@
-"""Where a command keeps what it is at, for whoever asks: `statepipe ps`, `rate` and `cancel`, or SIGUSR1.
+"""The command that runs in this process, as a job that `statepipe ps`, `rate`, `cancel` and SIGUSR1 reach.
 
-cli opens the desk with the verb; each pipeline lays itself on it for as long as its bytes flow (`at_work`), and only
-then does the process listen. So a process can be asked exactly while it has something to tell: a `load` that stays as
-QEMU's parent once the guest runs is no job any more, and cannot be cancelled by mistake.
+cli opens the job with the verb. Each pipeline is its work for as long as its bytes flow (`at_work`), and only then does
+the process listen at a socket. So a process answers exactly while it has something to report: a `load` that stays as
+QEMU's parent once the guest runs has no work any more, and cannot be cancelled by mistake.
 
-The desk is found through a context variable, as the decimal module finds its precision: between the verb and its
-pipeline stand functions that have nothing to do with it. Where there is no desk, as in a test of a pipeline alone,
-nobody listens. A thread starts without one; whoever runs a pipeline there takes the context along.
+A context variable holds the job, as the decimal module's holds its precision: the functions between the verb and its
+pipeline have nothing to do with it. Where it holds none, as in a test of a pipeline alone, nothing listens. A new
+thread has none; a thread that runs a pipeline of the command must run in a copy of the context.
 """
 
 from __future__ import annotations
@@ -22,47 +22,47 @@ from statepipe.errors import InterruptedBySignal, StatepipeError
 from statepipe.pipeline.signals import forget_late, held, ignore
 
 if TYPE_CHECKING:
-    from statepipe.pipeline.jobsocket import Listener
-    from statepipe.pipeline.statuslines import Report
+    from statepipe.pipeline.jobsocket import JobSocket
+    from statepipe.pipeline.statuslines import StatusLines
 
 
-class Job(Protocol):
-    """What can be asked of work that goes on. Both may be called from any thread."""
+class Work(Protocol):
+    """What a job does now. Both may be called from any thread."""
 
     def status(self) -> dict[str, Any]: ...
 
     def set_rate(self, rate: int | None) -> None: ...
 
 
-class Desk:
-    """One command: its verb, what it works on, and the job at hand, if there is one.
+class Job:
+    """One command: its verb, what it works on, and its work of this moment, if it has any.
 
-    `complain` hears why nobody can ask, where that is so.
+    `complain` gets the reason if the job cannot be reached.
     """
 
     def __init__(self, complain: Callable[[str], None]) -> None:
         self.verb = self.what = ""
-        self.job: Job | None = None
+        self.work: Work | None = None
         self.cancelled = False
         self.qemu: tuple[int, bool] | None = None  # whose guest's state is on its way, where we drive it: `works_for`
         self._deaf = self._placed = False
         self._complain = complain
-        self._listener: Listener | None = None
-        self._reports: list[Report] = []
+        self._listener: JobSocket | None = None
+        self._reports: list[StatusLines] = []
 
     def status(self) -> dict[str, Any]:
-        """The job's status after who does it: `pid`, `verb`, `what`. Raises StatepipeError between two jobs."""
+        """The status of its work, after `pid`, `verb`, `what`. Raises StatepipeError while it has no work."""
         return self._told(self._at_hand())
 
     def glance(self) -> dict[str, Any] | None:
-        """The same, or None between two jobs."""
-        return None if (job := self.job) is None else self._told(job)
+        """The same, or None while it has no work."""
+        return None if (work := self.work) is None else self._told(work)
 
-    def _told(self, job: Job) -> dict[str, Any]:
-        return {"pid": os.getpid(), "verb": self.verb, "what": self.what, **job.status()}
+    def _told(self, work: Work) -> dict[str, Any]:
+        return {"pid": os.getpid(), "verb": self.verb, "what": self.what, **work.status()}
 
     def set_rate(self, rate: int | None) -> None:
-        """As the job's. Raises StatepipeError."""
+        """As its work's. Raises StatepipeError."""
         self._at_hand().set_rate(rate)
 
     def cancel(self) -> None:
@@ -74,29 +74,29 @@ class Desk:
         os.kill(os.getpid(), signal.SIGTERM)
 
     def report_to(self, fd: int) -> None:
-        """Write status lines to a descriptor while there is a job, and the verdict at the end. Raises UsageError."""
-        from statepipe.pipeline.statuslines import Report
+        """Write status lines to a descriptor while it has work, and the verdict at the end. Raises UsageError."""
+        from statepipe.pipeline.statuslines import StatusLines
 
         nothing = {"seconds": 0.0, "bytes_in": 0, "bytes_out": 0, "stages": []}
         before = {"pid": os.getpid(), "verb": self.verb, "what": self.what, **nothing}
-        self._reports.append(Report(fd, self.glance, before))
+        self._reports.append(StatusLines(fd, self.glance, before))
 
     def tell(self, facts: dict[str, Any]) -> None:
         """Tell the reports of a step, at once."""
         for report in self._reports:
             report.tell(facts)
 
-    def _at_hand(self) -> Job:
-        if (job := self.job) is None:
+    def _at_hand(self) -> Work:
+        if (work := self.work) is None:
             raise StatepipeError("it has just ended")
-        return job
+        return work
 
     @contextmanager
     def open(self, verb: str, what: str) -> Iterator[None]:
         """Within it, the pipelines of this thread can be asked for. `what`: file names and the like, for people."""
         self.verb, self.what = verb, what
         self._deaf = signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
-        token = _DESK.set(self)
+        token = _JOB.set(self)
         try:
             with self._reported():
                 yield
@@ -107,7 +107,7 @@ class Desk:
                 raise cancelled from error
             raise
         finally:
-            _DESK.reset(token)
+            _JOB.reset(token)
             self._clear()
 
     @contextmanager
@@ -131,12 +131,12 @@ class Desk:
             self._reports.clear()
 
     @contextmanager
-    def lay(self, job: Job) -> Iterator[None]:
-        """Within it, `job` is the one at hand."""
+    def lay(self, work: Work) -> Iterator[None]:
+        """Within it, that is the job's work."""
         try:
             with held():
                 self._listen()
-                self.job = job
+                self.work = work
                 for report in self._reports:
                     report.begin()
             yield
@@ -147,12 +147,12 @@ class Desk:
             self._clear()
 
     def _listen(self) -> None:
-        from statepipe.pipeline.jobsocket import Listener
+        from statepipe.pipeline.jobsocket import JobSocket
         from statepipe.pipeline.runtimefolder import passed_over
 
         if self._listener is None:
             try:
-                self._listener = Listener(self)
+                self._listener = JobSocket(self)
                 if not self._placed and (notice := passed_over(self._listener.place)):
                     self._complain(notice)
                 self._placed = True
@@ -161,51 +161,51 @@ class Desk:
 
     def _clear(self) -> None:
         with held():
-            self.job = None
+            self.work = None
             listener, self._listener = self._listener, None
             if listener is not None:
                 listener.close()
 
 
-_DESK: ContextVar[Desk | None] = ContextVar("desk", default=None)
+_JOB: ContextVar[Job | None] = ContextVar("job", default=None)
 
 
 @contextmanager
-def at_work(job: Job) -> Iterator[None]:
-    """Within it, `job` is what this command does, if a command it is. Within itself that changes nothing."""
-    if (desk := _DESK.get()) is None or desk.job is job:
+def at_work(work: Work) -> Iterator[None]:
+    """Within it, `work` is that of the command that runs here, if one does. Within itself this changes nothing."""
+    if (job := _JOB.get()) is None or job.work is work:
         yield
     else:
-        with desk.lay(job):
+        with job.lay(work):
             yield
 
 
 def glance() -> Callable[[], dict[str, Any] | None]:
     """What tells, from any thread, the status of the command that runs here; None where it is at nothing."""
-    desk = _DESK.get()
-    return (lambda: None) if desk is None else desk.glance
+    job = _JOB.get()
+    return (lambda: None) if job is None else job.glance
 
 
 def report_to(fd: int) -> None:
-    """As Desk.report_to, of the command that runs here. Raises StatepipeError."""
-    if (desk := _DESK.get()) is None:
+    """As Job.report_to, of the command that runs here. Raises StatepipeError."""
+    if (job := _JOB.get()) is None:
         raise StatepipeError("no command runs here")
-    desk.report_to(fd)
+    job.report_to(fd)
 
 
 def teller() -> Callable[[dict[str, Any]], None]:
-    """Desk.tell of the command that runs here, for any thread."""
-    desk = _DESK.get()
-    return (lambda facts: None) if desk is None else desk.tell
+    """Job.tell of the command that runs here, for any thread."""
+    job = _JOB.get()
+    return (lambda facts: None) if job is None else job.tell
 
 
 def works_for(pid: int, *, once: bool = False) -> None:
     """The command that runs here moves or saves the guest of that QEMU, each page `once` if it is a snapshot."""
-    if (desk := _DESK.get()) is not None:
-        desk.qemu = pid, once
+    if (job := _JOB.get()) is not None:
+        job.qemu = pid, once
 
 
 def its_qemu() -> Callable[[], tuple[int, bool] | None]:
     """What tells, from any thread, that QEMU's process id, and whether each page leaves but once."""
-    desk = _DESK.get()
-    return (lambda: None) if desk is None else lambda: desk.qemu
+    job = _JOB.get()
+    return (lambda: None) if job is None else lambda: job.qemu

@@ -34,7 +34,7 @@ from statepipe.shapes import (
     whole,
 )
 
-PATIENCE = 5.0
+ANSWER_TIME = 5.0
 """Seconds for an answer. One takes a millisecond; a process that is stopped (SIGSTOP) gives none."""
 
 ANSWER_LIMIT = 1 << 20
@@ -221,9 +221,9 @@ def _connect(folder: int, job: str) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         # With a timeout of Python's, connect would not wait at all where the queue is full.
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(PATIENCE), 0))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(ANSWER_TIME), 0))
         connection.connect(inside(folder, job))
-        connection.settimeout(PATIENCE)
+        connection.settimeout(ANSWER_TIME)
     except (ConnectionRefusedError, FileNotFoundError):
         connection.close()
         raise
@@ -245,8 +245,8 @@ def _ask(connection: socket.socket, job: str, request: dict[str, Any]) -> Any:
 
 
 def _line(connection: socket.socket) -> bytes:
-    """A line, or so much of what is none. Raises TimeoutError if it is not there after PATIENCE."""
-    line, deadline = bytearray(), time.monotonic() + PATIENCE
+    """A line, or so much of what is none. Raises TimeoutError if it is not there after ANSWER_TIME."""
+    line, deadline = bytearray(), time.monotonic() + ANSWER_TIME
     while not line.endswith(b"\n") and len(line) <= ANSWER_LIMIT:
         if (left := deadline - time.monotonic()) <= 0:
             raise TimeoutError

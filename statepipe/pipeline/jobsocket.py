@@ -28,7 +28,7 @@ from statepipe.wakeups import Bell
 REQUEST_LIMIT = 4096
 """Bytes; the longest request there is has sixty."""
 
-PATIENCE = 2.0
+REQUEST_TIME = 2.0
 """Seconds that a client has for its request."""
 
 CLIENTS = 32
@@ -58,7 +58,7 @@ class _Client:
         connection.setblocking(False)
         self.connection = connection
         self.said = b""
-        self.until = time.monotonic() + PATIENCE
+        self.until = time.monotonic() + REQUEST_TIME
 
     def hear(self) -> bool:
         """Take what there is; False once there will be no request."""
@@ -70,7 +70,7 @@ class _Client:
         return bool(part) and len(self.said) <= REQUEST_LIMIT
 
 
-class Listener:
+class JobSocket:
     """A socket in the runtime folder `place`, its `name`, and the thread that answers there until `close`.
 
     Raises OSError.
@@ -178,12 +178,12 @@ def answer(asked: Asked, request: bytes, connection: socket.socket) -> bool:
         reply = {"error": "this is no request of statepipe's", "hint": None}
     line = json.dumps(reply).encode() + b"\n"
     try:
-        return connection.send(line) == len(line) and reply.get("ok") == ENDING
+        return connection.send(line) == len(line) and reply.get("ok") == CANCELLING
     except OSError:  # the client is gone, or reads nothing
         return False
 
 
-ENDING = "ending"
+CANCELLING = "ending"
 """The answer to cancel."""
 
 
@@ -201,7 +201,7 @@ def _understand(request: object) -> Callable[[Asked], object]:
 
 def _cancel(asked: Asked) -> str:
     asked.cancel()
-    return ENDING
+    return CANCELLING
 
 
 def publish(folder: int) -> tuple[socket.socket, str, File]:

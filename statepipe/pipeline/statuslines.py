@@ -56,7 +56,7 @@ PTMX = os.makedev(5, 2)
 Status = dict[str, Any]
 
 
-class Report:
+class StatusLines:
     """Lines to descriptor `fd` of what `status` tells, if anything. Raises UsageError unless it is open for writing.
 
     `before` is what there is to tell of work that fails before it has begun.

@@ -24,10 +24,8 @@ from statepipe.errors import QemuError, QemuGone, StatepipeError, UsageError
 from statepipe.processes import Process
 from statepipe.qemu.commandline import MONITOR, TAKE_JSON, anew, in_words, option_of, parted
 from statepipe.qemu.lastwords import LastWords, last_lines
+from statepipe.threads import ENDING
 from statepipe.wakeups import polled
-
-ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""The signals that end a command."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,10 +19,10 @@ from statepipe.errors import PeerError, StatepipeError
 from statepipe.pipeline.runtimefolder import open_runtime_folder, runtime_folder
 from statepipe.threads import beside
 
-PATIENCE = 5.0
+HANDOVER_TIME = 5.0
 """Seconds in which a visitor hands its descriptors over: it does so at once."""
 
-LOOK = 250
+LOOK_FOR_END = 250
 """Milliseconds between two looks at whether links are still wanted: so late may the end of a receiver be."""
 
 QUEUE = 128
@@ -66,7 +66,7 @@ def _watched(listener: socket.socket, come: Come) -> Iterator[None]:
 
     def watch() -> None:
         while not closed.is_set():
-            if poll.poll(LOOK):
+            if poll.poll(LOOK_FOR_END):
                 with suppress(OSError):  # it left again, or had nothing to hand over
                     _let_in(listener.accept()[0], come)
 
@@ -79,7 +79,7 @@ def _let_in(visitor: socket.socket, come: Come) -> None:
     try:
         if not is_ours(visitor):
             raise PermissionError("another user")
-        visitor.settimeout(PATIENCE)
+        visitor.settimeout(HANDOVER_TIME)
         _, fds, _, _ = socket.recv_fds(visitor, 1, 2)
         if len(fds) != 2:
             raise ConnectionError("no link came")

@@ -16,7 +16,7 @@ from statepipe.errors import PeerError
 from statepipe.session.protocol.admission import SESSION_SIZE, TOKEN_SIZE, Doorkeeper, Late, Party, Secrets, refuse
 from statepipe.session.protocol.channels import MIN_WINDOW, WINDOW
 from statepipe.session.protocol.frames import MAX_LINKS, FrameReader, Greeting, Greets, Role, Violation
-from statepipe.session.protocol.states import Link
+from statepipe.session.protocol.states import LinkState
 from statepipe.session.protocol.wire import Wire
 from statepipe.session.session import Session, Timing
 from statepipe.session.transport import Transport
@@ -25,7 +25,7 @@ from statepipe.threads import NoThread, start
 FIRST_PAUSE, LAST_PAUSE = 0.05, 0.25
 """Seconds between dials, doubling: a network that is back is used within a second, one that is not is left alone."""
 
-LOOK = 0.1
+STUCK_LOOK = 0.1
 """Seconds between two looks at whether a link is stuck."""
 
 ANSWER_TIME = 2.0
@@ -66,7 +66,7 @@ class _Carried:
     """A link of ours that a thread carries until it is `over`."""
 
     transport: Transport
-    link: Link
+    link: LinkState
     over: threading.Event
     began: float = field(default_factory=time.monotonic)
 
@@ -142,7 +142,7 @@ class _Dialler:
         """Wait until there is no link, or one that is stuck; whether it was open."""
         if current is None:
             return False
-        while not current.over.wait(LOOK) and not self._is_stuck(current):
+        while not current.over.wait(STUCK_LOOK) and not self._is_stuck(current):
             continue
         if current.over.is_set() and not self._session.wire.opened:
             self._count_attempt()

@@ -16,7 +16,7 @@ from struct import Struct
 from typing import Any
 
 from statepipe.errors import IntegrityError, PeerError
-from statepipe.session.protocol.channels import Verdict
+from statepipe.session.protocol.channels import ChannelVerdict
 from statepipe.session.protocol.frames import Violation
 from statepipe.session.session import Session
 from statepipe.shapes import Misshapen, anything, parse, table, text, told
@@ -90,7 +90,7 @@ class Messages:
         self._incoming.prove()
         if self._held:
             raise Violation("it ended in the midst of a message")
-        self._session.judge(self._incoming, Verdict())
+        self._session.judge(self._incoming, ChannelVerdict())
         return False
 
     def _cut(self) -> dict[str, Any] | None:

@@ -22,7 +22,7 @@ from statepipe.wakeups import Stoppable
 FIRST = 30.0
 """Seconds that the first may take where nobody can be asked and --timeout does not say: it wakes a host, perhaps."""
 
-REDIAL = 10.0
+SSH_REDIAL = 10.0
 """Seconds that a later ssh may take to log in and start statepipe: an old machine over a long way needs three."""
 
 
@@ -37,7 +37,7 @@ class SshDial(Stoppable):
     find it. Each verb that can be met so lets links in with `insidessh.inside`.
     """
 
-    def __init__(self, plan: Plan, words: Sequence[str], redial: float = REDIAL) -> None:
+    def __init__(self, plan: Plan, words: Sequence[str], redial: float = SSH_REDIAL) -> None:
         super().__init__()
         self._plan, self._words, self._asks, self._redial = plan, words, has_terminal(), redial
         self._name: str | None = None

@@ -14,7 +14,7 @@ from select import POLLIN
 
 from statepipe.ends.dial import connect
 from statepipe.ends.listeners import ListeningSocket
-from statepipe.ends.named import LOOK, name_lost
+from statepipe.ends.named import NAME_LOOK, name_lost
 from statepipe.ends.net import Patience, awaited, tune
 from statepipe.ends.peercred import demand_user, peer_of
 from statepipe.ends.ration import Refusals
@@ -101,7 +101,7 @@ def unix_door(plan: Plan, listener: ListeningSocket, acceptor: Acceptor, turned_
 
     def watch() -> None:
         poll = polled(listener.fileno(), end.fd)
-        while not any(fd == end.fd for fd, _ in poll.poll(LOOK * 1000)):
+        while not any(fd == end.fd for fd, _ in poll.poll(NAME_LOOK * 1000)):
             turned_away.look()
             if lost := name_lost(listener):
                 acceptor.give_up(lost)

@@ -17,7 +17,7 @@ from typing import Self
 
 from statepipe.errors import IntegrityError, NoKeyError, PeerError, QemuError, StatepipeError
 from statepipe.session.linknews import LinkNews, Tell, nobody
-from statepipe.session.protocol.channels import Incoming, Outgoing, Verdict
+from statepipe.session.protocol.channels import ChannelVerdict, Incoming, Outgoing
 from statepipe.session.protocol.frames import Violation
 from statepipe.session.protocol.states import Change, Event, State
 from statepipe.session.protocol.wire import Wire
@@ -247,7 +247,7 @@ class Session:
         if self.failure is None:
             self.failure = error
             self._has_aborted = True
-            self.wire.abort(Verdict(error.exit_code, str(error)))
+            self.wire.abort(ChannelVerdict(error.exit_code, str(error)))
         self._wake_all()
 
     def check(self) -> None:
@@ -283,7 +283,7 @@ class Session:
             raise error_of(channel.verdict, self.name)
         return True
 
-    def verdict(self, channel: Outgoing) -> Verdict:
+    def verdict(self, channel: Outgoing) -> ChannelVerdict:
         """Wait for the far consumer's verdict. Raises the session's failure."""
         if not self.wait_until(lambda: channel.verdict is not None):
             self.check()
@@ -314,7 +314,7 @@ class Session:
         with self.lock:
             self._wake_all()
 
-    def judge(self, channel: Incoming, verdict: Verdict) -> None:
+    def judge(self, channel: Incoming, verdict: ChannelVerdict) -> None:
         """Tell the writer what became of its channel."""
         with self.lock:
             self.wire.judge(channel, verdict)
@@ -342,7 +342,7 @@ class Session:
         return sum(link.is_open for link in list(self.wire.links.values()))
 
 
-def error_of(verdict: Verdict, name: str) -> StatepipeError:
+def error_of(verdict: ChannelVerdict, name: str) -> StatepipeError:
     """The peer's failure as ours: of the same kind, so that both end with the same exit code."""
     kind = _KINDS.get(verdict.code, PeerError)
     return kind(f"{name} failed: {verdict.text or 'it gave no reason'}", hint="look at what it says over there")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Self
 
 from statepipe.errors import IntegrityError, StatepipeError
-from statepipe.session.protocol.channels import Verdict
+from statepipe.session.protocol.channels import ChannelVerdict
 from statepipe.session.protocol.frames import FRAME_SIZE
 from statepipe.session.session import FAREWELL, Session, error_of
 from statepipe.stage import Buffer, Cancelled
@@ -116,7 +116,7 @@ class SessionSource:
         try:
             self._channel.prove()
         except IntegrityError as error:
-            self.session.judge(self._channel, Verdict(error.exit_code, str(error)))
+            self.session.judge(self._channel, ChannelVerdict(error.exit_code, str(error)))
             raise
         self._proved = True
 
@@ -127,13 +127,13 @@ class SessionSource:
 
     def done(self) -> bool:
         """The bytes are where they belong: tell the sender. Whether it has heard it, within the session's `retry`."""
-        self.session.judge(self._channel, Verdict())
+        self.session.judge(self._channel, ChannelVerdict())
         return self._part(max(FAREWELL, self.session.timing.retry))
 
     def fail(self, error: BaseException) -> bool:
         """The consumer failed: tell the sender why. Whether it has heard it."""
         failure = _failure(error)
-        self.session.judge(self._channel, Verdict(failure.exit_code, str(failure)))
+        self.session.judge(self._channel, ChannelVerdict(failure.exit_code, str(failure)))
         return self._part(min(FAREWELL, self.session.timing.retry))
 
     def _part(self, seconds: float) -> bool:

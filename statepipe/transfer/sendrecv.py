@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 IDLE = 1000
 """Milliseconds of silence after which a sending QEMU gets a sign of life (stages/watch.py)."""
 
-Incoming = Union[FdSource, "SessionSource"]
-Outgoing = Union[FdSink, SocketSink, "SessionSink"]
+AnySource = Union[FdSource, "SessionSource"]
+AnySink = Union[FdSink, SocketSink, "SessionSink"]
 
 
 class Looked:
     """A source whose first bytes have been looked at, and still come."""
 
-    def __init__(self, source: Incoming) -> None:
+    def __init__(self, source: AnySource) -> None:
         self.source = source
         self.taken: list[Buffer] = []
         while is_undecided(self.head) and (buffer := next(source, None)) is not None:
@@ -100,10 +100,10 @@ def _to_stdout(buffer: Buffer) -> None:
 
 
 def _carry(
-    source: Incoming,
+    source: AnySource,
     followers: Sequence[NamedStage],
     words: Sequence[NamedStage],
-    sink: Outgoing,
+    sink: AnySink,
     finish: Callable[[], None] = lambda: None,
 ) -> None:
     """From the source to the sink, and `finish`, which may wait for the other side: it is still asked how it goes.

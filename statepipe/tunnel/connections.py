@@ -21,7 +21,7 @@ from statepipe.tunnel.connection import Connection
 CONNECTIONS = 64
 """At a time: a migration by multifd has 17 at the most (QEMU's multifd-channels and the stream's own)."""
 
-WINDOW = WINDOWS[1]
+MOST_WINDOW = WINDOWS[1]
 """Bytes on their way, each way, in one connection at the most."""
 
 BUDGET = 256 << 20
@@ -40,7 +40,7 @@ def share(windows: Collection[int]) -> int:
     """The window of one more connection beside these windows. The first fare best, and the last still has one."""
     others = CONNECTIONS - len(windows) - 1
     left = BUDGET - sum(windows) - others * MIN_WINDOW
-    return max(min(WINDOW, left // PART), MIN_WINDOW)
+    return max(min(MOST_WINDOW, left // PART), MIN_WINDOW)
 
 
 class Connections:

@@ -35,14 +35,14 @@ from statepipe.session.transport import Transport
 from statepipe.telling import Tell
 from statepipe.transfer.endpoints import trust_of
 from statepipe.tunnel.connection import Connection
-from statepipe.tunnel.connections import CONNECTIONS, DOOR, WINDOW, Connections, share
+from statepipe.tunnel.connections import CONNECTIONS, DOOR, MOST_WINDOW, Connections, share
 
 STDIO = "-"
 """FROM, where ssh:// has started us: standard input and output are the first link."""
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class TunnelRequest:
     """Where connections come in, and where they go on to; one of the two is tls://, or ssh://. `once`: end with the
     last. Coming in by ssh:// means one, from whoever started us inside ssh."""
 
@@ -51,7 +51,7 @@ class Request:
     once: bool = False
 
 
-def run_tunnel(request: Request, say: Tell) -> None:
+def run_tunnel(request: TunnelRequest, say: Tell) -> None:
     """Carry connections until a signal, or with `once` until the last has ended. Raises StatepipeError."""
     connections = Connections(say, once=request.once)
     if request.come.address.scheme == SSH:
@@ -71,7 +71,7 @@ def run_tunnel(request: Request, say: Tell) -> None:
 # --- where connections come in
 
 
-def _near(request: Request, listener: ListeningSocket, connections: Connections, say: Tell) -> None:
+def _near(request: TunnelRequest, listener: ListeningSocket, connections: Connections, say: Tell) -> None:
     """Each has reached the far tunnel, or never will, before the next is taken.
 
     Raises NameLost once no other can come, and those that are there have ended.
@@ -152,7 +152,7 @@ class _Insistent:
 # --- where they go on
 
 
-def _far(request: Request, listener: ListeningSocket, connections: Connections, say: Tell) -> None:
+def _far(request: TunnelRequest, listener: ListeningSocket, connections: Connections, say: Tell) -> None:
     """Here sessions come in."""
     turned_away, plan = Refusals(say), request.go
     patience = replace(timing(request.come), tell=connections.news)
@@ -181,7 +181,7 @@ def _go_on(plan: Plan, connections: Connections, connection: Connection) -> None
     connections.launch(connection, lambda: connection.carry(program))
 
 
-def _run_inside(request: Request, connections: Connections) -> None:
+def _run_inside(request: TunnelRequest, connections: Connections) -> None:
     """The one connection of who started us inside ssh. Raises StatepipeError.
 
     The program is there before the near end hears of us, which takes its next connection then: so their order holds.
@@ -189,7 +189,7 @@ def _run_inside(request: Request, connections: Connections) -> None:
     from statepipe.transfer.insidessh import first_patience, inside, turned_away
 
     come, go = request.come, request.go
-    acceptor = Acceptor(Role.TUNNELS, timing(come), turned_away, window=WINDOW)
+    acceptor = Acceptor(Role.TUNNELS, timing(come), turned_away, window=MOST_WINDOW)
     with connect(go.address, go.patience, None, insecure=go.insecure) as program, inside(acceptor):
         connection = connections.open(acceptor.wait(first_patience(come)))
         try:

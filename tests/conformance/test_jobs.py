@@ -163,7 +163,7 @@ def test_one_that_is_stopped_does_not_keep_ps_waiting_for_ever() -> None:
     with reading("compress") as job, reading("compress") as other:
         job.send_signal(signal.SIGSTOP)
         os.waitid(os.P_PID, job.pid, os.WSTOPPED)
-        soon = hurried("pipeline.jobs.PATIENCE=2")
+        soon = hurried("pipeline.jobs.ANSWER_TIME=2")
         rows = listed(soon)
         assert rows[str(job.pid)] == {"id": str(job.pid), "error": "does not answer"}
         assert rows[str(other.pid)]["verb"] == "compress"

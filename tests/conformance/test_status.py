@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from statepipe.pipeline.statuslines import Report, line_of
+from statepipe.pipeline.statuslines import StatusLines, line_of
 from tests.conformance.running import PATIENCE, STATEPIPE, run, started, stop
 
 DATA = bytes(range(256)) * 4096
@@ -173,7 +173,7 @@ def test_lines_that_nobody_reads_leave_room_for_the_verdict(kind: str) -> None:
     reading, writing = ends(kind)
     if kind == "one page":
         fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
-    report = Report(writing, lambda: {"figures": "x" * 1000})
+    report = StatusLines(writing, lambda: {"figures": "x" * 1000})
     os.close(writing)
     told: list[bytes] = []
 
@@ -198,10 +198,10 @@ def test_lines_that_nobody_reads_leave_room_for_the_verdict(kind: str) -> None:
 
 def test_lines_of_two_jobs_never_mix() -> None:
     reading, writing = os.pipe()
-    reports = [Report(writing, dict) for _ in range(2)]
+    reports = [StatusLines(writing, dict) for _ in range(2)]
     os.close(writing)
 
-    def work(report: Report, size: int) -> None:
+    def work(report: StatusLines, size: int) -> None:
         for _ in range(300):
             report.tell({"state": "x" * size, "more": ["y"] * 500})
         report.close(None)

@@ -20,7 +20,7 @@ from statepipe.recovery.handover import Destination, Source
 from statepipe.session.links import Acceptor, dialled
 from statepipe.session.messages import MESSAGES
 from statepipe.session.protocol.admission import Doorkeeper, Party, Secrets, refuse
-from statepipe.session.protocol.channels import MIN_WINDOW, Verdict
+from statepipe.session.protocol.channels import MIN_WINDOW, ChannelVerdict
 from statepipe.session.protocol.frames import (
     GREETING_SIZE,
     MAX_CHANNELS,
@@ -101,7 +101,7 @@ def _live_on(wire: Wire, count: int) -> None:
             channel.absorb(piece)
         if channel.is_whole and not channel.verdict:
             channel.prove()
-            wire.judge(channel, Verdict())
+            wire.judge(channel, ChannelVerdict())
     for link in list(wire.links):
         wire.to_send(link)
     if count % 7 == 6:

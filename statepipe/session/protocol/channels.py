@@ -74,18 +74,18 @@ INCOMING = {
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ChannelVerdict:
     """How it ended: an exit code (errors.py), 0 for good, and a line of text."""
 
     code: int = 0
     text: str = ""
 
 
-def verdict_in(frame: Frame) -> Verdict:
+def verdict_in(frame: Frame) -> ChannelVerdict:
     """The verdict of a DONE or ABORT. Raises Violation for a code that no program ends with."""
     if frame.offset > 255:
         raise Violation(f"a verdict of {frame.offset}: an exit code is 255 at most")
-    return Verdict(frame.offset, printable(frame.payload))
+    return ChannelVerdict(frame.offset, printable(frame.payload))
 
 
 @dataclass(slots=True, eq=False)
@@ -107,7 +107,7 @@ class Outgoing:
         self.window = self.peer_window = window
         self.state = Sending.OPEN
         self.written = self.acked = self.arrived = self.resent = 0
-        self.verdict: Verdict | None = None
+        self.verdict: ChannelVerdict | None = None
         self._kept: deque[_Piece] = deque()  # not acknowledged, by offset
         self._waiting: list[tuple[int, _Piece]] = []  # a heap of those to send
         self._hash = blake3()
@@ -175,7 +175,7 @@ class Outgoing:
         """END, as often as it must be said."""
         return Frame(Kind.END, self.number, self.written, self._hash.digest())
 
-    def judge(self, verdict: Verdict) -> None:
+    def judge(self, verdict: ChannelVerdict) -> None:
         """Take the far consumer's verdict; the first holds. Raises Violation for praise before the end."""
         if not verdict.code and self.state is Sending.OPEN:
             raise Violation(f"it calls channel {self.number} complete before its end")
@@ -196,7 +196,7 @@ class Incoming:
         self.state = Receiving.OPEN
         self.arrived = self.taken = self.held = self.repeated = 0
         self.total: int | None = None
-        self.verdict: Verdict | None = None
+        self.verdict: ChannelVerdict | None = None
         self._ready: deque[Buffer] = deque()
         self._early: dict[int, Buffer] = {}  # beyond a gap, by offset
         self._early_offsets: list[int] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from statepipe.session.protocol.channels import Verdict
+from statepipe.session.protocol.channels import ChannelVerdict
 from statepipe.session.protocol.frames import GREETING_SIZE, HEADER_SIZE, FrameReader
 
 
@@ -64,11 +64,11 @@ class Event:
 
     change: Change
     number: int = 0
-    verdict: Verdict | None = None
+    verdict: ChannelVerdict | None = None
 
 
 @dataclass(slots=True, eq=False)
-class Link:
+class LinkState:
     """One link as the machine sees it. The caller reads into `reader`.
 
     In bytes since its beginning, the greeting's too: `said`; `owed`, up to which it must be heard (a PING need not);

@@ -27,11 +27,11 @@ from statepipe.session.protocol.admission import Party, check_terms
 from statepipe.session.protocol.channels import (
     INCOMING,
     OUTGOING,
+    ChannelVerdict,
     Incoming,
     Outgoing,
     Receiving,
     Sending,
-    Verdict,
     verdict_in,
 )
 from statepipe.session.protocol.frames import (
@@ -45,7 +45,7 @@ from statepipe.session.protocol.frames import (
     lane,
     text_frame,
 )
-from statepipe.session.protocol.states import STATES, Change, Event, Link, Misuse, State, Turn
+from statepipe.session.protocol.states import STATES, Change, Event, LinkState, Misuse, State, Turn
 from statepipe.stage import Buffer
 
 BATCH = 1 << 20
@@ -63,11 +63,11 @@ class Wire:
         self.state = State.RUNNING
         self.outgoing: dict[int, Outgoing] = {}
         self.incoming: dict[int, Incoming] = {}
-        self.links: dict[int, Link] = {}
+        self.links: dict[int, LinkState] = {}
         self.opened = False  # some link was, once
         self._due: dict[tuple[Kind, int], None] = {}  # what is to be said, by kind and channel, in order
         self._peer_window = party.window
-        self._abort: Verdict | None = None  # what we said
+        self._abort: ChannelVerdict | None = None  # what we said
         self.life = 0
         self._tells = False  # the peer says what it has heard; an older one does not
         self._most_heard = self._most_told = 0  # of one link, since the session last went on
@@ -76,17 +76,17 @@ class Wire:
 
     def dial(self, number: int) -> bytes:
         """A link that we dialled is there: the greeting for it."""
-        self._add(Link(number, FrameReader(), is_open=False))
+        self._add(LinkState(number, FrameReader(), is_open=False))
         return self.party.ask(number, self._received(), known=self.opened)
 
     def accept(self, greeting: Greeting) -> bytes:
         """A link came whose greeting was judged (opening.Doorkeeper): the answer. Raises Violation."""
         check_terms(greeting.role, self.party.role, greeting.window)
         self._agree(greeting)
-        self._add(Link(greeting.link, FrameReader(greeted=True), is_open=True))
+        self._add(LinkState(greeting.link, FrameReader(greeted=True), is_open=True))
         return self.party.answer(greeting.link, self._received())
 
-    def _add(self, link: Link) -> None:
+    def _add(self, link: LinkState) -> None:
         if link.number in self.links:
             raise Misuse(f"link {link.number} is there already")
         for before in [each for each in self.links if lane(each) == lane(link.number)]:
@@ -188,7 +188,7 @@ class Wire:
             self._due[Kind.ACK, channel.number] = None
         return data
 
-    def judge(self, channel: Incoming, verdict: Verdict) -> None:
+    def judge(self, channel: Incoming, verdict: ChannelVerdict) -> None:
         """Tell the writer what became of it; the first verdict holds. A good one only for what was whole and proved."""
         if not verdict.code and not channel.is_whole:
             raise Misuse("a good verdict on what is not whole")
@@ -202,7 +202,7 @@ class Wire:
         self._turn(Turn.SAY_CLOSE)
         self._due[Kind.CLOSE, 0] = None
 
-    def abort(self, verdict: Verdict) -> None:
+    def abort(self, verdict: ChannelVerdict) -> None:
         """Give up the whole session, and say why."""
         if self.state is not State.ABORTED:
             self._turn(Turn.SAY_ABORT)
@@ -236,7 +236,7 @@ class Wire:
                 link.owed = link.said
         return buffers
 
-    def _frames(self, link: Link, limit: int) -> Iterator[Frame]:
+    def _frames(self, link: LinkState, limit: int) -> Iterator[Frame]:
         due, self._due = self._due, {}
         yield from (self._standing(kind, number) for kind, number in due)
         if link.ping:
@@ -276,17 +276,17 @@ class Wire:
                 return self._on_ping(link, item)
             return _HANDLERS[item.kind](self, item)
         except (Violation, IntegrityError) as error:
-            self.abort(Verdict(error.exit_code, str(error)))
+            self.abort(ChannelVerdict(error.exit_code, str(error)))
             raise
 
-    def _welcome(self, link: Link, greeting: Greeting) -> list[Event]:
+    def _welcome(self, link: LinkState, greeting: Greeting) -> list[Event]:
         self.party.check_answer(greeting, link.number)
         self._agree(greeting)
         link.is_open = True
         self._say_again()
         return [Event(Change.OPENED, link.number)]
 
-    def _on_ping(self, link: Link, frame: Frame) -> list[Event]:
+    def _on_ping(self, link: LinkState, frame: Frame) -> list[Event]:
         if frame.offset > link.said:
             raise Violation(f"it has heard {frame.offset} bytes of a link on which {link.said} were said")
         self._tells = self._tells or frame.offset > 0

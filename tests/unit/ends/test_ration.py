@@ -5,7 +5,7 @@ from __future__ import annotations
 from statepipe.ends.ration import LINE, MINUTE, REASONS, Ration, Refusals
 from statepipe.errors import PeerError
 from statepipe.session.protocol.channels import MIN_WINDOW
-from statepipe.tunnel.connections import BUDGET, CONNECTIONS, WINDOW, share
+from statepipe.tunnel.connections import BUDGET, CONNECTIONS, MOST_WINDOW, share
 
 
 class Clock:
@@ -84,5 +84,5 @@ def test_all_connections_of_a_tunnel_share_one_budget() -> None:
 
 
 def test_a_window_is_bounded_also_where_nothing_else_is_open() -> None:
-    assert MIN_WINDOW < share([]) <= WINDOW
+    assert MIN_WINDOW < share([]) <= MOST_WINDOW
     assert share([BUDGET]) == MIN_WINDOW

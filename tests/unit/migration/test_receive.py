@@ -10,7 +10,7 @@ import pytest
 from statepipe.ends.address import parse_address
 from statepipe.ends.net import Patience
 from statepipe.errors import InterruptedBySignal, UsageError
-from statepipe.migration.receive import AGAIN, Request, receive
+from statepipe.migration.receive import AGAIN, ReceiveRequest, receive
 from statepipe.session.options import Plan
 
 
@@ -25,7 +25,7 @@ def test_a_guardian_that_cannot_be_started_is_tried_again_after_a_while(tmp_path
 
     plan = Plan(parse_address(f"unix://{tmp_path}/in"), (), Patience())
     with pytest.raises(InterruptedBySignal):
-        receive(Request(plan, lambda words: (), guests=1), lambda text: None, note, ["/nowhere/guardian"], ())
+        receive(ReceiveRequest(plan, lambda words: (), guests=1), lambda text: None, note, ["/nowhere/guardian"], ())
     assert all("/nowhere/guardian" in words for _, words in refused)
     assert refused[1][0] - refused[0][0] >= AGAIN
 
@@ -33,7 +33,7 @@ def test_a_guardian_that_cannot_be_started_is_tried_again_after_a_while(tmp_path
 def test_a_qemu_that_would_become_a_daemon_is_refused_before_anybody_is_waited_for(tmp_path: Path) -> None:
     plan = Plan(parse_address(f"unix://{tmp_path}/in"), (), Patience(silence=1))
     said: list[object] = []
-    request = Request(plan, lambda words: (), command=["qemu-system-x86_64", "-m", "64", "--daemonize"])
+    request = ReceiveRequest(plan, lambda words: (), command=["qemu-system-x86_64", "-m", "64", "--daemonize"])
     with pytest.raises(UsageError, match="-daemonize"):
         receive(request, said.append, said.append, ["/nowhere/guardian"], ())
     assert said == [] and list(tmp_path.iterdir()) == []

@@ -19,7 +19,7 @@ import pytest
 
 from statepipe.ends.peercred import is_ours
 from statepipe.errors import StatepipeError
-from statepipe.pipeline.jobsocket import CLIENTS, REQUEST_LIMIT, Listener
+from statepipe.pipeline.jobsocket import CLIENTS, REQUEST_LIMIT, JobSocket
 from statepipe.pipeline.runtimefolder import open_folder, runtime_folder
 
 
@@ -44,8 +44,8 @@ class Work:
 
 
 @contextmanager
-def listening(work: Work) -> Iterator[Listener]:
-    listener = Listener(work)
+def listening(work: Work) -> Iterator[JobSocket]:
+    listener = JobSocket(work)
     try:
         yield listener
     finally:
@@ -157,7 +157,7 @@ def test_a_line_without_an_end_is_not_kept(me: Path) -> None:
 
 
 def test_silent_clients_do_not_keep_others_waiting_for_long(me: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("statepipe.pipeline.jobsocket.PATIENCE", 0.5)
+    monkeypatch.setattr("statepipe.pipeline.jobsocket.REQUEST_TIME", 0.5)
     with listening(Work()):
         silent = [client(me) for _ in range(CLIENTS + 3)]
         assert ask(me, b'{"do": "status"}\n')["ok"]
@@ -297,7 +297,7 @@ def test_another_users_folder_is_not_used(runtime: Path) -> None:
     runtime.mkdir()
     os.chown(runtime, 65534, -1)
     with pytest.raises(PermissionError, match="belongs to user 65534"):
-        Listener(Work())
+        JobSocket(Work())
     os.chown(runtime.parent, 65534, -1)
     assert runtime_folder() == "/run/statepipe"
 
@@ -305,7 +305,7 @@ def test_another_users_folder_is_not_used(runtime: Path) -> None:
 def test_a_link_is_not_followed(runtime: Path, tmp_path: Path) -> None:
     runtime.symlink_to(tmp_path)
     with pytest.raises(OSError):
-        Listener(Work())
+        JobSocket(Work())
     assert os.listdir(tmp_path) == []
 
 
@@ -320,5 +320,5 @@ def test_a_folder_that_cannot_be_made_leaves_nothing_open(runtime: Path) -> None
     runtime.write_text("a file")
     before = sorted(os.listdir("/proc/self/fd"))
     with pytest.raises(OSError):
-        Listener(Work())
+        JobSocket(Work())
     assert sorted(os.listdir("/proc/self/fd")) == before

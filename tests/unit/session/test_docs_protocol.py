@@ -34,7 +34,7 @@ from statepipe.session.protocol.states import STATES, State, Turn
 from statepipe.shapes import Misshapen, check
 from statepipe.trust import pair, spake
 from statepipe.trust.certificates import make_self
-from statepipe.tunnel.connections import CONNECTIONS, WINDOW
+from statepipe.tunnel.connections import CONNECTIONS, MOST_WINDOW
 from tests.documents import cases, dumps, joined, keys, number, rows, section, text_of
 from tests.exchange import message, transfer
 from tests.unit.qemu.test_compare import DISK, HOST
@@ -209,7 +209,7 @@ BOUNDS = {
     "at most 256 GiB in each direction": tls.KEY_BYTES == 256 << 30,
     f"reads at most {ssh.LINE_LIMIT} bytes of it": True,
     f"NAME is {2 * ssh.NAME_SIZE} hexadecimal digits": True,
-    f"it has {overssh.FIRST:g} seconds, or `--timeout`. A later one has {overssh.REDIAL:g} seconds": True,
+    f"it has {overssh.FIRST:g} seconds, or `--timeout`. A later one has {overssh.SSH_REDIAL:g} seconds": True,
     f"waits {overunix.HEARD:g} seconds for this line": overunix.FIRST_LINE == b"statepipe session\n",
     "in bytes: 1 MiB to 1 GiB": (channels.MIN_WINDOW, channels.MAX_WINDOW) == (1 << 20, 1 << 30),
     f"The whole greeting must come within {links.GREETING_TIME:g} seconds": True,
@@ -224,7 +224,7 @@ BOUNDS = {
     "`send` and `recv` have 64 MiB": channels.WINDOW == 64 << 20,
     "what 1.25 GB/s need for the round trip, at least 4 MiB and at most 16": (contact.FAST, contact.WINDOWS)
     == (1.25e9, (4 << 20, 16 << 20)),
-    "A tunnel has at most 16 MiB": WINDOW == 16 << 20,
+    "A tunnel has at most 16 MiB": MOST_WINDOW == 16 << 20,
     f"for at most {session.FAREWELL:g} seconds": True,
     f"nothing came for {overtls.SILENCE:g} seconds (`--timeout`)": True,
     f"`--retry` seconds of patience ({overtls.RETRY:g})": True,

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from statepipe.session.protocol.admission import Party
-from statepipe.session.protocol.channels import MAX_WINDOW, Outgoing, Verdict
+from statepipe.session.protocol.channels import MAX_WINDOW, ChannelVerdict, Outgoing
 from statepipe.session.protocol.frames import FRAME_SIZE, MAX_LINKS, Frame, Kind, Role, Violation, decode_greeting
-from statepipe.session.protocol.states import Event, Link
+from statepipe.session.protocol.states import Event, LinkState
 from statepipe.session.protocol.wire import BATCH, Wire
 from tests.unit.session.test_wire import GOOD, SECRETS, flat
 from tests.wires import receive
@@ -31,11 +31,11 @@ Passes = Callable[[int], tuple[int, int]]
 class Older(Wire):
     """One that says nothing of what it has heard, and does not listen to that."""
 
-    def _frames(self, link: Link, limit: int) -> Iterator[Frame]:
+    def _frames(self, link: LinkState, limit: int) -> Iterator[Frame]:
         for frame in super()._frames(link, limit):
             yield Frame(Kind.PING) if frame.kind is Kind.PING else frame
 
-    def _on_ping(self, link: Link, frame: Frame) -> list[Event]:
+    def _on_ping(self, link: LinkState, frame: Frame) -> list[Event]:
         return []
 
 
@@ -238,7 +238,7 @@ def test_a_failure_told_twice_is_one_sign() -> None:
     way = Way()
     way.write(FRAME_SIZE)
     way.run(2)
-    way.receiver.judge(way.receiver.read(0), Verdict(1, "no"))
+    way.receiver.judge(way.receiver.read(0), ChannelVerdict(1, "no"))
     way.run(2)
     before = way.sender.life
     way.sender.receive(MAX_LINKS, Frame(Kind.DONE, 0, 1, b"no"))

@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 
 from statepipe.errors import IntegrityError, StatepipeError
 from statepipe.session.protocol.admission import Doorkeeper, Late, Party, Secrets, refuse
-from statepipe.session.protocol.channels import INCOMING, MAX_PIECES, MIN_WINDOW, OUTGOING, Receiving, Sending, Verdict
+from statepipe.session.protocol.channels import (
+    INCOMING,
+    MAX_PIECES,
+    MIN_WINDOW,
+    OUTGOING,
+    ChannelVerdict,
+    Receiving,
+    Sending,
+)
 from statepipe.session.protocol.frames import (
     GREETING_SIZE,
     LENGTHS,
@@ -35,7 +43,7 @@ from statepipe.stage import Buffer
 from tests.wires import fed, receive
 
 SECRETS = Secrets(b"s" * 16, b"t" * 32)
-GOOD = Verdict()
+GOOD = ChannelVerdict()
 
 
 def flat(buffers: list[Buffer]) -> bytes:
@@ -259,9 +267,9 @@ def test_a_consumer_may_fail_before_the_end() -> None:
     channel = pair.sender.open(0)
     channel.write(b"x")
     pair.settle()
-    pair.receiver.judge(pair.receiver.read(0), Verdict(1, "disk full"))
+    pair.receiver.judge(pair.receiver.read(0), ChannelVerdict(1, "disk full"))
     pair.settle()
-    assert channel.verdict == Verdict(1, "disk full")
+    assert channel.verdict == ChannelVerdict(1, "disk full")
     assert channel.state is Sending.JUDGED
 
 
@@ -608,7 +616,7 @@ def test_the_tables_have_every_case() -> None:
 def test_an_abort_reaches_the_peer_over_the_next_link_too() -> None:
     pair = Pair()
     pair.cut(pair.dial())
-    pair.receiver.abort(Verdict(130, "stopped by SIGINT"))
+    pair.receiver.abort(ChannelVerdict(130, "stopped by SIGINT"))
     number = pair.dial()
     pair.settle()
     assert pair.sender.state is State.ABORTED and number in pair.links()
