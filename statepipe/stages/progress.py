@@ -189,7 +189,8 @@ class Progress:
         for place, stage in enumerate(stages):
             if stage["name"] in ("compress", "decompress") and stage["in"] and stage["out"]:
                 is_over = self._ended and any(later["name"] == "progress" for later in stages[place + 1 :])
-                plain, packed = max(stage["in"], stage["out"]), min(stage["in"], stage["out"])
+                packs = stage["name"] == "compress"
+                plain, packed = (stage["in"], stage["out"]) if packs else (stage["out"], stage["in"])
                 return plain / packed if is_over or plain >= SETTLED * (cores() + 4) else None
         return None
 

@@ -7,6 +7,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -111,6 +112,25 @@ def test_the_time_left_of_a_migration_stream_is_what_is_left_of_its_pages() -> N
     left = (ram - 32) / 32 * len(data) + TAIL
     assert (facts["phase"], facts["eta_from"], facts["rounds"]) == ("ram", "stream", 1)
     assert facts["eta"] * len(data) / (clock.now - 100) == pytest.approx(left, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "came", "went", "told"),
+    [
+        ("compress", 50, 307, "ratio 0.16"),
+        ("decompress", 307, 50, "ratio 0.16"),
+        ("compress", 9000, 3000, "ratio 3.00"),
+        ("decompress", 3000, 9000, "ratio 3.00"),
+        ("compress", 50, 0, ""),
+        ("compress", 0, 300, ""),
+    ],
+)
+def test_a_ratio_is_of_plain_bytes_to_packed_ones(name: str, came: int, went: int, told: str) -> None:
+    """Also where the packed ones are more; and of nothing there is none."""
+    out = io.StringIO()
+    stages = [{"name": name, "in": came, "out": went}, {"name": "progress", "in": went, "out": went}]
+    list(Progress(replace(world(out), status=lambda: {"stages": stages}))(iter([b"x"])))
+    assert (told in out.getvalue()) if told else ("ratio" not in out.getvalue())
 
 
 def test_a_stream_that_breaks_is_not_its_business() -> None:
