@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.qmpserver import QmpServer, qmp_server
+
 
 def pytest_sessionstart() -> None:
     """What is collected stays: to look through it for garbage, again and again, costs seconds and finds none."""
@@ -36,6 +38,20 @@ def pytest_runtest_makereport() -> Iterator[None]:
     if report.skipped and os.environ.get("STATEPIPE_CI") and not reason.startswith(MAY_LACK):
         report.outcome, report.longrepr = "failed", f"skipped, and in CI nothing may be missing: {reason}"
     return report
+
+
+@pytest.fixture
+def qmp_folder() -> Iterator[Path]:
+    """A folder whose name is short enough for a socket in it."""
+    with tempfile.TemporaryDirectory(prefix="qmp-") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def server(qmp_folder: Path) -> Iterator[QmpServer]:
+    """A QMP server that answers as a guest that stands still would."""
+    with qmp_server(qmp_folder) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -73,6 +73,15 @@ class QmpServer:
         for each in (self._listener, *self._peers):
             each.close()
 
+    def commands(self) -> list[str]:
+        """Each command that has come since this was asked before."""
+        return [self.heard.get() for _ in range(self.heard.qsize())]
+
+    def wait_for(self, command: str) -> None:
+        """Until it comes, past all others."""
+        while self.heard.get(timeout=60) != command:
+            continue
+
     def _accept(self) -> None:
         with suppress(OSError):
             while True:

@@ -28,7 +28,7 @@ from statepipe.qemu.facts import gather
 from statepipe.qemu.monitor import Monitor
 from statepipe.qemu.process import demand_equal
 from statepipe.qemu.runstates import LIVE, MOVABLE, RUNNING
-from statepipe.qemu.settings import adjusted, are_restored
+from statepipe.qemu.settings import adjust, are_restored, put_back
 from statepipe.recovery.guardian import Command, Guardian
 from statepipe.recovery.handover import Source
 from statepipe.recovery.journal import Journal, Listener
@@ -127,7 +127,7 @@ def _move(
             closing(Journal(request.journal, facts, (guardian.note, steps, *listeners))) as journal,
             _told_where_it_went(steps, where),
             _settled(guardian, unmoved, lambda: noted is None or are_restored(monitor, noted)),
-            adjusted(monitor, _capabilities(request), request.parameters, known=known),
+            put_back(monitor, adjust(monitor, _capabilities(request), request.parameters, known=known)),
         ):
             departure = Departure(
                 monitor, peer, request.plan.words, journal, was=state, limits=request.limits, say=warn

@@ -26,17 +26,10 @@ PLAIN: Mapping[str, Any] = {"tls-creds": "", "mode": "normal"}
 
 
 @contextmanager
-def adjusted(
-    monitor: Monitor,
-    capabilities: Mapping[str, bool],
-    parameters: Mapping[str, Any],
-    harmless: Collection[str] = HARMLESS,
-    known: Callable[[dict[str, Any]], object] = lambda before: None,
-) -> Iterator[dict[str, Any]]:
-    """Within it, they are as `adjust` makes them; afterwards as they were, which is what it gives. Raises QemuError."""
-    before = adjust(monitor, capabilities, parameters, harmless, known)
+def put_back(monitor: Monitor, before: Mapping[str, Any]) -> Iterator[None]:
+    """On leaving, set what `adjust` has returned, whatever failed within. Raises QemuError."""
     try:
-        yield before
+        yield
     except BaseException as error:
         restore_after(error, monitor, before)
         raise
@@ -62,7 +55,7 @@ def adjust(
     known: Callable[[dict[str, Any]], object] = lambda before: None,
 ) -> dict[str, Any]:
     """Set capabilities and parameters as wanted, and off what else is on and not `harmless`; what they were before,
-    for `restore`. `known` hears that before anything is changed.
+    for `restore` and `put_back`. `known` hears that before anything is changed.
 
     A capability that this QEMU does not know and that is wanted off is off. Raises QemuError.
     """
@@ -119,7 +112,7 @@ def _settings(
 
 
 def restore(monitor: Monitor, before: Mapping[str, Any]) -> None:
-    """Set what `adjusted` gave. Raises QemuError."""
+    """Set what `adjust` has returned. Raises QemuError."""
     set_capabilities(monitor, before["capabilities"])
     _set_parameters(monitor, before["parameters"])
 

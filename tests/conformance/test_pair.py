@@ -11,7 +11,7 @@ import stat
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -22,6 +22,7 @@ from statepipe.trust.certificates import fingerprint, make_self
 from statepipe.trust.spake import CONFIRM_SIZE, KEPT, READY, Pairing, Peer, new_code
 from tests.conformance.running import PATIENCE, STATEPIPE, started, wait
 from tests.conformance.test_plain import NOISE, collect
+from tests.openfiles import open_files
 
 Process = subprocess.Popen[bytes]
 Done = subprocess.CompletedProcess[str]
@@ -348,22 +349,13 @@ def test_a_pin_is_not_removed_while_another_changes_them(hosts: tuple[Path, Path
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with started([*STATEPIPE, "pair", "--remove", "other"], env=env(hosts[0])) as process:
-            wait(process, lambda: has_open(process.pid, peers))
+            wait(process, lambda: str(peers) in open_files(process.pid).values())
             (peers / "other.pem").write_bytes(key)
             fcntl.flock(lock, fcntl.LOCK_UN)
             status, out, said = collect(process)
     finally:
         os.close(lock)
     assert (status, said) == (0, b"") and f"its key was {fingerprint(key)}".encode() in out
-
-
-def has_open(pid: int, path: Path) -> bool:
-    descriptors = Path(f"/proc/{pid}/fd")
-    for name in os.listdir(descriptors):
-        with suppress(OSError):  # it was closed meanwhile
-            if os.readlink(descriptors / name) == str(path):
-                return True
-    return False
 
 
 LEAVES = {"before it is ready": 0, "once it is ready": 1, "without its last word": 2}

@@ -11,7 +11,7 @@ from typing import Any
 from statepipe.errors import StatepipeError
 from statepipe.qemu.facts import gather
 from statepipe.qemu.monitor import Monitor
-from statepipe.qemu.settings import adjusted
+from statepipe.qemu.settings import adjust, put_back
 from statepipe.recovery.resolve import look
 from tests.fuzz.harness import Door
 from tests.fuzz.mutation import mutated, odd_json
@@ -42,7 +42,7 @@ def talk(data: bytes) -> None:
 
 
 def _adjust(monitor: Monitor) -> None:
-    with adjusted(monitor, {"events": True}, {"max-bandwidth": 0}):
+    with put_back(monitor, adjust(monitor, {"events": True}, {"max-bandwidth": 0})):
         pass
 
 

@@ -19,6 +19,7 @@ from blake3 import blake3
 
 from tests.conformance.running import PATIENCE, started, wait
 from tests.net.hosts import Host
+from tests.openfiles import open_files
 
 MIB = 1 << 20
 BLOCK = 256 << 10
@@ -133,13 +134,10 @@ class Crossing:
 
 def arrived(receiver: Process, path: Path) -> int:
     """Bytes in the receiver's file, which has no name yet; all of them once it has."""
-    folder = f"/proc/{receiver.pid}/fd"
     with suppress(OSError):
-        for name in os.listdir(folder):
-            link = f"{folder}/{name}"
-            with suppress(FileNotFoundError):
-                if os.readlink(link).startswith(f"{path.parent}/"):
-                    return os.stat(link).st_size
+        for fd, target in open_files(receiver.pid).items():
+            if target.startswith(f"{path.parent}/"):
+                return os.stat(f"/proc/{receiver.pid}/fd/{fd}").st_size
     return path.stat().st_size if path.exists() else 0
 
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.openfiles import open_files
 from tests.qemu.harness import EXEC, PATIENCE, Guest, run_statepipe, statepipe_command, wait_for
 
 MEMORY = 64
@@ -194,7 +195,7 @@ def reach(pid: int, file: Path, share: float) -> None:
 
 def _position(pid: int, file: Path) -> int | None:
     with contextlib.suppress(OSError):
-        for fd in os.listdir(f"/proc/{pid}/fd"):
-            if os.readlink(f"/proc/{pid}/fd/{fd}") == str(file):
+        for fd, path in open_files(pid).items():
+            if path == str(file):
                 return int(Path(f"/proc/{pid}/fdinfo/{fd}").read_text().split()[1])
     return None

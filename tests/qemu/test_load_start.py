@@ -6,11 +6,11 @@ import gzip
 import os
 import signal
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from tests.openfiles import open_files
 from tests.qemu.harness import Guest, assert_continues, run_statepipe, wait_for
 from tests.qemu.loading import (
     Saved,
@@ -55,15 +55,7 @@ def test_a_qemu_that_is_told_to_wait_stays_paused(tmp_path: Path, state72: Saved
 
 def asleep_as_parent(pid: int) -> bool:
     """It has nothing open but what it began with: its monitor's loop, its child."""
-    return not any(".qevm" in line or "state" in os.path.basename(line) for line in open_files(pid))
-
-
-def open_files(pid: int) -> list[str]:
-    found = []
-    for entry in os.scandir(f"/proc/{pid}/fd"):
-        with suppress(FileNotFoundError):  # it has just been closed
-            found.append(os.readlink(entry.path))
-    return found
+    return not any(".qevm" in line or "state" in os.path.basename(line) for line in open_files(pid).values())
 
 
 @pytest.mark.parametrize("form", ["raw", "gz"])

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import signal
-import tempfile
 import threading
-from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -15,15 +13,9 @@ from tests.hurried import hurried
 from tests.qemu.harness import Guest, Qmp, run_statepipe, wait_for
 from tests.qemu.loading import Saved
 from tests.qemu.moving import Credentials, Running
-from tests.qmpserver import SILENT, QmpServer, qmp_server
+from tests.qmpserver import SILENT, QmpServer
 
 HELD = "no greeting at {}: another client may be connected; QEMU serves one at a time"
-
-
-@pytest.fixture
-def server() -> Iterator[QmpServer]:
-    with tempfile.TemporaryDirectory(prefix="qmp-") as folder, qmp_server(folder) as running:
-        yield running
 
 
 def test_every_verb_says_that_the_monitor_is_held_and_gives_up(
@@ -87,8 +79,7 @@ def test_a_signal_ends_the_wait_for_a_greeting(tmp_path: Path, qemu72: str) -> N
 def test_a_signal_ends_the_wait_for_an_answer(server: QmpServer, command: str) -> None:
     server.answers[command] = SILENT
     with Running("resolve", "--qmp", server.path) as looking:
-        while server.heard.get(timeout=60) != command:
-            pass
+        server.wait_for(command)
         looking.send(signal.SIGTERM)
         assert looking.wait() == 143, looking.said
     assert looking.said == ["statepipe: resolve: error: stopped by SIGTERM", ""]

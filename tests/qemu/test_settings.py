@@ -9,7 +9,7 @@ import pytest
 
 from statepipe.errors import StatepipeError
 from statepipe.qemu.monitor import Monitor
-from statepipe.qemu.settings import adjusted
+from statepipe.qemu.settings import adjust, put_back
 from tests.qemu.harness import Guest
 
 
@@ -17,7 +17,10 @@ def test_what_qemu_will_not_take_back_is_told_beside_the_cause(guest: Guest) -> 
     """A migration that still goes on, which nobody reads."""
     ours, theirs = socket.socketpair()
     with ours, theirs, closing(Monitor(guest.socket)) as monitor:
-        with pytest.raises(StatepipeError, match="the cause") as caught, adjusted(monitor, {"events": True}, {}):
+        with (
+            pytest.raises(StatepipeError, match="the cause") as caught,
+            put_back(monitor, adjust(monitor, {"events": True}, {})),
+        ):
             monitor.give(theirs.fileno(), "nowhere")
             monitor.execute("migrate", uri="fd:nowhere")
             raise StatepipeError("the cause", hint="one")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -18,7 +17,7 @@ from statepipe.errors import QemuError, QemuGone, QemuSilent, StatepipeError
 from statepipe.qemu.answers import ANSWERS
 from statepipe.qemu.facts import gather
 from statepipe.qemu.monitor import Monitor
-from statepipe.qemu.settings import adjusted
+from statepipe.qemu.settings import adjust, put_back
 from statepipe.threads import beside
 from tests.qmpserver import GREETING, SILENT, QmpServer, Raw, qmp_server
 
@@ -52,24 +51,12 @@ ODD_FOR: dict[str, list[Any]] = {
 }
 
 
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="qmp-") as name:
-        yield Path(name)
-
-
-@pytest.fixture
-def server(folder: Path) -> Iterator[QmpServer]:
-    with qmp_server(folder) as running:
-        yield running
-
-
 def ask_everything(monitor: Monitor) -> None:
     """All that statepipe reads of a QEMU."""
     gather(monitor)
     monitor.run_state()
     assert monitor.migration()["status"].upper()
-    with adjusted(monitor, {"events": True}, {"max-bandwidth": 0}):
+    with put_back(monitor, adjust(monitor, {"events": True}, {"max-bandwidth": 0})):
         pass
 
 
@@ -121,14 +108,14 @@ def test_what_is_no_message_of_qmp_ends_the_wait_for_one(server: QmpServer, raw:
     ],
     ids=lambda raw: repr(bytes(raw)[:24]),
 )
-def test_who_greets_otherwise_is_no_monitor(folder: Path, greeting: Raw) -> None:
-    with qmp_server(folder, greeting) as server, pytest.raises(QemuError, match="no QMP monitor"):
+def test_who_greets_otherwise_is_no_monitor(qmp_folder: Path, greeting: Raw) -> None:
+    with qmp_server(qmp_folder, greeting) as server, pytest.raises(QemuError, match="no QMP monitor"):
         Monitor(server.path)
 
 
-def test_a_monitor_for_people_is_called_so(folder: Path) -> None:
+def test_a_monitor_for_people_is_called_so(qmp_folder: Path) -> None:
     hmp = Raw(b"QEMU 7.2.22 monitor - type 'help' for more information\r\n(qemu) ")
-    with qmp_server(folder, hmp) as server, pytest.raises(QemuError, match=r"for people \(HMP") as caught:
+    with qmp_server(qmp_folder, hmp) as server, pytest.raises(QemuError, match=r"for people \(HMP") as caught:
         Monitor(server.path)
     assert "-qmp unix:PATH" in (caught.value.hint or "")
 
@@ -136,10 +123,10 @@ def test_a_monitor_for_people_is_called_so(folder: Path) -> None:
 EVENT = b'{"event": "RESET", "data": {"guest": true}, "timestamp": {"seconds": 1, "microseconds": 2}}\r\n'
 
 
-def test_events_that_come_before_qemu_has_answered_anything_are_passed_over(folder: Path) -> None:
+def test_events_that_come_before_qemu_has_answered_anything_are_passed_over(qmp_folder: Path) -> None:
     """As of a guest that resets all the time."""
     early = Raw(EVENT + json.dumps(GREETING).encode() + b"\r\n" + EVENT)
-    with qmp_server(folder, early) as server, closing(Monitor(server.path)) as monitor:
+    with qmp_server(qmp_folder, early) as server, closing(Monitor(server.path)) as monitor:
         assert monitor.run_state() == "paused"
 
 
@@ -191,7 +178,7 @@ def test_a_connection_that_is_closed_in_the_midst_is_qemu_gone_or_no_monitor(ser
         raise OSError  # which ends the connection
 
     server.answers[command] = leave
-    server_side = threading.Thread(target=lambda: (heard(server, command), server.close()))
+    server_side = threading.Thread(target=lambda: (server.wait_for(command), server.close()))
     server_side.start()
     try:
         with pytest.raises(QemuError), closing(Monitor(server.path)) as monitor:
@@ -200,15 +187,9 @@ def test_a_connection_that_is_closed_in_the_midst_is_qemu_gone_or_no_monitor(ser
         server_side.join()
 
 
-def heard(server: QmpServer, command: str) -> None:
-    """Wait until the command has come."""
-    while server.heard.get(timeout=30) != command:
-        pass
-
-
 @pytest.mark.parametrize("kind", ["file", "folder", "FIFO", "nothing"])
-def test_a_path_that_is_no_socket_is_told_as_what_it_is(folder: Path, kind: str) -> None:
-    path = folder / "path"
+def test_a_path_that_is_no_socket_is_told_as_what_it_is(qmp_folder: Path, kind: str) -> None:
+    path = qmp_folder / "path"
     make = {"file": path.touch, "folder": path.mkdir, "FIFO": lambda: os.mkfifo(path), "nothing": lambda: None}
     make[kind]()
     found = "No such file" if kind == "nothing" else f"it is a {kind}, and no socket"
@@ -231,7 +212,7 @@ def test_a_command_that_is_not_answered_ends_when_told_to_hurry(server: QmpServe
 
         waiting = threading.Thread(target=wait)
         waiting.start()
-        heard(server, command)
+        server.wait_for(command)
         monitor.hurry()
         waiting.join(30)
         assert [type(error) for error in outcome] == [QemuSilent]
@@ -241,7 +222,7 @@ def test_a_command_that_is_not_answered_ends_when_told_to_hurry(server: QmpServe
 def test_a_migration_that_does_not_end_is_not_waited_for_in_a_hurry(server: QmpServer) -> None:
     server.answers["query-migrate"] = {"status": "active", "ram": RAM}
     with closing(Monitor(server.path)) as monitor:
-        threading.Thread(target=lambda: (heard(server, "query-migrate"), monitor.hurry())).start()
+        threading.Thread(target=lambda: (server.wait_for("query-migrate"), monitor.hurry())).start()
         with pytest.raises(QemuSilent, match="has not come to the end"):
             monitor.migration_outcome()
 
@@ -250,7 +231,7 @@ def test_a_late_answer_counts(server: QmpServer) -> None:
     told, may_answer = [], threading.Event()
     server.answers["cont"] = lambda: may_answer.wait(30) and {}
     with closing(Monitor(server.path, tell=told.append)) as monitor:
-        threading.Thread(target=lambda: (heard(server, "cont"), may_answer.set())).start()
+        threading.Thread(target=lambda: (server.wait_for("cont"), may_answer.set())).start()
         assert monitor.execute("cont") == {} and told == []
 
 
@@ -281,8 +262,8 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_a_monitor_that_failed_leaves_no_thread(folder: Path) -> None:
-    with qmp_server(folder, Raw(b"{}\n")) as server:
+def test_a_monitor_that_failed_leaves_no_thread(qmp_folder: Path) -> None:
+    with qmp_server(qmp_folder, Raw(b"{}\n")) as server:
         before = {thread.name for thread in threading.enumerate()}
         with pytest.raises(QemuError):
             Monitor(server.path)

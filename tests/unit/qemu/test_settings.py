@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
 import pytest
 
 from statepipe.qemu.monitor import Monitor
-from statepipe.qemu.settings import adjusted, made_ready, restore, restored
-from tests.qmpserver import SILENT, QmpServer, qmp_server
+from statepipe.qemu.settings import adjust, made_ready, put_back, restore, restored
+from tests.qmpserver import SILENT, QmpServer
 
 SET = {
     "events": False,
@@ -29,7 +27,7 @@ PARAMETERS = {"max-bandwidth": 1, "downtime-limit": 300, "tls-creds": "t", "mode
 
 
 @pytest.fixture
-def server() -> Iterator[QmpServer]:
+def server(server: QmpServer) -> QmpServer:
     """A QEMU that keeps what it is set to."""
     capabilities, parameters = dict(SET), dict(PARAMETERS)
 
@@ -40,13 +38,12 @@ def server() -> Iterator[QmpServer]:
             parameters.update(arguments)
         return {}
 
-    with tempfile.TemporaryDirectory(prefix="qmp-") as folder, qmp_server(folder) as running:
-        running.answers |= {
-            "query-migrate-capabilities": lambda: [{"capability": n, "state": on} for n, on in capabilities.items()],
-            "query-migrate-parameters": lambda: dict(parameters),
-        }
-        running.takes |= {"migrate-set-capabilities": keep, "migrate-set-parameters": keep}
-        yield running
+    server.answers |= {
+        "query-migrate-capabilities": lambda: [{"capability": n, "state": on} for n, on in capabilities.items()],
+        "query-migrate-parameters": lambda: dict(parameters),
+    }
+    server.takes |= {"migrate-set-capabilities": keep, "migrate-set-parameters": keep}
+    return server
 
 
 def found(monitor: Monitor) -> tuple[dict[str, bool], dict[str, Any]]:
@@ -57,7 +54,7 @@ def found(monitor: Monitor) -> tuple[dict[str, bool], dict[str, Any]]:
 
 def test_what_one_stream_cannot_serve_is_off_meanwhile_and_put_back(server: QmpServer) -> None:
     with closing(Monitor(server.path)) as monitor:
-        with adjusted(monitor, {"events": True}, {"max-bandwidth": 0}):
+        with put_back(monitor, adjust(monitor, {"events": True}, {"max-bandwidth": 0})):
             capabilities, parameters = found(monitor)
             assert {name for name, on in capabilities.items() if on} == {"events", "return-path", "xbzrle"}
             assert parameters == PARAMETERS | {"max-bandwidth": 0, "tls-creds": "", "mode": "normal"}
@@ -65,7 +62,7 @@ def test_what_one_stream_cannot_serve_is_off_meanwhile_and_put_back(server: QmpS
 
 
 def test_where_nothing_else_goes_with_it_everything_else_is_off(server: QmpServer) -> None:
-    with closing(Monitor(server.path)) as monitor, adjusted(monitor, {"events": True}, {}, ()):
+    with closing(Monitor(server.path)) as monitor, put_back(monitor, adjust(monitor, {"events": True}, {}, ())):
         assert {name for name, on in found(monitor)[0].items() if on} == {"events"}
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,18 +11,7 @@ from statepipe.errors import QemuError
 from statepipe.recovery.guardian import recover_source
 from statepipe.recovery.handover import Source
 from statepipe.recovery.resolve import decide
-from tests.qmpserver import QmpServer, qmp_server
-
-
-@pytest.fixture
-def server() -> Iterator[QmpServer]:
-    with tempfile.TemporaryDirectory(prefix="qmp-") as folder, qmp_server(folder) as running:
-        yield running
-
-
-def commands(server: QmpServer) -> list[str]:
-    """All that it has heard so far."""
-    return [server.heard.get() for _ in range(server.heard.qsize())]
+from tests.qmpserver import QmpServer
 
 
 @pytest.mark.parametrize("state", ["running", "suspended"])
@@ -32,7 +19,7 @@ def test_a_qemu_whose_guest_is_alive_is_not_ended_for_one_elsewhere(server: QmpS
     server.answers["query-status"] = {"status": state}
     with pytest.raises(QemuError, match=f"the guest is {state} here"):
         decide(server.path, "elsewhere", lambda text: None)
-    assert "quit" not in commands(server)
+    assert "quit" not in server.commands()
 
 
 def test_the_guardian_does_not_wake_a_guest_that_qemu_would_die_of(server: QmpServer) -> None:
@@ -49,7 +36,7 @@ def test_the_guardian_does_not_wake_a_guest_that_qemu_would_die_of(server: QmpSe
     known["before"] = settings
     with pytest.raises(QemuError, match="suspended"):
         recover_source(known, lambda text: None)
-    assert "cont" not in commands(server)
+    assert "cont" not in server.commands()
 
 
 @pytest.mark.parametrize(

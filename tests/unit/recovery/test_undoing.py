@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
@@ -17,21 +16,10 @@ from statepipe.errors import QemuError, StatepipeError
 from statepipe.qemu.monitor import Monitor
 from statepipe.recovery.guardian import Guardian, recover_sender, recover_source
 from statepipe.recovery.undoing import Undoing, undone
-from tests.qmpserver import QmpServer, qmp_server
+from tests.qmpserver import QmpServer
 
 BEFORE = {"capabilities": {"events": False}, "parameters": {"max-bandwidth": 1}}
 GUARD = [sys.executable, "-P", "-m", "statepipe.cli.guarding", "test", "sender"]
-
-
-@pytest.fixture
-def server() -> Iterator[QmpServer]:
-    with tempfile.TemporaryDirectory(prefix="qmp-") as folder, qmp_server(folder) as server:
-        yield server
-
-
-def heard(server: QmpServer) -> list[str]:
-    """Each command so far."""
-    return [server.heard.get() for _ in range(server.heard.qsize())]
 
 
 def killed(server: QmpServer, **more: object) -> dict[str, object]:
@@ -63,7 +51,7 @@ def test_a_guest_that_stands_still_is_run_only_if_it_was_stopped_for_the_save(
     before 8.1 postmigrate of a guest that was stopped and whose migration failed."""
     migration(server, state, status)
     assert recover_sender(killed(server, **known), print).startswith(f"the guest here is {state}")
-    commands = heard(server)
+    commands = server.commands()
     assert ("cont" in commands) == resumes
     assert "migrate_cancel" not in commands, "it may be another's migration"
 
@@ -75,7 +63,7 @@ def test_a_guest_that_was_sent_is_not_run_again(server: QmpServer, known: dict[s
     with pytest.raises(QemuError, match="has sent all of the guest and holds it still") as caught:
         recover_sender(killed(server, **known), print)
     assert caught.value.hint is not None and "only if it does not: statepipe resolve" in caught.value.hint
-    commands = heard(server)
+    commands = server.commands()
     assert "cont" not in commands
     assert "migrate-set-capabilities" in commands, "its settings are as before all the same"
 
@@ -102,7 +90,7 @@ def test_before_the_last_bytes_no_migration_of_ours_has_sent_a_guest(
     else:
         with pytest.raises(QemuError, match="has sent all of the guest and holds it still"):
             recover_source(known, print)
-    commands = heard(server)
+    commands = server.commands()
     assert ("cont" in commands) == resumes
     assert "migrate-set-capabilities" in commands, "its settings are as before all the same"
 
@@ -112,10 +100,10 @@ def test_a_migration_of_another_client_is_not_cancelled(server: QmpServer) -> No
     answers = itertools.chain([{"status": "active"}, {"status": "active"}], itertools.repeat({"status": "failed"}))
     server.answers |= {"query-status": {"status": "running"}, "query-migrate": lambda: next(answers)}
     recover_source(killed(server, states=["PRECOPY"], state="PRECOPY"), print)
-    assert "migrate_cancel" not in heard(server)
+    assert "migrate_cancel" not in server.commands()
     answers = itertools.chain([{"status": "pre-switchover"}], itertools.repeat({"status": "cancelled"}))
     recover_source(killed(server, states=["PRECOPY", "ASKED"], state="ASKED"), print)
-    assert "migrate_cancel" in heard(server)
+    assert "migrate_cancel" in server.commands()
 
 
 def test_a_guest_that_was_sent_is_run_only_where_that_is_meant(server: QmpServer) -> None:
@@ -123,11 +111,11 @@ def test_a_guest_that_was_sent_is_run_only_where_that_is_meant(server: QmpServer
     with closing(Monitor(server.path)) as monitor:
         with pytest.raises(QemuError, match="has sent all of the guest"):
             monitor.resume()
-        assert "cont" not in heard(server)
+        assert "cont" not in server.commands()
         monitor.resume(sent=True)
         migration(server, "postmigrate", "failed")
         monitor.resume()
-    assert heard(server).count("cont") == 2
+    assert server.commands().count("cont") == 2
 
 
 @contextmanager
@@ -149,7 +137,7 @@ def test_what_is_not_seen_to_be_undone_is_left_to_the_guardian(server: QmpServer
         raise StatepipeError("the disk is full")
     assert f"guardian (process {guardian.pid}) sets right once QEMU answers" in (caught.value.hint or "")
     os.waitpid(guardian.pid, 0)
-    assert "cont" in heard(server)
+    assert "cont" in server.commands()
 
 
 def test_what_is_seen_to_be_undone_is_settled(server: QmpServer, capfd: pytest.CaptureFixture[str]) -> None:
@@ -175,7 +163,7 @@ def test_settings_that_are_not_as_before_are_left_to_the_guardian(
         raise StatepipeError("the disk is full")
     assert "guardian (process " in (caught.value.hint or "")
     os.waitpid(guardian.pid, 0)
-    assert "migrate-set-parameters" in heard(server)
+    assert "migrate-set-parameters" in server.commands()
 
 
 def test_nothing_is_done_while_qemu_migrates(server: QmpServer) -> None:
