@@ -1,4 +1,4 @@
-"""How bytes begin that are none of ours, in words: what people have given in the place of what was meant."""
+"""Recognize a file that is not ours by its first bytes, so that an error can say what the user gave instead."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _KNOWN = {
 }
 
 HEAD = 1024
-"""Bytes to tell a file by: an armor's headers stand before its first packet."""
+"""Bytes needed to recognize a file: armor has headers before its first packet."""
 
 SHOWN = 16
-"""Bytes that tell enough: no more are shown."""
+"""Bytes that an error shows at most."""
 
 
 def beginning(head: bytes) -> str:
-    """Goes on from "it begins"."""
+    """Return what `head` looks like, as the end of a sentence that starts "it begins"."""
     for magic, what in _KNOWN.items():
         if head.startswith(magic):
             return f"like {what}"

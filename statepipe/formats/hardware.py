@@ -1,4 +1,4 @@
-"""The shape of what is said of a guest's hardware, in a state file and between hosts."""
+"""The shape of the description of a guest's hardware, in a state file and between hosts."""
 
 from __future__ import annotations
 
@@ -12,4 +12,4 @@ CPUS = many(text(128), most=4096)
 DEVICES = many(text(600), most=4096)
 
 HARDWARE = fields({}, {"accelerator": _NAME, "cpu": CPU, "cpus": CPUS, "devices": DEVICES})
-"""qemu/hardware.py tells it."""
+"""qemu/hardware.py collects it from QEMU."""

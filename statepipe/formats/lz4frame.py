@@ -1,8 +1,8 @@
-"""LZ4's outer layer: frames, and the blocks in them, cut out without decoding (lz4_Frame_format.md, version 1.6.1).
+"""LZ4's outer layer: split a stream into frames and blocks without decoding (lz4_Frame_format.md, version 1.6.1).
 
-Every block says how long it is, so a reader can cut a stream into blocks as it arrives from a pipe and decode those
-that do not look back at others on all cores. The older frames of `lz4 -l` are read too; they have neither checksum
-nor end, so of their damage only what cannot be decoded is found.
+Every block begins with its length, so a reader can split a stream into blocks as it arrives from a pipe, and decode
+independent blocks on all cores. The older frames of `lz4 -l` are read too; they have neither a checksum nor an end,
+so only damage that makes decoding fail is found in them.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ LEGACY_MAGIC = 0x184C2102
 SKIPPABLE_FIRST, SKIPPABLE_LAST = 0x184D2A50, 0x184D2A5F
 
 LEGACY_BLOCK = 8 << 20
-"""Plain bytes in a block of an older frame."""
+"""Decoded bytes in a block of an older frame."""
 
 _STORED = 1 << 31
-"""In a block's size: its bytes are as they were."""
+"""The bit in a block's size that says that the block is not compressed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """A frame's header. Sizes in bytes; `block_size` is the most that a block decodes to."""
+    """A frame's header. Sizes in bytes; a block decodes to at most `block_size`."""
 
     offset: int
     block_size: int
@@ -41,7 +41,7 @@ class Begin:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A block of the frame that began last; `checksum` is of `data`, if there is one."""
+    """A block of the current frame. `checksum` is that of `data`, or None."""
 
     offset: int
     data: bytes
@@ -51,7 +51,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The end of a frame, with the checksum of all it held, if it has one."""
+    """The end of a frame, with the checksum of its content, or None."""
 
     offset: int
     checksum: int | None
@@ -61,19 +61,19 @@ Item = Begin | Block | End
 
 
 def head() -> bytes:
-    """The beginning of a frame of blocks of up to 1 MiB: independent, each with a checksum, and one of the content."""
+    """Return a frame's header: independent blocks of up to 1 MiB, block checksums and a content checksum."""
     descriptor = _FLAGS + _ONE_MEBIBYTE
     return MAGIC.to_bytes(4, "little") + descriptor + _header_checksum(descriptor)
 
 
 def block(data: bytes, *, stored: bool) -> bytes:
-    """One block of such a frame; `stored`: its bytes are as they were."""
+    """Return one block of such a frame; `stored`: `data` is not compressed."""
     size = (len(data) | (_STORED if stored else 0)).to_bytes(4, "little")
     return b"".join((size, data, xxhash.xxh32_intdigest(data).to_bytes(4, "little")))
 
 
 def tail(checksum: int) -> bytes:
-    """Its end, with the checksum of all it holds."""
+    """Return the end of such a frame, with the checksum of its content."""
     return bytes(4) + checksum.to_bytes(4, "little")
 
 
@@ -86,9 +86,9 @@ def _header_checksum(descriptor: bytes | bytearray) -> bytes:
 
 
 def parse_header(data: bytes | bytearray, offset: int) -> tuple[Begin, int] | None:
-    """The frame header that `data` begin with and its length, None while it has not all arrived.
+    """Return the frame header at the start of `data` and its length, or None while part of it is missing.
 
-    Raises IntegrityError, signed `offset`.
+    Raises IntegrityError with `offset`.
     """
     if len(data) < 7:
         return None
@@ -97,7 +97,7 @@ def parse_header(data: bytes | bytearray, offset: int) -> tuple[Begin, int] | No
     if len(data) < length:
         return None
     if _header_checksum(data[4 : length - 1]) != data[length - 1 : length]:
-        raise IntegrityError("corrupt lz4 frame header: its checksum is another", offset=offset)
+        raise IntegrityError("corrupt lz4 frame header: checksum mismatch", offset=offset)
     if flags >> 6 != 1 or flags & 2 or sizes & 0x8F or sizes >> 4 < 4:
         raise IntegrityError("corrupt lz4 frame header: reserved bits are set", offset=offset)
     if flags & 1:
@@ -108,9 +108,9 @@ def parse_header(data: bytes | bytearray, offset: int) -> tuple[Begin, int] | No
 
 
 class Splitter:
-    """Cuts an LZ4 stream into headers, blocks and ends as it arrives. Sans-IO: `feed` bytes, take items; `close`.
+    """Splits an LZ4 stream into headers, blocks and ends as it arrives. No I/O: `feed` bytes, take items; `close`.
 
-    Raises IntegrityError with the offset of what is neither, TruncatedError for a stream that stops inside a frame.
+    Raises IntegrityError with the offset of invalid data, TruncatedError for a stream that stops inside a frame.
     """
 
     def __init__(self) -> None:
@@ -120,13 +120,13 @@ class Splitter:
         self._skip = 0
 
     def feed(self, data: Buffer) -> Iterator[Item]:
-        """Take the next bytes; yield every item they complete."""
+        """Take the next bytes; yield each item that they complete."""
         self._held += data
         while (item := self._step()) is not None:
             yield item
 
     def close(self) -> None:
-        """The stream has ended: raises TruncatedError unless it ended between frames."""
+        """Report the end of the stream. Raises TruncatedError unless it ended between frames."""
         end = self._start + len(self._held)
         if not end:
             raise TruncatedError("the input is empty", offset=0)
@@ -152,7 +152,7 @@ class Splitter:
         return self._legacy_block() if self._frame.legacy else self._block(self._frame)
 
     def _begins_skipping(self) -> bool:
-        """Whether a skippable frame begins here: it is passed over. There may be any number of them in a row."""
+        """Return whether a skippable frame begins here, and start to skip it. Several can follow each other."""
         if self._frame is not None or len(self._held) < 8:
             return False
         if not SKIPPABLE_FIRST <= int.from_bytes(self._held[:4], "little") <= SKIPPABLE_LAST:
@@ -162,9 +162,9 @@ class Splitter:
         return True
 
     def _begin(self) -> Item | None:
-        """At a frame's first byte."""
+        """Read the header of the frame that begins here."""
         magic = int.from_bytes(self._held[:4], "little")
-        if SKIPPABLE_FIRST <= magic <= SKIPPABLE_LAST:  # its size has still to come
+        if SKIPPABLE_FIRST <= magic <= SKIPPABLE_LAST:  # its size has not arrived yet
             return None
         if magic == LEGACY_MAGIC:
             self._frame = Begin(self._start, LEGACY_BLOCK, legacy=True)
@@ -172,7 +172,9 @@ class Splitter:
             return self._frame
         if magic != MAGIC:
             what = "trailing garbage" if self._start else "not an lz4 stream"
-            raise IntegrityError(f"{what}: {bytes(self._held[:4]).hex()} is no lz4 frame", offset=self._start)
+            raise IntegrityError(
+                f"{what}: {bytes(self._held[:4]).hex()} does not begin an lz4 frame", offset=self._start
+            )
         parsed = parse_header(self._held, self._start)
         if parsed is None:
             return None
@@ -186,7 +188,7 @@ class Splitter:
             return self._end(frame)
         size, more = word & ~_STORED, 4 if frame.block_checksums else 0
         if size > frame.block_size:
-            raise IntegrityError(f"corrupt lz4 block: {size} bytes are too many", offset=self._start)
+            raise IntegrityError(f"corrupt lz4 block: its size, {size} bytes, is above the limit", offset=self._start)
         if len(self._held) < 4 + size + more:
             return None
         offset, data = self._start, self._take(4 + size)[4:]
@@ -202,13 +204,13 @@ class Splitter:
         return End(offset, int.from_bytes(data[4:], "little") if frame.checksum else None)
 
     def _legacy_block(self) -> Item | None:
-        """An older frame ends where the stream ends, or another frame begins."""
+        """Read a block of an older frame, which ends where the stream ends or another frame begins."""
         size = int.from_bytes(self._held[:4], "little")
         if size in (MAGIC, LEGACY_MAGIC) or SKIPPABLE_FIRST <= size <= SKIPPABLE_LAST:
             self._frame = None
             return End(self._start, None)
         if size > LEGACY_BLOCK + LEGACY_BLOCK // 255 + 16:
-            raise IntegrityError(f"corrupt lz4 block: {size} bytes are too many", offset=self._start)
+            raise IntegrityError(f"corrupt lz4 block: its size, {size} bytes, is above the limit", offset=self._start)
         if len(self._held) < 4 + size:
             return None
         return Block(self._start, self._take(4 + size)[4:], stored=False, checksum=None)

@@ -1,4 +1,4 @@
-"""What we need to know of OpenPGP: is this a message, and what does GnuPG say became of it.
+"""The parts of OpenPGP that we need: whether this is a message, and what GnuPG reports about it.
 
 Packets begin with an octet whose top bit is set (RFC 9580, 4.2); an encrypted message begins with a packet that
 holds its session key, or its data. The status lines are those of GnuPG's doc/DETAILS: `[GNUPG:] KEYWORD ARGUMENTS`.
@@ -14,35 +14,35 @@ from statepipe.errors import IntegrityError, NoKeyError, StatepipeError, UsageEr
 from statepipe.shapes import told
 
 PREFIX = "gpg:"
-"""What a recipient of OpenPGP is told by, among those of age."""
+"""The prefix that distinguishes an OpenPGP recipient from one of age."""
 
 BEGIN = b"-----BEGIN PGP "
 
 HEAD = 4096
-"""Bytes within which armor's headers must have ended: GnuPG writes a comment or two at most."""
+"""Bytes within which the headers of armor must end. GnuPG writes one or two comments at most."""
 
 LINES = 2000
-"""Status lines that are kept. A message for 500 recipients makes some 1500."""
+"""Status lines that are kept. A message for 500 recipients causes about 1500."""
 
 LINE = 4096
-"""Bytes of one."""
+"""Bytes of a status line."""
 
 ENCRYPTED = {1, 3, 9, 18, 20}
 """Tags of the packets that an encrypted message begins with: session keys by public key and by passphrase; data
 without, with, and with GnuPG's authentication."""
 
 MARKER = 10
-"""The tag of a packet that means nothing, and may stand first (RFC 9580, 5.8)."""
+"""The tag of a packet without meaning, which may come first (RFC 9580, 5.8)."""
 
 LITERAL = 11
-"""The tag of the packet that holds the data themselves (RFC 9580, 5.9)."""
+"""The tag of the packet that holds the data (RFC 9580, 5.9)."""
 
 TAGS = ENCRYPTED | {2, 4, 8, MARKER, LITERAL}
-"""And those that others begin with: signature, one-pass signature, compressed, marker, literal."""
+"""Tags that any message can begin with: those above, signature, one-pass signature, compressed, marker, literal."""
 
 
 def is_told(head: bytes) -> bool:
-    """Whether `head` is enough of a stream to tell if it is OpenPGP, and which packet comes first."""
+    """Return whether `head` is long enough to decide whether the stream is OpenPGP and which packet comes first."""
     text = head.lstrip()
     if not text or (len(text) < len(BEGIN) and BEGIN.startswith(text)):
         return len(head) > HEAD
@@ -60,7 +60,7 @@ def looks_encrypted(head: bytes) -> bool:
 
 
 def first_tag(head: bytes) -> int | None:
-    """The tag of the first packet, in either of the headers' two forms; None if that is no packet."""
+    """Return the tag of the first packet, in either form of header; None if `head` does not begin with a packet."""
     if head.lstrip().startswith(BEGIN):
         head = _first_of_armor(head.lstrip())
     if not head or not head[0] & 0x80:
@@ -69,7 +69,7 @@ def first_tag(head: bytes) -> int | None:
 
 
 def _first_of_armor(text: bytes) -> bytes:
-    """The first octets in armor: behind its headers and an empty line."""
+    """Return the first octets in armor, which follow its headers and an empty line."""
     _, _, rest = text.partition(b"\n")
     lines = iter(rest.split(b"\n"))
     for line in lines:
@@ -83,7 +83,7 @@ def _first_of_armor(text: bytes) -> bytes:
 
 
 def literal(packet: bytes) -> tuple[bytes, bytes] | None:
-    """The format letter and the data of a literal packet that has its length at its head; None if it is not that."""
+    """Return the format letter and the data of a literal packet of known length; None for anything else."""
     if first_tag(packet) != LITERAL:
         return None
     if packet[0] & 0x40:
@@ -113,14 +113,14 @@ ARGUMENTS: Mapping[str, Sequence[str]] = {
     "DECRYPTION_INFO": (_NUMBER, _NUMBER),
     "PLAINTEXT": ("[0-9A-Fa-f]{2}",),
 }
-"""What the lines that we read begin with, word for word (doc/DETAILS)."""
+"""The arguments that the lines we read begin with, one pattern each (doc/DETAILS)."""
 
 
 class Status:
-    """What gpg says on its status descriptor, as it comes.
+    """The lines that gpg writes to its status descriptor, as they arrive.
 
-    `odd` is the first line that is not what doc/DETAILS has of it, or what there is too much of: then nothing that
-    was said counts, for what is not understood may be that all is bad.
+    `odd` is the first line that doc/DETAILS does not describe, or the first above a limit. With such a line, none of
+    the lines count: the one that was not understood may have reported a failure.
     """
 
     def __init__(self) -> None:
@@ -129,7 +129,7 @@ class Status:
         self._rest = b""
 
     def feed(self, data: bytes) -> None:
-        """Some more of it."""
+        """Take the next bytes."""
         *whole, self._rest = (self._rest + data).split(b"\n")
         self._rest = self._rest[: LINE + 1]
         for line in whole:
@@ -147,67 +147,68 @@ class Status:
             self.lines.append(words)
 
     def check(self) -> None:
-        """Raises StatepipeError if not all of it was understood."""
+        """Raises StatepipeError if a line was not understood."""
         if self.odd is not None:
-            what = f"gpg says what is not understood: {self.odd!r}"
+            what = f"gpg wrote a status line that statepipe does not understand: {self.odd!r}"
             raise StatepipeError(
-                what, hint=f"of a message, {LINES} lines are read; look with: gpg --status-fd 2 --decrypt"
+                what, hint=f"statepipe reads at most {LINES} lines for a message; run: gpg --status-fd 2 --decrypt"
             )
 
     def said(self, keyword: str) -> list[list[str]]:
-        """The arguments of every line with this keyword."""
+        """Return the arguments of every line with this keyword."""
         return [words[1:] for words in self.lines if words[0] == keyword]
 
     @property
     def is_of_no_message(self) -> bool:
-        """gpg has not come to look at any, as what it was told or its settings do not suit it."""
+        """Whether gpg did not look at any message, because it refused its arguments or its settings."""
         return all(words[0] == "FAILURE" for words in self.lines)
 
     @property
     def is_excused(self) -> bool:
-        """An exit status other than 0 says no more than that a signature could not be checked."""
+        """Whether an exit status other than 0 only means that a signature could not be checked."""
         return bool(self.said("DECRYPTION_OKAY")) and bool(self.said("ERRSIG")) and not self.is_aead
 
     @property
     def is_aead(self) -> bool:
-        """Of AEAD the status lines prove nothing: gpg 2.2 says DECRYPTION_OKAY and GOODMDC of a chunk that is bad.
+        """Whether the message uses AEAD, for which the status lines prove nothing.
 
-        Then its exit status alone tells (2.2.40, measured). It names no MDC there, nor does 2.2 name the mode.
+        gpg 2.2 reports DECRYPTION_OKAY and GOODMDC for a damaged chunk, and only its exit status is right (2.2.40,
+        measured). It names no MDC there, nor does 2.2 name the mode.
         """
         return any(words[:1] == ["0"] for words in self.said("DECRYPTION_INFO"))
 
 
 # --- encrypting
 
-_UNKNOWN = ("is not in GnuPG's keyring", "look with: gpg --list-keys; and bring it in with: gpg --import FILE")
-_REVOKED = ("is revoked", "ask its owner for the new one")
-_EXPIRED = ("has expired", "ask its owner for a new date, and bring it in with: gpg --import FILE")
+_UNKNOWN = ("is not in GnuPG's keyring", "list the keys with: gpg --list-keys; import one with: gpg --import FILE")
+_REVOKED = ("is revoked", "ask its owner for a new key")
+_EXPIRED = ("has expired", "ask its owner to extend it, then import it with: gpg --import FILE")
 _DISABLED = ("is disabled", "enable it with: gpg --edit-key KEY enable")
-_SECRET = ("has no secret part here", "sign with a key of yours: gpg --list-secret-keys")
-_UNFIT = ("cannot be used for that", "it needs a subkey of that use: gpg --edit-key KEY addkey")
+_SECRET = ("has no secret key here", "sign with one of your keys: gpg --list-secret-keys")
+_UNFIT = ("cannot be used for that", "add a subkey for that use: gpg --edit-key KEY addkey")
 
 _REASONS = {
-    "2": ("is not the only one of that name", "give its fingerprint: gpg --list-keys"),
+    "2": ("is ambiguous: several keys have that name", "give its fingerprint: gpg --list-keys"),
     "3": _UNFIT,
     "4": _REVOKED,
     "5": _EXPIRED,
     "10": ("is not trusted", "compare its fingerprint with the owner's, then: gpg --quick-lsign-key FINGERPRINT"),
     "13": _DISABLED,
 }
-"""doc/DETAILS, INV_RECP and INV_SGNR: what it means, and what to do. GnuPG 2.2 gives most keys that it cannot use as
-1, not found, or 0, without a reason."""
+"""The reasons of INV_RECP and INV_SGNR in doc/DETAILS: what they mean, and what to do. GnuPG 2.2 reports most keys
+that it cannot use as 1 (not found) or 0 (no reason)."""
 
 _VALIDITY = {"e": _EXPIRED, "r": _REVOKED, "d": _DISABLED, "i": _UNFIT}
 """doc/DETAILS, field 2 of a listing."""
 
 UNUSABLE = frozenset(_VALIDITY)
-"""The letters of keys that are of no use."""
+"""The letters of keys that cannot be used."""
 
 
 def judge_encryption(status: Status, validity: Callable[[str], set[str]]) -> None:
-    """Raise StatepipeError for what gpg could not do, if it says so.
+    """Raise StatepipeError if gpg reports that it could not encrypt.
 
-    `validity` looks a key up in GnuPG's listing: the letters of all that fit the name.
+    `validity` returns the letters of all keys in GnuPG's listing that match a name.
     """
     status.check()
     for keyword, role in (("INV_RECP", "recipient"), ("INV_SGNR", "signing key")):
@@ -217,8 +218,8 @@ def judge_encryption(status: Status, validity: Callable[[str], set[str]]) -> Non
             raise StatepipeError(f"the {role} {' '.join(name)} {said}", hint=hint)
     _raise_agent(status)
     if any(words[0] == "0" and len(words) < 3 for words in status.said("BEGIN_ENCRYPTION")):  # neither MDC nor AEAD
-        what = "gpg would write a message that nobody can prove whole: decrypt would refuse it"
-        raise StatepipeError(what, hint="take rfc2440, or another old way of writing, out of gpg.conf")
+        what = "gpg would write a message without integrity protection, which decrypt refuses"
+        raise StatepipeError(what, hint="remove rfc2440, or another option for an old format, from gpg.conf")
 
 
 def _unusable(found: set[str], other: tuple[str, str]) -> tuple[str, str]:
@@ -230,8 +231,11 @@ def _unusable(found: set[str], other: tuple[str, str]) -> tuple[str, str]:
 _AGENT = {
     11: ("the passphrase is wrong", "try again"),
     77: ("GnuPG's agent does not answer", "start it with: gpgconf --launch gpg-agent"),
-    85: ("GnuPG's agent has no pinentry to ask with", "install pinentry-curses, or give --passphrase-file FILE"),
-    86: ("the pinentry of GnuPG's agent failed", "look at pinentry-program in gpg-agent.conf"),
+    85: (
+        "GnuPG's agent has no pinentry to ask for the passphrase with",
+        "install pinentry-curses, or give --passphrase-file FILE",
+    ),
+    86: ("the pinentry of GnuPG's agent failed", "check pinentry-program in gpg-agent.conf"),
     99: ("the passphrase was not given", "try again, or give --passphrase-file FILE"),
     177: ("a passphrase is needed", "give --passphrase-file FILE"),
 }
@@ -257,54 +261,55 @@ def _raise_agent(status: Status) -> None:
 
 
 def judge_decryption(status: Status, signed_by: str | None) -> Iterator[str]:
-    """Raise what gpg's words mean; yields warnings. Raises IntegrityError, NoKeyError, StatepipeError.
+    """Raise the error that gpg's lines report; yield warnings. Raises IntegrityError, NoKeyError, StatepipeError.
 
-    Good is only what was decrypted once, whole, and proved so.
+    A message passes only if it was decrypted once, whole, and its integrity was proved.
     """
     status.check()
     if status.said("NODATA") and not status.said("BEGIN_DECRYPTION"):
-        raise IntegrityError("this is no OpenPGP message, or what is left of one")
+        raise IntegrityError("this is not an OpenPGP message, or it is damaged")
     if not status.said("DECRYPTION_INFO"):
         _raise_unopened(status)
     if not status.said("PLAINTEXT"):
-        _raise_agent(status)  # a wrong passphrase may open something that is none
+        _raise_agent(status)  # a wrong passphrase can decrypt to something that is not a message
     if status.is_aead and not status.said("GOODMDC"):
-        raise IntegrityError("the message bears no proof that it is whole: anyone on its way could have changed it")
+        raise IntegrityError("the message has no integrity protection: anyone on its way could have changed it")
     order = [words[0] for words in status.lines if words[0] in _FRAME]
     if status.said("BADMDC") or order != list(_FRAME):
         raise IntegrityError(CHANGED)
     if bytes.fromhex(status.said("PLAINTEXT")[0][0]) in _TEXTS:
-        yield "the message says of itself that it is text: gpg has made its line ends those of this host"
+        yield "the message is marked as text: gpg converted its line ends to those of this host"
     yield from _judge_signatures(status, signed_by)
 
 
 CHANGED = "the message was changed, or cut, after it was encrypted"
 
 _TEXTS = (b"t", b"u", b"m")
-"""Letters of literal packets whose line ends are not kept (RFC 9580, 5.9; m is GnuPG's own, for mail)."""
+"""Letters of literal packets whose line ends gpg converts (RFC 9580, 5.9; m is GnuPG's own, for mail)."""
 
 _FRAME = ("BEGIN_DECRYPTION", "PLAINTEXT", "DECRYPTION_OKAY", "GOODMDC", "END_DECRYPTION")
-"""What gpg says of a message that is good, in this order and once: plaintext outside of it was not encrypted.
+"""The lines that gpg writes for a good message, once and in this order. Plaintext outside them was not encrypted.
 
-GOODMDC stands for AEAD, too. DECRYPTION_INFO does not tell: of OCB, gpg 2.2 says there what it says of no proof.
+GOODMDC also stands for AEAD. DECRYPTION_INFO does not help: gpg 2.2 writes the same there for OCB as for a message
+without integrity protection.
 """
 
 
 def _raise_unopened(status: Status) -> None:
-    """Nothing could be decrypted: why?"""
+    """Raise the reason why nothing could be decrypted."""
     if not status.said("BEGIN_DECRYPTION"):
         if status.said("ENC_TO") or status.said("DECRYPTION_FAILED"):
-            raise IntegrityError("the message was cut")
-        raise IntegrityError("the message is not encrypted", hint="to read it all the same: gpg --decrypt")
+            raise IntegrityError("the message is cut short")
+        raise IntegrityError("the message is not encrypted", hint="to read it anyway: gpg --decrypt")
     _raise_agent(status)
     keys = sorted({words[0] for words in status.said("ENC_TO")})
     if _CIPHER_ALGO in _codes(status):
-        what = "gpg does not know the cipher of the message, or is told not to use it"
-        raise StatepipeError(what, hint="look for disable-cipher-algo in gpg.conf")
+        what = "gpg does not support the cipher of the message, or its settings disable it"
+        raise StatepipeError(what, hint="check disable-cipher-algo in gpg.conf")
     if _is_damaged(status, keys):
-        raise IntegrityError("what the message holds for a key of ours is damaged")
+        raise IntegrityError("the session key that the message holds for a key of ours is damaged")
     if keys:
-        hint = "look with: gpg --list-secret-keys; and bring the key in with: gpg --import FILE"
+        hint = "list the keys with: gpg --list-secret-keys; import one with: gpg --import FILE"
         raise NoKeyError(f"no secret key here opens this message; it is for {', '.join(keys[:5])}", hint=hint)
     raise NoKeyError("the passphrase does not open this message", hint="give it with --passphrase-file FILE")
 
@@ -313,17 +318,17 @@ _CIPHER_ALGO, _NO_SECKEY = 12, 17
 """libgpg-error's GPG_ERR_CIPHER_ALGO and GPG_ERR_NO_SECKEY."""
 
 _ANYBODY = "0" * 16
-"""The id of a recipient who is not told: every key is tried, and most fail."""
+"""The id of a hidden recipient: gpg tries every key, and most fail."""
 
 
 def _is_damaged(status: Status, keys: Sequence[str]) -> bool:
-    """Whether a key that the message names is here, and yet gives nothing."""
+    """Return whether a key that the message names is here but does not open it."""
     others = [code for code in _codes(status) if code != _NO_SECKEY]
     return bool(others) and _ANYBODY not in keys
 
 
 def _codes(status: Status) -> list[int]:
-    """Why the keys that are here have not opened it, by libgpg-error's numbers."""
+    """Return why the keys that are here did not open it, as libgpg-error's numbers."""
     said = [re.match(_NUMBER, code) for place, code, *_ in status.said("ERROR") if place == "pkdecrypt_failed"]
     return [int(code[0]) & 0xFFFF for code in said if code]
 
@@ -349,15 +354,15 @@ def _judge_signatures(status: Status, signed_by: str | None) -> Iterator[str]:
 
 
 def fingerprint(text: str) -> str:
-    """A whole fingerprint, of a key or of the subkey that signs, as gpg prints it. Raises UsageError."""
+    """Return the whole fingerprint of a key, or of the subkey that signs, as gpg prints it. Raises UsageError."""
     if not is_fingerprint(text):
-        what = f"'{text}' is no whole fingerprint of a key: that has 40 hexadecimal digits, or 64"
-        raise UsageError(what, hint="look with: gpg --list-keys --with-subkey-fingerprint KEY")
+        what = f"'{text}' is not the whole fingerprint of a key, which has 40 or 64 hexadecimal digits"
+        raise UsageError(what, hint="list fingerprints with: gpg --list-keys --with-subkey-fingerprint KEY")
     return _digits(text)
 
 
 def is_fingerprint(text: str) -> bool:
-    """Whether it names one key alone. The 16 last digits do not: who wants to, makes a key that has the same."""
+    """Return whether `text` names exactly one key. The last 16 digits do not: a key with the same ones can be made."""
     digits = _digits(text)
     return len(digits) in (40, 64) and not set(digits) - set("0123456789ABCDEF")
 

@@ -1,14 +1,14 @@
-"""The container around our zstd frames: what a statepipe file says about itself, and how it proves it is whole.
+"""The container around our zstd frames: the metadata of a statepipe file, and the proof that the file is whole.
 
     skippable 0x184D2A55   header: JSON
     zstd frames            independent, content size and checksum in each
     skippable 0x184D2A55   trailer: JSON
     skippable 0x184D2A5E   the standard seek table; metadata frames are listed in it as (size, 0)
 
-To zstd(1) this is a plain file and `zstd -d` gives the stream back. A metadata frame's payload is `statepipe`,
-one byte for its kind, the first 16 bytes of the BLAKE3 of kind and JSON, and the JSON. The trailer holds the BLAKE3
-of every byte of the file before it, so that a flip of any bit is found, even of the bits that zstd ignores, and
-for a saved guest that of the stream as well; the seek table is compared whole. Without its trailer it is no file.
+To zstd(1) this is an ordinary file, and `zstd -d` returns the stream. A metadata frame's payload is `statepipe`, one
+byte for its kind, the first 16 bytes of the BLAKE3 of kind and JSON, and the JSON. The trailer holds the BLAKE3 of
+every byte of the file before it, so that any changed bit is found, even bits that zstd ignores. For a saved guest it
+holds the BLAKE3 of the stream as well. The seek table is compared whole. A file without its trailer is refused.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ _SEEK_FOOTER_MAGIC = 0x8F92EAB1
 
 SEEK_FOOTER_SIZE, SEEK_ENTRY_SIZE = _SEEK_FOOTER.size, _SEEK_ENTRY.size
 META_LIMIT = KEPT_LIMIT
-"""Bytes of a metadata frame's payload. A header has a few KiB; a trailer with a thousand disks has 400 KiB, and the
-header's command line for them 150. Of a megabyte of the worst JSON Python makes 25."""
+"""Bytes of a metadata frame's payload at most. A header has a few KiB; with a thousand disks, a trailer has 400 KiB
+and a header's command line 150 KiB. Python needs 25 MB for a megabyte of the worst JSON."""
 
 SEEK_TABLE_LIMIT = 64 << 20
-"""Bytes of a seek table: one of this size describes 8 TiB in our frames."""
+"""Bytes of a seek table at most: one of this size describes 8 TiB in our frames."""
 
 LEAST_FRAME = 8
-"""Bytes of the shortest frame, an empty skippable one: so many times its entries, a file is large at least."""
+"""Bytes of the shortest frame, an empty skippable one. A file has at least this many bytes per seek table entry."""
 
 Facts = dict[str, Any]
 
@@ -85,7 +85,7 @@ _DISK_AT = fields(
 
 
 def _disk(value: object, where: str) -> None:
-    """A disk's fingerprint, or why there is none."""
+    """Check a disk's fingerprint, or the reason why it has no fingerprint."""
     _DISK_AT(value, where)
     if isinstance(value, dict) and "unknown" not in value:
         _DISK_SEEN(value, where)
@@ -109,7 +109,7 @@ _HEADER = fields(
         "hardware": HARDWARE,
     },
 )
-"""What is said before the stream. What a later version may add passes unread."""
+"""The facts known before the stream. Fields that a later version may add are ignored."""
 
 _BLOCK = fields({"name": text(255), "length": whole()}, {"page_size": maybe(whole())})
 """A RAM block: qemu_get_counted_string gives its name 255 bytes."""
@@ -137,10 +137,10 @@ _TRAILER = fields(
         "stopped_for_it": flag,
     },
 )
-"""What is known once the stream has ended."""
+"""The facts known after the end of the stream."""
 
 STATE_TRAILER = fields({"end_mark": whole(), "blake3": text(64)})
-"""What loading rests on: a trailer without it belongs to another file."""
+"""The fields that loading needs; a trailer without them does not belong to a saved guest."""
 
 _VERSIONED = fields({"statepipe": whole()})
 
@@ -149,9 +149,9 @@ _SHAPES: dict[bytes, Shape] = {HEADER: _HEADER, TRAILER: _TRAILER}
 
 @dataclass(frozen=True, slots=True)
 class Meta:
-    """A metadata frame: its kind (HEADER, TRAILER, or one of a later version) and what it says.
+    """A metadata frame: its kind (HEADER, TRAILER, or one of a later version) and its facts.
 
-    Of a kind that is not known here `facts` is empty: nobody reads it.
+    `facts` is empty for an unknown kind, which is ignored.
     """
 
     kind: bytes
@@ -159,9 +159,9 @@ class Meta:
 
 
 def encode_meta(kind: bytes, facts: Facts) -> bytes:
-    """A metadata frame, whole. The JSON is ASCII: a path that is no UTF-8 comes as surrogates, which it can escape.
+    """Return a whole metadata frame. Its JSON is ASCII, which can escape the surrogates of a path that is not UTF-8.
 
-    Raises StatepipeError for what no reader would take: then there must be no file.
+    Raises StatepipeError for facts that a reader would refuse, so that no such file is written.
     """
     try:
         check(facts, _SHAPES.get(kind, anything))
@@ -171,14 +171,14 @@ def encode_meta(kind: bytes, facts: Facts) -> bytes:
     payload = _TAG + kind + blake3(kind + text).digest(_CHECK) + text
     if len(payload) > META_LIMIT:
         largest = max(facts, key=lambda name: len(json.dumps(facts[name])))
-        raise StatepipeError(f"a state file has room for {META_LIMIT} bytes of facts: '{largest}' is too large for it")
+        raise StatepipeError(f"the metadata of a state file is limited to {META_LIMIT} bytes: '{largest}' is too large")
     return skippable(META_MAGIC, payload)
 
 
 def decode_meta(payload: bytes, offset: int) -> Meta | None:
-    """What a skippable frame's payload says, or None if it is not one of ours.
+    """Return the metadata in a skippable frame's payload, or None if the frame is not one of ours.
 
-    Raises IntegrityError when it is ours and damaged, or says what no statepipe writes.
+    Raises IntegrityError if it is ours and damaged, or contains what statepipe does not write.
     """
     if not payload.startswith(_TAG):
         return None
@@ -193,7 +193,7 @@ def decode_meta(payload: bytes, offset: int) -> Meta | None:
     name = "header" if kind == HEADER else "trailer"
     try:
         facts = parse(text, _VERSIONED if kind == HEADER else shape)
-        if kind == HEADER and facts["statepipe"] == VERSION:  # a later version may say the same in another shape
+        if kind == HEADER and facts["statepipe"] == VERSION:  # a later version may use another shape
             check(facts, shape)
         return Meta(kind, facts)
     except Misshapen as error:
@@ -201,7 +201,7 @@ def decode_meta(payload: bytes, offset: int) -> Meta | None:
 
 
 def check_state_trailer(facts: Facts, offset: int) -> None:
-    """Raises IntegrityError for a trailer that is not a saved guest's."""
+    """Raises IntegrityError if the trailer does not belong to a saved guest."""
     try:
         check(facts, STATE_TRAILER)
     except Misshapen as error:
@@ -209,34 +209,34 @@ def check_state_trailer(facts: Facts, offset: int) -> None:
 
 
 def check_version(header: Facts) -> None:
-    """Raises StatepipeError for a format that a later statepipe wrote."""
+    """Raises StatepipeError for a format version other than ours."""
     version = header.get("statepipe")
     if version != VERSION:
         raise StatepipeError(
             f"the file has format version {version}; this statepipe reads version {VERSION}",
-            hint="load it with a newer statepipe, or take the raw stream out with zstd -d",
+            hint="load it with a newer statepipe, or extract the raw stream with zstd -d",
         )
 
 
 class SeekTable:
-    """The standard seek table (zstd_seekable_compression_format.md 0.1.0), filled as frames go by."""
+    """The standard seek table (zstd_seekable_compression_format.md 0.1.0), filled frame by frame."""
 
     def __init__(self) -> None:
         self._entries = bytearray()
 
     def add(self, size: int, content: int) -> None:
-        """A frame of `size` bytes on file that decodes to `content` bytes; (size, 0) for metadata."""
+        """Add a frame of `size` bytes in the file that decodes to `content` bytes; 0 for metadata."""
         self._entries += _SEEK_ENTRY.pack(size, content)
 
     def encode(self) -> bytes:
-        """The skippable frame that ends the file."""
+        """Return the skippable frame that ends the file."""
         return skippable(SEEK_TABLE_MAGIC, bytes(self._entries) + self._footer())
 
     def _footer(self) -> bytes:
         return _SEEK_FOOTER.pack(len(self._entries) // _SEEK_ENTRY.size, 0, _SEEK_FOOTER_MAGIC)
 
     def holds(self, part: Buffer, at: int, size: int) -> bool:
-        """Whether a table's payload of `size` bytes, with `part` at the offset `at`, is this one's as far as seen."""
+        """Return whether this table's payload has `size` bytes and contains `part` at the offset `at`."""
         entries, footer = len(self._entries), self._footer()
         if size != entries + len(footer):
             return False
@@ -249,9 +249,9 @@ class SeekTable:
 
 
 def seek_table_size(footer: bytes) -> int | None:
-    """From a file's last 9 bytes: the size of its seek table's whole frame, or None if it is none like ours.
+    """Return the size of the seek table's whole frame, from a file's last 9 bytes; None if it is not a table like ours.
 
-    A descriptor other than 0 stands for entries with checksums, or for what is reserved: another's, or damage.
+    A descriptor other than 0 means entries with checksums or a reserved bit: another program's table, or damage.
     """
     if len(footer) != SEEK_FOOTER_SIZE:
         return None
@@ -262,8 +262,10 @@ def seek_table_size(footer: bytes) -> int | None:
 
 
 def sum_seek_table(parts: Iterable[bytes]) -> tuple[int, tuple[int, int] | None]:
-    """Of a table like ours, in parts of whole entries without frame header and footer: the bytes that its frames take
-    together, and the last entry (size, content size), None where there is none."""
+    """Return the total size in bytes of the frames in a seek table, and its last entry (size, content size) or None.
+
+    `parts` are whole entries, without the frame's header and footer.
+    """
     total, last = 0, None
     for part in parts:
         for last in _SEEK_ENTRY.iter_unpack(part):
@@ -272,9 +274,9 @@ def sum_seek_table(parts: Iterable[bytes]) -> tuple[int, tuple[int, int] | None]
 
 
 class Writer:
-    """Builds the container: sans-IO, every method returns the bytes to write next.
+    """Builds the container. No I/O: every method returns the bytes to write next.
 
-    `table_limit` is the most bytes of the seek table's frame, which readers take.
+    `table_limit`: bytes of the largest seek table frame that readers accept.
     """
 
     def __init__(self, table_limit: int = SEEK_TABLE_LIMIT) -> None:
@@ -304,7 +306,7 @@ class Writer:
         return frame
 
     def trailer(self, facts: Facts) -> bytes:
-        """The trailer and the seek table: the end of the file."""
+        """Return the trailer and the seek table, which end the file."""
         sums = {"bytes": self._bytes, "frames": self._frames, "file_blake3": self._file.hexdigest()}
         frame = encode_meta(TRAILER, {**facts, **sums})
         self._seek.add(len(frame), 0)
@@ -312,10 +314,10 @@ class Writer:
 
 
 class Checker:
-    """Follows a container as it is read and proves it whole. Sans-IO: told of every piece, in order.
+    """Checks a container as it is read, and proves that it is whole. No I/O: the reader passes every piece, in order.
 
     Raises IntegrityError or TruncatedError where the file contradicts itself. A stream whose first frame is not
-    our header is foreign: nothing is asked of it, and `header` stays None.
+    our header is not checked, and `header` stays None.
     """
 
     def __init__(self) -> None:
@@ -327,7 +329,7 @@ class Checker:
         self._ended = False
 
     def meta(self, payload: bytes, frame: bytes, offset: int) -> None:
-        """A skippable frame with the metadata magic; `frame` is all its bytes."""
+        """Take a skippable frame with the metadata magic; `frame` is all its bytes."""
         self._first_piece(offset)
         meta = decode_meta(payload, offset)
         if meta is not None and meta.kind == HEADER:
@@ -345,7 +347,7 @@ class Checker:
         self._seek.add(len(frame), 0)
 
     def frame(self, frame: bytes, content: int, offset: int) -> None:
-        """A data frame of the file, before it is decoded or after; `content` is its decoded size in bytes."""
+        """Take a data frame, before or after it is decoded; `content` is its decoded size in bytes."""
         self._first_piece(offset)
         if self.header is None:
             return
@@ -357,15 +359,15 @@ class Checker:
         self._bytes += content
 
     def large(self, offset: int) -> None:
-        """A part of a frame too large to keep: we write none."""
+        """Take a part of a frame that is too large to keep. statepipe writes no such frame."""
         self._first_piece(offset)
         if self.header is not None:
             raise IntegrityError("a frame larger than statepipe writes", offset=offset)
 
     def skipped(self, magic: int, size: int, at: int, data: bytes, offset: int) -> None:
-        """A part of a skippable frame that is no metadata of ours: `data`, at `at` of its payload of `size` bytes.
+        """Take a part of a skippable frame that is not our metadata, such as the seek table.
 
-        The seek table is one; the parts of a frame come in order, the first at 0.
+        `data` is at offset `at` of the payload of `size` bytes. The parts of a frame come in order, the first at 0.
         """
         if at == 0:
             self._first_piece(offset)
@@ -386,7 +388,7 @@ class Checker:
         self._file.update(data)
 
     def close(self, offset: int) -> None:
-        """The file has ended at `offset`, and everything in it was decoded."""
+        """Report that the file ended at `offset` and that all of it was decoded."""
         if self.header is None:
             return
         if self.trailer is None or not self._ended:
@@ -407,5 +409,7 @@ class Checker:
         if self.trailer is not None:
             raise IntegrityError("a second trailer", offset=offset)
         if facts.get("file_blake3") != self._file.hexdigest():
-            raise IntegrityError("the file's digest is not the one in its trailer: a bit has changed", offset=offset)
+            raise IntegrityError(
+                "checksum mismatch: the file's BLAKE3 differs from the one in its trailer", offset=offset
+            )
         self.trailer = facts

@@ -1,9 +1,9 @@
-"""Zstandard's outer layer: where frames begin and end, without decoding them (RFC 8878 section 3.1).
+"""Zstandard's outer layer: find where frames begin and end without decoding them (RFC 8878 section 3.1).
 
-A zstd file is frames one after another, each readable alone. Walking the three-byte block headers finds the end
-of a frame without a decoder and without a size field, so a reader can cut any multi-frame file into frames as
-it arrives from a pipe and decode them on all cores. A frame that decodes to more than `WHOLE_LIMIT` bytes is
-handed on in parts instead, for a streaming decoder.
+A zstd file is a sequence of frames, each of which can be decoded alone. The three-byte block headers lead to the end
+of a frame without a decoder and without a size field, so a reader can split any file of several frames as it arrives
+from a pipe, and decode the frames on all cores. A frame that decodes to more than `WHOLE_LIMIT` bytes is passed on
+in parts, for a streaming decoder.
 """
 
 from __future__ import annotations
@@ -23,26 +23,28 @@ BLOCK_LIMIT = 128 << 10
 """No block decodes to more (RFC 8878 section 3.1.1.2)."""
 
 WHOLE_LIMIT = 8 << 20
-"""A frame that decodes to more than this is streamed: pzstd's frames at its default level still go to the pool
-whole (64 full blocks and an empty one), and four of the largest in flight stay under 40 MiB."""
+"""A frame that decodes to more bytes than this is streamed. pzstd's frames at its default level (64 full blocks and
+an empty one) still go to the pool whole, and four of the largest in flight stay under 40 MiB."""
 
 PART_LIMIT = 2 << 20
-"""A part of a frame that is streamed decodes to no more than this, but for the first, which was kept as a frame
+"""A part of a streamed frame decodes to at most this many bytes, except the first part, which was kept as a frame
 until it proved too large."""
 
 MEMORY = 128 << 20
-"""The window that a reader allows a frame unasked, as zstd(1) does: `zstd --long` writes it, `--long=31` 2 GiB."""
+"""The largest window in bytes that a reader allows by default, as zstd(1) does. `zstd --long` writes this window,
+`--long=31` one of 2 GiB."""
 
 KEPT_LIMIT = 1 << 20
-"""Bytes of a skippable frame's payload that are kept; a longer one is handed on in pieces, as it comes."""
+"""A skippable frame with at most this many bytes of payload is passed on whole; a longer one in pieces, as they
+arrive."""
 
 
 @dataclass(frozen=True, slots=True)
 class Skippable:
-    """A skippable frame, or a piece of one: metadata to those who know its magic.
+    """A skippable frame, or a piece of one: metadata for programs that know its magic.
 
-    `length` is that of the whole payload, of which `data` is what stands `at` so many bytes: all of it, unless it is
-    longer than KEPT_LIMIT.
+    `length` is the size of the whole payload; `data` is the part of it that begins at offset `at`. Only a payload
+    longer than KEPT_LIMIT comes in several parts.
     """
 
     offset: int
@@ -54,7 +56,7 @@ class Skippable:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A whole frame, its size on file and, if its header says so, the bytes it decodes to."""
+    """A whole frame, and the number of bytes that it decodes to if its header says so."""
 
     offset: int
     data: bytes
@@ -63,7 +65,7 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A piece of a frame too large to keep; `last` marks the one that ends it."""
+    """A part of a frame that is too large to keep; `last` marks the final part."""
 
     offset: int
     data: bytes
@@ -74,21 +76,21 @@ Piece = Skippable | Frame | Part
 
 
 def skippable(magic: int, payload: bytes) -> bytes:
-    """A skippable frame around `payload`."""
+    """Return a skippable frame around `payload`."""
     return magic.to_bytes(4, "little") + len(payload).to_bytes(4, "little") + payload
 
 
 def beyond(what: str, needed: int | None, memory: int, offset: int) -> IntegrityError:
-    """The error of what needs more memory to be decoded than is allowed; in bytes. `offset`: where it begins."""
+    """Return the error for data that needs more memory to decode than is allowed (bytes). `offset`: where it begins."""
     lacking = "more memory" if needed is None else f"{format_size(needed)} of memory"
     more = "SIZE" if needed is None else f"{needed + (1 << 20) - 1 >> 20}M"
-    hint = f"where it comes from a friend: statepipe decompress --memory {more}, in words decompress:memory={more}"
+    hint = f"if you trust the sender: statepipe decompress --memory {more}, or in a chain decompress:memory={more}"
     return IntegrityError(f"{what} needs {lacking}, of {format_size(memory)} allowed", hint=hint, offset=offset)
 
 
 @dataclass(frozen=True, slots=True)
 class FrameHeader:
-    """What a frame's first 2 to 18 bytes say (RFC 8878 section 3.1.1.1). Sizes in bytes."""
+    """The fields in a frame's first 2 to 18 bytes (RFC 8878 section 3.1.1.1). Sizes in bytes."""
 
     length: int
     window: int
@@ -98,7 +100,7 @@ class FrameHeader:
 
 
 def parse_header(data: bytes | bytearray, start: int, offset: int) -> FrameHeader | None:
-    """The frame header at `start`, or None while it has not all arrived. Raises IntegrityError, signed `offset`."""
+    """Return the frame header at `start`, or None while part of it is missing. Raises IntegrityError with `offset`."""
     if len(data) < start + 5:
         return None
     descriptor = data[start + 4]
@@ -120,17 +122,17 @@ def parse_header(data: bytes | bytearray, start: int, offset: int) -> FrameHeade
 
 
 def _window(descriptor: int) -> int:
-    """RFC 8878 section 3.1.1.1.2: exponent and mantissa."""
+    """Return the window in bytes, from its exponent and mantissa (RFC 8878 section 3.1.1.1.2)."""
     base = 1 << (10 + (descriptor >> 3))
     return base + (base >> 3) * (descriptor & 7)
 
 
 class FrameSplitter:
-    """Cuts a zstd stream into pieces as it arrives. Sans-IO: `feed` bytes, take pieces; `close` at the end.
+    """Splits a zstd stream into pieces as it arrives. No I/O: `feed` bytes, take pieces; `close` at the end.
 
-    Raises IntegrityError with the offset of what cannot be a frame, TruncatedError for a stream that stops
-    inside one, and for a frame whose window is larger than `memory` bytes, where that is given, an IntegrityError that
-    says so: whoever decodes it would have to keep so much, and damage looks no different.
+    Raises IntegrityError with the offset of what cannot be a frame, and TruncatedError for a stream that stops inside
+    a frame. If `memory` is given, a frame with a window of more than `memory` bytes raises IntegrityError too: a
+    decoder would need that much memory, and a damaged header looks the same.
     """
 
     def __init__(self, memory: int | None = None) -> None:
@@ -143,16 +145,16 @@ class FrameSplitter:
         self._end: int | None = None  # index in _held of the frame's end, once its last block is known
         self._blocks = self._part_blocks = 0  # in the frame; since its last part
         self._parts = False
-        self._skip: tuple[int, int, int] | None = None  # a long skippable frame: magic, length, how much is out
+        self._skip: tuple[int, int, int] | None = None  # a long skippable frame: magic, length, bytes passed on
 
     def feed(self, data: Buffer) -> Iterator[Piece]:
-        """Take the next bytes; yield every piece they complete."""
+        """Take the next bytes; yield each piece that they complete."""
         self._held += data
         while (piece := self._step()) is not None:
             yield piece
 
     def close(self) -> None:
-        """The stream has ended: raises TruncatedError unless it ended between frames."""
+        """Report the end of the stream. Raises TruncatedError unless it ended between frames."""
         if self._held or self._skip or self._parts:
             raise TruncatedError(
                 f"the zstd stream stops inside the frame that begins at byte {self._frame_offset}",
@@ -171,7 +173,7 @@ class FrameSplitter:
         return taken
 
     def _skipped(self, magic: int, length: int, at: int) -> Piece | None:
-        """The next of a long skippable frame, if there is any."""
+        """Return the next part of a long skippable frame, or None if no more bytes have arrived."""
         data = self._take(min(length - at, len(self._held)))
         if not data:
             return None
@@ -180,7 +182,7 @@ class FrameSplitter:
         return Skippable(self._frame_offset, magic, length, at, data)
 
     def _begin(self) -> Piece | None:
-        """At a frame's first byte: tell a skippable frame from a data frame."""
+        """At a frame's first byte: distinguish a skippable frame from a data frame."""
         self._frame_offset = self._start
         if len(self._held) < 4:
             return None
@@ -189,7 +191,9 @@ class FrameSplitter:
             return self._take_skippable(magic)
         if magic != FRAME_MAGIC:
             what = "trailing garbage" if self._start else "not a zstd stream"
-            raise IntegrityError(f"{what}: {bytes(self._held[:4]).hex()} is no zstd frame", offset=self._start)
+            raise IntegrityError(
+                f"{what}: {bytes(self._held[:4]).hex()} does not begin a zstd frame", offset=self._start
+            )
         return self._begin_frame()
 
     def _take_skippable(self, magic: int) -> Piece | None:
@@ -220,7 +224,7 @@ class FrameSplitter:
         return self._walk()
 
     def _walk(self) -> Piece | None:
-        """Step from block header to block header as far as the bytes go."""
+        """Step from block header to block header, as far as bytes have arrived."""
         while self._end is None and not self._is_full() and len(self._held) >= self._next_block + 3:
             self._step_block(int.from_bytes(self._held[self._next_block : self._next_block + 3], "little"))
         if self._end is not None and len(self._held) >= self._end:
@@ -239,7 +243,8 @@ class FrameSplitter:
             self._end = self._next_block + (4 if self._header.checksum else 0)
 
     def _is_full(self) -> bool:
-        """A part ends after so many blocks, or a small piece of a hostile file would decode to gigabytes."""
+        """Return whether the current part has as many blocks as a part may have. Without this limit, a small piece of a
+        malicious file could decode to gigabytes."""
         if self._is_declared_small():
             return False
         return self._part_blocks * BLOCK_LIMIT > (PART_LIMIT if self._parts else WHOLE_LIMIT + BLOCK_LIMIT)
@@ -248,21 +253,21 @@ class FrameSplitter:
         return self._parts or (not self._is_declared_small() and self._may_be_large())
 
     def _is_declared_small(self) -> bool:
-        """Its header bounds what it decodes to, and the decoder holds it to that: its blocks need not be counted.
+        """Return whether the header limits the decoded size: the decoder enforces it, so blocks need not be counted.
 
-        At higher levels zstd cuts a megabyte into a hundred small blocks and more. What has come of it is bounded
-        too: a frame that is so much larger than its content is nobody's.
+        At higher levels zstd splits a megabyte into more than a hundred small blocks. The compressed size is limited
+        too, because no compressor writes a frame so much larger than its content.
         """
         content = self._header.content_size if self._header else None
         return content is not None and content <= WHOLE_LIMIT and self._next_block <= WHOLE_LIMIT + BLOCK_LIMIT
 
     def _may_be_large(self) -> bool:
-        """By its header, or by the number of its blocks, where the header does not tell."""
+        """Decide by the header, or by the number of blocks if the header has no content size."""
         content = self._header.content_size if self._header else None
         return content is not None or self._blocks * BLOCK_LIMIT > WHOLE_LIMIT + BLOCK_LIMIT
 
     def _part(self) -> Piece | None:
-        """Hand on what is there, up to the next block header, so that the walk can go on."""
+        """Pass on what has arrived, up to the next block header, so that the walk can continue."""
         count = min(self._next_block if self._end is None else self._end, len(self._held))
         if not count:
             return None

@@ -1,11 +1,11 @@
-"""Certificates: an authority, what it signs for hosts, and its list of what it revoked.
+"""Certificates: an authority, the certificates that it signs for hosts, and its revocation list.
 
-What is made here loads in QEMU (GnuTLS), libvirt and OpenSSL alike. QEMU's checks are the strictest and shape it
-(crypto/tlscredsx509.c): an authority is one by its basicConstraints and may sign certificates and lists; a host's
-certificate is none, and says for which end it is good. The extensions follow RFC 5280, 4.2.
+QEMU (GnuTLS), libvirt and OpenSSL all load these certificates. QEMU's checks are the strictest and determine the form
+(crypto/tlscredsx509.c): basicConstraints marks an authority, which may sign certificates and lists; a host's
+certificate is not an authority and says which end it is for. The extensions follow RFC 5280, 4.2.
 
-Keys are P-256. Ed25519 loads in QEMU 7.2 as well, but not in FIPS mode, nor in some of the middle boxes and older
-libraries that a certificate meets in its life; signing costs nothing either way next to the bytes of a guest.
+Keys are P-256. QEMU 7.2 loads Ed25519 too, but not in FIPS mode, and some older libraries and middleboxes do not.
+The cost of signing does not matter compared with the transfer of a guest.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ CLIENT = "client"
 USES = {SERVER: ExtendedKeyUsageOID.SERVER_AUTH, CLIENT: ExtendedKeyUsageOID.CLIENT_AUTH}
 
 SKEW = timedelta(days=1)
-"""A certificate is good from a day before it was made: hosts' clocks differ, by 14 hours where one keeps local time for
-UTC, and a new one is used at once."""
+"""A certificate is valid from a day before it was made, because it is used at once and hosts' clocks differ: by up to
+14 hours if one takes local time for UTC."""
 
 NAME_LIMIT = 64
 """Characters in a common name: RFC 5280, ub-common-name."""
@@ -45,7 +45,7 @@ _DNS = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Authority:
-    """A certificate that may sign others, and its key."""
+    """A certificate that can sign others, and its key."""
 
     certificate: x509.Certificate
     key: Key
@@ -53,7 +53,7 @@ class Authority:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a certificate says. `serial` is in hexadecimal."""
+    """The fields of a certificate. `serial` is in hexadecimal."""
 
     name: str
     names: tuple[str, ...]
@@ -64,12 +64,12 @@ class Facts:
 
 
 def new_key() -> Key:
-    """A fresh P-256 key."""
+    """Return a new P-256 key."""
     return ec.generate_private_key(ec.SECP256R1())
 
 
 def make_authority(name: str, now: datetime, days: int) -> Authority:
-    """A self-signed authority that signs hosts only (no further authorities). Raises UsageError for a bad name."""
+    """Return a self-signed authority that signs only hosts, not other authorities. Raises UsageError for a bad name."""
     key = new_key()
     public = key.public_key()
     usage = _usage(digital_signature=False, key_cert_sign=True, crl_sign=True)
@@ -81,9 +81,9 @@ def make_authority(name: str, now: datetime, days: int) -> Authority:
 
 
 def issue(authority: Authority, key: Key, names: Sequence[str], use: str, ends: datetime, now: datetime) -> bytes:
-    """A certificate in PEM for a host of these names (DNS names or addresses; the first is its subject).
+    """Return a certificate in PEM for a host with these names (DNS names or addresses; the first is its subject).
 
-    It ends with its authority at the latest. Raises UsageError for a name that is none.
+    It expires no later than its authority. Raises UsageError for an invalid name.
 
     keyUsage is not critical: older QEMUs refuse a critical one without keyEncipherment, which RFC 8813 forbids for
     such keys.
@@ -103,10 +103,10 @@ def issue(authority: Authority, key: Key, names: Sequence[str], use: str, ends: 
 def revoke(
     authority: Authority, older: x509.CertificateRevocationList | None, serials: Iterable[int], now: datetime
 ) -> bytes:
-    """The authority's list in PEM: what stood on the older one, and these serials.
+    """Return the authority's revocation list in PEM: the entries of the previous list, and these serials.
 
-    It is good for as long as its authority. Lists are carried to hosts by hand, and GnuTLS and OpenSSL refuse every
-    peer once one is overdue: a list with a date of its own would stop all migrations on a day nobody knows.
+    It is valid as long as its authority. Lists are copied to hosts by hand, and GnuTLS and OpenSSL refuse every peer
+    after a list has expired: a list with an earlier date would stop all migrations without warning.
     """
     builder = x509.CertificateRevocationListBuilder().issuer_name(authority.certificate.subject)
     builder = builder.last_update(now - SKEW).next_update(authority.certificate.not_valid_after_utc)
@@ -121,15 +121,16 @@ def revoke(
 
 
 def _number(crl: x509.CertificateRevocationList | None) -> int:
-    """A list's number, which grows with each."""
+    """Return a list's number, which increases with each list."""
     return 0 if crl is None else crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
 
 
 def make_self(name: str) -> tuple[bytes, bytes]:
-    """A certificate that vouches for its own key, and the key, in PEM: for peers who pin it.
+    """Return a self-signed certificate and its key, in PEM, for peers to pin.
 
-    It does not end (RFC 5280, 4.1.2.5, has this date for that): a pin ends when it is taken away. A random part makes
-    its subject the only one of its kind: what looks for an issuer by its subject finds this host's, and no clone's.
+    It does not expire (RFC 5280, 4.1.2.5, reserves this date for that): a pin is valid until it is removed. A random
+    part makes its subject unique, so that a search for an issuer by subject finds this host's certificate and not
+    that of a clone.
     """
     key = new_key()
     unique = x509.NameAttribute(NameOID.SERIAL_NUMBER, f"{x509.random_serial_number():040x}")
@@ -142,19 +143,19 @@ def make_self(name: str) -> tuple[bytes, bytes]:
 
 
 def fingerprint(certificate: bytes) -> str:
-    """Of a PEM certificate's public key, for people to compare, as ssh writes it. Raises IntegrityError."""
+    """Return the fingerprint of a PEM certificate's public key, in ssh's notation. Raises IntegrityError."""
     public = read_certificate(certificate, "the certificate").public_key()
     spki = public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     return f"SHA256:{b64encode(sha256(spki).digest()).decode().rstrip('=')}"
 
 
 def pem(certificate: x509.Certificate) -> bytes:
-    """A certificate in PEM."""
+    """Return a certificate in PEM."""
     return certificate.public_bytes(serialization.Encoding.PEM)
 
 
 def pem_key(key: Key) -> bytes:
-    """A private key in PKCS #8 PEM, not encrypted: QEMU reads it without asking anyone."""
+    """Return a private key in PKCS #8 PEM, not encrypted, so that QEMU can read it."""
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
@@ -164,34 +165,34 @@ _UNREADABLE = (
     *(ValueError, UnsupportedAlgorithm),
     *(x509.InvalidVersion, x509.DuplicateExtension, x509.UnsupportedGeneralNameType),
 )
-"""What cryptography says of a certificate, or of a field of it, that it cannot read."""
+"""The exceptions that cryptography raises for a certificate, or a field of one, that it cannot read."""
 
 
 def read_certificate(data: bytes, place: str) -> x509.Certificate:
-    """The first certificate of a PEM file. Raises IntegrityError naming `place`."""
+    """Return the first certificate of a PEM file. Raises IntegrityError that names `place`."""
     try:
         certificate = x509.load_pem_x509_certificate(data)
-        facts(certificate)  # its fields are parsed only when asked for, and wrong ones raise
-        certificate.public_key()  # and so is this
+        facts(certificate)  # fields are parsed only on access, and invalid ones raise
+        certificate.public_key()  # the same
     except _UNREADABLE as error:
         raise IntegrityError(f"{place} is not a certificate in PEM") from error
     return certificate
 
 
 def read_crl(data: bytes, issuer: x509.Certificate, place: str) -> x509.CertificateRevocationList:
-    """A PEM list, if `issuer` signed it. Raises IntegrityError naming `place`."""
+    """Return a PEM list that `issuer` signed. Raises IntegrityError that names `place`."""
     try:
         crl = x509.load_pem_x509_crl(data)
-        signed = crl.is_signature_valid(issuer.public_key())  # type: ignore[arg-type]  # a key that cannot sign says no
+        signed = crl.is_signature_valid(issuer.public_key())  # type: ignore[arg-type]  # a key that cannot sign returns False
     except (*_UNREADABLE, TypeError) as error:
         raise IntegrityError(f"{place} is not a revocation list in PEM") from error
     if not signed:
-        raise IntegrityError(f"{place} was not signed by the authority beside it")
+        raise IntegrityError(f"{place} was not signed by the authority in the same folder")
     return crl
 
 
 def read_authority(certificate: bytes, key: bytes, place: str) -> Authority:
-    """An authority from its two PEM files. Raises IntegrityError naming `place` where they are not a pair."""
+    """Return an authority from its two PEM files. Raises IntegrityError that names `place` unless they match."""
     signing = read_certificate(certificate, f"{place}/ca-cert.pem")
     try:
         private = serialization.load_pem_private_key(key, None)
@@ -203,7 +204,7 @@ def read_authority(certificate: bytes, key: bytes, place: str) -> Authority:
 
 
 def facts(certificate: x509.Certificate) -> Facts:
-    """What a certificate says of itself; fields it lacks are empty."""
+    """Return the fields of a certificate; missing ones are empty."""
     common = [str(each.value) for each in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
     names = _names(certificate)
     return Facts(
@@ -246,7 +247,7 @@ def _issuer(authority: Authority) -> x509.AuthorityKeyIdentifier:
 
 def _subject(name: str) -> x509.Name:
     if not 0 < len(name) <= NAME_LIMIT or not name.isprintable():
-        raise UsageError(f"'{name}' cannot be a certificate's name", hint=f"1 to {NAME_LIMIT} printable characters")
+        raise UsageError(f"'{name}' cannot be a certificate's name", hint=f"use 1 to {NAME_LIMIT} printable characters")
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
 
 
@@ -256,8 +257,8 @@ def _general(name: str) -> x509.GeneralName:
     except ValueError:
         if not _DNS.fullmatch(name) or name.rpartition(".")[2].isdigit():
             raise UsageError(
-                f"'{name}' is neither a host's name nor an address",
-                hint="give what the other hosts call it: node1.example.org, 192.0.2.7, 2001:db8::7",
+                f"'{name}' is neither a host name nor an address",
+                hint="give the name that other hosts use for it: node1.example.org, 192.0.2.7, 2001:db8::7",
             ) from None
         return x509.DNSName(name.lower())
 

@@ -1,14 +1,14 @@
-"""Whom we believe: a folder of certificates as QEMU has it, or a key of our own and the peers pinned to theirs.
+"""Which peers we trust: a folder of certificates in QEMU's layout, or our own key and pinned peers.
 
-A pinned peer's certificate is its own signature under its own key, kept here as `peers/NAME.pem`; it is the only one
-that a connection to NAME believes, as with ssh's known hosts, and any of them may come in, as with authorized keys.
-Either way OpenSSL itself refuses the others, inside the handshake. There is no way to turn that off.
+A pinned peer's certificate is self-signed and stored as `peers/NAME.pem`. A connection to NAME trusts only this
+certificate, like ssh's known hosts; an incoming connection may use any pinned one, like ssh's authorized keys. In both
+cases OpenSSL refuses all others during the handshake. There is no option to turn that off.
 
-OpenSSL looks for an issuer by its subject, and subjects repeat: cloned hosts have the same name. So each pinned
-certificate is an anchor by itself (X509_V_FLAG_PARTIAL_CHAIN), for which OpenSSL compares it whole.
+OpenSSL searches for an issuer by subject, and subjects repeat: cloned hosts have the same name. So each pinned
+certificate is a trust anchor of its own (X509_V_FLAG_PARTIAL_CHAIN), and OpenSSL compares it whole.
 
-Trust is what the files say when a handshake begins, not what they said when the process did (`Kept`). What cannot be
-read is not believed: neither a revocation nor the end of a pin may wait until somebody has mended a file.
+The files are read when a handshake begins, not only when the process starts (`Kept`). What cannot be read is not
+trusted, so that a damaged file cannot delay a revocation or the removal of a pin.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ from statepipe.telling import Tell, nobody
 from statepipe.trust.pins import make_folder, name_of, pin_files, pin_of, read, read_pem, shown
 
 SETTLED = 100_000_000
-"""Nanoseconds after which a file that has changed once more has another time: the kernel's clock for files ticks each
-4 ms at the most. (Of a file server with another clock we read the files anew for each handshake, or believe its times.)
+"""Nanoseconds after which another change to a file gives it another time: the kernel's clock for files ticks at least
+every 4 ms. (With a file server whose clock differs, the files are read for each handshake, or its times are trusted.)
 """
 
 CRL = "ca-crl.pem"
 
 _NO_CHECK_TIME = 0x200000
-"""X509_V_FLAG_NO_CHECK_TIME (x509_vfy.h; Python has no name for it). A pin ends when it is taken away, and begins when
-it is made: a host whose clock is behind, as one without a battery is when it starts, believes it all the same."""
+"""X509_V_FLAG_NO_CHECK_TIME (x509_vfy.h; Python has no name for it). A pin is valid from when it is made until it is
+removed, whatever the clock says: a host without a clock battery starts with a wrong time."""
 
 State = tuple[str, int, int, int, int]
-"""A file, and what changes with it: its number, its times in nanoseconds and its size; zeros for none."""
+"""A file's path, inode number, times in nanoseconds and size, to detect changes; zeros if it does not exist."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """A context for one end, and what tells who a peer is from its certificate in DER.
+    """A TLS context for one end, and the names of the peers that it accepts.
 
-    `pinned` gives the names of those we know; None where an authority vouches for them, of whom `peer` singles out one.
-    `seen` is how its files stood.
+    `pinned` maps pinned certificates (DER) to names; None if an authority vouches for the peers, of which `peer`
+    selects one. `seen` is the state of the files when they were read.
     """
 
     context: ssl.SSLContext
@@ -58,20 +58,20 @@ class Trust:
     seen: tuple[State, ...] = ()
 
     def identify(self, certificate: bytes) -> str:
-        """The peer's name. Raises PeerError if it has none here, or is not the one that is meant."""
+        """Return the peer's name. Raises PeerError if it is unknown here, or not the peer that the user named."""
         if self.pinned is None:
             return _named(certificate, self.peer)
         name = self.pinned.get(certificate)
         if name is None:
-            raise PeerError("its certificate is not one of those pinned here", hint="statepipe pair")
+            raise PeerError("its certificate is not pinned here", hint="pair the two hosts: statepipe pair")
         return name
 
 
 class Kept:
-    """Trust as its files have it now: call it for each handshake, from any thread.
+    """Trust according to the current files: call it for each handshake, from any thread.
 
-    `load` reads it, `files` names what it is read from, there or not. Made where the files cannot be read, it raises
-    what `load` does; later it raises PeerError, until they can be.
+    `load` reads the files, `files` returns their paths, whether they exist or not. The constructor raises what `load`
+    raises; a later call raises PeerError while the files cannot be read.
     """
 
     def __init__(self, load: Callable[[], Trust], files: Callable[[], Iterable[str]]) -> None:
@@ -82,7 +82,7 @@ class Kept:
         self._trust = self._read()
 
     def __call__(self) -> Trust:
-        """Raises PeerError where nobody can be believed now."""
+        """Return the current trust. Raises PeerError while the files cannot be read."""
         with self._lock:
             try:
                 if (seen := self._look()) != self._seen or not self._is_settled:
@@ -90,11 +90,11 @@ class Kept:
                     self._trust = self._read()
             except StatepipeError as error:
                 self._is_settled = False
-                raise PeerError(f"nobody is believed: {error}", hint=error.hint) from error
+                raise PeerError(f"no peer is trusted at present: {error}", hint=error.hint) from error
             return self._trust
 
     def _read(self) -> Trust:
-        """Raises StatepipeError. What has changed only now may change again in the same tick of its file's clock."""
+        """Load the files. Raises StatepipeError. A file that has just changed can change again without a new time."""
         self._is_settled = all(time.time_ns() - changed >= SETTLED for _, _, changed, _, _ in self._seen)
         return replace(self._load(), seen=self._seen)
 
@@ -111,10 +111,10 @@ def _state(path: str) -> State:
 
 
 def by_folder(folder: str, *, server: bool, peer: str | None = None, tell: Tell = nobody) -> Kept:
-    """Trust in the authority of a tls-creds-x509 folder, less whom its list of revocations names.
+    """Trust the authority of a tls-creds-x509 folder, except for certificates on its revocation list.
 
-    With `peer`, in the one certificate alone that has this name. A folder that has no list is told of; one that has
-    lost it is trusted no more. Raises StatepipeError where a file is missing, or a key is not its owner's alone.
+    With `peer`, trust only certificates with this name. A folder without a list is reported; a folder whose list has
+    disappeared is no longer trusted. Raises StatepipeError if a file is missing, or others can read a key.
     """
     end = "server" if server else "client"
     names = [f"{end}-cert.pem", f"{end}-key.pem", "ca-cert.pem", CRL]
@@ -137,7 +137,8 @@ def by_folder(folder: str, *, server: bool, peer: str | None = None, tell: Tell 
 
 
 class _Revocations:
-    """The list of a folder: QEMU does without one, so do we, and say so; but none that was there is forgotten."""
+    """The revocation list of a folder. It is optional, as in QEMU, and its absence is reported; but a list that has
+    been seen must stay."""
 
     def __init__(self, path: str, tell: Tell) -> None:
         self._path, self._tell, self._was_there = path, tell, False
@@ -149,20 +150,20 @@ class _Revocations:
             context.verify_flags |= ssl.VerifyFlags.VERIFY_CRL_CHECK_LEAF
             self._was_there = True
         elif self._was_there:
-            hint = "put the list back, or start anew to do without it"
-            raise StatepipeError(f"{self._path}, the list of revocations, is gone", hint=hint)
+            hint = "put the list back, or restart statepipe to work without it"
+            raise StatepipeError(f"the revocation list {self._path} has disappeared", hint=hint)
         else:
-            self._tell(f"there is no {self._path}: certificates that were revoked are believed")
+            self._tell(f"{self._path} does not exist: revoked certificates are trusted")
             self._tell = nobody
 
 
 def by_pins(peer: str | None, *, server: bool, tell: Tell = nobody) -> Kept:
-    """Trust in the peers pinned here; only in `peer`, if one is named. Raises StatepipeError where there is none.
+    """Trust the peers pinned here, or only `peer` if it is given. Raises StatepipeError if no peer is pinned.
 
-    One whose file cannot be read is told of and not believed; the others are.
+    A peer whose file cannot be read is reported and not trusted; the others are.
     """
     folder, pins = config_folder(), _Pins(peer, tell)
-    pins.demand()  # first: who knows nobody needs no key of its own
+    pins.demand()  # first: without pinned peers, no key of our own is needed
     own_identity()
 
     def load() -> Trust:
@@ -177,28 +178,28 @@ def by_pins(peer: str | None, *, server: bool, tell: Tell = nobody) -> Kept:
 
 
 class _Pins:
-    """The pinned peers, or the one that is meant. One that cannot be read does not keep out the others."""
+    """The pinned peers, or one of them. An unreadable file does not affect the other peers."""
 
     def __init__(self, peer: str | None, tell: Tell) -> None:
         self._peer, self._tell, self._told = peer, tell, set[str]()
 
     def files(self) -> list[str]:
-        """Raises StatepipeError, UsageError for what cannot be a peer's name."""
+        """Return the paths of the pins. Raises StatepipeError, and UsageError for an invalid peer name."""
         return pin_files() if self._peer is None else [pin_of(self._peer)]
 
     def demand(self) -> None:
-        """Raises StatepipeError where there is none."""
+        """Raises StatepipeError if no peer is pinned."""
         if any(map(os.path.exists, self.files())):
             return
         if self._peer is not None:
-            hint = f"statepipe pair {self._peer}, or --tls-creds DIR"
+            hint = f"use: statepipe pair {self._peer}, or --tls-creds DIR"
             if others := [name_of(path) for path in pin_files()]:
-                hint = f"if it is pinned under another name, say so with --peer NAME: {shown(others)}; else {hint}"
+                hint = f"if it is pinned under another name, give that with --peer NAME: {shown(others)}; else {hint}"
             raise PeerError(f"no peer is pinned here as '{self._peer}'", hint=hint)
-        raise StatepipeError("no peer is pinned here", hint="statepipe pair, or --tls-creds DIR")
+        raise StatepipeError("no peer is pinned here", hint="use: statepipe pair, or --tls-creds DIR")
 
     def load(self, context: ssl.SSLContext) -> dict[bytes, str]:
-        """Have the context believe them; who each is. Raises StatepipeError where there is none."""
+        """Make the context trust the peers; return their names by certificate. Raises StatepipeError if there is none."""
         self.demand()
         known = {}
         for path in self.files():
@@ -210,18 +211,18 @@ class _Pins:
             except (OSError, ValueError) as error:
                 self._pass_over(name, error)
         if not known:
-            raise StatepipeError("no pinned certificate can be read", hint="pair again, or --tls-creds DIR")
+            raise StatepipeError("no pinned certificate can be read", hint="pair again, or use --tls-creds DIR")
         return known
 
     def _pass_over(self, name: str, error: Exception) -> None:
-        """Raises StatepipeError where it is the one that is meant."""
+        """Report an unreadable pin. Raises StatepipeError if it is the pin of the only peer wanted."""
         text = f"the pinned certificate of {name} cannot be read"
         if self._peer is not None:
-            hint = f"copy its certificate anew, or take it away and pair again: statepipe pair --remove {name}"
+            hint = f"copy its certificate again, or remove it and pair again: statepipe pair --remove {name}"
             raise StatepipeError(text, hint=hint) from error
         if name not in self._told:
             self._told.add(name)
-            self._tell(f"{text}: this peer is not believed")
+            self._tell(f"{text}: this peer is not trusted")
 
 
 def _context(*, server: bool) -> ssl.SSLContext:
@@ -230,7 +231,7 @@ def _context(*, server: bool) -> ssl.SSLContext:
     context.check_hostname = False
     context.verify_mode = ssl.CERT_REQUIRED
     if server:
-        context.num_tickets = 0  # tickets that nobody reads turn a client's close into a reset
+        context.num_tickets = 0  # unread tickets would turn a client's close into a reset
     return context
 
 
@@ -241,24 +242,24 @@ def _load_own(context: ssl.SSLContext, folder: str, certificate: str, key: str) 
         forbid_dumps()
         context.load_cert_chain(os.path.join(folder, certificate), path, lambda: "")
     except ssl.SSLError as error:
-        raise StatepipeError(f"{path} and {certificate} are no pair of certificate and key") from error
+        raise StatepipeError(f"the key {path} does not belong to the certificate {certificate}") from error
     except OSError as error:
         raise failure(f"read {path} and {certificate}", error) from error
 
 
 def _named(certificate: bytes, peer: str | None) -> str:
-    """The name of a certificate's subject. Raises PeerError where `peer` is none of its names, and for one that OpenSSL
-    has taken, and whose fields are not what RFC 5280 says."""
+    """Return the name of a certificate's subject. Raises PeerError if `peer` is not one of its names, or if its fields
+    do not follow RFC 5280 although OpenSSL accepted it."""
     from statepipe.trust.certificates import facts, read_certificate
 
     try:
         it = facts(read_certificate(ssl.DER_cert_to_PEM_cert(certificate).encode(), "the peer's certificate"))
     except IntegrityError as error:
-        raise PeerError("its certificate cannot be read", hint="issue it another: statepipe pki issue") from error
+        raise PeerError("its certificate cannot be read", hint="issue a new one: statepipe pki issue") from error
     names = dict.fromkeys((it.name, *it.names))
     if peer is not None and peer.lower() not in {name.lower() for name in names}:
-        hint = "--peer takes one of the names in its certificate: statepipe pki show"
-        raise PeerError(f"its certificate is for {', '.join(names)}, and {peer} alone is meant", hint=hint)
+        hint = "give one of the names in its certificate with --peer; list them with: statepipe pki show"
+        raise PeerError(f"its certificate is for {', '.join(names)}, not for {peer}", hint=hint)
     return it.name
 
 
@@ -266,7 +267,7 @@ def _named(certificate: bytes, peer: str | None) -> str:
 
 
 def own_identity() -> str:
-    """The folder with our own certificate and key, made the first time. Raises StatepipeError."""
+    """Return the folder with our own certificate and key; create them the first time. Raises StatepipeError."""
     folder = config_folder()
     certificate, key = (os.path.join(folder, name) for name in ("own-cert.pem", "own-key.pem"))
     if not os.path.exists(certificate):
@@ -280,12 +281,12 @@ def own_identity() -> str:
 
 
 def own_certificate() -> str:
-    """Our own certificate in PEM, for peers to pin. Raises StatepipeError."""
+    """Return our own certificate in PEM, for peers to pin. Raises StatepipeError."""
     return read(os.path.join(own_identity(), "own-cert.pem"))
 
 
 def write_private(path: str, data: bytes) -> None:
-    """A file for its owner's eyes only, there whole or not at all. Raises StatepipeError."""
+    """Write a file that only its owner can read, whole or not at all. Raises StatepipeError."""
     with FileSink(path) as sink:
         sink.write(data)
         sink.commit()

@@ -1,7 +1,7 @@
-"""keygen: new identities, in the file format of age-keygen, and the recipients of those that there are.
+"""keygen: create identities in the file format of age-keygen, and show the recipients of existing ones.
 
-An identity file is made for its owner's eyes only and never in the place of another file: a key that is lost opens
-nothing any more.
+Only its owner can read an identity file, and it never replaces another file: without the lost key, encrypted files
+could not be opened.
 """
 
 from __future__ import annotations
@@ -18,17 +18,19 @@ from statepipe.formats.age.x25519 import X25519Identity
 
 
 def identity_file(identity: X25519Identity | HybridIdentity, created: datetime) -> str:
-    """The text of its file, as age-keygen writes it: two comments, and the secret key."""
+    """Return the text of an identity file in the format of age-keygen: two comments and the secret key."""
     when = created.isoformat(timespec="seconds")
     return f"# created: {when}\n# public key: {identity.recipient}\n{identity.text()}\n"
 
 
 def write_new(path: str, text: str) -> None:
-    """Make a file, mode 0600. Raises StatepipeError if there is one, or if it cannot be made whole."""
+    """Create a file with mode 0600. Raises StatepipeError if it exists or cannot be written completely."""
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError as error:
-        raise StatepipeError(f"{path} is there already", hint="keygen overwrites nothing: name a new file") from error
+        raise StatepipeError(
+            f"{path} exists already", hint="give a new file name: keygen never overwrites a file"
+        ) from error
     except OSError as error:
         raise failure(f"create {path}", error) from error
     try:
@@ -43,9 +45,9 @@ def write_new(path: str, text: str) -> None:
 
 
 def recipients_of(identities: list[Identity], path: str) -> list[str]:
-    """The recipients whose files they open. Raises UsageError for identities that are not age's own."""
+    """Return the recipients of these identities. Raises UsageError for identities that are not age's own."""
     native = [each for each in identities if isinstance(each, X25519Identity | HybridIdentity)]
     if len(native) != len(identities):
-        hint = "a public key of ssh is a recipient as it is; a plugin tells its own"
-        raise UsageError(f"not every identity in {path} is one of age's own", hint=hint)
+        hint = "use an SSH public key itself as the recipient; a plugin shows its own recipients"
+        raise UsageError(f"{path} holds identities that are not age's own", hint=hint)
     return [str(each.recipient) for each in native]

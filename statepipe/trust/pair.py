@@ -1,10 +1,12 @@
-"""pair: let two hosts know each other's keys, once, by a code that a person carries from one to the other.
+"""pair: exchange keys between two hosts once, with a code that a person reads on one and types on the other.
 
-One listens and shows the code, the other connects and is told it. They exchange certificates (trust/spake.py), and
-each pins the other's, or neither does. A wrong code ends the attempt on both sides; the next has a new one.
+One host listens and shows the code; on the other, which connects, a person enters it. They exchange certificates
+(trust/spake.py), and either each pins the other's, or neither does. A wrong code ends the attempt on both sides; the
+next attempt has a new code.
 
-Who connects and says no proper hello has tried no code, so it ends nothing: it is sent away, told of, and the listener
-goes on. Many may be connected at a time, for the true one may be silent for as long as a person types.
+A connection that does not send a valid hello has not tried a code, so it does not end the attempt: it is closed and
+reported, and the listener continues. Many connections can be open at a time, because the right one may be silent
+while a person types.
 """
 
 from __future__ import annotations
@@ -30,26 +32,27 @@ from statepipe.trust.pins import check_name, pinning
 from statepipe.trust.spake import CONFIRM_SIZE, DONE, HELLO_LIMIT, KEPT, READY, Pairing, Peer
 
 PATIENCE = Patience(silence=120.0)
-"""Seconds for a person to type a code on the other host."""
+"""Seconds that a person has to type the code on the other host."""
 
 LISTENING = 300.0
-"""Seconds to wait for the other host in all: a person has to go there, begin, and type."""
+"""Seconds to wait for the other host in all: a person has to go there, start pair, and type."""
 
 ANSWER = Patience(silence=20.0)
-"""Seconds for the rest of the exchange, once the hello is here: no person has a part in it."""
+"""Seconds for the rest of the exchange after the hello, in which nobody types."""
 
 VISITORS = 32
-"""Connections at a time that have said no hello yet. For one more, the oldest of the host with the most goes."""
+"""Connections at a time that have not sent their hello. For one more, the oldest from the address with the most is
+closed."""
 
-AGAIN = "look at what it says over there, then begin again on both hosts"
+AGAIN = "read the message on the other host, then start again on both hosts"
 
 Choose = Callable[[str, str, str], str]
-"""The name to pin a peer under, by what it calls itself, its key's fingerprint, and the address that it came from."""
+"""Chooses the name to pin a peer under, from the name it sent, its key's fingerprint, and its address."""
 
 
 @dataclass(frozen=True, slots=True)
 class Paired:
-    """The peer that is pinned now, under what name, and its key's fingerprint and ours."""
+    """The name under which the peer is now pinned, and the fingerprints of its key and ours."""
 
     name: str
     fingerprint: str
@@ -57,26 +60,29 @@ class Paired:
 
 
 def pair_listening(address: Address, code: str, choose: Choose, ready: Callable[[int], object], say: Tell) -> Paired:
-    """Wait for the other host; `ready` is told the port, `say` of others who come. Raises PeerError, StatepipeError."""
+    """Wait for the other host. `ready` receives the port, `say` reports of other connections. Raises PeerError,
+    StatepipeError."""
     own, refusals = own_certificate(), Refusals(say)
     with listening(address, insecure=True) as listener, ExitStack() as stack:
         ready(port_of(listener))
-        lobby = _Lobby(listener, refusals)
+        connections = _PendingConnections(listener, refusals)
         stack.callback(refusals.end)
-        stack.callback(lobby.close)
-        visitor, pairing, confirm = _first_hello(lobby, lambda: Pairing(code, socket.gethostname(), own, first=True))
-        lobby.keep_only(visitor)
-        peer = _answer(visitor, pairing, confirm)
+        stack.callback(connections.close)
+        pending, pairing, confirm = _first_hello(
+            connections, lambda: Pairing(code, socket.gethostname(), own, first=True)
+        )
+        connections.keep_only(pending)
+        peer = _answer(pending, pairing, confirm)
         print_of_theirs = _fingerprint(peer)
-        name = choose(peer.name, print_of_theirs, visitor.address)
+        name = choose(peer.name, print_of_theirs, pending.address)
         with pinning(name, peer.certificate) as keep:
-            _keep_when_kept(visitor, pairing, keep)
+            _keep_when_kept(pending, pairing, keep)
     return Paired(check_name(name), print_of_theirs, fingerprint(own.encode()))
 
 
 @dataclass(eq=False)
-class _Visitor:
-    """Somebody who is connected, and what it has said so far."""
+class _Pending:
+    """A connection without a complete hello, and the bytes that it has sent so far."""
 
     connection: socket.socket
     origin: Origin
@@ -84,35 +90,35 @@ class _Visitor:
 
     @property
     def address(self) -> str:
-        """Without a zone: that is an interface's name, and ours."""
+        """The peer's address without a zone, which is the name of an interface of this host."""
         return self.origin.address.partition("%")[0]
 
     def hear(self) -> bytes | None:
-        """Take what has come; its hello once that is whole. Raises PeerError, OSError."""
+        """Read what has arrived; return the hello once it is complete. Raises PeerError, OSError."""
         data = self.connection.recv(HELLO_LIMIT)
         if not data:
-            raise PeerError("it hung up before it had said anything of a pairing")
+            raise PeerError("it closed the connection before it sent a hello")
         self.said += data
         if len(self.said) < 4:
             return None
         size = int.from_bytes(self.said[:4], "big")
         if not 0 < size <= HELLO_LIMIT:
-            raise PeerError("it does not speak as 'statepipe pair' does")
+            raise PeerError("it does not follow the protocol of 'statepipe pair'")
         return bytes(self.said[4 : 4 + size]) if len(self.said) >= 4 + size else None
 
 
-class _Lobby:
-    """All who are connected and have said no hello yet, oldest first."""
+class _PendingConnections:
+    """All connections that have not sent their hello, oldest first."""
 
     def __init__(self, listener: ListeningSocket, turned_away: Refusals) -> None:
         listener.setblocking(False)
         self._listener, self._turned_away = listener, turned_away
         self._selector = selectors.DefaultSelector()
         self._selector.register(listener, selectors.EVENT_READ)
-        self._here: list[_Visitor] = []
+        self._here: list[_Pending] = []
 
-    def wait(self, seconds: float) -> list[_Visitor]:
-        """Those who have said more, within so many seconds."""
+    def wait(self, seconds: float) -> list[_Pending]:
+        """Wait up to so many seconds; return the connections with new bytes."""
         speaking = [key.data for key, _ in self._selector.select(min(max(seconds, 0), 1.0))]
         if None in speaking:
             self._accept()
@@ -122,102 +128,102 @@ class _Lobby:
     def _accept(self) -> None:
         try:
             connection, where = self._listener.accept()
-        except (BlockingIOError, ConnectionAbortedError):  # it left again
+        except (BlockingIOError, ConnectionAbortedError):  # it was closed again
             return
-        except OSError:  # there is no descriptor to spare: those who are here have some
+        except OSError:  # out of descriptors, which the open connections hold
             if not self._here:
-                time.sleep(LULL)  # of one that is free nothing tells, and the listener stays ready
+                time.sleep(LULL)  # no event reports a free descriptor, and poll would return at once
             self._make_room(len(self._here) // 2)
             return
         connection.setblocking(False)
-        visitor = _Visitor(connection, origin(where))
-        self._selector.register(connection, selectors.EVENT_READ, visitor)
-        self._here.append(visitor)
+        pending = _Pending(connection, origin(where))
+        self._selector.register(connection, selectors.EVENT_READ, pending)
+        self._here.append(pending)
         self._make_room(VISITORS)
 
     def _make_room(self, at_most: int) -> None:
         while len(self._here) > at_most:
             hosts = [each.origin.host for each in self._here]
             most = max(hosts, key=hosts.count)
-            self.send_away(self._here[hosts.index(most)], PeerError("too many were connected and said nothing"))
+            self.send_away(self._here[hosts.index(most)], PeerError("too many connections that sent nothing"))
 
-    def send_away(self, visitor: _Visitor, error: PeerError) -> None:
-        """It is none of ours."""
-        self._turned_away(visitor.address, error)
-        self._let_go(visitor)
+    def send_away(self, pending: _Pending, error: PeerError) -> None:
+        """Close a connection that is not the other host, and report it."""
+        self._turned_away(pending.address, error)
+        self._let_go(pending)
 
-    def _let_go(self, visitor: _Visitor) -> None:
-        self._selector.unregister(visitor.connection)
-        self._here.remove(visitor)
-        visitor.connection.close()
+    def _let_go(self, pending: _Pending) -> None:
+        self._selector.unregister(pending.connection)
+        self._here.remove(pending)
+        pending.connection.close()
 
-    def keep_only(self, visitor: _Visitor) -> None:
-        """Nobody else is waited for any more."""
-        for each in [each for each in self._here if each is not visitor]:
+    def keep_only(self, pending: _Pending) -> None:
+        """Close all other connections."""
+        for each in [each for each in self._here if each is not pending]:
             self._let_go(each)
 
     def close(self) -> None:
-        """Let go of all."""
-        for visitor in list(self._here):
-            self._let_go(visitor)
+        """Close all connections."""
+        for pending in list(self._here):
+            self._let_go(pending)
         self._selector.close()
 
 
-def _first_hello(lobby: _Lobby, begin: Callable[[], Pairing]) -> tuple[_Visitor, Pairing, bytes]:
-    """The first whose hello is one, and our confirmation of it. Raises PeerError where none came in time."""
+def _first_hello(connections: _PendingConnections, begin: Callable[[], Pairing]) -> tuple[_Pending, Pairing, bytes]:
+    """Return the first connection with a valid hello, and our confirmation. Raises PeerError if none came in time."""
     deadline = time.monotonic() + LISTENING
     while (left := deadline - time.monotonic()) > 0:
-        for visitor in lobby.wait(left):
+        for pending in connections.wait(left):
             failure = None
             try:
-                if (hello := visitor.hear()) is not None:
+                if (hello := pending.hear()) is not None:
                     pairing = begin()
-                    return visitor, pairing, pairing.take_hello(hello)
+                    return pending, pairing, pairing.take_hello(hello)
             except BlockingIOError:
                 continue
             except PeerError as error:
                 failure = error
             except OSError as error:
-                failure = lost(visitor.address, error, len(visitor.said), ANSWER)
+                failure = lost(pending.address, error, len(pending.said), ANSWER)
             if failure is not None:
-                lobby.send_away(visitor, failure)
-    raise PeerError(f"nobody came within {LISTENING:g} s to be paired", hint="begin again on both hosts")
+                connections.send_away(pending, failure)
+    raise PeerError(f"no host connected within {LISTENING:g} s to be paired", hint="start again on both hosts")
 
 
-def _answer(visitor: _Visitor, pairing: Pairing, confirm: bytes) -> Peer:
-    """The rest of the exchange. Raises PeerError: the code has been tried, and is good no more."""
-    connection = visitor.connection
+def _answer(pending: _Pending, pairing: Pairing, confirm: bytes) -> Peer:
+    """Complete the exchange. Raises PeerError; the code has then been tried and is no longer valid."""
+    connection = pending.connection
     connection.settimeout(ANSWER.silence)
     try:
         connection.sendall(_framed(pairing.hello) + confirm)
-        more = bytes(visitor.said[4 + int.from_bytes(visitor.said[:4], "big") :])
+        more = bytes(pending.said[4 + int.from_bytes(pending.said[:4], "big") :])
         return pairing.take_confirm(more + _read(connection, CONFIRM_SIZE - len(more)))
     except OSError as error:
-        raise _broken(visitor.address, error, ANSWER) from error
+        raise _broken(pending.address, error, ANSWER) from error
     except PeerError as error:
-        raise PeerError(f"{visitor.address}: {error}", hint=error.hint) from error
+        raise PeerError(f"{pending.address}: {error}", hint=error.hint) from error
 
 
-def _keep_when_kept(visitor: _Visitor, pairing: Pairing, keep: Callable[[], object]) -> None:
-    """Pin the peer once it has pinned us. Raises PeerError, and then neither side has."""
-    connection = visitor.connection
+def _keep_when_kept(pending: _Pending, pairing: Pairing, keep: Callable[[], object]) -> None:
+    """Pin the peer after it has pinned us. Raises PeerError, and then neither side has pinned the other."""
+    connection = pending.connection
     try:
         connection.sendall(pairing.word(READY))
         pairing.take_word(_read(connection, CONFIRM_SIZE), KEPT)
     except OSError as error:
-        raise _broken(visitor.address, error, ANSWER) from error
+        raise _broken(pending.address, error, ANSWER) from error
     except PeerError as error:
-        raise PeerError(f"{visitor.address}: {error}", hint=error.hint) from error
+        raise PeerError(f"{pending.address}: {error}", hint=error.hint) from error
     with held():
         keep()
-        with suppress(OSError):  # who does not hear it begins again, and finds us as we are
+        with suppress(OSError):  # a host that misses it starts again, and finds itself pinned here
             connection.sendall(pairing.word(DONE))
         forget_late()
 
 
 def pair_connecting(address: Address, ask: Callable[[], str], name: str | None) -> Paired:
-    """Connect to the host that listens; `ask` gives its code. Raises PeerError, StatepipeError."""
-    own, called = own_certificate(), check_name(name or address.name)  # a code is good for one attempt
+    """Connect to the listening host; `ask` returns its code. Raises PeerError, StatepipeError."""
+    own, called = own_certificate(), check_name(name or address.name)  # before `ask`: a code is valid for one attempt
     with connected(address, PATIENCE, None, insecure=True) as connection:
         pairing = Pairing(ask(), socket.gethostname(), own, first=False)
         peer = _exchange(connection, pairing, str(address))
@@ -229,10 +235,10 @@ def pair_connecting(address: Address, ask: Callable[[], str], name: str | None) 
 def _keep_with_the_other(
     connection: socket.socket, pairing: Pairing, keep: Callable[[], Callable[[], None]], name: str
 ) -> None:
-    """Pin the peer once it can pin us, and for good once it has. Raises PeerError, and then we have not."""
+    """Pin the peer once it is able to pin us; undo that unless it does. Raises PeerError, and then it is not pinned."""
     take_back: Callable[[], None] = _nothing
     try:
-        pairing.take_word(_read(connection, CONFIRM_SIZE), READY)  # a person there may be choosing our name
+        pairing.take_word(_read(connection, CONFIRM_SIZE), READY)  # a person there may be choosing a name for us
         connection.settimeout(ANSWER.silence)
         with held():
             take_back = keep()
@@ -246,7 +252,7 @@ def _keep_with_the_other(
 
 
 def _nothing() -> None:
-    """There is nothing to take back."""
+    """Does nothing: there is nothing to undo."""
 
 
 def _exchange(connection: socket.socket, pairing: Pairing, name: str) -> Peer:
@@ -254,7 +260,7 @@ def _exchange(connection: socket.socket, pairing: Pairing, name: str) -> Peer:
         connection.sendall(_framed(pairing.hello))
         size = int.from_bytes(_read(connection, 4), "big")
         if size > HELLO_LIMIT:
-            raise PeerError(f"{name} does not speak as 'statepipe pair' does")
+            raise PeerError(f"{name} does not follow the protocol of 'statepipe pair'")
         connection.sendall(pairing.take_hello(_read(connection, size)))
         return pairing.take_confirm(_read(connection, CONFIRM_SIZE))
     except OSError as error:
@@ -262,7 +268,7 @@ def _exchange(connection: socket.socket, pairing: Pairing, name: str) -> Peer:
 
 
 def _broken(name: str, error: OSError, patience: Patience) -> PeerError:
-    """What an OSError in the middle of it means."""
+    """Return the error for an OSError during the exchange."""
     return PeerError(f"{lost(name, error, 0, patience)}: nothing is pinned here", hint=AGAIN)
 
 
@@ -274,7 +280,7 @@ def _read(connection: socket.socket, size: int) -> bytes:
     data = b""
     while len(data) < size:
         if not (more := connection.recv(size - len(data))):
-            raise PeerError("the other side broke the pairing off, and nothing is pinned here", hint=AGAIN)
+            raise PeerError("the other host ended the pairing; nothing is pinned here", hint=AGAIN)
         data += more
     return data
 
@@ -283,4 +289,4 @@ def _fingerprint(peer: Peer) -> str:
     try:
         return fingerprint(peer.certificate.encode())
     except IntegrityError as error:
-        raise PeerError("the other side's certificate cannot be read") from error
+        raise PeerError("the other host's certificate cannot be read") from error

@@ -1,6 +1,6 @@
-"""The pinned peers as files: each one's certificate in `peers/NAME.pem`, kept, listed, and taken away again.
+"""The pinned peers as files: add, list and remove certificates in `peers/NAME.pem`.
 
-Whoever changes a pin does it alone, by a lock on the folder: what is told of a pin made or removed is true of it.
+A lock on the folder makes changes exclusive, so that what is reported about a new or removed pin is true.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from statepipe.errors import IntegrityError, StatepipeError, UsageError
 from statepipe.telling import Tell
 
 PEM_LIMIT = 64 << 10
-"""Bytes of a pinned certificate's file."""
+"""Bytes of a pinned certificate's file at most."""
 
 _NAME = re.compile(r"[A-Za-z0-9_:](?:[A-Za-z0-9_.:-]{0,126}[A-Za-z0-9_:])?")
-"""A name or an address, which of IPv6 may begin or end with colons, is a file's name too: it hides none, and leads
-nowhere."""
+"""A peer's name is also a file name. It is a name or an address (IPv6 may begin or end with colons), and can neither
+hide the file nor lead to another folder."""
 
 SHOWN = 5
-"""Names of pinned peers that a hint tells, at the most."""
+"""Names of pinned peers in a hint at most."""
 
 
 def shown(names: list[str]) -> str:
-    """Some of the names, for a hint."""
+    """Return the first few names, for a hint."""
     return ", ".join(names[:SHOWN]) + (", ..." if names[SHOWN:] else "")
 
 
 def name_of(path: str) -> str:
-    """The name of the peer whose file it is."""
+    """Return the name of the peer that a file belongs to."""
     return os.path.basename(path).removesuffix(".pem")
 
 
 def pin_files() -> list[str]:
-    """The pinned peers' files, in order of their names. Raises StatepipeError."""
+    """Return the files of the pinned peers, sorted by name. Raises StatepipeError."""
     folder = os.path.join(config_folder(), "peers")
     try:
         names = sorted(os.listdir(folder))
@@ -52,24 +52,24 @@ def pin_files() -> list[str]:
 
 
 def pin_of(name: str) -> str:
-    """The file with a peer's certificate. Raises UsageError for what cannot be its name."""
+    """Return the path of a peer's certificate. Raises UsageError for an invalid name."""
     return os.path.join(config_folder(), "peers", f"{check_name(name)}.pem")
 
 
 def pins(tell: Tell) -> dict[str, str]:
-    """The peers that are pinned here, by name: each one's key's fingerprint. Raises StatepipeError.
+    """Return the fingerprint of each pinned peer's key, by name. Raises StatepipeError.
 
-    One whose file cannot be read is not among them, as no handshake believes it; `tell` is told of it, and why.
+    A peer whose file cannot be read is left out, because no handshake trusts it; `tell` receives the reason.
     """
     keys = {name_of(path): _key_in(path, tell) for path in pin_files()}
     return {name: key for name, key in keys.items() if key is not None}
 
 
 def unpin(name: str, tell: Tell) -> str | None:
-    """Take a peer's pin away for good; its key's fingerprint, None where `tell` is told why it could not be read.
+    """Remove a peer's pin; return its key's fingerprint, or None if the pin could not be read, which `tell` receives.
 
-    Also one that a person put there, under a name that nobody can be paired as. Raises StatepipeError where nobody is
-    pinned so, or the file cannot be removed.
+    This also removes a file that a person put there under a name that pairing would refuse. Raises StatepipeError if
+    no such peer is pinned, or if the file cannot be removed.
     """
     folder = os.path.join(config_folder(), "peers")
     if not os.path.isdir(folder):
@@ -89,12 +89,12 @@ def unpin(name: str, tell: Tell) -> str | None:
 
 
 def _unknown(name: str, known: list[str]) -> StatepipeError:
-    hint = f"pinned here: {shown(known)}" if known else "nobody is pinned here"
+    hint = f"pinned here: {shown(known)}" if known else "no peer is pinned here"
     return StatepipeError(f"no peer is pinned here as '{name}'", hint=hint)
 
 
 def _key_in(path: str, tell: Tell) -> str | None:
-    """The fingerprint of the key in a pin; None where `tell` is told why it cannot be read."""
+    """Return the fingerprint of the key in a pin; None if it cannot be read, which `tell` receives."""
     from statepipe.trust.certificates import fingerprint
 
     try:
@@ -103,22 +103,22 @@ def _key_in(path: str, tell: Tell) -> str | None:
         why = os.strerror(error.errno or 0)
     except IntegrityError as error:
         why = str(error)
-    tell(f"the pinned certificate of {name_of(path)} cannot be read ({why}): this peer is not believed")
+    tell(f"the pinned certificate of {name_of(path)} cannot be read ({why}): this peer is not trusted")
     return None
 
 
 WAIT = 10.0
-"""Seconds that another may take to change the pins: it needs milliseconds, unless it was stopped in the midst of it."""
+"""Seconds to wait while another process changes the pins. That takes milliseconds, unless the process was stopped."""
 
 LOOK = 0.02
-"""Seconds between two looks at whether it is done."""
+"""Seconds between two checks whether it has finished."""
 
 
 @contextmanager
 def _alone(folder: str) -> Iterator[None]:
-    """While nobody else pins or removes a pin in the folder, where its file system has locks. Raises StatepipeError.
+    """Hold the lock on the folder, if its file system has locks, so that no other process changes a pin.
 
-    The wait has an end, as signals may be held meanwhile.
+    Raises StatepipeError. The wait is limited, because signals may be held meanwhile.
     """
     try:
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -128,8 +128,8 @@ def _alone(folder: str) -> Iterator[None]:
         deadline = time.monotonic() + WAIT
         while not _is_locked(fd):
             if time.monotonic() > deadline:
-                hint = f"one that was stopped, perhaps: fuser -v {folder}"
-                raise StatepipeError(f"another statepipe has been changing the pins for {WAIT:g} s", hint=hint)
+                hint = f"that process may be stopped; find it with: fuser -v {folder}"
+                raise StatepipeError(f"another statepipe has held the lock on the pins for {WAIT:g} s", hint=hint)
             time.sleep(LOOK)
         yield
     finally:
@@ -137,7 +137,7 @@ def _alone(folder: str) -> Iterator[None]:
 
 
 def _is_locked(fd: int) -> bool:
-    """Whether the lock is ours now, or there are none here: it is a help."""
+    """Return whether we have the lock, or the file system has none: then we work without it."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -149,10 +149,10 @@ def _is_locked(fd: int) -> bool:
 
 @contextmanager
 def pinning(name: str, certificate: str) -> Iterator[Callable[[], Callable[[], None]]]:
-    """Make ready to pin a peer's certificate under a name; what is given pins it, and gives what takes that back.
+    """Prepare to pin a peer's certificate under a name. Yield a function that pins it and returns one that undoes that.
 
-    Both look anew what is pinned so: others may have paired, or removed a pin, while the two hosts talked. Raises
-    UsageError, and StatepipeError where another's key is pinned so, or it could not be kept.
+    Both check again what is pinned under the name, because another process may have changed it meanwhile. Raises
+    UsageError, and StatepipeError if another key is pinned under the name or the file cannot be written.
     """
     path = pin_of(name)
     folder = os.path.dirname(path)
@@ -174,7 +174,7 @@ def pinning(name: str, certificate: str) -> Iterator[Callable[[], Callable[[], N
 
 @contextmanager
 def _written(path: str, certificate: str) -> Iterator[FileSink]:
-    """The file, on the disk and without its name. Raises StatepipeError."""
+    """Yield the file, written to the disk but not yet named. Raises StatepipeError."""
     with FileSink(path) as sink:
         sink.write(certificate.encode())
         sink.sync()
@@ -182,32 +182,34 @@ def _written(path: str, certificate: str) -> Iterator[FileSink]:
 
 
 def _take_back(sink: FileSink, path: str, certificate: str) -> None:
-    """Undo what was pinned, unless it was removed, or another was pinned so, meanwhile. Raises StatepipeError."""
+    """Undo a pin, unless it was removed or replaced meanwhile. Raises StatepipeError."""
     with _alone(os.path.dirname(path)):
         if os.path.exists(path) and read(path) == certificate:
             sink.withdraw()
 
 
 def _is_pinned(path: str, certificate: str) -> bool:
-    """Whether it is the peer's already. Raises StatepipeError where another's is."""
+    """Return whether this certificate is already pinned. Raises StatepipeError if the name has another one."""
     if not os.path.exists(path):
         return False
     if read(path) != certificate:
         name = name_of(path)
-        hint = f"if its key has changed indeed, statepipe pair --remove {name} and pair again"
-        raise StatepipeError(f"another key is pinned here as '{name}'", hint=f"{hint}; else give another --name")
+        hint = f"if the peer really has a new key, run statepipe pair --remove {name} and pair again"
+        raise StatepipeError(
+            f"another key is pinned here as '{name}'", hint=f"{hint}; else choose another name with --name"
+        )
     return True
 
 
 def check_name(name: str) -> str:
-    """The name, if it can be a peer's (it names a file). Raises UsageError."""
+    """Return the name if it is valid for a peer and its file. Raises UsageError."""
     if not _NAME.fullmatch(name):
-        raise UsageError(f"'{name}' cannot be a peer's name", hint="letters, digits, '.', ':', '_' and '-'")
+        raise UsageError(f"'{name}' cannot be a peer's name", hint="use letters, digits, '.', ':', '_' and '-'")
     return name.lower()
 
 
 def read(path: str) -> str:
-    """A certificate's file. Raises StatepipeError."""
+    """Read a certificate's file. Raises StatepipeError."""
     try:
         return read_pem(path)
     except OSError as error:
@@ -215,13 +217,13 @@ def read(path: str) -> str:
 
 
 def read_pem(path: str) -> str:
-    """The same. Raises OSError."""
+    """Read a certificate's file. Raises OSError."""
     with open(path, "rb") as file:
         return file.read(PEM_LIMIT).decode("ascii", "replace")
 
 
 def make_folder(folder: str) -> None:
-    """Raises StatepipeError."""
+    """Create the folder unless it exists. Raises StatepipeError."""
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
     except OSError as error:

@@ -4,8 +4,8 @@ The authority's folder holds `ca-cert.pem`, `ca-key.pem`, `ca-crl.pem` and a cop
 host's folder is QEMU's tls-creds-x509 layout: `ca-cert.pem`, `ca-crl.pem`, and certificate and key for the server's
 and the client's end. The authority's key is in no host's folder.
 
-A folder is filled under another name and renamed, so it is there whole or not at all, and never over one that has
-something in it. Folders are 0700, files 0600.
+A folder is filled under another name and then renamed, so it exists whole or not at all, and never replaces a folder
+that is not empty. Folders have mode 0700, files 0600.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ CA_CERT, CA_KEY, CA_CRL = "ca-cert.pem", "ca-key.pem", "ca-crl.pem"
 ISSUED = "issued"
 
 CA_DAYS = 3650
-"""An authority lives ten years: as long as the hosts it speaks for."""
+"""Days that an authority is valid: ten years, the life of its hosts."""
 
 HOST_DAYS = 397
-"""A host's certificate: a year, and a month to remember it in (as the CA/Browser Forum had it)."""
+"""Days that a host's certificate is valid: a year and a month to renew it (as the CA/Browser Forum had it)."""
 
 FILE_LIMIT = 1 << 20
-"""Bytes of any one file read here: a list of 20,000 revoked certificates fits."""
+"""Bytes of a file at most: enough for a list of 20,000 revoked certificates."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One certificate and how it stands: valid, expired, not yet valid, revoked. `file` is where it is kept."""
+    """A certificate and its state: valid, expired, not yet valid, or revoked. `file` is its path."""
 
     file: str
     name: str
@@ -68,7 +68,7 @@ class Row:
 
 
 def init(folder: str, name: str | None, days: int | None) -> Row:
-    """Make an authority in a new folder. Raises StatepipeError where there is something already, UsageError."""
+    """Create an authority in a new folder. Raises StatepipeError if the folder is in use, and UsageError."""
     now = datetime.now(UTC)
     authority = make_authority(name or f"statepipe CA {secrets.token_hex(4)}", now, days or CA_DAYS)
     files = {
@@ -81,7 +81,7 @@ def init(folder: str, name: str | None, days: int | None) -> Row:
 
 
 def issue_folder(ca: str, names: Sequence[str], folder: str, uses: Sequence[str], days: int | None) -> list[Row]:
-    """Make a host's folder, with a certificate for each use. Raises StatepipeError, UsageError for a bad name."""
+    """Create a host's folder, with a certificate for each use. Raises StatepipeError, UsageError for a bad name."""
     _refuse_taken(folder)  # before a certificate is signed for it
     now = datetime.now(UTC)
     with _open_authority(ca) as authority:
@@ -98,9 +98,9 @@ def issue_folder(ca: str, names: Sequence[str], folder: str, uses: Sequence[str]
 
 
 def revoke_certificates(ca: str, wanted: Sequence[str], folder: str | None) -> list[Row]:
-    """Put each certificate of these names or serials on the list; also into a host's folder, if one is given.
+    """Add the certificates with these names or serials to the revocation list; copy it to a host's folder if given.
 
-    Raises StatepipeError for a name that has no certificate, before anything is revoked.
+    Raises StatepipeError for a name without a certificate, before anything is revoked.
     """
     now = datetime.now(UTC)
     with _open_authority(ca) as authority:
@@ -115,15 +115,15 @@ def revoke_certificates(ca: str, wanted: Sequence[str], folder: str | None) -> l
 
 
 def _give_list(folder: str, crl: bytes, authority: Authority) -> None:
-    """A list is of use only beside the certificate of the authority that signed it."""
+    """Write the list to a host's folder. Raises StatepipeError if the folder belongs to another authority."""
     theirs = read_certificate(_read(folder, CA_CERT), os.path.join(folder, CA_CERT))
     if theirs != authority.certificate:
-        raise StatepipeError(f"{folder} belongs to another authority; its list was left as it was")
+        raise StatepipeError(f"{folder} belongs to another authority; its revocation list was not changed")
     _replace(os.path.join(folder, CA_CRL), crl)
 
 
 def show(folder: str) -> list[Row]:
-    """Every certificate in an authority's folder or a host's, the authority's first. Raises StatepipeError."""
+    """Return every certificate in an authority's or a host's folder, the authority's first. Raises StatepipeError."""
     now = datetime.now(UTC)
     certificate = read_certificate(_read(folder, CA_CERT), os.path.join(folder, CA_CERT))
     crl = None
@@ -133,7 +133,7 @@ def show(folder: str) -> list[Row]:
 
 
 def as_json(row: Row) -> dict[str, Any]:
-    """A row for programs; times in ISO 8601, UTC."""
+    """Return a row for JSON; times are in ISO 8601, UTC."""
     return {
         "file": row.file,
         "name": row.name,
@@ -149,12 +149,12 @@ def as_json(row: Row) -> dict[str, Any]:
 def _matching(ca: str, word: str, crl: x509.CertificateRevocationList, now: datetime) -> list[Row]:
     found = [row for row in _rows(ca, crl, now) if word.lower() in (row.serial, row.name.lower(), *row.names)]
     if not found:
-        raise StatepipeError(f"no certificate was issued for '{word}'", hint="see: statepipe pki show")
+        raise StatepipeError(f"no certificate was issued for '{word}'", hint="list them with: statepipe pki show")
     return found
 
 
 def _rows(folder: str, crl: x509.CertificateRevocationList | None, now: datetime) -> list[Row]:
-    """The hosts' certificates below an authority's folder, or in a host's."""
+    """Return the hosts' certificates in an authority's folder, or those in a host's folder."""
     issued = os.path.join(folder, ISSUED)
     places = sorted(os.listdir(issued)) if os.path.isdir(issued) else ["server-cert.pem", "client-cert.pem"]
     base = issued if os.path.isdir(issued) else folder
@@ -181,7 +181,7 @@ def _refuse_expired(authority: Authority, ca: str, now: datetime) -> None:
 
 
 def _record(ca: str, certificates: Sequence[bytes]) -> None:
-    """Keep a copy before the host has its own: what is not known here cannot be revoked."""
+    """Keep a copy of each certificate, before the host receives it: an unknown certificate could not be revoked."""
     for data in certificates:
         serial = read_certificate(data, "the new certificate").serial_number
         _replace(os.path.join(ca, ISSUED, f"{serial:x}.pem"), data)
@@ -192,7 +192,7 @@ def _record(ca: str, certificates: Sequence[bytes]) -> None:
 
 @contextmanager
 def _open_authority(ca: str) -> Iterator[Authority]:
-    """The authority, for us alone until done: two lists written at once would lose one's entries."""
+    """Yield the authority under a lock: two lists written at once would lose the entries of one."""
     try:
         lock = os.open(ca, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
@@ -206,7 +206,7 @@ def _open_authority(ca: str) -> Iterator[Authority]:
 
 def _no_authority(ca: str, error: OSError) -> StatepipeError:
     return StatepipeError(
-        f"there is no authority in {ca}: {os.strerror(error.errno or 0)}",
+        f"cannot read an authority in {ca}: {os.strerror(error.errno or 0)}",
         hint="make one with 'statepipe pki init', or name its folder with --ca DIR",
     )
 
@@ -223,14 +223,14 @@ def _read(folder: str, name: str, read: Callable[[str, int], bytes] = _public) -
     except OSError as error:
         raise failure(f"read {path}", error) from error
     if len(data) > FILE_LIMIT:
-        raise IntegrityError(f"{path} is larger than such a file can be")
+        raise IntegrityError(f"{path} is too large for such a file")
     return data
 
 
 def _refuse_taken(folder: str) -> None:
-    """An empty folder may give way."""
+    """Raise StatepipeError unless the folder does not exist or is empty."""
     if os.path.lexists(folder) and not (os.path.isdir(folder) and not os.listdir(folder)):
-        raise StatepipeError(f"{folder} is there already", hint="name another folder, or remove it")
+        raise StatepipeError(f"{folder} exists already", hint="name another folder, or remove it")
 
 
 def _replace(path: str, data: bytes) -> None:
@@ -240,7 +240,7 @@ def _replace(path: str, data: bytes) -> None:
 
 
 def _make_folder(folder: str, files: Mapping[str, bytes], folders: Sequence[str] = ()) -> None:
-    """A new folder with these files, there at once and whole. Raises StatepipeError where there is one."""
+    """Create a folder with these files in one step. Raises StatepipeError if it exists and is not empty."""
     _refuse_taken(folder)
     target = os.path.abspath(folder)
     part = f"{target}.{secrets.token_hex(6)}.part"
@@ -249,9 +249,9 @@ def _make_folder(folder: str, files: Mapping[str, bytes], folders: Sequence[str]
         os.mkdir(part, 0o700)
         try:
             _fill(part, files, folders)
-            os.rename(part, target)  # an empty folder gives way; one with something in it, or a file, does not
+            os.rename(part, target)  # replaces an empty folder; fails for a file or a folder that is not empty
         except BaseException:
-            with suppress(OSError):  # the failure that brought us here is told
+            with suppress(OSError):  # the first failure is the one to report
                 shutil.rmtree(part)
             raise
         sync_folder(os.path.dirname(target))

@@ -91,7 +91,7 @@ def test_an_ssh_key_under_a_passphrase_is_asked_for(kind: str, tmp_path: Path) -
     assert "sesame" not in seen
     status, seen = at_terminal(ours, [("passphrase of id: ", "wrong")], tmp_path)
     assert (status, (tmp_path / "out").read_bytes()) == (4, b"")
-    assert "cannot use id: the key does not open: a wrong passphrase" in seen
+    assert "cannot use id: the key cannot be opened: the passphrase is wrong" in seen
 
 
 TYPED = [("assphrase", "correct horse"), (":", "correct horse")]

@@ -83,8 +83,8 @@ def test_age_and_we_open_each_others(plugin: Path) -> None:
 
 
 FAILURES = {
-    "die": "age-plugin-demo ended before it was done",
-    "babble": "age-plugin-demo says what is no stanza",
+    "die": "age-plugin-demo ended before it was finished",
+    "babble": "age-plugin-demo sent something that is not a stanza",
     "fail": "age-plugin-demo failed: the token is not there",
 }
 

@@ -184,7 +184,7 @@ def test_a_message_without_a_proof_is_refused(passphrase: Path) -> None:
     done = run("decrypt", "--passphrase-file", str(passphrase), data=message)
     assert done.returncode == 3
     assert len(done.stdout) < len(NOISE)
-    assert_one_error(done.stderr, "decrypt", "the message bears no proof that it is whole")
+    assert_one_error(done.stderr, "decrypt", "the message has no integrity protection")
 
 
 @pytest.mark.parametrize("size", [0, 1, 500, 300_000])
@@ -266,7 +266,7 @@ def test_a_recipient_that_cannot_be_used(recipient: str) -> None:
     ("signer", "words"),
     [
         ("nobody", "signing key nobody is not in GnuPG's keyring"),
-        ("dave", "signing key dave has no secret part here"),
+        ("dave", "signing key dave has no secret key here"),
         ("old", "signing key old has expired"),
     ],
 )

@@ -133,12 +133,12 @@ def test_a_cipher_that_gpg_may_not_use_is_no_damage(home: Path) -> None:
     (home / "gpg.conf").write_text("disable-cipher-algo AES256\ndisable-cipher-algo AES")
     done = run("decrypt", data=message, env=within(home))
     assert (done.returncode, done.stdout) == (1, b"")
-    assert_one_error(done.stderr, "decrypt", "does not know the cipher of the message, or is told not to use it")
+    assert_one_error(done.stderr, "decrypt", "does not support the cipher of the message, or its settings disable it")
 
 
 @pytest.mark.parametrize(
     ("option", "words"),
-    [("--no-literal", "does not keep the bytes"), ("--rfc2440", "nobody can prove whole")],
+    [("--no-literal", "does not keep the bytes"), ("--rfc2440", "without integrity protection")],
 )
 def test_what_gpg_was_told_elsewhere_is_seen_before_the_first_byte(option: str, words: str, tmp_path: Path) -> None:
     """As by a file for all users of the host."""
@@ -157,4 +157,4 @@ def test_a_message_that_is_text_by_its_own_word_is_told(tmp_path: Path) -> None:
     message = under_passphrase("--textmode")
     done = run("decrypt", "--passphrase-file", passphrase, data=message, env=gpghome.environment())
     assert done.returncode == 0
-    assert b"warning: decrypt: the message says of itself that it is text" in done.stderr
+    assert b"warning: decrypt: the message is marked as text" in done.stderr

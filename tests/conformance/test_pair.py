@@ -130,7 +130,7 @@ def test_a_receiver_with_another_key_is_refused(hosts: tuple[Path, Path], tmp_pa
 def test_an_unknown_host_is_not_even_connected_to(hosts: tuple[Path, Path]) -> None:
     done = send(hosts[0], 1)
     assert done.returncode == 5 and b"no peer is pinned here as '127.0.0.1'" in done.stderr
-    assert b"hint: if it is pinned under another name, say so with --peer NAME: other; else" in done.stderr
+    assert b"hint: if it is pinned under another name, give that with --peer NAME: other; else" in done.stderr
 
 
 def test_a_wrong_code_ends_both_and_pins_nothing(tmp_path: Path) -> None:

@@ -168,8 +168,8 @@ def test_without_ca_it_is_among_the_settings(tmp_path: Path) -> None:
 
 def test_nothing_is_overwritten(ca: Path, node: Path) -> None:
     before = snapshot(ca), snapshot(node)
-    refused(1, "init", "--ca", ca, saying="is there already")
-    refused(1, "issue", "node1.example.org", "--ca", ca, "--dir", node, saying="is there already")
+    refused(1, "init", "--ca", ca, saying="exists already")
+    refused(1, "issue", "node1.example.org", "--ca", ca, "--dir", node, saying="exists already")
     assert (snapshot(ca), snapshot(node)) == before
 
 
@@ -211,7 +211,7 @@ def test_damaged_files_are_named(ca: Path, node: Path, name: str, damage: bytes)
 
 def test_what_is_missing_is_named(ca: Path, tmp_path: Path) -> None:
     refused(1, "show", "--ca", tmp_path / "none", saying="cannot read")
-    refused(1, "issue", "a", "--ca", tmp_path / "none", "--dir", tmp_path / "a", saying="there is no authority in")
+    refused(1, "issue", "a", "--ca", tmp_path / "none", "--dir", tmp_path / "a", saying="cannot read an authority in")
     refused(1, "revoke", "nobody", "--ca", ca, saying="no certificate was issued for 'nobody'")
 
 

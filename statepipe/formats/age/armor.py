@@ -1,12 +1,12 @@
-"""age's armor: a strict PEM, so that an encrypted file goes through mail and terminals.
+"""age's armor: a strict PEM, so that an encrypted file can pass through mail and terminals.
 
     -----BEGIN AGE ENCRYPTED FILE-----
     YWdlLWVuY3J5cHRpb24ub3JnL3YxCi0+IFgyNTUxOSBRMDl4Uk5mRUdHVGRPT2
     …
     -----END AGE ENCRYPTED FILE-----
 
-Lines of 64 columns, the last one shorter or not; base64 with padding, one way to write it. Around it white space, of
-which there is a bound, and nothing else. Lines may end as on Windows.
+Lines have 64 columns; the last one may be shorter. The base64 is canonical, with padding. Only white space, up to a
+limit, may surround the armor. Lines may end in CRLF.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ COLUMNS = 64
 BYTES = COLUMNS // 4 * 3
 
 SPACE_LIMIT = 1024
-"""Bytes of white space before and behind, as age has it."""
+"""Bytes of white space before and after the armor; age has the same limit."""
 
 LINE_LIMIT = SPACE_LIMIT + COLUMNS + 2
-"""Of bytes without the end of a line: no more is kept."""
+"""Bytes kept at most without seeing the end of a line."""
 
 
 class ArmorError(IntegrityError):
-    """The armor is not as age writes it."""
+    """The armor does not follow age's format."""
 
 
 class ArmorCut(ArmorError, TruncatedError):
@@ -37,26 +37,26 @@ class ArmorCut(ArmorError, TruncatedError):
 
 
 def looks_armored(head: bytes) -> bool:
-    """Whether the first bytes of a stream are those of an armor, or of something that contains one."""
+    """Return whether a stream with these first bytes is armor, or text that contains armor."""
     return not head.startswith(b"age-") and (BEGIN in head or head.lstrip().startswith(BEGIN[:10]))
 
 
 class Armor:
-    """Puts bytes into armor as they come."""
+    """Armors bytes as they arrive."""
 
     def __init__(self) -> None:
         self._held = b""
         self._begun = False
 
     def feed(self, buffer: Buffer) -> bytes:
-        """The lines that are full."""
+        """Return the lines that `buffer` completes."""
         data = self._held + bytes(buffer)
         whole = len(data) - len(data) % BYTES
         self._held = data[whole:]
         return self._begin() + _lines(data[:whole])
 
     def close(self) -> bytes:
-        """The last lines."""
+        """Return the last lines."""
         return self._begin() + _lines(self._held) + END + b"\n"
 
     def _begin(self) -> bytes:
@@ -71,9 +71,9 @@ def _lines(data: bytes) -> bytes:
 
 
 class Dearmor:
-    """Takes bytes out of their armor as they come. Raises ArmorError with the offset of the line in the armored text.
+    """Decodes armor as it arrives. Raises ArmorError with the offset of the line in the armored text.
 
-    `offset` is how much of the text has been understood.
+    `offset` counts the bytes of the text that were decoded.
     """
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ class Dearmor:
         self.offset = 0
 
     def feed(self, buffer: Buffer) -> bytes:
-        """The bytes of all lines that are complete."""
+        """Return the bytes of all complete lines."""
         out = []
         data = self._held + bytes(buffer)
         at = 0
@@ -102,7 +102,7 @@ class Dearmor:
         return b"".join(out)
 
     def close(self) -> bytes:
-        """The bytes have ended. Raises ArmorCut if the armor has not."""
+        """Report the end of the stream. Raises ArmorCut if it comes before the end of the armor."""
         out = self._take(self._held) if self._held else b""
         self.offset += len(self._held)
         if self._line != self._behind:
@@ -119,7 +119,7 @@ class Dearmor:
         if not line.strip():
             return self._white(line)
         if line != BEGIN:
-            raise self._error("this is no age armor: it does not begin as one")
+            raise self._error("not age armor: the first line is not the one that armor begins with")
         self._line, self._space = self._body, 0
         return b""
 
@@ -128,7 +128,7 @@ class Dearmor:
             self._line = self._behind
             return b""
         if not 0 < len(line) <= COLUMNS:
-            raise self._error("a line of the armor is not of 64 columns")
+            raise self._error("a line of the armor is empty or has more than 64 columns")
         data = _decode(line, self.offset)
         if len(data) < BYTES:
             self._line = self._last
@@ -142,18 +142,18 @@ class Dearmor:
 
     def _behind(self, line: bytes) -> bytes:
         if line.strip():
-            raise self._error("there is something behind the armor")
+            raise self._error("data after the end of the armor")
         return self._white(line)
 
     def _white(self, line: bytes) -> bytes:
         self._space += len(line) + 1
         if self._space > SPACE_LIMIT:
-            raise self._error("there is too much white space around the armor")
+            raise self._error("too much white space around the armor")
         return b""
 
 
 def _full_lines(data: bytes, at: int) -> tuple[bytes, int] | None:
-    """The text of full lines in a row from `at`, and how many bytes they take; None if there are none, or too hard."""
+    """Return the text of the full lines from `at`, and their length in bytes; None if lines must be read singly."""
     ends = data[at + COLUMNS :: COLUMNS + 1]
     count = len(ends) - len(ends.lstrip(b"\n"))
     bulk = data[at : at + count * (COLUMNS + 1)]
@@ -167,7 +167,7 @@ def _decode(text: bytes, offset: int) -> bytes:
     try:
         data = binascii.a2b_base64(text, strict_mode=True)
     except binascii.Error as error:
-        raise ArmorError(f"the armor is not base64 from byte {offset} on", offset=offset) from error
+        raise ArmorError(f"invalid base64 in the armor after byte {offset}", offset=offset) from error
     if binascii.b2a_base64(data, newline=False) != text:
-        raise ArmorError(f"the armor is not canonical base64 from byte {offset} on", offset=offset)
+        raise ArmorError(f"non-canonical base64 in the armor after byte {offset}", offset=offset)
     return data

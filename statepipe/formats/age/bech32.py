@@ -1,6 +1,6 @@
-"""Bech32 (BIP 173), in which age writes keys: a name, a 1, the data in 32 letters, and six letters of checksum.
+"""Bech32 (BIP 173), the notation of age's keys: a name, a 1, the data in 32 letters, and six letters of checksum.
 
-age sets no limit to the length. A text is all in lower or all in upper case.
+age does not limit the length. A text is either all lower case or all upper case.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ _GENERATOR = (0x3B6A57B2, 0x26508E6D, 0x1EA119FA, 0x3D4233DD, 0x2A1462B3)
 
 
 def encode(name: str, data: bytes) -> str:
-    """Bytes under `name`, in the case of `name`."""
+    """Return `data` encoded under `name`, in the case of `name`."""
     low = name.lower()
     values = _regroup(data, 8, 5)
     checked = _polymod([*_spread(low), *values, *[0] * 6]) ^ 1
@@ -22,15 +22,15 @@ def encode(name: str, data: bytes) -> str:
 
 
 def decode(text: str) -> tuple[str, bytes]:
-    """The name, in the case that it was written in, and the bytes. Raises ValueError."""
+    """Return the name, in the case in which it was written, and the bytes. Raises ValueError."""
     low = text.lower()
     if text not in (low, text.upper()):
         raise ValueError("upper and lower case are mixed")
     name, separator, letters = low.rpartition("1")
     if not (separator and name and all("!" <= letter <= "~" for letter in name)) or len(letters) < 6:
-        raise ValueError("it is no bech32 text")
+        raise ValueError("not a bech32 text")
     if not set(letters) <= set(ALPHABET):
-        raise ValueError("it has letters that bech32 has not")
+        raise ValueError("it contains characters that bech32 does not use")
     values = [ALPHABET.index(letter) for letter in letters]
     if _polymod([*_spread(name), *values]) != 1:
         raise ValueError("its checksum is wrong: a letter was lost or mistyped")
@@ -53,7 +53,7 @@ def _spread(name: str) -> list[int]:
 
 
 def _regroup(values: Iterable[int], width: int, to: int) -> list[int]:
-    """Bits in groups of `width` as groups of `to`, the last one filled with zeros."""
+    """Regroup bits from groups of `width` into groups of `to`; zeros fill the last one."""
     held = bits = 0
     groups = []
     for value in values:
@@ -65,9 +65,9 @@ def _regroup(values: Iterable[int], width: int, to: int) -> list[int]:
 
 
 def _regroup_strictly(values: list[int]) -> list[int]:
-    """Groups of five bits as bytes; what is left over must be fewer than five bits, all zero."""
+    """Return groups of five bits as bytes. Raises ValueError unless fewer than five bits, all zero, remain."""
     whole, left = divmod(len(values) * 5, 8)
     groups = _regroup(values, 5, 8)
     if left >= 5 or any(groups[whole:]):
-        raise ValueError("it has bits to spare at its end")
+        raise ValueError("it has extra bits at its end")
     return groups[:whole]

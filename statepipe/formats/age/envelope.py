@@ -1,7 +1,7 @@
-"""The file key goes into the header once for each recipient, and comes out of it for whoever has an identity.
+"""The header holds the file key once for each recipient, and any matching identity can open it.
 
-An identity first, then the MAC: a header that someone has changed is found before anything in it is believed, and
-no byte of the payload is touched before.
+To open a header, an identity finds the file key, and then the MAC is checked. So a changed header is found before
+anything in it is used and before the payload is read.
 """
 
 from __future__ import annotations
@@ -16,61 +16,63 @@ from statepipe.formats.age.derive import FILE_KEY_SIZE, header_mac
 from statepipe.formats.age.header import HEADER_LIMIT, STANZA_LIMIT, Header, HeaderError, Stanza, covered, written
 
 PASSPHRASE = "scrypt"
-"""The kind of stanza that is alone in its header: whoever knows the passphrase knows that its sender did as well."""
+"""The kind of stanza that must be the only one in its header, so that it proves that the sender knew the passphrase."""
 
 
 class MacError(IntegrityError):
-    """The header was changed by someone who has not the file key."""
+    """The header was changed by someone who does not have the file key."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wrapped:
-    """Stanzas of one recipient, and labels: recipients go together only if theirs are the same."""
+    """The stanzas of one recipient, and its labels. Recipients can be combined only if their labels are equal."""
 
     stanzas: tuple[Stanza, ...]
     labels: frozenset[str] = frozenset()
 
 
 class Recipient(Protocol):
-    """Whom a file is for."""
+    """A key or passphrase that a file is encrypted for."""
 
     def wrap(self, file_key: bytes) -> Wrapped:
-        """Stanzas from which only they find the file key again."""
+        """Return stanzas from which only this recipient's identity can recover the file key."""
 
 
 class Identity(Protocol):
-    """What opens a file."""
+    """A secret that opens a file."""
 
     def unwrap(self, stanzas: Sequence[Stanza]) -> bytes | None:
-        """The file key, or None if no stanza is for this identity. Raises HeaderError."""
+        """Return the file key, or None if no stanza is for this identity. Raises HeaderError."""
 
 
 def seal(file_key: bytes, recipients: Iterable[Recipient]) -> bytes:
-    """A header for these recipients. Raises UsageError if they do not go together or are too many."""
+    """Return a header for these recipients. Raises UsageError if they cannot be combined or are too many."""
     wrapped = [recipient.wrap(file_key) for recipient in recipients]
     stanzas = [stanza for each in wrapped for stanza in each.stanzas]
     if len(wrapped) > 1 and any(stanza.kind == PASSPHRASE for stanza in stanzas):
-        raise UsageError("a passphrase goes with no other recipient", hint="encrypt for a passphrase or for keys")
+        raise UsageError(
+            "a passphrase cannot be combined with other recipients", hint="encrypt for a passphrase or for keys"
+        )
     if len({each.labels for each in wrapped}) > 1:
         labels = ", ".join(sorted(frozenset[str]().union(*(each.labels for each in wrapped))))
         raise UsageError(
-            f"these recipients do not go together: some are {labels}, others are not",
-            hint="the weakest key decides who can read a file: give recipients of one kind",
+            f"these recipients cannot be combined: some are {labels}, others are not",
+            hint="give recipients of one kind, because the weakest key decides who can read a file",
         )
     header = written(stanzas, header_mac(file_key, covered(stanzas)))
     if len(stanzas) > STANZA_LIMIT or len(header) > HEADER_LIMIT:
-        raise UsageError("there are too many recipients for one header", hint="encrypt for a key that they share")
+        raise UsageError("too many recipients for one header", hint="encrypt for a key that they share")
     return header
 
 
 def open_header(header: Header, identities: Iterable[Identity]) -> bytes:
-    """The file key, once the MAC agrees. Raises HeaderError, NoKeyError and MacError."""
+    """Return the file key, after checking the MAC. Raises HeaderError, NoKeyError and MacError."""
     kinds = [stanza.kind for stanza in header.stanzas]
     if PASSPHRASE in kinds and len(kinds) > 1:
-        raise HeaderError("a passphrase stanza is not alone in the age header", offset=0)
+        raise HeaderError("the age header combines a passphrase with other recipients", offset=0)
     file_key = _find_key(header, identities)
     if not hmac.compare_digest(header_mac(file_key, header.covered), header.mac):
-        raise MacError("the MAC of the age header does not agree: the header was changed", offset=0)
+        raise MacError("MAC mismatch: the age header was changed", offset=0)
     return file_key
 
 
@@ -80,7 +82,7 @@ def _find_key(header: Header, identities: Iterable[Identity]) -> bytes:
         if file_key is None:
             continue
         if len(file_key) != FILE_KEY_SIZE:
-            raise HeaderError(f"the file key has {len(file_key)} bytes and not {FILE_KEY_SIZE}", offset=0)
+            raise HeaderError(f"the file key has {len(file_key)} bytes, expected {FILE_KEY_SIZE}", offset=0)
         return file_key
     raise NoKeyError("no identity opens this stream", hint=_for_whom(header), offset=0)
 
@@ -88,5 +90,5 @@ def _find_key(header: Header, identities: Iterable[Identity]) -> bytes:
 def _for_whom(header: Header) -> str:
     kinds = sorted({stanza.kind for stanza in header.stanzas})
     if kinds == [PASSPHRASE]:
-        return "it was encrypted with a passphrase: give that one, by -p or --passphrase-file"
-    return f"it was encrypted for recipients of the kinds {', '.join(kinds)[:200]}: give an identity by -i"
+        return "it was encrypted with a passphrase: give it with -p or --passphrase-file"
+    return f"it was encrypted for recipients of the kinds {', '.join(kinds)[:200]}: give an identity with -i"

@@ -5,8 +5,8 @@
     EmECAEcKN+n/Vs9SbWiV+Hu0r+E8R77DdWYyd83nw7U
     --- Vn+54jqiiUCE+WZcEVY3f1sqHjlu/z1LCQ/T7Xm7qI0
 
-Everything is read strictly, as the specification (C2SP age.md) demands: one way to write a thing, so that no two
-headers mean the same. The plugins of age speak in stanzas as well, so that these are parsed line by line.
+Parsing is strict, as the specification (C2SP age.md) demands: each header can be written in only one way. age's
+plugins send stanzas too, so stanzas are parsed line by line.
 """
 
 from __future__ import annotations
@@ -23,48 +23,48 @@ from statepipe.stage import Buffer
 VERSION = b"age-encryption.org/v1\n"
 
 COLUMNS = 64
-"""Of a body's lines; the last one is shorter."""
+"""Columns of a line of a stanza's body; the last line is shorter."""
 
 HEADER_LIMIT = 1 << 20
-"""Bytes of a header: some 600 post-quantum recipients. The format has no bound, memory has."""
+"""Bytes of a header at most: room for about 600 post-quantum recipients. The format itself has no limit."""
 
 STANZA_LIMIT = 8192
-"""Stanzas in a header: each costs each identity an X25519, 50 µs, and more of post-quantum ones."""
+"""Stanzas in a header at most: each costs each identity an X25519 exchange, 50 µs, or a longer post-quantum one."""
 
 _BASE64 = re.compile(rb"[A-Za-z0-9+/]*")
 _ARGUMENT = re.compile(rb"[\x21-\x7e]+")
 
 
 class HeaderError(IntegrityError):
-    """The header is not one that age writes."""
+    """The header does not follow age's format."""
 
 
 class HeaderCut(HeaderError, TruncatedError):
-    """The bytes end within the header."""
+    """The stream ends inside the header."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stanza:
-    """What one recipient needs to find the file key again: a kind, arguments, and up to a few KiB of body."""
+    """The data from which one recipient recovers the file key: a kind, arguments, and a body of up to a few KiB."""
 
     kind: str
     arguments: tuple[str, ...]
     body: bytes
 
     def __bytes__(self) -> bytes:
-        """As it is written: the body wrapped, its last line short."""
+        """Return the stanza as text: the body is wrapped, and its last line is short."""
         text = encode(self.body).encode()
         lines = [text[at : at + COLUMNS] for at in range(0, len(text) + 1, COLUMNS)]
         return b"\n".join([" ".join(("->", self.kind, *self.arguments)).encode(), *lines, b""])
 
 
 def encode(data: bytes) -> str:
-    """Base64 without padding."""
+    """Return `data` in base64 without padding."""
     return binascii.b2a_base64(data, newline=False).rstrip(b"=").decode()
 
 
 def decode(text: bytes | str) -> bytes:
-    """What canonical base64 without padding stands for. Raises HeaderError."""
+    """Decode canonical base64 without padding. Raises HeaderError."""
     data = text.encode("ascii", "replace") if isinstance(text, str) else text
     if not _BASE64.fullmatch(data) or len(data) % 4 == 1:
         raise HeaderError("a value in the age header is not base64")
@@ -75,7 +75,7 @@ def decode(text: bytes | str) -> bytes:
 
 
 class StanzaParser:
-    """Stanzas from lines, one after another."""
+    """Parses stanzas line by line."""
 
     def __init__(self) -> None:
         self._arguments: list[str] | None = None
@@ -83,11 +83,11 @@ class StanzaParser:
 
     @property
     def between(self) -> bool:
-        """No stanza has been begun and not ended."""
+        """Whether no stanza is incomplete."""
         return self._arguments is None
 
     def feed(self, line: bytes) -> Stanza | None:
-        """The next line, without its end; the stanza that ends with it. Raises HeaderError."""
+        """Take the next line without its line end; return the stanza that it completes or None. Raises HeaderError."""
         if self._arguments is None:
             self._arguments = _first_line(line)
             return None
@@ -105,13 +105,13 @@ class StanzaParser:
 def _first_line(line: bytes) -> list[str]:
     mark, *arguments = line.split(b" ")
     if mark != b"->" or not arguments or not all(map(_ARGUMENT.fullmatch, arguments)):
-        raise HeaderError("a stanza in the age header does not begin as one")
+        raise HeaderError("a stanza in the age header does not begin with '-> ' and a kind")
     return [argument.decode() for argument in arguments]
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """A header as it was read: the stanzas, the bytes that the MAC is over, the MAC, and the length of it all."""
+    """A parsed header: the stanzas, the bytes that the MAC covers, the MAC, and the total length in bytes."""
 
     stanzas: tuple[Stanza, ...]
     covered: bytes
@@ -120,19 +120,19 @@ class Header:
 
 
 def covered(stanzas: Iterable[Stanza]) -> bytes:
-    """A header up to its MAC: what the MAC is taken over."""
+    """Return the part of a header that the MAC covers."""
     return VERSION + b"".join(map(bytes, stanzas)) + b"---"
 
 
 def written(stanzas: Iterable[Stanza], mac: bytes) -> bytes:
-    """A whole header."""
+    """Return a whole header."""
     return covered(stanzas) + b" " + encode(mac).encode() + b"\n"
 
 
 class HeaderReader:
-    """Gathers the header from the first bytes of a file, and `behind` bytes that must follow it.
+    """Collects the header from the first bytes of a file, and at least `behind` bytes that follow it.
 
-    Feed it until it gives a header; `rest` is then what lies behind it.
+    Feed it until it returns a header; `rest` then holds the bytes after the header.
     """
 
     def __init__(self, behind: int) -> None:
@@ -142,11 +142,11 @@ class HeaderReader:
 
     @property
     def rest(self) -> bytes:
-        """What came behind the header."""
+        """The bytes after the header."""
         return bytes(self._held)
 
     def feed(self, buffer: Buffer) -> Header | None:
-        """The header, once all is there. Raises HeaderError."""
+        """Return the header once it is complete, else None. Raises HeaderError."""
         seen = len(self._held)
         self._held += buffer
         if self._header is None:
@@ -154,7 +154,7 @@ class HeaderReader:
         return self._header if len(self._held) >= self._behind else None
 
     def _cut_header(self, seen: int) -> Header | None:
-        """The header, if it ends in what came behind the bytes that were seen, or in the line they end in."""
+        """Return the header if it ends after the first `seen` bytes, or in the line that they end in; else None."""
         _check_version(bytes(self._held[: len(VERSION)]))
         mark = self._held.find(b"\n---", max(0, self._held.rfind(b"\n", 0, seen)), HEADER_LIMIT)
         end = self._held.find(b"\n", mark + 1, HEADER_LIMIT) + 1 if mark >= 0 else 0
@@ -167,21 +167,23 @@ class HeaderReader:
         return header
 
     def close(self) -> NoReturn:
-        """The bytes have ended. Raises HeaderCut."""
+        """Report the end of the stream. Raises HeaderCut."""
         size = len(self._held) + (self._header.size if self._header else 0)
-        raise HeaderCut("the stream ends within the age header", offset=size)
+        raise HeaderCut("the stream ends inside the age header", offset=size)
 
 
 def _check_version(start: bytes) -> None:
     if VERSION.startswith(start):
         return
     if start.startswith(b"age-encryption.org/"):
-        raise HeaderError("this is age of another version than v1", offset=0)
-    raise HeaderError("this is no age file: it does not begin as one", offset=0, hint="is it encrypted at all?")
+        raise HeaderError("unsupported version of age: expected v1", offset=0)
+    raise HeaderError(
+        "not an age file: it does not begin with the line of age's version", offset=0, hint="is it encrypted?"
+    )
 
 
 def parse(data: bytes) -> Header:
-    """A whole header, from its version line to the end of its MAC's line. Raises HeaderError."""
+    """Parse a whole header, from its version line to the end of its MAC's line. Raises HeaderError."""
     *lines, last = data[len(VERSION) : -1].split(b"\n")
     stanzas = _stanzas(lines)
     if not stanzas:

@@ -1,7 +1,7 @@
-"""The post-quantum recipient of age, `age1pq1…`: ML-KEM-768 and X25519 at once (X-Wing) by HPKE (RFC 9180).
+"""The post-quantum recipient of age, `age1pq1…`: ML-KEM-768 and X25519 combined (X-Wing) in HPKE (RFC 9180).
 
-Who breaks one of the two has not broken the other. An identity is a seed of 32 bytes, `AGE-SECRET-KEY-PQ-1…`, that
-SHAKE256 expands to the seed of the ML-KEM key, 64 bytes, and the X25519 key, 32.
+An attacker must break both. An identity is a seed of 32 bytes, `AGE-SECRET-KEY-PQ-1…`, that SHAKE256 expands to the
+seed of the ML-KEM key (64 bytes) and the X25519 key (32 bytes).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SHARE_SIZE = 1088 + 32
 SEED_SIZE = 32
 
 LABELS = frozenset({"postquantum"})
-"""A recipient without it in the same header would undo what this one is for."""
+"""The label of post-quantum recipients. A recipient without it in the same header would remove the protection."""
 
 
 def _suite() -> hpke.Suite:
@@ -50,12 +50,12 @@ class HybridRecipient:
         return bech32.encode(NAME, self.key)
 
     def check(self) -> None:
-        """Raises ValueError if these are no keys."""
+        """Raises ValueError unless these are valid keys."""
         self._public()
         check_point(self.key[MLKEM_SIZE:])
 
     def wrap(self, file_key: bytes) -> Wrapped:
-        """One stanza."""
+        """Return one stanza."""
         sealed = _suite().encrypt(file_key, self._public(), INFO)
         return Wrapped((Stanza(KIND, (encode(sealed[:SHARE_SIZE]),), sealed[SHARE_SIZE:]),), LABELS)
 
@@ -74,7 +74,7 @@ class HybridIdentity:
 
     @classmethod
     def generate(cls) -> HybridIdentity:
-        """A new one."""
+        """Return a new identity."""
         return cls(secrets.token_bytes(SEED_SIZE))
 
     @property
@@ -84,11 +84,11 @@ class HybridIdentity:
         return HybridRecipient(lattice.public_key().public_bytes_raw() + curve.public_key().public_bytes_raw())
 
     def text(self) -> str:
-        """As it stands in an identity file. Not for any other eye."""
+        """Return the secret text for an identity file."""
         return bech32.encode(SECRET_NAME, self.seed)
 
     def unwrap(self, stanzas: Sequence[Stanza]) -> bytes | None:
-        """The file key, or None if no stanza is for us. Raises HeaderError."""
+        """Return the file key, or None if no stanza is for this identity. Raises HeaderError."""
         found = (self._unwrap(stanza) for stanza in stanzas if stanza.kind == KIND)
         return next((key for key in found if key is not None), None)
 

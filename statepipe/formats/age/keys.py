@@ -1,6 +1,7 @@
-"""Recipients and identities as people write them: on a command line, or one a line in a file with comments.
+"""Parse recipients and identities from a command line, or from a file with one a line and comments.
 
-What each kind of key needs is imported with the first key of it: the usual one shall not wait 30 ms for the others.
+The modules for a kind of key are imported with the first such key, so that the usual kind does not wait 30 ms for
+the others.
 """
 
 from __future__ import annotations
@@ -29,24 +30,24 @@ _PLUGIN_IDENTITY = re.compile(r"AGE-PLUGIN-([A-Z0-9+._-]+)-")
 
 @dataclass(frozen=True, slots=True)
 class PluginKey:
-    """A key that only the program age-plugin-NAME understands. An identity's text is a secret."""
+    """A key that only the program age-plugin-NAME understands. The text of an identity is secret."""
 
     name: str
     text: str = field(repr=False)
 
 
 def parse_recipient(text: str) -> Recipient | PluginKey:
-    """`age1…`, `age1pq1…`, `age1NAME1…`, or a line as in `id_ed25519.pub`. Raises UsageError."""
+    """Parse `age1…`, `age1pq1…`, `age1NAME1…`, or a line as in `id_ed25519.pub`. Raises UsageError."""
     try:
         if text.startswith("ssh-"):
             return _parse_ssh(text)
         return _parse_recipient(text)
     except ValueError as error:
         shown = text if len(text) < 80 else f"{text[:60]}…"
-        hint = "a recipient is age1… or a public key of ssh"
+        hint = "a recipient is age1… or an SSH public key"
         if text.upper().startswith("AGE-"):
-            raise UsageError("this is a secret key, and no recipient", hint="give the public key") from None
-        raise UsageError(f"'{shown}' is no recipient: {error}", hint=hint) from error
+            raise UsageError("this is a secret key, not a recipient", hint="give the public key") from None
+        raise UsageError(f"'{shown}' is not a recipient: {error}", hint=hint) from error
 
 
 def _parse_ssh(text: str) -> Recipient:
@@ -75,12 +76,12 @@ def _parse_recipient(text: str) -> Recipient | PluginKey:
         return recipient
     plugin = _PLUGIN_RECIPIENT.fullmatch(name)
     if plugin is None:
-        raise ValueError("it is of no kind that is known")
+        raise ValueError("its kind is unknown")
     return PluginKey(plugin[1], text)
 
 
 def parse_identity(text: str) -> X25519Identity | HybridIdentity | PluginKey:
-    """`AGE-SECRET-KEY-1…`, `AGE-SECRET-KEY-PQ-1…`, `AGE-PLUGIN-NAME-1…`. Raises ValueError, which tells no secret."""
+    """Parse `AGE-SECRET-KEY-1…`, `AGE-SECRET-KEY-PQ-1…` or `AGE-PLUGIN-NAME-1…`. The ValueError hides the text."""
     name, data = bech32.decode(text)
     if name == x25519.SECRET_NAME:
         return X25519Identity(_sized(data, 32))
@@ -90,21 +91,21 @@ def parse_identity(text: str) -> X25519Identity | HybridIdentity | PluginKey:
         return HybridIdentity(_sized(data, SEED_SIZE))
     plugin = _PLUGIN_IDENTITY.fullmatch(name)
     if plugin is None:
-        raise ValueError("it is of no kind that is known")
+        raise ValueError("its kind is unknown")
     return PluginKey(plugin[1].lower(), text)
 
 
 def _sized(data: bytes, size: int) -> bytes:
     if len(data) != size:
-        raise ValueError(f"it holds {len(data)} bytes and not {size}")
+        raise ValueError(f"it has {len(data)} bytes, expected {size}")
     return data
 
 
 def parse_file(text: str, name: str, parse: Callable[[str], T], warn: Callable[[str], None] | None = None) -> list[T]:
-    """One key a line; empty lines and those that begin with # are none. Raises UsageError, which quotes no line.
+    """Parse one key a line; skip empty lines and those that begin with #. Raises UsageError that quotes no line.
 
-    With `warn`, public keys of ssh that cannot be encrypted for are told and passed over, as age does: a person's
-    file of keys has some of every kind.
+    With `warn`, SSH public keys that age cannot encrypt for are reported and skipped, as age does, because a person's
+    file of keys often holds several kinds.
     """
     found = []
     for number, line in _lines(text):
@@ -115,12 +116,12 @@ def parse_file(text: str, name: str, parse: Callable[[str], T], warn: Callable[[
             kind = _ssh_kind(line)
             if warn is None or kind is None:
                 raise
-            warn(f"{place} is passed over: nobody can encrypt for this key of the kind {kind}")
+            warn(f"{place} is skipped: age cannot encrypt for a key of the kind {kind}")
     return found
 
 
 def _ssh_kind(line: str) -> str | None:
-    """The kind of a public key of ssh that is whole, but not one to encrypt for: of another kind, or too short."""
+    """Return the kind of a valid SSH public key that age cannot encrypt for (another kind, or too short), or None."""
     from statepipe.formats.age.sshkey import ED25519, kind_of
 
     try:
@@ -140,6 +141,6 @@ def _parse_line(line: str, place: str, parse: Callable[[str], T]) -> T:
     try:
         return parse(line)
     except ValueError as error:
-        raise UsageError(f"{place} is no identity: {error}", hint="see: statepipe keygen --help") from error
+        raise UsageError(f"{place} is not an identity: {error}", hint="see: statepipe keygen --help") from error
     except UsageError as error:
-        raise UsageError(f"{place} is no recipient of age", hint=error.hint) from error
+        raise UsageError(f"{place} is not a recipient of age", hint=error.hint) from error

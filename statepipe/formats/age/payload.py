@@ -1,10 +1,10 @@
-"""Behind the header: a nonce of 16 bytes, then the plaintext in chunks of 64 KiB, each sealed by itself (STREAM).
+"""After the header: a nonce of 16 bytes, then the plaintext in chunks of 64 KiB, each sealed separately (STREAM).
 
     key = HKDF(file key, salt = nonce, "payload")
     a chunk's nonce = its number, 11 bytes, big-endian, and a byte that is 1 for the last chunk
 
-A chunk that was taken away, doubled or moved does not open under its number, nor does a file open that ends without
-its last chunk. Only the last may be short; it is empty only in an empty file.
+A chunk that was removed, repeated or moved does not open under its number, and a file without its last chunk is
+refused. Only the last chunk may be short; it is empty only in an empty file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SEALED = CHUNK + TAG_SIZE
 
 
 class PayloadError(IntegrityError):
-    """A chunk is not what was written, or not where it was."""
+    """A chunk was changed or moved."""
 
 
 class PayloadCut(PayloadError, TruncatedError):
@@ -33,19 +33,19 @@ class PayloadCut(PayloadError, TruncatedError):
 
 
 def payload_key(file_key: bytes, nonce: bytes) -> ChaCha20Poly1305:
-    """What seals and opens the chunks of one file."""
+    """Return the key that seals and opens the chunks of one file."""
     return ChaCha20Poly1305(hkdf(file_key, nonce, b"payload"))
 
 
 def chunk_nonce(number: int, last: int = 0) -> bytes:
-    """Of the chunk with that number, from 0; `last` is 1 for the last one."""
+    """Return the nonce of the chunk with that number, from 0; `last` is 1 for the last one."""
     return (number << 8 | last).to_bytes(12, "big")
 
 
 def open_chunk(key: ChaCha20Poly1305, number: int, sealed: Buffer, into: Buffer) -> int | None:
-    """Open a chunk into `into`, which is of its plain size: 1 if it is the last one, 0 if not, None if it is damaged.
+    """Decrypt a chunk into `into`, which has the size of its plaintext.
 
-    A short chunk can only be the last.
+    Return 1 if the chunk is the last one, 0 if not, None if it is damaged. A short chunk can only be the last.
     """
     for last in (0, 1) if len(sealed) == SEALED else (1,):
         try:
@@ -58,17 +58,17 @@ def open_chunk(key: ChaCha20Poly1305, number: int, sealed: Buffer, into: Buffer)
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where the bytes of a plaintext lie in a file of `total` bytes whose payload's nonce ends at byte `start`."""
+    """Maps offsets of the plaintext to a file of `total` bytes whose payload's nonce ends at byte `start`."""
 
     start: int
     total: int
 
     @property
     def chunks(self) -> int:
-        """How many there are. Raises PayloadError if no whole number of them fits."""
+        """The number of chunks. Raises PayloadError if the size does not match whole chunks."""
         count, rest = divmod(self.total - self.start, SEALED)
         if self.total <= self.start or 0 < rest < TAG_SIZE or (rest == TAG_SIZE and count):
-            raise PayloadCut("the payload is cut short: its last chunk is not there", offset=self.total)
+            raise PayloadCut("the payload is cut short: its last chunk is missing", offset=self.total)
         return count + (rest > 0)
 
     @property
@@ -77,11 +77,11 @@ class Layout:
         return self.total - self.start - self.chunks * TAG_SIZE
 
     def sealed(self, number: int) -> tuple[int, int]:
-        """Offset and size of a chunk in the file."""
+        """Return the offset and the size of a chunk in the file."""
         offset = self.start + number * SEALED
         return offset, min(SEALED, self.total - offset)
 
     def covering(self, offset: int, size: int) -> range:
-        """The numbers of the chunks that hold `size` bytes of plaintext from `offset` on."""
+        """Return the numbers of the chunks that hold `size` bytes of plaintext from `offset` on."""
         end = min(offset + size, self.size)
         return range(offset // CHUNK, -(-end // CHUNK) if end > offset else offset // CHUNK)

@@ -1,8 +1,8 @@
-"""How age and its plugins speak (C2SP age-plugin.md): stanzas over a program's standard input and output.
+"""The protocol between age and its plugins (C2SP age-plugin.md): stanzas over standard input and output.
 
-First we say all there is to do and `done`; then the plugin says, one stanza at a time, what it wants of us or what it
-has found, and waits for our answer to each, until its own `done`. Here are the words of both; who starts the program
-and carries the bytes is not said here.
+First we send the whole task and `done`. Then the plugin sends requests and results, one stanza at a time, and waits
+for our answer to each, until its own `done`. This module has the stanzas of both sides; it does not start the program
+or carry the bytes.
 """
 
 from __future__ import annotations
@@ -16,45 +16,45 @@ from statepipe.formats.age.envelope import Wrapped
 from statepipe.formats.age.header import HeaderError, Stanza, StanzaParser
 
 LINE_LIMIT = 64 << 10
-"""Bytes of a line of a plugin's: those of a post-quantum share, 1.5 KB, and room."""
+"""Bytes of a line from a plugin at most: a post-quantum share has 1.5 KB."""
 
 SAID_LIMIT = 1 << 20
-"""Bytes of stanzas that a plugin may send in one conversation."""
+"""Bytes that a plugin may send in one conversation."""
 
 OK = Stanza("ok", (), b"")
 UNSUPPORTED = Stanza("unsupported", (), b"")
 
 
 class Person(Protocol):
-    """Whom a plugin may speak to."""
+    """The user, whom a plugin may inform or ask."""
 
     def tell(self, text: str) -> None:
         """Show a message."""
 
     def ask(self, prompt: str) -> str:
-        """Ask for a secret. Raises StatepipeError where nobody can be asked."""
+        """Ask for a secret. Raises StatepipeError if there is no terminal to ask on."""
 
 
 def opening(stanzas: Iterable[Stanza]) -> bytes:
-    """What we say first."""
+    """Return the stanzas that we send first."""
     return b"".join(map(bytes, [*stanzas, Stanza("done", (), b"")]))
 
 
 def wrap_file_key(texts: Iterable[str], file_key: bytes) -> bytes:
-    """The opening of recipient-v1: whom to wrap the file key for."""
+    """Return the opening of recipient-v1: the recipients to wrap the file key for."""
     asked = [Stanza("add-recipient", (text,), b"") for text in texts]
     return opening([*asked, Stanza("wrap-file-key", (), file_key), Stanza("extension-labels", (), b"")])
 
 
 def unwrap_file_key(texts: Iterable[str], stanzas: Iterable[Stanza]) -> bytes:
-    """The opening of identity-v1: identities, and the stanzas of the one file."""
+    """Return the opening of identity-v1: the identities, and the stanzas of one file."""
     known = [Stanza("add-identity", (text,), b"") for text in texts]
     found = [Stanza("recipient-stanza", ("0", stanza.kind, *stanza.arguments), stanza.body) for stanza in stanzas]
     return opening([*known, *found])
 
 
 def stanzas_of(said: Iterator[bytes], name: str) -> Iterator[Stanza]:
-    """What a plugin says, until its `done`. Raises StatepipeError if it ends before, or says no stanza, or too much."""
+    """Yield a plugin's stanzas until its `done`. Raises StatepipeError for an early end and invalid or excess data."""
     parser = StanzaParser()
     try:
         for line in lines_of(said, name):
@@ -64,24 +64,26 @@ def stanzas_of(said: Iterator[bytes], name: str) -> Iterator[Stanza]:
             if stanza:
                 yield stanza
     except HeaderError as error:
-        raise StatepipeError(f"age-plugin-{name} says what is no stanza") from error
-    raise StatepipeError(f"age-plugin-{name} ended before it was done", hint="its own message may be above")
+        raise StatepipeError(f"age-plugin-{name} sent something that is not a stanza") from error
+    raise StatepipeError(f"age-plugin-{name} ended before it was finished", hint="its own message may be above")
 
 
 def lines_of(said: Iterator[bytes], name: str) -> Iterator[bytes]:
-    """Lines without their ends. Raises StatepipeError for too many bytes."""
+    """Yield lines without their line ends. Raises StatepipeError for too many bytes."""
     held, total = b"", 0
     for part in said:
         total += len(part)
         *lines, held = (held + part).split(b"\n")
         if total > SAID_LIMIT or len(held) > LINE_LIMIT:
-            raise StatepipeError(f"age-plugin-{name} says more than it should")
+            raise StatepipeError(
+                f"age-plugin-{name} sent too much: more than {SAID_LIMIT} bytes, or a line of {LINE_LIMIT}"
+            )
         yield from lines
 
 
 @dataclass(slots=True)
 class Answers:
-    """Our side of the second phase: an answer to each stanza, and what the plugin has found meanwhile."""
+    """Our side of the second phase: answers each stanza, and collects the plugin's results."""
 
     name: str
     person: Person
@@ -90,7 +92,7 @@ class Answers:
     file_key: bytes | None = field(default=None, repr=False)
 
     def __call__(self, stanza: Stanza) -> Stanza:
-        """The answer. Raises StatepipeError if the plugin says that it failed."""
+        """Return the answer to `stanza`. Raises StatepipeError if the plugin reports a failure."""
         answer: Callable[[Stanza], Stanza] | None = {
             "msg": self._tell,
             "request-public": self._ask,
@@ -103,7 +105,7 @@ class Answers:
         return answer(stanza) if answer else UNSUPPORTED
 
     def wrapped(self) -> Wrapped:
-        """What recipient-v1 has come to. Raises StatepipeError if the plugin found nothing."""
+        """Return the result of recipient-v1. Raises StatepipeError if the plugin sent no stanza."""
         if not self.found:
             raise StatepipeError(f"age-plugin-{self.name} made no stanza for its recipient")
         return Wrapped(tuple(self.found), self.labels)
@@ -118,13 +120,13 @@ class Answers:
 
     def _take_stanza(self, stanza: Stanza) -> Stanza:
         if len(stanza.arguments) < 2 or stanza.arguments[0] != "0":
-            raise StatepipeError(f"age-plugin-{self.name} made a stanza for no file of ours")
+            raise StatepipeError(f"age-plugin-{self.name} sent a stanza for an unknown file")
         self.found.append(Stanza(stanza.arguments[1], stanza.arguments[2:], stanza.body))
         return OK
 
     def _take_file_key(self, stanza: Stanza) -> Stanza:
         if stanza.arguments != ("0",) or self.file_key is not None:
-            raise StatepipeError(f"age-plugin-{self.name} gave a key for no file of ours")
+            raise StatepipeError(f"age-plugin-{self.name} sent a key for an unknown file")
         self.file_key = stanza.body
         return OK
 
@@ -133,12 +135,12 @@ class Answers:
         return OK
 
     def _fail(self, stanza: Stanza) -> Stanza:
-        """An identity or recipient that the plugin cannot use; an error of a stanza only says that it is damaged."""
+        """Raise StatepipeError for a key that the plugin cannot use; an error about a stanza only means damage."""
         if stanza.arguments[:1] == ("stanza",):
             return OK
         raise StatepipeError(f"age-plugin-{self.name} failed: {_text(stanza)}")
 
 
 def _text(stanza: Stanza) -> str:
-    """A message's words, as far as a person can use them."""
+    """Return the text of a message, made safe for a terminal."""
     return stanza.body.decode(errors="replace")[:1000]

@@ -1,4 +1,4 @@
-"""A passphrase, stretched by scrypt with a work factor that the header names: alone in its header.
+"""A passphrase as the only recipient: scrypt stretches it with a work factor from the header.
 
 wrapping key = scrypt(passphrase, "age-encryption.org/v1/scrypt" and salt, N = 2 ^ work factor, r = 8, p = 1)
 """
@@ -21,17 +21,17 @@ LABEL = b"age-encryption.org/v1/scrypt"
 SALT_SIZE = 16
 
 WORK_FACTOR = 18
-"""As age writes: 256 MiB of memory, and about a second."""
+"""The work factor that age writes: 256 MiB of memory and about a second."""
 
 HIGHEST_WORK_FACTOR = 22
-"""As age reads: 4 GiB, 15 seconds. A header that asks for more is refused before any memory is taken."""
+"""The limit of age: 4 GiB and 15 seconds. A header with a higher one is refused before memory is allocated."""
 
 _NUMBER = re.compile(r"[1-9][0-9]?")
 
 
 @dataclass(frozen=True, slots=True)
 class PassphraseRecipient:
-    """Whoever knows the passphrase."""
+    """Everyone who knows the passphrase."""
 
     passphrase: bytes = field(repr=False)
     work_factor: int = WORK_FACTOR
@@ -45,15 +45,15 @@ class PassphraseRecipient:
 
 @dataclass(frozen=True, slots=True)
 class PassphraseIdentity:
-    """`passphrase` is called only for a file that was encrypted with one: it may ask."""
+    """`passphrase` is called only for a file that was encrypted with a passphrase, because it may ask the user."""
 
     passphrase: Callable[[], bytes] = field(repr=False)
 
     def unwrap(self, stanzas: Sequence[Stanza]) -> bytes | None:
-        """The file key, or None if there is no passphrase that opens.
+        """Return the file key, or None if the file was not encrypted with a passphrase.
 
-        Raises NoKeyError if the passphrase is another: it is the only way in; HeaderError, and StatepipeError for
-        memory.
+        Raises NoKeyError for a wrong passphrase (the file has no other recipient), HeaderError, and StatepipeError
+        if memory is lacking.
         """
         for stanza in stanzas:
             if stanza.kind == PASSPHRASE:
@@ -65,16 +65,18 @@ class PassphraseIdentity:
         salt = decode_argument(stanza, 0, SALT_SIZE)
         work = stanza.arguments[1]
         if not _NUMBER.fullmatch(work) or int(work) > HIGHEST_WORK_FACTOR:
-            raise HeaderError(f"the work factor '{work[:20]}' is no number from 1 to {HIGHEST_WORK_FACTOR}", offset=0)
+            raise HeaderError(
+                f"the work factor '{work[:20]}' is not a number from 1 to {HIGHEST_WORK_FACTOR}", offset=0
+            )
         file_key = unwrap(stretch(self.passphrase(), salt, int(work)), stanza.body)
         if file_key is None:
-            hint = "look at capitals, at the keyboard's layout, and at what stands in its file's first line"
-            raise NoKeyError("the passphrase does not open this stream: it is another one's", hint=hint, offset=0)
+            hint = "check capital letters, the keyboard layout, and the first line of the passphrase file"
+            raise NoKeyError("the passphrase does not open this stream", hint=hint, offset=0)
         return file_key
 
 
 def stretch(passphrase: bytes, salt: bytes, work_factor: int) -> bytes:
-    """The wrapping key, for 2 ^ `work_factor` KiB of memory. Raises StatepipeError if there is not so much."""
+    """Return the wrapping key, using 2 ^ `work_factor` KiB of memory. Raises StatepipeError if memory is lacking."""
     try:
         return Scrypt(LABEL + salt, 32, 1 << work_factor, 8, 1).derive(passphrase)
     except MemoryError as error:

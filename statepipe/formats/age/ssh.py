@@ -1,8 +1,8 @@
-"""SSH keys as recipients, so that whoever has a login has a key to encrypt for: ssh-ed25519 and ssh-rsa.
+"""SSH keys as recipients (ssh-ed25519 and ssh-rsa), so that an SSH login is enough to receive encrypted files.
 
-A stanza begins with the first 4 bytes of the SHA-256 of the public key as ssh writes it, so that an identity knows
-which stanza is its own. An Ed25519 key is taken to X25519 by the map between the curves, and tied to its SSH form by
-a tweak; RSA seals the file key by OAEP. (age's agessh.go, as the specification leaves ssh keys to it.)
+A stanza begins with the first 4 bytes of the SHA-256 of the public key in SSH's format, so that an identity finds its
+own stanza. An Ed25519 key is converted to X25519 by the map between the curves, and bound to its SSH form by a tweak.
+An RSA key seals the file key with OAEP. The specification leaves SSH keys to age's agessh.go, which this follows.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _PRIME = 2**255 - 19
 
 
 def tag(blob: Blob) -> str:
-    """How a stanza names the key it is for."""
+    """Return the tag by which a stanza names its key."""
     return encode(hashlib.sha256(blob).digest()[:4])
 
 
 def montgomery(key: bytes) -> bytes:
-    """The X25519 key of an Ed25519 one: u = (1 + y) / (1 - y) (RFC 7748 4.1). Raises ValueError for y = 1."""
+    """Return an Ed25519 key as X25519: u = (1 + y) / (1 - y) (RFC 7748 4.1). Raises ValueError for y = 1."""
     y = int.from_bytes(key, "little") & (1 << 255) - 1
     u = (1 + y) * pow(1 - y, -1, _PRIME) % _PRIME
     return u.to_bytes(32, "little")
@@ -51,11 +51,11 @@ class Ed25519Recipient:
     blob: Blob
 
     def check(self) -> None:
-        """Raises ValueError for a key with which every secret would be the same."""
+        """Raises ValueError for a key of low order, with which every shared secret would be the same."""
         check_point(montgomery(read_ed25519(self.blob)))
 
     def wrap(self, file_key: bytes) -> Wrapped:
-        """One stanza."""
+        """Return one stanza."""
         theirs = montgomery(read_ed25519(self.blob))
         ephemeral = X25519PrivateKey.generate()
         share = ephemeral.public_key().public_bytes_raw()
@@ -77,7 +77,7 @@ class Ed25519Identity:
         return Ed25519Recipient(self.blob)
 
     def unwrap(self, stanzas: Sequence[Stanza]) -> bytes | None:
-        """The file key, or None if no stanza is for us. Raises HeaderError."""
+        """Return the file key, or None if no stanza is for this identity. Raises HeaderError."""
         found = (self._unwrap(stanza) for stanza in stanzas if stanza.kind == ED25519)
         return next((key for key in found if key is not None), None)
 
@@ -103,7 +103,7 @@ class RsaRecipient:
     blob: Blob
 
     def wrap(self, file_key: bytes) -> Wrapped:
-        """One stanza."""
+        """Return one stanza."""
         body = read_rsa(self.blob).encrypt(file_key, _oaep())
         return Wrapped((Stanza(RSA, (tag(self.blob),), body),))
 
@@ -121,7 +121,7 @@ class RsaIdentity:
         return RsaRecipient(self.blob)
 
     def unwrap(self, stanzas: Sequence[Stanza]) -> bytes | None:
-        """The file key, or None if no stanza is for us. Raises HeaderError."""
+        """Return the file key, or None if no stanza is for this identity. Raises HeaderError."""
         found = (self._unwrap(stanza) for stanza in stanzas if stanza.kind == RSA)
         return next((key for key in found if key is not None), None)
 
@@ -132,10 +132,10 @@ class RsaIdentity:
         try:
             return self.key.decrypt(stanza.body, _oaep())
         except ValueError as error:
-            raise HeaderError("the ssh-rsa stanza for this key does not open: it was changed") from error
+            raise HeaderError("the ssh-rsa stanza for this key cannot be decrypted: it was changed") from error
 
 
 def identity_of(key: PrivateKey) -> Ed25519Identity | RsaIdentity:
-    """The identity that a private key is. Raises ValueError for an RSA key that is too small."""
+    """Return the identity of a private key. Raises ValueError for an RSA key that is too small."""
     blob = blob_of(key)
     return Ed25519Identity(blob, key) if isinstance(key, Ed25519PrivateKey) else RsaIdentity(blob, key)

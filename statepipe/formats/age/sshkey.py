@@ -1,7 +1,7 @@
-"""Keys as ssh writes them: public ones in a line, private ones in a PEM (PROTOCOL.key in OpenSSH's source).
+"""SSH keys: public ones in a line, private ones in a PEM (PROTOCOL.key in OpenSSH's source).
 
-A private key in OpenSSH's own form carries its public key in the clear: so that of a key under a passphrase we know
-which file it opens before we ask for the passphrase.
+A private key in OpenSSH's own format holds its public key unencrypted, so we know which file a key opens before we
+ask for its passphrase.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ ED25519 = "ssh-ed25519"
 RSA = "ssh-rsa"
 
 SMALLEST_MODULUS = 2048
-"""Bits, as in age."""
+"""Bits at least, as in age."""
 
 LARGEST_MODULUS = 16384
-"""Bits, as in OpenSSH: more would only take time."""
+"""Bits at most, as in OpenSSH: more would only cost time."""
 
 PARTS = 16
-"""Strings in a public key: one of ours has two or three, a certificate of ssh eleven and more."""
+"""Strings in a public key at most: our kinds have two or three, an SSH certificate eleven or more."""
 
 OPENSSH = b"-----BEGIN OPENSSH PRIVATE KEY-----"
 _MAGIC = b"openssh-key-v1\0"
 
 Blob = bytes
-"""A public key as ssh sends it."""
+"""A public key in SSH's wire format."""
 
 
 def parse_line(text: str) -> Blob:
-    """The public key in a line of `authorized_keys`, without options. Raises ValueError."""
+    """Return the public key in a line of `authorized_keys` without options. Raises ValueError."""
     blob = _blob_in(text)
     check_blob(blob)
     kind_of(text)
@@ -43,10 +43,10 @@ def parse_line(text: str) -> Blob:
 
 
 def kind_of(text: str) -> str:
-    """The kind of the key in such a line, be it of use or not. Raises ValueError where inside it is another."""
+    """Return the kind of the key in such a line, supported or not. Raises ValueError if the key names another."""
     kind = text.split()[0]
     if not kind or (_strings(_blob_in(text)) or [b""])[0].decode(errors="replace") != kind:
-        raise ValueError("it is a key of another kind than it says")
+        raise ValueError("the key is of another kind than its line says")
     return kind
 
 
@@ -54,55 +54,57 @@ def _blob_in(text: str) -> Blob:
     try:
         return binascii.a2b_base64(text.split()[1], strict_mode=True)
     except (IndexError, binascii.Error) as error:
-        raise ValueError("it is no public key of ssh") from error
+        raise ValueError("not an SSH public key") from error
 
 
 def check_blob(blob: Blob) -> None:
-    """Raises ValueError unless it is an Ed25519 or RSA key that may be encrypted for."""
+    """Raises ValueError unless `blob` is an Ed25519 or RSA key that is safe to encrypt for."""
     kind = (_strings(blob) or [b""])[0].decode(errors="replace")
     if kind == ED25519:
         read_ed25519(blob)
     elif kind == RSA:
         read_rsa(blob)
     else:
-        raise ValueError(f"ssh keys of the kind {kind[:40]} cannot be encrypted for, only {ED25519} and {RSA}")
+        raise ValueError(f"SSH keys of the kind {kind[:40]} are not supported, only {ED25519} and {RSA}")
 
 
 def read_ed25519(blob: Blob) -> bytes:
-    """The 32 bytes of the key. Raises ValueError."""
+    """Return the 32 bytes of the key. Raises ValueError."""
     _, key, *more = [*_strings(blob), b""]
     if len(key) != 32 or more != [b""]:
-        raise ValueError("it is no Ed25519 key")
+        raise ValueError("not an Ed25519 key")
     return key
 
 
 def read_rsa(blob: Blob) -> RSAPublicKey:
-    """The key. Raises ValueError for one that is too small."""
+    """Return the key. Raises ValueError for a size that is not supported."""
     parts = _strings(blob)
     if len(parts) != 3:
-        raise ValueError("it is no RSA key")
+        raise ValueError("not an RSA key")
     exponent, modulus = (int.from_bytes(part, "big") for part in parts[1:])
     if not SMALLEST_MODULUS <= modulus.bit_length() <= LARGEST_MODULUS:
-        raise ValueError(f"an RSA key of {modulus.bit_length()} bits is not safe: {SMALLEST_MODULUS} are the least")
+        raise ValueError(
+            f"an RSA key of {modulus.bit_length()} bits; {SMALLEST_MODULUS} to {LARGEST_MODULUS} are supported"
+        )
     return RSAPublicNumbers(exponent, modulus).public_key()
 
 
 def _strings(data: bytes) -> list[bytes]:
-    """The strings that `data` is made of, each behind its length. Raises ValueError."""
+    """Return the strings in `data`, each of which follows its length. Raises ValueError."""
     found: list[bytes] = []
     while data:
         size = int.from_bytes(data[:4], "big")
         if len(data) < 4 + size:
             raise ValueError("it is cut short")
         if len(found) == PARTS:
-            raise ValueError(f"it is made of more than {PARTS} parts")
+            raise ValueError(f"it has more than {PARTS} parts")
         found.append(data[4 : 4 + size])
         data = data[4 + size :]
     return found
 
 
 def public_part(pem: bytes) -> tuple[Blob, bool]:
-    """The public key in a private one of OpenSSH's form, and whether a passphrase protects the rest.
+    """Return the public key in a private key of OpenSSH's format, and whether a passphrase protects the private part.
 
     Raises ValueError.
     """
@@ -110,7 +112,7 @@ def public_part(pem: bytes) -> tuple[Blob, bool]:
     try:
         data = binascii.a2b_base64(inner)
     except binascii.Error as error:
-        raise ValueError("it is no private key of OpenSSH") from error
+        raise ValueError("not an OpenSSH private key") from error
     fields = [b""]
     if data.startswith(_MAGIC):
         cipher, rest = _cut(data[len(_MAGIC) :])
@@ -118,7 +120,7 @@ def public_part(pem: bytes) -> tuple[Blob, bool]:
             _, rest = _cut(rest)
         fields = [cipher, _cut(rest[4:])[0]]
     if len(fields) < 2:
-        raise ValueError("it is no private key of OpenSSH")
+        raise ValueError("not an OpenSSH private key")
     check_blob(fields[1])
     return fields[1], fields[0] != b"none"
 
@@ -134,7 +136,7 @@ PrivateKey = Ed25519PrivateKey | RSAPrivateKey
 
 
 def load_private(pem: bytes, ask: Callable[[], bytes]) -> PrivateKey:
-    """The private key; `ask` is called for its passphrase if it has one. Raises ValueError."""
+    """Return the private key; calls `ask` for the passphrase of an encrypted one. Raises ValueError."""
     load = load_ssh_private_key if pem.startswith(OPENSSH) else load_pem_private_key
     try:
         try:
@@ -142,13 +144,13 @@ def load_private(pem: bytes, ask: Callable[[], bytes]) -> PrivateKey:
         except TypeError:  # it is encrypted
             key = load(pem, ask())
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise ValueError("the key does not open: a wrong passphrase, or it is damaged") from error
+        raise ValueError("the key cannot be opened: the passphrase is wrong, or the key is damaged") from error
     if not isinstance(key, Ed25519PrivateKey | RSAPrivateKey):
         raise ValueError(f"only {ED25519} and {RSA} keys open an age file")
     return key
 
 
 def blob_of(key: PrivateKey) -> Blob:
-    """The public key that belongs to it."""
+    """Return the public key of `key`."""
     line = key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
     return parse_line(line.decode())

@@ -31,11 +31,11 @@ class X25519Recipient:
         return bech32.encode(NAME, self.key)
 
     def check(self) -> None:
-        """Raises ValueError for a key with which every secret would be the same."""
+        """Raises ValueError for a key of low order, with which every shared secret would be the same."""
         check_point(self.key)
 
     def wrap(self, file_key: bytes) -> Wrapped:
-        """One stanza, with a share that is used once."""
+        """Return one stanza, with a share that is used once."""
         ephemeral = X25519PrivateKey.generate()
         share = ephemeral.public_key().public_bytes_raw()
         shared = ephemeral.exchange(X25519PublicKey.from_public_bytes(self.key))
@@ -51,7 +51,7 @@ class X25519Identity:
 
     @classmethod
     def generate(cls) -> X25519Identity:
-        """A new one."""
+        """Return a new identity."""
         return cls(X25519PrivateKey.generate().private_bytes_raw())
 
     @property
@@ -60,11 +60,11 @@ class X25519Identity:
         return X25519Recipient(self._key().public_key().public_bytes_raw())
 
     def text(self) -> str:
-        """As it stands in an identity file. Not for any other eye."""
+        """Return the secret text for an identity file."""
         return bech32.encode(SECRET_NAME, self.secret)
 
     def unwrap(self, stanzas: Sequence[Stanza]) -> bytes | None:
-        """The file key, or None if no stanza is for us. Raises HeaderError."""
+        """Return the file key, or None if no stanza is for this identity. Raises HeaderError."""
         found = (self._unwrap(stanza) for stanza in stanzas if stanza.kind == KIND)
         return next((key for key in found if key is not None), None)
 
@@ -79,16 +79,16 @@ class X25519Identity:
 
 
 def check_point(point: bytes) -> None:
-    """Raises ValueError for a point of low order: whatever the secret, the exchange gives zeros (RFC 7748, 6.1)."""
+    """Raises ValueError for a point of low order: the exchange returns zeros for any secret (RFC 7748, 6.1)."""
     try:
         X25519PrivateKey.from_private_bytes(bytes(range(32))).exchange(X25519PublicKey.from_public_bytes(point))
     except ValueError as error:
-        raise ValueError("it is a key that protects nothing") from error
+        raise ValueError("the key has low order and protects nothing") from error
 
 
 def exchange(secret: X25519PrivateKey, share: bytes) -> bytes:
-    """What both sides can work out. Raises HeaderError for a share of low order: anyone could work that out."""
+    """Return the shared secret. Raises HeaderError for a share of low order, with which anyone could compute it."""
     try:
         return secret.exchange(X25519PublicKey.from_public_bytes(share))
     except ValueError as error:
-        raise HeaderError("a share in the age header is one that makes every key the same") from error
+        raise HeaderError("a share in the age header has low order: every key would be the same") from error

@@ -1,4 +1,4 @@
-"""The configuration at the head of a migration stream: machine type, and what the two sides must agree on.
+"""The configuration at the start of a migration stream: machine type, and what both sides must agree on.
 
     07 be32 len, machine
     05 len "configuration/target-page-bits" be32 version, be32 bits
@@ -24,8 +24,9 @@ PAGE_BITS = range(10, 21)  # the RAM flags need ten bits
 LARGE_PAGES = dict.fromkeys(("sun4u", "sun4v", "niagara", "clipper", "or1k-sim", "axis-dev88"), 8192) | dict.fromkeys(
     ("tricore_testboard", "KIT_AURIX_TC277_TRB"), 16384
 )
-"""Bytes in a page of the machines that always have larger ones than 4096, and so do not tell: of sparc64, alpha,
-openrisc, cris, tricore (QEMU target/*/cpu-param.h; seen with 10.0). openrisc's `virt` has a name of others too."""
+"""Page size in bytes of the machines whose pages are always larger than 4096, and whose stream does not give it:
+sparc64, alpha, openrisc, cris, tricore (QEMU target/*/cpu-param.h; seen with 10.0). openrisc's `virt` is not listed,
+because other targets have a machine of that name."""
 
 _PREFIX = "configuration/"
 _BE32 = Struct(">I")
@@ -33,7 +34,7 @@ _BE32 = Struct(">I")
 
 @dataclass(slots=True)
 class Configuration:
-    """What the configuration said, or the machine implies; None and empty where neither did."""
+    """The facts in the configuration, or implied by the machine type; None or empty if unknown."""
 
     machine: str | None = None
     uuid: str | None = None
@@ -41,9 +42,9 @@ class Configuration:
     capabilities: tuple[str, ...] = ()
 
     def machine_at(self, data: Buffer, at: int, end: int) -> int:
-        """Read the configuration section at `at`; the position after it, or `at` if it is cut at `end`.
+        """Read the configuration section at `at`; return the position after it, or `at` if it is incomplete at `end`.
 
-        Raises IntegrityError, its offset relative to `data`.
+        Raises IntegrityError with an offset relative to `data`.
         """
         if at + 5 > end:
             return at
@@ -58,7 +59,7 @@ class Configuration:
         return after
 
     def subsection_at(self, data: Buffer, at: int, end: int) -> int:
-        """Read the subsection at `at`; as `machine_at`."""
+        """Read the subsection at `at`; returns and raises as `machine_at`."""
         name, body = name_at(data, at + 1, end)
         if not body or body + 4 + 16 > end:  # 16: the longest fixed payload; more follows any of them
             return at
@@ -69,7 +70,7 @@ class Configuration:
             return self._uuid(data, body)
         if name == _PREFIX + "capabilities":
             return self._capabilities(data, body, end) or at
-        raise IntegrityError(f"an unknown part of the configuration, {name!r}", offset=at)
+        raise IntegrityError(f"unknown subsection of the configuration: {name!r}", offset=at)
 
     def _page_bits(self, data: Buffer, at: int) -> int:
         bits = _BE32.unpack_from(data, at)[0]
@@ -84,7 +85,7 @@ class Configuration:
         return at + 16
 
     def _capabilities(self, data: Buffer, at: int, end: int) -> int:
-        """The position after the list, or 0 if it is cut."""
+        """Read the list of capabilities; return the position after it, or 0 if it is incomplete."""
         count = _BE32.unpack_from(data, at)[0]
         if count > MAX_CAPABILITIES:
             raise IntegrityError(f"{count} capabilities, expected {MAX_CAPABILITIES} at most", offset=at)
@@ -101,14 +102,14 @@ class Configuration:
     def _refuse_mapped_ram(self, at: int) -> None:
         if "mapped-ram" in self.capabilities:
             raise IntegrityError(
-                "a mapped-ram stream: its pages lie at fixed places of a file and do not flow through a pipe",
+                "a mapped-ram stream, which needs a file: its pages have fixed offsets and cannot pass through a pipe",
                 offset=at,
-                hint="migrate without the capability mapped-ram",
+                hint="turn the capability mapped-ram off and migrate again",
             )
 
 
 def name_at(data: Buffer, at: int, end: int) -> tuple[str, int]:
-    """A length byte and that many bytes of name: the name and the position after, which is 0 if it is cut."""
+    """Read a length byte and a name of that length; return the name and the position after it, 0 if incomplete."""
     if at >= end or at + 1 + data[at] > end:
         return "", 0
     after = at + 1 + data[at]

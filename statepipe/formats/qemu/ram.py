@@ -1,8 +1,8 @@
 """The pages of a guest as QEMU writes them into its migration stream.
 
-The payload of a "ram" section is a row of records, each a be64 header: a page's address inside its RAM
-block, with flags in the low bits. The first section lists the blocks (MEM_SIZE), later ones carry pages,
-and EOS ends every section. So RAM needs no length: following the headers finds its end.
+The payload of a "ram" section is a sequence of records, each with a be64 header: a page's address inside its RAM
+block, with flags in the low bits. The first section lists the blocks (MEM_SIZE), later ones carry pages, and EOS
+ends every section. So RAM needs no length: following the headers leads to its end.
 
     header  PAGE     | CONTINUE   + one page            an ordinary page of the same block as the last one
     header  ZERO     | CONTINUE   + 00                  a page of zeros
@@ -31,14 +31,15 @@ ORDINARY_AGAIN, ZERO_AGAIN = PAGE | CONTINUE, ZERO | CONTINUE
 
 # The largest guests sold have 24 TiB.
 MAX_RAM = 32 << 40
-# Pages in a part of the map of pages seen, a byte for each: a part is there once a page in it was sent. A sender that
-# means ill sends a page here and a page there, so parts beyond the first are given only where pages have come for them:
-# a guest's first pass fills them, and for what has no part it is not known whether it was sent before.
+# Pages in a part of the map of pages seen, which has a byte for each page. A part is allocated when a page in it is
+# sent. A malicious sender could spread single pages to exhaust memory, so parts beyond the first are allocated only in
+# proportion to the pages received: a guest's first pass fills them. For pages without a part it is unknown whether
+# they were sent before.
 MAP_PART = 1 << 12
 FREE_PARTS = 8192
 PAGES_PER_PART = MAP_PART // 4
 MAX_BLOCKS = 4096
-# A row of zero pages longer than this is worth a table to compare it with (zeropages.py).
+# From this length on, a row of zero pages is compared with a table (zeropages.py).
 SHORT_RUN = 8
 
 _BE16, _BE32, _BE64 = Struct(">H"), Struct(">I"), Struct(">Q")
@@ -47,7 +48,7 @@ _header_at = _BE64.unpack_from
 
 @dataclass(frozen=True, slots=True)
 class RamBlock:
-    """One block of guest memory: its name, its length in bytes, and its page size where the stream tells it."""
+    """One block of guest memory: its name, its length in bytes, and its page size if the stream gives it."""
 
     name: str
     length: int
@@ -56,7 +57,7 @@ class RamBlock:
 
 @dataclass(slots=True)
 class PageCounts:
-    """Pages seen so far, by encoding; `repeated` of them had been sent before in this stream."""
+    """Pages seen so far, by encoding. `repeated` counts those that had been sent before in this stream."""
 
     normal: int = 0
     zero: int = 0
@@ -66,23 +67,25 @@ class PageCounts:
 
 
 class RamPages:
-    """Follows RAM records and counts them. `advance` does the work; the rest are facts."""
+    """Follows RAM records and counts them in `advance`; the other attributes are facts."""
 
     def __init__(self) -> None:
         self.page_size = 4096
-        self.host_pages = 0  # the sizes of host page in use, or-ed, when POSTCOPY_ADVISE tells them
+        self.host_pages = 0  # the host page sizes in use, combined with OR, from POSTCOPY_ADVISE
         self.shared = False  # x-ignore-shared: a block's guest address follows its length
         self.counts = PageCounts()
         self.blocks: dict[str, RamBlock] = {}
         self.total = 0
         self.rounds = 0
-        self.random_order = False  # pages come as postcopy asks, or as threads finish: going back is no new round
-        self.at_end = False  # EOS was read; whoever starts a section sets it back
+        self.random_order = (
+            False  # pages come in the order of postcopy requests or threads: going back does not mean a new round
+        )
+        self.at_end = False  # EOS was read; the caller clears it at the start of a section
         self._unlisted = 0
         self._seen: dict[str, dict[int, bytearray]] = {}
         self._parts = 0
         self._order: dict[str, int] = {}
-        self._block_name = ""  # the block that CONTINUE goes on with
+        self._block_name = ""  # the block that CONTINUE refers to
         self._block_pages = 0
         self._block_place = 0  # blocks in order, then pages in order, as one number
         self._map: dict[int, bytearray] = {}
@@ -90,9 +93,9 @@ class RamPages:
         self._wrapped = False
 
     def advance(self, data: Buffer, at: int, end: int) -> int:
-        """Follow records from `at` on; the new position, which is the old one if a record is cut at `end`.
+        """Follow records from `at` on; return the new position: the old one if a record is incomplete at `end`.
 
-        Raises IntegrityError, its offset relative to `data`, where a record is not one.
+        Raises IntegrityError with an offset relative to `data` for an invalid record.
         """
         mask = self.page_size - 1
         if self._unlisted:
@@ -112,10 +115,10 @@ class RamPages:
         return at
 
     def final_sync(self) -> None:
-        """The guest is stopped and QEMU reads the dirty bitmap once more: a new round (see `_count_round`)."""
+        """Report that the guest was stopped and QEMU reads the dirty bitmap again: a new round (see `_count_round`)."""
         if self.rounds == 1:
-            # A first pass that goes on now was interrupted by a sync, and going back will be one more round. One
-            # that was complete took less than 100 ms, before which QEMU does not sync: going back is this round.
+            # If the first pass continues now, a sync interrupted it, and going back will count as one more round. If it
+            # was complete, it took less than 100 ms, before which QEMU does not sync: going back is this round.
             self._place = -1
         self.rounds += 1
 
@@ -161,7 +164,7 @@ class RamPages:
             self._start_list(at, address)
             return self._list_blocks(data, at + 8, end)
         if kind & HOOK:
-            raise IntegrityError("an RDMA hook in the RAM: such a stream cannot be recorded", offset=at)
+            raise IntegrityError("an RDMA hook in the RAM: a migration over RDMA cannot be recorded", offset=at)
         if kind & ~CONTINUE not in (PAGE, ZERO, XBZRLE, COMPRESS_PAGE):
             raise IntegrityError(f"a RAM record with flags {kind:#x}, expected a page or the end of section", offset=at)
         body = at + 8
@@ -174,7 +177,7 @@ class RamPages:
         return after
 
     def _skip_body(self, data: Buffer, body: int, end: int, kind: int) -> int:
-        """Count one page record by its kind; the position after it, or 0 if its length is not in `data` yet."""
+        """Count one page record by its kind; return the position after it, or 0 if its length is not in `data` yet."""
         if kind == PAGE:
             self.counts.normal += 1
             return body + self.page_size
@@ -212,7 +215,7 @@ class RamPages:
         return int(body + 4 + length)
 
     def _name_block(self, data: Buffer, at: int, end: int) -> int:
-        """Make the named block the current one; the position after its name, or 0 if the name is cut."""
+        """Make the named block the current one; return the position after its name, or 0 if the name is incomplete."""
         name, after = name_at(data, at, end)
         if not after:
             return 0
@@ -235,7 +238,7 @@ class RamPages:
     def _list_blocks(self, data: Buffer, at: int, end: int) -> int:
         while self._unlisted:
             name, after = name_at(data, at, end)
-            # Eight bytes of the next thing are needed to know whether a page size follows.
+            # The next eight bytes are needed to decide whether a page size follows.
             if not after or after + 8 + 8 * self.shared + 8 * bool(self.host_pages) > end:
                 break
             length = _BE64.unpack_from(data, after)[0]
@@ -249,21 +252,22 @@ class RamPages:
         return at
 
     def _host_page_size(self, data: Buffer, at: int) -> int | None:
-        """The page size that postcopy writes for a block of huge pages. It is there if it reads as one:
-        what follows otherwise is a name's length (never 0), EOS or a flush mark, none of them such a number."""
+        """Return the page size that postcopy writes for a block of huge pages, or None if there is none.
+
+        Without it a name's length (never 0), EOS or a flush mark follows, none of which reads as a page size."""
         if not self.host_pages:
             return None
         size: int = _BE64.unpack_from(data, at)[0]
         return size if size >= 4096 and size & (size - 1) == 0 and size & self.host_pages else None
 
     def _sent(self, at: int, address: int, count: int) -> None:
-        """Note `count` pages from `address` on, sent by the record at `at`, in the map of pages seen."""
+        """Record `count` pages from `address` on, sent by the record at `at`, in the map of pages seen."""
         first = address // self.page_size
         after = first + count
         if after > self._block_pages:
             raise self._outside(at, after - 1)
         seen = self._map.get(first // MAP_PART)
-        if count == 1 and seen is not None:  # spares a third of the time of scattered pages
+        if count == 1 and seen is not None:  # saves a third of the time for scattered pages
             again, seen[first % MAP_PART] = seen[first % MAP_PART], 1
         else:
             again = self._mark(first, after)
@@ -277,7 +281,7 @@ class RamPages:
         self._place = place + count - 1
 
     def _mark(self, first: int, after: int) -> int:
-        """Note pages in the block's map; how many of them were there before."""
+        """Record pages in the block's map; return how many of them were already in it."""
         again = 0
         while first < after:
             number, start = divmod(first, MAP_PART)
@@ -304,15 +308,16 @@ class RamPages:
 
     def _outside(self, at: int, page: int) -> IntegrityError:
         if not self._block_name:
-            return IntegrityError("a page of no RAM block, expected the block's name", offset=at)
-        return IntegrityError(f"page {page:#x} lies outside the RAM block {self._block_name!r}", offset=at)
+            return IntegrityError("a page without a RAM block, expected the block's name", offset=at)
+        return IntegrityError(f"page {page:#x} is outside the RAM block {self._block_name!r}", offset=at)
 
     def _count_round(self) -> None:
-        """A round is one reading of the dirty bitmap, QEMU's dirty-sync-count. The stream shows them so: the
-        first pass (1), then one for each time the order goes back to pages already sent (QEMU syncs near the
-        end of a pass, and only dirty pages are sent twice), and one when the guest is stopped (`final_sync`).
-        A background snapshot sends pages in any order but each of them once, so it stays at 1. XBZRLE may send
-        nothing in a whole pass, which then is not counted; the threads of `compress` shuffle the order."""
+        """Count a round: one reading of the dirty bitmap, QEMU's dirty-sync-count.
+
+        The stream shows the first pass (1), then a round each time the order goes back to pages already sent (QEMU
+        syncs near the end of a pass, and only dirty pages are sent twice), and one when the guest is stopped
+        (`final_sync`). A background snapshot sends pages in any order but each only once, so the count stays at 1.
+        With XBZRLE a pass may send nothing and is then not counted; the threads of `compress` change the order."""
         self._wrapped = False
         if not self.random_order:
             self.rounds += 1

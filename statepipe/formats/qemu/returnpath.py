@@ -1,9 +1,9 @@
-"""The return path: what the destination of a migration tells its source, on the way back.
+"""The return path: the messages from the destination of a migration back to its source.
 
     be16 type, be16 length, payload
 
-SHUT ends it, with 0 if the destination has everything: then the source completes, else it takes the guest back and
-fails the migration. PONG answers a PING. The other types belong to postcopy, and nothing here writes or reads them.
+SHUT ends it. With 0, the destination has everything and the source completes; with another value the source fails
+the migration and keeps the guest. PONG answers a PING. The other types belong to postcopy and are not used here.
 
 Sources: QEMU migration/migration.c, rp_cmd_args and source_return_path_thread.
 """
@@ -18,7 +18,7 @@ _MESSAGE = Struct(">HHI")
 
 
 def shut(value: int) -> bytes:
-    """The last message: 0 says that the destination has everything, anything else that it failed.
+    """Return the last message: 0 means that the destination has everything, any other value that it failed.
 
     Raises ValueError unless `value` fits 32 bits.
     """
@@ -26,7 +26,7 @@ def shut(value: int) -> bytes:
 
 
 def pong(value: int) -> bytes:
-    """The answer to PING `value`. Raises ValueError unless `value` fits 32 bits."""
+    """Return the answer to PING `value`. Raises ValueError unless `value` fits 32 bits."""
     return _with_value(PONG, value)
 
 

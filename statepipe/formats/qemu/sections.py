@@ -1,9 +1,9 @@
 """The grammar of a migration stream: from one section to the next.
 
-A step is a method that takes (data, at, end) and returns its new position: `at` itself where the bytes before
-`end` do not suffice, and a position beyond `end` where the rest of a page lies in buffers to come. RAM tells
-its own end (ram.py). Live sections other than RAM are opaque: their end is the footer with their own
-number, followed by what can follow one. The devices at the end are devices.py's.
+A step is a method that takes (data, at, end) and returns its new position: `at` if more bytes are needed, and a
+position beyond `end` if the rest of a page is in later buffers. RAM marks its own end (ram.py). Live sections other
+than RAM are opaque: they end at a footer with their own number, followed by anything that can follow a section.
+devices.py handles the devices at the end.
 
 Source: QEMU migration/savevm.c, qemu_loadvm_state_main and qemu_savevm_state_{header,setup,iterate,complete_precopy}.
 """
@@ -46,7 +46,7 @@ class Phase(enum.Enum):
 
 
 class Sections:
-    """Walks the sections and keeps what they tell. `origin` is the stream offset of the buffer at hand."""
+    """Walks the sections and collects their facts. `origin` is the stream offset of the current buffer."""
 
     def __init__(self) -> None:
         self.origin = 0
@@ -58,19 +58,19 @@ class Sections:
         self.pings: list[int] = []
         self.return_path = False
         self.postcopy = False
-        self._demanded: set[str] = set()  # capabilities, beside those that others here know of
+        self._demanded: set[str] = set()  # capabilities, besides those that `ram` and `configuration` show
         self.switchover: int | None = None
         self.end_mark: int | None = None
         self.proof: str | None = None
         self._step: Callable[[Buffer, int, int], int] = self._magic
         self._live: dict[int, str] = {}  # sections that were started, by number
-        self._number = 0  # of the section at hand
+        self._number = 0  # of the current section
         self._opaque_footer = re.compile(b"")
-        self._footers: bool | None = None  # whether sections have them; the first one tells
+        self._footers: bool | None = None  # whether sections have them; the first section shows it
         self._ram_ended = False
 
     def follow(self, data: Buffer, at: int, end: int) -> int:
-        """Go as far as `data[at:end]` allows; the new position.
+        """Parse as much of `data[at:end]` as possible; return the new position.
 
         Raises IntegrityError with the offset in the stream.
         """
@@ -88,7 +88,7 @@ class Sections:
 
     @property
     def demanded(self) -> tuple[str, ...]:
-        """The capabilities without which no QEMU loads it, in order, as far as it has shown them."""
+        """The capabilities that a QEMU must have to load the stream, in order, as far as the stream has shown them."""
         shown = {"compress"} if self.ram.counts.compressed else set()
         return tuple(sorted(self._demanded | shown | set(self.configuration.capabilities)))
 
@@ -99,7 +99,9 @@ class Sections:
         if got != MAGIC[: len(got)]:
             head = bytes(data[at : min(at + SHOWN, end)])
             if head.startswith(MAGIC[:-1]) and len(head) >= len(MAGIC):
-                raise IntegrityError(f"a QEMU migration stream of version {head[7]}, and not {MAGIC[7]}", offset=at)
+                raise IntegrityError(
+                    f"unsupported version {head[7]} of QEMU's migration stream, expected {MAGIC[7]}", offset=at
+                )
             raise IntegrityError(f"not a QEMU migration stream: it begins {beginning(head)}", offset=at)
         if len(got) < len(MAGIC):
             return at
@@ -137,7 +139,7 @@ class Sections:
             return self._begin_tail(at, b"\x7e" + _BE32.pack(self._number) if self._footers else b"")
         if kind in (START, FULL):
             return self._new_section(data, at, end)
-        if kind == EOF and self.postcopy and self._ram_ended:  # its devices went before, in a package
+        if kind == EOF and self.postcopy and self._ram_ended:  # its devices came before, in a package
             self.accept_end(self.origin + at)
             return at + 1
         raise IntegrityError(f"found the byte {kind:#04x}, expected the next section", offset=at)
@@ -164,7 +166,7 @@ class Sections:
         self._number = _BE32.unpack_from(data, at + 1)[0]
         name = self._live.get(self._number)
         if name is None:
-            raise IntegrityError(f"section {self._number} goes on, but it never began", offset=at)
+            raise IntegrityError(f"a part of section {self._number}, which never began", offset=at)
         if data[at] == END:
             self._begin_switchover(at)
         if name == "ram":
@@ -176,13 +178,13 @@ class Sections:
         return at + 5
 
     def _enter(self, name: str, at: int) -> None:
-        """Go on with the payload of the section called `name`."""
+        """Continue with the payload of the section called `name`."""
         if name == "ram":
             self.ram.at_end = False
             self._step = self._ram
             return
         if self._footers is False:
-            raise IntegrityError(f"the section {name!r} has no footer, so its end cannot be told", offset=at)
+            raise IntegrityError(f"the section {name!r} has no footer, so its end cannot be found", offset=at)
         self._opaque_footer = re.compile(b"\x7e" + re.escape(_BE32.pack(self._number)))
         self._step = self._opaque
 
@@ -225,7 +227,7 @@ class Sections:
         return max(at, end - 4)
 
     def _can_follow(self, data: Buffer, at: int, end: int) -> bool | None:
-        """Whether a section, or a command, begins at `at`; None if that is cut."""
+        """Return whether a section or a command begins at `at`; None if more bytes are needed."""
         kind = data[at] if at < end else None
         if kind in (PART, END):
             return None if at + 5 > end else _BE32.unpack_from(data, at + 1)[0] in self._live
@@ -262,7 +264,7 @@ class Sections:
         return after + _BE32.unpack_from(data, at + 5)[0] if command == PACKAGED else after
 
     def _advise(self, data: Buffer, at: int, length: int) -> None:
-        """Postcopy may follow: the sizes of host page or-ed, and the guest's page size (nothing: no RAM)."""
+        """Read POSTCOPY_ADVISE: the host page sizes combined with OR, and the guest's page size (empty: no RAM)."""
         if length != 16:
             return
         page_size = _BE64.unpack_from(data, at + 8)[0]
@@ -299,5 +301,5 @@ class Sections:
         return after
 
     def accept_end(self, mark: int) -> None:
-        """The stream ended at the end mark at offset `mark`, and no vmdesc follows."""
+        """Accept the end mark at offset `mark` as the end of a stream without vmdesc."""
         self.end_mark, self.proof, self.phase = mark, "end mark", Phase.END

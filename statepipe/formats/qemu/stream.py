@@ -8,11 +8,11 @@
     04 "name" ... 7e                            one section a device                         DEVICES
     00 06 len JSON                              the end mark and the vmdesc                  VMDESC, END
 
-Commands (08) may stand between sections. A background snapshot has no 03 for RAM; a machine before 2.4 has
-neither configuration nor footers (7e); `suppress-vmdesc` leaves the end mark as the only sign of the end; after
-postcopy the devices come in a package, before the last pages, and there is no vmdesc.
+Commands (08) can come between sections. A background snapshot has no 03 for RAM; a machine before 2.4 has neither
+configuration nor footers (7e); with `suppress-vmdesc` the end mark is the only sign of the end; after postcopy the
+devices come in a package before the last pages, and no vmdesc follows.
 
-This module takes buffers as they come and gives the facts; the grammar is sections.py.
+This module takes buffers as they arrive and collects the facts; the grammar is in sections.py.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from statepipe.stage import Buffer
 
 __all__ = ["PageCounts", "Phase", "QemuStream", "RamBlock"]
 
-# Longer than any header that must be seen whole: a list of 32 capabilities has 8 KiB at most.
+# More than any header that must be complete before it is parsed: a list of 32 capabilities has at most 8 KiB.
 LOOK_AHEAD = 16 << 10
 
 
 class QemuStream:
-    """Follows one migration stream: `feed` it all its bytes, then `close` it. The attributes are what was seen.
+    """Parses one migration stream: `feed` it all bytes, then `close` it. The attributes are the facts seen so far.
 
-    After an error the parser is of no further use.
+    After an error the parser must not be used again.
     """
 
     def __init__(self) -> None:
@@ -43,10 +43,10 @@ class QemuStream:
         self._beyond = 0  # bytes of the next buffers that belong to the page being skipped
 
     def feed(self, data: Buffer) -> int:
-        """Parse `data`, the next bytes; how many of them belong to the stream.
+        """Parse the next bytes; return how many of them belong to the stream.
 
-        All of them, unless the end mark and vmdesc become complete inside `data`; 0 after that.
-        Raises IntegrityError, with the offset in the stream, where the bytes are not what QEMU writes.
+        These are all of them, unless the end mark and vmdesc are completed inside `data`; after that, 0.
+        Raises IntegrityError with the offset in the stream for bytes that QEMU does not write.
         """
         if self.complete:
             return 0
@@ -62,21 +62,21 @@ class QemuStream:
         return taken
 
     def _join(self, data: Buffer) -> int:
-        """Parse the header that was cut, with just as much of `data` as it may need; the position in `data`."""
+        """Parse an incomplete header with as much of `data` as it may need; return the position in `data`."""
         before = len(self._cut)
         head = self._cut + bytes(data[:LOOK_AHEAD])
         self._sections.origin = self.offset - before
         at = self._sections.follow(head, 0, len(head))
         if at < before and not self.complete:
             if len(data) > LOOK_AHEAD:
-                raise IntegrityError("a header longer than any of QEMU's", offset=self._sections.origin)
+                raise IntegrityError("a header longer than QEMU writes", offset=self._sections.origin)
             self._cut = head[at:]
             return len(data)
         self._cut = b""
         return at - before
 
     def close(self) -> None:
-        """The input has ended. Accepts a stream without vmdesc if it ends in a footer and the end mark.
+        """Report the end of the input. Accepts a stream without vmdesc if it ends with a footer and the end mark.
 
         Raises TruncatedError unless the stream is complete.
         """
@@ -91,10 +91,14 @@ class QemuStream:
     def _hint(self) -> str | None:
         tail = self._sections.tail
         bare = tail is not None and tail.bare
-        return "a machine type before 2.3 writes nothing that proves its end: use a newer one" if bare else None
+        return (
+            "use a machine type of 2.3 or later: older ones write nothing that proves the end of the stream"
+            if bare
+            else None
+        )
 
     def take_pings(self) -> list[int]:
-        """The values of the PING commands since the last call: each wants a PONG on the return path."""
+        """Return the values of the PING commands since the last call. Each needs a PONG on the return path."""
         pings, self._sections.pings = self._sections.pings, []
         return pings
 
@@ -111,28 +115,28 @@ class QemuStream:
 
     @property
     def proof(self) -> str | None:
-        """Once complete, what proved it: "vmdesc", or the weaker "end mark"."""
+        """What proved the end, once complete: "vmdesc", or the weaker "end mark"."""
         return self._sections.proof
 
     @property
     def phase(self) -> Phase:
-        """The phase. VMDESC is a guess while it lasts: it falls back to DEVICES if it was no vmdesc."""
+        """The phase. VMDESC is a guess: the phase returns to DEVICES if the bytes were not a vmdesc."""
         phase, tail = self._sections.phase, self._sections.tail
         return Phase.VMDESC if phase is Phase.DEVICES and tail is not None and tail.pending else phase
 
     @property
     def machine(self) -> str | None:
-        """The machine type, as "pc-i440fx-7.2"; a machine before 2.4 does not tell it."""
+        """The machine type, such as "pc-i440fx-7.2"; None for machines before 2.4."""
         return self._sections.configuration.machine
 
     @property
     def uuid(self) -> str | None:
-        """The guest's UUID, told under the capability validate-uuid."""
+        """The guest's UUID, which QEMU writes with the capability validate-uuid; else None."""
         return self._sections.configuration.uuid
 
     @property
     def page_size(self) -> int:
-        """Bytes in a page of the guest; 4096 unless the stream tells, or its machine has others."""
+        """Bytes in a page of the guest; 4096 unless the stream or the machine type says otherwise."""
         return self._sections.ram.page_size
 
     @property
@@ -142,7 +146,7 @@ class QemuStream:
 
     @property
     def ram_bytes(self) -> int:
-        """The length of all RAM blocks together."""
+        """The total length of all RAM blocks in bytes."""
         return self._sections.ram.total
 
     @property
@@ -157,12 +161,12 @@ class QemuStream:
 
     @property
     def rounds(self) -> int:
-        """How often QEMU read the dirty bitmap, as far as the order of pages shows it (ram.py)."""
+        """How many times QEMU read the dirty bitmap, as far as the order of pages shows it (ram.py)."""
         return self._sections.ram.rounds
 
     @property
     def switchover(self) -> int | None:
-        """The offset where the final stage begins, in which the guest is stopped."""
+        """The offset where the final phase begins, in which the guest is stopped."""
         return self._sections.switchover
 
     @property
@@ -177,24 +181,24 @@ class QemuStream:
 
     @property
     def postcopy(self) -> bool:
-        """Whether the guest went over to the destination before its RAM was complete there."""
+        """Whether the guest switched to the destination before its RAM was complete there."""
         return self._sections.postcopy
 
     @property
     def demanded(self) -> tuple[str, ...]:
-        """The capabilities without which no QEMU loads it: one that is started as usual has none of them, and of what
-        x-ignore-shared leaves out it has nothing."""
+        """The capabilities that a QEMU must have to load the stream. A QEMU has none of them by default, and does not
+        have the memory that x-ignore-shared leaves out."""
         return self._sections.demanded
 
     @property
     def devices(self) -> tuple[str, ...]:
-        """The device sections in order: as the vmdesc lists them; before that, those that seem to be there."""
+        """The device sections in the order of the vmdesc; before it arrives, those found so far."""
         tail = self._sections.tail
         return tuple(tail.names if tail else self._sections.early_devices)
 
     @property
     def run_state(self) -> str | None:
-        """The guest's run state when its devices were saved, as "running"; machines since 2.4 tell it."""
+        """The guest's run state when its devices were saved, such as "running"; None for machines before 2.4."""
         return self._sections.tail.run_state if self._sections.tail else None
 
     def facts(self) -> dict[str, object]:

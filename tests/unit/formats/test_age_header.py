@@ -148,7 +148,7 @@ def test_a_share_that_gives_no_secret(share: bytes) -> None:
 @pytest.mark.parametrize("size", [16, 31, 33, 48])
 def test_a_file_key_of_another_size_is_not_tried(size: int) -> None:
     ours = IDENTITY.recipient.wrap(KEY).stanzas[0]
-    with pytest.raises(HeaderError, match=f"holds {size} bytes and not 32"):
+    with pytest.raises(HeaderError, match=f"holds {size} bytes, expected 32"):
         key_of([Stanza("X25519", ours.arguments, bytes(size))], IDENTITY)
 
 
@@ -165,11 +165,11 @@ def test_a_work_factor_is_refused_before_the_work(work: str) -> None:
 
 def test_a_passphrase_is_alone() -> None:
     passphrase = PassphraseRecipient(b"x", work_factor=1)
-    with pytest.raises(UsageError, match="goes with no other recipient"):
+    with pytest.raises(UsageError, match="cannot be combined with other recipients"):
         seal(KEY, [passphrase, IDENTITY.recipient])
     stanzas = [*passphrase.wrap(KEY).stanzas, *IDENTITY.recipient.wrap(KEY).stanzas]
     for identity in (IDENTITY, PassphraseIdentity(never)):
-        with pytest.raises(HeaderError, match="not alone"):
+        with pytest.raises(HeaderError, match="combines a passphrase"):
             key_of(stanzas, identity)
 
 
@@ -244,18 +244,18 @@ def ssh_line(key: bytes) -> str:
 
 
 NO_RECIPIENTS = {
-    "": "is no recipient",
-    IDENTITY.text(): "this is a secret key, and no recipient",
-    bech32.encode("age", bytes(31)): "it holds 31 bytes and not 32",
-    bech32.encode("age", bytes(32)): "it is a key that protects nothing",
-    ssh_line(b"\1" + bytes(31)): "is no recipient",
-    ssh_line(bytes(32)): "it is a key that protects nothing",
-    ssh_line((2**255 - 18).to_bytes(32, "little")): "is no recipient",
-    bech32.encode("bitcoin", bytes(32)): "it is of no kind that is known",
-    bech32.encode("age1../x", bytes(32)): "it is of no kind that is known",
-    "ssh-ed25519 AAAA": "is no recipient",
-    "ssh-ed25519": "it is no public key of ssh",
-    "ssh-dss AAAAB3NzaC1kc3M=": "ssh keys of the kind ssh-dss cannot be encrypted for",
+    "": "is not a recipient",
+    IDENTITY.text(): "this is a secret key, not a recipient",
+    bech32.encode("age", bytes(31)): "it has 31 bytes, expected 32",
+    bech32.encode("age", bytes(32)): "the key has low order and protects nothing",
+    ssh_line(b"\1" + bytes(31)): "is not a recipient",
+    ssh_line(bytes(32)): "the key has low order and protects nothing",
+    ssh_line((2**255 - 18).to_bytes(32, "little")): "is not a recipient",
+    bech32.encode("bitcoin", bytes(32)): "its kind is unknown",
+    bech32.encode("age1../x", bytes(32)): "its kind is unknown",
+    "ssh-ed25519 AAAA": "is not a recipient",
+    "ssh-ed25519": "not an SSH public key",
+    "ssh-dss AAAAB3NzaC1kc3M=": "SSH keys of the kind ssh-dss are not supported",
 }
 
 
@@ -271,7 +271,7 @@ def test_a_file_of_identities_names_its_line_and_no_secret() -> None:
     broken = IDENTITY.text()[:-1] + "x"
     with pytest.raises(UsageError) as caught:
         parse_file(good + broken, "keys", parse_identity)
-    assert "line 4 of keys is no identity" in str(caught.value) and broken[:20] not in f"{caught.value}"
+    assert "line 4 of keys is not an identity" in str(caught.value) and broken[:20] not in f"{caught.value}"
 
 
 OTHERS = [
@@ -286,7 +286,7 @@ def test_an_ssh_key_that_cannot_be_encrypted_for_is_passed_over_in_a_file(line: 
     told: list[str] = []
     good = bech32.encode("age", IDENTITY.recipient.key)
     assert parse_file(f"{line}\n{good}\n", "keys", parse_recipient, told.append) == [IDENTITY.recipient]
-    assert told == [f"line 1 of keys is passed over: nobody can encrypt for this key of the kind {line.split()[0]}"]
+    assert told == [f"line 1 of keys is skipped: age cannot encrypt for a key of the kind {line.split()[0]}"]
     with pytest.raises(UsageError):
         parse_recipient(line)
 
@@ -295,7 +295,7 @@ def test_an_ssh_key_that_cannot_be_encrypted_for_is_passed_over_in_a_file(line: 
     "line", ["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAAA==", OTHERS[0].replace("ecdsa", "ecdsb", 1), "age1x", "ssh-rsa"]
 )
 def test_a_line_that_is_damaged_is_not_passed_over(line: str) -> None:
-    with pytest.raises(UsageError, match="line 1 of keys is no recipient"):
+    with pytest.raises(UsageError, match="line 1 of keys is not a recipient"):
         parse_file(line, "keys", parse_recipient, print)
 
 
@@ -347,7 +347,7 @@ LOOSE = {
     "a header": LINES[0] + b"Key: value\n\n" + b"".join(LINES[1:]),
     "a checksum": b"".join(LINES[:-1]) + b"=AAAA\n" + LINES[-1],
     "no padding": TEXT.replace(b"=", b""),
-    "bits to spare": BEGIN + b"\nAB==\n" + END,
+    "extra bits": BEGIN + b"\nAB==\n" + END,
     "a long line": LINES[0] + LINES[1][:-1] + b"AAAA\n" + b"".join(LINES[2:]),
     "a short line within": LINES[0] + b"AAAA\n" + b"".join(LINES[1:]),
     "a line across padding": BEGIN + b"\nAA=\n=\n" + END,

@@ -119,9 +119,9 @@ def test_plaintext_beside_what_was_encrypted() -> None:
 
 VERDICTS: list[tuple[tuple[str, ...], type[StatepipeError], str]] = [
     ((*OPENED, "PLAINTEXT 62 1 ", "BADMDC", "DECRYPTION_FAILED", "END_DECRYPTION"), IntegrityError, "changed, or cut"),
-    ((*OPENED[:3], "DECRYPTION_INFO 0 2", *PROVED[:1], "END_DECRYPTION"), IntegrityError, "no proof that it is whole"),
-    (("NODATA 1", "NODATA 2"), IntegrityError, "no OpenPGP message"),
-    (("ENC_TO 8B488BDE73C9CE6B 18 0", "NODATA 2"), IntegrityError, "no OpenPGP message"),
+    ((*OPENED[:3], "DECRYPTION_INFO 0 2", *PROVED[:1], "END_DECRYPTION"), IntegrityError, "no integrity protection"),
+    (("NODATA 1", "NODATA 2"), IntegrityError, "not an OpenPGP message"),
+    (("ENC_TO 8B488BDE73C9CE6B 18 0", "NODATA 2"), IntegrityError, "not an OpenPGP message"),
     (("ENC_TO 1 18 0", "BEGIN_DECRYPTION", "DECRYPTION_FAILED", "END_DECRYPTION"), NoKeyError, "it is for 1"),
     (("ENC_TO 1 18 0", "ERROR pkdecrypt_failed 67108875", "BEGIN_DECRYPTION"), NoKeyError, "passphrase is wrong"),
     (("ENC_TO 1 18 0", "ERROR pkdecrypt_failed 83886179", "BEGIN_DECRYPTION"), StatepipeError, "was not given"),
@@ -167,9 +167,9 @@ REFUSALS = [
     ("INV_RECP 0 x", {"r"}, "is revoked"),
     ("INV_RECP 0 x", {"u"}, "cannot be used for that"),
     ("INV_RECP 10 x y", {"-"}, "recipient x y is not trusted"),
-    ("INV_SGNR 9 x", {"u"}, "signing key x has no secret part here"),
+    ("INV_SGNR 9 x", {"u"}, "signing key x has no secret key here"),
     ("FAILURE sign-encrypt 67108875", set(), "the passphrase is wrong"),
-    ("BEGIN_ENCRYPTION 0 9", set(), "nobody can prove whole"),
+    ("BEGIN_ENCRYPTION 0 9", set(), "without integrity protection"),
 ]
 
 
@@ -228,7 +228,7 @@ def test_what_is_no_fingerprint(text: str) -> None:
 def test_what_is_one() -> None:
     assert fingerprint("c8e3 bf07 49e8 1951 0fe6  7c6e 3624 f0a4 1f4e c3e5") == BOB
     for short in ("0x3624F0A41F4EC3E5", "1F4EC3E5", BOB[1:]):
-        with pytest.raises(UsageError, match="no whole fingerprint"):
+        with pytest.raises(UsageError, match="not the whole fingerprint"):
             fingerprint(short)
 
 

@@ -237,7 +237,7 @@ def test_something_else_is_not_a_migration_stream(data: bytes) -> None:
         parse(data)
     else:
         said = (
-            "a QEMU migration stream of version 2, and"
+            "unsupported version 2 of QEMU's migration stream"
             if data[:1] == b"Q"
             else "not a QEMU migration stream: it begins"
         )
@@ -249,7 +249,7 @@ def test_something_else_is_not_a_migration_stream(data: bytes) -> None:
     [
         (b"QEVM\0\0\0\x03\x07", pack(">I", 100_000), "a machine name of 100000 bytes"),
         (head(), b"\x09", "found the byte 0x09, expected the next section"),
-        (head(), subsection("colour", bytes(40)), "an unknown part of the configuration"),
+        (head(), subsection("colour", bytes(40)), "unknown subsection of the configuration"),
         (head(), command(0, bytes(20)), "command 0 "),
         (head(), command(2, bytes(20)), "command 2 with 20 bytes"),
         (head(), b"\x02" + pack(">I", 5), "never began"),
@@ -257,12 +257,12 @@ def test_something_else_is_not_a_migration_stream(data: bytes) -> None:
         (setup(), ram_start(), "begins twice"),
         (setup()[:-5], footer(3), "expected the footer of section 2"),
         (setup()[:-5], b"\x55" * 5, "expected the footer of section 2"),
-        (setup() + ram(LAST)[:-13], zero(64), "page 0x40 lies outside the RAM block 'pc.ram'"),
+        (setup() + ram(LAST)[:-13], zero(64), "page 0x40 is outside the RAM block 'pc.ram'"),
         (setup() + ram(LAST)[:-13], record(0x80, 1), "RDMA hook"),
         (setup() + ram(LAST)[:-13], record(0x01, 1), "flags 0x21"),
         (setup() + ram(LAST)[:-13], record(0x0A, 1), "flags 0x2a"),
         (setup() + ram(LAST)[:-13], block_list(), "a second list of RAM blocks"),
-        (setup() + ram()[:-13], zero(1), "a page of no RAM block"),
+        (setup() + ram()[:-13], zero(1), "a page without a RAM block"),
     ],
 )
 def test_wrong_structure_is_named_with_its_offset(good: bytes, bad: bytes, says: str) -> None:

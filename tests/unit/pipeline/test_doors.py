@@ -52,7 +52,9 @@ def test_a_status_line_that_is_not_understood_makes_nothing_good(line: bytes) ->
     """It may have said that all is bad."""
     assert list(judge_decryption(good(), BOB)) == []
     for judge in (lambda status: list(judge_decryption(status, BOB)), lambda status: judge_encryption(status, named)):
-        with pytest.raises(StatepipeError, match="gpg says what is not understood") as caught:
+        with pytest.raises(
+            StatepipeError, match="gpg wrote a status line that statepipe does not understand"
+        ) as caught:
             judge(good(line))
         assert str(caught.value).isprintable() and len(str(caught.value)) < 200
 

@@ -38,7 +38,7 @@ def test_no_file_is_overwritten(tmp_path: Path, capsys: Captured) -> None:
     (tmp_path / "key").write_text("precious")
     for arguments in (["-o"], ["-y", str(agefiles.KEY_FILE), "-o"]):
         assert main(["keygen", *arguments, str(tmp_path / "key")]) == 1
-        assert "is there already" in capsys.readouterr().err
+        assert "exists already" in capsys.readouterr().err
     assert (tmp_path / "key").read_text() == "precious"
 
 
@@ -78,7 +78,7 @@ KEYS = {
     ("encrypt",): (2, "encrypt needs a recipient"),
     ("encrypt", "-r", agefiles.RECIPIENT, "--passphrase-file", str(agefiles.KEY_FILE)): (
         2,
-        "goes with no other recipient",
+        "cannot be combined with other recipients",
     ),
 }
 
