@@ -1,3 +1,3 @@
-"""statepipe: carries the state of running virtual machines through pipes, and says the truth about it."""
+"""statepipe: carry the state of running virtual machines through pipes, and report truthfully how that went."""
 
 __version__ = "0.1.0"

@@ -1,19 +1,19 @@
-"""The error tree. One class is one kind of outcome and one exit code; `cli` maps them in one place.
+"""The error tree. Each class is one kind of outcome with one exit code; `cli` maps them in one place.
 
     StatepipeError            1   foreseen failure: no such file, disk full, refused
-    ├── UsageError            2   the command line cannot be what was meant
+    ├── UsageError            2   the command line is wrong
     ├── IntegrityError        3   corrupt, cut short, wrong digest
-    │   └── TruncatedError    3   the bytes stop before their own end mark
-    ├── NoKeyError            4   no identity opens this stream
+    │   └── TruncatedError    3   the data ends before its end mark
+    ├── NoKeyError            4   no identity opens the stream
     ├── PeerError             5   the other host or the network between
     ├── QemuError             6   QEMU refused or failed
-    │   ├── QemuRefused       6   QEMU said no
-    │   ├── QemuGone          6   QEMU went away
-    │   └── QemuSilent        6   QEMU has not answered: what it was told, it may do yet
+    │   ├── QemuRefused       6   QEMU refused a command
+    │   ├── QemuGone          6   QEMU or its connection ended
+    │   └── QemuSilent        6   QEMU did not answer in time, and may still act
     └── InterruptedBySignal 128+n a signal asked us to stop
 
-Every error may name the stage it arose in, the byte offset in that stage's input, how many bytes the stage had put
-out, and a hint: the next thing for the user to try.
+Every error can name the stage in which it arose, the byte offset in that stage's input, the number of bytes that the
+stage had output, and a hint: what the user should do next.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import signal
 
 
 class StatepipeError(Exception):
-    """A failure we foresaw. `str(error)` is one line without the stage, the offset or the hint."""
+    """A foreseen failure. `str(error)` is one line without the stage, the offset or the hint."""
 
     exit_code = 1
 
@@ -43,23 +43,23 @@ class StatepipeError(Exception):
 
 
 class UsageError(StatepipeError):
-    """The command line is not a sentence of ours."""
+    """The command line is wrong."""
 
     exit_code = 2
 
 
 class IntegrityError(StatepipeError):
-    """The bytes are not what was written."""
+    """The data differs from what was written."""
 
     exit_code = 3
 
 
 class TruncatedError(IntegrityError):
-    """The bytes end before their own end mark."""
+    """The data ends before its end mark."""
 
 
 class NoKeyError(StatepipeError):
-    """No identity at hand opens this stream."""
+    """No identity opens the stream."""
 
     exit_code = 4
 
@@ -71,25 +71,25 @@ class PeerError(StatepipeError):
 
 
 class QemuError(StatepipeError):
-    """QEMU refused a command, reported failure, or is gone."""
+    """QEMU refused a command, reported a failure, or ended."""
 
     exit_code = 6
 
 
 class QemuRefused(QemuError):
-    """QEMU said no, in its own words."""
+    """QEMU refused a command; the message is QEMU's."""
 
 
 class QemuGone(QemuError):
-    """QEMU, or the connection to it, ended before it said what we waited for."""
+    """QEMU, or the connection to it, ended before the expected answer or event."""
 
 
 class QemuSilent(QemuError):
-    """QEMU has not answered in time. It may still do what it was told: nobody may say that it failed."""
+    """QEMU did not answer in time. It may still carry out the command, so the command must not count as failed."""
 
 
 class InterruptedBySignal(StatepipeError):
-    """A signal asked us to stop; the exit code is 128 + its number, as a shell would report it."""
+    """A signal asked us to stop; the exit code is 128 + its number, as in a shell."""
 
     def __init__(self, number: int, message: str | None = None) -> None:
         super().__init__(message or f"stopped by {signal.Signals(number).name}")

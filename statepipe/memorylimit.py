@@ -1,7 +1,7 @@
-"""How much memory this process may take: its cgroup's limit and those above it, ulimit -v, and the machine's own.
+"""How much memory this process can use: the limits of its cgroup and those above it, ulimit -v, and the machine's RAM.
 
-Beyond a cgroup's limit the kernel kills without a word. So what takes much on each core is put on no more cores than
-there is room for.
+The kernel kills a process above its cgroup's limit without a message. So work that needs much memory per core runs on
+only as many cores as the limit allows.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from pathlib import Path, PurePosixPath
 from statepipe.threads import cores
 
 SHARE = 2
-"""One part in so many is for the workers; the rest, for the interpreter, the buffers, and who else is in the group."""
+"""Workers get 1/SHARE of the memory; the rest is for the interpreter, buffers, and other processes in the group."""
 
 
 def workers_within(each: int, system: Path = Path("/")) -> int:
-    """Threads to work on: one a core, but no more than have `each` bytes of memory; one at the least."""
+    """Return the number of workers: one a core, but only as many as have `each` bytes of memory, at least one."""
     return max(1, min(cores(), memory_limit(system) // SHARE // each))
 
 
 def memory_limit(system: Path = Path("/")) -> int:
-    """Bytes; `system` is where proc and sys are."""
+    """Return the limit in bytes; `system` is the folder that holds proc and sys."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_of_groups(system)]
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     return min(limits if soft == resource.RLIM_INFINITY else [*limits, soft])
 
 
 def _of_groups(system: Path) -> Iterator[int]:
-    """Of our cgroup and of each above it, in either version. In a container its own may stand at the root."""
+    """Yield the limits of our cgroup and of each above it, in either version. A container's own may be at the root."""
     with suppress(OSError):
         for line in (system / "proc/self/cgroup").read_text().splitlines():
             number, controllers, path = line.split(":", 2)
@@ -44,5 +44,5 @@ def _of_groups(system: Path) -> Iterator[int]:
 def _upwards(root: Path, path: str, name: str) -> Iterator[int]:
     group = PurePosixPath(path.lstrip("/"))
     for folder in (group, *group.parents):
-        with suppress(OSError, ValueError):  # none there, or "max"
+        with suppress(OSError, ValueError):  # no limit here, or "max"
             yield int((root / folder / name).read_text())

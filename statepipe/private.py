@@ -1,12 +1,13 @@
-"""Secrets: the files that hold them, as ssh looks at them, and a process that does, of which no core is ever written.
+"""Secrets: check the files that hold them, as ssh does, and prevent core dumps of a process that has read one.
 
-A private key that others may read is none. So of a file its mode is looked at before it is believed, with the word that
-mends it; a pipe or a descriptor (`/dev/fd/3`, `<(…)`) is whoever made it's own affair, and so are the files that
-systemd hands a service (`$CREDENTIALS_DIRECTORY`, kept by its own rules). The group of a file that is root's is the
-administrator's choice: QEMU's own keys are often its group's to read.
+A private key that others can read is not private. So the mode of a file is checked before its key is used, and the
+error says how to fix it. Pipes and descriptors (`/dev/fd/3`, `<(…)`) are not checked, nor are the files that systemd
+gives a service (`$CREDENTIALS_DIRECTORY`, protected by systemd). A file that belongs to root may be readable by its
+group, as the administrator chose: QEMU's keys are often readable by QEMU's group.
 
-A process that has read a secret may not be dumped (PR_SET_DUMPABLE): RLIMIT_CORE, which is left to programs that we
-start, counts for nothing where cores go to a program (core(5)). Nor may other processes of the same user look into it.
+A process that has read a secret is marked as not dumpable (PR_SET_DUMPABLE): RLIMIT_CORE does not help if cores are
+piped to a program (core(5)), and programs that we start would inherit it. The mark also keeps other processes of the
+same user from reading its memory.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from statepipe.descriptors import named_by
 from statepipe.errors import StatepipeError
 
 PR_SET_DUMPABLE = 4
-"""prctl(2); Python has no call of its own for it."""
+"""prctl(2), for which Python has no function."""
 
 
 def read_private(path: str, limit: int, is_secret: Callable[[bytes], bool] = bool) -> bytes:
-    """The bytes of a file that may hold a secret, `limit` + 1 at the most. From now on this process is not dumped.
+    """Read at most `limit` + 1 bytes of a file that may hold a secret. This forbids core dumps of this process.
 
-    `is_secret` tells of the bytes whether they are one. Raises OSError, and StatepipeError for a secret in a file that
-    others may read or write.
+    `is_secret` decides whether the bytes are a secret. Raises OSError, and StatepipeError for a secret in a file that
+    others can read or write.
     """
     with open(path, "rb") as file:
         forbid_dumps()
@@ -38,7 +39,7 @@ def read_private(path: str, limit: int, is_secret: Callable[[bytes], bool] = boo
 
 
 def refuse_open(path: str, status: os.stat_result) -> None:
-    """Raises StatepipeError for a regular file that others than its owner may read or write."""
+    """Raises StatepipeError for a regular file that users other than its owner can read or write."""
     if not stat.S_ISREG(status.st_mode) or _is_credential(path) or named_by(path) is not None:
         return
     others = 0o027 if status.st_uid == 0 else 0o077
@@ -54,7 +55,7 @@ def _is_credential(path: str) -> bool:
 
 
 def forbid_dumps() -> None:
-    """No core of this process is written from now on. It ends with exec: what we start is not touched."""
+    """Forbid core dumps of this process. The effect ends with exec, so programs that we start are not affected."""
     import ctypes
 
-    ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # it fails for no value that there is
+    ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # cannot fail with these values

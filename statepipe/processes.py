@@ -1,8 +1,8 @@
-"""Start other programs: each starts clean, is ended together with all that it started, and is always reaped.
+"""Start other programs: each starts in a clean state, is ended with everything that it started, and is always reaped.
 
-A program gets its descriptors and no other of ours, no signal of ours blocked or ignored, and a session of its own:
-a Ctrl-C is for us, who end it in our order, and one that would ask at the terminal fails instead of being stopped by
-it for ever. posix_spawn does all of it without copying our memory.
+A program inherits only the descriptors meant for it, no blocked or ignored signals, and gets its own session. So
+Ctrl-C reaches only us, and we end programs in the right order; and a program that wants to ask at the terminal fails
+instead of being stopped for ever. posix_spawn does all this without copying our memory.
 """
 
 from __future__ import annotations
@@ -21,42 +21,42 @@ from statepipe.threads import held, start
 from statepipe.wakeups import READ_SIZE, polled
 
 GRACE = 2000
-"""Milliseconds that a program has to put its things in order when it is asked to end (SIGTERM)."""
+"""Milliseconds that a program has to clean up after SIGTERM."""
 
 _OURS = (signal.SIGPIPE, signal.SIGXFSZ)
-"""Signals that Python ignores for itself, and would have every program ignore."""
+"""Signals that Python ignores, and that every program would inherit as ignored."""
 
 
 class Unavailable(StatepipeError):
-    """A program that cannot be started, or does not end in time."""
+    """A program cannot be started, or does not end in time."""
 
 
 class Process:
-    """A running program. `pidfd` is readable once it has ended; it is not reaped before `end`.
+    """A running program. `pidfd` becomes readable when it ends; it is not reaped before `reap`.
 
-    Where there are no pidfds (a kernel before 5.3, a sandbox), that is the end of a pipe whose other a thread closes.
+    Without pidfds (a kernel before 5.3, a sandbox), `pidfd` is the end of a pipe whose other end a thread closes.
 
-    `descriptors` are those the program has, by their numbers in it: 0, 1 and 2 from any of ours, others under the
-    numbers they have here. One that is not `apart` stays in our session, where it may ask at the terminal and hears
-    a Ctrl-C as we do; only it is signalled then. `folder` is where it starts, if not here. Raises StatepipeError if it
-    cannot be started.
+    `descriptors` maps the program's descriptor numbers to ours: 0, 1 and 2 from any of ours, others under the same
+    number. A program that is not `apart` stays in our session, where it can ask at the terminal and receives Ctrl-C as
+    we do; signals then go to it alone and not to its group. `folder` is its working directory if not ours. Raises
+    StatepipeError if it cannot be started.
     """
 
     def __init__(
         self, command: Sequence[str], descriptors: Mapping[int, int], *, apart: bool = True, folder: str | None = None
     ) -> None:
         self._apart, self._program = apart, command[0]
-        with held():  # between its start and our knowing it, nothing comes
+        with held():  # no signal between its start and our record of it
             try:
                 self._pid = _spawn(command if folder is None else _within(folder, command), descriptors, apart=apart)
             except OSError as error:
                 raise _not_started(command[0], error.strerror or "it cannot be") from error
-            except ValueError as error:  # a NUL within an argument
+            except ValueError as error:  # a NUL inside an argument
                 raise _not_started(command[0], str(error)) from error
             self.pidfd = self._end_of_it()
 
     def _end_of_it(self) -> int:
-        """What is readable once it has ended. It does not run on where there can be no such thing."""
+        """Return a descriptor that becomes readable when the program ends. Ends the program if there can be none."""
         try:
             try:
                 return os.pidfd_open(self._pid)
@@ -72,47 +72,45 @@ class Process:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The program's process id."""
         return self._pid
 
     def has_ended(self, patience: int | None = 0) -> bool:
-        """Whether it has ended, within so many milliseconds; None waits until it has. Also true once it is reaped."""
+        """Return whether it ended within that many milliseconds; None waits without limit. True also after `reap`."""
         return self.pidfd < 0 or bool(polled(self.pidfd).poll(patience))
 
     def send(self, number: int) -> None:
-        """Send it a signal; one that has ended hears nothing."""
+        """Send it a signal; does nothing after it has ended."""
         if self.pidfd >= 0:
             with suppress(ProcessLookupError):
                 try:
                     signal.pidfd_send_signal(self.pidfd, number)
                 except ProcessLookupError:
                     raise
-                except OSError:  # a kernel or a sandbox without it; until it is reaped, its number is not another's
+                except OSError:  # a kernel or a sandbox without it; its number is not reused before it is reaped
                     os.kill(self._pid, number)
 
     def status(self) -> int:
-        """Wait until it has ended. Its exit status, or minus the number of the signal that killed it.
+        """Wait until it ends. Return its exit status, or minus the number of the signal that killed it.
 
-        Raises StatepipeError where somebody else was told it, and so we never will be.
+        Raises StatepipeError if other code in this process took the status.
         """
         try:
             ending = os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOWAIT)
         except ChildProcessError as error:
-            what = (
-                f"{self._program} has ended, and it is not known how: something else in this process has waited for it"
-            )
-            raise StatepipeError(what, hint="take what it did as failed, and start it again") from error
+            what = f"the exit status of {self._program} is unknown: other code in this process has waited for it"
+            raise StatepipeError(what, hint="assume that it failed, and start it again") from error
         assert ending is not None
         return ending.si_status if ending.si_code == os.CLD_EXITED else -ending.si_status
 
     def kill(self) -> None:
-        """End it and its whole group: asked first, and killed GRACE later, or as soon as the program itself is gone.
+        """End it and its whole group: SIGTERM first, and SIGKILL after GRACE or when the program itself has ended.
 
-        Until it is reaped, the group's number cannot be another's.
+        The group's number cannot be reused before the program is reaped.
         """
         if self.pidfd >= 0:
             self._signal(signal.SIGTERM)
-            self._signal(signal.SIGCONT)  # who was stopped would never hear it
+            self._signal(signal.SIGCONT)  # a stopped process would not act on SIGTERM
             polled(self.pidfd).poll(GRACE)
             self._signal(signal.SIGKILL)
 
@@ -121,7 +119,7 @@ class Process:
             (os.killpg if self._apart else os.kill)(self._pid, number)
 
     def reap(self) -> None:
-        """Wait until it has ended, and forget it; a second time does nothing."""
+        """Wait until it ends, and reap it; a second call does nothing."""
         if self.pidfd >= 0:
             with suppress(ChildProcessError):
                 os.waitpid(self._pid, 0)
@@ -130,7 +128,7 @@ class Process:
 
 
 def output_of(command: Sequence[str], within: float) -> tuple[int, bytes]:
-    """Run a short program that has nothing to read. Return its exit status and what it wrote to standard output.
+    """Run a short program without input. Return its exit status and its standard output.
 
     Its standard error is dropped. Raises Unavailable if it cannot be started or takes more than `within` seconds.
     """
@@ -145,7 +143,7 @@ def output_of(command: Sequence[str], within: float) -> tuple[int, bytes]:
         finally:
             os.close(writing)
         opened.callback(process.reap)
-        opened.callback(process.kill)  # its whole group: what it started may still hold the pipe
+        opened.callback(process.kill)  # its whole group: its children may still hold the pipe
         while polled(reading).poll(max(deadline - time.monotonic(), 0) * 1000):
             if not (part := os.read(reading, READ_SIZE)):
                 return process.status(), bytes(written)
@@ -154,11 +152,11 @@ def output_of(command: Sequence[str], within: float) -> tuple[int, bytes]:
 
 
 def _waited_for(pid: int) -> int:
-    """The end of a pipe, which a thread ends as soon as the child has ended. Raises OSError, StatepipeError."""
+    """Return the end of a pipe that a thread closes when the child has ended. Raises OSError, StatepipeError."""
     reading, writing = os.pipe()
 
     def wait() -> None:
-        with suppress(ChildProcessError):  # it was reaped first
+        with suppress(ChildProcessError):  # it was already reaped
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
         os.close(writing)
 
@@ -172,9 +170,9 @@ def _waited_for(pid: int) -> int:
 
 
 def hold(pid: int) -> int:
-    """A pidfd of a process that need be no child of ours: what it stands for is never another process.
+    """Return a pidfd of any process, which never refers to another process.
 
-    Raises OSError where there is no such process, StatepipeError where there are no pidfds.
+    Raises OSError if the process does not exist, StatepipeError if the system has no pidfds.
     """
     try:
         return os.pidfd_open(pid)
@@ -182,25 +180,25 @@ def hold(pid: int) -> int:
         if error.errno not in (errno.EPERM, errno.EACCES, errno.ENOSYS):
             raise
         raise StatepipeError(
-            f"process {pid} cannot be held on to: pidfd_open: {os.strerror(error.errno)}",
+            f"cannot open a handle of process {pid}: pidfd_open: {os.strerror(error.errno)}",
             hint=_NO_PIDFDS,
         ) from error
 
 
 def demand_holding() -> None:
-    """Raises StatepipeError where processes cannot be held on to, or not be ended by what holds them."""
+    """Raises StatepipeError if the system cannot open a pidfd or send a signal through one."""
     own = hold(os.getpid())
     try:
         signal.pidfd_send_signal(own, 0)
     except OSError as error:
         raise StatepipeError(
-            f"no process can be ended for sure: pidfd_send_signal: {os.strerror(error.errno or 0)}", hint=_NO_PIDFDS
+            f"cannot signal a process safely: pidfd_send_signal: {os.strerror(error.errno or 0)}", hint=_NO_PIDFDS
         ) from error
     finally:
         os.close(own)
 
 
-_NO_PIDFDS = "a sandbox refuses that call, as Docker's did before 20.10, or the kernel is older than 5.3"
+_NO_PIDFDS = "use a kernel of 5.3 or later, and a sandbox that allows this call (Docker's does since 20.10)"
 
 
 def _spawn(command: Sequence[str], descriptors: Mapping[int, int], *, apart: bool) -> int:
@@ -218,9 +216,10 @@ def _spawn(command: Sequence[str], descriptors: Mapping[int, int], *, apart: boo
 
 
 def _within(folder: str, command: Sequence[str]) -> list[str]:
-    """The command line that starts it there. Raises OSError.
+    """Return the command line that starts a program in a folder. Raises OSError.
 
-    posix_spawn cannot change the folder, and our own is every thread's. Absolute, so that CDPATH means nothing.
+    posix_spawn cannot change the working directory, and all threads share ours. The path is absolute, so that CDPATH
+    has no effect.
     """
     place = os.path.abspath(folder)
     if not os.path.isdir(place):
@@ -232,10 +231,10 @@ def _within(folder: str, command: Sequence[str]) -> list[str]:
 
 
 def _inheritable() -> list[int]:
-    """What we were given by whoever started us, beyond the first three, and would hand on."""
+    """Return the inheritable descriptors that our caller gave us, beyond the first three."""
     found = []
     for name in os.listdir("/proc/self/fd"):
-        with suppress(OSError):  # the one that listed them
+        with suppress(OSError):  # the descriptor used to list them
             if int(name) > 2 and os.get_inheritable(int(name)):
                 found.append(int(name))
     return found
@@ -246,7 +245,7 @@ def _not_started(program: str, why: str) -> Unavailable:
 
 
 def name_of_signal(number: int) -> str:
-    """As kill -l has it."""
+    """Return the signal's name as in kill -l."""
     try:
         return signal.Signals(number).name
     except ValueError:  # a real-time signal in the middle has no name

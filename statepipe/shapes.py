@@ -1,18 +1,18 @@
-"""What comes in as JSON has a shape, and is held against it once, at its door: after that nobody looks again.
+"""Check JSON input against a shape once, where it enters; the code after that relies on it.
 
-A file, a peer, QEMU's monitor and another user of the host are all input. A shape is a function that raises Misshapen,
-naming the place, for a value that is not of it; the builders below make one out of others:
+Files, peers, QEMU's monitor and other users of the host all provide input. A shape is a function that raises Misshapen,
+which names the place, for a value that does not match; the builders below combine shapes:
 
     DISK = fields({"path": text(4096), "size": whole()}, optional={"format": text(64)})
     GUEST = fields({"name": maybe(text(256)), "disks": many(DISK, most=256)})
 
     facts = parse(payload, GUEST)
 
-Fields that a shape does not name may be there, for what is written later can say more. Whoever opens the door says what
-a misfit is: an IntegrityError of a file, a PeerError of a peer, a QemuError of a monitor.
+A value may have fields that a shape does not name, because a later version can add some. The caller converts Misshapen:
+to an IntegrityError for a file, a PeerError for a peer, a QemuError for a monitor.
 
-msgspec would do the same, but costs 20 ms of every start, and refuses the lone surrogates in which the JSON of a path
-that is no UTF-8 is written.
+msgspec would do the same, but adds 20 ms to every start, and refuses the lone surrogates that represent a path that is
+not UTF-8.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 Shape = Callable[[object, str], None]
-"""Raises Misshapen unless the value, which stands at the named place, is of the shape."""
+"""Raises Misshapen unless the value at the named place has the shape."""
 
 LARGEST = (1 << 63) - 1
-"""No count, size or offset of ours or of QEMU's is larger."""
+"""The largest count, size or offset that we or QEMU use."""
 
 
 class Misshapen(ValueError):
-    """A value is not of the shape that is asked for. The message names the place and what is expected there."""
+    """A value does not have the expected shape. The message names the place and what is expected there."""
 
 
 def parse(text: bytes | str, shape: Shape) -> Any:
-    """The value that is written as JSON in `text`, once it is known to be of `shape`. The caller bounds its length.
+    """Return the JSON value in `text` after checking it against `shape`. The caller limits its length.
 
     Bytes are UTF-8 without a byte order mark (RFC 8259, 8.1): json.loads alone would guess UTF-16 and UTF-32 too, and
-    take surrogates in them. Raises Misshapen, also for what is no JSON, and for JSON that is nested deeper than Python
-    goes.
+    accept surrogates in them. Raises Misshapen, also for text that is not JSON and for JSON that is nested too deeply
+    for Python.
     """
     try:
         value = json.loads(text if isinstance(text, str) else bytes(text).decode(), parse_constant=_no_number)
@@ -48,7 +48,7 @@ def parse(text: bytes | str, shape: Shape) -> Any:
 
 
 def check(value: Any, shape: Shape) -> Any:
-    """The value, once it is known to be of `shape`. Raises Misshapen."""
+    """Return the value after checking it against `shape`. Raises Misshapen."""
     shape(value, "")
     return value
 
@@ -64,13 +64,13 @@ def whole(least: int = 0, most: int = LARGEST) -> Shape:
 
 
 def number(value: object, where: str) -> None:
-    """An integer or a fraction, no larger than a float holds."""
+    """An integer or a fraction in the range of a float."""
     if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > LARGEST:
         _expect("a number", value, where)
 
 
 def text(most: int = 4096) -> Shape:
-    """Text of at most so many characters."""
+    """Text of at most `most` characters."""
 
     def look(value: object, where: str) -> None:
         if not isinstance(value, str) or len(value) > most:
@@ -80,7 +80,7 @@ def text(most: int = 4096) -> Shape:
 
 
 def like(pattern: str, what: str) -> Shape:
-    """Text that the pattern fits from end to end; `what` says so in words."""
+    """Text that the whole pattern matches; `what` describes it in words."""
     wanted = re.compile(pattern, re.ASCII)
 
     def look(value: object, where: str) -> None:
@@ -97,7 +97,7 @@ def flag(value: object, where: str) -> None:
 
 
 def anything(value: object, where: str) -> None:
-    """Whatever is there: nobody reads it but to show it."""
+    """Any value: it is only displayed."""
 
 
 def one_of(*words: str) -> Shape:
@@ -111,7 +111,7 @@ def one_of(*words: str) -> Shape:
 
 
 def just(expected: bool) -> Shape:
-    """True, or false, and nothing else."""
+    """The given truth value and no other."""
 
     def look(value: object, where: str) -> None:
         if value is not expected:
@@ -143,7 +143,7 @@ def many(shape: Shape, most: int, least: int = 0) -> Shape:
 
 
 def table(shape: Shape, most: int, names: Shape = anything) -> Shape:
-    """An object of at most `most` fields, each of the shape and its name of the shape `names`."""
+    """An object of at most `most` fields, whose values match `shape` and whose names match `names`."""
 
     def look(value: object, where: str) -> None:
         if not isinstance(value, dict) or len(value) > most:
@@ -156,7 +156,7 @@ def table(shape: Shape, most: int, names: Shape = anything) -> Shape:
 
 
 def fields(required: Mapping[str, Shape], optional: Mapping[str, Shape] | None = None) -> Shape:
-    """An object with all of the required fields, and those of the optional ones that are there, each of its shape."""
+    """An object with all required fields and any of the optional ones, each of its shape."""
     known = {**required, **(optional or {})}
 
     def look(value: object, where: str) -> None:
@@ -172,7 +172,7 @@ def fields(required: Mapping[str, Shape], optional: Mapping[str, Shape] | None =
 
 
 def either(*shapes: Shape) -> Shape:
-    """A value of one of the shapes; the misfit that is told is that of the last."""
+    """A value of one of the shapes; the error is that of the last shape."""
 
     def look(value: object, where: str) -> None:
         for shape in shapes[:-1]:
@@ -186,7 +186,7 @@ def either(*shapes: Shape) -> Shape:
 
 
 def told(text: object, most: int = 1000) -> str:
-    """Somebody else's words, fit for a terminal and a log: so many characters, none of which acts there."""
+    """Return foreign text made safe for a terminal and a log: at most `most` characters, without control characters."""
     letters = str(text)
     short = letters if len(letters) <= most else f"{letters[: most - 1]}…"
     return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in short)
@@ -206,4 +206,4 @@ _KINDS: Mapping[type, str] = {dict: "an object", list: "a list", type(None): "nu
 
 
 def _no_number(word: str) -> NoReturn:
-    raise ValueError(f"{word} is no number of JSON's")
+    raise ValueError(f"{word} is not a JSON number")

@@ -1,14 +1,14 @@
-"""The one idea: a stage is a function from an iterator of buffers to an iterator of buffers.
+"""The central idea: a stage is a function from an iterator of buffers to an iterator of buffers.
 
-The iterator's normal end is a clean end of the stream; anything else is an exception, which simply propagates.
-Back-pressure is laziness. A test of a stage is `b"".join(stage(iter([...])))`.
+The normal end of the iterator is a clean end of the stream; everything else is an exception, which propagates. An
+iterator is lazy, and this provides the back-pressure. A test of a stage is `b"".join(stage(iter([...])))`.
 
-A stage that is an object may have more to offer than the call: `Telling` (facts for whoever asks how it goes),
-`Adjustable` (a rate that changes while it runs), `Meter` (it need not see the bytes) and `Expecting` (how many will
-come). What it returns may have `cancel` and `close`.
+A stage that is an object can offer more than the call: `Telling` (facts for a status report), `Adjustable` (a rate that
+can change while it runs), `Meter` (it does not need to see the bytes) and `Expecting` (the number of bytes that will
+come). The iterator that it returns may have `cancel` and `close`.
 
-Closing goes from the sink to the source, by the thread that pulls. `cancel` is what any thread may call: it wakes
-whatever in the chain is blocked, in a read, in a wait for time to pass or for another program.
+The thread that pulls closes the chain, from the sink to the source. Any thread may call `cancel`, which wakes a part
+of the chain that is blocked in a read or in a wait for time or for another program.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 from statepipe.errors import InterruptedBySignal, StatepipeError
 
 Buffer = bytes | bytearray | memoryview
-"""Bytes in flight. Never written again once yielded."""
+"""Bytes in flight. A buffer must not change after it was yielded."""
 
 Stage = Callable[[Iterator[Buffer]], Iterator[Buffer]]
 
 SMALL_PIECE = 4096
-"""Bytes below which a buffer costs more to keep than it holds, as an object of its own."""
+"""Bytes below which a separate object costs more memory than its content."""
 
 LUMP_SIZE = 64 << 10
-"""Bytes after which the next small pieces begin another lump."""
+"""Bytes after which small pieces begin a new lump."""
 
 
 class _Lump(bytearray):
-    """Small pieces joined. It grows only where it was begun, before it is handed on."""
+    """Small pieces joined. It grows only in `gather`, before it is passed on."""
 
 
 def gather(held: list[Buffer], piece: Buffer) -> None:
-    """Append a piece to those held; small ones are joined as they come. 3 MB in single bytes took 200 MB."""
+    """Append a piece to those held, and join small ones. Without joining, 3 MB in single bytes took 200 MB."""
     if isinstance(piece, _Lump):
-        held.append(memoryview(piece))  # somebody else's, who has handed it on
+        held.append(memoryview(piece))  # the caller's buffer, which no longer changes
     elif len(piece) >= SMALL_PIECE:
         held.append(piece)
     elif held and isinstance(held[-1], _Lump) and len(held[-1]) < LUMP_SIZE:
@@ -47,53 +47,53 @@ def gather(held: list[Buffer], piece: Buffer) -> None:
 
 
 FLUSH = b""
-"""An empty buffer: nothing more for now, push out what you hold."""
+"""An empty buffer: no more input for now, so output what you hold."""
 
 T = TypeVar("T")
 
 
 @runtime_checkable
 class Telling(Protocol):
-    """A stage, or a sink, that tells of itself while it runs, from any thread: facts ready for JSON."""
+    """A stage or a sink that reports facts for JSON while it runs, from any thread."""
 
     def facts(self) -> dict[str, Any]: ...
 
 
 @runtime_checkable
 class Adjustable(Protocol):
-    """A stage whose rate, in bytes a second (None: no limit), may be changed while it runs, from any thread."""
+    """A stage whose rate in bytes a second (None: no limit) can change while it runs, from any thread."""
 
     def set_rate(self, rate: int | None) -> None: ...
 
 
 @runtime_checkable
 class Meter(Protocol):
-    """A stage that may do with counting bytes: while all of a pipeline's are `blind`, the kernel moves them."""
+    """A stage that only needs to count bytes. While all stages are `blind`, the kernel moves the bytes."""
 
     @property
     def blind(self) -> bool:
-        """Whether it need not see the bytes from here on."""
+        """Return whether it does not need to see the bytes from here on."""
 
     def admit(self, wanted: int) -> int:
-        """Wait until something may pass; how many of `wanted` bytes. Raises Cancelled."""
+        """Wait until bytes may pass; return how many of `wanted`. Raises Cancelled."""
 
     def passed(self, count: int) -> None:
-        """So many bytes have passed."""
+        """Report that `count` bytes have passed."""
 
 
 @runtime_checkable
 class Expecting(Protocol):
-    """A stage that is glad to know how many bytes will come."""
+    """A stage that can use the number of bytes that will come."""
 
     def expect(self, size: int) -> None: ...
 
 
 class Cancelled(Exception):
-    """Raised by a source whose `cancel` was called: nobody is left to want its bytes."""
+    """Raised by a source after its `cancel` was called: its bytes are no longer wanted."""
 
 
 def close(iterator: object) -> None:
-    """Close a generator or link, if it can be closed at all (a list's iterator cannot)."""
+    """Close a generator or link; does nothing for an iterator without `close`, such as a list's."""
     closer = getattr(iterator, "close", None)
     if closer is not None:
         closer()
@@ -107,9 +107,9 @@ def cancel(iterator: object) -> None:
 
 
 class Link:
-    """A stage in its place in a chain: it counts what passes, signs errors, and closes in the right order.
+    """A stage in its place in a chain: counts bytes, adds the stage's name to errors, and closes in the right order.
 
-    `bytes` is what the stage has put out so far.
+    `bytes` is the number of bytes that the stage has output so far.
     """
 
     def __init__(self, name: str, stage: Stage, upstream: Iterator[Buffer]) -> None:
@@ -132,7 +132,7 @@ class Link:
         return buffer
 
     def _sign(self, error: StatepipeError) -> None:
-        """The first link an error passes is the one it arose in. A signal arises in none."""
+        """Add the stage to an error that has none: the first link that it passes. A signal belongs to no stage."""
         if error.stage is None and not isinstance(error, InterruptedBySignal):
             error.stage = self.name
             error.out = self.bytes
@@ -140,12 +140,12 @@ class Link:
                 error.offset = getattr(self.upstream, "bytes", None)
 
     def facts(self) -> dict[str, Any]:
-        """Name, bytes in and out, and what the stage itself tells."""
+        """Return the name, bytes in and out, and the stage's own facts."""
         told: dict[str, Any] = self.stage.facts() if isinstance(self.stage, Telling) else {}
         return {"name": self.name, "in": getattr(self.upstream, "bytes", 0), "out": self.bytes, **told}
 
     def cancel(self) -> None:
-        """From any thread: what the stage waits for, then what its upstream waits for."""
+        """Cancel what the stage waits for, then what its upstream waits for. Safe from any thread."""
         cancel(self._downstream)
         cancel(self.upstream)
 
@@ -157,7 +157,7 @@ class Link:
 
 
 def chain(source: Iterator[Buffer], stages: Iterable[tuple[str, Stage]]) -> Iterator[Buffer]:
-    """Connect named stages behind a source; the result has `close` and `cancel` that reach every link."""
+    """Connect named stages to a source; `close` and `cancel` of the result reach every link."""
     flow = source
     for name, stage in stages:
         flow = Link(name, stage, flow)
@@ -165,7 +165,7 @@ def chain(source: Iterator[Buffer], stages: Iterable[tuple[str, Stage]]) -> Iter
 
 
 def links(flow: Iterator[Buffer]) -> list[Link]:
-    """The links of a chain, from the source to the sink."""
+    """Return the links of a chain, from the source to the sink."""
     found: list[Link] = []
     while isinstance(flow, Link):
         found.insert(0, flow)
@@ -174,7 +174,7 @@ def links(flow: Iterator[Buffer]) -> list[Link]:
 
 
 class Over(Generic[T]):
-    """A generator that a stage has put over its upstream, made to carry `cancel` and `close` down to it."""
+    """A stage's generator over its upstream, with `cancel` and `close` that reach the upstream."""
 
     def __init__(self, upstream: object, generator: Iterator[T]) -> None:
         self._upstream = upstream

@@ -1,6 +1,6 @@
-"""Who is told something while work goes on: a callable that takes one line for a person.
+"""Messages to the user during work: a callable that takes one line.
 
-Below the command line nobody prints. Whoever has news for a person is given a `Tell` by the caller.
+Only the command line prints. Code below it that has a message for the user gets a `Tell` from its caller.
 """
 
 from __future__ import annotations
@@ -12,4 +12,4 @@ Tell = Callable[[str], object]
 
 
 def nobody(text: str) -> None:
-    """Takes a line and drops it: the default where the caller wants no news."""
+    """Take a line and drop it: the default if the caller wants no messages."""

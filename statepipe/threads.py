@@ -1,10 +1,10 @@
-"""Threads are placed, not woven in: what runs beside what is decided here, and nowhere else.
+"""The primitives for threads: stages contain no threads of their own.
 
-`ahead` pulls its upstream from a thread of its own, so that what lies above it works while what lies below writes;
-`parallel` maps a function over a pool in order and within bounds. Both stand on the same two facts: the native
-libraries we call release the GIL (tests/unit/test_gil.py), and a bounded queue between two threads is back-pressure.
+`ahead` pulls its upstream in a separate thread, so that upstream stages work while downstream stages write;
+`parallel` maps a function over a pool, in order and with a limit. Both rely on two facts: the native libraries that we
+call release the GIL (tests/unit/test_gil.py), and a bounded queue between two threads provides back-pressure.
 
-A generator may be closed only by the thread that pulls it, so `ahead` closes its upstream from inside its thread.
+Only the thread that pulls a generator may close it, so `ahead` closes its upstream inside its own thread.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ R = TypeVar("R")
 
 
 class _Failure:
-    """An exception on its way from one thread to another."""
+    """An exception passed from one thread to another."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
@@ -36,9 +36,9 @@ _END = object()
 
 
 def ahead(upstream: Iterator[T], depth: int) -> Generator[T, None, None]:
-    """Pull `upstream` from a thread of its own, at most `depth` items ahead of the consumer."""
+    """Pull `upstream` in a separate thread, at most `depth` items ahead of the consumer."""
     items: queue.SimpleQueue[object] = queue.SimpleQueue()
-    # No Semaphore: a signal's exception in the midst of its release could leave its lock taken, and all wait for ever.
+    # Not a Semaphore: a signal's exception during its release could leave its lock taken, and every thread would hang.
     room: queue.SimpleQueue[None] = queue.SimpleQueue()
     stopped = False
 
@@ -51,7 +51,7 @@ def ahead(upstream: Iterator[T], depth: int) -> Generator[T, None, None]:
                     break
                 items.put(item)
                 del item
-        except BaseException as error:  # handed over whole: the consumer's thread raises it
+        except BaseException as error:  # passed on: the consumer's thread raises it
             outcome = _Failure(error)
         try:
             close(upstream)
@@ -74,19 +74,19 @@ def ahead(upstream: Iterator[T], depth: int) -> Generator[T, None, None]:
         cancel(upstream)
         room.put(None)
         join(thread)
-        if thread.ident is None:  # there could be none
+        if thread.ident is None:  # the thread could not be started
             close(upstream)
 
 
 class NoThread(StatepipeError):
-    """There can be no further thread now (pthread_create(3), EAGAIN): later, perhaps."""
+    """No further thread can be started at present (pthread_create(3), EAGAIN)."""
 
 
 def start(thread: threading.Thread) -> None:
-    """Start a thread that gets none of the signals that end us: they are for the main thread, which can act on them.
+    """Start a thread that receives none of the ending signals: only the main thread can act on them.
 
-    Nor does one come between the start and its outcome. Nor is it stopped, and all of us with it, for writing to a
-    terminal from the background (SIGTTOU, stty tostop). Raises NoThread where there can be no further thread.
+    No such signal arrives between the start and its result. SIGTTOU is blocked too, because a write to a terminal from
+    the background (stty tostop) would stop the whole process. Raises NoThread if no thread can be started.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (*ENDING, signal.SIGTTOU))
     try:
@@ -96,7 +96,7 @@ def start(thread: threading.Thread) -> None:
 
 
 def begin(thread: threading.Thread) -> None:
-    """Start a thread as it is. Raises NoThread where there can be no further one."""
+    """Start a thread with the current signal mask. Raises NoThread if no thread can be started."""
     if not _starts(thread):
         raise NoThread("no further thread can be started", hint=LIMITS)
 
@@ -113,21 +113,21 @@ def _starts(thread: threading.Thread) -> bool:
 
 @contextmanager
 def beside(name: str, work: Callable[[], object], end: Callable[[], object]) -> Iterator[None]:
-    """Within it, `work` goes on in a thread of that name. On leaving, `end` has it return, and that is waited for.
+    """Run `work` in a thread of that name during the context. At the exit, `end` makes it return, and we wait for it.
 
-    Raises NoThread. What `work` raises is nobody's: it has to tell by itself.
+    Raises NoThread. Exceptions of `work` are not passed on: it must report them itself.
     """
     thread = threading.Thread(target=work, name=name, daemon=True)
     try:
-        start(thread)  # a signal that comes with it finds the thread there
+        start(thread)  # inside `try`: a signal that arrives now must still end the thread
         yield
     finally:
         end()
         join(thread)
 
 
-LIMITS = "look at 'ulimit -u' and 'ulimit -v', and at pids.max and memory.max of the cgroup"
-"""What to try where there are no threads, or there is no memory."""
+LIMITS = "check 'ulimit -u' and 'ulimit -v', and pids.max and memory.max of the cgroup"
+"""The hint if threads or memory run out."""
 
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -136,7 +136,7 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Within it, ending signals wait."""
+    """Block ending signals during the context."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:
         yield
@@ -145,17 +145,16 @@ def held() -> Iterator[None]:
 
 
 def forget_late() -> None:
-    """Within `held`, once what was to be done is done: signals that came meanwhile came too late to deny it."""
+    """Drop pending ending signals, within `held`, after the work was completed: they came too late to stop it."""
     while signal.sigtimedwait(ENDING, 0) is not None:
         continue
 
 
 def join(thread: threading.Thread, within: float | None = None) -> bool:
-    """Wait for its end, if it was started, at most so many seconds; whether it has ended.
+    """Wait at most `within` seconds for the end of a thread, if it was started; return whether it has ended.
 
-    Ending signals wait meanwhile: in CPython 3.9 to 3.12 an exception in the midst of `Thread.join` marks a thread that
-    runs as ended, and then neither `join` nor `is_alive` tells the truth. So whoever wants a signal to end the wait, or
-    to come in meanwhile, waits for an `End` instead.
+    Ending signals are blocked meanwhile: in CPython 3.9 to 3.12 an exception during `Thread.join` marks a running
+    thread as ended, and then `join` and `is_alive` return wrong results. To let a signal end the wait, use an `End`.
     """
     if thread.ident is not None:
         with held():
@@ -164,10 +163,10 @@ def join(thread: threading.Thread, within: float | None = None) -> bool:
 
 
 class End:
-    """Something that comes to its end once: one thread tells it, as its very last act, and another may wait for it.
+    """The end of some work: one thread reports it as its last action, and another thread can wait for it.
 
-    A signal's exception may come into the midst of a wait, and the next wait still tells the truth. No Event: such an
-    exception could leave its lock taken, and whoever tells it would wait for ever.
+    A signal's exception can interrupt a wait, and the next wait still returns the right result. This is not an Event,
+    because such an exception could leave an Event's lock taken, and the reporting thread would hang.
     """
 
     def __init__(self) -> None:
@@ -175,12 +174,12 @@ class End:
         self._told: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def tell(self) -> None:
-        """It has come."""
+        """Report the end."""
         self.come = True
         self._told.put(None)
 
     def wait(self, within: float | None = None) -> bool:
-        """Until it has come, or so many seconds have passed; whether it has. Raises what a signal raises."""
+        """Wait for the end, at most `within` seconds; return whether it was reported. Raises a signal's exception."""
         if not self.come:
             with suppress(queue.Empty):
                 self._told.get(timeout=within)
@@ -188,7 +187,7 @@ class End:
 
 
 class _Slot(Generic[R]):
-    """The place of one result, kept in order while the pool works out of order."""
+    """Holds one result, so that results stay in order while the pool works out of order."""
 
     def __init__(self) -> None:
         self._done = threading.Lock()
@@ -208,7 +207,7 @@ class _Slot(Generic[R]):
 
 
 class _Pool(Generic[T, R]):
-    """Worker threads over one function. concurrent.futures would do, but costs 15 ms of every start."""
+    """Worker threads for one function. concurrent.futures would work too, but adds 15 ms to every start."""
 
     def __init__(self, function: Callable[[T], R], workers: int) -> None:
         self._function = function
@@ -216,7 +215,7 @@ class _Pool(Generic[T, R]):
         self._threads = [threading.Thread(target=self._work, name="worker", daemon=True) for _ in range(workers)]
 
     def start(self) -> None:
-        """Fewer will do where there cannot be more. Raises NoThread where there is not one."""
+        """Start the workers, or as many as possible. Raises NoThread if not even one can be started."""
         start(self._threads[0])
         with held():
             self._threads[1:] = takewhile(_starts, self._threads[1:])
@@ -243,11 +242,10 @@ class _Pool(Generic[T, R]):
 
 
 def parallel(function: Callable[[T], R], upstream: Iterator[T], workers: int | None = None) -> Generator[R, None, None]:
-    """Yield `function(item)` for each item of `upstream`, in order, worked out on `workers` threads.
+    """Yield `function(item)` for each item of `upstream`, in order, computed on `workers` threads.
 
-    At most `workers` + 4 items are in flight, so memory is bounded by the items' size. The upstream is pulled
-    from a thread of its own: a result is handed on as soon as it and all before it are ready, even while the
-    upstream is silent.
+    At most `workers` + 4 items are in flight, which limits memory. A separate thread pulls the upstream, so a result is
+    yielded as soon as it and all before it are ready, even while the upstream waits.
     """
     workers = workers or cores()
     pool = _Pool(function, workers)
@@ -267,7 +265,7 @@ def parallel(function: Callable[[T], R], upstream: Iterator[T], workers: int | N
 
 
 def cores() -> int:
-    """The number of cores this process may run on; all that there are, where a sandbox does not let us ask."""
+    """Return the number of cores that this process may use; all cores if a sandbox does not allow the query."""
     try:
         return len(os.sched_getaffinity(0))
     except OSError:

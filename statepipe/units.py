@@ -1,4 +1,4 @@
-"""Sizes and rates as people write them, and how we write them back."""
+"""Parse sizes and rates as people write them, and format them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SIZE = re.compile(r"([0-9]{1,18})(?:\.([0-9]{1,18}))?\s*(?:([kmgtp])i?)?b?", re
 
 
 def parse_size(text: str) -> int:
-    """A size in bytes from `4096`, `64K`, `1.5GiB`, `2g`. Letters are powers of 1024, as in QEMU and zstd.
+    """Return the bytes in `4096`, `64K`, `1.5GiB` or `2g`. Letters are powers of 1024, as in QEMU and zstd.
 
     Raises UsageError for anything else.
     """
@@ -27,9 +27,9 @@ _BITS = re.compile(r"([0-9]{1,18})(?:\.([0-9]{1,18}))?\s*([kmgt]?)bit", re.IGNOR
 
 
 def parse_rate(text: str) -> int | None:
-    """Bytes a second from `100M`, `1.5GiB/s` or `80Mbit`; None, for no limit, from `unlimited` or 0, as in pv and QEMU.
+    """Return the bytes a second in `100M`, `1.5GiB/s` or `80Mbit`; None (no limit) for `unlimited` or 0, as in pv.
 
-    Bytes go by powers of 1024, as sizes do; bits by powers of 1000, as networks count them. Raises UsageError.
+    Bytes use powers of 1024, as sizes do; bits use powers of 1000, as networks do. Raises UsageError.
     """
     amount = re.sub(r"/s$", "", text.strip(), flags=re.IGNORECASE)
     if amount == "unlimited":
@@ -55,12 +55,12 @@ def _parse_bits(text: str) -> int | None:
 
 
 def format_rate(rate: float | None) -> str:
-    """A rate in bytes a second for people: `3.4 MiB/s`; `unlimited` for None."""
+    """Format a rate in bytes a second: `3.4 MiB/s`; `unlimited` for None."""
     return "unlimited" if rate is None else f"{format_size(rate)}/s"
 
 
 def format_size(count: float) -> str:
-    """A size for people: `812 B`, `3.4 MiB`, `12 GiB`; powers of 1024, three significant digits."""
+    """Format a size: `812 B`, `3.4 MiB`, `12 GiB`; powers of 1024, three significant digits."""
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
         if abs(count) < 1024 or unit == "TiB":
             break

@@ -1,6 +1,6 @@
-"""Sizes of pipes as they were measured (docs/measurements.md), and how a wait for one is ended.
+"""Pipe sizes as measured (docs/measurements.md), and how to end a wait for a pipe.
 
-Reads of 256 KiB of fresh memory from pipes enlarged to 1 MiB are the cheapest of what was tried.
+Reads of 256 KiB into new memory from pipes enlarged to 1 MiB were the fastest of all variants.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PIPE_SIZE = 1 << 20
 
 
 def enlarge_pipe(fd: int) -> None:
-    """Make a pipe hold PIPE_SIZE bytes. A hint: refused for other files, and over the user's pipe quota."""
+    """Enlarge a pipe to PIPE_SIZE bytes. Does nothing for other files, or above the user's pipe quota."""
     if stat.S_ISFIFO(os.fstat(fd).st_mode):
         try:
             fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
@@ -32,20 +32,20 @@ def enlarge_pipe(fd: int) -> None:
 
 
 _ONE = (1).to_bytes(8, sys.byteorder)
-"""What is added to an eventfd (eventfd(2))."""
+"""The value that is added to an eventfd (eventfd(2))."""
 
 
 class Bell:
-    """Wakes a poll() from any thread. Rung after it was put away, it does nothing: its number may be another's then.
+    """Wakes a poll() from any thread. Ringing does nothing after `close`, when its number may belong to another file.
 
-    It is put away with the last who holds it, at the latest: one that ends a wait in another thread cannot be sooner.
+    It is closed with its last reference at the latest; one that ends a wait in another thread cannot be closed sooner.
     """
 
     def __init__(self) -> None:
         self.fd, self._lock = -1, threading.Lock()
         try:
             self.fd = self._writing = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        except OSError:  # a sandbox, or an emulated kernel: a pipe takes one descriptor more
+        except OSError:  # a sandbox or an emulated kernel without eventfd: a pipe needs one more descriptor
             self.fd, self._writing = os.pipe()
             os.set_blocking(self.fd, False)
             os.set_blocking(self._writing, False)
@@ -54,20 +54,20 @@ class Bell:
         self.close()
 
     def ring(self) -> None:
-        """Until `hush`, every poll of it returns at once."""
+        """Make every poll of it return at once, until `hush`."""
         with self._lock:
             if self.fd >= 0:
-                with suppress(BlockingIOError):  # it rings already, as loud as it can
+                with suppress(BlockingIOError):  # it is already ringing
                     os.write(self._writing, _ONE)
 
     def hush(self) -> None:
-        """As if it had not rung."""
-        with suppress(BlockingIOError):  # it had not
+        """Undo `ring`."""
+        with suppress(BlockingIOError):  # it was not ringing
             while os.read(self.fd, len(_ONE)):
                 continue
 
     def close(self) -> None:
-        """Put it away; a second time does nothing."""
+        """Close it; a second call does nothing."""
         with self._lock:
             for fd in {self.fd, self._writing} if self.fd >= 0 else ():
                 os.close(fd)
@@ -75,7 +75,7 @@ class Bell:
 
 
 class Stoppable:
-    """What has waits that end as it is left, from any thread: each polls `_stop` too, which has rung then."""
+    """A context whose waits end when it is exited, from any thread: each wait also polls `_stop`, which rings then."""
 
     def __init__(self) -> None:
         self._stop = Bell()
@@ -88,7 +88,7 @@ class Stoppable:
 
 
 def polled(*fds: int) -> select.poll:
-    """A poll() for reading of these descriptors."""
+    """Return a poll() that waits until one of these descriptors is readable."""
     poll = select.poll()
     for fd in fds:
         poll.register(fd, select.POLLIN)
@@ -96,14 +96,14 @@ def polled(*fds: int) -> select.poll:
 
 
 SMALL = 64 << 10
-"""Bytes: who moves less at a time makes us turn too often. gpg reads and writes 8 KiB."""
+"""Bytes below which single moves cost too many turns of a loop. gpg reads and writes 8 KiB."""
 
 LINGER = 1
-"""Milliseconds to let small pieces gather: a pipe's 1 MiB lasts so long at 1 GB/s. Around gpg, 400 MB then take 9000
-turns and not 59000."""
+"""Milliseconds to let small pieces collect: 1 MiB in a pipe lasts that long at 1 GB/s. With gpg, 400 MB then take 9000
+turns instead of 59000."""
 
 
 def waiting(fd: int) -> int:
-    """How many bytes are in a pipe."""
+    """Return the number of bytes in a pipe."""
     count: int = unpack("i", fcntl.ioctl(fd, termios.FIONREAD, bytes(4)))[0]
     return count

@@ -199,7 +199,7 @@ class _Pins:
         raise StatepipeError("no peer is pinned here", hint="use: statepipe pair, or --tls-creds DIR")
 
     def load(self, context: ssl.SSLContext) -> dict[bytes, str]:
-        """Make the context trust the peers; return their names by certificate. Raises StatepipeError if there is none."""
+        """Make the context trust the peers; return their names by certificate. Raises StatepipeError."""
         self.demand()
         known = {}
         for path in self.files():

@@ -1,18 +1,18 @@
-"""One connection in a tunnel: a program's socket here, a session to the other end, and a direction each way.
+"""One connection in a tunnel: a program's socket on this host, a session to the other end, and two directions.
 
-It owns all three. Each direction is a thread that ends by itself, as it would between two programs at one unix socket:
+Each direction is a thread. The two programs see what they would see over one unix socket:
 
-1. What a program writes arrives over there in order, then its half-close does. One that reads slowly holds its
-   connection back, and no other: each session has a window of its own.
-2. A program that leaves while the other still writes breaks that direction alone: the writer hears of it as from a
-   socket (EPIPE), and what the leaver has written before still arrives.
-3. For a program that keeps its socket open there is no time limit: it alone knows whether it still reads.
-4. A session that has failed, or was ended, ends both directions at once: both programs see their sockets' end.
-5. When both directions have ended, the other end's last word is waited for as long as a lost link would be (until it
-   is noticed, and `--retry` from then on). If it never comes, that is told and no failure: each side has proved by then
-   that everything arrived; only whether the other knows remains open.
+1. The bytes that a program writes arrive in order, followed by its half-close. A slow reader delays only its own
+   connection, because each session has its own window.
+2. If a program closes its socket while the other still writes, only that direction fails: the writer gets EPIPE, and
+   everything that the first program wrote before still arrives.
+3. There is no time limit while a program keeps its socket open, because only the program knows whether it still reads.
+4. A session that fails or is ended ends both directions at once: both programs see the end of their sockets.
+5. When both directions have ended, we wait for the other end's final message as long as for a lost link (the time to
+   notice the loss, and `--retry` after that). If it never comes, this is reported but is not a failure: each side has
+   already proved that everything arrived.
 
-What broke a connection, its first cause, is what `carry` gives: it concerns no other, so nobody raises it.
+`carry` returns the first error that broke the connection. It is not raised, because it affects no other connection.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from statepipe.migration.peer import Inlet, Outlet
 from statepipe.session.protocol.frames import FRAME_SIZE
 from statepipe.session.session import FAREWELL, Session
 
-LEFT = "look at what that program says"
+LEFT = "read the messages of that program"
 
 
 class Connection:
-    """A session that has just begun, entered here, and the program's socket once that is known.
+    """A new session, and the program's socket once it is known.
 
-    `remark` is what is to be told of an end that was none of the failures. `ending` is left before the session waits
-    for its threads: it ends a dial that may last.
+    `remark` is a message about the end that is not a failure. The context `ending` is exited before the session waits
+    for its threads, to end an attempt to connect.
     """
 
     def __init__(self, number: int, session: Session, ending: AbstractContextManager[object] | None = None) -> None:
         self.number, self.session = number, session
-        self.outlet, self.inlet = Outlet(session), Inlet(session)  # before the peer may speak of them
+        self.outlet, self.inlet = Outlet(session), Inlet(session)  # before the peer can refer to them
         self.remark: str | None = None
         self._program: socket.socket
         self._going = 2
@@ -49,7 +49,7 @@ class Connection:
         self._inside.enter_context(ending or nullcontext())
 
     def carry(self, program: socket.socket) -> StatepipeError | None:
-        """Both ways until both have ended. What broke it, of whatever kind; None if nothing did."""
+        """Carry both directions until both have ended. Return the error that broke the connection, or None."""
         self._program = program
         with program, self._inside:
             try:
@@ -60,11 +60,11 @@ class Connection:
                 else:
                     self._note(self.session.failure)
             finally:
-                self._shut(socket.SHUT_RDWR)  # wakes a direction that the session's failure has left behind
+                self._shut(socket.SHUT_RDWR)  # wakes a direction that still waits after the session failed
         return self._failure
 
     def refuse(self, error: StatepipeError) -> StatepipeError:
-        """There is no program: tell the other end why."""
+        """Report to the other end why no program could be reached here."""
         with self._inside:
             self.session.fail(error)
             self.session.flush(FAREWELL)
@@ -75,24 +75,24 @@ class Connection:
         self.session.fail(error)
 
     def leave(self) -> None:
-        """Let go of one that was never carried."""
+        """Close a connection that was never carried."""
         self._inside.close()
 
     # --- the directions
 
     def _go(self, work: Callable[[], None]) -> None:
-        """A direction, to its end. What it raises is the session's failure."""
+        """Run a direction to its end. An exception becomes the session's failure."""
         work()
         with self.session.lock:
             self._going -= 1
         self.session.wake()
 
     def _take(self) -> None:
-        """What the program here writes, to the other end."""
+        """Send what the local program writes to the other end."""
         try:
             while buffer := self._read():
                 self.outlet.write(buffer)
-            self.outlet.commit()  # returns once all of it is with the program there
+            self.outlet.commit()  # returns when the remote program has all of it
         except StatepipeError as error:
             if not self.outlet.is_refused:
                 raise
@@ -100,29 +100,31 @@ class Connection:
             self._refuse()
 
     def _refuse(self) -> None:
-        """Who writes on gets EPIPE; who waits until there is room, by poll, sees that only once there is some."""
+        """Make further writes fail with EPIPE. A program that polls for room sees it only when there is room."""
         self._shut(socket.SHUT_RD)
         while self._read():
             continue
 
     def _read(self) -> bytes:
-        """Empty at the end. A program that leaves with bytes unread has ended too, after what it wrote itself."""
+        """Read from the program; empty at the end. A program that closes with unread bytes has ended too."""
         try:
             return self._program.recv(FRAME_SIZE)
         except ConnectionResetError:
-            self._note(PeerError("the program here left before it had read everything", hint=LEFT))
+            self._note(PeerError("the local program closed its connection before it had read everything", hint=LEFT))
             return b""
         except OSError as error:
-            raise PeerError(f"cannot read from the program here: {os.strerror(error.errno or 0)}") from error
+            raise PeerError(f"cannot read from the local program: {os.strerror(error.errno or 0)}") from error
 
     def _give(self) -> None:
-        """What comes from the other end, to the program here."""
+        """Give what the other end sends to the local program."""
         for buffer in self.inlet:
             try:
                 self._program.sendall(buffer)
             except OSError:
-                error = PeerError("the program there left before it had read everything", hint=LEFT)
-                self._note(PeerError("the program here left before it had read everything", hint=LEFT))
+                error = PeerError("the remote program closed its connection before it had read everything", hint=LEFT)
+                self._note(
+                    PeerError("the local program closed its connection before it had read everything", hint=LEFT)
+                )
                 self.inlet.refuse(error)
                 return
         self._shut(socket.SHUT_WR)
@@ -131,9 +133,9 @@ class Connection:
     # --- their end
 
     def _have_ended(self) -> bool:
-        """Wait for both; whether they ended before the session failed."""
+        """Wait for both directions; return whether they ended before the session failed."""
         if self.session.wait_until(lambda: not self._going or self.outlet.is_refused) and self._going:
-            self._shut(socket.SHUT_RD)  # the program here may be silent: what it writes nobody wants
+            self._shut(socket.SHUT_RD)  # the local program may be silent; nothing that it writes is needed
         return self.session.wait_until(lambda: not self._going)
 
     def _part(self) -> None:
@@ -141,14 +143,14 @@ class Connection:
         seconds = timing.tick * timing.limit + timing.retry
         self.session.say_close()
         if not self.session.hear_close(seconds):
-            self.remark = f"the other end has not confirmed its end within {seconds:g} s, though all had arrived"
+            self.remark = f"everything arrived, but the other end did not confirm the end within {seconds:g} s"
         self.session.flush(FAREWELL)
 
     def _shut(self, how: int) -> None:
-        with suppress(OSError):  # the program may have left
+        with suppress(OSError):  # the program may have closed it
             self._program.shutdown(how)
 
     def _note(self, error: StatepipeError | None) -> None:
-        """The first cause holds."""
+        """Record an error; the first one is kept."""
         with self.session.lock:
             self._failure = self._failure or error

@@ -1,4 +1,4 @@
-"""The connections of a tunnel: which are open, what became of the others, and what has passed."""
+"""The connections of a tunnel: which are open, how the others ended, and how many bytes passed."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from statepipe.threads import join, start
 from statepipe.tunnel.connection import Connection
 
 CONNECTIONS = 64
-"""At a time: a migration by multifd has 17 at the most (QEMU's multifd-channels and the stream's own)."""
+"""Connections at a time. A multifd migration has 17 at most (QEMU's multifd-channels and the main stream)."""
 
 MOST_WINDOW = WINDOWS[1]
-"""Bytes on their way, each way, in one connection at the most."""
+"""Bytes in flight in each direction of one connection at most."""
 
 BUDGET = 256 << 20
-"""Bytes on their way, each way, that all connections together keep at the most: each may have as many, unread, as its
-window has, and 64 windows of 16 MiB would take 1 GiB. Half a gigabyte for both ways is what a host with guests of some
-can spare; and it leaves the first connection 12 MiB, which fill 1 Gbit/s over 80 ms, and the 17th 4."""
+"""Bytes in flight in each direction of all connections together at most. Each connection can hold a full window
+unread, and 64 windows of 16 MiB would take 1 GiB. A host with guests can spare half a gigabyte for both directions.
+This gives the first connection 12 MiB, which fill 1 Gbit/s over 80 ms, and the 17th 4 MiB."""
 
 PART = 16
-"""A new connection gets one part in so many of what is left."""
+"""A new connection gets 1/SHARE of the remaining bytes."""
 
 DOOR = 0.25
-"""Seconds between two looks at whether the tunnel is over."""
+"""Seconds between two checks whether the tunnel has ended."""
 
 
 def share(windows: Collection[int]) -> int:
-    """The window of one more connection beside these windows. The first fare best, and the last still has one."""
+    """Return the window of a new connection beside these windows. The first get most, and even the last gets one."""
     others = CONNECTIONS - len(windows) - 1
     left = BUDGET - sum(windows) - others * MIN_WINDOW
     return max(min(MOST_WINDOW, left // PART), MIN_WINDOW)
 
 
 class Connections:
-    """A job that may be asked. `once`: it is over with the last."""
+    """The connections, as a job that reports its status. `once`: the tunnel ends with the last connection."""
 
     def __init__(self, say: Tell, *, once: bool) -> None:
         self._say, self._once = say, once
@@ -58,7 +58,7 @@ class Connections:
         self._total = self._broken = self._resent = self._there = self._back = 0
 
     def open(self, session: Session, ending: AbstractContextManager[object] | None = None) -> Connection:
-        """Enter a session that has just begun, for a connection that is to be launched; `ending` as Connection's."""
+        """Register a new session and return its connection, to be launched; `ending` as in Connection."""
         connection = Connection(next(self._numbers), session, ending)
         with self._lock:
             self._open[connection] = None
@@ -66,7 +66,7 @@ class Connections:
         return connection
 
     def launch(self, connection: Connection, work: Callable[[], StatepipeError | None]) -> None:
-        """Do the connection's work in a thread, count it out at its end, and tell what broke it."""
+        """Do the connection's work in a thread; at its end, remove it and report what broke it."""
         thread = threading.Thread(target=self._run, args=(connection, work), name="tunnel", daemon=True)
         with self._lock:
             self._open[connection] = thread
@@ -76,7 +76,7 @@ class Connections:
         broken = True
         try:
             if (failure := work()) is not None:
-                became = "broke off" if connection.session.wire.opened else "was not let through"
+                became = "failed" if connection.session.wire.opened else "could not be made"
                 self._tell(connection, f"connection {connection.number} {became}: {failure}")
             broken = failure is not None
             if connection.remark is not None:
@@ -85,7 +85,7 @@ class Connections:
             self._count_out(connection, broken)
 
     def news(self, kind: object, text: str) -> None:
-        """Of the links, which all connections lose and have again at once: one line is enough."""
+        """Report news of the links once: all connections lose and regain their links at the same time."""
         self._lines.tell(kind, text)
 
     def _tell(self, connection: Connection, text: str) -> None:
@@ -101,22 +101,22 @@ class Connections:
             self._ended.notify_all()
 
     def windows(self) -> list[int]:
-        """Of those that are open, in bytes."""
+        """Return the windows of the open connections, in bytes."""
         with self._lock:
             return [each.session.wire.party.window for each in self._open]
 
     def look(self) -> None:
-        """Tell what is to be told by now; to be called now and then."""
+        """Report what is due by now. Call it from time to time."""
         self._lines.look()
 
     def has_room(self) -> bool:
-        """Whether there may be one more connection; waits for that a while."""
+        """Return whether there is room for another connection; waits a while for it."""
         self.look()
         with self._lock:
             return self._ended.wait_for(lambda: len(self._open) < CONNECTIONS, DOOR)
 
     def lacks(self, what: str) -> None:
-        """Tell it once, and wait a while for a connection to end: then there may be what it takes."""
+        """Report a missing resource once, and wait a while for a connection to end and free it."""
         if what not in self._told:
             self._told.add(what)
             self._say(f"a connection has to wait: {what}")
@@ -130,20 +130,20 @@ class Connections:
 
     @property
     def are_open(self) -> bool:
-        """Whether there are any now."""
+        """Return whether any connection is open."""
         with self._lock:
             return bool(self._open)
 
     @property
     def is_over(self) -> bool:
-        """Whether the last connection has ended, where that is the end."""
+        """Return whether the last connection has ended and the tunnel ends with it."""
         with self._lock:
             return self._once and self._total > 0 and not self._open
 
     def status(self) -> dict[str, Any]:
-        """Ready for JSON: seconds, bytes taken and given here, connections and the links that carry them.
+        """Return the status for JSON: seconds, bytes read and written here, connections and the links that carry them.
 
-        `links` are all that are up, `cut` the connections that have none.
+        `links` counts all open links, `cut` the connections without a link.
         """
         with self._lock:
             connections = list(self._open)
@@ -163,17 +163,17 @@ class Connections:
 
     def set_rate(self, rate: int | None) -> None:
         """Raises StatepipeError."""
-        raise StatepipeError("a tunnel has no throttle", hint="QEMU's max-bandwidth is what to set")
+        raise StatepipeError("a tunnel has no throttle", hint="set QEMU's max-bandwidth instead")
 
     def judge(self) -> None:
-        """Raises PeerError if a connection broke off."""
+        """Raises PeerError if a connection failed."""
         if self._broken:
             raise PeerError(
-                f"{self._broken} of {self._total} connections broke off", hint="what is said above tells why"
+                f"{self._broken} of {self._total} connections failed", hint="see the messages above for the reasons"
             )
 
     def end(self) -> None:
-        """Break off what is open, all at once, and wait for it."""
+        """End all open connections at once, and wait for them."""
         with self._lock:
             threads = dict(self._open)
         for connection in threads:

@@ -1,12 +1,12 @@
-"""tunnel: each connection that comes in at one address goes on to another, through a session of its own.
+"""tunnel: forward each connection from one address to another, through a session of its own.
 
-One tunnel stands on each host. The near one listens at a unix socket and dials the far one; the far one listens for
-sessions and dials a unix socket. Or the near one starts a far one inside ssh, for each connection. So QEMU has `unix:`
-at both ends, for as many connections as it wants (multifd, postcopy's preempt channel, NBD), each both ways; and a link
-that breaks costs its time. Connections are made over there in the order in which they came here: QEMU takes the first
-for the migration stream itself.
+One tunnel runs on each host. The near one listens at a unix socket and connects to the far one; the far one listens
+for sessions and connects to a unix socket. Or the near one starts a far one through ssh, for each connection. So QEMU
+uses `unix:` at both ends, for any number of connections in both directions (multifd, postcopy's preempt channel, NBD),
+and a broken link only costs time. The far end makes the connections in the order in which they came in, because QEMU
+takes the first for the migration stream.
 
-What becomes of one connection (tunnel/connection.py) concerns no other, and is told in one line.
+A failed connection (tunnel/connection.py) does not affect the others, and is reported in one line.
 """
 
 from __future__ import annotations
@@ -38,13 +38,14 @@ from statepipe.tunnel.connection import Connection
 from statepipe.tunnel.connections import CONNECTIONS, DOOR, MOST_WINDOW, Connections, share
 
 STDIO = "-"
-"""FROM, where ssh:// has started us: standard input and output are the first link."""
+"""FROM, if ssh:// started this process: standard input and output are the first link."""
 
 
 @dataclass(frozen=True, slots=True)
 class TunnelRequest:
-    """Where connections come in, and where they go on to; one of the two is tls://, or ssh://. `once`: end with the
-    last. Coming in by ssh:// means one, from whoever started us inside ssh."""
+    """Where connections come in and where they are forwarded to; one of the two is tls:// or ssh://.
+
+    `once`: end with the last connection. From ssh:// there is only one, made by the process that started us."""
 
     come: Plan
     go: Plan
@@ -52,7 +53,7 @@ class TunnelRequest:
 
 
 def run_tunnel(request: TunnelRequest, say: Tell) -> None:
-    """Carry connections until a signal, or with `once` until the last has ended. Raises StatepipeError."""
+    """Forward connections until a signal, or with `once` until the last has ended. Raises StatepipeError."""
     connections = Connections(say, once=request.once)
     if request.come.address.scheme == SSH:
         _run_inside(request, connections)
@@ -72,9 +73,9 @@ def run_tunnel(request: TunnelRequest, say: Tell) -> None:
 
 
 def _near(request: TunnelRequest, listener: ListeningSocket, connections: Connections, say: Tell) -> None:
-    """Each has reached the far tunnel, or never will, before the next is taken.
+    """Accept local connections. Each reaches the far tunnel, or fails, before the next is accepted.
 
-    Raises NameLost once no other can come, and those that are there have ended.
+    Raises NameLost if no more connections can come in, after the open ones have ended.
     """
     make_dial = _dials(request.go)
     listener.settimeout(DOOR)
@@ -83,13 +84,13 @@ def _near(request: TunnelRequest, listener: ListeningSocket, connections: Connec
             _let_in(program, request.go, *make_dial(), connections)
         elif lost := name_lost(listener):
             if connections.are_open:
-                say(f"{lost}; the connections that are open go on, and then it ends")
+                say(f"{lost}; the open connections continue, then the tunnel ends")
             connections.outlast()
             raise lost
 
 
 def _dials(plan: Plan) -> Callable[[], tuple[Dial, AbstractContextManager[object]]]:
-    """What makes, for a connection, its dial and what ends that. Raises StatepipeError."""
+    """Return a function that makes a connection's dial and the context that ends it. Raises StatepipeError."""
     if plan.address.scheme == SSH:
         from statepipe.session.overssh import SshDial, times
 
@@ -108,18 +109,18 @@ def _let_in(
     session = dialled(dial, Role.TUNNELS, name, patience, links=links, window=window)
     connection = connections.open(session, ending)
     connections.launch(connection, lambda: connection.carry(program))
-    session.wait_until(lambda: session.wire.opened)  # why it was not, its connection tells
+    session.wait_until(lambda: session.wire.opened)  # if it was not, its connection reports why
 
 
 def _accepted(listener: ListeningSocket, connections: Connections) -> socket.socket | None:
-    """The next that comes within DOOR."""
+    """Return the next connection that comes in within DOOR seconds, or None."""
     if not connections.has_room():
         return None
     try:
         program, _ = listener.accept()
     except (TimeoutError, ConnectionAbortedError):
         return None
-    except OSError as error:  # no descriptor to spare, or no memory
+    except OSError as error:  # out of descriptors or memory
         connections.lacks(os.strerror(error.errno or 0))
         return None
     program.setblocking(True)
@@ -127,21 +128,21 @@ def _accepted(listener: ListeningSocket, connections: Connections) -> socket.soc
 
 
 class _Insistent:
-    """Makes links for one session. A first one that breaks in the midst of its handshake is no reason to fail QEMU; a
-    refusal is the same each time. Later ones are dialled again anyway, for as long as the session is patient."""
+    """Makes links for one session, and retries a first link that breaks during its handshake, so that QEMU's migration
+    does not fail. A refusal is not retried. The session itself retries later links, as long as its patience lasts."""
 
     def __init__(self, dial: Dial) -> None:
         self._dial, self._more = dial, ATTEMPTS - 1
 
     def __call__(self) -> Transport:
-        """Raises what the last attempt does; Stopped at once."""
+        """Return a link. Raises the error of the last attempt; Stopped at once."""
         while self._more:
             self._more -= 1
             try:
                 transport = self._dial()
             except Stopped:
                 raise
-            except PeerError:  # the last one's reason is told
+            except PeerError:  # the last attempt's error is raised
                 time.sleep(FIRST_PAUSE)
             else:
                 self._more = 0
@@ -153,7 +154,7 @@ class _Insistent:
 
 
 def _far(request: TunnelRequest, listener: ListeningSocket, connections: Connections, say: Tell) -> None:
-    """Here sessions come in."""
+    """Accept sessions from the near tunnel, and connect each to the local program."""
     turned_away, plan = Refusals(say), request.go
     patience = replace(timing(request.come), tell=connections.news)
     acceptor = Acceptor(Role.TUNNELS, patience, turned_away, again=True, many=CONNECTIONS, share=share)
@@ -165,13 +166,13 @@ def _far(request: TunnelRequest, listener: ListeningSocket, connections: Connect
 
 
 def _next(acceptor: Acceptor) -> Session | None:
-    with suppress(PeerError):  # nobody yet
+    with suppress(PeerError):  # none yet
         return acceptor.wait(DOOR)
     return None
 
 
 def _go_on(plan: Plan, connections: Connections, connection: Connection) -> None:
-    """To the program there, patiently; its refusal is the near program's."""
+    """Connect to the local program, with patience, and carry. A refusal is passed on to the near program."""
     try:
         program = connect(plan.address, plan.patience, None, insecure=plan.insecure)
     except PeerError as error:
@@ -182,9 +183,10 @@ def _go_on(plan: Plan, connections: Connections, connection: Connection) -> None
 
 
 def _run_inside(request: TunnelRequest, connections: Connections) -> None:
-    """The one connection of who started us inside ssh. Raises StatepipeError.
+    """Carry the one connection of the process that started us through ssh. Raises StatepipeError.
 
-    The program is there before the near end hears of us, which takes its next connection then: so their order holds.
+    We connect to the program before we answer the near end, which accepts its next connection after that. This keeps
+    the order of the connections.
     """
     from statepipe.transfer.insidessh import first_patience, inside, turned_away
 

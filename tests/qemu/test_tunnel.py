@@ -130,7 +130,7 @@ def test_a_stranger_gets_nowhere(tmp_path: Path, credentials: Credentials) -> No
                 connection.settimeout(60)
                 connection.connect(str(path))
                 assert everything(connection) == b""
-            near.wait_said("connection 1 was not let through: no trust between us")
+            near.wait_said("connection 1 could not be made: no trust between us")
 
 
 @pytest.mark.parametrize("words", [["tls://:1", "tls://h"], ["unix:///a", "unix:///b"], ["tcp://:1", "tls://h"]])

@@ -67,7 +67,7 @@ def test_cancel_ends_a_tunnel_with_a_stalled_reader(way: Way) -> None:
         filled(near)
         assert run_statepipe("cancel", str(way.far.pid)).returncode == 0
         assert way.far.wait() == 143
-        way.near.wait_said("connection 1 broke off: .*the tunnel was ended")
+        way.near.wait_said("connection 1 failed: .*the tunnel was ended")
         with pytest.raises(BrokenPipeError):
             near.sendall(bytes(1 << 20))
         way.near.send(signal.SIGTERM)
@@ -90,7 +90,7 @@ def test_who_leaves_while_the_other_writes_loses_nothing_of_its_own(way: Way, le
         assert everything(stays) == WHOLE
         stays.close()
         for end in (way.near, way.far):
-            end.wait_said("connection 1 broke off: .*left before it had read everything")
+            end.wait_said("connection 1 failed: .*closed its connection before it had read everything")
     way.there.unlink()
     assert echoed(way, b"another") == b"another"
     assert sum("connection" in line for line in way.near.said + way.far.said) == 2
@@ -146,7 +146,7 @@ def test_a_last_word_that_never_comes_is_told_and_waited_for_so_long(capfd: pyte
             assert (list(inlet), carried.program.recv(1)) == ([], b"")
             inlet.accept()
             assert carried.wait() is None
-            assert "has not confirmed its end within 1.5 s" in str(carried.connection.remark)
+            assert "did not confirm the end within 1.5 s" in str(carried.connection.remark)
     assert "Traceback" not in capfd.readouterr().err
 
 
@@ -187,7 +187,7 @@ def test_a_tunnel_whose_name_is_lost_ends_once_what_is_open_has(way: Way) -> Non
     """A guest on its way through it gets there; nobody is let on at a name that leads elsewhere."""
     with server(way) as listener, called(way) as connection, answered(listener) as program:
         way.here.unlink()
-        way.near.wait_said(r"its name was removed; the connections that are open go on, and then it ends$")
+        way.near.wait_said(r"its name was removed; the open connections continue, then the tunnel ends$")
         connection.sendall(WHOLE)
         connection.shutdown(socket.SHUT_WR)
         assert everything(program) == WHOLE
@@ -220,7 +220,7 @@ def refused(folder: Path, credentials: Credentials, far: Running, reason: str) -
             program.connect(str(folder / "here"))
             assert everything(program) == b""
         assert near.wait() == 5
-        near.wait_said(f"connection 1 was not let through: .*{reason}")
+        near.wait_said(f"connection 1 could not be made: .*{reason}")
         far.wait_said(f"turned away .*{reason}")
 
 

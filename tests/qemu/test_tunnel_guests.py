@@ -80,7 +80,7 @@ def test_a_postcopy_whose_network_was_gone_too_long_recovers_through_the_same_tu
         way.rail.faults.clear.clear()
         way.rail.cut()
         for end in (way.near, way.far):
-            end.wait_said("connection 1 broke off: no link to .* for 1 s")
+            end.wait_said("connection 1 failed: no link to .* for 1 s")
         wait_paused(source, target)
         way.rail.faults.clear.set()
         recover(source, target, way)

@@ -70,7 +70,7 @@ def test_nobody_there_is_the_program_s_failure(tmp_path: Path, host: Host) -> No
             assert everything(program) == b""
         assert near.wait() == 5
         near.wait_said("cannot connect to unix://.*/there: No such file or directory")  # the far end's own words
-        near.wait_said("connection 1 was not let through: statepipe on 127.0.0.1 ended with status 5")
+        near.wait_said("connection 1 could not be made: statepipe on 127.0.0.1 ended with status 5")
 
 
 @pytest.mark.parametrize(

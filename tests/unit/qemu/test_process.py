@@ -203,7 +203,7 @@ def test_an_end_that_was_told_to_another_is_an_error() -> None:
     """Some library in this process may wait for any child."""
     process = Process(["true"], {})
     os.waitpid(process.pid, 0)
-    with pytest.raises(StatepipeError, match="true has ended, and it is not known how"):
+    with pytest.raises(StatepipeError, match="the exit status of true is unknown"):
         process.status()
     process.reap()
     assert process.has_ended()
