@@ -102,7 +102,7 @@ class _Member:
         if len(self._ends) < 8:
             return
         if int.from_bytes(self._ends[:4], "little") != self._crc:
-            raise Corrupt("its checksum is another")
+            raise Corrupt("checksum mismatch")
         if int.from_bytes(self._ends[4:8], "little") != self._size & 0xFFFFFFFF:
             raise Corrupt("its size is another")
         self.eof, self.unused_data = True, bytes(self._ends[8:])
@@ -151,7 +151,7 @@ def _checked_length(data: bytearray, length: int) -> int | None:
     if len(data) < length + 2:
         return None
     if zlib.crc32(data[:length]) & 0xFFFF != int.from_bytes(data[length : length + 2], "little"):
-        raise Corrupt("its header's checksum is another")
+        raise Corrupt("checksum mismatch in its header")
     return length + 2
 
 

@@ -198,5 +198,5 @@ class _Frames:
             what = f"the lz4 frame that begins at byte {begin.offset} holds {self._size} bytes, not the"
             raise IntegrityError(f"{what} {begin.content_size} it declares", offset=end.offset)
         if end.checksum is not None and self._digest.intdigest() != end.checksum:
-            what = f"the lz4 frame that begins at byte {begin.offset} is corrupt: its checksum is another"
+            what = f"the lz4 frame that begins at byte {begin.offset} is corrupt: checksum mismatch"
             raise IntegrityError(what, offset=end.offset)

@@ -156,7 +156,7 @@ HOSTILE = {
     "a block checksum": (head(0x70) + block(b"abc", RAW | 3) + bytes(4), "is corrupt"),
     "more than is declared": (head(0x68, more=bytes(8)) + block(b"abc", RAW | 3), "more than the 0 bytes"),
     "less than is declared": (head(0x68, more=b"\4" + bytes(7)) + block(b"abc", RAW | 3) + bytes(4), "3 bytes, not"),
-    "an older block that is too large": (LEGACY_MAGIC.to_bytes(4, "little") + block(b"", 9 << 20), "too many"),
+    "an older block that is too large": (LEGACY_MAGIC.to_bytes(4, "little") + block(b"", 9 << 20), "above the limit"),
     "trailing garbage": (framed(b"x") + b"garbage", "trailing garbage"),
     "zeros": (framed(b"x") + bytes(8), "trailing garbage"),
 }
