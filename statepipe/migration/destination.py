@@ -20,7 +20,7 @@ from statepipe.migration.coordinator import ENDS, Coordinator
 from statepipe.migration.peer import Message, Peer
 from statepipe.pipeline.pipeline import NamedStage, Pipeline
 from statepipe.qemu.monitor import Monitor
-from statepipe.recovery.handover import Action, Destination, Event, destination
+from statepipe.recovery.handover import Action, Destination, Event, Side
 from statepipe.recovery.journal import Journal
 from statepipe.shapes import told
 
@@ -42,8 +42,8 @@ class _GaveUp(QemuError):
 
 
 class Arrival(Coordinator):
-    """Runs the destination's half. `words` undo the source's stages; `end` ends QEMU and returns when it has ended;
-    `runs` says whether the guest is to run once it is here."""
+    """Runs the destination's half; `side` has reached INCOMING. `words` undo the source's stages; `end` ends QEMU and
+    returns when it has ended; `runs` says whether the guest is to run once it is here."""
 
     def __init__(
         self,
@@ -53,11 +53,12 @@ class Arrival(Coordinator):
         journal: Journal,
         end: Callable[[], None],
         *,
+        side: Side[Destination],
         runs: bool,
         speech: Speech | None = None,
         say: Callable[[str], object] = lambda text: None,
     ) -> None:
-        super().__init__(destination(), monitor, peer, journal, say)
+        super().__init__(side, monitor, peer, journal, say)
         self.ran = False  # it was seen to run although nobody had let it
         self._end, self._speech = end, speech or Speech()
         self._reason = ""  # QEMU's, by its monitor

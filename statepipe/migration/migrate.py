@@ -30,7 +30,7 @@ from statepipe.qemu.process import demand_equal
 from statepipe.qemu.runstates import LIVE, MOVABLE, RUNNING
 from statepipe.qemu.settings import adjust, are_restored, put_back
 from statepipe.recovery.guardian import Command, Guardian
-from statepipe.recovery.handover import Source
+from statepipe.recovery.handover import Side, Source
 from statepipe.recovery.journal import Journal, Listener
 from statepipe.recovery.resolve import demand_unsent, how_to_decide
 from statepipe.recovery.undoing import process_of, settle
@@ -107,7 +107,7 @@ def _move(
         _unmoved() as unmoved,
         called(request.plan, _far_words(monitor, request.plan, request.remote_qemu)) as peer,
     ):
-        offer, state = _agree(request, monitor, peer, warn)
+        offer, state, side = _agree(request, monitor, peer, warn)
         steps = _Steps()
         where = f"the guest {'runs' if state == RUNNING else f'is {state}'} at {peer.name}"
         facts = {"side": "source", "peer": peer.name, "guest": offer.facts["guest"]}
@@ -119,7 +119,7 @@ def _move(
             noted = before
             facts = {"qmp": request.qmp, "runs": offer.runs, "was": state, "before": before}
             process = process_of(monitor)
-            guardian.note({"state": Source.PRECOPY.name} | facts, {} if process is None else {"pidfd": process})
+            guardian.note({"state": side.state.name} | facts, {} if process is None else {"pidfd": process})
             if process is not None:
                 os.close(process)
 
@@ -130,7 +130,7 @@ def _move(
             put_back(monitor, adjust(monitor, _capabilities(request), request.parameters, known=known)),
         ):
             departure = Departure(
-                monitor, peer, request.plan.words, journal, was=state, limits=request.limits, say=warn
+                monitor, peer, request.plan.words, journal, side=side, was=state, limits=request.limits, say=warn
             )
             unmoved.is_over = True
             _go(departure, request, guardian)
@@ -187,13 +187,15 @@ def _far_words(monitor: Monitor, plan: Plan, remote: Sequence[str] | None) -> li
     return [*words, "--chdir", process.folder, "--", process.program, *anew(process.command)[1:]]
 
 
-def _agree(request: MigrateRequest, monitor: Monitor, peer: Peer, warn: Tell) -> tuple[Offer, str]:
-    """Both sides look at each other, and are content; with the guest's run state. Raises StatepipeError."""
+def _agree(request: MigrateRequest, monitor: Monitor, peer: Peer, warn: Tell) -> tuple[Offer, str, Side[Source]]:
+    """Compare both hosts, then begin: the offer, the guest's run state, the source from then on.
+
+    Raises StatepipeError.
+    """
     state = movable(monitor, request.qmp)
     offer = Offer(MIGRATE, gather(monitor), request.undo, state in LIVE)
     _judge(compare(offer.facts, offer.make(peer)), warn, force=request.force)
-    begin(peer)
-    return offer, state
+    return offer, state, begin(peer)
 
 
 def movable(monitor: Monitor, qmp: str) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 from statepipe.errors import PeerError
 from statepipe.migration.peer import Message, Peer
 from statepipe.qemu.facts import FACTS
-from statepipe.recovery.handover import Action, Destination, Event, Source
+from statepipe.recovery.handover import Action, Destination, Event, Side, Source, destination, source
 from statepipe.session.messages import MAX_MESSAGE
 from statepipe.shapes import Misshapen, Shape, check, fields, flag, just, many, maybe, one_of, text, told
 
@@ -99,32 +99,48 @@ class Offer:
         return facts
 
 
-def offered(peer: Peer) -> Offer:
-    """What the caller wants. Raises PeerError for what is no offer, and if none comes within OFFER_TIME."""
+def begin(peer: Peer) -> Side[Source]:
+    """Tell the other host, whose answer was compared, that the guest begins to move; the source from then on.
+
+    Raises PeerError.
+    """
+    side = source()
+    for action in side.hear(Event.ANSWER):
+        assert action is Action.SEND_BEGIN
+        peer.tell({"begin": True})
+    return side
+
+
+def offered(peer: Peer) -> tuple[Offer, Side[Destination]]:
+    """The caller's offer, and the destination from then on: QEMU is to wait, then `answer`.
+
+    Raises PeerError if the message is not an offer, or if none comes within OFFER_TIME.
+    """
+    side = destination()
     message = _heard(peer, OFFER, "an offer of a guest", OFFER_TIME)
-    return Offer(message["offer"], message["facts"], tuple(message["undo"]), message["runs"])
+    actions = side.hear(Event.OFFER)
+    assert actions == (Action.SEND_ANSWER,)
+    return Offer(message["offer"], message["facts"], tuple(message["undo"]), message["runs"]), side
 
 
-def answer(peer: Peer, facts: dict[str, Any]) -> None:
-    """Answer an offer with the facts of this side. Raises PeerError."""
-    peer.tell({"facts": facts})
+def answer(peer: Peer, facts: Mapping[str, Any]) -> None:
+    """Tell the caller what this host has; its QEMU waits for the guest. Raises PeerError."""
+    peer.tell({"facts": dict(facts)})
 
 
-def begin(peer: Peer) -> None:
-    """Say that the guest comes. Raises PeerError."""
-    peer.tell({"begin": True})
+def begun(peer: Peer, offer: Offer, side: Side[Destination]) -> bool:
+    """Whether the caller begins to move its guest; False if it leaves. `side` follows.
 
-
-def begun(peer: Peer, offer: Offer) -> bool:
-    """Whether who has made the offer begins, rather than to leave. Raises PeerError for anything else, and if nothing
-    comes within BEGIN_TIME."""
+    Raises PeerError for any other message, and if nothing comes within BEGIN_TIME.
+    """
     if (message := peer.hear(BEGIN_TIME)) is None:
+        side.hear(Event.LOST)
         return False
-    _checked(peer.name, message, BEGIN, "the word to begin")
+    _checked(peer.name, message, BEGIN, "the message to begin")
     if offer.purpose == CHECK:
-        raise PeerError(
-            f"{peer.name} announced a check but started a migration", hint="update both hosts to the same version"
-        )
+        hint = "update both hosts to the same version of statepipe"
+        raise PeerError(f"{peer.name} announced a check but started a migration", hint=hint)
+    side.hear(Event.BEGIN)
     return True
 
 

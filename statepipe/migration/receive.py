@@ -37,7 +37,7 @@ from statepipe.qemu.process import Child, wait_for_one
 from statepipe.qemu.settings import made_ready, restored
 from statepipe.qemu.view import View
 from statepipe.recovery.guardian import Command, Guardian
-from statepipe.recovery.handover import Destination
+from statepipe.recovery.handover import Destination, Side
 from statepipe.recovery.journal import Journal, Listener
 from statepipe.session.options import Plan
 from statepipe.telling import Tell
@@ -133,7 +133,7 @@ class Host:
         """By the guardian, should we be killed before there is anything else to do about it: nobody else knows it."""
         pidfd = hold(pid)
         try:
-            facts = {"state": Destination.INCOMING.name, "pid": pid, "qmp": None, "runs": False}
+            facts = {"state": Destination.ANSWERING.name, "pid": pid, "qmp": None, "runs": False}
             self._guardian.note(facts, {"pidfd": pidfd})
         finally:
             os.close(pidfd)
@@ -302,10 +302,10 @@ class _Reception:
             try:
                 with Guardian(self._guard) as guardian, self._next_peer() as peer:
                     self._is_visited = True
-                    offer = offered(peer)  # before it, there is no reason to start a QEMU
+                    offer, side = offered(peer)  # before it, there is no reason to start a QEMU
                     self.has_offer = True
                     with Host(self._request, offer, self._say, guardian) as host:
-                        if self._take(offer, peer, host, guardian):
+                        if self._take(offer, side, peer, host, guardian):
                             return host.child
             except PeerError as error:
                 if not again or self.has_offer or not self._is_visited:
@@ -314,11 +314,11 @@ class _Reception:
             if not again:
                 return None
 
-    def _take(self, offer: Offer, peer: Peer, host: Host, guardian: Guardian) -> bool:
+    def _take(self, offer: Offer, side: Side[Destination], peer: Peer, host: Host, guardian: Guardian) -> bool:
         """Whether there is a guest now; there is none for who only asked."""
         host.monitor.demand_waiting()
         answer(peer, gather(host.monitor, offer.disks, host.own))
-        if not begun(peer, offer):
+        if not begun(peer, offer, side):
             peer.farewell()
             self._say(f"{peer.name} has looked whether its guest could come")
             return False
@@ -333,6 +333,7 @@ class _Reception:
                 words,
                 journal,
                 host.end,
+                side=side,
                 runs=offer.runs,
                 speech=Speech(host.last_words, host.where_it_spoke, is_ours=host.child is not None),
                 say=self._say,
@@ -370,7 +371,7 @@ def _state(monitor: Monitor, offer: Offer) -> str:
 
 def _arrive(arrival: Arrival, host: Host, guardian: Guardian) -> None:
     """Raises what prevented it."""
-    guardian.note({"state": Destination.INCOMING.name})
+    guardian.note({"state": arrival.side.state.name})
     host.let_go()
     with at_work(arrival):
         state = arrival.run()

@@ -25,7 +25,7 @@ from statepipe.qemu.guest import demand_cont
 from statepipe.qemu.monitor import Monitor
 from statepipe.qemu.pace import Pace
 from statepipe.qemu.runstates import LIVE, SENT
-from statepipe.recovery.handover import SWITCHOVER, Action, Event, Source, source
+from statepipe.recovery.handover import SWITCHOVER, Action, Event, Side, Source
 from statepipe.recovery.journal import Journal
 from statepipe.stages.watch import watch
 from statepipe.state.saving import IDLE
@@ -59,8 +59,8 @@ class Limits:
 
 
 class Departure(Coordinator):
-    """Runs the source's half. The capabilities are the caller's to set; `words` see the plain stream; `was` is the run
-    state of the guest, which it is to have wherever it ends up."""
+    """Runs the source's half; `side` has reached PRECOPY. The capabilities are the caller's to
+    set; `words` see the plain stream; `was` is the guest's run state, which it is to have wherever it ends up."""
 
     def __init__(
         self,
@@ -69,11 +69,12 @@ class Departure(Coordinator):
         words: Sequence[NamedStage],
         journal: Journal,
         *,
+        side: Side[Source],
         was: str,
         limits: Limits | None = None,
         say: Callable[[str], object] = lambda text: None,
     ) -> None:
-        super().__init__(source(), monitor, peer, journal, say)
+        super().__init__(side, monitor, peer, journal, say)
         self.stream = QemuStream()
         self.stranded: QemuError | None = None  # why a guest that stayed here does not run
         self.stopped: float | None = None  # when it was told to stop before its time (time.monotonic)

@@ -242,7 +242,7 @@ def recover_destination(known: Known, tell: Tell) -> str:
     """
     state = Destination[known["state"]]
     actions = recovery(state)
-    if Action.END in actions:
+    if Action.END in actions or Action.END_OURS in actions:
         return _end(known)
     if Action.START in actions:
         return _start(known, tell) if known["runs"] else "the guest is here and does not run, as before"

@@ -1,6 +1,9 @@
 """The two phases of a migration, as two tables: which side's guest runs, whatever fails. No I/O, no clock.
 
     source                                     destination
+    OFFERING    OFFER            ------------>  EXPECTING   its QEMU starts
+                                 <------------  ANSWER, ANSWERING
+                BEGIN            ------------>  INCOMING
     PRECOPY     QEMU stops at pre-switchover
     ASKED       ASK              ------------>  INCOMING   every stage is asked
                                  <------------  READY
@@ -8,6 +11,9 @@
     HANDED      QEMU `completed` <------------  ACCEPTED   WAITING
     COMMITTED   GO               ------------>             STARTING: cont
     MOVED                        <------------  RUNNING    RUNS
+
+Until BEGIN the hosts only compare what they have (migration/negotiation.py): whatever fails then, the guest was not
+touched. A `check` leaves instead of beginning.
 
 One rule carries the rest: the destination runs only after GO, and the source never runs once GO has left. So before
 GO any failure ends with the guest on the source; after it, with the guest on the destination, unless that one says
@@ -33,6 +39,9 @@ from typing import Generic, TypeVar
 class Event(enum.Enum):
     """What a side hears: of its own QEMU, of the other side, of the link, of its user."""
 
+    OFFER = "the source tells what it has, and what it wants"
+    ANSWER = "the destination tells what it has; its QEMU waits for the guest"
+    BEGIN = "the source has compared the two, and begins"
     PRE_SWITCHOVER = "QEMU has stopped the guest and waits"
     COMPLETED = "QEMU says completed, and all is verified where it arrived"
     FAILED = "QEMU says failed or cancelled, or refused"
@@ -58,6 +67,9 @@ class Event(enum.Enum):
 class Action(enum.Enum):
     """What a side is to do, in the order given. What QEMU is told here, it answers when it likes: with an event."""
 
+    SEND_ANSWER = "tell the source what this host has, once QEMU here waits for the guest"
+    SEND_BEGIN = "tell the destination that the guest begins to move"
+    END_OURS = "end the QEMU that we started for this guest; a QEMU that was there before waits on"
     SEND_ASK = "ask the destination"
     CONTINUE = "migrate-continue"
     CANCEL = "migrate_cancel"
@@ -76,6 +88,8 @@ class Action(enum.Enum):
 class Source(enum.Enum):
     """Where the source is."""
 
+    OFFERING = "the hosts compare what they have; the guest is not touched"
+    UNTOUCHED = "the migration did not begin; the guest was not touched"
     PRECOPY = "the guest runs here and its memory is on its way"
     ASKED = "the guest stands still, the destination is asked"
     HANDING = "the last bytes are on their way"
@@ -95,6 +109,9 @@ class Source(enum.Enum):
 class Destination(enum.Enum):
     """Where the destination is."""
 
+    EXPECTING = "no guest was offered yet"
+    ANSWERING = "QEMU here waits, and the source compares what the hosts have"
+    DECLINED = "the migration did not begin; no QEMU that we started is left"
     INCOMING = "the guest's memory arrives"
     WAITING = "the whole guest is here, paused"
     STARTING = "the guest is told to run"
@@ -115,7 +132,11 @@ _UNDO = {
 _DEAF = {E.MUTE: (S.UNANSWERED, (A.SEND_ABORT,))}
 _DIED = _DEAF | {E.GONE: (S.DEAD, (A.SEND_ABORT,))}
 
+_NOT_BEGUN = dict.fromkeys((E.REFUSED, E.LOST, E.CANCEL, E.FAILED, E.MUTE, E.OVERDUE, E.BROKEN), (S.UNTOUCHED, ()))
+
 SOURCE: Mapping[Source, Mapping[Event, tuple[Source, tuple[Action, ...]]]] = {
+    S.OFFERING: {**_NOT_BEGUN, E.GONE: (S.DEAD, ()), E.ANSWER: (S.PRECOPY, (A.SEND_BEGIN,))},
+    S.UNTOUCHED: {},
     S.PRECOPY: _UNDO | _DIED | {E.PRE_SWITCHOVER: (S.ASKED, (A.SEND_ASK,))},
     S.ASKED: _UNDO | _DIED | {E.READY: (S.HANDING, (A.CONTINUE,))},
     S.HANDING: {
@@ -177,7 +198,12 @@ SOURCE: Mapping[Source, Mapping[Event, tuple[Source, tuple[Action, ...]]]] = {
 
 _GIVE_UP = dict.fromkeys((E.FAILED, E.GONE, E.MUTE, E.CANCEL, E.ABORT, E.LOST), (D.ENDING, (A.END,)))
 
+_DECLINE = dict.fromkeys((E.FAILED, E.GONE, E.MUTE, E.CANCEL, E.ABORT, E.LOST, E.OVERDUE), (D.DECLINED, (A.END_OURS,)))
+
 DESTINATION: Mapping[Destination, Mapping[Event, tuple[Destination, tuple[Action, ...]]]] = {
+    D.EXPECTING: _DECLINE | {E.OFFER: (D.ANSWERING, (A.SEND_ANSWER,))},
+    D.ANSWERING: _DECLINE | {E.BEGIN: (D.INCOMING, ())},
+    D.DECLINED: {},
     D.INCOMING: {
         **_GIVE_UP,
         E.ASK: (D.INCOMING, (A.SEND_READY,)),
@@ -243,21 +269,23 @@ class Side(Generic[State]):
 
 
 def source() -> Side[Source]:
-    """The source of a migration that has just begun."""
-    return Side(Source.PRECOPY, SOURCE)
+    """The source of a migration that has not begun: the hosts are about to compare what they have."""
+    return Side(Source.OFFERING, SOURCE)
 
 
 def destination() -> Side[Destination]:
-    """The destination of a migration that has just begun."""
-    return Side(Destination.INCOMING, DESTINATION)
+    """The destination of a migration that has not begun: no guest was offered yet."""
+    return Side(Destination.EXPECTING, DESTINATION)
 
 
 _UNDONE = (A.CANCEL, A.RESUME)
 
 RECOVERY: Mapping[Source | Destination, tuple[Action, ...]] = {
+    **dict.fromkeys((S.OFFERING, S.UNTOUCHED), ()),
     **dict.fromkeys((S.PRECOPY, S.ASKED, S.HANDING, S.ACCEPTED, S.HANDED, S.ORPHANED), _UNDONE),
     **dict.fromkeys((S.CANCELLING, S.RESUMING, S.KEPT, S.UNANSWERED), _UNDONE),
     **dict.fromkeys((S.COMMITTED, S.MOVED, S.UNDECIDED, S.DEAD), ()),
+    **dict.fromkeys((D.EXPECTING, D.ANSWERING, D.DECLINED), (A.END_OURS,)),
     **dict.fromkeys((D.INCOMING, D.WAITING, D.ENDING, D.ENDED, D.UNENDED), (A.END,)),
     D.STARTING: (A.START,),
     **dict.fromkeys((D.RUNS, D.UNSURE), ()),

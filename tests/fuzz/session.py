@@ -16,7 +16,7 @@ from statepipe.migration.peer import CHANNELS, Peer
 from statepipe.qemu.compare import as_rows, compare, worst
 from statepipe.qemu.images import Image, Images
 from statepipe.qemu.shared import disk_facts
-from statepipe.recovery.handover import Destination, Source
+from statepipe.recovery.handover import Destination, Event, Side, Source, destination
 from statepipe.session.links import Acceptor, dialled
 from statepipe.session.messages import MESSAGES
 from statepipe.session.protocol.admission import Doorkeeper, Party, Secrets, refuse
@@ -188,13 +188,20 @@ def hearing(data: bytes) -> Iterator[Peer]:
         speaker.join()
 
 
+def answering() -> Side[Destination]:
+    """A destination that has had its offer."""
+    side = destination()
+    side.hear(Event.OFFER)
+    return side
+
+
 def hear_messages(data: bytes) -> None:
     """Offers, answers and steps, each taken for all it may be."""
     with hearing(data) as peer:
         while (message := peer.hear()) is not None:
             looks: list[Callable[[], object]] = [
                 lambda: offered(_said(message)),
-                lambda: begun(_said(message), Offer(MIGRATE, FACTS)),
+                lambda: begun(_said(message), Offer(MIGRATE, FACTS), answering()),
                 *(partial(step_of, message, side) for side in (Source, Destination)),
             ]
             for look in looks:
@@ -253,7 +260,7 @@ def make_answer(random: Random) -> bytes:
 def weigh_offers(data: bytes) -> None:
     """Facts of a caller that `receive` looks at."""
     if (message := _parsed(data)) is not None:
-        offer = offered(_said(message))
+        offer, _ = offered(_said(message))
         json.dumps(disk_facts(Images((Image("/srv/disk.qcow2", "file"),)), offer.disks))
         json.dumps({"guest": offer.facts["guest"]})
 

@@ -20,6 +20,8 @@ from statepipe.migration.source import Departure
 from statepipe.pipeline.signals import as_exceptions
 from statepipe.qemu.monitor import Monitor
 from statepipe.recovery.handover import Destination, Event, Source
+from statepipe.recovery.handover import destination as destination_side
+from statepipe.recovery.handover import source as source_side
 from statepipe.recovery.journal import Journal
 from statepipe.session.session import Timing
 from tests.guest import parse_ticks, write_image
@@ -45,10 +47,14 @@ class Pair:
         self.monitors = [Monitor(guest.socket) for guest in (source, target)]
         prepare(self.monitors[0], DEPARTING, downtime_limit=2000)
         prepare(self.monitors[1], ARRIVING)
+        departing, arriving = source_side(), destination_side()
+        departing.hear(Event.ANSWER)  # the hosts have agreed
+        for event in (Event.OFFER, Event.BEGIN):
+            arriving.hear(event)
         journal = Journal(None, {}, (self._note,))
-        self.departure = Departure(self.monitors[0], ends[0], [], journal, was="running")
+        self.departure = Departure(self.monitors[0], ends[0], [], journal, side=departing, was="running")
         there = Journal(None, {}, (self._note_there,))
-        self.arrival = Arrival(self.monitors[1], ends[1], [], there, self._end, runs=True)
+        self.arrival = Arrival(self.monitors[1], ends[1], [], there, self._end, side=arriving, runs=True)
 
     def _note(self, facts: dict[str, Any]) -> None:
         if "state" in facts:

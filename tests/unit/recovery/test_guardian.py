@@ -52,7 +52,9 @@ def run(pid: int, *steps: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "steps", [("WAITING", "fail"), ("large", "INCOMING", "fail"), ("WAITING", "ENDED", "fail")], ids=" ".join
+    "steps",
+    [("ANSWERING", "fail"), ("WAITING", "fail"), ("large", "INCOMING", "fail"), ("WAITING", "ENDED", "fail")],
+    ids=" ".join,
 )
 def test_it_acts_where_statepipe_broke_off(sleeper: subprocess.Popen[bytes], steps: tuple[str, ...]) -> None:
     """However much the other host had to say of its guest."""

@@ -27,24 +27,28 @@ from statepipe.recovery.handover import (
     recovery,
 )
 
+OUT = {**STEPS, Action.SEND_ANSWER: Event.ANSWER, Action.SEND_BEGIN: Event.BEGIN}
+"""What the other side hears when an action sends: the steps, and what comes before them."""
+
 
 class World(NamedTuple):
     """Both hosts.
 
     `qemu`, the source's: "paused" is pre-switchover, "handed" postmigrate, "cancelled" is told to undo it, "resuming"
-    told to run. `other`, the destination's: "loaded" is paused with the whole guest, "starting" told to run, "dying"
-    told to end. `ran`: the guest has run there. `mute`: whose monitor is no more. `signalled`: who is to end.
+    told to run. `other`, the destination's: "none" is not started, "loaded" paused with the whole guest, "starting"
+    told to run, "dying" told to end. `ran`: the guest has run there. `mute`: whose monitor is no more. `signalled`: who
+    is to end.
     """
 
-    source: Source | None = Source.PRECOPY
-    target: Destination | None = Destination.INCOMING
+    source: Source | None = Source.OFFERING
+    target: Destination | None = Destination.EXPECTING
     qemu: str = "runs"
-    other: str = "incoming"
+    other: str = "none"
     ran: bool = False
     sent: bool = False
-    to_target: tuple[Event, ...] = ()
+    to_target: tuple[Event, ...] = (Event.OFFER,)
     to_source: tuple[Event, ...] = ()
-    journal: Source = Source.PRECOPY
+    journal: Source = Source.OFFERING
     torn: bool = False
     broken: bool = False
     lost: tuple[bool, bool] = (False, False)
@@ -69,9 +73,9 @@ def tell_source(world: World, event: Event) -> World:
 
 def act_on_source(world: World, action: Action) -> World:
     """QEMU has the command; what it makes of it comes later."""
-    if action in STEPS:
+    if action in OUT:
         silent = world.torn or world.source is None
-        return world if silent else replace(world, to_target=(*world.to_target, STEPS[action]))
+        return world if silent else replace(world, to_target=(*world.to_target, OUT[action]))
     if action is Action.CONTINUE and world.qemu == "paused":
         return replace(world, qemu="handing")
     if action is Action.CANCEL and world.qemu in ("runs", "paused"):
@@ -90,8 +94,10 @@ def tell_target(world: World, event: Event) -> World:
     actions = side.hear(event)
     world = replace(world, target=side.state)
     for action in actions:
-        if action in STEPS:
-            world = world if world.torn else replace(world, to_source=(*world.to_source, STEPS[action]))
+        if action is Action.SEND_ANSWER and world.other == "none":
+            world = replace(world, other="incoming")
+        if action in OUT:
+            world = world if world.torn else replace(world, to_source=(*world.to_source, OUT[action]))
         else:
             world = act_on_target(world, action)
     return world
@@ -100,7 +106,7 @@ def tell_target(world: World, event: Event) -> World:
 def act_on_target(world: World, action: Action) -> World:
     if action is Action.START and world.other == "loaded":
         return replace(world, other="starting")
-    if action is Action.END and world.other != "dead":
+    if action in (Action.END, Action.END_OURS) and world.other not in ("dead", "none"):
         return replace(world, other="dying")
     return world
 
@@ -328,12 +334,26 @@ def test_the_way_without_faults_ends_on_the_destination(worlds: set[World]) -> N
 
 def test_what_one_side_sends_the_other_knows() -> None:
     heard = {event for table in (SOURCE, DESTINATION) for row in table.values() for event in row}
-    assert set(STEPS.values()) <= heard
+    assert set(OUT.values()) <= heard
 
 
 def test_every_state_is_reached(worlds: set[World]) -> None:
     assert {world.source for world in worlds} - {None} == set(Source)
     assert {world.target for world in worlds} - {None} == set(Destination)
+
+
+def test_before_it_begins_nothing_can_touch_the_guest(worlds: set[World]) -> None:
+    for world in worlds:
+        if world.source in (Source.OFFERING, Source.UNTOUCHED):
+            assert world.qemu in ("runs", "dead") and not world.sent and not world.ran, world
+
+
+def test_a_check_leaves_its_guest_and_no_qemu(worlds: set[World]) -> None:
+    """It leaves where a migration begins: to the tables, a source that was cancelled."""
+    for world in at_rest(worlds):
+        if world.source is Source.UNTOUCHED and world.target is not None:
+            assert world.target is Destination.DECLINED and world.other in ("none", "dead"), world
+    assert any(world.source is Source.UNTOUCHED and world.target is Destination.DECLINED for world in at_rest(worlds))
 
 
 def test_from_go_on_a_signal_takes_nothing_back() -> None:
@@ -347,7 +367,9 @@ def test_each_state_has_its_recovery() -> None:
 
 @pytest.mark.parametrize("state", Source)
 def test_recovery_never_runs_a_guest_that_was_given_away(state: Source) -> None:
-    assert (recovery(state) == ()) == (state in (Source.MOVED, Source.COMMITTED, Source.UNDECIDED, Source.DEAD))
+    nothing_to_undo = (Source.OFFERING, Source.UNTOUCHED)
+    given_away = (Source.MOVED, Source.COMMITTED, Source.UNDECIDED, Source.DEAD)
+    assert (recovery(state) == ()) == (state in (*nothing_to_undo, *given_away))
 
 
 @pytest.mark.parametrize("state", Destination)
