@@ -76,7 +76,7 @@ VISITS: dict[Callable[[Peer], None], str] = {
     offers_bare_disks: f"facts.disks is a list, where a list of at most {DISKS} is expected",
     offers_odd_facts: "is not an offer of a guest: facts.guest is a list",
     offers_what_is_no_text: "is not an offer of a guest",
-    begins_with_another_offer: "is not the word to begin",
+    begins_with_another_offer: "is not the message to begin",
     comes_when_it_was_to_ask: "announced a check but started a migration",
 }
 
