@@ -49,12 +49,15 @@ class Raw(bytes):
 
 class QmpServer:
     """`answers` by command, of qom-get by property too; a value may be a function that waits. What is in `takes`
-    hears the arguments. `heard` has each command that came."""
+    hears the arguments. `heard` has each command that came, `fds` the descriptors that were handed over; `identity` is
+    the id of the last command."""
 
     def __init__(self, path: str, greeting: Any) -> None:
         self.path, self.answers = path, dict(ANSWERS)
         self.takes: dict[str, Callable[[dict[str, Any]], Any]] = {}
         self.heard: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.fds: list[int] = []
+        self.identity = ""
         self._greeting = greeting
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(path)
@@ -72,6 +75,32 @@ class QmpServer:
             thread.join()
         for each in (self._listener, *self._peers):
             each.close()
+        for fd in self.fds:
+            os.close(fd)
+
+    def breaks_off(self) -> Any:
+        """An answer in whose place the connection ends."""
+        raise OSError
+
+    def event(self, status: str) -> None:
+        """Each client hears of a state of the migration."""
+        message = {"event": "MIGRATION", "data": {"status": status}, "timestamp": {"seconds": 1, "microseconds": 2}}
+        for peer in self._peers:
+            self._say(peer, message)
+
+    def migrates(self, work: Callable[[socket.socket], None], command: str = "migrate") -> None:
+        """From now on such a command has `work` done beside, with the descriptor that was handed over last."""
+
+        def take(arguments: dict[str, Any]) -> dict[str, Any]:
+            def run() -> None:
+                with socket.socket(fileno=self.fds.pop()) as theirs:
+                    work(theirs)
+
+            self._threads.append(threading.Thread(target=run))
+            self._threads[-1].start()
+            return {}
+
+        self.takes[command] = take
 
     def commands(self) -> list[str]:
         """Each command that has come since this was asked before."""
@@ -87,22 +116,33 @@ class QmpServer:
             while True:
                 peer = self._listener.accept()[0]
                 self._peers.append(peer)
-                self._threads.append(threading.Thread(target=self._serve, args=(peer,)))
+                self._threads.append(threading.Thread(target=self.serve, args=(peer,)))
                 self._threads[-1].start()
 
-    def _serve(self, peer: socket.socket) -> None:
-        with suppress(OSError), peer.makefile("rb") as lines:
-            self._say(peer, self._greeting)
-            buffer = b""
-            while data := lines.read1(65536):
-                buffer += data.lstrip(b" ") if not buffer else data
-                with suppress(ValueError):
-                    request = json.loads(buffer)
-                    buffer = b""
-                    self._answer(peer, request)
+    def serve(self, peer: socket.socket) -> None:
+        """A client that is connected, until it leaves."""
+        with suppress(OSError):
+            self._converse(peer)
+        with suppress(OSError):
+            peer.shutdown(socket.SHUT_RDWR)
+
+    def _converse(self, peer: socket.socket) -> None:
+        """Raises OSError, as an answer may that breaks it off."""
+        self._say(peer, self._greeting)
+        buffer = b""
+        while True:
+            data, fds, _, _ = socket.recv_fds(peer, 65536, 4)
+            self.fds += fds
+            if not data:
+                return
+            buffer += data.lstrip(b" ") if not buffer else data
+            with suppress(ValueError):
+                request = json.loads(buffer)
+                buffer = b""
+                self._answer(peer, request)
 
     def _answer(self, peer: socket.socket, request: dict[str, Any]) -> None:
-        command = request["execute"]
+        command, self.identity = request["execute"], str(request.get("id"))
         key = f"{command} {request['arguments']['property']}" if command == "qom-get" else command
         answer = self.takes[key](request["arguments"]) if key in self.takes else self.answers.get(key, {})
         self.heard.put(command)

@@ -33,7 +33,7 @@ from statepipe.qemu.facts import Own, gather
 from statepipe.qemu.lastwords import Overheard
 from statepipe.qemu.monitor import Monitor
 from statepipe.qemu.places import clashes, for_a_look, seen
-from statepipe.qemu.process import Child, wait_for_one
+from statepipe.qemu.process import Child, owner, wait_for_one
 from statepipe.qemu.settings import made_ready, restored
 from statepipe.qemu.view import View
 from statepipe.recovery.guardian import Command, Guardian
@@ -91,7 +91,8 @@ class Host:
         try:
             self.monitor = self._connect()
             self._pidfd = self._process()
-            self._overheard = Overheard(self.monitor.pid)
+            pid = 0 if self.child else self.monitor.pid  # what one of ours says, we hear by its pipe or its log
+            self._overheard = Overheard(pid, owner(pid))
         except BaseException as error:
             if self.child is not None:
                 with held():

@@ -36,8 +36,11 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def ignore() -> None:
-    """From now on ending signals come to nothing: it is over, and what is left is to put things in order or to tell."""
-    for each in ENDING:
+    """From now on ending signals come to nothing: it is over, and what is left is to put things in order or to tell.
+
+    Outside of `as_exceptions`, where the signals are somebody else's, this does nothing.
+    """
+    for each in _HEARD:
         signal.signal(each, signal.SIG_IGN)
 
 

@@ -16,7 +16,7 @@ from contextlib import suppress
 from statepipe.ends.fd import write_all
 from statepipe.errors import StatepipeError
 from statepipe.processes import Process
-from statepipe.threads import join, start
+from statepipe.threads import NoThread, join, start
 from statepipe.wakeups import Bell, polled
 
 LINES = 3
@@ -24,6 +24,8 @@ LINES = 3
 
 LONGEST = 1000
 """Characters of a line that are kept."""
+
+LOST = "what QEMU says once statepipe has ended will be lost"
 
 PATIENCE = 1.0
 """Seconds for the last of it once QEMU has ended; a program that it started may hold its standard error longer."""
@@ -69,20 +71,23 @@ class LastWords:
     def hand_over(self, tell: Callable[[str], object]) -> None:
         """QEMU is left to itself, and may outlive us: a program (cat) passes on what it says, and ends as it does.
 
-        Where there can be none, we go on, and `tell` hears what will be lost.
+        Where there can be none, we go on, and `tell` hears what will be lost. Raises nothing: QEMU has its guest, and
+        is not ended for what becomes of its messages.
         """
         self._bell.ring()
         if not join(self._thread, PATIENCE):  # it writes to who takes nothing, and goes on when that is over
+            tell(f"{LOST}: nobody reads standard error")
             return
         self._bell.hush()
         if self._reading < 0:  # QEMU has ended
             return
         try:
             _start_relay(self._reading)
-        except StatepipeError as error:
-            tell(f"what QEMU says once statepipe has ended will be lost: {error}")
+        except (StatepipeError, OSError) as error:
+            tell(f"{LOST}: {error}")
             self._thread = self._reader()
-            start(self._thread)
+            with suppress(NoThread):  # then what it says until we end is lost, too
+                start(self._thread)
         else:
             os.close(self._reading)
 
@@ -115,14 +120,18 @@ def _start_relay(reading: int) -> None:
 
 
 class Overheard:
-    """What another's QEMU, process `pid`, says from now on, where its standard error is a file that we may read."""
+    """What another's QEMU, process `pid` of user `uid`, says from now on, where its standard error is a file.
 
-    def __init__(self, pid: int) -> None:
+    Only our own user's is read: what we read goes to the other host, and a process of another user's may have opened a
+    file there that it may write and not read.
+    """
+
+    def __init__(self, pid: int, uid: int | None) -> None:
         self._fd, self._from, self.place = -1, 0, ""
         with suppress(OSError):
             path = f"/proc/{pid}/fd/2"
             self.place = os.readlink(path)
-            if stat.S_ISREG(os.stat(path).st_mode):
+            if stat.S_ISREG(os.stat(path).st_mode) and uid == os.geteuid():
                 self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
                 self._from = os.fstat(self._fd).st_size
 

@@ -8,6 +8,7 @@ when it was saved. Whatever fails before that, our QEMU is ended and its guest h
 from __future__ import annotations
 
 import os
+import shlex
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, suppress
@@ -18,7 +19,7 @@ from statepipe.descriptors import named_by
 from statepipe.ends.fd import FdSink
 from statepipe.errors import InterruptedBySignal, QemuError, QemuGone, QemuSilent, StatepipeError, UsageError
 from statepipe.pipeline.pipeline import Pipeline
-from statepipe.pipeline.signals import held
+from statepipe.pipeline.signals import held, ignore
 from statepipe.qemu.commandline import starts_qemu
 from statepipe.qemu.guard import Said, named_files
 from statepipe.qemu.guest import describe_guest
@@ -41,11 +42,20 @@ RAN_AT_SAVE = (*LIVE, None)
 @dataclass(frozen=True, slots=True)
 class Telling:
     """Who hears of it: `warn` what is not proved and what is waited for, `here` that the guest is, at once, and
-    `loaded` its run state."""
+    `loaded` its run state. `settled` hears that QEMU has answered what was asked of it: no signal denies it then."""
 
     warn: Tell
     loaded: Tell
     here: Callable[[], None]
+    settled: Callable[[], None] = ignore
+
+
+class MayRun(InterruptedBySignal):
+    """A signal came once QEMU was told to run the guest, and QEMU did not say that it does not: so it is not ended."""
+
+    def __init__(self, late: InterruptedBySignal, hint: str) -> None:
+        super().__init__(late.exit_code - 128, str(late))
+        self.hint = hint
 
 
 def load_into_new(path: str, command: Sequence[str], keys: Keys, said: Said, tell: Telling, *, detach: bool) -> int:
@@ -65,6 +75,8 @@ def load_into_new(path: str, command: Sequence[str], keys: Keys, said: Said, tel
             child.pass_signals_on()
             stays = True
 
+    telling = replace(tell, here=here, settled=tell.settled if detach else lambda: None)  # else they are QEMU's
+
     try:
         with ExitStack() as opened:
             _refuse_state_as_disk(path, command)
@@ -74,9 +86,10 @@ def load_into_new(path: str, command: Sequence[str], keys: Keys, said: Said, tel
                 _refuse_taken(command)
                 with held():  # a QEMU that was started must be known to us
                     child = Child(command, detach)
+                    opened.enter_context(child.spare)
                 monitor = opened.enter_context(closing(Monitor(child.monitor, child.pid, tell.warn)))
                 try:
-                    _load(state, monitor, said, replace(tell, here=here), runs=not child.stays_paused)
+                    _load(state, monitor, said, telling, runs=not child.stays_paused)
                 except QemuGone:
                     if not stays:
                         raise
@@ -85,6 +98,12 @@ def load_into_new(path: str, command: Sequence[str], keys: Keys, said: Said, tel
             with suppress(QemuGone, QemuSilent):  # its guest has ended it already, or keeps it busy
                 tell.loaded(monitor.run_state())
             return 0 if detach else child.wait()
+    except MayRun as late:
+        if child is not None:
+            child.let_be(tell.warn)
+            look = f"look at QEMU, process {child.pid}: {_BEFORE_AGAIN}: kill {child.pid}"
+            late.hint = "; ".join(filter(None, [late.hint, look]))
+        raise
     except BaseException as error:
         if child is not None:
             child.end_after(error, "while loading")
@@ -99,6 +118,9 @@ def _refuse_state_as_disk(path: str, command: Sequence[str]) -> None:
     if View(0).real(path) in named_files(command):
         what = f"QEMU's command line names {path}, which is the state to load"
         raise UsageError(what, hint="leave it out there: statepipe hands the state over")
+
+
+_BEFORE_AGAIN = "its guest may write to its disks, so end it before the state is loaded again"
 
 
 def _refuse_taken(command: Sequence[str]) -> None:
@@ -122,7 +144,12 @@ def load_into_waiting(path: str, address: str, keys: Keys, said: Said, tell: Tel
     with open_state(path, keys) as source:
         state = _prepare_state(source, tell.warn)
         with closing(Monitor(address, tell=tell.warn)) as monitor:
-            before = _load(state, monitor, said, tell, runs=True)
+            try:
+                before = _load(state, monitor, said, tell, runs=True)
+            except MayRun as late:
+                resolve = f"statepipe resolve --qmp {shlex.quote(address)}"
+                late.hint = "; ".join(filter(None, [late.hint, f"look: {resolve}; {_BEFORE_AGAIN}"]))
+                raise
             with suppress(QemuGone, QemuSilent):  # its guest has ended it already, or keeps it busy
                 tell.loaded(monitor.run_state())
             if (words := restored(monitor, before)) is not None:
@@ -160,12 +187,35 @@ def _load(state: State, monitor: Monitor, said: Said, tell: Telling, *, runs: bo
         demand_completed(monitor.migration_outcome(), "its message is above")
         tell.here()  # before QEMU is told to run it: from then on it is not ended for being late
         if runs and state.run_state in RAN_AT_SAVE:
-            monitor.execute("cont")
+            _run(monitor, tell.settled)
+        else:
+            tell.settled()
         return before
+    except MayRun:
+        raise
     except BaseException:
         with held():
             _quit(monitor)
         raise
+
+
+def _run(monitor: Monitor, settled: Callable[[], None]) -> None:
+    """Have QEMU run the guest; `settled` hears its answer. Raises QemuError; MayRun for a signal that comes before it.
+
+    QEMU does what it was told whether anybody waits or not, perhaps once a disk answers. So after a signal it is
+    asked: it answers in turn, and a guest that does not run by then was not told to.
+    """
+    try:
+        monitor.execute("cont")
+        settled()
+    except InterruptedBySignal as late:
+        monitor.hurry()
+        said = "QEMU was told to run the guest and has not answered: it may run at any moment"
+        with suppress(QemuSilent):
+            if (state := monitor.run_state()) not in LIVE:
+                raise
+            said = f"the guest is {state}"
+        raise MayRun(late, f"the state is loaded, and {said}") from late
 
 
 def _refuse_other_hardware(state: State, monitor: Monitor, ram: int, said: Said, warn: Tell) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from statepipe.qemu.lastwords import Overheard, last_lines
+from statepipe.qemu.lastwords import LastWords, Overheard, last_lines
 
 PATIENCE = 30.0
 
@@ -52,6 +53,24 @@ def test_what_is_said_once_we_have_ended_is_passed_on_all_the_same() -> None:
         assert read_line(said.fileno()) == b""  # nothing is left behind
 
 
+def test_what_cannot_be_passed_on_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """QEMU has its guest: without a descriptor for it, or a program, that its messages will be lost is said."""
+    told: list[str] = []
+    words = LastWords()
+    qemu = os.dup(words.fd)
+    words.begin()
+    monkeypatch.setattr("os.open", no_descriptors)
+    words.hand_over(told.append)
+    assert told == ["what QEMU says once statepipe has ended will be lost: [Errno 24] Too many open files"]
+    os.write(qemu, b"as before\n")
+    os.close(qemu)
+    assert words.last() == "as before"
+
+
+def no_descriptors(*words: object) -> int:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+
 def read_line(fd: int) -> bytes:
     """A line, or nothing at the end."""
     line = b""
@@ -87,16 +106,20 @@ def test_of_another_s_program_is_known_what_it_says_from_now_on_to_a_file(
     ) as program:
         assert program.stdin is not None and program.stdout is not None
         program.stdout.readline()
-        with closing(Overheard(program.pid)) as overheard:
+        with (
+            closing(Overheard(program.pid, os.geteuid())) as overheard,
+            closing(Overheard(program.pid, os.geteuid() + 1)) as anothers,
+        ):
             assert overheard.last() == ""
             program.stdin.write(b"why\n")
             program.stdout.readline()
             assert overheard.last() == last
             assert overheard.where == where.replace("LOG", path)
+            assert (anothers.last(), anothers.where) == ("", overheard.where)  # another user's: nothing of it is read
 
 
 def test_of_a_program_that_is_gone_nothing_is_known() -> None:
     with subprocess.Popen(["true"]) as program:
         program.wait()
-    with closing(Overheard(program.pid)) as overheard:
+    with closing(Overheard(program.pid, os.geteuid())) as overheard:
         assert (overheard.last(), overheard.where) == ("", "what it says itself is on its standard error on its host")
