@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import NoReturn
 
 import statepipe
-from statepipe.cli.messages import say, warn
+from statepipe.cli.messages import is_heard, say, warn
 from statepipe.errors import StatepipeError
-from statepipe.recovery.guardian import guard
+from statepipe.recovery.guardian import GuestSent, guard
 
 MINUTE = 60.0
 
@@ -22,6 +22,9 @@ def main(verb: str, side: str, fd: str) -> None:
     def speak(recover: Callable[[], str]) -> None:
         try:
             warn(verb, f"statepipe did not come to its end: {recover()}")
+        except GuestSent as sent:  # the stream has come to its end without statepipe
+            warn(verb, f"statepipe did not come to its end: {sent}")
+            say(f"statepipe: hint: {sent.hint}")
         except (StatepipeError, OSError) as error:
             warn(verb, f"statepipe did not come to its end, and what it left could not be set right: {error}")
             hint = error.hint if isinstance(error, StatepipeError) else None
@@ -30,8 +33,8 @@ def main(verb: str, side: str, fd: str) -> None:
     told: dict[str, float] = {}
 
     def tell(text: str) -> None:
-        """It may wait for days: the same words are said once a minute."""
-        if time.monotonic() - told.get(text, -MINUTE) >= MINUTE:
+        """It may wait for days: the same words are said once a minute. The guest does not wait for who reads them."""
+        if time.monotonic() - told.get(text, -MINUTE) >= MINUTE and is_heard(0):
             told[text] = time.monotonic()
             warn(verb, text)
 

@@ -238,9 +238,11 @@ class Coordinator:
 
         However this ends, the other side is lost: nobody hears it any more.
         """
-        while (message := self.peer.hear()) is not None:
+        for _ in Event:  # none is said twice
+            if (message := self.peer.hear()) is None:
+                raise PeerError("the other host has left")
             self.put(*step_of(message, type(self.side.state)))
-        self.put(Event.LOST, PeerError("the other host has left"))
+        raise PeerError("the other host says more than a migration has steps")
 
     def _what(self, error: BaseException, otherwise: Event) -> Event:
         """The event that a failure is. Who lost QEMU's monitor has not lost QEMU: its process is looked at."""

@@ -20,6 +20,7 @@ from statepipe.migration.coordinator import ENDS, Coordinator
 from statepipe.migration.peer import Message, Peer
 from statepipe.pipeline.pipeline import NamedStage, Pipeline
 from statepipe.qemu.monitor import Monitor
+from statepipe.qemu.runstates import LIVE
 from statepipe.recovery.handover import Action, Destination, Event, Side
 from statepipe.recovery.journal import Journal
 from statepipe.shapes import told
@@ -39,6 +40,13 @@ class Speech:
 
 class _GaveUp(QemuError):
     """QEMU would have no more of the guest; why, it tells elsewhere."""
+
+
+def ran_early(cause: BaseException | None = None) -> QemuError:
+    """Of a guest that somebody else has let run, after the first `cause` why it was not to come."""
+    what = "the guest ran here before the source had said that it may"
+    hint = "another client of QEMU's monitor has told it so; its disks may no longer be as the source left them"
+    return QemuError(what if cause is None else f"{what}; and {cause}", hint=hint)
 
 
 class Arrival(Coordinator):
@@ -147,8 +155,7 @@ class Arrival(Coordinator):
             raise _GaveUp(f"QEMU says that the migration has {figures['status']}")
         if self.monitor.run_state() == "running":
             self.ran = True
-            hint = "another client of QEMU's monitor has told it so; its disks may no longer be as the source left them"
-            raise QemuError("the guest ran here before the source had said that it may", hint=hint)
+            raise ran_early()
         self._decided.wait()
         self.put(Event.COMPLETED)
 
@@ -172,16 +179,20 @@ class Arrival(Coordinator):
         return type(cause)(what, hint=where if own else cause.hint)
 
     def _see_ended(self) -> None:
-        self._ask_why()
+        self.monitor.hurry()
+        with suppress(QemuError):  # it answers nothing, and is ended all the same
+            self._ask_last()
         self._end()
         self.put(Event.ENDED)
 
-    def _ask_why(self) -> None:
-        """A QEMU that stays after it has failed knows, and whoever follows it may not have asked yet."""
+    def _ask_last(self) -> None:
+        """Whether its guest runs, by another client's word, and why it gave up: a QEMU that stays after it has failed
+        knows, and whoever follows it may not have asked yet. Raises QemuError."""
+        if not self.ran and self.monitor.run_state() in LIVE:
+            self.ran = True
+            self.cause = ran_early(self.cause)
         if not self._speech.is_ours and isinstance(self.cause, _GaveUp) and not self._reason:
-            with suppress(QemuError):
-                self.monitor.hurry()
-                self._reason = self.monitor.migration().get("error-desc") or ""
+            self._reason = self.monitor.migration().get("error-desc") or ""
 
     def _start(self) -> None:
         """Run the guest, and see that it does. Raises QemuError."""

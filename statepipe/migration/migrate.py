@@ -199,11 +199,12 @@ def _agree(request: MigrateRequest, monitor: Monitor, peer: Peer, warn: Tell) ->
 
 
 def movable(monitor: Monitor, qmp: str) -> str:
-    """The run state of a guest that can be moved. Raises QemuError."""
+    """The run state of a guest that can be moved, and that nobody moves already. Raises QemuError."""
     state = monitor.run_state()
     demand_unsent(state, qmp)
     if state not in MOVABLE:
         raise QemuError(f"there is no guest to move: QEMU says {state}", hint="see: statepipe resolve --help")
+    monitor.demand_idle()
     return state
 
 

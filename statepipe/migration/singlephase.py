@@ -1,8 +1,8 @@
 """migrate without a statepipe over there: to a QEMU that waits at tcp:// or unix://, or through a program of your own.
 
 QEMU's own word is all there is, so this is one phase, and not two. The return path is on: QEMU here says `completed`
-only after QEMU there has said that it has loaded everything. Whatever fails until then, a program's exit status too,
-the guest runs on here; what becomes of it there afterwards, nobody here can see.
+only after QEMU there has said that it has loaded everything. Whatever fails until then, the guest runs on here; what
+becomes of it there afterwards, nobody here can see. A program that fails once QEMU has said so is warned of.
 
 At a unix socket it is a QEMU of a user who may have the guest: root's, ours, the one that is meant, or that of the
 guest's own QEMU, who has it already.
@@ -24,11 +24,11 @@ from statepipe.ends.net import Patience, SocketSink, SocketSource
 from statepipe.ends.relay import Backflow, Returning
 from statepipe.errors import InterruptedBySignal, PeerError, QemuError, QemuGone, QemuSilent, StatepipeError
 from statepipe.formats.qemu.stream import QemuStream
-from statepipe.migration.migrate import MigrateRequest, Report, movable
+from statepipe.migration.migrate import UNMOVED, MigrateRequest, Report, movable
 from statepipe.migration.source import LOOK
 from statepipe.pipeline.job import at_work, works_for
 from statepipe.pipeline.pipeline import Pipeline
-from statepipe.pipeline.signals import forget_late, held
+from statepipe.pipeline.signals import forget_late, held, ignore
 from statepipe.processes import Process, name_of_signal
 from statepipe.qemu.monitor import FINAL, Monitor, demand_completed
 from statepipe.qemu.process import owner
@@ -93,15 +93,22 @@ def migrate_plainly(request: MigrateRequest, far: FarEnd, name: str, tell: Tell,
 
     Raises StatepipeError, whose hint says where the guest is.
     """
-    with (
-        Guardian(guard) as guardian,
-        closing(Monitor(request.qmp, tell=tell)) as monitor,
-        far as (returning, make_sink),
-        undone(guardian, monitor, request.qmp) as undoing,
-    ):
-        return _migrate(
-            request, monitor, undoing, name, tell, lambda: _carry(request, monitor, undoing, returning, make_sink)
-        )
+    report: Report | None = None
+    try:
+        with (
+            Guardian(guard) as guardian,
+            closing(Monitor(request.qmp, tell=tell)) as monitor,
+            far as (returning, make_sink),
+            undone(guardian, monitor, request.qmp) as undoing,
+        ):
+            report = _migrate(
+                request, monitor, undoing, name, tell, lambda: _carry(request, monitor, undoing, returning, make_sink)
+            )
+    except StatepipeError as error:
+        if report is None:
+            raise
+        tell(f"{error}, after the guest had gone by QEMU's word")
+    return report
 
 
 def migrate_directly(request: MigrateRequest, tell: Tell, guard: Command) -> Report:
@@ -146,12 +153,15 @@ def _migrate(
         sent, figures = go()
         with held():  # the guest has gone: no signal makes that undone
             downtime = figures.get("downtime", 0) / 1000 if stopped is None else time.monotonic() - stopped
-            left = restored(monitor, before)
-            undoing.over()
-            if request.quits:
-                with suppress(QemuGone, QemuSilent):  # it may end before its answer is out
-                    monitor.execute("quit")
-            forget_late()
+            try:
+                left = restored(monitor, before)
+                undoing.over()
+                if request.quits:
+                    with suppress(QemuGone, QemuSilent):  # it may end before its answer is out
+                        monitor.execute("quit")
+            finally:  # also where QEMU refused to quit: that error, and no signal, is what is told
+                ignore()
+                forget_late()
     except BaseException as error:
         _undo(monitor, error, undoing, stopped=stopped is not None)
         restore_after(error, monitor, before)
@@ -224,22 +234,33 @@ def _undo(monitor: Monitor, error: BaseException, undoing: Undoing, *, stopped: 
     """Wait until QEMU has given up too, have a guest run on that we have stopped, and add to the error what became of
     it.
 
-    The status of a QEMU that refused to migrate is that of another migration, which may be on its way, or none.
+    What a QEMU that refused to migrate says of its migration and its guest is about another client's migration, which
+    may be under way: none of it goes into the hint.
     """
     if isinstance(error, InterruptedBySignal):
         monitor.hurry()
     if isinstance(error, QemuGone) or not isinstance(error, StatepipeError):
         return
     try:
-        status = monitor.migration()["status"]
-        if undoing.is_begun and status not in ("none", *FINAL):
-            monitor.execute("migrate_cancel")
-            status = monitor.migration_outcome()["status"]
+        status = _ended(monitor) if undoing.is_begun else None
+        if status is None and not stopped:
+            error.hint = "; ".join(filter(None, [UNMOVED, error.hint]))
+            return
         monitor.wait_until_running()
         if stopped and monitor.run_state() not in LIVE and not monitor.has_sent():
             monitor.resume()
-        said = f"QEMU says {status}; the guest is {monitor.run_state()} here"
-        there = "the QEMU over there may say why, on its standard error" if status == "failed" else None
-        error.hint = "; ".join(filter(None, [said, there, error.hint]))
+        said = [f"QEMU says {status}"] if status is not None else []
+        said += [f"the guest is {monitor.run_state()} here"]
+        said += ["the QEMU over there may say why, on its standard error"] if status == "failed" else []
+        error.hint = "; ".join(filter(None, [*said, error.hint]))
     except QemuError as gone:  # or it would not have the guest run on
         error.hint = "; ".join(filter(None, [str(gone), gone.hint]))
+
+
+def _ended(monitor: Monitor) -> str:
+    """The status in which our migration ended, cancelled if it was still under way. Raises QemuError."""
+    status = monitor.broken_off or str(monitor.migration()["status"])
+    if status not in ("none", *FINAL):
+        monitor.execute("migrate_cancel")
+        status = str(monitor.migration_outcome()["status"])
+    return status

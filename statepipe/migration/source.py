@@ -159,7 +159,7 @@ class Departure(Coordinator):
         try:
             with self._theirs:
                 self.monitor.give(self._theirs.fileno(), "statepipe-migrate")
-                self.monitor.execute("migrate", uri="fd:statepipe-migrate")
+                self.monitor.migrate("fd:statepipe-migrate")
         except QemuError as error:
             self._is_refused = not isinstance(error, QemuGone | QemuSilent)
             raise
@@ -244,7 +244,7 @@ class Departure(Coordinator):
             if self.runs and state not in LIVE and not (self._is_refused and state == SENT):
                 if state == SENT:
                     demand_cont(self.monitor, self.was)
-                self.monitor.resume(sent=self._is_handing)
+                self.monitor.resume(sent=self._is_handing and self.monitor.broken_off is None)
         except QemuGone:
             raise
         except QemuSilent as error:

@@ -82,13 +82,18 @@ FIRST_WORDS = 200
 
 class _Client(QMPClient):
     """A QMPClient that bounds what it reads and holds it against its shape, and that keeps no event: it tells that
-    some came (`changed`). `misfit` is what was wrong with what came last, `first_line` what came first."""
+    some came (`changed`). `misfit` is what was wrong with what came last, `first_line` what came first.
+
+    `broken_off` is how the first migration that began since `expect_migration` ended, if it failed or was cancelled.
+    """
 
     def __init__(self) -> None:
         super().__init__("statepipe", LONGEST)
         self.misfit: Misshapen | None = None
         self.first_line = b""
         self.changed = asyncio.Event()
+        self.broken_off: str | None = None
+        self._has_begun = False
 
     def _cb_inbound(self, msg: Message) -> Message:
         return msg  # nor is each written out for a log that nobody keeps
@@ -118,10 +123,24 @@ class _Client(QMPClient):
 
     async def _on_message(self, msg: Message) -> None:
         if "event" in msg:
+            if msg["event"] == "MIGRATION":
+                self._note(msg.get("data"))
             if msg["event"] in ("MIGRATION", "RESUME"):
                 self.changed.set()
         else:
             await super()._on_message(msg)
+
+    def expect_migration(self) -> None:
+        """QEMU is about to be told to migrate: what it said of earlier migrations does not count."""
+        self.broken_off, self._has_begun = None, False
+
+    def _note(self, data: object) -> None:
+        """An earlier migration of another client's may still end before ours begins."""
+        status = data.get("status") if isinstance(data, dict) else None
+        if status == "setup" and not self._has_begun:
+            self.broken_off, self._has_begun = None, True
+        elif status in ("failed", "cancelled") and self.broken_off is None:
+            self.broken_off = status
 
 
 class Monitor:
@@ -293,6 +312,14 @@ class Monitor:
     async def _give(self, fd: int) -> None:
         self._client.send_fd_scm(fd)
 
+    def migrate(self, uri: str) -> None:
+        """Have QEMU migrate: a failure that an event tells of from now on ends each wait for the outcome.
+
+        Raises QemuError.
+        """
+        self._loop.call_soon_threadsafe(self._client.expect_migration)
+        self.execute("migrate", uri=uri)
+
     def migration(self) -> dict[str, Any]:
         """query-migrate's answer; `status` is always there ("none" before any migration). Raises QemuError."""
         return {"status": "none", **self.execute("query-migrate")}
@@ -306,7 +333,7 @@ class Monitor:
 
         Without the capability `events`, it is looked at every `patience` seconds. Raises QemuError.
         """
-        while (answer := self.flowing())["status"] not in FINAL:
+        while (answer := self._ours(self.flowing()))["status"] not in FINAL:
             self._await_change(patience)
         return answer
 
@@ -315,10 +342,22 @@ class Monitor:
 
         Needs the capability `events`. Raises QemuError.
         """
-        if (answer := self.flowing())["status"] == status:
+        if (answer := self._ours(self.flowing()))["status"] == status:
             self._await_change(patience)
-            answer = self.flowing()
+            answer = self._ours(self.flowing())
         return answer
+
+    @property
+    def broken_off(self) -> str | None:
+        """How our migration ended (`migrate`), if an event has told that it failed or was cancelled."""
+        return self._client.broken_off
+
+    def _ours(self, answer: dict[str, Any]) -> dict[str, Any]:
+        """What QEMU says of its migration, unless an event has told that ours broke off: then another client's has
+        begun since, and its outcome says nothing of our stream."""
+        if (status := self.broken_off) is None or answer["status"] in ("failed", "cancelled"):
+            return answer
+        return {"status": status, "error-desc": "another client of QEMU's monitor has begun a migration since"}
 
     def wait_until_running(self) -> None:
         """Wait until the guest is settled: after a migration it is finish-migrate a moment longer. Raises QemuError.
@@ -396,6 +435,12 @@ class Monitor:
     def run_state(self) -> str:
         """The guest's run state, as "running" or "postmigrate". Raises QemuError."""
         return str(self.execute("query-status")["status"])
+
+    def demand_idle(self) -> None:
+        """Raises QemuError while it migrates: then its guest is another client's to move."""
+        if (status := self.migration()["status"]) not in ("none", *FINAL):
+            what = f"another client of QEMU's monitor has begun a migration, which is {status}"
+            raise QemuError(what, hint="wait for its end; or end it, with migrate_cancel at QEMU's monitor")
 
     def demand_waiting(self) -> None:
         """Raises QemuError unless it waits for a guest to come."""

@@ -13,11 +13,11 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from typing import Any, Self, TypeVar
 
-from statepipe.errors import InterruptedBySignal, QemuError, QemuSilent
+from statepipe.errors import InterruptedBySignal, QemuError, QemuGone, QemuSilent, StatepipeError
 from statepipe.pipeline.signals import ENDING
 from statepipe.processes import Process
 from statepipe.qemu.guest import demand_cont
@@ -89,11 +89,17 @@ class Guardian:
     def note(self, facts: Known, fds: Mapping[str, int] | None = None) -> None:
         """Let it know; a later word on a thing takes the place of an earlier one. Whether it lives is no matter.
 
-        Of `fds` it gets duplicates, under their names.
+        Of `fds` it gets duplicates, under their names. Raises StatepipeError for a note of more than NOTE_LIMIT bytes,
+        of which it would read a part, and then could set nothing right.
         """
         known = {name: facts[name] for name in NOTED if name in facts} | {"fds": list(fds or ())}
+        text = json.dumps(known).encode()
+        if len(text) > NOTE_LIMIT:
+            what = f"QEMU's migration settings take {len(text)} bytes, and the guardian remembers {NOTE_LIMIT}"
+            hint = "look at query-migrate-parameters: set what is so long to nothing, and try again"
+            raise StatepipeError(what, hint=hint)
         with suppress(OSError):
-            socket.send_fds(self._ours, [json.dumps(known).encode()], list((fds or {}).values()))
+            socket.send_fds(self._ours, [text], list((fds or {}).values()))
 
     def settle(self) -> None:
         """The tables have come to an end of theirs, whichever: only who is killed now needs it still."""
@@ -163,7 +169,7 @@ HANDED = frozenset(state.name for state in (Source.HANDING, Source.ACCEPTED, Sou
 
 def _take_back(known: Known, tell: Tell) -> str:
     """The stream has ended with statepipe, and the migration with it, unless QEMU waits to be told to go on."""
-    with closing(Monitor(known["qmp"], tell=tell)) as monitor:
+    with _reached(known, tell) as monitor:
         while (status := monitor.flowing()["status"]) not in ("none", *FINAL):
             if status == "pre-switchover":
                 monitor.execute("migrate_cancel")
@@ -181,19 +187,42 @@ def _take_back(known: Known, tell: Tell) -> str:
         return f"the migration is undone, the guest here is {monitor.run_state()}"
 
 
-def _patient(work: Callable[[], T]) -> T:
-    """A QEMU that says nothing is asked again, as long as it lives: each time says so, and takes its time."""
+def _patient(known: Known, work: Callable[[], T]) -> T:
+    """A QEMU that says nothing is asked again, as long as it lives: each time says so, and takes its time.
+
+    Raises QemuGone once it has ended: another QEMU may listen at its socket by now, with a guest of its own.
+    """
     while True:
+        _demand_alive(known)
         with suppress(QemuSilent):
             return work()
+
+
+def _has_ended(known: Known) -> bool:
+    """Whether its process was seen to have; not so where it is not known."""
+    return "pidfd" in known and bool(polled(known["pidfd"]).poll(0))
+
+
+def _demand_alive(known: Known) -> None:
+    """Raises QemuGone."""
+    if _has_ended(known):
+        raise QemuGone("QEMU here has ended")
+
+
+@contextmanager
+def _reached(known: Known, tell: Tell) -> Iterator[Monitor]:
+    """Its monitor: who answers at its socket while its process lives is that process. Raises QemuError."""
+    with closing(Monitor(known["qmp"], tell=tell)) as monitor:
+        _demand_alive(known)
+        yield monitor
 
 
 def _unless_ended(known: Known, work: Callable[[], str]) -> str:
     """What it comes to, with a QEMU that may have been killed with statepipe. Raises StatepipeError."""
     try:
-        return _patient(work)
+        return _patient(known, work)
     except QemuError:
-        if "pidfd" in known and polled(known["pidfd"]).poll(0):
+        if _has_ended(known):
             return "QEMU here has ended, and its guest with it"
         raise
 
@@ -211,7 +240,7 @@ def recover_sender(known: Known, tell: Tell) -> str:
 def _let_go_on(known: Known, tell: Tell) -> str:
     if "snapshot" in known:
         read_unasked(known["snapshot"])
-    with closing(Monitor(known["qmp"], tell=tell)) as monitor:
+    with _reached(known, tell) as monitor:
         if "snapshot" in known:
             read_out(known["snapshot"], monitor, tell)
         if (status := monitor.migration()["status"]) != "none":
@@ -230,9 +259,12 @@ def _let_go_on(known: Known, tell: Tell) -> str:
         return f"the guest here is {monitor.run_state()}, QEMU's migration settings are as before"
 
 
-def _sent(known: Known) -> QemuError:
-    """Of a guest that another may have by now."""
-    return QemuError(f"QEMU has sent all of the guest and holds it still ({SENT})", hint=how_if_sent(known["qmp"]))
+class GuestSent(QemuError):
+    """Nothing is left to be set right: another QEMU, or a file, may have the guest by now, and a person decides."""
+
+
+def _sent(known: Known) -> GuestSent:
+    return GuestSent(f"QEMU has sent all of the guest and holds it still ({SENT})", hint=how_if_sent(known["qmp"]))
 
 
 def recover_destination(known: Known, tell: Tell) -> str:
@@ -262,15 +294,17 @@ def _end(known: Known) -> str:
 
 def _start(known: Known, tell: Tell) -> str:
     """What statepipe told QEMU, and perhaps did not live to see answered."""
+
+    def run(monitor: Monitor) -> str:
+        monitor.resume()
+        state = monitor.run_state()
+        return "the guest runs here" if state == RUNNING else f"the guest is {state} here"
+
     try:
-        with closing(_patient(lambda: _monitor(known, tell))) as monitor:
-            while True:  # however late its disk is: it would run the guest then in any case
-                with suppress(QemuSilent):
-                    monitor.resume()
-                    state = monitor.run_state()
-                    return "the guest runs here" if state == RUNNING else f"the guest is {state} here"
+        with closing(_patient(known, lambda: _monitor(known, tell))) as monitor:
+            return _patient(known, lambda: run(monitor))  # however late its disk is: it would run it then in any case
     except QemuError as error:
-        if polled(known["pidfd"]).poll(0):
+        if _has_ended(known):
             what = "QEMU here has ended after it was told to run the guest: whether the guest ran here is not known"
             raise QemuError(what) from error
         raise

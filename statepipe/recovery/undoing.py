@@ -44,7 +44,7 @@ class Undoing:
         """Have QEMU migrate. Raises QemuError."""
         self.is_begun = True
         try:
-            self._monitor.execute("migrate", uri=uri)
+            self._monitor.migrate(uri)
         except QemuRefused:
             self.is_begun = False
             raise
@@ -63,18 +63,26 @@ class Undoing:
         if self._process is not None:
             os.close(self._process)
 
+    def _is_under_way(self) -> bool:
+        """Whether QEMU reports a migration that may be ours: after an event that ours broke off, it is another
+        client's. Raises QemuError."""
+        if not self.is_begun or self._monitor.broken_off is not None:
+            return False
+        return self._monitor.migration()["status"] not in ("none", *FINAL)
+
     def is_done(self) -> bool:
-        """Whether nothing is left to undo, as QEMU says, or because it has ended. Raises QemuError."""
+        """Whether nothing is left to undo, as QEMU says, or because its process was seen to have ended. Where that is
+        not known, a monitor that broke off says nothing of the guest. Raises QemuError."""
         if not self._known:
             return True
         try:
-            if self.is_begun and self._monitor.migration()["status"] not in ("none", *FINAL):
+            if self._is_under_way():
                 return False
             state = self._monitor.run_state()
             as_before = state in LIVE if self._known["runs"] else state == self._known["was"]
             return (as_before or self._monitor.has_sent()) and are_restored(self._monitor, self._known["before"])
         except QemuGone:
-            return self._process is None or bool(polled(self._process).poll(ENDING))
+            return self._process is not None and bool(polled(self._process).poll(ENDING))
 
 
 ENDING = 2000

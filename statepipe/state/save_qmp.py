@@ -28,6 +28,7 @@ from statepipe.errors import (
 )
 from statepipe.pipeline.job import works_for
 from statepipe.pipeline.pipeline import NamedStage
+from statepipe.pipeline.signals import ignore
 from statepipe.qemu.disks import Disk
 from statepipe.qemu.guard import look
 from statepipe.qemu.guest import demand_cont, describe_guest
@@ -92,6 +93,7 @@ def save_by_qmp(address: str, request: Request, tell: Tell, guard: Command) -> O
         works_for(monitor.pid, once=live)
         before = monitor.run_state()
         demand_unsent(before, address)
+        monitor.demand_idle()
         if request.then == "cont":
             demand_cont(monitor, before)
         disks = images(monitor)
@@ -184,8 +186,8 @@ class _Save:
                 with self._rounds.followed():
                     try:
                         return save_stream(plan, source, sink, lambda word: _answer(ours, word), self._approve, leave)
-                    except InterruptedBySignal:
-                        self._monitor.hurry()  # who follows it may wait for an answer
+                    except BaseException as error:
+                        self._release(ours, error)
                         raise
             except BaseException as error:
                 if self._is_saved:
@@ -194,6 +196,18 @@ class _Save:
                 cause = error if overdue is None or isinstance(error, InterruptedBySignal) else overdue
                 cause = self._break_off(ours, cause)
                 raise cause from (None if cause is error else error)
+
+    def _release(self, ours: socket.socket, error: BaseException) -> None:
+        """Nothing waits for QEMU, nor QEMU for us, once the save has failed.
+
+        QEMU writes its last bytes with its main loop held. While nobody reads them it answers no command, and the
+        thread that follows its figures waits for one. A snapshot that must not be broken off is read to its end later.
+        """
+        if isinstance(error, InterruptedBySignal):
+            self._monitor.hurry()
+        if not (self._is_saved or self._keeps):
+            with suppress(OSError):  # QEMU was first
+                ours.shutdown(socket.SHUT_RDWR)
 
     def _start(self, ours: socket.socket, theirs: socket.socket) -> None:
         """Begin the migration into the socketpair. Raises QemuError."""
@@ -220,6 +234,7 @@ class _Save:
             error.hint = "; ".join(filter(None, [f"{sink.name} holds the whole state", error.hint]))
             raise
         self._undoing.over()
+        ignore()
 
     def _break_off(self, ours: socket.socket, error: BaseException) -> BaseException:
         """Let QEMU give up too, and a guest go on that we have stopped. The error, whose hint tells what became of it;

@@ -72,16 +72,17 @@ def save_stream(
     answer: Answer | None,
     approve: Callable[[], None],
     leave: Callable[[], object] = lambda: None,
+    stream: QemuStream | None = None,
 ) -> Saved:
     """Save the stream from `source` to `sink`; return once the file has its name and QEMU was answered.
 
     Without `answer` no QEMU can be told anything: the stream then ends with its source, whatever it opened.
     `approve` is asked after the commit, within the same hold on signals: it raises if QEMU's verdict is no, and
     then the file is taken away again. Only a QEMU that went away without a verdict leaves the file: the guest may
-    now be in it alone. `leave` comes last, within that hold. Raises what any stage, the disk, `approve` or `leave`
-    raises.
+    now be in it alone. `leave` comes last, within that hold. `stream` follows what comes; the caller's, for who looks
+    at it. Raises what any stage, the disk, `approve` or `leave` raises.
     """
-    stream = QemuStream()
+    stream = QemuStream() if stream is None else stream
     last: dict[str, Any] = {}
     is_saved = False
 
@@ -101,8 +102,10 @@ def save_stream(
             sink.commit()
             _conclude(sink, stream, answer, approve)
             is_saved = True
-            leave()
-            forget_late()
+            try:
+                leave()
+            finally:  # also where the guest could not be left as asked: that is what is told, and no signal
+                forget_late()
     except BaseException as error:
         if is_saved:
             raise

@@ -184,7 +184,7 @@ def test_a_guest_that_qemu_refuses_to_migrate_runs_on(tmp_path: Path, qemu72: st
 
 
 def test_another_clients_migration_is_not_ended_by_ours(tmp_path: Path, qemu72: str) -> None:
-    """QEMU refuses ours, and what it says of a migration is of the other."""
+    """Ours does not begin."""
     with Guest(tmp_path, qemu=qemu72, dirty=2) as source:
         source.wait_ticks(3)
         source.capabilities(events=True, return_path=True)
@@ -192,6 +192,6 @@ def test_another_clients_migration_is_not_ended_by_ours(tmp_path: Path, qemu72: 
         source.qmp("migrate", uri="exec:cat >/dev/null")
         source.wait_status("active")
         done = run_statepipe("migrate", "--qmp", source.socket, "exec:exec cat >/dev/null")
-        assert done.returncode == 6 and "refused migrate" in done.stderr, done.stderr
-        assert "QEMU says active; the guest is running here" in done.stderr
+        assert done.returncode == 6, done.stderr
+        assert "another client of QEMU's monitor has begun a migration, which is active" in done.stderr
         assert source.migration()["status"] == "active"

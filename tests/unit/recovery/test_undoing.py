@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from typing import Any
 
 import pytest
 
 from statepipe.errors import QemuError, StatepipeError
 from statepipe.qemu.monitor import Monitor
-from statepipe.recovery.guardian import Guardian, recover_sender, recover_source
+from statepipe.recovery.guardian import NOTE_LIMIT, Guardian, recover_destination, recover_sender, recover_source
 from statepipe.recovery.undoing import Undoing, undone
-from tests.qmpserver import QmpServer
+from tests.qmpserver import QmpServer, qmp_server
 
 BEFORE = {"capabilities": {"events": False}, "parameters": {"max-bandwidth": 1}}
 GUARD = [sys.executable, "-P", "-m", "statepipe.cli.guarding", "test", "sender"]
@@ -119,14 +122,14 @@ def test_a_guest_that_was_sent_is_run_only_where_that_is_meant(server: QmpServer
 
 
 @contextmanager
-def saving(server: QmpServer) -> Iterator[tuple[Guardian, Undoing]]:
+def saving(server: QmpServer, before: Mapping[str, Any] = BEFORE) -> Iterator[tuple[Guardian, Undoing]]:
     """A save of a guest that ran, once its settings are about to be changed."""
     with (
         Guardian(GUARD) as guardian,
         closing(Monitor(server.path)) as monitor,
         undone(guardian, monitor, server.path) as undoing,
     ):
-        undoing.begin("running", BEFORE)
+        undoing.begin("running", before)
         yield guardian, undoing
 
 
@@ -166,6 +169,22 @@ def test_settings_that_are_not_as_before_are_left_to_the_guardian(
     assert "migrate-set-parameters" in server.commands()
 
 
+def test_a_monitor_that_broke_off_is_no_qemu_that_has_ended(server: QmpServer) -> None:
+    """Where its process is not known, as behind a relay, nobody has seen what became of the guest."""
+    with pytest.raises(StatepipeError) as caught, saving(server):
+        server.answers["query-status"] = server.breaks_off
+        raise StatepipeError("the disk is full")
+    assert "guardian (process " in (caught.value.hint or "")
+
+
+def test_settings_that_are_longer_than_the_guardian_reads_are_refused_before_they_are_changed(
+    server: QmpServer,
+) -> None:
+    long = {"capabilities": {}, "parameters": {"tls-creds": "x" * NOTE_LIMIT}}
+    with pytest.raises(StatepipeError, match=f"and the guardian remembers {NOTE_LIMIT}"), saving(server, long):
+        raise AssertionError
+
+
 def test_nothing_is_done_while_qemu_migrates(server: QmpServer) -> None:
     """Though all is as it was: a live save's, or one that QEMU sends by itself."""
     migration(server, "running", "active")
@@ -187,16 +206,69 @@ def test_a_guardian_that_has_ended_is_not_promised(server: QmpServer) -> None:
     os.waitpid(guardian.pid, 0)
 
 
+@contextmanager
+def guardian_of(known: Mapping[str, object], stderr: int) -> Iterator[subprocess.Popen[bytes]]:
+    """The guardian of a statepipe that knew so much, and was killed."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        command = [*GUARD, str(theirs.fileno())]
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=stderr, pass_fds=[theirs.fileno()]) as process:
+            ours.send(json.dumps({"state": "SENDING", "fds": [], **known}).encode())
+            ours.close()
+            theirs.close()
+            yield process
+            process.kill()
+
+
+def test_of_a_migration_that_succeeded_nothing_is_said_to_be_wrong(server: QmpServer) -> None:
+    migration(server, "postmigrate", "completed")
+    with guardian_of(killed(server), subprocess.PIPE) as process:
+        said = process.communicate(timeout=60)[1].decode().splitlines()
+    assert said[0].endswith(
+        "statepipe did not come to its end: QEMU has sent all of the guest and holds it still (postmigrate)"
+    )
+    assert said[1].startswith("statepipe: hint: if it runs elsewhere now: statepipe resolve")
+
+
+def test_a_guest_does_not_wait_for_who_reads_what_is_said_of_it(server: QmpServer) -> None:
+    """Standard error is a pipe that is full."""
+    answers = itertools.chain([{"status": "active"}], itertools.repeat({"status": "failed"}))
+    server.answers |= {"query-status": {"status": "paused"}, "query-migrate": lambda: next(answers)}
+    reading, writing = os.pipe()
+    try:
+        os.set_blocking(writing, False)
+        with suppress(BlockingIOError):
+            while True:
+                os.write(writing, bytes(4096))
+        os.set_blocking(writing, True)
+        with guardian_of(killed(server, stopped=True), writing):
+            while server.heard.get(timeout=30) != "cont":
+                continue
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
 def test_a_qemu_that_was_killed_too_is_said_to_have_ended(server: QmpServer) -> None:
+    """Whoever listens at its socket by now."""
+    folder = os.path.dirname(server.path)
     with subprocess.Popen(["true"]) as process:
         ended = os.pidfd_open(process.pid)
         lives = os.pidfd_open(os.getpid())
         server.close()
+        os.unlink(server.path)
         try:
             process.wait()
             known = killed(server, pidfd=ended, states=["HANDED"], state="HANDED")
             assert recover_sender(known, print) == recover_source(known, print)
             assert recover_sender(known, print) == "QEMU here has ended, and its guest with it"
+            with qmp_server(folder) as another:  # listens where QEMU did, with a guest of its own
+                another.answers["query-status"] = {"status": "paused"}
+                known |= {"stopped": True}
+                assert recover_sender(known, print) == recover_source(known, print)
+                with pytest.raises(QemuError, match="whether the guest ran here is not known"):
+                    recover_destination(known | {"state": "STARTING", "pid": 0}, print)
+                assert another.commands() == []
             with pytest.raises(QemuError, match="no QMP monitor answers"):
                 recover_sender(known | {"pidfd": lives}, print)
         finally:

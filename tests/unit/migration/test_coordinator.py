@@ -1,0 +1,56 @@
+"""The destination's half with a QEMU that answers as it is told to: what it hears, and what it says of the guest."""
+
+from __future__ import annotations
+
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+
+from statepipe.migration.destination import Arrival
+from statepipe.qemu.monitor import Monitor
+from statepipe.recovery.handover import Destination, Event
+from statepipe.recovery.journal import Journal
+from tests.qemu.peers import QUICK, two_ends
+from tests.qmpserver import QmpServer, qmp_server
+
+
+@pytest.fixture
+def server() -> Iterator[QmpServer]:
+    """Of a QEMU that takes a guest, and never has all of it."""
+
+    def load(stream: socket.socket) -> None:
+        while stream.recv(1 << 16):
+            continue
+
+    with tempfile.TemporaryDirectory(prefix="qmp-") as folder, qmp_server(folder) as server:
+        server.migrates(load, "migrate-incoming")
+        server.answers |= {"query-status": {"status": "inmigrate"}, "query-migrate": {"status": "active"}}
+        yield server
+
+
+def arrived(server: QmpServer, *says: Event) -> Arrival:
+    """The half that hears so much of a source which leaves then, at its end."""
+    with two_ends(QUICK) as (source, destination, _), closing(Monitor(server.path)) as monitor:
+        for event in says:
+            source.tell({"event": event.name})
+        source.fall_silent()
+        source.session.say_close()
+        half = Arrival(monitor, destination, [], Journal(None, {}, ()), lambda: None, runs=True)
+        assert half.run() is Destination.ENDED
+        return half
+
+
+def test_a_source_that_says_more_than_there_are_steps_is_left(server: QmpServer) -> None:
+    half = arrived(server, *[Event.ASK] * (len(Event) + 1))
+    assert str(half.cause) == "the other host says more than a migration has steps"
+
+
+@pytest.mark.parametrize("state", ["running", "paused"])
+def test_qemu_is_asked_before_its_guest_is_said_never_to_have_run(server: QmpServer, state: str) -> None:
+    server.answers["query-status"] = {"status": state}
+    half = arrived(server, Event.ABORT)
+    assert half.ran == (state == "running")
+    assert ("the guest ran here before the source had said that it may" in str(half.cause)) == half.ran

@@ -1,0 +1,110 @@
+"""A migration by QEMU's word alone: whose migration it is that QEMU speaks of, and what is said of the guest."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+
+from statepipe.ends.address import parse_address
+from statepipe.ends.net import Patience
+from statepipe.errors import QemuError
+from statepipe.migration.migrate import Request
+from statepipe.migration.singlephase import migrate_directly, migrate_plainly, to_program
+from statepipe.qemu.monitor import Monitor
+from statepipe.session.options import Plan
+from tests.qmpserver import QmpServer, Raw, qmp_server
+from tests.streams import whole
+
+GUARD = [sys.executable, "-P", "-m", "statepipe.cli.guarding", "test", "sender"]
+
+
+@pytest.fixture
+def server() -> Iterator[QmpServer]:
+    """Of a guest that runs."""
+    with tempfile.TemporaryDirectory(prefix="qmp-") as folder, qmp_server(folder) as server:
+        off = [{"capability": name, "state": False} for name in ("events", "return-path")]
+        server.answers |= {"query-status": {"status": "running"}, "query-migrate-capabilities": off}
+        yield server
+
+
+def request(server: QmpServer, port: int = 1, **more: Any) -> Request:
+    return Request(server.path, Plan(parse_address(f"tcp://127.0.0.1:{port}"), [], Patience()), **more)
+
+
+def directly(server: QmpServer, **more: Any) -> None:
+    """To somebody who takes the connection."""
+    with socket.create_server(("127.0.0.1", 0)) as there:
+        migrate_directly(request(server, there.getsockname()[1], **more), lambda text: None, GUARD)
+
+
+def heard(server: QmpServer) -> list[str]:
+    return [server.heard.get() for _ in range(server.heard.qsize())]
+
+
+def refusal(server: QmpServer) -> Raw:
+    return Raw(b'{"error": {"class": "GenericError", "desc": "no"}, "id": "%s"}\n' % server.identity.encode())
+
+
+@pytest.mark.parametrize("status", ["failed", "cancelled"])
+def test_the_outcome_of_another_clients_migration_is_not_ours(server: QmpServer, status: str) -> None:
+    """Ours broke off, and another client's has begun and completed since."""
+
+    def migrate(stream: socket.socket) -> None:
+        server.answers["query-migrate"] = {"status": "active"}
+        for each in ("setup", "active", status, "setup", "active"):
+            server.event(each)
+
+    server.migrates(migrate)
+    with pytest.raises(QemuError, match=f"QEMU says {status}: another client of QEMU's monitor") as caught:
+        directly(server)
+    assert f"QEMU says {status}; the guest is running here" in (caught.value.hint or "")
+    assert "migrate_cancel" not in heard(server)
+
+
+def test_the_end_of_an_earlier_migration_is_not_that_of_ours(server: QmpServer) -> None:
+    with closing(Monitor(server.path)) as monitor:
+        server.takes["migrate"] = lambda arguments: [server.event(each) for each in ("failed", "setup")] and {}
+        monitor.migrate("fd:x")
+        assert monitor.broken_off is None
+        server.answers["query-migrate"] = {"status": "completed"}
+        assert monitor.migration_outcome()["status"] == "completed"
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_of_a_migration_that_qemu_refuses_nothing_is_said(server: QmpServer, offline: bool) -> None:
+    """What QEMU says of one is another client's; a guest that was stopped for ours runs on."""
+    server.answers |= {"migrate": lambda: refusal(server), "query-migrate": {"status": "failed"}}
+    server.answers |= {"stop": lambda: server.answers.update({"query-status": {"status": "paused"}}) or {}}
+    server.answers |= {"cont": lambda: server.answers.update({"query-status": {"status": "running"}}) or {}}
+    with pytest.raises(QemuError, match="QEMU refused migrate: no") as caught:
+        directly(server, offline=offline)
+    assert caught.value.hint == ("the guest is running here" if offline else "nothing was moved")
+    assert ("cont" in heard(server)) == offline
+
+
+def test_a_guest_that_another_client_moves_is_left_alone(server: QmpServer) -> None:
+    server.answers |= {"query-migrate": {"status": "active"}, "migrate": server.breaks_off}
+    with pytest.raises(QemuError, match="another client of QEMU's monitor has begun a migration, which is active"):
+        directly(server)
+    assert not {"migrate", "migrate_cancel", "migrate-set-capabilities"} & set(heard(server))
+
+
+def test_a_program_that_fails_once_the_guest_has_gone_is_warned_of(server: QmpServer) -> None:
+    def migrate(stream: socket.socket) -> None:
+        stream.sendall(whole())
+        stream.shutdown(socket.SHUT_WR)
+        assert stream.recv(100) == b"loaded"
+        server.answers |= {"query-status": {"status": "postmigrate"}, "query-migrate": {"status": "completed"}}
+
+    server.migrates(migrate)
+    told: list[str] = []
+    far = to_program("cat >/dev/null; printf loaded; exit 3")
+    report = migrate_plainly(request(server), far, "exec:it", told.append, GUARD)
+    assert report.peer == "exec:it"
+    assert [text for text in told if "ended with status 3, after the guest had gone by QEMU's word" in text] == told
