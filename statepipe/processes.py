@@ -127,10 +127,11 @@ class Process:
             self.pidfd = -1
 
 
-def output_of(command: Sequence[str], within: float) -> tuple[int, bytes]:
+def output_of(command: Sequence[str], within: float, most: int = 1 << 20) -> tuple[int, bytes]:
     """Run a short program without input. Return its exit status and its standard output.
 
-    Its standard error is dropped. Raises Unavailable if it cannot be started or takes more than `within` seconds.
+    Its standard error is dropped. Raises Unavailable if it cannot be started, takes more than `within` seconds, or
+    writes more than `most` bytes.
     """
     written, deadline = bytearray(), time.monotonic() + within
     with ExitStack() as opened:
@@ -148,6 +149,8 @@ def output_of(command: Sequence[str], within: float) -> tuple[int, bytes]:
             if not (part := os.read(reading, READ_SIZE)):
                 return process.status(), bytes(written)
             written += part
+            if len(written) > most:
+                raise Unavailable(f"{command[0]} wrote more than {most} bytes")
         raise Unavailable(f"{command[0]} took more than {within:g} s")
 
 

@@ -51,11 +51,8 @@ def run_save(name: str, values: Values) -> int:
             raise UsageError(f"--{what} steers QEMU through its monitor", hint="add --qmp SOCKET")
         from statepipe.state.save import save_from_stdin
 
-        try:
-            saved = save_from_stdin(values["file"], words.packing, words.plain, seal, _replaceable(values))
-        except BaseException:
-            part_from_qemu()
-            raise
+        replaceable = _replaceable(values)
+        saved = save_from_stdin(values["file"], words.packing, words.plain, seal, replaceable, _warn_save)
         _warn_of_disks(saved)
         return 0
     return _save_by_qmp(values, words, seal)
@@ -93,7 +90,7 @@ def _replaceable(values: Values) -> Callable[[bytes], bool] | None:
 
 
 def part_from_qemu() -> None:
-    """A save that QEMU has started by exec: is over."""
+    """A save that QEMU has started by exec: is over before it has begun."""
     from statepipe.qemu.parting import part
 
     part(_warn_save)

@@ -42,3 +42,40 @@ class Pace:
             f"{format_size(changed)} of its memory a second, and {format_size(int(taken))} a second get through; "
             f"at this pace there is no end: {WAYS_OUT}"
         )
+
+
+class StreamPace:
+    """The same by the stream alone, of a save that QEMU has started by exec: and tells nothing of.
+
+    What a round sends is what the guest had changed while the one before it was sent. So where rounds are no shorter
+    than those before them, there is no end.
+    """
+
+    def __init__(self) -> None:
+        self._round, self._from = 0, (0.0, 0)  # when the round began (time.monotonic), and at which byte
+        self._before: int | None = None  # bytes of the last round that is complete
+        self._quiet_until, self._again = 0.0, AGAIN
+
+    def judge(self, now: float, number: int, offset: int) -> str | None:
+        """What is to be said at a look: `number` is the round, `offset` the bytes so far."""
+        if number == self._round:
+            return None
+        began, at = self._from
+        sent, seconds, before = offset - at, now - began, self._before
+        is_next = number == self._round + 1
+        self._round, self._from = number, (now, offset)
+        self._before = sent if is_next else None  # else several were shorter than a look
+        if number <= FIRST_ROUND or not is_next or not before or sent < HOPELESS * before or now < self._quiet_until:
+            return None
+        self._quiet_until, self._again = now + self._again, 4 * self._again
+        return (
+            f"round {number}, {format_size(offset)} sent: the last round took {seconds:.1f} s for {format_size(sent)}, "
+            f"and the one before it sent {format_size(before)}: the guest changes its memory as fast as it gets "
+            f"through, and at this pace there is no end: {AT_MONITOR}"
+        )
+
+
+AT_MONITOR = (
+    "give it more milliseconds to stand still, at QEMU's monitor: migrate_set_parameter downtime-limit 5000; or end it "
+    "there (migrate_cancel), and save with --qmp SOCKET --offline"
+)

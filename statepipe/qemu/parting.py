@@ -3,6 +3,9 @@
 Where QEMU takes a background snapshot, and cannot break it off (snapshot.py), its guest would stand still for good. A
 child of QEMU's has no monitor. It sees that QEMU holds a userfaultfd, which protects the guest's memory meanwhile; it
 is there before the first page comes, and not before the stream begins. So a little of that is read to see it.
+
+No more than that is read: a stream without a return path that is read to its end, QEMU calls completed, and its guest
+stands still in postmigrate though there is no file. One that breaks off in the midst leaves the guest running.
 """
 
 from __future__ import annotations
@@ -11,11 +14,15 @@ import os
 import re
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 
+from statepipe.errors import IntegrityError, StatepipeError
+from statepipe.formats.qemu.stream import Phase, QemuStream
+from statepipe.pipeline.signals import ignore
 from statepipe.processes import Unavailable, output_of
 from statepipe.qemu.process import names_open, owner, parent_pid
-from statepipe.qemu.snapshot import BREAKABLE, LOOK, read_unasked
-from statepipe.wakeups import READ_SIZE, polled
+from statepipe.qemu.snapshot import BREAKABLE, LOOK, read_unasked, told_beside
+from statepipe.wakeups import SMALL, polled
 
 ENOUGH = 1 << 20
 """Bytes after which the first page has come: before it are the machine, the RAM blocks and what devices send early."""
@@ -23,29 +30,57 @@ ENOUGH = 1 << 20
 PATIENCE = 10.0
 """Seconds for a program to tell its version."""
 
+LONGEST = 64 << 10
+"""Bytes that it may tell in all."""
 
-def part(tell: Callable[[str], object]) -> None:
+
+def part(tell: Callable[[str], object], stream: QemuStream | None = None) -> None:
     """Read the rest of a snapshot on standard input that our QEMU cannot break off; `tell` hears that before. Of any
-    other stream, only as much as shows that it is none."""
+    other stream, only as much as shows that it is none. `stream` has followed what was read already.
+
+    Raises nothing that takes the place of why the save failed.
+    """
+    with suppress(OSError, StatepipeError):
+        _part(tell, stream or QemuStream())
+
+
+def _part(tell: Callable[[str], object], stream: QemuStream) -> None:
+    """Raises OSError, StatepipeError."""
     pid = parent_pid()
     mode = os.fstat(0).st_mode
     if pid is None or owner(pid) != os.geteuid() or not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
         return
-    taken = 0
-    while not _takes_snapshot(pid):
-        if taken >= ENOUGH or not polled(0).poll(LOOK):
-            return
-        data = os.read(0, READ_SIZE)
-        if not data:
-            return
-        taken += len(data)
-    if _may_break_off(pid):
+    if (_has_page(stream) and not _takes_snapshot(pid)) or _may_break_off(pid):
         return
-    tell(
+    if not _shows_snapshot(pid, stream):
+        return
+    ignore()  # QEMU's guest is what a second signal would cost
+    words = (
         "this QEMU cannot break off a snapshot without its guest standing still for good: the rest of it is read. "
         "QEMU will call it completed, and there is no file"
     )
-    read_unasked(0)
+    with told_beside(tell, words):
+        read_unasked(0)
+
+
+def _has_page(stream: QemuStream) -> bool:
+    return stream.phase not in (Phase.HEADER, Phase.SETUP)
+
+
+def _shows_snapshot(pid: int, stream: QemuStream) -> bool:
+    """Whether QEMU takes a snapshot, by as much of the stream as it takes to see it. Raises OSError."""
+    taken, is_followed = 0, True
+    while not _takes_snapshot(pid):
+        if taken >= ENOUGH or (is_followed and _has_page(stream)) or not polled(0).poll(LOOK):
+            return False
+        if not (data := os.read(0, SMALL)):
+            return False
+        taken += len(data)
+        try:
+            stream.feed(data)
+        except IntegrityError:  # bytes between these and what was followed are lost with the stages that had them
+            is_followed = False
+    return True
 
 
 def _takes_snapshot(pid: int) -> bool:
@@ -55,7 +90,7 @@ def _takes_snapshot(pid: int) -> bool:
 def _may_break_off(pid: int) -> bool:
     """By the word of its program; not where that is not understood."""
     try:
-        _, written = output_of([f"/proc/{pid}/exe", "--version"], PATIENCE)
+        _, written = output_of([f"/proc/{pid}/exe", "--version"], PATIENCE, LONGEST)
     except Unavailable:
         return False
     found = re.search(rb"version (\d{1,4})\.(\d{1,4})", written)

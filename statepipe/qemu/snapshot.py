@@ -9,8 +9,8 @@ stream is read to its end, whatever becomes of the save.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 
 from statepipe.errors import QemuError, QemuGone
 from statepipe.qemu.monitor import FINAL, Monitor
@@ -46,8 +46,7 @@ def read_out(fd: int, monitor: Monitor, tell: Callable[[str], object]) -> None:
                     return
                 if not is_told:
                     is_told = True
-                    with suppress(NoThread):
-                        telling.enter_context(beside("word", lambda: tell(words), lambda: None))
+                    telling.enter_context(told_beside(tell, words))
                 continue
             try:
                 if monitor.migration()["status"] in ("none", *FINAL):
@@ -57,6 +56,16 @@ def read_out(fd: int, monitor: Monitor, tell: Callable[[str], object]) -> None:
                 return
             except QemuError:
                 continue
+
+
+@contextmanager
+def told_beside(tell: Callable[[str], object], words: str) -> Iterator[None]:
+    """Within it, a thread of its own tells the words, if there can be one: what goes on meanwhile waits for nobody who
+    reads them."""
+    with ExitStack() as telling:
+        with suppress(NoThread):
+            telling.enter_context(beside("word", lambda: tell(words), lambda: None))
+        yield
 
 
 def read_unasked(fd: int) -> None:

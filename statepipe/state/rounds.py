@@ -8,18 +8,40 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
 from statepipe.errors import QemuError, QemuGone, StatepipeError
+from statepipe.formats.qemu.stream import QemuStream
 from statepipe.qemu.monitor import Monitor
-from statepipe.qemu.pace import WAYS_OUT, Pace
+from statepipe.qemu.pace import WAYS_OUT, Pace, StreamPace
 from statepipe.telling import Tell
-from statepipe.threads import beside
+from statepipe.threads import NoThread, beside
 
 LOOK = 1.0
 """Seconds between two looks."""
+
+
+@contextmanager
+def followed(stream: QemuStream, tell: Tell) -> Iterator[None]:
+    """Within it, the rounds are looked at of a stream whose QEMU tells nothing else (exec:): `tell` hears where they
+    lead to no end. Where there can be no further thread, the save goes on without."""
+    over, pace = threading.Event(), StreamPace()
+
+    def follow() -> None:
+        while not over.wait(STREAM_LOOK):
+            if (words := pace.judge(time.monotonic(), stream.rounds, stream.offset)) is not None:
+                tell(words)
+
+    with ExitStack() as following:
+        with suppress(NoThread):
+            following.enter_context(beside("rounds", follow, over.set))
+        yield
+
+
+STREAM_LOOK = 0.1
+"""Seconds between two looks at a stream: so much of a round may be counted to its neighbour."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,17 +14,23 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from statepipe.descriptors import named_by
 from statepipe.ends.fd import FdSource, failure, write_all
 from statepipe.ends.output import new_output
 from statepipe.ends.rehearsal import Replaceable
-from statepipe.errors import TruncatedError, UsageError
+from statepipe.errors import StatepipeError, TruncatedError, UsageError
+from statepipe.formats.qemu.stream import QemuStream
 from statepipe.pipeline.pipeline import NamedStage
 from statepipe.qemu.guard import look_from_outside
+from statepipe.qemu.parting import part
 from statepipe.qemu.process import has_open, parent_pid, parent_qemu
 from statepipe.stages.packing import Packing
+from statepipe.stages.watch import LATE
+from statepipe.state.rounds import followed
 from statepipe.state.saving import IDLE, Plan, Saved, demand_lasting, save_stream
+from statepipe.telling import Tell
 
 
 def save_from_stdin(
@@ -33,11 +39,48 @@ def save_from_stdin(
     words: Sequence[NamedStage],
     seal: Sequence[NamedStage],
     replaceable: Replaceable | None,
+    tell: Tell,
 ) -> Saved:
-    """Save the stream on standard input to `path`, encrypted by `seal`. Returns what it was; raises StatepipeError.
+    """Save the stream on standard input to `path`, encrypted by `seal`. Returns what it was. Raises StatepipeError, once
+    QEMU was left as its guest needs it.
 
-    `replaceable` tells which files the new one may replace, as `new_output` has it.
+    `replaceable` tells which files the new one may replace, as `new_output` has it; `tell` hears what is to be known
+    meanwhile.
     """
+    stream = QemuStream()
+    try:
+        return _save(path, _Chosen(packing, words, seal, replaceable), stream, tell)
+    except BaseException as error:
+        if isinstance(error, StatepipeError) and _may_be_completed(stream):
+            error.hint = "; ".join(filter(None, [error.hint, _IF_COMPLETED]))
+        part(tell, stream)
+        raise
+
+
+def _may_be_completed(stream: QemuStream) -> bool:
+    """Whether QEMU may call a migration completed whose save has failed: all of the guest's memory has left it, and it
+    has no return path to hear of that."""
+    return not stream.return_path and stream.phase in LATE and parent_pid() is not None
+
+
+_IF_COMPLETED = (
+    "without the capability return-path QEMU may take this save for completed: if 'info status' at its monitor says "
+    "postmigrate, its guest stands still; type: cont"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """How the file is made, as save_stream's Plan has it, and which files it may replace."""
+
+    packing: Packing
+    words: Sequence[NamedStage]
+    seal: Sequence[NamedStage]
+    replaceable: Replaceable | None
+
+
+def _save(path: str, chosen: _Chosen, stream: QemuStream, tell: Tell) -> Saved:
+    """Raises StatepipeError."""
     if os.isatty(0):
         raise UsageError(
             "standard input is a terminal, not a migration stream",
@@ -46,10 +89,11 @@ def save_from_stdin(
     _refuse_qemu_as_reader(path)
     if stat.S_ISCHR(os.fstat(0).st_mode):  # as cron and systemd give it
         raise UsageError("standard input is a device, not a migration stream", hint=_BY_MONITOR)
-    with new_output(path, replaceable=replaceable) as sink, FdSource(0, "standard input", IDLE) as source:
+    with new_output(path, replaceable=chosen.replaceable) as sink, FdSource(0, "standard input", IDLE) as source:
         answer = _answer if _may_be_return_path(path) else None
         try:
-            return save_stream(_plan(packing, words, seal), source, sink, answer, _approve)
+            with followed(stream, tell):
+                return save_stream(_plan(chosen), source, sink, answer, _approve, stream=stream)
         except TruncatedError as error:
             if error.offset == 0:
                 error.hint = f"no byte came: QEMU has not begun; {_BY_MONITOR}"
@@ -88,17 +132,17 @@ def _is_same(fd: int, other: int) -> bool:
     return os.path.samestat(os.fstat(fd), os.fstat(other))
 
 
-def _plan(packing: Packing, words: Sequence[NamedStage], seal: Sequence[NamedStage]) -> Plan:
+def _plan(chosen: _Chosen) -> Plan:
     """If a QEMU has started us, its process tells what the stream does not: the guest's name and its disks.
 
     Raises StatepipeError for a guest whose disks end with its QEMU.
     """
     qemu = parent_qemu()
     if qemu is None:
-        return Plan(packing, words, seal)
+        return Plan(chosen.packing, chosen.words, chosen.seal)
     demand_lasting(qemu.temporary)
     guest = {"name": qemu.name, "uuid": qemu.option("-uuid"), "command": list(qemu.command)}
-    return Plan(packing, words, seal, guest, lambda: look_from_outside(qemu.disks, qemu.command))
+    return Plan(chosen.packing, chosen.words, chosen.seal, guest, lambda: look_from_outside(qemu.disks, qemu.command))
 
 
 def _answer(message: bytes) -> bool:

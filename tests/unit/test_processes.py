@@ -28,3 +28,8 @@ def test_one_that_does_not_exist_is_named() -> None:
     with pytest.raises(Unavailable, match="cannot start no-such-program") as raised:
         output_of(["no-such-program"], 10)
     assert raised.value.hint == "is no-such-program installed, in a folder of your PATH?"
+
+
+def test_a_program_that_writes_without_end_is_ended() -> None:
+    with pytest.raises(Unavailable, match="yes wrote more than 65536 bytes"):
+        output_of(["yes"], 10, 1 << 16)
