@@ -41,8 +41,8 @@ def save_from_stdin(
     replaceable: Replaceable | None,
     tell: Tell,
 ) -> Saved:
-    """Save the stream on standard input to `path`, encrypted by `seal`. Returns what it was. Raises StatepipeError, once
-    QEMU was left as its guest needs it.
+    """Save the stream on standard input to `path`, encrypted by `seal`. Returns what it was. Raises StatepipeError,
+    once QEMU was left as its guest needs it.
 
     `replaceable` tells which files the new one may replace, as `new_output` has it; `tell` hears what is to be known
     meanwhile.
