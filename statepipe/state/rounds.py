@@ -31,7 +31,8 @@ def followed(stream: QemuStream, tell: Tell) -> Iterator[None]:
 
     def follow() -> None:
         while not over.wait(STREAM_LOOK):
-            if (words := pace.judge(time.monotonic(), stream.rounds, stream.offset)) is not None:
+            words = pace.judge(time.monotonic(), stream.rounds, stream.offset)
+            if words is not None and stream.switchover is None:  # else it has its end
                 tell(words)
 
     with ExitStack() as following:
