@@ -91,9 +91,10 @@ def _replaceable(values: Values) -> Callable[[bytes], bool] | None:
 
 def part_from_qemu() -> None:
     """A save that QEMU has started by exec: is over before it has begun."""
+    from statepipe.pipeline.signals import ignore
     from statepipe.qemu.parting import part
 
-    part(_warn_save)
+    part(_warn_save, ignore)
 
 
 def _save_by_qmp(values: Values, words: _Words, seal: Sequence[NamedStage]) -> int:

@@ -16,9 +16,8 @@ import stat
 from collections.abc import Callable
 from contextlib import suppress
 
-from statepipe.errors import IntegrityError, StatepipeError
+from statepipe.errors import IntegrityError
 from statepipe.formats.qemu.stream import Phase, QemuStream
-from statepipe.pipeline.signals import ignore
 from statepipe.processes import Unavailable, output_of
 from statepipe.qemu.process import names_open, owner, parent_pid
 from statepipe.qemu.snapshot import BREAKABLE, LOOK, read_unasked, told_beside
@@ -34,18 +33,21 @@ LONGEST = 64 << 10
 """Bytes that it may tell in all."""
 
 
-def part(tell: Callable[[str], object], stream: QemuStream | None = None) -> None:
+def part(
+    tell: Callable[[str], object], hold: Callable[[], object] = lambda: None, stream: QemuStream | None = None
+) -> None:
     """Read the rest of a snapshot on standard input that our QEMU cannot break off; `tell` hears that before. Of any
-    other stream, only as much as shows that it is none. `stream` has followed what was read already.
+    other stream, only as much as shows that it is none. `hold` is called before that rest is read, which no signal may
+    cut short; `stream` has followed what was read already.
 
     Raises nothing that takes the place of why the save failed.
     """
-    with suppress(OSError, StatepipeError):
-        _part(tell, stream or QemuStream())
+    with suppress(OSError, Unavailable):
+        _part(tell, hold, stream or QemuStream())
 
 
-def _part(tell: Callable[[str], object], stream: QemuStream) -> None:
-    """Raises OSError, StatepipeError."""
+def _part(tell: Callable[[str], object], hold: Callable[[], object], stream: QemuStream) -> None:
+    """Raises OSError, Unavailable."""
     pid = parent_pid()
     mode = os.fstat(0).st_mode
     if pid is None or owner(pid) != os.geteuid() or not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
@@ -54,7 +56,7 @@ def _part(tell: Callable[[str], object], stream: QemuStream) -> None:
         return
     if not _shows_snapshot(pid, stream):
         return
-    ignore()  # QEMU's guest is what a second signal would cost
+    hold()
     words = (
         "this QEMU cannot break off a snapshot without its guest standing still for good: the rest of it is read. "
         "QEMU will call it completed, and there is no file"

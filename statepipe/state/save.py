@@ -23,6 +23,7 @@ from statepipe.ends.rehearsal import Replaceable
 from statepipe.errors import StatepipeError, TruncatedError, UsageError
 from statepipe.formats.qemu.stream import QemuStream
 from statepipe.pipeline.pipeline import NamedStage
+from statepipe.pipeline.signals import ignore
 from statepipe.qemu.guard import look_from_outside
 from statepipe.qemu.parting import part
 from statepipe.qemu.process import has_open, parent_pid, parent_qemu
@@ -53,7 +54,7 @@ def save_from_stdin(
     except BaseException as error:
         if isinstance(error, StatepipeError) and _may_be_completed(stream):
             error.hint = "; ".join(filter(None, [error.hint, _IF_COMPLETED]))
-        part(tell, stream)
+        part(tell, ignore, stream)
         raise
 
 
