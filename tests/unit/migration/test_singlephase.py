@@ -14,7 +14,7 @@ import pytest
 from statepipe.ends.address import parse_address
 from statepipe.ends.net import Patience
 from statepipe.errors import QemuError
-from statepipe.migration.migrate import Request
+from statepipe.migration.migrate import MigrateRequest
 from statepipe.migration.singlephase import migrate_directly, migrate_plainly, to_program
 from statepipe.qemu.monitor import Monitor
 from statepipe.session.options import Plan
@@ -33,8 +33,8 @@ def server() -> Iterator[QmpServer]:
         yield server
 
 
-def request(server: QmpServer, port: int = 1, **more: Any) -> Request:
-    return Request(server.path, Plan(parse_address(f"tcp://127.0.0.1:{port}"), [], Patience()), **more)
+def request(server: QmpServer, port: int = 1, **more: Any) -> MigrateRequest:
+    return MigrateRequest(server.path, Plan(parse_address(f"tcp://127.0.0.1:{port}"), [], Patience()), **more)
 
 
 def directly(server: QmpServer, **more: Any) -> None:
