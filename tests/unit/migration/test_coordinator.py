@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import socket
-import tempfile
-from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
@@ -14,21 +12,20 @@ from statepipe.qemu.monitor import Monitor
 from statepipe.recovery.handover import Destination, Event
 from statepipe.recovery.journal import Journal
 from tests.qemu.peers import QUICK, two_ends
-from tests.qmpserver import QmpServer, qmp_server
+from tests.qmpserver import QmpServer
 
 
 @pytest.fixture
-def server() -> Iterator[QmpServer]:
+def server(server: QmpServer) -> QmpServer:
     """Of a QEMU that takes a guest, and never has all of it."""
 
     def load(stream: socket.socket) -> None:
         while stream.recv(1 << 16):
             continue
 
-    with tempfile.TemporaryDirectory(prefix="qmp-") as folder, qmp_server(folder) as server:
-        server.migrates(load, "migrate-incoming")
-        server.answers |= {"query-status": {"status": "inmigrate"}, "query-migrate": {"status": "active"}}
-        yield server
+    server.migrates(load, "migrate-incoming")
+    server.answers |= {"query-status": {"status": "inmigrate"}, "query-migrate": {"status": "active"}}
+    return server
 
 
 def arrived(server: QmpServer, *says: Event) -> Arrival:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import socket
 import sys
-import tempfile
-from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
@@ -18,19 +16,18 @@ from statepipe.migration.migrate import MigrateRequest
 from statepipe.migration.singlephase import migrate_directly, migrate_plainly, to_program
 from statepipe.qemu.monitor import Monitor
 from statepipe.session.options import Plan
-from tests.qmpserver import QmpServer, Raw, qmp_server
+from tests.qmpserver import QmpServer, Raw
 from tests.streams import whole
 
 GUARD = [sys.executable, "-P", "-m", "statepipe.cli.guarding", "test", "sender"]
 
 
 @pytest.fixture
-def server() -> Iterator[QmpServer]:
+def server(server: QmpServer) -> QmpServer:
     """Of a guest that runs."""
-    with tempfile.TemporaryDirectory(prefix="qmp-") as folder, qmp_server(folder) as server:
-        off = [{"capability": name, "state": False} for name in ("events", "return-path")]
-        server.answers |= {"query-status": {"status": "running"}, "query-migrate-capabilities": off}
-        yield server
+    off = [{"capability": name, "state": False} for name in ("events", "return-path")]
+    server.answers |= {"query-status": {"status": "running"}, "query-migrate-capabilities": off}
+    return server
 
 
 def request(server: QmpServer, port: int = 1, **more: Any) -> MigrateRequest:
@@ -41,10 +38,6 @@ def directly(server: QmpServer, **more: Any) -> None:
     """To somebody who takes the connection."""
     with socket.create_server(("127.0.0.1", 0)) as there:
         migrate_directly(request(server, there.getsockname()[1], **more), lambda text: None, GUARD)
-
-
-def heard(server: QmpServer) -> list[str]:
-    return [server.heard.get() for _ in range(server.heard.qsize())]
 
 
 def refusal(server: QmpServer) -> Raw:
@@ -64,7 +57,7 @@ def test_the_outcome_of_another_clients_migration_is_not_ours(server: QmpServer,
     with pytest.raises(QemuError, match=f"QEMU says {status}: another client of QEMU's monitor") as caught:
         directly(server)
     assert f"QEMU says {status}; the guest is running here" in (caught.value.hint or "")
-    assert "migrate_cancel" not in heard(server)
+    assert "migrate_cancel" not in server.commands()
 
 
 def test_the_end_of_an_earlier_migration_is_not_that_of_ours(server: QmpServer) -> None:
@@ -85,14 +78,14 @@ def test_of_a_migration_that_qemu_refuses_nothing_is_said(server: QmpServer, off
     with pytest.raises(QemuError, match="QEMU refused migrate: no") as caught:
         directly(server, offline=offline)
     assert caught.value.hint == ("the guest is running here" if offline else "nothing was moved")
-    assert ("cont" in heard(server)) == offline
+    assert ("cont" in server.commands()) == offline
 
 
 def test_a_guest_that_another_client_moves_is_left_alone(server: QmpServer) -> None:
     server.answers |= {"query-migrate": {"status": "active"}, "migrate": server.breaks_off}
     with pytest.raises(QemuError, match="another client of QEMU's monitor has begun a migration, which is active"):
         directly(server)
-    assert not {"migrate", "migrate_cancel", "migrate-set-capabilities"} & set(heard(server))
+    assert not {"migrate", "migrate_cancel", "migrate-set-capabilities"} & set(server.commands())
 
 
 def test_a_program_that_fails_once_the_guest_has_gone_is_warned_of(server: QmpServer) -> None:

@@ -7,8 +7,6 @@ import re
 import signal
 import socket
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,14 +16,8 @@ from statepipe.pipeline.signals import as_exceptions
 from statepipe.qemu.guard import Said
 from statepipe.state.load_qmp import Telling, load_into_new, load_into_waiting
 from tests import standin
-from tests.qmpserver import SILENT, QmpServer, qmp_server
+from tests.qmpserver import SILENT, QmpServer
 from tests.statefiles import NO_KEYS, cut, noisy_stream, state_file
-
-
-@pytest.fixture
-def server() -> Iterator[QmpServer]:
-    with tempfile.TemporaryDirectory(prefix="qmp-") as folder, qmp_server(folder) as server:
-        yield server
 
 
 @pytest.fixture
@@ -76,7 +68,7 @@ def test_a_qemu_that_was_told_to_run_its_guest_stays(
         load_into_waiting(state, server.path, NO_KEYS, Said(), NOBODY)
     hint = ended(number, said, caught.value)
     assert said is None or f"look: statepipe resolve --qmp {server.path}; " in hint
-    heard = [server.heard.get() for _ in range(server.heard.qsize())]
+    heard = server.commands()
     assert ("quit" not in heard) == is_kept
 
 

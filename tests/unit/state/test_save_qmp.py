@@ -5,9 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 import sys
-import tempfile
 import threading
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from statepipe.errors import IntegrityError, QemuError
 from statepipe.pipeline.signals import as_exceptions
 from statepipe.stages.packing import packing
 from statepipe.state.save_qmp import Outcome, Request, save_by_qmp
-from tests.qmpserver import QmpServer, Raw, qmp_server
+from tests.qmpserver import QmpServer, Raw
 from tests.statefiles import noisy_stream
 
 GUARD = [sys.executable, "-P", "-m", "statepipe.cli.guarding", "test", "sender"]
@@ -27,20 +25,15 @@ ONCE = {"adapt": False, "min": None, "max": None, "one_frame": False, "codec": "
 
 
 @pytest.fixture
-def server() -> Iterator[QmpServer]:
+def server(server: QmpServer) -> QmpServer:
     """Of a guest that runs."""
-    with tempfile.TemporaryDirectory(prefix="qmp-") as folder, qmp_server(folder) as server:
-        server.answers |= {"query-status": {"status": "running"}, "query-named-block-nodes": []}
-        yield server
+    server.answers |= {"query-status": {"status": "running"}, "query-named-block-nodes": []}
+    return server
 
 
 def save(server: QmpServer, path: str, then: str = "stay") -> Outcome:
     request = Request(path, packing(ONCE, lambda: 0.0), (), (), then)
     return save_by_qmp(server.path, request, lambda text: None, GUARD)
-
-
-def heard(server: QmpServer) -> list[str]:
-    return [server.heard.get() for _ in range(server.heard.qsize())]
 
 
 def test_a_save_that_fails_does_not_wait_for_a_qemu_that_waits_for_it(
@@ -104,4 +97,4 @@ def test_a_guest_that_another_client_moves_is_not_saved(server: QmpServer, tmp_p
     server.answers |= {"query-migrate": {"status": "active"}, "migrate": server.breaks_off}
     with pytest.raises(QemuError, match="another client of QEMU's monitor has begun a migration, which is active"):
         save(server, str(tmp_path / "s"))
-    assert not {"migrate", "migrate_cancel", "migrate-set-capabilities"} & set(heard(server))
+    assert not {"migrate", "migrate_cancel", "migrate-set-capabilities"} & set(server.commands())
