@@ -46,7 +46,10 @@ def test_a_source_that_says_more_than_there_are_steps_is_left(server: QmpServer)
 
 
 @pytest.mark.parametrize("state", ["running", "paused"])
-def test_qemu_is_asked_before_its_guest_is_said_never_to_have_run(server: QmpServer, state: str) -> None:
+def test_qemu_is_asked_before_its_guest_is_said_never_to_have_run(
+    server: QmpServer, state: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("statepipe.qemu.monitor.HURRY", 10.0)  # a busy host is no QEMU that is silent
     server.answers["query-status"] = {"status": state}
     half = arrived(server, Event.ABORT)
     assert half.ran == (state == "running")
