@@ -9,6 +9,7 @@ import pytest
 
 from statepipe.migration.destination import Arrival
 from statepipe.qemu.monitor import Monitor
+from statepipe.recovery import handover
 from statepipe.recovery.handover import Destination, Event
 from statepipe.recovery.journal import Journal
 from tests.qemu.peers import QUICK, two_ends
@@ -35,7 +36,10 @@ def arrived(server: QmpServer, *says: Event) -> Arrival:
             source.tell({"event": event.name})
         source.fall_silent()
         source.session.say_close()
-        half = Arrival(monitor, destination, [], Journal(None, {}, ()), lambda: None, runs=True)
+        side = handover.destination()
+        for event in (Event.OFFER, Event.BEGIN):
+            side.hear(event)
+        half = Arrival(monitor, destination, [], Journal(None, {}, ()), lambda: None, side=side, runs=True)
         assert half.run() is Destination.ENDED
         return half
 
