@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import warm
 from tests.conformance.running import PATIENCE, STATEPIPE, children, started
 
 ROOT = Path(__file__).parents[1]
@@ -55,7 +56,7 @@ class Host:
 
     def send(self, path: Path, *more: str, data: bytes = DATA) -> subprocess.CompletedProcess[bytes]:
         command = self.command(path, *more)
-        return subprocess.run(command, input=data, capture_output=True, timeout=PATIENCE, start_new_session=True)
+        return warm.run(command, input=data, capture_output=True, timeout=PATIENCE, start_new_session=True)
 
 
 def keygen(path: Path) -> None:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from struct import unpack
 from typing import Any
 
-from tests import streams
+from tests import streams, warm
 
 STREAM = streams.setup() + streams.ram(streams.ordinary(0, "pc.ram"), *map(streams.zero, range(1, 64)))
 STREAM += streams.ram(streams.LAST, kind=3) + streams.devices() + b"\0" + streams.vmdesc(*streams.DEVICES)
@@ -29,14 +29,14 @@ def run(*arguments: str, data: bytes = b"", **options: Any) -> subprocess.Comple
     if "stdin" not in options:
         options["input"] = data
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "timeout": PATIENCE} | options
-    return subprocess.run([*STATEPIPE, *arguments], **options)
+    return warm.run([*STATEPIPE, *arguments], **options)
 
 
 @contextmanager
 def started(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
     """A process with pipes at all its ends; killed and reaped on the way out if it has not ended."""
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "bufsize": 0}
-    process = subprocess.Popen(command, **(pipes | options))
+    process = warm.Popen(command, **(pipes | options))
     try:
         yield process
     finally:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import preload
+from tests import preload, warm
 from tests.conformance.running import (
     PATIENCE,
     STATEPIPE,
@@ -33,7 +33,7 @@ NOBODY = 65534
 def tee(path: Path | str, before: Sequence[str] = (), **options: object) -> subprocess.CompletedProcess[bytes]:
     """A copy at `path`; `before` stands before its command line."""
     command = [*before, *STATEPIPE, "tee", str(path)]
-    return subprocess.run(command, input=DATA, capture_output=True, timeout=PATIENCE, **options)  # type: ignore[call-overload, no-any-return]
+    return warm.run(command, input=DATA, capture_output=True, timeout=PATIENCE, **options)  # type: ignore[call-overload, no-any-return]
 
 
 def assert_refused(done: subprocess.CompletedProcess[bytes], *words: str) -> None:

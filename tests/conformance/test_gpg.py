@@ -328,7 +328,7 @@ def test_where_there_is_no_gpg(tmp_path: Path) -> None:
 def test_a_passphrase_is_in_no_argument_and_no_environment(passphrase: Path) -> None:
     message = gpghome.encrypted(NOISE, to="carol")
     command = [*STATEPIPE, "decrypt", "--passphrase-file", str(passphrase)]
-    with started(command, env=gpghome.environment(), stdout=subprocess.DEVNULL) as process:
+    with started(command, env=gpghome.environment(), stdout=subprocess.DEVNULL, fresh=True) as process:
         assert process.stdin
         process.stdin.write(message[:1000])
         wait_until_read(process)

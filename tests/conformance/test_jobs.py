@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from tests import warm
 from tests.conformance.running import (
     PATIENCE,
     STATEPIPE,
@@ -58,7 +59,7 @@ def socket_of(process: Process) -> Path:
 
 
 def listed(statepipe: Sequence[str] = STATEPIPE) -> dict[str, Any]:
-    done = subprocess.run([*statepipe, "ps", "--json"], capture_output=True)
+    done = warm.run([*statepipe, "ps", "--json"], capture_output=True)
     assert (done.returncode, done.stderr) == (0, b"")
     return {row["id"]: row for row in json.loads(done.stdout)}
 
@@ -177,7 +178,7 @@ def test_one_that_is_stopped_does_not_keep_ps_waiting_for_ever() -> None:
 def test_many_start_at_once(runtime: Path) -> None:
     runtime.mkdir(mode=0o700)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    jobs = [subprocess.Popen([*STATEPIPE, "compress"], **pipes) for _ in range(12)]
+    jobs = [warm.Popen([*STATEPIPE, "compress"], **pipes) for _ in range(12)]
     try:
         for job in jobs:
             wait(job, lambda job=job: socket_of(job).exists())

@@ -13,13 +13,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pytest
 
 from statepipe.errors import PeerError
 from statepipe.trust.certificates import fingerprint, make_self
 from statepipe.trust.spake import CONFIRM_SIZE, KEPT, READY, Pairing, Peer, new_code
+from tests import warm
 from tests.conformance.running import PATIENCE, STATEPIPE, started, wait
 from tests.conformance.test_plain import NOISE, collect
 from tests.openfiles import open_files
@@ -33,10 +34,12 @@ def env(folder: Path) -> dict[str, str]:
 
 
 @contextmanager
-def listening(folder: Path, *words: str, at: str = "tls://127.0.0.1:0") -> Iterator[tuple[Process, int, str]]:
+def listening(
+    folder: Path, *words: str, at: str = "tls://127.0.0.1:0", **options: Any
+) -> Iterator[tuple[Process, int, str]]:
     """A `pair --listen`, its port and the code it shows."""
     command = [*STATEPIPE, "pair", "--listen", at, *words]
-    with started(command, stdin=subprocess.DEVNULL, env=env(folder)) as process:
+    with started(command, stdin=subprocess.DEVNULL, env=env(folder), **options) as process:
         port = int(process.stderr.readline().split()[-1])
         process.stderr.readline()
         yield process, port, process.stderr.readline().split()[-1].decode()
@@ -49,7 +52,7 @@ def connect(folder: Path, port: int, code: str, *words: str, host: str = "127.0.
         write.close()
         command = [*STATEPIPE, "pair", f"{host}:{port}", "--code-file", f"/dev/fd/{read.fileno()}", *words]
         more = {"pass_fds": [read.fileno()], "env": env(folder), "timeout": PATIENCE}
-        return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, **more)
+        return warm.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, **more)
 
 
 def pinned(folder: Path) -> dict[str, str]:
@@ -81,7 +84,7 @@ def receiving(folder: Path, *words: str) -> Iterator[tuple[Process, int]]:
 
 def send(folder: Path, port: int, *words: str) -> subprocess.CompletedProcess[bytes]:
     command = [*STATEPIPE, "send", *words, f"127.0.0.1:{port}"]
-    return subprocess.run(command, input=NOISE[:50000], capture_output=True, env=env(folder), timeout=PATIENCE)
+    return warm.run(command, input=NOISE[:50000], capture_output=True, env=env(folder), timeout=PATIENCE)
 
 
 def test_each_pins_the_others_key(hosts: tuple[Path, Path]) -> None:
@@ -314,7 +317,7 @@ def test_of_two_that_pair_under_one_name_at_once_one_is_refused(tmp_path: Path) 
 def on_pins(folder: Path, *words: str) -> Done:
     command = [*STATEPIPE, "pair", *words]
     options = {"capture_output": True, "text": True, "env": env(folder), "timeout": PATIENCE}
-    return subprocess.run(command, stdin=subprocess.DEVNULL, **options)
+    return warm.run(command, stdin=subprocess.DEVNULL, **options)
 
 
 def test_pins_are_listed_and_removed(hosts: tuple[Path, Path]) -> None:
@@ -400,14 +403,14 @@ def test_a_code_that_others_may_read_is_refused(tmp_path: Path, mode: int) -> No
     """Who has the code is believed to be the other host."""
     code = code_in(tmp_path, mode)
     command = [*STATEPIPE, "pair", "--listen", "127.0.0.1:0", "--code-file", str(code)]
-    done = subprocess.run(command, capture_output=True, text=True, env=env(tmp_path), timeout=PATIENCE)
+    done = warm.run(command, capture_output=True, text=True, env=env(tmp_path), timeout=PATIENCE)
     assert done.returncode == 1
     assert f"{code} can be read or written by others: its mode is {mode:04o}" in done.stderr
     assert f"hint: chmod 600 {code}" in done.stderr
 
 
 def test_the_code_is_not_in_any_argument(tmp_path: Path) -> None:
-    with listening(tmp_path / "one") as (process, _, code):
+    with listening(tmp_path / "one", fresh=True) as (process, _, code):
         command = Path(f"/proc/{process.pid}/cmdline").read_bytes()
     assert code.encode() not in command and re.fullmatch(r"\d{4}-\d{4}", code)
 
@@ -429,7 +432,7 @@ def test_the_code_is_not_in_any_argument(tmp_path: Path) -> None:
 def test_slips(tmp_path: Path, words: list[str], status: int) -> None:
     (tmp_path / "short").write_text("12")
     command = [*STATEPIPE[:1], "-P", *STATEPIPE[1:], "pair", *words]
-    done = subprocess.run(command, capture_output=True, env=env(tmp_path), cwd=tmp_path, timeout=PATIENCE)
+    done = warm.run(command, capture_output=True, env=env(tmp_path), cwd=tmp_path, timeout=PATIENCE)
     assert done.returncode == status, done.stderr
 
 

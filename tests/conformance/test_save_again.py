@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests import warm
 from tests.hurried import hurried
 from tests.qemu.harness import PATIENCE, run_statepipe, statepipe_command
 from tests.statefiles import load
@@ -29,7 +30,7 @@ def save(
     file: Path, statepipe: Sequence[str] = tuple(statepipe_command()), **ends: Any
 ) -> subprocess.CompletedProcess[str]:
     options: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE} | ends
-    return subprocess.run([*statepipe, "save", file], text=True, timeout=PATIENCE, **options)
+    return warm.run([*statepipe, "save", file], text=True, timeout=PATIENCE, **options)
 
 
 @contextmanager

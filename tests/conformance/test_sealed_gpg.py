@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import gpghome
+from tests import gpghome, warm
 from tests.conformance.running import PATIENCE, STATEPIPE
 from tests.statefiles import noisy_stream
 
@@ -17,7 +17,7 @@ VERBS = ["load", "inspect", "verify-state"]
 
 def statepipe(*words: str, data: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     environment = gpghome.environment()
-    return subprocess.run([*STATEPIPE, *words], input=data, capture_output=True, timeout=PATIENCE, env=environment)
+    return warm.run([*STATEPIPE, *words], input=data, capture_output=True, timeout=PATIENCE, env=environment)
 
 
 @pytest.fixture

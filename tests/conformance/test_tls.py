@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.x509.oid import ExtensionOID, NameOID
 
 from statepipe.trust.certificates import SKEW, issue, make_self, new_key, pem, pem_key, read_authority
+from tests import warm
 from tests.conformance.running import PATIENCE, STATEPIPE, started, wait_until_read
 from tests.conformance.test_plain import NOISE, both, collect
 from tests.net.relay import Faults, relay
@@ -27,7 +28,7 @@ Process = subprocess.Popen[bytes]
 
 
 def pki(*words: object) -> None:
-    subprocess.run([*STATEPIPE, "pki", *map(str, words)], check=True, capture_output=True)
+    warm.run([*STATEPIPE, "pki", *map(str, words)], check=True, capture_output=True)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +111,7 @@ def sender(port: int, *words: object, host: str = "127.0.0.1") -> list[str]:
 
 
 def send(port: int, *words: object, host: str = "127.0.0.1", data: bytes = NOISE, **more: object) -> tuple[int, bytes]:
-    done = subprocess.run(sender(port, *words, host=host), input=data, capture_output=True, timeout=PATIENCE, **more)
+    done = warm.run(sender(port, *words, host=host), input=data, capture_output=True, timeout=PATIENCE, **more)
     return done.returncode, done.stderr
 
 

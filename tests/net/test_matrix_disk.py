@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from statepipe.session.protocol.channels import WINDOW
-from tests import preload, streams
+from tests import preload, streams, warm
 from tests.conformance import test_plain as plain
 from tests.conformance.running import PATIENCE, started, wait
 from tests.conformance.test_plain import NOISE, collect
@@ -132,7 +132,7 @@ def test_an_input_that_fails(folder: str, library: Path, tmp_path: Path, number:
 def test_a_socket_that_fails_is_made_anew(folder: str, library: Path, tmp_path: Path) -> None:
     before = preload.failing(library, "send", errno.EIO, 9, 9)
     with receiving("--tls-creds", folder, "-o", tmp_path / "out") as (receiver, port), relay(port, Faults()) as at:
-        done = subprocess.run([*before, *sender(at.port, "--tls-creds", folder)], input=NOISE, capture_output=True)
+        done = warm.run([*before, *sender(at.port, "--tls-creds", folder)], input=NOISE, capture_output=True)
         assert (done.returncode, done.stderr) == (0, b"")
         assert collect(receiver) == (0, b"", b"") and at.accepted == 2
     assert (tmp_path / "out").read_bytes() == NOISE
@@ -152,7 +152,7 @@ def test_a_socket_that_fails_for_good(folder: str, library: Path, tmp_path: Path
 def test_an_answer_that_nobody_takes_holds_nothing_up(folder: str, tmp_path: Path) -> None:
     """The receiver's answers to a QEMU go to standard output; whether the stream arrived is another thing."""
     with receiving("--tls-creds", folder, "-o", tmp_path / "out") as (receiver, port), open("/dev/full", "wb") as full:
-        done = subprocess.run(sender(port, "--tls-creds", folder), input=WAITING, stdout=full, stderr=subprocess.PIPE)
+        done = warm.run(sender(port, "--tls-creds", folder), input=WAITING, stdout=full, stderr=subprocess.PIPE)
         assert (done.returncode, done.stderr) == (0, b"")
         assert collect(receiver) == (0, b"", b"")
     assert (tmp_path / "out").read_bytes() == WAITING
@@ -166,7 +166,7 @@ def test_calls_that_do_less_or_nothing(folder: str, library: Path, tmp_path: Pat
     """Reads, writes, sends, receives and fsyncs, on both sides."""
     before = preload.under(library, **{setting: 1})
     with receiving("--tls-creds", folder, "-o", tmp_path / "out", before=before) as (receiver, port):
-        done = subprocess.run([*before, *sender(port, "--tls-creds", folder)], input=NOISE, capture_output=True)
+        done = warm.run([*before, *sender(port, "--tls-creds", folder)], input=NOISE, capture_output=True)
         assert (done.returncode, done.stderr) == (0, b"")
         assert collect(receiver) == (0, b"", b"")
     assert (tmp_path / "out").read_bytes() == NOISE

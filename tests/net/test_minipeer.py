@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from statepipe.session.protocol.channels import MAX_WINDOW, MIN_WINDOW
-from tests import minipeer
+from tests import minipeer, warm
 from tests.conformance.running import PATIENCE, STATEPIPE, started
 from tests.minipeer import GREETING, MAGIC, PIECE, Broken, Link, Sender, write_all
 from tests.net.homes import World, receiving
@@ -83,7 +83,7 @@ def test_recv_judges_another_digest(env: dict[str, str]) -> None:
 def test_send_gives_a_stream_to_it(env: dict[str, str]) -> None:
     peer = shlex.join([sys.executable, minipeer.__file__])
     command = [*STATEPIPE, "send", "--ssh", peer, "ssh://host/out"]
-    done = subprocess.run(command, input=DATA, env=env, capture_output=True, timeout=PATIENCE)
+    done = warm.run(command, input=DATA, env=env, capture_output=True, timeout=PATIENCE)
     assert (done.returncode, done.stdout) == (0, b""), done.stderr
     assert Path(env["MINIPEER_OUTPUT"]).read_bytes() == DATA
 

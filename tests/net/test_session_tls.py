@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import random
 import socket
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from statepipe.session.protocol.frames import Role
 from statepipe.session.streams import SessionSink
 from statepipe.session.tls import Handshake, TlsTransport, shake_hands
 from statepipe.trust.identity import by_folder
+from tests import warm
 from tests.conformance.running import PATIENCE, STATEPIPE, started
 from tests.conformance.test_plain import collect, rst
 from tests.conformance.test_tls import receiving, sender, speak
@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A host's certificates, for either end."""
     base: Path = tmp_path_factory.mktemp("pki")
     for words in (["init"], ["issue", "localhost", "127.0.0.1", "--dir", base / "host"]):
-        subprocess.run([*STATEPIPE, "pki", *map(str, words), "--ca", str(base / "ca")], check=True, capture_output=True)
+        warm.run([*STATEPIPE, "pki", *map(str, words), "--ca", str(base / "ca")], check=True, capture_output=True)
     return str(base / "host")
 
 

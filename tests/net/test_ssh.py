@@ -16,6 +16,7 @@ import pytest
 
 from statepipe.ends.address import SSH, Address, parse_address
 from statepipe.errors import UsageError
+from tests import warm
 from tests.conformance.running import PATIENCE, STATEPIPE, started, stop, wait
 from tests.sshd import DATA, ROOT, Host
 from tests.terminal import at_terminal
@@ -216,5 +217,5 @@ def test_what_is_no_address(text: str) -> None:
     ],
 )
 def test_what_does_not_go_together(words: list[str]) -> None:
-    done = subprocess.run([*STATEPIPE, *words], stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE)
+    done = warm.run([*STATEPIPE, *words], stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE)
     assert done.returncode == 2, done.stderr

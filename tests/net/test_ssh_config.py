@@ -12,6 +12,7 @@ from statepipe.ends.address import parse_address
 from statepipe.ends.net import Patience
 from statepipe.session.options import Plan
 from statepipe.session.overssh import SshDial
+from tests import warm
 from tests.conformance.running import PATIENCE, STATEPIPE
 from tests.sshd import ROOT, Host
 
@@ -94,6 +95,6 @@ def test_a_file_s_name_is_what_was_said_whatever_shell_is_there(tmp_path: Path, 
     ssh.write_text(f'#!/bin/sh\nfor last; do :; done\nexec {shell} -c "$last"\n')  # what sshd does
     ssh.chmod(0o700)
     command = [*STATEPIPE, "send", "--ssh", str(ssh), "--remote-command", f"{ROOT}/bin/statepipe"]
-    done = subprocess.run([*command, f"ssh://h{tmp_path}/{name}"], input=DATA, capture_output=True, timeout=PATIENCE)
+    done = warm.run([*command, f"ssh://h{tmp_path}/{name}"], input=DATA, capture_output=True, timeout=PATIENCE)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     assert (tmp_path / name).read_bytes() == DATA

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+from tests import warm
 from tests.conformance.running import PATIENCE, STATEPIPE
 from tests.sshd import ROOT, Host, config
 from tests.terminal import at_terminal
@@ -47,7 +47,7 @@ def test_a_host_that_says_nothing_is_not_waited_for(host: Host, tmp_path: Path) 
 
 def test_no_such_host_is_said(host: Host, tmp_path: Path) -> None:
     command = [*STATEPIPE, "send", "--ssh", host.ssh, f"ssh://nobody.invalid{tmp_path}/out"]
-    done = subprocess.run(command, input=b"x", capture_output=True, timeout=PATIENCE, start_new_session=True)
+    done = warm.run(command, input=b"x", capture_output=True, timeout=PATIENCE, start_new_session=True)
     assert done.returncode == 5
     assert b"Could not resolve hostname" in done.stderr and b"ssh could not connect to nobody.invalid" in done.stderr
 

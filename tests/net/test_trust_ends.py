@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import warm
 from tests.conformance.running import PATIENCE, STATEPIPE, started, wait_until_read
 from tests.conformance.test_tls import pki
 from tests.net.homes import DATA, MIB, Receiver, World, clone, finish, sending, world_in
@@ -82,7 +83,7 @@ def test_hosts_that_are_clones_of_each_other_are_all_let_in(hosts: World, tmp_pa
 
 def send(port: int, *words: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[bytes]:
     command = [*STATEPIPE, "send", "--timeout", str(PATIENCE), *map(str, words), f"tls://127.0.0.1:{port}"]
-    return subprocess.run(command, input=DATA[:MIB], capture_output=True, timeout=PATIENCE, env=env)
+    return warm.run(command, input=DATA[:MIB], capture_output=True, timeout=PATIENCE, env=env)
 
 
 def test_with_certificates_a_name_singles_out_one_on_either_side(hosts: World, tmp_path: Path) -> None:

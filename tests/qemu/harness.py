@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tests import warm
 from tests.guest import parse_ticks, write_image
 
 T = TypeVar("T")
@@ -41,7 +42,7 @@ def run_statepipe(*arguments: object, timeout: float = PATIENCE, **more: Any) ->
     """Run statepipe to its end and give its status, stdout and stderr. TimeoutExpired after `timeout` seconds."""
     command = [*statepipe_command(), *map(str, arguments)]
     options: dict[str, Any] = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL} | more
-    return subprocess.run(command, timeout=timeout, **options)
+    return warm.run(command, timeout=timeout, **options)
 
 
 def wait_for(what: str, look: Callable[[], T], timeout: float = PATIENCE) -> T:
@@ -142,7 +143,7 @@ class Guest:
 
     def __enter__(self) -> Guest:
         with self._stderr.open("w") as stderr:
-            self._process = subprocess.Popen(
+            self._process = warm.Popen(
                 self.command, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr
             )
         try:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests import warm
 from tests.openfiles import open_files
 from tests.qemu.harness import EXEC, PATIENCE, Guest, run_statepipe, statepipe_command, wait_for
 
@@ -67,7 +68,7 @@ def run_qemu(folder: Path, saved: Saved, uri: str, memory: int = MEMORY) -> subp
     """A QEMU that loads by exec: and must end by itself, soon."""
     command = [*qemu_command(folder, saved, memory=memory), "-incoming", uri]
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, stdin=subprocess.DEVNULL)
+        return warm.run(command, capture_output=True, text=True, timeout=PATIENCE, stdin=subprocess.DEVNULL)
     finally:
         end_qemu(folder)
 
@@ -143,7 +144,7 @@ class Load:
         self._stderr = folder / "load-stderr"
         command = [*slow(saved.file, delay), *statepipe_command(), "load", *map(str, words)]
         with self._stderr.open("w") as stderr:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr)
+            self._process = warm.Popen(command, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr)
 
     @property
     def pid(self) -> int:

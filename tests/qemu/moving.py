@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests import warm
 from tests.guest import parse_ticks
 from tests.net.hosts import Host, environment
 from tests.qemu.harness import PATIENCE, Guest, assert_unbroken, run_statepipe, statepipe_command
@@ -52,7 +53,7 @@ class Running:
         command = [*wrapper, *(program or statepipe_command()), *map(str, words)]
         if on is not None:
             command, more = on.command(*command), more | {"env": environment()}
-        self._process = subprocess.Popen(
+        self._process = warm.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more
         )
         self.said: list[str] = []

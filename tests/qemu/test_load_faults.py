@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import streams
+from tests import streams, warm
 from tests.qemu.harness import Guest, assert_continues, statepipe_command, wait_for
 from tests.qemu.loading import (
     MEMORY,
@@ -206,7 +206,7 @@ def test_a_slow_reader_does_not_make_it_keep_more(tmp_path: Path) -> None:
     parts = [streams.setup(), *rounds, end]
     file = tmp_path / "state"
     file.write_bytes(state_file(parts))
-    with subprocess.Popen([*statepipe_command(), "load", file], stdout=subprocess.PIPE) as load:
+    with warm.Popen([*statepipe_command(), "load", file], stdout=subprocess.PIPE) as load:
         assert load.stdout is not None
         left = sum(map(len, parts)) - len(load.stdout.read(1 << 20))
         wait_for("statepipe at a stand", lambda: stands_still(load.pid))
@@ -282,7 +282,7 @@ def test_a_terminal_is_refused(state72: Saved) -> None:
     ours, theirs = os.openpty()
     try:
         words = shlex.split(command(state72))
-        done = subprocess.run(words, stdout=theirs, stderr=subprocess.PIPE, text=True, timeout=30)
+        done = warm.run(words, stdout=theirs, stderr=subprocess.PIPE, text=True, timeout=30)
     finally:
         os.close(ours)
         os.close(theirs)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import warm
 from tests.qemu.harness import (
     EXEC,
     PATIENCE,
@@ -25,7 +26,7 @@ from tests.qemu.harness import (
 def receiving(path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A recv into a file, and QEMU's word for where it listens."""
     command = [*statepipe_command(), "recv", "--output", str(path), "tcp://127.0.0.1:0"]
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as receiver:
+    with warm.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as receiver:
         try:
             assert receiver.stderr is not None
             yield receiver, f"tcp:127.0.0.1:{receiver.stderr.readline().split()[-1]}"

@@ -7,6 +7,7 @@ import socket
 import subprocess
 from pathlib import Path
 
+from tests import warm
 from tests.qemu.harness import Guest, statepipe_command
 from tests.qemu.moving import Credentials, mover
 
@@ -17,7 +18,7 @@ START = 'exec 3<&"$1"; shift; LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"'
 
 def activated(listener: socket.socket, *words: object) -> subprocess.Popen[bytes]:
     command = ["bash", "-c", START, "bash", str(listener.fileno()), *statepipe_command(), *map(str, words)]
-    return subprocess.Popen(command, pass_fds=[listener.fileno()], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    return warm.Popen(command, pass_fds=[listener.fileno()], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
 def test_a_guest_comes_by_the_socket_that_was_handed_over(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import warm
 from tests.qemu.harness import Guest, assert_runs_on, statepipe_command
 from tests.qemu.saving import EXEC_MODE, QMP_MODE, Save, assert_failed, reach, slow_down
 
@@ -114,7 +115,7 @@ def test_qemu_that_dies_with_its_save_leaves_no_file(calm_guest: Guest, states: 
 @pytest.mark.parametrize("content", [b"", b"QEVM", b"QEVM\0\0\0\3", b"not a stream at all"], ids=repr)
 def test_a_source_that_is_no_stream_leaves_the_older_file(states: Path, content: bytes) -> None:
     (states / "s").write_bytes(b"QEVM, older")
-    done = subprocess.run([*statepipe_command(), "save", states / "s"], input=content, capture_output=True, timeout=30)
+    done = warm.run([*statepipe_command(), "save", states / "s"], input=content, capture_output=True, timeout=30)
     assert done.returncode == 3
     assert done.stdout == b""
     assert done.stderr.startswith(b"statepipe: save: watch: error: ")
@@ -128,7 +129,7 @@ def test_a_stream_cut_anywhere_near_its_end_is_refused(guest: Guest, states: Pat
     plain = subprocess.run(["zstd", "-dcq", states / "s"], check=True, capture_output=True).stdout
     for missing in (1, 2, 4096, 100_000, 110_000, 130_000):
         command = [*statepipe_command(), "save", states / "cut"]
-        done = subprocess.run(command, input=plain[:-missing], capture_output=True, timeout=30)
+        done = warm.run(command, input=plain[:-missing], capture_output=True, timeout=30)
         assert done.returncode == 3, (missing, done.stderr)
         assert not (states / "cut").exists()
 
@@ -138,7 +139,7 @@ def test_bytes_after_the_end_are_refused(guest: Guest, states: Path, start_save:
     assert save.status() == 0
     plain = subprocess.run(["zstd", "-dcq", states / "s"], check=True, capture_output=True).stdout
     command = [*statepipe_command(), "save", states / "longer"]
-    done = subprocess.run(command, input=plain + b"\0", capture_output=True, timeout=30)
+    done = warm.run(command, input=plain + b"\0", capture_output=True, timeout=30)
     assert (done.returncode, (states / "longer").exists()) == (3, False)
     assert b"goes on after the end" in done.stderr
 
