@@ -72,17 +72,18 @@ class Request:
 
 
 class Popen(subprocess.Popen):  # type: ignore[type-arg]
-    """subprocess.Popen, by way of the server where that can be."""
+    """subprocess.Popen, by way of the server where that can be; the descriptor `closed` is closed in the program."""
 
-    def __init__(self, args: Sequence[Any], *, fresh: bool = False, **options: Any) -> None:
-        self._fresh = fresh
+    def __init__(self, args: Sequence[Any], *, fresh: bool = False, closed: int | None = None, **options: Any) -> None:
+        self._fresh, self._closed = fresh, closed
         super().__init__(args, **options)
 
     def _execute_child(self, args: Any, *rest: Any) -> None:  # it has no other place where a process begins
-        given = Start(args, *rest)
+        given = Start(self._closed, args, *rest)
         request = None if self._fresh else given.request()
         if request is None or (pid := _fork(request, given.descriptors())) is None:
-            super()._execute_child(args, *rest)
+            closing = [] if self._closed is None else ["sh", "-c", f'exec "$@" {self._closed}>&-', "sh"]
+            super()._execute_child([*closing, *args] if closing else args, *rest)
             return
         self.pid = pid
         self._child_created = True
@@ -110,8 +111,9 @@ def run(args: Sequence[Any], *, input: Any = None, timeout: float | None = None,
 
 @dataclass
 class Start:
-    """What subprocess.Popen is about to start, in the order in which it gives that to itself."""
+    """What subprocess.Popen is about to start, in the order in which it gives that to itself; first what we add."""
 
+    closed: int | None
     args: Any
     executable: Any
     preexec_fn: Any
@@ -144,7 +146,8 @@ class Start:
     def descriptors(self) -> dict[int, int]:
         """The number of each in the new process, and ours of the same."""
         standard = {0: self.p2cread, 1: self.c2pwrite, 2: self.errwrite}
-        return {n: n if fd == -1 else fd for n, fd in standard.items()} | {fd: fd for fd in self.pass_fds}
+        given = {n: n if fd == -1 else fd for n, fd in standard.items()} | {fd: fd for fd in self.pass_fds}
+        return {number: fd for number, fd in given.items() if number != self.closed}
 
     def request(self) -> Request | None:
         """The same for the server; None where it is not for the server."""
@@ -289,9 +292,15 @@ def _become(request: Request, descriptors: Sequence[int]) -> None:
     sys.orig_argv[:] = request.words
     if "-P" not in request.words[:2]:
         sys.path.insert(0, request.folder)
-    sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)  # noqa: SIM115
-    sys.stderr = open(2, "w", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
+    sys.stdin, sys.stdout, sys.stderr = (_stream(fd) if fd in request.numbers else None for fd in range(3))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # now it is heard as it is by who just started
+
+
+def _stream(fd: int) -> Any:
+    """As Python makes its own of one that is open."""
+    if fd == 2:
+        return open(fd, "w", errors="backslashreplace", buffering=1, closefd=False)
+    return open(fd, "r" if fd == 0 else "w", closefd=False)
 
 
 def _import_all() -> None:

@@ -175,10 +175,8 @@ def test_a_disk_that_is_full(name: str) -> None:
 def test_a_descriptor_that_is_closed(name: str, fd: int, tmp_path: Path) -> None:
     """It is not given to the next file that is opened."""
     (tmp_path / "fed").write_bytes(fed(name))
-    way = 'exec "$@" <&-' if fd == 0 else 'exec "$@" >&-'
     with open(tmp_path / "fed", "rb") as file:
-        shell = ["/bin/sh", "-c", way, "sh", *STATEPIPE, *command(name)]
-        done = subprocess.run(shell, stdin=file, capture_output=True, timeout=PATIENCE)
+        done = run(*command(name), stdin=file, closed=fd)
     assert done.returncode == 1
     assert_one_error(without_bar(done.stderr), filter_of(name), "Bad file descriptor")
 
@@ -187,12 +185,12 @@ def test_a_descriptor_that_is_closed(name: str, fd: int, tmp_path: Path) -> None
 def test_nobody_to_hear(name: str, tmp_path: Path) -> None:
     """With standard error closed or full, no word goes among the data, and the exit code still speaks."""
     (tmp_path / "fed").write_bytes(fed(name))
-    for way in ('exec "$@" 2>&-', 'exec "$@" 2>/dev/full'):
-        with open(tmp_path / "fed", "rb") as file:
-            shell = ["/bin/sh", "-c", way, "sh", *STATEPIPE, *command(name)]
-            done = subprocess.run(shell, stdin=file, stdout=subprocess.PIPE, timeout=PATIENCE)
-        assert ADAPTERS[name].undo(done.stdout) == plain(name)
-        assert done.returncode == (1 if name == "checksum" and "full" in way else 0)
+    with open("/dev/full", "wb") as full:
+        for way in ({"closed": 2}, {"stderr": full}):
+            with open(tmp_path / "fed", "rb") as file:
+                done = run(*command(name), stdin=file, **way)
+            assert ADAPTERS[name].undo(done.stdout) == plain(name)
+            assert done.returncode == (1 if name == "checksum" and "stderr" in way else 0)
 
 
 @every_filter
