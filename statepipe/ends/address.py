@@ -1,7 +1,7 @@
-"""Addresses: where another host, or another process, is met.
+"""Addresses of another host or another process.
 
 tcp://HOST:PORT  tcp://[2001:db8::7]:PORT  tcp://:PORT  unix:///PATH  ssh://USER@HOST:PORT/PATH
-and as QEMU writes them: tcp:HOST:PORT  unix:/PATH
+and in QEMU's notation: tcp:HOST:PORT  unix:/PATH
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from statepipe.errors import UsageError
 TCP, TLS, UNIX, SSH = "tcp", "tls", "unix", "ssh"
 
 PORT = 20490
-"""Where statepipes meet unless told otherwise: below the ports that Linux gives out by itself (32768 and up)."""
+"""The default port. It is below the ports that Linux assigns by itself (32768 and up)."""
 
 PATH_LIMIT = 107
-"""Bytes in a unix socket's path: sockaddr_un has 108 with the NUL."""
+"""Bytes of a unix socket's path at most: sockaddr_un has 108 with the NUL."""
 
 _HINT = "write tls://HOST:PORT, tls://[::1]:PORT, tls://:PORT, the same with tcp://, unix:///PATH, or ssh://HOST/PATH"
-_SSH_HINT = "write ssh://HOST/PATH or ssh://USER@HOST:PORT/PATH; PATH is a file, from the root"
+_SSH_HINT = "write ssh://HOST/PATH or ssh://USER@HOST:PORT/PATH; PATH is the absolute path of a file"
 _HOST_PORT = re.compile(r"(?:\[([0-9A-Fa-f:.]+(?:%[\w.-]+)?)\]|([^\[\]:/@?#\s]*))(?::([0-9]{1,5}))?")
 _OF_QEMU = re.compile(r"^(unix):(?=/(?!/))|^(tcp):(?=[^:/]*:[^:]+$)")
-"""How QEMU writes `unix:/PATH` and `tcp:HOST:PORT`. A host called tcp has one colon."""
+"""QEMU's notation `unix:/PATH` and `tcp:HOST:PORT`. A host called tcp has only one colon."""
 
 _USER = re.compile(r"[^-\s:/@][^\s:/@]*")
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A place to meet. `host` is empty for all of this host's addresses; `path` is for a unix socket, or a file.
+    """An address. `host` is empty for all of this host's addresses; `path` is that of a unix socket or a file.
 
-    `user` is for ssh, where no port (0) leaves it to ssh's configuration.
+    `user` is for ssh; port 0 then leaves the port to ssh's configuration.
     """
 
     scheme: str
@@ -43,8 +43,8 @@ class Address:
 
     @property
     def name(self) -> str:
-        """What the host is known by, in a certificate and to us: without the zone of an IPv6 address, which is an
-        interface of ours, and without the dot that ends a name at the root."""
+        """The host's name in a certificate and for a pin: without the zone of an IPv6 address, which is the name of an
+        interface here, and without the dot that can end a name."""
         return self.host.partition("%")[0].removesuffix(".").lower()
 
     def __str__(self) -> str:
@@ -58,7 +58,7 @@ class Address:
 
 
 def parse_address(text: str, port_given_none: int = PORT) -> Address:
-    """An address as people write it; tls:// needs no port. Raises UsageError."""
+    """Parse an address; tls:// needs no port. Raises UsageError."""
     scheme, separator, rest = _OF_QEMU.sub(lambda found: f"{found[1] or found[2]}://", text).partition("://")
     if separator and scheme == UNIX:
         return _unix(text, rest)
@@ -67,7 +67,7 @@ def parse_address(text: str, port_given_none: int = PORT) -> Address:
     if not separator:
         scheme, rest = TLS, text
     if scheme not in (TCP, TLS):
-        raise UsageError(f"'{text}' is no address that is known here", hint=_HINT)
+        raise UsageError(f"'{text}' is not an address of a known kind", hint=_HINT)
     found = _HOST_PORT.fullmatch(rest)
     port = found and (found[3] or (port_given_none if scheme == TLS and rest else None))
     if found is None or port is None or int(port) > 65535:
@@ -84,12 +84,12 @@ def _unix(text: str, path: str) -> Address:
 
 
 def _ssh(text: str, rest: str) -> Address:
-    """A host that begins with a dash would be an option to ssh."""
+    """Parse an address of ssh. A host must not begin with a dash, which ssh would take for an option."""
     where, slash, path = rest.partition("/")
     user, at, place = where.rpartition("@")
     found = _HOST_PORT.fullmatch(place)
     if found is None or int(found[3] or 0) > 65535 or (at and not _USER.fullmatch(user)):
-        raise UsageError(f"'{text}' is not a host that ssh could know", hint=_SSH_HINT)
+        raise UsageError(f"'{text}' is not a valid host for ssh", hint=_SSH_HINT)
     host = found[1] or found[2]
     if not host or host.startswith("-"):
         raise UsageError(f"'{text}' names no host", hint=_SSH_HINT)

@@ -1,4 +1,4 @@
-"""Where statepipe keeps what it must remember from one run to the next: keys, pinned peers, an authority."""
+"""The folder for what statepipe keeps between runs: keys, pinned peers, an authority."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from statepipe.errors import StatepipeError
 
 
 def config_folder() -> str:
-    """`$XDG_CONFIG_HOME/statepipe` where that is set; else `/etc/statepipe` for root, `~/.config/statepipe` for others.
+    """Return `$XDG_CONFIG_HOME/statepipe` if set; else `/etc/statepipe` for root, `~/.config/statepipe` for others.
 
-    The folder need not exist. Raises StatepipeError for a user whose home nobody knows.
+    The folder need not exist. Raises StatepipeError for a user without a known home.
     """
     base = os.environ.get("XDG_CONFIG_HOME")
     if not base and os.geteuid() == 0:
@@ -19,13 +19,13 @@ def config_folder() -> str:
         base = os.path.join(own, ".config")
     if not base:
         raise StatepipeError(
-            f"user {os.geteuid()} has no home: it is in no database of users, and HOME is not set",
+            f"user {os.geteuid()} has no home: it is not in the user database, and HOME is not set",
             hint="set HOME, or XDG_CONFIG_HOME: keys and pins are kept there",
         )
     return os.path.join(base, "statepipe")
 
 
 def home() -> str | None:
-    """The user's home; None where neither HOME nor the database of users tells it, as of a container's bare number."""
+    """Return the user's home; None if neither HOME nor the user database has it, as in some containers."""
     found = os.path.expanduser("~")
     return found if os.path.isabs(found) else None

@@ -1,4 +1,4 @@
-"""How two ends meet: connect to an address, or listen at one. What plain TCP may not carry is refused here."""
+"""Connect to an address, or listen at one. Plain TCP beyond this host is refused here."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ CONNECT_TIMEOUT = 20.0
 """Seconds to wait for one address to answer: the kernel's own SYN retries take two minutes."""
 
 RETRY_PAUSE = 0.25
-"""Seconds between attempts, where the first found nobody: a receiver that is being started by hand."""
+"""Seconds between attempts if the first found no listener: someone may be starting the receiver by hand."""
 
 SHORT = 1024
-"""Bytes of a segment that get through where longer ones are lost without a word: the kernel's own tcp_base_mss, to
-which it turns by itself only with net.ipv4.tcp_mtu_probing. IPv6 promises packets of 1280 (RFC 8200, 5)."""
+"""Bytes of a segment that passes where longer ones are silently lost. This is the kernel's tcp_base_mss, which it uses
+by itself only with net.ipv4.tcp_mtu_probing. IPv6 guarantees packets of 1280 (RFC 8200, 5)."""
 
 
 def connect(
     address: Address, patience: Patience, bind: str | None, *, insecure: bool, stop: Bell | None = None
 ) -> socket.socket:
-    """A connection to `address`. Raises PeerError, as Stopped once `stop` rings, and UsageError where it would need
+    """Connect to `address`. Raises PeerError, its subclass Stopped when `stop` rings, and UsageError if it would need
     `insecure`."""
     return connect_first(partial(find_places, [address]), patience, bind, insecure=insecure, stop=stop)
 
@@ -48,9 +48,9 @@ def connect_first(
     insecure: bool,
     stop: Bell | None = None,
 ) -> socket.socket:
-    """A connection to the first of the places that answers; they are found anew for each round.
+    """Connect to the first of the places that answers; they are looked up again for each round.
 
-    Raises as `connect`, and Stopped once `stop` rings.
+    Raises as `connect`, and Stopped when `stop` rings.
     """
     deadline = time.monotonic() + (patience.retry or 0)
     within = min(CONNECT_TIMEOUT, patience.silence or CONNECT_TIMEOUT)
@@ -69,7 +69,7 @@ def connect_first(
 
 @contextmanager
 def connected(address: Address, patience: Patience, bind: str | None, *, insecure: bool) -> Iterator[socket.socket]:
-    """As `connect`, closed on leaving."""
+    """As `connect`, for a `with` block that closes the connection."""
     with connect(address, patience, bind, insecure=insecure) as connection:
         yield connection
 
@@ -97,23 +97,22 @@ def _raced(
 
 
 def _refuse_open_country(address: Address, targets: list[Target], *, insecure: bool) -> None:
-    """A guest's memory in the clear is for the loopback alone, unless that is said outright."""
+    """Raise UsageError for plain TCP to another host without `insecure`: a guest's memory would be readable."""
     if insecure or address.scheme != TCP:
         return
     if not all(ipaddress.ip_address(str(where[0]).partition("%")[0]).is_loopback for _, where in targets):
         raise UsageError(
-            f"{address} is not this host alone, and plain TCP neither hides nor authenticates what it carries",
-            hint="use tls://, or add --insecure if everyone on the way may read it",
+            f"{address} is beyond this host, and plain TCP neither encrypts nor authenticates",
+            hint="use tls://, or add --insecure if everyone on the network may read the data",
         )
 
 
 @contextmanager
 def listening(address: Address, *, insecure: bool, mode: int = 0o600) -> Iterator[ListeningSocket]:
-    """A listening socket at `address`, at all that its name stands for; an empty host is every address, IPv4 and IPv6.
+    """Listen at all addresses of `address`'s name; an empty host means every address, IPv4 and IPv6.
 
-    A unix socket has that mode (named.py). Raises as `connected`.
-
-    Where systemd has handed one over, it is that, whatever the address.
+    A unix socket gets `mode` (named.py). If systemd passed a socket, that is used, whatever the address is. Raises as
+    `connected`.
     """
     if (handed := _handed_over()) is not None:
         with handed:
@@ -127,22 +126,22 @@ def listening(address: Address, *, insecure: bool, mode: int = 0o600) -> Iterato
         )
     except OSError as error:
         look = "ss -lxp" if address.scheme == UNIX else "ss -ltnp"
-        hint = f"another process has it; look with: {look}" if error.errno == errno.EADDRINUSE else None
+        hint = f"another process listens there; find it with: {look}" if error.errno == errno.EADDRINUSE else None
         raise PeerError(f"cannot listen at {address}: {os.strerror(error.errno or 0)}", hint=hint) from error
     with listener:
         yield listener
 
 
 HANDED_OVER = 3
-"""The first descriptor that systemd hands over (sd_listen_fds(3), SD_LISTEN_FDS_START)."""
+"""The first descriptor that systemd passes (sd_listen_fds(3), SD_LISTEN_FDS_START)."""
 
 
 def _handed_over() -> socket.socket | None:
-    """Raises UsageError for more than one, or what does not listen."""
+    """Return the socket that systemd passed, or None. Raises UsageError unless it is one that listens."""
     if os.environ.get("LISTEN_PID") != str(os.getpid()):
         return None
     count = os.environ.get("LISTEN_FDS")
-    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):  # they are not for programs that we start
+    for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):  # programs that we start must not inherit them
         os.environ.pop(name, None)
     try:
         handed = socket.socket(fileno=HANDED_OVER)
@@ -150,7 +149,7 @@ def _handed_over() -> socket.socket | None:
     except OSError:
         listens = 0
     if count != "1" or not listens:
-        raise UsageError("systemd must hand over one listening socket", hint="one ListenStream=, and Accept=no")
+        raise UsageError("systemd must pass exactly one listening socket", hint="set one ListenStream=, and Accept=no")
     handed.set_inheritable(False)
     return handed
 
@@ -163,12 +162,12 @@ def _listen_tcp(address: Address, targets: list[Target]) -> ListeningSocket:
 
 
 def place_of(listener: ListeningSocket, address: Address) -> str:
-    """Where it is found on this host, for people: a port, or a unix socket's path, which it may have got since."""
+    """Return where it listens, for a message: a port or a unix socket's path, which it may have received later."""
     where = listener.getsockname()
     return f"port {where[1]}" if isinstance(where, tuple) else address.path or os.fsdecode(where)
 
 
 def port_of(listener: ListeningSocket) -> int:
-    """The port that a listener got where 0 was asked for; 0 for a unix socket."""
+    """Return the listener's port, which the kernel chose if it was 0; 0 for a unix socket."""
     where = listener.getsockname()
     return int(where[1]) if isinstance(where, tuple) else 0

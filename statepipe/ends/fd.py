@@ -1,6 +1,6 @@
-"""The plain ends: a descriptor that bytes come from, and one that they go to.
+"""The plain ends of a pipeline: a descriptor to read from, and one to write to.
 
-A read waits in poll() beside a wake-up descriptor, so that `cancel` ends a wait that would last for ever.
+A read polls a wake-up descriptor too, so that `cancel` ends a wait that would last for ever.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from statepipe.wakeups import READ_SIZE, Bell, enlarge_pipe
 
 
 def failure(action: str, error: OSError) -> StatepipeError:
-    """An OSError in our words; `action` says what was tried, on what."""
+    """Return the StatepipeError for an OSError; `action` says what was tried, on what."""
     hint = _HINTS.get(error.errno or 0)
     return StatepipeError(f"cannot {action}: {os.strerror(error.errno or 0)}", hint=hint)
 
@@ -26,20 +26,20 @@ def failure(action: str, error: OSError) -> StatepipeError:
 _HINTS = {
     errno.ENOSPC: "make room on that file system, or save to another one",
     errno.EDQUOT: "your disk quota is used up: make room, or save elsewhere",
-    errno.EFBIG: "the file may not grow so large there: look at 'ulimit -f' and the file system's limit",
-    errno.EIO: "the device reports an error: look at the kernel's log",
+    errno.EFBIG: "the file would be too large: check 'ulimit -f' and the file system's limit",
+    errno.EIO: "the device reports an error: read the kernel's log",
     errno.EROFS: "the file system is mounted read-only",
-    errno.EACCES: "look at the permissions of the file and its folder",
-    errno.ENOENT: "look at the path",
-    errno.ENAMETOOLONG: "give it a shorter name: most file systems take 255 bytes",
+    errno.EACCES: "check the permissions of the file and its folder",
+    errno.ENOENT: "check the path",
+    errno.ENAMETOOLONG: "give it a shorter name: most file systems allow 255 bytes",
 }
 
 
 class FdSource:
-    """Buffers from a descriptor until its end of file. `bytes` counts what came.
+    """Buffers from a descriptor until its end of file. `bytes` counts the bytes read.
 
-    With `idle` (milliseconds), a flush mark whenever nothing has come for so long. Raises StatepipeError naming
-    `name` when a read fails, Cancelled after `cancel`.
+    With `idle` (milliseconds), yields a flush mark whenever no bytes arrived for that long. Raises StatepipeError that
+    contains `name` if a read fails, Cancelled after `cancel`.
     """
 
     def __init__(self, fd: int, name: str, idle: int | None = None) -> None:
@@ -69,7 +69,7 @@ class FdSource:
         return buffer
 
     def _read(self) -> bytes | None:
-        """The next bytes, b"" at the end of the file, None when idle."""
+        """Return the next bytes, b"" at the end of the file, None when idle."""
         while True:
             ready = self._poll.poll(self._idle)
             if not ready:
@@ -78,30 +78,30 @@ class FdSource:
                 raise Cancelled
             try:
                 return self._take()
-            except BlockingIOError:  # another reader of a non-blocking descriptor was quicker
+            except BlockingIOError:  # another reader of a non-blocking descriptor was faster
                 continue
 
     def _take(self) -> bytes:
         return os.read(self.fd, READ_SIZE)
 
     def wait(self) -> None:
-        """Until there is something to read, or the end, for a caller who moves it by other means. Raises Cancelled."""
+        """Wait for bytes or the end, for a caller that moves the bytes by other means. Raises Cancelled."""
         if any(fd == self._wake.fd for fd, _ in self._poll.poll()):
             raise Cancelled
 
     @property
     def expected(self) -> int | None:
-        """Bytes from here to the end, where it is a file, which has one."""
+        """Return the bytes from here to the end of a regular file; None for anything else."""
         status = os.fstat(self.fd)
         return status.st_size - os.lseek(self.fd, 0, os.SEEK_CUR) if stat.S_ISREG(status.st_mode) else None
 
     @property
     def marks_idle(self) -> bool:
-        """Whether it puts out flush marks when nothing comes."""
+        """Whether it yields flush marks when no bytes arrive."""
         return self._idle is not None
 
     def is_quiet(self) -> bool:
-        """Nothing to read at this moment, and not the end either."""
+        """Return whether there is nothing to read now, and the end has not come either."""
         return not any(fd == self.fd for fd, _ in self._poll.poll(0))
 
     def cancel(self) -> None:
@@ -111,12 +111,12 @@ class FdSource:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Let go of what we opened, once no thread reads any more; the descriptor stays its owner's."""
+        """Close what we opened, after the last read; the descriptor still belongs to the caller."""
         self._wake.close()
 
 
 class FdSink:
-    """Writes buffers to a descriptor. A reader that went away is SIGPIPE's outcome: quiet, exit code 141."""
+    """Writes buffers to a descriptor. A closed reader causes SIGPIPE's outcome: no message, exit code 141."""
 
     def __init__(self, fd: int, name: str) -> None:
         self.fd = fd
@@ -128,10 +128,10 @@ class FdSink:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Nothing was opened, so nothing is undone: what left, left."""
+        """Does nothing: bytes that were written cannot be taken back."""
 
     def write(self, buffer: Buffer) -> None:
-        """Write it all. Raises StatepipeError."""
+        """Write the whole buffer. Raises StatepipeError."""
         try:
             self.bytes += write_all(self.fd, buffer)
         except BrokenPipeError as error:
@@ -140,11 +140,11 @@ class FdSink:
             raise failure(f"write {self.name}", error) from error
 
     def commit(self) -> None:
-        """The stream is complete; a pipe needs no more."""
+        """Does nothing: a pipe needs nothing at the end of the stream."""
 
 
 class Nowhere:
-    """A sink that drops every buffer, for a pipeline whose stages are what matters."""
+    """A sink that drops every buffer, for a pipeline that is run for its stages."""
 
     bytes = 0
 
@@ -152,17 +152,17 @@ class Nowhere:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Nothing was kept."""
+        """Does nothing."""
 
     def write(self, buffer: Buffer) -> None:
         self.bytes += len(buffer)
 
     def commit(self) -> None:
-        """Nothing to complete."""
+        """Does nothing."""
 
 
 def write_all(fd: int, buffer: Buffer) -> int:
-    """Write every byte, however the kernel portions it. Returns their number; raises OSError."""
+    """Write every byte, in as many calls as the kernel needs. Returns their number; raises OSError."""
     left = memoryview(buffer)
     while left:
         try:
@@ -173,7 +173,7 @@ def write_all(fd: int, buffer: Buffer) -> int:
 
 
 def wait_until_writable(fd: int) -> None:
-    """Until a write does something at once, be it to fail. By poll: select knows no descriptor above 1023."""
+    """Wait until a write succeeds or fails at once. Uses poll, because select is limited to descriptors up to 1023."""
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
     poll.poll()

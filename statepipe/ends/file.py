@@ -1,17 +1,18 @@
-"""A file that exists under its name only when it is whole.
+"""A file that exists under its name only when it is complete.
 
-The folder is reached once (place.py) and held. The bytes go to a file without a name (O_TMPFILE), so that whatever
-kills us, kill -9 and power included, leaves nothing behind. `commit` makes them durable and only then names them:
-fsync, link under a temporary name that nobody can guess, rename, fsync of the folder. The file that is replaced keeps a
-second name until the new one stands for good. Where there are no nameless files, or none can be named (no /proc, no
-linkat), the temporary name is there from the start; it is locked while in use, and one that nobody locks is swept by
-the next save. What would fail at the end is looked for at the beginning (rehearsal.py).
+The folder is opened once (place.py) and held. The bytes go to a file without a name (O_TMPFILE), so that nothing is
+left behind if we are killed or the power fails. `commit` makes the bytes durable and only then gives them a name:
+fsync, link under an unpredictable temporary name, rename, fsync of the folder. A file that is replaced keeps a second
+name until the new one is durable. If the system has no nameless files, or cannot name them (no /proc, no linkat), the
+file has the temporary name from the start. That name is locked while in use, and the next save removes one that is not
+locked. Conditions that would make the commit fail are checked at the beginning (rehearsal.py).
 
-What is only a help may be missing: advice on the cache, locks (then nothing is swept), and fsync of a folder, which
-some network file systems do not know. Their names last as they themselves promise; the bytes are on the disk.
+Optional features may be missing: advice on the cache, locks (then no old temporary file is removed), and fsync of a
+folder, which some network file systems do not support. Then a name is as durable as that file system makes it, and
+the bytes are on the disk.
 
-The pages are dropped from the host's cache behind the writer: a saved guest as large as the host's memory would
-else push everyone's working set out.
+Written pages are dropped from the host's cache, because a saved guest as large as the host's memory would otherwise
+displace the working set of every program.
 """
 
 from __future__ import annotations
@@ -34,19 +35,19 @@ from statepipe.threads import held
 from statepipe.wakeups import READ_SIZE
 
 DROP_WINDOW = 32 << 20
-"""Bytes after which the written pages are sent to disk, and those of the window before are dropped."""
+"""Bytes after which the written pages are sent to disk, and those of the previous window are dropped."""
 
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
-"""What is wrong with a folder, or here, and not with files that have no name."""
+"""Errors about the folder or this process, and not about files without a name."""
 
 _UNKNOWN = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.ENOTTY, errno.EPERM, errno.EACCES)
-"""What a kernel, a file system or a sandbox says of a call that it does not know or allow."""
+"""Errors of a kernel, a file system or a sandbox for a call that it does not support or allow."""
 
 
 class FileSink:
-    """Writes a new file at `path`, of that mode less the umask, replacing what was there only by `commit`.
+    """Writes a new file at `path` with `mode` minus the umask. Only `commit` replaces an existing file.
 
-    As a context manager it removes every trace on the way out unless committed. Raises StatepipeError.
+    The context manager removes the new file at its exit unless it was committed. Raises StatepipeError.
     """
 
     def __init__(self, path: str, mode: int = 0o600, replaceable: Replaceable | None = None) -> None:
@@ -81,7 +82,7 @@ class FileSink:
         return fd
 
     def _can_name(self) -> bool:
-        """Whether a nameless file gets a name here: tried with an empty one, which is gone at once. Raises OSError."""
+        """Return whether a nameless file can get a name here, tested with an empty one. Raises OSError."""
         spare = open_nameless(self._folder)
         if spare is None:
             return False
@@ -94,7 +95,7 @@ class FileSink:
                 return False
             raise
         finally:
-            with suppress(OSError):  # nothing is in it
+            with suppress(OSError):  # the file is empty
                 os.close(spare)
         return True
 
@@ -102,11 +103,11 @@ class FileSink:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Uncommitted bytes vanish with the descriptor, or with the temporary name.
+        """Remove uncommitted bytes, with the descriptor or with the temporary name.
 
-        What close says counts for nothing: of what was committed fsync has told, and nobody waits for the rest.
+        Errors of close are ignored: fsync has reported those of a committed file, and other bytes are not needed.
         """
-        with suppress(OSError):  # what cannot be removed now, the next save sweeps
+        with suppress(OSError):  # if it cannot be removed now, the next save removes it
             if self._linked:
                 os.unlink(self._part, dir_fd=self._folder)
         self._linked = False
@@ -116,7 +117,7 @@ class FileSink:
         os.close(self._folder)
 
     def write(self, buffer: Buffer) -> None:
-        """Append it. Raises StatepipeError (disk full, quota, error of the device)."""
+        """Append the buffer. Raises StatepipeError (disk full, quota, error of the device)."""
         before = self.bytes // DROP_WINDOW
         try:
             self.bytes += write_all(self._fd, buffer)
@@ -131,7 +132,7 @@ class FileSink:
             os.posix_fadvise(self._fd, 0, self.bytes, os.POSIX_FADV_DONTNEED)
 
     def commit(self) -> None:
-        """Make the file durable and give it its name. Raises StatepipeError, and then there is no such file."""
+        """Make the file durable and give it its name. Raises StatepipeError, and then the file does not exist."""
         self.sync()
         try:
             if not self._linked:
@@ -145,7 +146,7 @@ class FileSink:
             raise failure(f"complete {self.name}", error) from error
 
     def sync(self) -> None:
-        """Wait until all that was written is on the disk: the long part of a commit. Raises StatepipeError."""
+        """Wait until all bytes are on the disk: the long part of a commit. Raises StatepipeError."""
         try:
             os.fsync(self._fd)
             self._drop()
@@ -153,7 +154,7 @@ class FileSink:
             raise failure(f"complete {self.name}", error) from error
 
     def _sync_name(self) -> None:
-        """A name that may not survive a crash is no name: take it away rather than promise it."""
+        """Make the name durable. If that fails, remove the name, because it might not survive a crash."""
         try:
             _sync(self._folder)
         except OSError:
@@ -161,7 +162,7 @@ class FileSink:
             raise
 
     def withdraw(self) -> None:
-        """Take the committed file away again, as another's verdict was no. Raises StatepipeError."""
+        """Remove the committed file, because another part of the work failed. Raises StatepipeError."""
         try:
             self._take_back()
             _sync(self._folder)
@@ -169,9 +170,9 @@ class FileSink:
             raise failure(f"take back {self.name}", error) from error
 
     def _keep_older(self) -> None:
-        """Give the file that is about to be replaced a second name, locked against sweeping.
+        """Give the file that will be replaced a second name, locked so that no save removes it.
 
-        Where that is not possible (another's file, a file system without links) there will be nothing to put back.
+        If that is impossible (another user's file, a file system without links), it cannot be put back later.
         """
         with suppress(OSError):
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -186,7 +187,7 @@ class FileSink:
             )
 
     def _take_back(self) -> None:
-        """Undo the rename: the older file is back, or there is none."""
+        """Undo the rename: put the older file back, or remove the new one if there was none."""
         try:
             os.rename(self._older_name, self._base, src_dir_fd=self._folder, dst_dir_fd=self._folder)
         except FileNotFoundError:
@@ -202,7 +203,7 @@ class FileSink:
 
 
 def open_nameless(folder: int, mode: int = 0o600) -> int | None:
-    """A new file without a name in the open `folder`, or None where there is no such thing. Raises OSError."""
+    """Open a new file without a name in the open `folder`; None if the system has no such files. Raises OSError."""
     try:
         return os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode, dir_fd=folder)
     except OSError as error:
@@ -212,9 +213,9 @@ def open_nameless(folder: int, mode: int = 0o600) -> int | None:
 
 
 def _link(fd: int, name: str, folder: int) -> None:
-    """Give a nameless file its temporary name: a link cannot replace a file, a rename can.
+    """Give a nameless file its temporary name. A link cannot replace a file, so a rename follows.
 
-    The folder of descriptors is there to have Python call linkat, which alone follows the link in /proc.
+    Passing the folder's descriptor makes Python call linkat, which is needed to follow the link in /proc.
     """
     descriptors = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -224,12 +225,12 @@ def _link(fd: int, name: str, folder: int) -> None:
 
 
 def _sync(folder: int) -> None:
-    """Make names in the open folder durable, where its file system knows how. Raises OSError."""
+    """Make names in the open folder durable, if its file system supports that. Raises OSError."""
     _if_known(lambda: os.fsync(folder))
 
 
 def _if_known(call: Callable[[], None]) -> None:
-    """A call that may be unknown here, which changes nothing for us. Raises OSError for what else goes wrong."""
+    """Make a call that the system need not support. Raises OSError for other errors."""
     try:
         call()
     except OSError as error:
@@ -251,9 +252,9 @@ def sync_folder(folder: str) -> None:
 
 
 def sweep(folder: int, base: str) -> None:
-    """Remove temporary files of a save of `base` that was killed: those of ours that no process holds locked.
+    """Remove temporary files that a killed save of `base` left: our files that no process has locked.
 
-    What cannot be removed (its owner lives, or was quicker) is no reason not to save.
+    A file that cannot be removed (its owner lives, or removed it first) does not prevent the save.
     """
     ours = re.compile(re.escape(f".{base}.") + r"[0-9a-f]+(\.older)?\.part")
     for name in os.listdir(folder):
@@ -276,7 +277,7 @@ def _sweep_one(folder: int, name: str) -> None:
 class FileSource(FdSource):
     """Buffers from a file opened by name, from its beginning. Raises StatepipeError if it cannot be opened.
 
-    Or from one that is open: `fd` is ours then, and the place that it stands at is not.
+    With `fd`, the file is already open: the descriptor is ours then, but its position is shared.
     """
 
     sealed: str | None = None
@@ -285,36 +286,39 @@ class FileSource(FdSource):
         self._at, self._is_shared = 0, fd is not None
         try:
             if fd is None:
-                fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO would wait for a writer
+                fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a FIFO would wait for a writer
         except OSError as error:
             raise failure(f"open {path}", error) from error
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
-            raise StatepipeError(f"{path} is not a regular file", hint="a saved state is read at both its ends")
-        with suppress(OSError):  # which is a hint
+            raise StatepipeError(
+                f"{path} is not a regular file",
+                hint="give a regular file: a saved state is read at its beginning and its end",
+            )
+        with suppress(OSError):  # this is only a hint
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
         super().__init__(fd, path)
 
     def again(self) -> FileSource:
-        """The same file from its beginning, however far this has been read. Raises StatepipeError."""
+        """Open the same file again from its beginning. Raises StatepipeError."""
         try:
             return FileSource(self.name, fcntl.fcntl(self.fd, fcntl.F_DUPFD_CLOEXEC, 3))
         except OSError as error:
             raise failure(f"open {self.name} again", error) from error
 
     def _take(self) -> bytes:
-        """By position where others may move the descriptor; else its own tells who looks (fdinfo) how far it is."""
+        """Read by position if others can move the descriptor; else move it, so that fdinfo shows the progress."""
         buffer = os.pread(self.fd, READ_SIZE, self._at) if self._is_shared else os.read(self.fd, READ_SIZE)
         self._at += len(buffer)
         return buffer
 
     @property
     def expected(self) -> int:
-        """Bytes from here to the end."""
+        """Return the bytes from here to the end."""
         return self.size() - self._at
 
     def tail(self, offset: int, size: int) -> bytes:
-        """`size` bytes at `offset`, without moving the reading position. Raises StatepipeError."""
+        """Return `size` bytes at `offset`, without moving the reading position. Raises StatepipeError."""
         try:
             return os.pread(self.fd, size, offset)
         except OSError as error:
@@ -325,7 +329,7 @@ class FileSource(FdSource):
         return os.fstat(self.fd).st_size
 
     def stored(self) -> int:
-        """The same: what lies on the disk is what it gives (state/sealed.py)."""
+        """The same as `size`: the bytes on the disk are those that are read (compare state/sealed.py)."""
         return self.size()
 
     def __exit__(self, *error: object) -> None:
@@ -334,7 +338,7 @@ class FileSource(FdSource):
 
 
 class AnyFile(FdSource):
-    """Buffers from what is opened by name, a pipe or a device too. Raises StatepipeError if it cannot be opened."""
+    """Buffers from a file, a pipe or a device opened by name. Raises StatepipeError if it cannot be opened."""
 
     def __init__(self, path: str) -> None:
         fd = named_by(path)
@@ -346,7 +350,7 @@ class AnyFile(FdSource):
             raise failure(f"open {path}", _as_os_error(error)) from error
         if stat.S_ISDIR(os.fstat(fd).st_mode):
             os.close(fd)
-            raise StatepipeError(f"{path} is a folder", hint=f"for a folder: tar -c {path} | statepipe …")
+            raise StatepipeError(f"{path} is a folder", hint=f"pipe a folder through tar: tar -c {path} | statepipe …")
         super().__init__(fd, path)
 
     def __exit__(self, *error: object) -> None:

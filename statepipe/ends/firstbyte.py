@@ -1,8 +1,8 @@
-"""Of those who connect, the first that has something to say.
+"""Accept the first connection that sends something.
 
-A port scan and a health check connect and leave, or sit there without a word. Neither is a sender: what would have been
-replaced by its empty stream stays, and whoever comes next is let in beside it. So a connection counts from its first
-byte on; where an empty stream is wanted all the same, its end counts too.
+A port scan or a health check connects and closes, or stays silent. It is not a sender: its empty stream must not
+replace a file, and it must not keep the real sender out. So a connection counts from its first byte on. If an empty
+stream is allowed, its end counts too.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from statepipe.errors import PeerError
 from statepipe.wakeups import polled
 
 MOST = 64
-"""Connections without a word that are kept. Of more, the oldest leaves: descriptors are bounded, and senders begin."""
+"""Silent connections that are kept. For one more, the oldest is closed: descriptors are limited."""
 
 TurnedAway = Callable[[str, PeerError], object]
-"""Told who was turned away, and why."""
+"""Receives the address of a connection that was turned away, and the reason."""
 
 
 @contextmanager
 def accepted(
     listener: ListeningSocket, patience: Patience, turned_away: TurnedAway, *, allow_empty: bool
 ) -> Iterator[socket.socket]:
-    """The connection whose first byte came first, closed on leaving; then nobody listens any more.
+    """Yield the first connection that sends a byte, and stop listening; the connection is closed at the exit.
 
-    With `allow_empty`, one that ends without a byte counts as well. Raises PeerError when none comes in time.
+    With `allow_empty`, a connection that ends without a byte counts too. Raises PeerError if none comes in time.
     """
-    lobby = _Lobby(listener, patience, turned_away, allow_empty=allow_empty)
+    lobby = _SilentConnections(listener, patience, turned_away, allow_empty=allow_empty)
     try:
         connection = lobby.first()
     finally:
@@ -45,8 +45,8 @@ def accepted(
         yield connection
 
 
-class _Lobby:
-    """Connections that have not sent anything yet, the oldest first, with the time (monotonic) at which each came."""
+class _SilentConnections:
+    """Connections that have not sent anything, the oldest first, with the time (monotonic) at which each came."""
 
     def __init__(
         self, listener: ListeningSocket, patience: Patience, turned_away: TurnedAway, *, allow_empty: bool
@@ -59,8 +59,8 @@ class _Lobby:
         listener.setblocking(False)
 
     def first(self) -> socket.socket:
-        """Wait for it. Raises PeerError after as much silence as is borne, since the last who is there came, and once
-        nobody else can come."""
+        """Wait for the first byte. Raises PeerError when the patience ends, counted from the newest connection, or when
+        no more connections can come in."""
         while True:
             ready = self._poll.poll(min(self._left(), NAME_LOOK * 1000))
             if not ready and not self._left():
@@ -74,7 +74,7 @@ class _Lobby:
                     return self._give_up(fd)
 
     def _left(self) -> float:
-        """Milliseconds."""
+        """Return the milliseconds left."""
         if self._patience.silence is None:
             return math.inf
         since = max((came for _, _, came in self._waiting.values()), default=self._began)
@@ -83,31 +83,31 @@ class _Lobby:
     def _nobody(self) -> PeerError:
         if self._waiting:
             return lost("the sender", TimeoutError(), 0, self._patience)
-        return PeerError(f"nobody came within {self._patience.silence:g} s")
+        return PeerError(f"no peer connected within {self._patience.silence:g} s")
 
     def _let_in(self) -> None:
         try:
             connection, where = self._listener.accept()
-        except OSError as error:  # it has left already, or there is no descriptor to spare
+        except OSError as error:  # it was closed again, or we are out of descriptors
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 if not self._waiting:
-                    raise PeerError("there is no descriptor to spare", hint="look at ulimit -n") from error
-                self._turn_away(next(iter(self._waiting)), "there was no room for it, and it had sent nothing")
+                    raise PeerError("out of file descriptors", hint="raise the limit: ulimit -n") from error
+                self._turn_away(next(iter(self._waiting)), "it sent nothing, and its descriptor was needed")
             return
         tune(connection, self._patience)
         name = str(where[0]) if isinstance(where, tuple) else "somebody"
         self._waiting[connection.fileno()] = connection, name, time.monotonic()
         self._poll.register(connection.fileno(), select.POLLIN)
         if len(self._waiting) > MOST:
-            self._turn_away(next(iter(self._waiting)), "too many connected and sent nothing")
+            self._turn_away(next(iter(self._waiting)), "too many connections that sent nothing")
 
     def _begins(self, fd: int) -> bool:
-        """Whether its first byte is there. One that has left is turned away."""
+        """Return whether its first byte has arrived. Turns away a connection that was closed."""
         try:
             begins = bool(self._waiting[fd][0].recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)) or self._allow_empty
         except BlockingIOError:
             return False
-        except OSError:  # a reset is no end of a stream, not even of an empty one
+        except OSError:  # a reset does not end a stream, not even an empty one
             begins = False
         if not begins:
             self._turn_away(fd, "it sent nothing; an empty stream counts with --allow-empty")
@@ -124,7 +124,7 @@ class _Lobby:
         return self._waiting.pop(fd)[0]
 
     def close(self) -> None:
-        """Nobody else comes in, and who still waits hears of it."""
+        """Stop listening, and close the waiting connections."""
         self._listener.close()
         for connection, _, _ in self._waiting.values():
             with connection:

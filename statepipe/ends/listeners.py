@@ -1,4 +1,4 @@
-"""Listening at all addresses that a name stands for: `localhost` is 127.0.0.1 and ::1, and people dial either."""
+"""Listen at all addresses of a name: `localhost` is 127.0.0.1 and ::1, and clients use either."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from typing import Any, Protocol, Self
 from statepipe.ends.names import Target
 
 BACKLOG = 128
-"""Connections that may wait to be accepted: QEMU opens up to 17 at once, which a tunnel takes one by one."""
+"""Connections that can wait to be accepted: QEMU opens up to 17 at once, and a tunnel accepts them one by one."""
 
 PORTS = 20
-"""Free ports that are tried, where one address has given us one that is taken at another."""
+"""Free ports to try, because a port that is free at one address can be in use at another."""
 
 LULL = 0.1
-"""Seconds until it is looked again whether there is a descriptor to spare."""
+"""Seconds until the next check for a free descriptor."""
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where somebody is from: the address, and what of it is surely one host's."""
+    """The origin of a connection: its address, and the part of it that identifies one host."""
 
     address: str
     host: str
 
 
 def origin(where: object) -> Origin:
-    """From what accept gives. One host of IPv6 may have all the addresses of a /64 (RFC 4291, 2.5.4); one of IPv4 has
-    its own address, also at a socket of IPv6."""
+    """Return the origin for an address from accept. An IPv6 host can have all addresses of a /64 (RFC 4291, 2.5.4); an
+    IPv4 host has one address, also on an IPv6 socket."""
     if not isinstance(where, tuple):
         return Origin("this host", "")
     try:
         address = ipaddress.ip_address(str(where[0]).partition("%")[0])
-    except ValueError:  # a socket handed over may be of any family: vsock has numbers (vsock(7))
+    except ValueError:  # a socket from systemd can be of any family: vsock has numbers (vsock(7))
         return Origin(str(where[0]), str(where[0]))
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is None:
         return Origin(str(where[0]), str(int(address) >> 64))
@@ -47,7 +47,7 @@ def origin(where: object) -> Origin:
 
 
 class ListeningSocket(Protocol):
-    """What is used of a listening socket, and all that several of them have in common."""
+    """The part of a socket's interface that one listening socket and several have in common."""
 
     def __enter__(self) -> Self: ...
 
@@ -67,7 +67,7 @@ class ListeningSocket(Protocol):
 
 
 def listen_at(targets: Sequence[Target]) -> ListeningSocket:
-    """At all of them that are addresses of this host, with one port. Raises OSError where none is, or one is taken."""
+    """Listen at all targets that this host has, with one port. Raises OSError if it has none, or one is in use."""
     if len(targets) == 1:
         return _at(*targets[0])
     for attempt in range(PORTS):
@@ -88,10 +88,10 @@ def _port(target: Target) -> int:
 
 
 class _Several:
-    """Several as one. Its descriptor is ready when one of theirs is."""
+    """Several listening sockets as one. Its descriptor is ready when one of theirs is."""
 
     def __init__(self, targets: Sequence[Target]) -> None:
-        """Raises OSError, and nothing listens then."""
+        """Raises OSError, and then none of them listens."""
         with ExitStack() as stack:
             self._poll = stack.enter_context(select.epoll())
             self._sockets = {each.fileno(): stack.enter_context(each) for each in _all(targets)}
@@ -120,22 +120,22 @@ class _Several:
         self._timeout = None if flag else 0
 
     def accept(self) -> tuple[socket.socket, Any]:
-        """As a socket's: raises TimeoutError, and BlockingIOError where it is not to wait."""
+        """As a socket's: raises TimeoutError, and BlockingIOError if it must not wait."""
         for fd, _ in self._poll.poll(self._timeout):
             return self._sockets[fd].accept()
         raise TimeoutError if self._timeout else BlockingIOError
 
     def getsockname(self) -> Any:
-        """Of the first; they all have its port."""
+        """Return the first one's address; they all have its port."""
         return next(iter(self._sockets.values())).getsockname()
 
     def close(self) -> None:
-        """All of them."""
+        """Close all of them."""
         self._stack.close()
 
 
 def _all(targets: Sequence[Target]) -> Iterator[socket.socket]:
-    """A socket for each target that is this host's; where any port will do, all have the first one's."""
+    """Yield a socket for each target on this host; with port 0, all get the port of the first."""
     port, absent = 0, OSError(errno.EADDRNOTAVAIL, "")
     for family, where in dict.fromkeys(targets):
         assert not isinstance(where, str)

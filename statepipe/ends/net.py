@@ -1,9 +1,9 @@
-"""The plain ends: a stream over TCP or a unix socket, byte for byte as nc, socat and QEMU's own tcp: have it.
+"""The plain ends: a bare stream over TCP or a unix socket, as nc, socat and QEMU's tcp: use it.
 
-Two ways to end are told apart. A FIN, which a half-close sends, is the end of the bytes; a reset is a failure, and
-we send one ourselves when we give up, so that the other side does not take what it has for the whole. After its
-FIN the sender waits until the receiver closes too: one that closed with bytes unread answers with a reset, and
-a sender that had left would never hear of it. More than that plain TCP cannot say (stages/prove.py).
+A connection can end in two ways. A FIN, which a half-close sends, is the end of the bytes. A reset is a failure; we
+send one when we give up, so that the other side does not take the bytes so far for the whole. After its FIN the sender
+waits until the receiver closes too, because a receiver that closes with unread bytes answers with a reset, which the
+sender must see. Plain TCP can report no more than that (stages/prove.py).
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from statepipe.stage import Buffer
 from statepipe.wakeups import Bell, polled
 
 KEEP_IDLE, KEEP_INTERVAL, KEEP_COUNT = 15, 5, 4
-"""A silent connection is asked after 15 s whether the other host is still there, and given up 20 s later."""
+"""TCP probes a silent connection after 15 s, and gives it up 20 s later."""
 
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """Seconds. `silence` bounds every wait for the peer (None: for ever), `retry` how long to go on connecting (None
-    where no option says it)."""
+    """Limits in seconds. `silence` limits every wait for the peer (None: no limit), `retry` the time for attempts to
+    connect (None if no option gave it)."""
 
     silence: float | None = None
     retry: float | None = None
 
 
 class Stopped(PeerError):
-    """We have ended the wait ourselves."""
+    """The wait was ended on our side."""
 
     def __init__(self) -> None:
         super().__init__("it was stopped")
 
 
 def awaited(seconds: float, stop: Bell | None, connection: socket.socket | None = None, events: int = POLLIN) -> bool:
-    """Whether the connection was ready for one of the events within so long. Raises Stopped once `stop` rings."""
+    """Return whether the connection was ready for one of the events in time. Raises Stopped when `stop` rings."""
     poll = polled() if stop is None else polled(stop.fd)
     if connection is not None:
         poll.register(connection, events)
@@ -55,7 +55,7 @@ def awaited(seconds: float, stop: Bell | None, connection: socket.socket | None 
 
 
 def tune(connection: socket.socket, patience: Patience) -> None:
-    """Have the kernel notice a dead peer and bound its own waits, in sends, reads and splices alike."""
+    """Make the kernel detect a dead peer, and limit its waits in sends, reads and splices."""
     connection.setblocking(True)
     if connection.family != socket.AF_UNIX:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -63,13 +63,13 @@ def tune(connection: socket.socket, patience: Patience) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEP_INTERVAL)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEP_COUNT)
     seconds, part = divmod(patience.silence or 0, 1)
-    span = struct.pack("ll", int(seconds), int(part * 1e6))  # struct timeval; zero is for ever
+    span = struct.pack("ll", int(seconds), int(part * 1e6))  # struct timeval; zero means no limit
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, span)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, span)
 
 
 def round_trip(connection: socket.socket) -> float | None:
-    """Seconds there and back as the kernel has them (tcpi_rtt of tcp(7)); None of what is no TCP."""
+    """Return the round-trip time in seconds from the kernel (tcpi_rtt of tcp(7)); None if it is not TCP."""
     if connection.family == socket.AF_UNIX:
         return None
     info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 72)
@@ -77,36 +77,36 @@ def round_trip(connection: socket.socket) -> float | None:
 
 
 STUCK = 2
-"""Repeats, or probes of a full window, in a row that nobody answered (tcpi_retransmits, tcpi_probes of tcp(7)): 0.6 s
-on a short way. The pauses double, so that the kernel's next try may be seconds after the network is back, where a
-fresh connection needs none."""
+"""Unanswered retransmissions or window probes in a row (tcpi_retransmits, tcpi_probes of tcp(7)): 0.6 s on a short
+path. Their intervals double, so the kernel's next attempt can be seconds after the network has recovered, while a new
+connection works at once."""
 
 
 def is_stuck(connection: socket.socket) -> bool:
-    """Whether what was sent is repeated and not answered, not even by the other host's kernel. A reader that takes
-    nothing is none of that: its kernel answers."""
+    """Return whether the kernel retransmits and the other host's kernel does not answer. A reader that does not read is
+    not stuck: its kernel answers."""
     if connection.family == socket.AF_UNIX:
         return False
-    with suppress(OSError):  # it has just been closed
+    with suppress(OSError):  # it was just closed
         return max(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 8)[2:4]) >= STUCK
     return False
 
 
 GREETED = 16 << 10
-"""Bytes that a handshake and a greeting may take: a few packets, none of them long."""
+"""Bytes of a handshake and a greeting at most: a few packets, none of them long."""
 
 
 def is_fruitless(connection: socket.socket) -> bool:
-    """Whether it is stuck and never got more through than a greeting (tcpi_bytes_acked): as where long packets are
-    lost without a word, since something on the way lets neither them pass nor the ICMP that would say so."""
-    with suppress(OSError):  # it has just been closed
+    """Return whether it is stuck and no more than a greeting was acknowledged (tcpi_bytes_acked). This happens where
+    long packets are lost silently, because something on the path drops them and the ICMP that would report it."""
+    with suppress(OSError):  # it was just closed
         info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 128)
         return is_stuck(connection) and int(struct.unpack_from("=Q", info, 120)[0]) < GREETED
     return False
 
 
 def is_network(error: OSError) -> bool:
-    """Whether a connection failed, and not a file or a pipe at the other end of the same call."""
+    """Return whether the error is about a connection, and not about a file or a pipe in the same call."""
     return error.errno in _NETWORK or isinstance(error, BlockingIOError)
 
 
@@ -123,7 +123,7 @@ _NETWORK = {
 
 
 def lost(name: str, error: OSError, done: int, patience: Patience) -> PeerError:
-    """What an OSError on a connection means; `done` bytes had passed."""
+    """Return the error for an OSError on a connection after `done` bytes."""
     if isinstance(error, BlockingIOError | TimeoutError) and error.errno != errno.ETIMEDOUT:
         span = f" for {patience.silence:g} s" if patience.silence is not None else ""
         return PeerError(f"{name} has not moved{span} (after {done} bytes)", hint=_STALLED)
@@ -132,23 +132,23 @@ def lost(name: str, error: OSError, done: int, patience: Patience) -> PeerError:
     return PeerError(f"the connection to {name} failed after {done} bytes: {os.strerror(error.errno or 0)}", hint=_DEAD)
 
 
-_BROKEN = "it failed, was stopped, or did not want the rest: look at what it said over there"
-_STALLED = "it, or what it writes to, stands still; a larger --timeout waits longer"
+_BROKEN = "it failed, was stopped, or did not want the rest: read its messages on the other host"
+_STALLED = "it, or the program that it writes to, has stopped; --timeout sets a longer wait"
 _DEAD = "the other host or the network between is down"
 
 
 def _lost(name: str, error: OSError, done: int, patience: Patience) -> PeerError:
-    """The same of a plain connection, where somebody who sends nothing may be taken for a probe (ends/firstbyte.py)."""
+    """The same for a plain connection, where a silent sender is taken for a probe (ends/firstbyte.py)."""
     told = lost(name, error, done, patience)
     if not done and isinstance(error, ConnectionResetError):
-        told.hint = "nothing was sent, and a receiver takes that for nobody unless it has --allow-empty"
+        told.hint = "nothing was sent, and a receiver ignores such a connection unless it has --allow-empty"
     return told
 
 
 class SocketSource(FdSource):
     """Buffers from a connection until the peer's FIN. Raises PeerError for a reset, a dead peer, and silence.
 
-    `passed` gives the bytes that an error tells of: those that came, unless the stream is what goes the other way.
+    `passed` returns the bytes that an error reports: those received, unless the stream goes the other way.
     """
 
     def __init__(self, connection: socket.socket, name: str, patience: Patience, idle: int | None = None) -> None:
@@ -159,11 +159,11 @@ class SocketSource(FdSource):
         self.passed: Callable[[], int] = lambda: self.bytes
 
     def lost(self, error: OSError) -> PeerError:
-        """What an error of the connection means."""
+        """Return the error for an OSError on the connection."""
         return _lost(self.name, error, self.passed(), self._patience)
 
     def wait(self) -> None:
-        """As FdSource's, within the patience there is. Raises PeerError."""
+        """As in FdSource, but limited by the patience. Raises PeerError."""
         if not self._poll.poll(self._silence):
             raise self.lost(TimeoutError())
         super().wait()
@@ -183,8 +183,8 @@ class SocketSource(FdSource):
 class SocketSink:
     """Sends buffers to a connection. `commit` half-closes it and waits until the peer has closed its side too.
 
-    `until_closed` waits for that where another reads what the peer sends; raises OSError as a read would.
-    Leaving without `commit` resets the connection, so that the peer takes nothing for complete.
+    `until_closed` does that wait if other code reads what the peer sends; it raises OSError as a read would.
+    An exit without `commit` resets the connection, so that the peer does not take the stream for complete.
     """
 
     def __init__(
@@ -212,11 +212,11 @@ class SocketSink:
         return self.connection.fileno()
 
     def lost(self, error: OSError) -> PeerError:
-        """What an error of the connection means."""
+        """Return the error for an OSError on the connection."""
         return _lost(self.name, error, self.bytes, self._patience)
 
     def write(self, buffer: Buffer) -> None:
-        """Send it all. Raises PeerError."""
+        """Send the whole buffer. Raises PeerError."""
         left = memoryview(buffer)
         try:
             while left:
@@ -227,7 +227,7 @@ class SocketSink:
             raise self.lost(error) from error
 
     def commit(self) -> None:
-        """Send the FIN, wait for the peer's. Raises PeerError."""
+        """Send the FIN and wait for the peer's. Raises PeerError."""
         try:
             self.connection.shutdown(socket.SHUT_WR)
             self._until_closed()
@@ -241,6 +241,6 @@ class SocketSink:
 
 
 def reset(connection: socket.socket) -> None:
-    """Close it with a reset: no peer takes that for the end of a stream. (A unix socket knows no such thing.)"""
-    with suppress(OSError):  # it may be gone already
+    """Close with a reset, which no peer takes for the end of a stream. (A unix socket has no reset.)"""
+    with suppress(OSError):  # it may be closed already
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -1,8 +1,8 @@
-"""Where a FILE that somebody names is written: a new file that takes its name when whole, or an open descriptor.
+"""Write a FILE given by name: a new file that gets its name when it is complete, or an open descriptor.
 
-`/dev/stdout`, `/dev/fd/3` and links to them are no names for a file: they stand for what the caller has opened, a log
-perhaps, with what others have written before it. That is written on, where it stands: nothing of it is cut off or
-replaced, and nothing can be taken back.
+`/dev/stdout`, `/dev/fd/3` and links to them do not name a file, but something that the caller opened, such as a log
+that already has content. We write at its current position: nothing is truncated or replaced, and nothing can be taken
+back.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from statepipe.errors import UsageError
 
 
 class DescriptorSink(FdSink):
-    """Writes to a descriptor of the caller's. Raises UsageError unless it is open for writing.
+    """Writes to a descriptor of the caller. Raises UsageError unless it is open for writing.
 
-    A reader has it as it comes; that all of it came, our exit status says.
+    A reader gets the bytes as they come; our exit status reports whether all of them came.
     """
 
     def __init__(self, path: str, fd: int) -> None:
         demand(fd)
         if fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
-            raise UsageError(f"{path} is not open for writing", hint=f"for example: {fd}> FILE")
+            raise UsageError(f"{path} is not open for writing", hint=f"open it in the shell, for example: {fd}> FILE")
         super().__init__(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3), path)
 
     def __exit__(self, *error: object) -> None:
-        with suppress(OSError):  # what counts, `sync` has told
+        with suppress(OSError):  # `sync` has reported the errors that matter
             os.close(self.fd)
 
     def sync(self) -> None:
-        """Wait until it is on the disk, if it goes there. Raises StatepipeError."""
+        """Wait until the bytes are on the disk, if it is a file. Raises StatepipeError."""
         try:
             if stat.S_ISREG(os.fstat(self.fd).st_mode):
                 os.fsync(self.fd)
@@ -46,20 +46,20 @@ class DescriptorSink(FdSink):
                 raise failure(f"complete {self.name}", error) from error
 
     def commit(self) -> None:
-        """Nothing more to do than `sync`."""
+        """Does nothing: `sync` did it all."""
         self.sync()
 
     def withdraw(self) -> None:
-        """What left, left: the exit status says that it does not count."""
+        """Does nothing: written bytes cannot be taken back, and the exit status reports the failure."""
 
 
 Output = FileSink | DescriptorSink
 
 
 def new_output(path: str, mode: int = 0o600, replaceable: Replaceable | None = None) -> Output:
-    """Begin to write what `path` names; a new file has that mode, less the umask. Raises StatepipeError.
+    """Begin to write the output that `path` names; a new file has `mode` minus the umask. Raises StatepipeError.
 
-    Of a file that is there, `replaceable` tells by its beginning whether it may be replaced; None: any may be.
+    `replaceable` decides by the first bytes of an existing file whether it may be replaced; None: any may be.
     """
     fd = named_by(path)
     return FileSink(path, mode, replaceable) if fd is None else DescriptorSink(path, fd)

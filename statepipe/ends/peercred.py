@@ -1,4 +1,4 @@
-"""Who is at the other end of a unix socket, by the kernel's word (SO_PEERCRED, unix(7))."""
+"""Ask the kernel which process and user are at the other end of a unix socket (SO_PEERCRED, unix(7))."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from statepipe.errors import PeerError, UsageError
 
 
 def user_name(uid: int) -> str:
-    """A user's name, also where no database of users knows the number."""
+    """Return a user's name, or a text with the number if the user database does not have it."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
@@ -19,18 +19,18 @@ def user_name(uid: int) -> str:
 
 
 def uid_of(name: str) -> int:
-    """The number of a user who is named by it or by a name. Raises UsageError."""
+    """Return the number of a user given by number or name. Raises UsageError."""
     if name.isdecimal():
         return int(name)
     try:
         return pwd.getpwnam(name).pw_uid
     except KeyError:
         hint = "with unix:// the peer is a user of this host, by name or number"
-        raise UsageError(f"there is no user '{name}' here", hint=hint) from None
+        raise UsageError(f"the user '{name}' does not exist here", hint=hint) from None
 
 
 def peer_of(connection: socket.socket) -> tuple[int, int]:
-    """The process that connected, or listens, and its user; 0 for one in another pid namespace."""
+    """Return the process id (0 in another pid namespace) and the user of the process that connected or listens."""
     pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     return pid, uid
 

@@ -1,10 +1,10 @@
-"""Where a new file goes: its folder as a descriptor, reached step by step, and its name there.
+"""Find the place of a new file: its folder as a descriptor, opened step by step, and its name there.
 
-In a folder that everybody may write to, as /tmp, a symbolic link is another user's word: root would be led to replace
-what that user may not touch. The kernel follows such links for nobody but their owner (fs.protected_symlinks), where it
-is told to; but a program that reads links itself, to put a file in the place of their target, asks it nothing. So the
-same rule stands here: there a link counts if it is ours, root's, or that of the folder's owner. What was looked at is
-held by a descriptor, and used through it: nobody changes the way meanwhile.
+In a world-writable folder such as /tmp, another user can place a symbolic link, and root would follow it and replace a
+file that this user must not change. The kernel can refuse such links (fs.protected_symlinks), but not for a program
+that reads links itself to replace their target, as we do. So the same rule applies here: in such a folder a link is
+followed only if it belongs to us, to root, or to the folder's owner. Each checked folder is held by a descriptor and
+used through it, so that no one can change the path meanwhile.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from statepipe.descriptors import is_strangers
 from statepipe.errors import StatepipeError
 
 LINKS = 40
-"""Links on one way, as in the kernel (path_resolution(7))."""
+"""Links in one path at most, as in the kernel (path_resolution(7))."""
 
 
 def open_place(path: str) -> tuple[int, str]:
-    """A descriptor of the folder that the file `path` is in, or will be, and its name there, itself no link.
+    """Return a descriptor of the folder of the file `path`, and the file's name there, which is not a link.
 
-    The caller closes the descriptor. Raises OSError, and StatepipeError for a link that is not to be trusted, or a path
-    that ends in no name of a file.
+    The caller closes the descriptor. Raises OSError, and StatepipeError for an untrusted link or a path that does not
+    end in a file name.
     """
     todo = [part for part in reversed(path.split("/")) if part not in ("", ".")]
     at = os.open("/" if path.startswith("/") else ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -64,7 +64,7 @@ def _no_file(path: str) -> StatepipeError:
 
 
 def _link(folder: int, name: str, path: str) -> str | None:
-    """What the name stands for, if it is a link; None if it is none, or one that only the kernel can follow."""
+    """Return the target of a link; None if the name is not a link, or is one that only the kernel can follow."""
     try:
         seen = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
     except FileNotFoundError:
@@ -74,7 +74,7 @@ def _link(folder: int, name: str, path: str) -> str | None:
         if not stat.S_ISLNK(status.st_mode):
             return None
         if status.st_dev == os.stat("/proc").st_dev:
-            return None  # a descriptor's or a process's own: what it reads as is no path
+            return None  # a link in /proc to a descriptor or a process, whose text is not a path
         _refuse_strangers(folder, status, path)
         return os.readlink("", dir_fd=seen)
     finally:
@@ -84,6 +84,6 @@ def _link(folder: int, name: str, path: str) -> str | None:
 def _refuse_strangers(folder: int, link: os.stat_result, path: str) -> None:
     if is_strangers(link, os.fstat(folder)):
         raise StatepipeError(
-            f"{path} leads over a link of user {link.st_uid}, in a folder that everybody may write to",
+            f"{path} contains a link of user {link.st_uid} in a world-writable folder",
             hint="name the file itself, or save into a folder of your own",
         )

@@ -1,7 +1,6 @@
-"""A program to talk with: its standard input and output are pipes of ours, and it is always ended and reaped.
+"""Run a program and exchange data with it over its standard input and output; it is always ended and reaped.
 
-Its standard error is ours, for what it tells people. What it must know goes through the pipe: its arguments and its
-environment hold no secret.
+It shares our standard error for its messages. Secrets go through the pipe, never through its arguments or environment.
 """
 
 from __future__ import annotations
@@ -34,16 +33,16 @@ class Program:
             raise failure(f"talk to {self.name}", error) from error
 
     def said(self) -> Iterator[bytes]:
-        """Yield what it writes, as it comes, until it closes its standard output."""
+        """Yield its output as it arrives, until it closes its standard output."""
         while data := os.read(self.reading, READ_SIZE):
             yield data
 
 
 @contextmanager
 def program(command: Sequence[str]) -> Iterator[Program]:
-    """Start a command; on leaving, it is killed and reaped. Raises StatepipeError if it cannot be started.
+    """Start a command; at the exit it is killed and reaped. Raises StatepipeError if it cannot be started.
 
-    It stays in our session: an age plugin asks for a PIN at the terminal itself.
+    It stays in our session, because an age plugin asks for a PIN at the terminal itself.
     """
     with ExitStack() as ours, ExitStack() as its:
         there, writing = os.pipe()

@@ -1,7 +1,7 @@
-"""What others can make us say: so many lines a minute, however many they are.
+"""Limit the messages that others can cause to a number of lines a minute.
 
-Whoever scans ports would fill a log, and whoever fills it hides another. So each reason is told once a minute, whatever
-address it came from, and of all no more than some; what was held back is counted, and told when the minute is over.
+A port scan could fill the log and hide other messages in it. So each reason is reported once a minute, from whatever
+address it came, and the total is limited. Suppressed lines are counted, and the count is reported when the minute ends.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from statepipe.telling import Tell
 MINUTE = 60.0
 
 REASONS = 30
-"""Reasons for turning somebody away, told a minute. A stranger has some ten (OpenSSL's), and the rest are for peers."""
+"""Refusals reported per minute. A stranger can cause about ten different ones (OpenSSL's); the rest are for peers."""
 
 LINE = 400
-"""Characters of a line: an error of ours has 100 to 300, the peer's part of one may have 1,024 bytes."""
+"""Characters of a line at most: our errors have 100 to 300, the peer's part of one can have 1,024 bytes."""
 
 
 class Ration:
-    """For any thread. `rest` is what is told of those held back, with {} for their number."""
+    """Limits the lines from any thread. `rest` is the message about suppressed lines, with {} for their number."""
 
     def __init__(self, say: Tell, lines: int, rest: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._say, self._lines, self._rest, self._clock = say, lines, rest, clock
@@ -33,7 +33,7 @@ class Ration:
         self._began = clock()
 
     def tell(self, reason: object, text: str) -> None:
-        """Tell it, unless this reason was told, or too much was, within the minute."""
+        """Report `text`, unless the reason was reported or the limit was reached within the minute."""
         self.look()
         with self._lock:
             if reason in self._told or len(self._told) >= self._lines:
@@ -43,14 +43,14 @@ class Ration:
         self._say(text if len(text) <= LINE else f"{text[:LINE]}...")
 
     def look(self) -> None:
-        """Begin a new minute where one is over: to be called now and then."""
+        """Begin a new minute if the last one has ended. Call it from time to time."""
         with self._lock:
             if self._clock() - self._began < MINUTE:
                 return
         self.end()
 
     def end(self) -> None:
-        """Tell how many were held back."""
+        """Report how many lines were suppressed."""
         with self._lock:
             held, self._held, self._began = self._held, 0, self._clock()
             self._told.clear()
@@ -59,11 +59,11 @@ class Ration:
 
 
 class Refusals(Ration):
-    """Who was turned away, and why. An address is no part of the reason: a scan has as many as it likes."""
+    """Reports refused connections. The address is not part of the reason, because a scan can use any number of them."""
 
     def __init__(self, say: Tell, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(say, REASONS, "and {} more were turned away", clock)
 
     def __call__(self, where: str, error: PeerError) -> None:
-        """Somebody was turned away."""
+        """Report a connection that was turned away."""
         self.tell(str(error).replace(where, ""), f"turned away {where}: {error}")

@@ -1,7 +1,7 @@
-"""Whether a file can be put under a name: asked of the kernel before the first byte, and not learnt after the last.
+"""Check before the first byte is written whether a new file can get its name, and not only after the last byte.
 
-Each question changes nothing. That a new file may be made in the folder, its opening there has shown; here is what
-would yet fail as it takes its name.
+The checks change nothing. That the folder allows new files was shown when the file was opened; these checks cover the
+other reasons for which naming it would fail.
 """
 
 from __future__ import annotations
@@ -19,25 +19,27 @@ from statepipe.formats.beginning import HEAD, beginning
 from statepipe.imagelocks import is_image_of_qemu
 
 FS_IOC_GETFLAGS, FS_IMMUTABLE_FL, FS_APPEND_FL = 0x80086601, 0x10, 0x20
-"""ioctl_iflags(2): what lsattr shows."""
+"""ioctl_iflags(2): the flags that lsattr shows."""
 
 NAME_MAX = 255
-"""Bytes of a name where the file system does not say (limits.h)."""
+"""Bytes of a name if the file system does not report its limit (limits.h)."""
 
 
 Replaceable = Callable[[bytes], bool]
-"""Whether a file that begins with these bytes is of the kind that may be replaced."""
+"""Decides whether a file that begins with these bytes may be replaced."""
 
 
 def refuse_impossible(path: str, base: str, folder: int, replaceable: Replaceable | None = None) -> None:
-    """Raises StatepipeError, or OSError, where no file can take the name `base` in the open folder; `path` is both.
+    """Raises StatepipeError or OSError if no file can get the name `base` in the open folder; `path` is for messages.
 
-    What is there must be a file: a rename would put one in the place of a device. And one that `replaceable` allows,
-    or that is empty; None: any.
+    An existing file must be a regular file, because a rename would replace a device too. It must be empty, or
+    `replaceable` must allow it (None: any file).
     """
     if _flags(folder) & (FS_IMMUTABLE_FL | FS_APPEND_FL):
-        hint = "name a file elsewhere; lsattr -d shows the folder's flags"
-        raise StatepipeError(f"{path} is in a folder where no file is renamed (immutable, or append-only)", hint=hint)
+        hint = "name a file in another folder; lsattr -d shows the flags of this one"
+        raise StatepipeError(
+            f"{path} is in a folder where files cannot be renamed (immutable or append-only)", hint=hint
+        )
     try:
         there = os.stat(base, dir_fd=folder, follow_symlinks=False)
     except FileNotFoundError:
@@ -46,12 +48,12 @@ def refuse_impossible(path: str, base: str, folder: int, replaceable: Replaceabl
         raise StatepipeError(f"{path} is not a regular file", hint="name a file; a new one will be made")
     if _is_mounted(base, folder):
         raise StatepipeError(
-            f"{path} is a mount point, and no file can take its place",
-            hint="a container's -v FILE:FILE makes one: mount the folder that it is in, or name another file",
+            f"{path} is a mount point and cannot be replaced",
+            hint="name another file, or mount its folder: a container's -v FILE:FILE mounts only the file",
         )
     if _is_in_use(base, folder):
         raise StatepipeError(
-            f"{path} is a disk image that a QEMU has open, and would be lost to its guest",
+            f"{path} is a disk image that a QEMU has open: its guest would lose it",
             hint="name another file",
         )
     if replaceable is not None and there.st_size:
@@ -66,18 +68,18 @@ def _refuse_another_kind(path: str, base: str, folder: int, replaceable: Replace
             head = os.pread(seen, HEAD, 0)
         finally:
             os.close(seen)
-        what = None if replaceable(head) else f"it is no saved state: it begins {beginning(head)}"
+        what = None if replaceable(head) else f"it is not a saved state: it begins {beginning(head)}"
     except PermissionError:
-        what = "what it is may not be looked at"
+        what = "it cannot be read to see what it is"
     if what is not None:
         raise UsageError(
-            f"{path} is there already, and {what}",
-            hint="name another file; to have it replaced all the same, say --overwrite",
+            f"{path} exists already, and {what}",
+            hint="name another file, or replace it anyway with --overwrite",
         )
 
 
 def _is_in_use(base: str, folder: int) -> bool:
-    """Whether it is a disk of a guest that runs; not known of one that may not be read."""
+    """Return whether it is a disk of a running guest; False if it cannot be read."""
     try:
         seen = os.open(base, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
     except OSError:
@@ -89,7 +91,8 @@ def _is_in_use(base: str, folder: int) -> bool:
 
 
 def _refuse_kept(path: str, base: str, folder: int, there: os.stat_result) -> None:
-    """A file that may not be removed may not be replaced. rmdir(2) of it asks for the same rights, and removes none."""
+    """Raise StatepipeError for a file that we cannot remove and so cannot replace. rmdir(2) needs the same rights, and
+    never removes a file."""
     try:
         os.rmdir(base, dir_fd=folder)
     except PermissionError as error:
@@ -97,16 +100,16 @@ def _refuse_kept(path: str, base: str, folder: int, there: os.stat_result) -> No
             raise
         around = os.fstat(folder)
         if around.st_mode & stat.S_ISVTX and os.geteuid() not in (there.st_uid, around.st_uid):
-            why = f"it is user {there.st_uid}'s, in a folder where only owners replace what is theirs (sticky)"
+            why = f"it belongs to user {there.st_uid}, and in this folder only owners can replace their files (sticky)"
         else:
-            why = "it may neither be changed nor removed (lsattr shows its flags)"
+            why = "it cannot be changed or removed (lsattr shows its flags)"
         raise StatepipeError(f"cannot replace {path}: {why}", hint="name another file") from error
-    except OSError:  # it is no folder: all else is well
+    except OSError:  # it is not a folder: nothing else prevents the removal
         return
 
 
 def _flags(fd: int) -> int:
-    """Those of chattr(1); none where the file system knows none."""
+    """Return the flags of chattr(1); 0 if the file system has none."""
     with suppress(OSError):
         flags: int = struct.unpack_from("=I", fcntl.ioctl(fd, FS_IOC_GETFLAGS, bytes(8)))[0]
         return flags
@@ -114,7 +117,7 @@ def _flags(fd: int) -> int:
 
 
 def _is_mounted(base: str, folder: int) -> bool:
-    """Whether something is mounted there; not known without /proc."""
+    """Return whether something is mounted there; False without /proc."""
     try:
         seen = os.open(base, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
         try:
@@ -126,13 +129,13 @@ def _is_mounted(base: str, folder: int) -> bool:
 
 
 def _mount(fd: int) -> str:
-    """The number of the mount that it was opened in (proc_pid_fdinfo(5)); two of one file system differ."""
+    """Return the number of the mount that it was opened in (proc_pid_fdinfo(5)), which differs for each mount."""
     with open(f"/proc/self/fdinfo/{fd}") as file:
         return next((line for line in file if line.startswith("mnt_id:")), "")
 
 
 def shortened(base: str, folder: int, room: int) -> str:
-    """As much of a name as leaves room for so many bytes more, in whole characters."""
+    """Return as much of a name, in whole characters, as leaves room for that many more bytes."""
     try:
         most = os.fpathconf(folder, "PC_NAME_MAX")
     except (OSError, ValueError):

@@ -1,7 +1,7 @@
-"""Bytes that nothing is done to: moved inside the kernel, and what flows the other way meanwhile.
+"""Move bytes that no stage changes inside the kernel, and carry what flows the other way meanwhile.
 
-Where one side is a pipe, splice hands its pages on without copying them; from a file to a socket sendfile does.
-Everything else is read and written through one buffer. Which it was, the caller cannot tell but by the CPU.
+If one side is a pipe, splice passes its pages on without a copy; from a file to a socket, sendfile does. Everything
+else is read and written through one buffer. The caller sees no difference except in CPU time.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from statepipe.threads import End, join, start
 from statepipe.wakeups import READ_SIZE, enlarge_pipe, polled
 
 PIECE = 1 << 20
-"""Bytes asked for in one call: what an enlarged pipe holds."""
+"""Bytes requested in one call: the size of an enlarged pipe."""
 
 Moved = Callable[[int], object]
-"""Told how many bytes each step moved."""
+"""Receives the number of bytes that each step moved."""
 
 Room = Callable[[int], int]
-"""Waits until something may move; how many bytes of so many."""
+"""Waits until bytes may move; returns how many of the requested ones."""
 
 
 def can_relay(*fds: int) -> bool:
-    """Whether the descriptors wait by themselves: one that does not block is shared with a program that needs it so."""
+    """Return whether the descriptors block. A non-blocking one is shared with a program that needs it so."""
     return all(map(os.get_blocking, fds))
 
 
 def relay(source: FdSource, sink: int, moved: Moved, room: Room = lambda wanted: wanted) -> None:
-    """Move every byte from the source to a descriptor. Raises OSError of either, and what the source's wait raises."""
+    """Move every byte from the source to a descriptor. Raises OSError, and what the source's wait raises."""
     copy = partial(_copy, source.fd, sink)
     try:
         move(source, mover(source.fd, sink) or _patient(copy, source.fd, sink), moved, room)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EPERM):  # a file that knows no such shortcut
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EPERM):  # the file does not support it
             raise
         move(source, _patient(copy, source.fd, sink), moved, room)
 
 
 def move(source: FdSource, step: Callable[[int], int], moved: Moved, room: Room) -> None:
-    """Steps until one finds the end. Raises what a step and the source's wait raise."""
+    """Repeat the step until it finds the end. Raises what a step and the source's wait raise."""
     source.wait()
     while count := step(room(PIECE)):
         moved(count)
@@ -54,9 +54,9 @@ def move(source: FdSource, step: Callable[[int], int], moved: Moved, room: Room)
 
 
 def mover(source: int, sink: int) -> Callable[[int], int] | None:
-    """A step inside the kernel: at most so many bytes, how many it moved. One that fails has moved nothing.
+    """Return a step that moves up to a number of bytes inside the kernel and returns how many it moved.
 
-    None where there is no such way between the two.
+    A step that fails has moved nothing. None if the kernel offers no such way between the two.
     """
     modes = [os.fstat(fd).st_mode for fd in (source, sink)]
     if any(map(stat.S_ISFIFO, modes)):
@@ -64,7 +64,7 @@ def mover(source: int, sink: int) -> Callable[[int], int] | None:
         enlarge_pipe(sink)
         return _patient(lambda count: os.splice(source, sink, count), source, sink)
     if stat.S_ISREG(modes[0]) and stat.S_ISSOCK(modes[1]):
-        return _patient(lambda count: os.sendfile(sink, source, None, count), source, sink)  # from where it stands
+        return _patient(lambda count: os.sendfile(sink, source, None, count), source, sink)  # from its current position
     return None
 
 
@@ -94,7 +94,7 @@ def _copy(source: int, sink: int, count: int) -> int:
 
 
 class Returning(Protocol):
-    """What comes back: a plain socket's bytes, or those of a TLS connection."""
+    """The bytes that come back, from a plain socket or a TLS connection."""
 
     bytes: int
 
@@ -104,10 +104,10 @@ class Returning(Protocol):
 
 
 class Backflow:
-    """A thread that carries what comes back on a connection while the stream goes the other way.
+    """A thread that carries the bytes that come back on a connection while the stream goes the other way.
 
-    `write` takes each buffer; once it fails the rest is read and dropped: the stream itself must not stand still.
-    When the connection breaks, `broken` is called: the stream's own source may be silent for long yet.
+    `write` takes each buffer. After it fails, the rest is read and dropped, so that the stream itself does not stall.
+    When the connection breaks, `broken` is called, because the stream's source may stay silent for a long time.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class Backflow:
         self._thread = threading.Thread(target=self._carry, name="backflow", daemon=True)
 
     def start(self) -> None:
-        """Begin; once."""
+        """Start the thread; call it once."""
         start(self._thread)
 
     def _carry(self) -> None:
@@ -143,7 +143,7 @@ class Backflow:
             self._write = None
 
     def wait(self, silence: float | None) -> None:
-        """Until the other side has ended. Raises what reading it raised; TimeoutError after seconds of silence."""
+        """Wait until the other side ends. Raises the error of reading it, and TimeoutError after `silence` seconds."""
         before = -1
         while not self._end.come:
             if self._source.bytes == before:
@@ -154,7 +154,7 @@ class Backflow:
             raise self._error
 
     def stop(self) -> None:
-        """End it, wherever it is."""
+        """End the thread."""
         if self._thread.ident is not None:
             self._source.cancel()
             join(self._thread)

@@ -1,4 +1,4 @@
-"""Why nobody was reached, in words: each address's own reason, and first of all what is the likeliest of them."""
+"""The error for a failed connect: the reason of each address, and a hint for the most likely one."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from statepipe.ends.net import Patience
 from statepipe.errors import PeerError
 
 Failure = tuple[Place, OSError]
-"""Where it was tried, and what came of it."""
+"""An address that was tried, and its error."""
 
 _HINTS = {
-    errno.ECONNREFUSED: "nobody listens there: is it started, at this port?",
-    errno.ENOENT: "nobody listens there: is it started, with this path?",
-    errno.EAGAIN: "it takes nobody at the moment: more wait there than it has room for",
-    errno.ETIMEDOUT: "a firewall drops what is sent there, or the host is down",
+    errno.ECONNREFUSED: "no program listens there: check that it is started, at this port",
+    errno.ENOENT: "no program listens there: check that it is started, with this path",
+    errno.EAGAIN: "its queue of waiting connections is full; try again",
+    errno.ETIMEDOUT: "a firewall drops the packets, or the host is down",
     errno.EHOSTUNREACH: "the host is down, or a firewall on the way refuses",
     errno.EHOSTDOWN: "the host is down",
-    errno.ENETUNREACH: "this host has no way there: see ip route",
+    errno.ENETUNREACH: "this host has no route to it: see ip route",
     errno.ENETDOWN: "the network of this host is down: see ip link",
 }
-"""Of somebody who may be there a moment later, the likeliest first: another address may fail for good beside it."""
+"""Hints for errors that may pass, the most likely first."""
 
 _FOR_GOOD = {
-    errno.EADDRNOTAVAIL: "this host has no address to connect from, of this kind or as --bind says: see ip address",
-    errno.EACCES: "the socket is another user's, or in a folder that is",
+    errno.EADDRNOTAVAIL: "this host has no address of this kind, or not the one in --bind: see ip address",
+    errno.EACCES: "the socket or its folder belongs to another user",
     errno.EPERM: "a firewall of this host forbids it",
 }
 
 
 class Unreachable(PeerError):
-    """Nobody answered at any address. `may_pass`: at one of them somebody may be there a moment later."""
+    """No address answered. `may_pass`: a later attempt at one of them may succeed."""
 
     may_pass = False
 
 
 def unreachable(failures: Sequence[Failure], patience: Patience) -> Unreachable:
-    """The error for all of them. How to wait longer is told where the verb has an option for that."""
+    """Return the error for all of them. It mentions `--retry` if the verb has that option."""
     may_pass = any(_number(error) in _HINTS for _, error in failures)
     by_address: dict[Address, list[Failure]] = {}
     for place, error in failures:
@@ -57,7 +57,7 @@ def unreachable(failures: Sequence[Failure], patience: Patience) -> Unreachable:
 
 
 def _reasons(failures: Sequence[Failure]) -> str:
-    """Of one address as it was given; where it has several and they differ, with each reason those that it is of."""
+    """Return the reasons for one address as given, with its IP addresses if they failed for different reasons."""
     where: dict[str, list[str]] = {}
     for (_, (_, target)), error in failures:
         where.setdefault(_reason(error), []).append(target if isinstance(target, str) else target[0])

@@ -229,7 +229,7 @@ class Acceptor:
         try:
             begun = self._begun.get(timeout=seconds)
         except queue.Empty as error:
-            raise PeerError(f"nobody came within {seconds:g} s") from error
+            raise PeerError(f"no peer connected within {seconds:g} s") from error
         if isinstance(begun, PeerError):
             self.give_up(begun)
             raise begun

@@ -113,7 +113,7 @@ def demand_stream(name: str, head: bytes) -> str:
     if codec is None:
         what = f"it begins {beginning(head)}" if head else "it is empty"
         hint = "statepipe loads its own files, and QEMU's migration stream raw or compressed"
-        raise IntegrityError(f"{name} is no saved state: {what}", hint=hint, offset=0)
+        raise IntegrityError(f"{name} is not a saved state: {what}", hint=hint, offset=0)
     return codec
 
 

@@ -77,7 +77,7 @@ def test_another_users_link_makes_no_descriptor_of_a_file(words: list[str], tmp_
     os.chown(link, 65534, 65534, follow_symlinks=False)
     done = run(*words, str(link), data=STREAM)
     assert (done.returncode, done.stdout) == (1, b"")
-    assert b"leads over a link of user 65534" in done.stderr
+    assert b"contains a link of user 65534" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["STATEPIPE_CONFIG", "STATEPIPE_IDENTITIES"])

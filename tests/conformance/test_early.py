@@ -79,7 +79,7 @@ def test_what_is_no_state_is_not_replaced_by_one(there: bytes, way: list[str], t
     (tmp_path / "file").write_bytes(there)
     done = run("save", *way, "file", data=STREAM, cwd=tmp_path)
     assert done.returncode == 2
-    assert_one_error(done.stderr, "save", "file is there already, and it is no saved state: it begins ")
+    assert_one_error(done.stderr, "save", "file exists already, and it is not a saved state: it begins ")
     assert b"--overwrite" in done.stderr
     assert (tmp_path / "file").read_bytes() == there
 
@@ -113,7 +113,7 @@ def test_a_file_of_somebody_else_in_a_sticky_folder(as_root: None, tmp_path: Pat
     tmp_path.chmod(0o1777)
     (tmp_path / "theirs").write_bytes(b"old")
     (tmp_path / "theirs").chmod(0o666)
-    assert_refused(tee("theirs", as_somebody(), cwd=tmp_path), "cannot replace theirs: it is user 0's", "sticky")
+    assert_refused(tee("theirs", as_somebody(), cwd=tmp_path), "cannot replace theirs: it belongs to user 0", "sticky")
     assert (tmp_path / "theirs").read_bytes() == b"old"
     assert tee("ours", as_somebody(), cwd=tmp_path).returncode == 0
     assert tee("ours", as_somebody(), cwd=tmp_path).returncode == 0, "what is one's own is replaced"
@@ -134,10 +134,10 @@ def flagged(as_root: None, tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.parametrize(
     ("flag", "on", "words"),
     [
-        ("+i", "file", "it may neither be changed nor removed"),
-        ("+a", "file", "it may neither be changed nor removed"),
-        ("+i", ".", "where no file is renamed"),
-        ("+a", ".", "where no file is renamed"),
+        ("+i", "file", "it cannot be changed or removed"),
+        ("+a", "file", "it cannot be changed or removed"),
+        ("+i", ".", "where files cannot be renamed"),
+        ("+a", ".", "where files cannot be renamed"),
     ],
 )
 def test_flags_of_a_file_or_its_folder(flagged: Path, flag: str, on: str, words: str) -> None:

@@ -71,7 +71,7 @@ def test_what_is_installed_runs_from_its_prefix_and_goes_again(installed: tuple[
     # The guardian is a program of its own, and does not know of itself where the launcher found the code.
     words = ["receive", "--timeout", "1", f"unix://{prefix}/in", "--", "/bin/true"]
     waited = subprocess.run([*run, *words], capture_output=True, text=True, env=alone, timeout=60)
-    assert waited.returncode == 5 and "nobody came within 1 s" in waited.stderr, waited.stderr
+    assert waited.returncode == 5 and "no peer connected within 1 s" in waited.stderr, waited.stderr
     assert len(waited.stderr.splitlines()) == 2, waited.stderr
 
     assert make("uninstall", "", prefix).returncode == 0

@@ -111,7 +111,7 @@ def test_what_is_no_state_is_not_kept(verb: str, spool: Path) -> None:
     with open("/dev/zero", "rb") as endless:
         done = run(verb, "-", stdin=endless, env={**os.environ, "TMPDIR": str(spool)}, preexec_fn=little_room)
     assert (done.returncode, done.stdout.strip(b"!")) == (3, b"")
-    assert_one_error(done.stderr, verb, "standard input is no saved state: it begins with the bytes 00 00")
+    assert_one_error(done.stderr, verb, "standard input is not a saved state: it begins with the bytes 00 00")
 
 
 def little_room() -> None:

@@ -191,7 +191,7 @@ def test_nothing_is_a_stream_and_no_state(folder: str, tmp_path: Path) -> None:
         assert send(port, "--tls-creds", folder, data=b"") == (0, b"")
         assert collect(receiver) == (0, b"", b"")
     done = run("load", str(tmp_path / "out"))
-    assert done.returncode == 3 and b"is no saved state: it is empty" in done.stderr
+    assert done.returncode == 3 and b"is not a saved state: it is empty" in done.stderr
 
 
 # --- 20: a server of old

@@ -128,7 +128,7 @@ NO_MESSAGES = {
     "no JSON": (b"\0\0\0\1{", "that is no JSON object"),
     "deep": (b"\0\1\0\0" + b"[" * 65536, "that is no JSON object"),
     "no object": (b"\0\0\0\2[]", "it is a list, where an object"),
-    "no number": (b'\0\0\0\x0a{"x": NaN}', "NaN is no number"),
+    "no number": (b'\0\0\0\x0a{"x": NaN}', "NaN is not a JSON number"),
     "endless digits": (b'\0\0\x20\6{"x":' + b"1" * 8192 + b"}", "that is no JSON object"),
 }
 

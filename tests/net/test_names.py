@@ -117,13 +117,13 @@ def failure(number: int, host: str = "192.0.2.7") -> Failure:
 @pytest.mark.parametrize(
     ("failures", "says", "hint"),
     [
-        ([failure(errno.ECONNREFUSED)], "tls://node:7: Connection refused", "nobody listens there"),
-        ([failure(0)], "tls://node:7: it did not answer in time", "a firewall drops what is sent there"),
+        ([failure(errno.ECONNREFUSED)], "tls://node:7: Connection refused", "no program listens there"),
+        ([failure(0)], "tls://node:7: it did not answer in time", "a firewall drops the packets"),
         ([failure(errno.EHOSTUNREACH)], "tls://node:7: No route to host", "the host is down"),
         (
             [failure(errno.EADDRNOTAVAIL, "::1"), failure(errno.ECONNREFUSED)],
             "tls://node:7: Cannot assign requested address (::1), Connection refused (192.0.2.7)",
-            "nobody listens there",
+            "no program listens there",
         ),
     ],
 )
@@ -143,7 +143,7 @@ def test_a_verb_without_that_option_tells_of_none(tmp_path: Path) -> None:
     environment = os.environ | {"XDG_CONFIG_HOME": str(tmp_path)}
     done = subprocess.run(command, capture_output=True, timeout=PATIENCE, env=environment)
     assert done.returncode == 5
-    assert b"hint: nobody listens there" in done.stderr and b"--retry" not in done.stderr
+    assert b"hint: no program listens there" in done.stderr and b"--retry" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -163,4 +163,4 @@ def test_a_unix_socket_that_is_taken_is_looked_for_among_unix_sockets(tmp_path: 
         server.bind(str(tmp_path / "s"))
         server.listen()
         done = run("recv", f"unix://{tmp_path}/s")
-    assert done.returncode == 5 and b"look with: ss -lxp" in done.stderr, done.stderr
+    assert done.returncode == 5 and b"find it with: ss -lxp" in done.stderr, done.stderr

@@ -458,5 +458,5 @@ def test_where_no_thread_can_be_had_for_a_link_the_next_is_taken_all_the_same(
 
 
 def test_an_acceptor_waits_only_so_long() -> None:
-    with pytest.raises(PeerError, match=r"nobody came within 0\.01 s"):
+    with pytest.raises(PeerError, match=r"no peer connected within 0\.01 s"):
         Acceptor(Role.RECEIVES, QUICK, lambda name, error: None).wait(0.01)

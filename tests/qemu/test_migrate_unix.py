@@ -98,7 +98,7 @@ def test_the_user_who_has_the_guest_already_is_known(tmp_path: Path) -> None:
 
 
 def test_a_user_who_is_none_is_told() -> None:
-    with pytest.raises(UsageError, match="there is no user 'nobody-at-all' here"):
+    with pytest.raises(UsageError, match="the user 'nobody-at-all' does not exist here"):
         uid_of("nobody-at-all")
     done = run_statepipe("receive", "--peer", "nobody-at-all", "unix:///tmp/no-such", "--qmp", "/no/such/socket")
-    assert done.returncode == 2 and "there is no user 'nobody-at-all' here" in done.stderr
+    assert done.returncode == 2 and "the user 'nobody-at-all' does not exist here" in done.stderr

@@ -51,7 +51,7 @@ BAD = [
     ('{"name": null, "disks": [], "rates": {"a": "1"}}', "rates.a is '1', where a number"),
     ('{"name": null, "disks": [], "rates": {"a": 1e999}}', "rates.a is inf, where a number"),
     ('{"name": null, "disks": [], "rates": {"a": 1, "b": 2, "c": 3}}', "rates is an object, where an object of"),
-    ('{"name": NaN, "disks": []}', "NaN is no number"),
+    ('{"name": NaN, "disks": []}', "NaN is not a JSON number"),
     ("{", "not JSON"),
     ("", "not JSON"),
     ("[" * 100_000, "not JSON"),

@@ -44,21 +44,21 @@ def test_another_users_link_leads_nowhere(shared: Path, tmp_path: Path) -> None:
     treasure = tmp_path / "treasure"
     treasure.write_bytes(b"root's own")
     treasure.chmod(0o644)
-    with pytest.raises(StatepipeError, match=f"over a link of user {NOBODY}"):
+    with pytest.raises(StatepipeError, match=f"a link of user {NOBODY}"):
         put(link(shared / "vm.state", treasure, NOBODY))
     assert treasure.read_bytes() == b"root's own" and stat.S_IMODE(treasure.stat().st_mode) == 0o644
 
 
 def test_another_users_link_to_a_folder_leads_nowhere(shared: Path, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
-    with pytest.raises(StatepipeError, match=f"over a link of user {NOBODY}"):
+    with pytest.raises(StatepipeError, match=f"a link of user {NOBODY}"):
         put(link(shared / "sub", tmp_path / "folder", NOBODY) / "vm.state")
     assert not os.listdir(tmp_path / "folder")
 
 
 def test_a_link_beyond_one_of_ours_is_looked_at_as_well(shared: Path, tmp_path: Path) -> None:
     link(shared / "theirs", tmp_path / "file", NOBODY)
-    with pytest.raises(StatepipeError, match=f"over a link of user {NOBODY}"):
+    with pytest.raises(StatepipeError, match=f"a link of user {NOBODY}"):
         put(link(tmp_path / "ours", "shared/theirs", 0))
 
 

@@ -34,7 +34,7 @@ def test_a_file_that_is_no_state_is_told_so(tmp_path: Path, verb: str) -> None:
     (tmp_path / "f").write_bytes(b"QFI\xfb\0\0\0\3")
     done = run(verb, str(tmp_path / "f"))
     assert done.returncode == 3
-    assert f"{tmp_path}/f is no saved state: it begins like a disk image in qcow2 (".encode() in done.stderr
+    assert f"{tmp_path}/f is not a saved state: it begins like a disk image in qcow2 (".encode() in done.stderr
 
 
 def test_what_is_in_a_compressed_file_is_told_so(tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ def test_a_failure_is_told_even_if_the_reader_of_its_poison_is_gone(tmp_path: Pa
     finally:
         os.close(write)
     assert done.returncode == 3
-    assert "is no saved state" in done.stderr
+    assert "is not a saved state" in done.stderr
 
 
 # --- what cannot be read
