@@ -20,8 +20,10 @@ from statepipe.cli.main import main
 from statepipe.cli.verb import Param, Verb
 from statepipe.cli.verbs import EXIT_CODES, VERBS
 
-MANUAL = Path(__file__).parents[3] / "man" / "statepipe.1"
+ROOT = Path(__file__).parents[3]
+MANUAL = ROOT / "man" / "statepipe.1"
 SOURCE = MANUAL.read_text()
+README = (ROOT / "README.md").read_text()
 GENERAL = {"--help", "--version", "--percent"}
 """Options of the program itself, which main.py knows without a table."""
 
@@ -156,6 +158,39 @@ def test_help_lists_every_verb_and_exit_code(capsys: pytest.CaptureFixture[str])
     out = capsys.readouterr().out
     assert re.findall(r"^  ([a-z-]+)  ", out, re.MULTILINE) == [verb.name for verb in VERBS]
     assert all(f"{code} {meaning}" in out for code, meaning in EXIT_CODES)
+
+
+# --- README
+
+
+def readme_examples() -> list[str]:
+    """The command lines of statepipe in README's literal blocks, without prompts and what the shell does with them."""
+    text = "\n".join(re.findall(r"^    (.*)$", README, re.MULTILINE)).replace("\\\n", " ")
+    lines = re.findall(r'(?:^[a-z]*\$ |exec:exec |\| )statepipe ([^|<>"\n]+)', text, re.MULTILINE)
+    return [line.strip().replace("…", "x") for line in lines]
+
+
+@pytest.mark.parametrize("line", readme_examples())
+def test_readme_s_examples_parse(line: str) -> None:
+    name, *arguments = shlex.split(line)
+    verb = next(verb for verb in VERBS if verb.name == name)
+    for word in parse(verb, arguments).get("words") or ():
+        parse_word(word)
+
+
+def test_readme_has_examples_of_the_main_verbs() -> None:
+    shown = {line.split()[0] for line in readme_examples()}
+    assert shown >= {"save", "load", "verify-state", "pair", "receive", "check", "migrate", "pipe", "keygen"}
+
+
+def test_readme_s_table_has_every_verb_once() -> None:
+    rows = re.findall(r"^\| (`[^|]+`) \|", README, re.MULTILINE)
+    assert sorted(re.findall(r"`([a-z-]+)`", " ".join(rows))) == sorted(verb.name for verb in VERBS)
+
+
+def test_readme_has_100_columns_and_leads_to_documents_that_exist() -> None:
+    assert [line for line in README.splitlines() if len(line) > 100] == []
+    assert all((ROOT / path).is_file() for path in re.findall(r"\]\(([^):#]+)\)", README))
 
 
 # --- the page itself
