@@ -95,7 +95,7 @@ class _SilentConnections:
                 self._turn_away(next(iter(self._waiting)), "it sent nothing, and its descriptor was needed")
             return
         tune(connection, self._patience)
-        name = str(where[0]) if isinstance(where, tuple) else "somebody"
+        name = str(where[0]) if isinstance(where, tuple) else "a connection"
         self._waiting[connection.fileno()] = connection, name, time.monotonic()
         self._poll.register(connection.fileno(), select.POLLIN)
         if len(self._waiting) > MOST:

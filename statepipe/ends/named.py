@@ -1,7 +1,7 @@
-"""A unix socket that listens under a name: it gets one, keeps watch over it, and takes it away at the end.
+"""A unix socket that listens under a name: create the name, watch it, and remove it at the end.
 
-A name can be lost while its socket listens on, whole and unreachable: a folder is tidied up, or another program takes
-the name for itself. Nothing tells of it, so whoever waits looks at the name now and then (`Named.lost`).
+A socket can lose its name while it listens: a cleaning job removes the file, or another program takes the name. Then no
+client can reach it. No event reports this, so the name is checked from time to time (`Named.lost`).
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from statepipe.ends.rendezvous import listen, sweep
 from statepipe.errors import PeerError
 
 NAME_LOOK = 1.0
-"""Seconds between two looks at a name, at the most."""
+"""Seconds between two checks of a name at most."""
 
 
 class NameLost(PeerError):
-    """Nobody who comes by the name finds us any more."""
+    """The socket can no longer be reached by its name."""
 
 
 class Named:
-    """A socket that listens at `path` for those whom its mode lets in. A socket that nobody listens on gives way.
+    """A socket that listens at `path`; `mode` decides who may connect. It replaces a socket without a listener.
 
-    Its name is taken away when it is closed, unless another has it by then. Raises OSError.
+    Its name is removed when it is closed, unless another file has the name by then. Raises OSError.
     """
 
     def __init__(self, path: str, mode: int) -> None:
@@ -40,7 +40,7 @@ class Named:
             os.close(opened)
 
     def lost(self) -> NameLost | None:
-        """What became of its name, if that leads here no more; nothing is known where it may not be looked at."""
+        """Return why the name no longer leads to this socket; None if it does, or if the name cannot be read."""
         try:
             status = os.lstat(self._path)
             if (status.st_dev, status.st_ino) == self._made:
@@ -50,8 +50,8 @@ class Named:
             what = "its name was removed"
         except OSError:
             return None
-        hint = "start it again, at a place that nobody tidies up or gives to another"
-        return NameLost(f"nobody finds the socket {self._path} any more: {what}", hint=hint)
+        hint = "start it again, at a path that no other program cleans up or uses"
+        return NameLost(f"the socket {self._path} can no longer be reached: {what}", hint=hint)
 
     def __enter__(self) -> Self:
         return self
@@ -80,7 +80,7 @@ class Named:
         return self._socket.getsockname()
 
     def close(self) -> None:
-        """A second time does nothing."""
+        """Close it; a second call does nothing."""
         if self._socket.fileno() >= 0 and self.lost() is None:
             with suppress(OSError):
                 os.unlink(self._path)
@@ -88,5 +88,5 @@ class Named:
 
 
 def name_lost(listener: ListeningSocket) -> NameLost | None:
-    """What became of the name of a listener that has one, if it leads here no more."""
+    """Return why a listener can no longer be reached by its name; None if it can, or has no name."""
     return listener.lost() if isinstance(listener, Named) else None

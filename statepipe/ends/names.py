@@ -1,4 +1,4 @@
-"""Where an address leads: the addresses that a host's name stands for."""
+"""Resolve an address: find the IP addresses of a host's name."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from statepipe.errors import PeerError
 from statepipe.threads import start
 
 Target = tuple[socket.AddressFamily, str | tuple[str, int] | tuple[str, int, int, int]]
-"""As the kernel takes it."""
+"""An address in the form that the kernel takes."""
 
 Place = tuple[Address, Target]
-"""Where an address, as it was given, leads."""
+"""An address as the user gave it, and one of its targets."""
 
 
 class Unanswered(PeerError):
-    """Nobody tells what a name stands for, at the moment."""
+    """No name server answers at present."""
 
     may_pass = True
 
 
 def find_targets(address: Address, *, passive: bool) -> list[Target]:
-    """What the address's name stands for. An empty host is every address of ours, or, to connect to, the loopback.
+    """Return the targets of an address. An empty host means all addresses of this host, or, to connect, the loopback.
 
-    Raises PeerError; Unanswered where it may be known a moment later.
+    Raises PeerError; Unanswered if a later attempt may succeed.
     """
     if address.scheme == UNIX:
         return [(socket.AF_UNIX, address.path)]
@@ -41,15 +41,15 @@ def find_targets(address: Address, *, passive: bool) -> list[Target]:
 
 def _unknown(address: Address, error: socket.gaierror | UnicodeError) -> PeerError:
     if isinstance(error, UnicodeError):
-        return PeerError(f"cannot find {address}: it is no host's name", hint="look at the host's name")
+        return PeerError(f"cannot find {address}: it is not a valid host name", hint="check the host name")
     if error.errno == socket.EAI_AGAIN:
-        hint = "whoever tells names does not answer: see /etc/resolv.conf; an address in the name's place needs nobody"
+        hint = "the name server does not answer: check /etc/resolv.conf, or give an IP address"
         return Unanswered(f"cannot find {address}: {error.strerror}", hint=hint)
-    return PeerError(f"cannot find {address}: {error.strerror}", hint="look at the host's name")
+    return PeerError(f"cannot find {address}: {error.strerror}", hint="check the host name")
 
 
 def find_places(addresses: Sequence[Address]) -> list[Place]:
-    """What the addresses stand for, in their order. Raises PeerError where that is known of none of them."""
+    """Return the targets of all addresses, in order. Raises PeerError if none of them can be resolved."""
     places: list[Place] = []
     unknown: PeerError | None = None
     for address in addresses:
@@ -63,8 +63,8 @@ def find_places(addresses: Sequence[Address]) -> list[Place]:
 
 
 class Known:
-    """What `find` found last. To ask again has it look again, but in the background: whoever serves names is often out
-    of reach together with the host, and a question then takes longer than the network to come back."""
+    """Keeps the last result of `find`. A further `ask` looks it up again in the background: the name server is often
+    unreachable together with the host, and a query can then take longer than the network needs to recover."""
 
     def __init__(self, find: Callable[[], list[Place]]) -> None:
         self._find = find
@@ -73,7 +73,7 @@ class Known:
         self._looking: threading.Thread | None = None
 
     def ask(self) -> list[Place]:
-        """At once, but for the first time. Raises PeerError where nothing was ever found."""
+        """Return the last result; waits only the first time. Raises PeerError if there was never a result."""
         with self._lock:
             if not self._found:
                 self._found = self._find()
@@ -83,5 +83,5 @@ class Known:
             return self._found
 
     def _look(self) -> None:
-        with suppress(PeerError):  # what was known is all that there is
+        with suppress(PeerError):  # the last result stays
             self._found = self._find()

@@ -44,13 +44,13 @@ def is_ours(connection: socket.socket) -> bool:
 
 
 def demand_user(connection: socket.socket, meant: str | None, known: int | None = None) -> str:
-    """The name of the user who connected, or who listens: root, ourselves, or the one that is meant, or `known`.
+    """Return the name of the user who connected or listens: root, our own user, the user `meant`, or `known`.
 
-    Raises PeerError for anybody else.
+    Raises PeerError for any other user.
     """
     _, uid = peer_of(connection)
     if uid not in (0, os.geteuid(), known) and (meant is None or uid != uid_of(meant)):
-        whom = "root" if os.geteuid() == 0 else f"root or {user_name(os.geteuid())}"
-        hint = f"if that is the peer that is meant, add --peer {uid}; else look who made the socket"
-        raise PeerError(f"the other side is {user_name(uid)}, and not {whom}", hint=hint)
+        expected = "root" if os.geteuid() == 0 else f"root or {user_name(os.geteuid())}"
+        hint = f"if this is the peer that you want, add --peer {uid}; else check who made the socket"
+        raise PeerError(f"the other side is {user_name(uid)}, not {expected}", hint=hint)
     return user_name(uid)

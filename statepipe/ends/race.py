@@ -1,4 +1,4 @@
-"""Connect to several addresses side by side (RFC 8305): the first that answers wins."""
+"""Connect to several addresses in parallel (RFC 8305): the first that answers wins."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from statepipe.ends.net import Stopped
 from statepipe.wakeups import Bell
 
 NEXT = 0.25
-"""Seconds until another attempt begins beside one without an answer (RFC 8305, 5: Connection Attempt Delay). A second
-one to the same address is worth it too: the kernel's own next tries come after 1 s, 3 s and 7 s, and the network may be
-back long before."""
+"""Seconds without an answer until another attempt begins in parallel (RFC 8305, 5: Connection Attempt Delay). A second
+attempt to the same address helps too: the kernel retries only after 1 s, 3 s and 7 s, and the network may have
+recovered
+long before."""
 
 
 class Race:
-    """Attempts to connect from the address `bind`, with segments of `most` bytes. Closing it gives up all but the
+    """Attempts to connect from the address `bind`, with segments of `most` bytes. Closing it ends all but the
     winner."""
 
     def __init__(self, bind: str | None, most: int | None = None) -> None:
@@ -31,11 +32,11 @@ class Race:
         self._poll = select.poll()
 
     def run(self, targets: list[Target], seconds: float, stop: Bell | None, *, again: bool) -> socket.socket | None:
-        """Return the first connection that is made, None if there is none in time. `failed` has why of each target.
+        """Return the first connection that is made, or None if there is none in time. `failed` has each target's error.
 
-        A target is tried NEXT after the one before, or as soon as an attempt fails. Each once, and the last one has
-        `seconds` from its beginning; with `again` in turn over and over, for `seconds` in all. Raises Stopped once
-        `stop` rings.
+        A target is tried NEXT seconds after the previous one, or as soon as an attempt fails. Each is tried once, and
+        the last has `seconds` from its start; with `again`, all are tried in turn for `seconds` in total. Raises
+        Stopped when `stop` rings.
         """
         if stop is not None:
             self._poll.register(stop.fd, select.POLLIN)
@@ -55,7 +56,7 @@ class Race:
         return None
 
     def _begin(self, family: socket.AddressFamily, where: Any) -> bool:
-        """Whether it may yet be answered."""
+        """Begin an attempt; return whether it may still succeed."""
         attempt = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         try:
             if self._bind is not None and family != socket.AF_UNIX:
@@ -73,7 +74,7 @@ class Race:
         return True
 
     def _look(self, seconds: float, stop: Bell | None) -> socket.socket | None:
-        """The winner, if there is one within so long. Raises Stopped."""
+        """Return the winner, or None if there is none within `seconds`. Raises Stopped."""
         ready = [fd for fd, _ in self._poll.poll(seconds * 1000)]
         if stop is not None and stop.fd in ready:
             raise Stopped
@@ -88,6 +89,6 @@ class Race:
         return None
 
     def close(self) -> None:
-        """Give up the rest."""
+        """End the other attempts."""
         for attempt, _ in self._running.values():
             attempt.close()

@@ -69,9 +69,10 @@ def mover(source: int, sink: int) -> Callable[[int], int] | None:
 
 
 def _patient(step: Callable[[int], int], source: int, sink: int) -> Callable[[int], int]:
-    """The step, which waits also where somebody who shares one of the two has it not block, as node, ssh and QEMU do.
+    """Return the step, made to wait too if a program that shares a descriptor makes it non-blocking, as node, ssh and
+    QEMU do.
 
-    That may be at any time. A socket of ours that blocks says the same once its patience is over: that is an error.
+    This can happen at any time. A blocking socket of ours reports the same when its patience ends: that is an error.
     """
 
     def patient(count: int) -> int:

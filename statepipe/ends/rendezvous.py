@@ -1,8 +1,8 @@
-"""A unix socket that is found by a name in a folder, which it gets only once it listens.
+"""A unix socket that gets its name in a folder only after it listens.
 
-So a name that refuses a connection was left by a process that was killed, and whoever meets it may take it away. Names
-are reached through the folder's descriptor in /proc: what was checked is what is used, and a long path does not run
-into the 108 bytes of a unix socket's name (unix(7)).
+So a name that refuses a connection was left by a killed process, and any process may remove it. Names are reached
+through the folder's descriptor in /proc: the folder that was checked is the one that is used, and a long path does not
+exceed the 108 bytes of a unix socket's name (unix(7)).
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import stat
 from contextlib import suppress
 
 File = tuple[int, int]
-"""Device and inode, which tell a socket from a later one of the same name."""
+"""Device and inode, which distinguish a socket from a later one with the same name."""
 
 _NO_SECOND_NAME = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
-"""What link(2) says where a file can have no second name (FAT), or in a sandbox."""
+"""Errors of link(2) where a file can have only one name (FAT), or in a sandbox."""
 
 
 def inside(folder: int, name: str) -> str:
-    """A path to a name in the open folder."""
+    """Return a path to a name in the open folder."""
     return f"/proc/self/fd/{folder}/{name}"
 
 
 def file_of(folder: int, name: str) -> File | None:
-    """The file that has the name in the open folder; None if none has, or it may not be looked at."""
+    """Return the file with this name in the open folder; None if it does not exist or cannot be read."""
     try:
         status = os.stat(name, dir_fd=folder, follow_symlinks=False)
     except OSError:
@@ -35,14 +35,14 @@ def file_of(folder: int, name: str) -> File | None:
 
 
 def remove(folder: int, name: str, file: File | None) -> None:
-    """Take the name away, if it is still that of the same file."""
-    with suppress(OSError):  # the folder may be gone, and the name with it
+    """Remove the name if it still belongs to the same file."""
+    with suppress(OSError):  # the folder may have been removed, and the name with it
         if file is not None and file_of(folder, name) == file:
             os.unlink(name, dir_fd=folder)
 
 
 def sweep(folder: int, name: str) -> None:
-    """Take the name away if it is that of a socket at which nobody listens. One that is busy or stopped listens."""
+    """Remove the name of a socket without a listener. A busy or stopped process still listens."""
     if (file := _left_over(folder, name)) is not None:
         remove(folder, name, file)
 
@@ -60,11 +60,11 @@ def _left_over(folder: int, name: str) -> File | None:
 
 
 def listen(folder: int, name: str, queue: int, mode: int = 0o600, path: str = "") -> tuple[socket.socket, File]:
-    """A socket that listens under that name in the open folder, for those whom its mode lets in, and its file.
+    """Listen under that name in the open folder; return the socket and its file. `mode` decides who may connect.
 
-    `queue` connections may wait to be accepted. `path` is the folder's own, for where there is no /proc. Where a file
-    can have no second name (FAT), the name is there an instant before the socket listens. Raises OSError, with
-    EADDRINUSE where the name is taken.
+    `queue` connections can wait to be accepted. `path` is the folder's path, for systems without /proc. Where a file
+    can have only one name (FAT), the name exists an instant before the socket listens. Raises OSError, with EADDRINUSE
+    if the name is in use.
     """
     place = os.path.dirname(inside(folder, name))
     place = place if os.path.isdir(place) or not path else path
@@ -73,7 +73,7 @@ def listen(folder: int, name: str, queue: int, mode: int = 0o600, path: str = ""
     try:
         try:
             listener.listen(queue)
-            file = file_of(folder, hidden)  # before anybody knows of it, and may take it away
+            file = file_of(folder, hidden)  # before another process can know of it and remove it
             assert file is not None
             os.link(hidden, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
             return listener, file
@@ -93,16 +93,16 @@ def listen(folder: int, name: str, queue: int, mode: int = 0o600, path: str = ""
 
 
 def _bound(path: str, mode: int) -> socket.socket:
-    """A socket with that name, whose file has that mode. Raises OSError."""
+    """Return a socket with that name, whose file has that mode. Raises OSError."""
     bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     others = mode & 0o077 != 0
-    umask = os.umask(0o777 & ~mode) if others else 0  # it would take from the mode; but it is every thread's
+    umask = os.umask(0o777 & ~mode) if others else 0  # the umask would reduce the mode, but all threads share it
     try:
         os.fchmod(bound.fileno(), mode)  # before it has a name: the name takes this mode
         bound.bind(path)
     except BaseException as error:
         bound.close()
-        if isinstance(error, OSError) and error.errno is None:  # Python's own word on a long path
+        if isinstance(error, OSError) and error.errno is None:  # Python's own error for a long path
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG)) from error
         raise
     finally:

@@ -53,7 +53,7 @@ def test_who_waits_at_a_name_that_was_lost_says_so_and_ends(
         wait_for("the socket", path.exists)
         lose(path)
         assert waits.wait() == 5, waits.said
-        assert f"error: nobody finds the socket {path} any more: {told}" in waits.said[-3], waits.said
+        assert f"error: the socket {path} can no longer be reached: {told}" in waits.said[-3], waits.said
         assert path.exists() == (lose is replace)  # what is another's stays
     assert not (tmp_path / "received").exists()
 

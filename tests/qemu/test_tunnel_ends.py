@@ -194,7 +194,7 @@ def test_a_tunnel_whose_name_is_lost_ends_once_what_is_open_has(way: Way) -> Non
         program.close()
         assert everything(connection) == b""
     assert way.near.wait() == 5, way.near.said
-    assert f"error: nobody finds the socket {way.here} any more: its name was removed" in way.near.said[-3]
+    assert f"error: the socket {way.here} can no longer be reached: its name was removed" in way.near.said[-3]
 
 
 def test_a_recv_is_no_tunnel_s_end(tmp_path: Path, credentials: Credentials) -> None:
