@@ -1,4 +1,4 @@
-"""The primitives for threads: stages contain no threads of their own.
+"""The primitives for threads: which work runs in parallel is decided with these, around the stages.
 
 `ahead` pulls its upstream in a separate thread, so that upstream stages work while downstream stages write;
 `parallel` maps a function over a pool, in order and with a limit. Both rely on two facts: the native libraries that we
