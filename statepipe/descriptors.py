@@ -71,6 +71,13 @@ def demand(fd: int) -> None:
         raise UsageError(f"descriptor {fd} is not open", hint=f"open it in the shell with {fd}< FILE or {fd}> FILE")
 
 
+def demand_readable(fd: int, name: str) -> None:
+    """Raises UsageError for an open descriptor that nothing can be read from, as it is open for writing."""
+    flags = fcntl.fcntl(fd, fcntl.F_GETFL)
+    if flags & os.O_ACCMODE == os.O_WRONLY or flags & os.O_PATH:
+        raise UsageError(f"{name} is not open for reading", hint=f"for example: {fd}< FILE")
+
+
 def demand_numbered(text: str) -> None:
     """The same for a number as text; the option itself refuses other text. Raises UsageError."""
     if len(text) > DIGITS and text.isdecimal():

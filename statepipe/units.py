@@ -6,6 +6,16 @@ import re
 
 from statepipe.errors import UsageError
 
+_NUMBER = re.compile("-?[0-9]{1,18}")
+"""Longer ones are no count of anything, and int() raises ValueError for those of 4301 digits."""
+
+
+def number_in(text: str, least: int, most: int) -> int | None:
+    """The number in `text`, if it is one from `least` to `most`, in ASCII digits."""
+    number = int(text) if _NUMBER.fullmatch(text) else None
+    return number if number is not None and least <= number <= most else None
+
+
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 _SIZE = re.compile(r"([0-9]{1,18})(?:\.([0-9]{1,18}))?\s*(?:([kmgtp])i?)?b?", re.IGNORECASE)
 

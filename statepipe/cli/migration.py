@@ -18,7 +18,7 @@ from statepipe.errors import StatepipeError, UsageError
 from statepipe.pipeline.job import report_to, teller
 from statepipe.qemu.runstates import RUNNING
 from statepipe.shapes import told
-from statepipe.units import format_size, parse_rate
+from statepipe.units import format_size, number_in, parse_rate
 
 if TYPE_CHECKING:
     from statepipe.migration.migrate import MigrateRequest, Report
@@ -204,12 +204,16 @@ def _switchover(values: Values, parameters: dict[str, int]) -> float | None:
     return seconds + parameters.get("downtime-limit", 0) / 1000 if seconds else None
 
 
+DOWNTIME = 2_000_000
+"""Milliseconds: QEMU's own limit of it (migration/options.c)."""
+
+
 def _parameters(values: Values) -> dict[str, int]:
     parameters = {"max-bandwidth": (parse_rate(values["rate"]) if values["rate"] else None) or 0}
     if (limit := values["downtime_limit"]) is not None:
-        if not limit.isdecimal() or int(limit) > 2_000_000:
-            raise UsageError(f"'{limit}' is not a number of milliseconds, up to 2000000")
-        parameters["downtime-limit"] = int(limit)
+        if (milliseconds := number_in(limit, 0, DOWNTIME)) is None:
+            raise UsageError(f"'{limit[:40]}' is no number of milliseconds", hint=f"give one up to {DOWNTIME}")
+        parameters["downtime-limit"] = milliseconds
     return parameters
 
 
@@ -279,9 +283,11 @@ def _log() -> str:
 
 
 def _guests(text: str | None) -> int | None:
-    if text is not None and (not text.isdecimal() or not 1 <= int(text) <= GUESTS):
-        raise UsageError(f"'{text}' is not a number of guests, 1 to {GUESTS}")
-    return int(text) if text else None
+    if text is None:
+        return None
+    if (number := number_in(text, 1, GUESTS)) is None:
+        raise UsageError(f"'{text[:40]}' is no number of guests", hint=f"give one from 1 to {GUESTS}")
+    return number
 
 
 GUESTS = 1000

@@ -11,6 +11,7 @@ from statepipe.cli.grammar import refuse_word
 from statepipe.cli.messages import say, warn
 from statepipe.errors import UsageError
 from statepipe.telling import nobody
+from statepipe.units import number_in
 
 if TYPE_CHECKING:
     from statepipe.ends.address import Address
@@ -159,9 +160,11 @@ def _links(text: str | None, addresses: int) -> int:
     """How many; as many as there are addresses unless it is said. Raises UsageError."""
     from statepipe.session.protocol.frames import MAX_LINKS
 
-    if text is not None and (not text.isdecimal() or not 1 <= int(text) <= MAX_LINKS):
-        raise UsageError(f"'{text}' is not a number of links, 1 to {MAX_LINKS}")
-    return int(text or min(addresses, MAX_LINKS))
+    if text is None:
+        return min(addresses, MAX_LINKS)
+    if (number := number_in(text, 1, MAX_LINKS)) is None:
+        raise UsageError(f"'{text[:40]}' is no number of links", hint=f"give one from 1 to {MAX_LINKS}")
+    return number
 
 
 def seconds_of(text: str | None) -> float | None:

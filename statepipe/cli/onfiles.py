@@ -14,6 +14,7 @@ from typing import Any
 from statepipe.cli.filtertable import Filter, find
 from statepipe.cli.messages import explain
 from statepipe.cli.verb import Param
+from statepipe.descriptors import demand_readable
 from statepipe.errors import InterruptedBySignal, StatepipeError, UsageError
 
 Values = dict[str, Any]
@@ -157,7 +158,10 @@ def open_source(file: str | None, stack: ExitStack) -> Any:
     from statepipe.ends.fd import FdSource
     from statepipe.ends.file import AnyFile
 
-    return stack.enter_context(FdSource(0, "standard input") if file in (None, "-") else AnyFile(str(file)))
+    if file in (None, "-"):
+        demand_readable(0, "standard input")
+        return stack.enter_context(FdSource(0, "standard input"))
+    return stack.enter_context(AnyFile(str(file)))
 
 
 def _mode_of(path: str) -> int:

@@ -10,6 +10,7 @@ from statepipe.cli.context import ask
 from statepipe.cli.messages import clean, say, show, warn
 from statepipe.errors import StatepipeError, UsageError
 from statepipe.private import read_private
+from statepipe.telling import nobody
 
 Values = dict[str, Any]
 
@@ -45,10 +46,12 @@ def _on_pins(values: Values) -> int:
         raise UsageError(f"pair {alone} pairs nobody: {stray[0]} has no place there", hint=f"statepipe pair {alone}")
     if values["list"]:
         return _list()
-    from statepipe.trust.pins import unpin
+    from statepipe.trust.pins import pins, shown, unpin
 
     key = unpin(values["remove"], _warn)
     show(f"removed the pin of {clean(values['remove'])}{f': its key was {key}' if key else ''}")
+    if key and (others := [name for name, its in pins(nobody).items() if its == key]):
+        _warn(f"the same key is pinned as {shown(others)}, too: who has it is still believed")
     return 0
 
 

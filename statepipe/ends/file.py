@@ -25,7 +25,7 @@ import stat
 from collections.abc import Callable
 from contextlib import suppress
 
-from statepipe.descriptors import demand, named_by
+from statepipe.descriptors import demand, demand_readable, named_by
 from statepipe.ends.fd import FdSource, failure, write_all
 from statepipe.ends.place import open_place
 from statepipe.ends.rehearsal import Replaceable, refuse_impossible, shortened
@@ -344,6 +344,7 @@ class AnyFile(FdSource):
         fd = named_by(path)
         if fd is not None:
             demand(fd)
+            demand_readable(fd, path)
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC) if fd is None else fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
         except (OSError, ValueError) as error:  # a NUL in it

@@ -144,7 +144,7 @@ def starts_qemu(command: Sequence[str]) -> bool:
     if program is None or not os.path.basename(program).lstrip(".").startswith("qemu"):
         return False
     try:
-        with open(program, "rb") as file:
+        with open(os.open(program, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             return file.read(4) == b"\x7fELF"
     except OSError:
         return False

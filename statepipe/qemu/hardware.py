@@ -14,7 +14,8 @@ from statepipe.errors import QemuError
 from statepipe.formats.hardware import HARDWARE
 from statepipe.qemu.commandline import option_of
 from statepipe.qemu.devices import ask, plugged
-from statepipe.shapes import Misshapen, check
+from statepipe.shapes import LARGEST, Misshapen, check
+from statepipe.units import number_in
 
 if TYPE_CHECKING:  # asyncio takes 60 ms, which a filter need not pay
     from statepipe.qemu.monitor import Monitor
@@ -123,7 +124,7 @@ def _count(value: str | None) -> int | None:
     if value is None:
         return 1
     first = value.partition(",")[0].removeprefix("cpus=")
-    return int(first) if first.isdecimal() else None
+    return number_in(first, 0, LARGEST)
 
 
 def _processors(before: Sequence[str], after: Sequence[str], had: str, has: str) -> str:

@@ -181,7 +181,7 @@ def _plain(name: str) -> str:
         return name
     try:
         return "json:" + json.dumps(json.loads(name[5:]), sort_keys=True)
-    except ValueError:
+    except (ValueError, RecursionError):
         return name
 
 

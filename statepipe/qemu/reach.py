@@ -9,6 +9,7 @@ import socket
 import stat
 
 from statepipe.errors import QemuError, QemuGone, UsageError
+from statepipe.units import number_in
 
 LOOK_AGAIN = 0.05
 """Seconds between two attempts at a socket where too many wait already."""
@@ -30,9 +31,9 @@ def parse_monitor(address: str) -> str | tuple[str, int]:
     if kind == "unix":
         return f"/{place.lstrip('/')}" if place.startswith("//") else place
     host, _, port = place.removeprefix("//").rpartition(":")
-    if not port.isdecimal() or int(port) > 0xFFFF:
+    if (number := number_in(port, 0, 0xFFFF)) is None:
         raise UsageError(f"'{address}' names no port", hint="as QEMU has it: tcp:HOST:PORT")
-    return host.strip("[]") or "localhost", int(port)
+    return host.strip("[]") or "localhost", number
 
 
 async def reached(address: str) -> socket.socket:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from tqdm.utils import disp_len, disp_trim
 
 from statepipe.threads import join, start
+from statepipe.units import number_in
 
 BAR_PAUSE, LINE_PAUSE = 0.2, 10.0
 """Seconds between two looks of a terminal's bar, and between two lines of a log."""
@@ -120,7 +121,7 @@ def columns(out: TextIO) -> int | None:
     if fd is None:
         return None
     told = os.environ.get("COLUMNS", "")
-    width = os.get_terminal_size(fd).columns or (int(told) if told.isdecimal() else 0) or COLUMNS
+    width = os.get_terminal_size(fd).columns or (number_in(told, 0, 10_000) or 0) or COLUMNS
     return max(width - 1, 1)
 
 

@@ -13,6 +13,7 @@ from statepipe.errors import UsageError
 from statepipe.formats.statefile import Facts
 from statepipe.stage import Stage
 from statepipe.stages.codec import ZSTD, parse_codec
+from statepipe.units import number_in
 
 Pack = Callable[[Facts, Callable[[], Facts]], Stage]
 """Makes the stage that puts a stream, as zstd, between a header and a trailer."""
@@ -63,9 +64,9 @@ def _limit(limits: Mapping[str, str | None], name: str) -> int | None:
     text = limits[name]
     if text is None:
         return None
-    if not text.removeprefix("-").isdecimal() or int(text) not in AUTO_LEVELS or not int(text):
-        raise UsageError(f"--{name} '{text}' is no level", hint="levels are -7 to -1 and 1 to 19")
-    return int(text)
+    if not (level := number_in(text, AUTO_LEVELS[0], AUTO_LEVELS[-1])):
+        raise UsageError(f"--{name} '{text[:40]}' is no level", hint="levels are -7 to -1 and 1 to 19")
+    return level
 
 
 def is_auto(values: Mapping[str, Any]) -> bool:

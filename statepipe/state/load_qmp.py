@@ -20,7 +20,7 @@ from statepipe.ends.fd import FdSink
 from statepipe.errors import InterruptedBySignal, QemuError, QemuGone, QemuSilent, StatepipeError, UsageError
 from statepipe.pipeline.pipeline import Pipeline
 from statepipe.pipeline.signals import held, ignore
-from statepipe.qemu.commandline import starts_qemu
+from statepipe.qemu.commandline import refuse_daemon, starts_qemu
 from statepipe.qemu.guard import Said, named_files
 from statepipe.qemu.guest import describe_guest
 from statepipe.qemu.hardware import hardware
@@ -79,6 +79,7 @@ def load_into_new(path: str, command: Sequence[str], keys: Keys, said: Said, tel
 
     try:
         with ExitStack() as opened:
+            refuse_daemon(command)
             _refuse_state_as_disk(path, command)
             with open_state(path, keys) as source:
                 state = _prepare_state(source, tell.warn)

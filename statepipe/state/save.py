@@ -16,7 +16,7 @@ import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from statepipe.descriptors import named_by
+from statepipe.descriptors import demand_readable, named_by
 from statepipe.ends.fd import FdSource, failure, write_all
 from statepipe.ends.output import new_output
 from statepipe.ends.rehearsal import Replaceable
@@ -87,6 +87,7 @@ def _save(path: str, chosen: _Chosen, stream: QemuStream, tell: Tell) -> Saved:
             "standard input is a terminal, not a migration stream",
             hint=f'at the monitor: migrate "exec:exec statepipe save {path}"; from a shell: add --qmp SOCKET',
         )
+    demand_readable(0, "standard input")
     _refuse_qemu_as_reader(path)
     if stat.S_ISCHR(os.fstat(0).st_mode):  # as cron and systemd give it
         raise UsageError("standard input is a device, not a migration stream", hint=_BY_MONITOR)

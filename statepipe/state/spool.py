@@ -14,7 +14,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 
-from statepipe.descriptors import demand
+from statepipe.descriptors import demand, demand_readable
 from statepipe.ends.fd import FdSource, failure, write_all
 from statepipe.ends.file import FileSource, open_nameless
 from statepipe.errors import StatepipeError, UsageError
@@ -42,6 +42,7 @@ def from_descriptor(fd: int, name: str, judge: Judge) -> FileSource:
     Raises StatepipeError where it cannot be read or kept, UsageError for a terminal and for one that is not open.
     """
     demand(fd)
+    demand_readable(fd, name)
     if os.isatty(fd):
         raise UsageError(f"{name} is a terminal, and a state is no text", hint="name a FILE, or use a pipe")
     if stat.S_ISREG(os.fstat(fd).st_mode) and os.lseek(fd, 0, os.SEEK_CUR) == 0:

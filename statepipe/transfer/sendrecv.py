@@ -13,6 +13,7 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Union
 
+from statepipe.descriptors import demand_readable
 from statepipe.ends.address import SSH, TLS
 from statepipe.ends.fd import FdSink, FdSource, failure, write_all
 from statepipe.ends.net import SocketSink, SocketSource, is_network
@@ -76,6 +77,7 @@ def send(plan: Plan, warn: Tell) -> bool:
     What the receiver sends back goes to standard output, unless that is a terminal: it is QEMU's return path, where
     we are its exec: filter.
     """
+    demand_readable(0, "standard input")
     proof = Proof()
     with FdSource(0, "standard input") as source, outgoing(plan, warn) as (returning, make_sink):
         back = Backflow(returning, _to_stdout, source.cancel)

@@ -26,7 +26,7 @@ from statepipe.ends.file import FileSink
 from statepipe.errors import IntegrityError, PeerError, StatepipeError
 from statepipe.private import forbid_dumps, refuse_open
 from statepipe.telling import Tell, nobody
-from statepipe.trust.pins import make_folder, name_of, pin_files, pin_of, read, read_pem, shown
+from statepipe.trust.pins import alone, make_folder, name_of, pin_files, pin_of, read, read_pem, shown
 
 SETTLED = 100_000_000
 """Nanoseconds after which another change to a file gives it another time: the kernel's clock for files ticks at least
@@ -274,9 +274,11 @@ def own_identity() -> str:
         from statepipe.trust.certificates import make_self
 
         make_folder(folder)
-        own_certificate, own_key = make_self(os.uname().nodename)
-        write_private(key, own_key)
-        write_private(certificate, own_certificate)
+        with alone(folder):  # two that make it at once would leave the key of one and the certificate of the other
+            if not os.path.exists(certificate):
+                own_certificate, own_key = make_self(os.uname().nodename)
+                write_private(key, own_key)
+                write_private(certificate, own_certificate)
     return folder
 
 

@@ -74,7 +74,7 @@ def unpin(name: str, tell: Tell) -> str | None:
     folder = os.path.join(config_folder(), "peers")
     if not os.path.isdir(folder):
         raise _unknown(name, [])
-    with _alone(folder):
+    with alone(folder):
         files = {name_of(path): path for path in pin_files()}
         path = files.get(name) or files.get(name.lower())
         if path is None:
@@ -97,26 +97,43 @@ def _key_in(path: str, tell: Tell) -> str | None:
     """Return the fingerprint of the key in a pin; None if it cannot be read, which `tell` receives."""
     from statepipe.trust.certificates import fingerprint
 
+    text = ""
     try:
-        return fingerprint(read_pem(path).encode())
+        text = read_pem(path)
+        return fingerprint(text.encode())
     except OSError as error:
         why = os.strerror(error.errno or 0)
-    except IntegrityError as error:
-        why = str(error)
-    tell(f"the pinned certificate of {name_of(path)} cannot be read ({why}): this peer is not trusted")
+    except IntegrityError:
+        why = _bad_line(text)
+    tell(f"the pinned certificate of {name_of(path)} cannot be read ({path}: {why}): this peer is not trusted")
     return None
 
 
+_PEM_LINE = re.compile(r"-----(BEGIN|END) CERTIFICATE-----|[A-Za-z0-9+/]{1,76}={0,2}")
+
+
+def _bad_line(text: str) -> str:
+    """Where a file that is no certificate in PEM stops being one, as far as that can be told."""
+    lines = text.strip().splitlines()
+    bad = (number for number, line in enumerate(lines, 1) if not _PEM_LINE.fullmatch(line.strip()))
+    if (number := next(bad, None)) is not None:
+        return f"line {number} is not a certificate's"
+    if not lines:
+        return "it is empty"
+    return "it is not a certificate in PEM" if lines[-1].startswith("-----END") else f"it ends after line {len(lines)}"
+
+
 WAIT = 10.0
-"""Seconds to wait while another process changes the pins. That takes milliseconds, unless the process was stopped."""
+"""Seconds to wait while another process changes a pin or its own key. That takes milliseconds, unless the process was
+stopped."""
 
 LOOK = 0.02
 """Seconds between two checks whether it has finished."""
 
 
 @contextmanager
-def _alone(folder: str) -> Iterator[None]:
-    """Hold the lock on the folder, if its file system has locks, so that no other process changes a pin.
+def alone(folder: str) -> Iterator[None]:
+    """Hold the lock on the folder, if its file system has locks, so that no other process changes what is in it.
 
     Raises StatepipeError. The wait is limited, because signals may be held meanwhile.
     """
@@ -129,7 +146,7 @@ def _alone(folder: str) -> Iterator[None]:
         while not _is_locked(fd):
             if time.monotonic() > deadline:
                 hint = f"that process may be stopped; find it with: fuser -v {folder}"
-                raise StatepipeError(f"another statepipe has held the lock on the pins for {WAIT:g} s", hint=hint)
+                raise StatepipeError(f"another statepipe has held the lock on {folder} for {WAIT:g} s", hint=hint)
             time.sleep(LOOK)
         yield
     finally:
@@ -162,7 +179,7 @@ def pinning(name: str, certificate: str) -> Iterator[Callable[[], Callable[[], N
         ready = None if is_there else opened.enter_context(_written(path, certificate))
 
         def keep() -> Callable[[], None]:
-            with _alone(folder):
+            with alone(folder):
                 if _is_pinned(path, certificate):
                     return lambda: None
                 sink = ready or opened.enter_context(_written(path, certificate))
@@ -183,7 +200,7 @@ def _written(path: str, certificate: str) -> Iterator[FileSink]:
 
 def _take_back(sink: FileSink, path: str, certificate: str) -> None:
     """Undo a pin, unless it was removed or replaced meanwhile. Raises StatepipeError."""
-    with _alone(os.path.dirname(path)):
+    with alone(os.path.dirname(path)):
         if os.path.exists(path) and read(path) == certificate:
             sink.withdraw()
 
@@ -218,8 +235,9 @@ def read(path: str) -> str:
 
 def read_pem(path: str) -> str:
     """Read a certificate's file. Raises OSError."""
-    with open(path, "rb") as file:
-        return file.read(PEM_LIMIT).decode("ascii", "replace")
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO would wait for a writer
+    with open(fd, "rb") as file:
+        return (file.read(PEM_LIMIT) or b"").decode("ascii", "replace")
 
 
 def make_folder(folder: str) -> None:

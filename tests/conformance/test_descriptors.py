@@ -228,6 +228,29 @@ def test_one_that_is_not_open_for_writing_is_refused(tmp_path: Path) -> None:
     assert b"is not open for writing" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["compress", "-o", "out"],
+        ["checksum"],
+        ["compress", "/dev/stdin", "-o", "out"],
+        ["save", "out"],
+        ["load", "-"],
+        ["verify-state", "/dev/fd/0"],
+        ["send", "tcp://127.0.0.1:1"],
+    ],
+    ids=" ".join,
+)
+def test_what_cannot_be_read_is_told_before_anything_is_done(words: list[str], tmp_path: Path) -> None:
+    line = 'exec "$@" 0>log'
+    done = subprocess.run(
+        ["bash", "-c", line, "bash", *STATEPIPE, *words], capture_output=True, cwd=tmp_path, timeout=PATIENCE
+    )
+    assert (done.returncode, done.stdout.strip(b"!")) == (2, b"")
+    assert_one_error(done.stderr, words[0], "is not open for reading")
+    assert not (tmp_path / "out").exists()
+
+
 def test_its_reader_that_leaves_ends_us_quietly(tmp_path: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)

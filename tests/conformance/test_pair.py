@@ -320,6 +320,33 @@ def on_pins(folder: Path, *words: str) -> Done:
     return warm.run(command, stdin=subprocess.DEVNULL, **options)
 
 
+def test_a_pin_that_is_none_is_named_and_the_rest_listed(hosts: tuple[Path, Path]) -> None:
+    one, _ = hosts
+    peers = one / "statepipe" / "peers"
+    lines = (peers / "other.pem").read_text().splitlines(keepends=True)
+    (peers / "cut.pem").write_text("".join(lines[:3]))
+    (peers / "edited.pem").write_text("".join([*lines[:2], "ssh-ed25519 AAAA\n", *lines[3:]]))
+    (peers / "empty.pem").touch()
+    (peers / "folder.pem").mkdir()
+    os.mkfifo(peers / "pipe.pem")
+    done = on_pins(one, "--list")
+    assert done.returncode == 0 and done.stdout.startswith("other\tSHA256:") and done.stdout.count("\n") == 1
+    why = {"cut": "it ends after line 3", "edited": "line 3 is not a certificate's", "folder": "Is a directory"}
+    why |= {"empty": "it is empty", "pipe": "it is empty"}
+    for name, words in why.items():
+        assert f"the pinned certificate of {name} cannot be read ({peers}/{name}.pem: {words})" in done.stderr
+
+
+def test_a_removed_pin_whose_key_is_still_believed_is_told(hosts: tuple[Path, Path]) -> None:
+    one, _ = hosts
+    peers = one / "statepipe" / "peers"
+    (peers / "again.pem").write_text((peers / "other.pem").read_text())
+    done = on_pins(one, "--remove", "other")
+    assert done.returncode == 0
+    assert "warning: the same key is pinned as again, too: who has it is still believed" in done.stderr
+    assert on_pins(one, "--remove", "again").stderr == ""
+
+
 def test_pins_are_listed_and_removed(hosts: tuple[Path, Path]) -> None:
     one, other = hosts
     key = fingerprint((other / "statepipe" / "own-cert.pem").read_bytes())

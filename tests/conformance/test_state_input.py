@@ -200,6 +200,15 @@ def test_a_state_is_no_file_of_the_qemu_that_is_to_have_it(words: list[str], tmp
     assert (tmp_path / "state").read_bytes() == PLAIN
 
 
+def test_a_qemu_that_leaves_its_folder_is_not_started(tmp_path: Path) -> None:
+    """With -daemonize, and before it opens its disks to run the guest: by then their names may lead nowhere."""
+    (tmp_path / "state").write_bytes(PLAIN)
+    done = run("load", "state", "--", lookalike(tmp_path, "true"), "-daemonize", cwd=tmp_path)
+    assert done.returncode == 2
+    assert_one_error(done.stderr, "load", "the QEMU command has -daemonize")
+    assert b"--detach" in done.stderr
+
+
 def test_a_shells_pipe_is_one_of_several(tmp_path: Path) -> None:
     (tmp_path / "whole").write_bytes(PLAIN)
     line = '"$@" verify-state <(cat whole) - whole <(head -c 900 whole)'

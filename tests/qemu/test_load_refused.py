@@ -71,16 +71,6 @@ def assert_damage_is_told(folder: Path, saved: Saved) -> None:
     assert_never_ran(folder)
 
 
-def test_a_daemon_with_a_damaged_file_never_runs(tmp_path: Path, state72: Saved) -> None:
-    bad = state72.damaged(tmp_path, flip_last(state72.file.read_bytes()))
-    command = qemu_command(tmp_path, bad, "-daemonize")
-    try:
-        assert run_statepipe("load", bad.file, "--", *command).returncode == 3
-        assert_never_ran(tmp_path)
-    finally:
-        end_qemu(tmp_path)
-
-
 def test_a_changed_disk_is_refused_before_qemu_starts_unless_forced(tmp_path: Path, state72: Saved) -> None:
     image = state72.image.read_bytes()
     status = state72.image.stat()

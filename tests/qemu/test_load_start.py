@@ -164,21 +164,6 @@ def test_a_qemu_that_was_killed_is_told_also_where_our_parent_ignores_childrens_
         assert "Traceback" not in guest.stderr()
 
 
-def test_a_qemu_that_becomes_a_daemon_runs_on(tmp_path: Path, state72: Saved) -> None:
-    """Its first process ends at once, and so do we, with its status, once the guest runs. Its disk has a name relative
-    to the folder that it leaves."""
-    disk = os.path.relpath(state72.image, tmp_path)
-    command = [word.replace(str(state72.image), disk) for word in qemu_command(tmp_path, state72, "-daemonize")]
-    try:
-        done = run_statepipe("load", state72.file, "--", *command, capture_output=False, cwd=tmp_path)
-        assert done.returncode == 0
-        serial = tmp_path / "serial"
-        wait_for("2 ticks", lambda: serial.read_text().count("\n") >= 2)
-        assert_continues(state72.before, serial.read_text())
-    finally:
-        end_qemu(tmp_path)
-
-
 def test_a_qemu_that_is_killed_gives_128_and_the_signal(tmp_path: Path, state72: Saved) -> None:
     with loaded(tmp_path, state72) as guest:
         guest.wait_ticks(1)

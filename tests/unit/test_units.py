@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from statepipe.errors import UsageError
-from statepipe.units import format_rate, format_size, parse_rate, parse_size
+from statepipe.units import format_rate, format_size, number_in, parse_rate, parse_size
 
 GOOD = {
     "0": 0,
@@ -65,6 +65,16 @@ def test_sizes_are_exact(number: int, letter: str) -> None:
 )
 def test_a_size_for_people(count: int, text: str) -> None:
     assert format_size(count) == text
+
+
+@pytest.mark.parametrize(("text", "number"), [("7", 7), ("-1", -1), ("0007", 7), ("8", None), ("9" * 5000, None)])
+def test_a_number_is_one_between_two(text: str, number: int | None) -> None:
+    assert number_in(text, -1, 7) == number
+
+
+@pytest.mark.parametrize("text", ["", "x", "1.5", "1e3", " 1", "+1", "\u0663"])
+def test_no_numbers(text: str) -> None:
+    assert number_in(text, 0, 99) is None
 
 
 RATES = {

@@ -117,10 +117,15 @@ USAGE = [
     ["load", "f", "--detach"],
     ["load", "f", "--qmp", "s", "--", "qemu"],
     ["inspect", "a", "b"],
+    ["compress", "zstd:auto", "--max", "9" * 5000],
+    ["send", "tls://127.0.0.1:1", "--links", "9" * 5000],
+    ["migrate", "--qmp", "/none", "tls://127.0.0.1:1", "--downtime-limit", "9" * 5000],
+    ["receive", "tls://127.0.0.1:0", "--serve", "\u0663" * 5000, "--", "qemu"],
+    ["migrate", "--qmp", f"tcp:h:{'9' * 5000}", "tls://127.0.0.1:1"],
 ]
 
 
-@pytest.mark.parametrize("line", USAGE, ids=" ".join)
+@pytest.mark.parametrize("line", USAGE, ids=lambda line: " ".join(line)[:60])
 def test_a_line_that_cannot_be_meant(line: list[str], capsys: Captured) -> None:
     """Exit 2, one error, a hint, before a byte is read or a file made."""
     assert main(line) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import ssl
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -16,7 +17,8 @@ from cryptography.x509.oid import NameOID
 
 from statepipe.errors import PeerError, StatepipeError
 from statepipe.trust.certificates import make_self, new_key, pem, read_certificate
-from statepipe.trust.identity import Kept, by_folder, by_pins
+from statepipe.trust.identity import Kept, by_folder, by_pins, own_certificate, own_identity, write_private
+from statepipe.trust.pins import alone
 from statepipe.trust.pki import init, issue_folder, revoke_certificates
 from tests.net.homes import FOREVER, Identity, clone
 
@@ -31,6 +33,23 @@ def peers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (folder.parent / name).write_bytes(data)
         (folder.parent / name).chmod(0o600)
     return folder
+
+
+def test_two_that_make_this_host_s_key_at_once_agree_on_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key of one and the certificate of the other were no pair."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    folder = tmp_path / "statepipe"
+    folder.mkdir()
+    other = threading.Thread(target=own_identity)
+    with alone(str(folder)):
+        other.start()
+        other.join(0.1)
+        assert other.is_alive() and not os.listdir(folder)
+        certificate, key = make_self("here")
+        write_private(str(folder / "own-key.pem"), key)
+        write_private(str(folder / "own-cert.pem"), certificate)
+    other.join()
+    assert own_certificate() == certificate.decode() and (folder / "own-key.pem").read_bytes() == key
 
 
 def comes(who: Identity, trusted: Kept, folder: Path) -> str:
