@@ -49,17 +49,17 @@ SECRET_LIMIT = 4096
 """Bytes of a line that is typed: the terminal itself hands over no more (n_tty, canonical mode)."""
 
 
-def ask(prompt: str) -> str:
+def ask(prompt: str, option: str = "--passphrase-file") -> str:
     """Show `prompt` at the terminal, and return the line that is typed there unseen.
 
     The terminal is the process's own, not standard input, which is data. Raises StatepipeError where there is none,
-    or the answer ends before its line.
+    naming the `option` that does without, or where the answer ends before its line.
     """
     try:
         terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError as error:
         raise StatepipeError(
-            f"there is no terminal to ask at: {prompt}", hint="give the secret in a file that only you can read"
+            f"there is no terminal to ask at: {prompt}", hint=f"give it in a file that only you can read: {option} FILE"
         ) from error
     try:
         return _ask(terminal, prompt)

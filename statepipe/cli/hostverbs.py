@@ -89,7 +89,8 @@ BETWEEN_HOSTS = (
             Param("words", "stages on the way: zstd:auto, throttle:100M, checksum", "WORD", many="any"),
             Param(
                 "uri",
-                "where statepipe receive waits: tls://HOST:PORT, HOST, unix:///PATH; ssh://USER@HOST starts it there",
+                "where statepipe receive waits: tls://HOST:PORT, HOST, unix:///PATH; ssh://USER@HOST starts it there; "
+                "a QEMU that waits: tcp://HOST:PORT, unix:///PATH; a program: exec:COMMAND; a state: file:///PATH",
                 "URI",
             ),
             _MONITOR,

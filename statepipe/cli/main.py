@@ -126,6 +126,8 @@ _ELSEWHERE = {"restore": "load", "resume": "load", "dump": "save", "snapshot": "
 def _meant(name: str) -> str:
     """The beginning of a hint, for a verb that is misspelt, or called otherwise elsewhere."""
     if name.startswith("-"):
+        if option := closest(name.lower(), ["--help", "--version"]):
+            return f"did you mean {option}? "
         return "the verb comes first, its options after it; "
     word = name.partition(":")[0].lower()
     verb = _ELSEWHERE.get(word) or closest(word, [verb.name for verb in VERBS])

@@ -15,12 +15,21 @@ def explain(verb: str | None, error: StatepipeError) -> None:
     """Tell people on standard error. A reader that went away (SIGPIPE) is told nothing: it left by itself."""
     if isinstance(error, InterruptedBySignal) and error.exit_code == 141:
         return
-    place = [part for part in (verb, error.stage) if part]
+    place = [part for part in (verb, _named(error.stage)) if part]
     if len(place) == 2 and place[0] == place[1]:
         place.pop()
     say(": ".join(["statepipe", *place, f"error: {error}{_where(error)}"]))
     if error.hint:
         say(f"statepipe: hint: {error.hint}")
+
+
+_OURS = ("watch", "alone", "hold", "digest", "stream", "return path", "relay")
+"""Stages that nobody has typed: their names tell a person nothing."""
+
+
+def _named(stage: str | None) -> str | None:
+    """The name of a stage that a person knows; None for one of our own."""
+    return None if stage in _OURS else stage
 
 
 def _where(error: StatepipeError) -> str:
@@ -39,13 +48,27 @@ def warn(verb: str, text: str) -> None:
 def say(line: str) -> None:
     """A line on standard error, in one piece, whoever else speaks. Where nobody hears it, the exit code still does.
 
-    The main thread waits for a reader, as a signal ends that wait. What another thread carries does not wait: neither a
-    guest, nor QEMU's monitor, nor a listener stands still because a terminal does.
+    The main thread waits for a reader, as a signal ends that wait; where none can, for PATIENCE alone, as what is still
+    to be put in order waits behind it. What another thread carries does not wait: neither a guest, nor QEMU's monitor,
+    nor a listener stands still because a terminal does.
     """
     with suppress(OSError):
-        if threading.current_thread() is not threading.main_thread() and not is_heard(0):
+        if threading.current_thread() is not threading.main_thread():
+            if not is_heard(0):
+                return
+        elif _is_deaf() and not is_heard(PATIENCE):
             return
         print(f"{clean(line)}\n", end="", file=sys.stderr, flush=True)
+
+
+PATIENCE = 5000
+"""Milliseconds for a terminal that is held by Ctrl-S, or a log's reader that stands still."""
+
+
+def _is_deaf() -> bool:
+    """Whether no signal ends this process now: one has, and the rest is to be done, or they are held back."""
+    is_ignored = signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    return is_ignored or signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def is_heard(patience: int | None) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import traceback
 from collections.abc import Callable, Sequence
@@ -92,6 +93,9 @@ def _migrate_plainly(values: Values, command: str | None, plan: Plan | None = No
     plan = plan or plan_of(
         "migrate", "unix:///" if command is not None else values["uri"], values["words"], values, None
     )
+    if command is not None and _SAVES.search(command):
+        what = "a state that a program saves is no QEMU which could answer that it has the guest"
+        raise UsageError(what, hint="to save the guest: statepipe save --qmp SOCKET FILE")
     request = _request(values, plan)
     warn, guard = _warning("migrate"), guard_words("migrate", "sender")
     if command is None and not plan.words:
@@ -100,6 +104,9 @@ def _migrate_plainly(values: Values, command: str | None, plan: Plan | None = No
     far = to_address(request) if command is None else to_program(command)
     say(_told(migrate_plainly(request, far, values["uri"], warn, guard)))
     return 0
+
+
+_SAVES = re.compile(r"\bstatepipe\s+save\b")
 
 
 def _given(values: Values, but: Sequence[str]) -> bool:

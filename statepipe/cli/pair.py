@@ -120,7 +120,11 @@ def _connect(address: Any, values: Values) -> Any:
     from statepipe.trust.pair import pair_connecting
 
     def code() -> str:
-        return _from_file(values["code_file"]) if values["code_file"] else ask("Code shown on the other host")
+        return (
+            _from_file(values["code_file"])
+            if values["code_file"]
+            else ask("Code shown on the other host", "--code-file")
+        )
 
     return pair_connecting(address, code, values["name"])
 
@@ -135,5 +139,6 @@ def _from_file(path: str) -> str:
     except OSError as error:
         raise StatepipeError(f"cannot read {path}: {os.strerror(error.errno or 0)}") from error
     if sum(map(str.isalnum, code)) < 6:
-        raise StatepipeError(f"{path} holds no code of at least 6 letters and digits")
+        hint = "--code-file takes the code that statepipe pair --listen shows, or one that you give to both"
+        raise StatepipeError(f"{path} holds no code of at least 6 letters and digits", hint=hint)
     return code

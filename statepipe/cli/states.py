@@ -226,6 +226,9 @@ def run_inspect(name: str, values: Values) -> int:
     from statepipe.cli.report import inspected
     from statepipe.state.inspect import inspect
 
+    if values["file"] is None and not _is_given():
+        raise UsageError("inspect needs a file", hint="as in: statepipe inspect vm1.state")
+    values = values | {"file": values["file"] or "-"}
     facts = inspect(values["file"], _keys_of(values))
     show(json.dumps(facts, indent=2) if values["json"] else inspected(facts))
     return 0

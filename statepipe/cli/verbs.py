@@ -74,7 +74,17 @@ COMMANDS = (
     Verb(
         "inspect",
         "say what is in a state file",
-        (Param("file", "the file; - is standard input", "FILE", dash=True), AS_JSON, *IDENTITIES),
+        (
+            Param(
+                "file",
+                "the file; - or nothing is standard input",
+                "FILE",
+                many="optional",
+                dash=True,
+            ),
+            AS_JSON,
+            *IDENTITIES,
+        ),
         "statepipe.cli.states:run_inspect",
     ),
     Verb(

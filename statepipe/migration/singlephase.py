@@ -65,7 +65,14 @@ def to_program(command: str) -> Iterator[tuple[Returning, MakeSink]]:
             process = Process(["sh", "-c", command], {0: theirs.fileno(), 1: theirs.fileno(), 2: 2})
         try:
             with SocketSource(ours, name, Patience()) as returning:
-                yield returning, lambda wait: SocketSink(ours, name, Patience(), wait)
+                try:
+                    yield returning, lambda wait: SocketSink(ours, name, Patience(), wait)
+                except QemuError as error:
+                    if not returning.bytes and polled(process.pidfd).poll(LAST_PATIENCE):
+                        _demand_success(process, name, error.hint)
+                        hint = "; ".join(filter(None, [error.hint, _MUTE]))
+                        raise QemuError(f"{name} ended, and no QEMU has answered", hint=hint) from error
+                    raise
             _demand_success(process, name, "its own message is above")
         except PeerError as error:  # which only tells that its end of the socket is gone
             if polled(process.pidfd).poll(LAST_PATIENCE):
@@ -75,6 +82,11 @@ def to_program(command: str) -> Iterator[tuple[Returning, MakeSink]]:
             process.kill()
             process.reap()
 
+
+_MUTE = (
+    "its standard output must bring back what the QEMU there answers; to save the guest instead: "
+    "statepipe save --qmp SOCKET FILE"
+)
 
 LAST_PATIENCE = 1000
 """Milliseconds in which a program that has closed its end should end too."""
@@ -98,12 +110,14 @@ def migrate_plainly(request: MigrateRequest, far: FarEnd, name: str, tell: Tell,
         with (
             Guardian(guard) as guardian,
             closing(Monitor(request.qmp, tell=tell)) as monitor,
-            far as (returning, make_sink),
-            undone(guardian, monitor, request.qmp) as undoing,
         ):
-            report = _migrate(
-                request, monitor, undoing, name, tell, lambda: _carry(request, monitor, undoing, returning, make_sink)
-            )
+            runs = _ready(request, monitor)
+            with far as (returning, make_sink), undone(guardian, monitor, request.qmp) as undoing:
+
+                def go() -> tuple[int, dict[str, Any]]:
+                    return _carry(request, monitor, undoing, returning, make_sink)
+
+                report = _migrate(request, monitor, undoing, runs, name, tell, go)
     except StatepipeError as error:
         if report is None:
             raise
@@ -117,31 +131,36 @@ def migrate_directly(request: MigrateRequest, tell: Tell, guard: Command) -> Rep
     with (
         Guardian(guard) as guardian,
         closing(Monitor(request.qmp, tell=tell)) as monitor,
-        connected_to(plan) as connection,
-        undone(guardian, monitor, request.qmp) as undoing,
     ):
+        runs = _ready(request, monitor)
+        with connected_to(plan) as connection, undone(guardian, monitor, request.qmp) as undoing:
 
-        def go() -> tuple[int, dict[str, Any]]:
-            figures = Direct(monitor).run(connection, undoing)
-            return int(figures.get("ram", {}).get("transferred", 0)), figures
+            def go() -> tuple[int, dict[str, Any]]:
+                figures = Direct(monitor).run(connection, undoing)
+                return int(figures.get("ram", {}).get("transferred", 0)), figures
 
-        return _migrate(request, monitor, undoing, str(plan.address), tell, go)
+            return _migrate(request, monitor, undoing, runs, str(plan.address), tell, go)
+
+
+def _ready(request: MigrateRequest, monitor: Monitor) -> str:
+    """The run state of a guest that can be moved: known before anybody over there is disturbed. Raises QemuError."""
+    monitor.demand_handover()
+    works_for(monitor.pid)
+    return movable(monitor, request.qmp)
 
 
 def _migrate(
     request: MigrateRequest,
     monitor: Monitor,
     undoing: Undoing,
+    runs: str,
     name: str,
     tell: Tell,
     go: Callable[[], tuple[int, dict[str, Any]]],
 ) -> Report:
-    """What both have in common; `go` gives the bytes sent and QEMU's figures."""
-    monitor.demand_handover()
-    works_for(monitor.pid)
+    """What both have in common; `runs` is the guest's run state, `go` gives the bytes sent and QEMU's figures."""
     if (connection := request.plan.ready) is not None:  # a silent listener may be anybody
         demand_known(name, connection, request.plan.peer, owner(monitor.pid))
-    runs = movable(monitor, request.qmp)
     wanted = dict.fromkeys(("events", "return-path", *request.capabilities), True)
     stopped: float | None = None
     before = adjust(monitor, wanted, request.parameters, known=lambda before: undoing.begin(runs, before))

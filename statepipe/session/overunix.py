@@ -134,4 +134,4 @@ def _transport(connection: socket.socket, peer: str | None) -> SocketTransport:
     user = demand_user(connection, peer)
     tune(connection, Patience())
     connection.sendall(FIRST_LINE)
-    return SocketTransport(connection, user, user)
+    return SocketTransport(connection, f"{user} on {HERE}", user)

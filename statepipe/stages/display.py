@@ -18,7 +18,7 @@ from tqdm import tqdm
 from tqdm.utils import disp_len, disp_trim
 
 from statepipe.threads import join, start
-from statepipe.units import number_in
+from statepipe.units import format_rate, format_size, number_in
 
 BAR_PAUSE, LINE_PAUSE = 0.2, 10.0
 """Seconds between two looks of a terminal's bar, and between two lines of a log."""
@@ -140,6 +140,14 @@ class _Bar(tqdm):  # type: ignore[type-arg]  # generic for type checkers alone
 
     monitor_interval = 0
 
+    @property
+    def format_dict(self) -> dict[str, Any]:
+        """What stands in a line: sizes and the rate in the units of all our messages, beside tqdm's own words."""
+        known = dict(super().format_dict)
+        rate = known["rate"] or (known["n"] / known["elapsed"] if known["elapsed"] else 0)
+        whole = format_size(known["total"]) if known["total"] else "?"
+        return known | {"done": format_size(known["n"]), "whole": whole, "speed": format_rate(int(rate))}
+
     def __del__(self) -> None:
         """tqdm would draw it once more, from whatever thread that is, and wait."""
 
@@ -160,8 +168,8 @@ class _Bar(tqdm):  # type: ignore[type-arg]  # generic for type checkers alone
         return show
 
 
-_FORMAT = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]"
-_OPEN_FORMAT = "{desc}{n_fmt} [{elapsed}, {rate_fmt}{postfix}]"
+_FORMAT = "{desc}{percentage:3.0f}%|{bar}| {done}/{whole} [{elapsed}, {speed}{postfix}]"
+_OPEN_FORMAT = "{desc}{done} [{elapsed}, {speed}{postfix}]"
 
 
 def _new_bar(out: TextIO, name: str) -> _Bar:

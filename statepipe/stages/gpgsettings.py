@@ -26,6 +26,7 @@ _STEALING = (
     "override-session-key-fd",
     "multifile",
     "command-fd",
+    "dry-run",
 )
 
 _NUMBERED = ("logger-fd", "passphrase-fd", "override-session-key-fd", "command-fd")

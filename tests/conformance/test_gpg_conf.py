@@ -96,7 +96,7 @@ def pictured_and_sealed(folder: Path) -> bytes:
 WHOSE = "Name-Real: eve\nExpire-Date: 0\n%no-protection\n%commit\n"
 
 
-STEALING = ["logger-fd 1", "logger-fd 3", "multifile", "passphrase-fd 0", "override-session-key-fd 0"]
+STEALING = ["dry-run", "logger-fd 1", "logger-fd 3", "multifile", "passphrase-fd 0", "override-session-key-fd 0"]
 
 
 COMMANDS = ["sign", "symmetric", "list-packets", "verify", "store", "dearmor", "import"]

@@ -320,6 +320,15 @@ def on_pins(folder: Path, *words: str) -> Done:
     return warm.run(command, stdin=subprocess.DEVNULL, **options)
 
 
+def test_where_nobody_can_be_asked_the_option_for_the_code_is_named(tmp_path: Path) -> None:
+    command = [*STATEPIPE, "pair", "127.0.0.1:1"]
+    options = {"capture_output": True, "text": True, "env": env(tmp_path), "timeout": PATIENCE}
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        command[-1] = f"127.0.0.1:{listener.getsockname()[1]}"
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, start_new_session=True, **options)
+    assert done.returncode == 1 and "no terminal to ask at" in done.stderr and "--code-file FILE" in done.stderr
+
+
 def test_a_pin_that_is_none_is_named_and_the_rest_listed(hosts: tuple[Path, Path]) -> None:
     one, _ = hosts
     peers = one / "statepipe" / "peers"

@@ -138,13 +138,19 @@ def test_without_a_file_it_is_meant(way: Way, tmp_path: Path) -> None:
     assert done.returncode == 0 and b"standard input: whole" in done.stdout
 
 
+def test_what_a_pipe_has_is_inspected(tmp_path: Path) -> None:
+    done = run("inspect", data=PLAIN)
+    assert done.returncode == 0 and b"file:       standard input\n" in done.stdout
+
+
+@pytest.mark.parametrize("verb", ["verify-state", "inspect"])
 @pytest.mark.parametrize("where", ["/dev/null", "a terminal"])
-def test_what_nobody_has_given_is_not_waited_for(where: str) -> None:
+def test_what_nobody_has_given_is_not_waited_for(where: str, verb: str) -> None:
     ours, theirs = os.openpty()
     with os.fdopen(ours, "rb"), open(theirs if where == "a terminal" else where, "rb", buffering=0) as file:
-        done = run("verify-state", stdin=file)
+        done = run(verb, stdin=file)
     assert done.returncode == 2
-    assert_one_error(done.stderr, "verify-state", "needs a file")
+    assert_one_error(done.stderr, verb, "needs a file")
 
 
 def test_a_terminal_is_no_state() -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 import signal
 import socket
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from tests.qemu.harness import Guest, assert_continues, assert_runs_on, run_statepipe, wait_for
 from tests.qemu.moving import Running
+from tests.qmpserver import qmp_server
 
 
 def test_a_stage_on_the_way_changes_nothing(tmp_path: Path, qemu72: str) -> None:
@@ -132,7 +134,17 @@ def test_where_nobody_takes_it_the_guest_runs_on(tmp_path: Path, qemu72: str, ur
         source.wait_ticks(3)
         done = run_statepipe("migrate", "--qmp", source.socket, uri)
         assert done.returncode == status, done.stderr
+        if uri.startswith("exec:cat"):
+            assert f"error: {uri} ended, and no QEMU has answered" in done.stderr and "save --qmp" in done.stderr
         assert_runs_on(source)
+
+
+def test_nobody_is_disturbed_for_a_guest_that_cannot_be_moved(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="qmp-") as folder, qmp_server(folder) as server:
+        server.answers["query-status"] = {"status": "inmigrate"}
+        done = run_statepipe("migrate", "--qmp", server.path, f"exec:touch {tmp_path}/disturbed")
+    assert done.returncode == 6 and "no guest to move" in done.stderr, done.stderr
+    assert not (tmp_path / "disturbed").exists()
 
 
 def test_into_a_file_is_a_save(tmp_path: Path, qemu72: str) -> None:

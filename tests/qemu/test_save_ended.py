@@ -118,7 +118,7 @@ def test_a_source_that_is_no_stream_leaves_the_older_file(states: Path, content:
     done = warm.run([*statepipe_command(), "save", states / "s"], input=content, capture_output=True, timeout=30)
     assert done.returncode == 3
     assert done.stdout == b""
-    assert done.stderr.startswith(b"statepipe: save: watch: error: ")
+    assert done.stderr.startswith(b"statepipe: save: error: ")
     assert [path.read_bytes() for path in states.iterdir()] == [b"QEVM, older"]
 
 

@@ -75,6 +75,8 @@ def test_the_version(capsys: Captured) -> None:
         ("compress:zstd", "did you mean compress? "),
         ("laod", "did you mean load? "),
         ("restore", "did you mean load? "),
+        ("--hel", "did you mean --help? "),
+        ("-version", "did you mean --version? "),
     ],
 )
 def test_an_unknown_verb(word: str, meant: str, capsys: Captured) -> None:
@@ -118,6 +120,8 @@ USAGE = [
     ["load", "f", "--qmp", "s", "--", "qemu"],
     ["inspect", "a", "b"],
     ["compress", "zstd:auto", "--max", "9" * 5000],
+    ["migrate", "--qmp", "/none", "exec:exec statepipe save /f"],
+    ["migrate", "--qmp", "/none", "exec:zstd | /usr/bin/statepipe  save - > f"],
     ["send", "tls://127.0.0.1:1", "--links", "9" * 5000],
     ["migrate", "--qmp", "/none", "tls://127.0.0.1:1", "--downtime-limit", "9" * 5000],
     ["receive", "tls://127.0.0.1:0", "--serve", "\u0663" * 5000, "--", "qemu"],
@@ -217,6 +221,11 @@ def test_an_error_names_stage_offset_and_hint(capsys: Captured) -> None:
     error = IntegrityError("broken", stage="decompress", offset=7, hint="try again")
     lines = ["statepipe: load: decompress: error: broken (at byte 7)", "statepipe: hint: try again"]
     assert told(error, capsys) == lines
+
+
+@pytest.mark.parametrize("stage", ["watch", "alone", "hold", "digest", "return path"])
+def test_a_stage_that_nobody_has_typed_is_not_named(stage: str, capsys: Captured) -> None:
+    assert told(IntegrityError("broken", stage=stage), capsys) == ["statepipe: load: error: broken"]
 
 
 def test_what_is_said_already_is_not_repeated(capsys: Captured) -> None:

@@ -65,6 +65,27 @@ def test_no_thread_stands_still_because_nobody_reads(full: int) -> None:
     assert speak(full) == 0
 
 
+DEAF = """
+import os, signal, sys
+from statepipe.cli import messages
+
+messages.PATIENCE = 50
+if sys.argv[1] == "ignored":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+else:
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+messages.say("statepipe: a word")
+os._exit(7)
+"""
+
+
+@pytest.mark.parametrize("how", ["ignored", "held back"])
+def test_what_is_to_be_put_in_order_does_not_wait_for_a_terminal_that_is_held(full: int, how: str) -> None:
+    """A signal has come, and no other ends the wait: the guest stood still behind it."""
+    done = subprocess.run([sys.executable, "-c", DEAF, how], stderr=full, timeout=60)
+    assert done.returncode == 7
+
+
 def test_one_signal_ends_what_nobody_reads_the_end_of(full: int) -> None:
     with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as silent:
         silent.bind(f"{folder}/qmp")
