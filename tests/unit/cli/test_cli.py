@@ -223,6 +223,12 @@ def test_an_error_names_stage_offset_and_hint(capsys: Captured) -> None:
     assert told(error, capsys) == lines
 
 
+def test_where_no_passphrase_can_be_asked_for_the_option_without_is_named() -> None:
+    words = [*STATEPIPE, "encrypt", "-p"]
+    done = subprocess.run(words, input=b"", capture_output=True, start_new_session=True, timeout=30)
+    assert done.returncode == 1 and b"hint: give it in a file that only you can read: --passphrase-file" in done.stderr
+
+
 @pytest.mark.parametrize("stage", ["watch", "alone", "hold", "digest", "return path"])
 def test_a_stage_that_nobody_has_typed_is_not_named(stage: str, capsys: Captured) -> None:
     assert told(IntegrityError("broken", stage=stage), capsys) == ["statepipe: load: error: broken"]

@@ -50,4 +50,3 @@ def test_no_terminal_is_an_error(stdin: int) -> None:
         [sys.executable, "-c", ASKS], stdin=stdin, capture_output=True, start_new_session=True, timeout=PATIENCE
     )
     assert done.returncode == 1 and b"there is no terminal to ask at: Passphrase" in done.stderr
-    assert b"--passphrase-file FILE" in done.stderr
