@@ -24,6 +24,7 @@ from qemu.qmp import ExecInterruptedError, ExecuteError, QMPError, Runstate
 from statepipe.errors import QemuError, QemuGone, QemuRefused, QemuSilent
 from statepipe.qemu.answers import judge
 from statepipe.qemu.client import Client
+from statepipe.qemu.holders import lock_hint
 from statepipe.qemu.process import listening_qemu
 from statepipe.qemu.reach import ONE_MORE, reached, unreachable
 from statepipe.qemu.runstates import SENT
@@ -201,7 +202,7 @@ class Monitor:
         except TimeoutError as error:
             raise self._silent(command) from error
         except ExecuteError as error:
-            raise QemuRefused(f"QEMU refused {command}: {error}") from error
+            raise QemuRefused(f"QEMU refused {command}: {error}", hint=lock_hint(str(error))) from error
         except (ExecInterruptedError, QMPError, OSError, EOFError) as error:
             raise self._gone(command) from error
         try:
@@ -412,7 +413,8 @@ class Monitor:
 def demand_completed(figures: dict[str, Any], otherwise: str = "it gives no reason") -> dict[str, Any]:
     """The figures of a migration that has ended. Raises QemuError, with `otherwise` where QEMU itself has no reason."""
     if figures["status"] != "completed":
-        raise QemuError(f"QEMU says {figures['status']}: {figures.get('error-desc') or otherwise}")
+        why = figures.get("error-desc") or otherwise
+        raise QemuError(f"QEMU says {figures['status']}: {why}", hint=lock_hint(why))
     return figures
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from statepipe.errors import QemuError, QemuGone, StatepipeError, UsageError
 from statepipe.processes import Process
 from statepipe.qemu.commandline import MONITOR, TAKE_JSON, anew, in_words, option_of, parted
+from statepipe.qemu.holders import lock_hint
 from statepipe.qemu.lastwords import LastWords, last_lines
 from statepipe.threads import ENDING
 from statepipe.wakeups import polled
@@ -383,7 +384,8 @@ class Child:
         self.end()
         if status is not None:
             said = f": {self.last_words}" if self.last_words else ""
-            hint = self.where_it_spoke or ("" if status else _AS_DAEMON)
+            where = self.where_it_spoke or ("" if status else _AS_DAEMON)
+            hint = "; ".join(filter(None, [lock_hint(said), where]))
             raise QemuError(f"QEMU ended with status {status} {when}{said}", hint=hint or None) from error
 
     @property
@@ -430,9 +432,8 @@ def _opened(log: str | None) -> Iterator[int | None]:
 
 def _refuse_incoming(command: Sequence[str]) -> None:
     if _has_option(command, "-incoming"):
-        raise UsageError(
-            "the QEMU command has its own -incoming", hint="leave it out: statepipe load adds what is needed"
-        )
+        hint = "leave it out: statepipe load adds what is needed"
+        raise UsageError("the QEMU command has its own -incoming", hint=hint)
 
 
 def _has_option(command: Sequence[str], flag: str) -> bool:
@@ -442,7 +443,6 @@ def _has_option(command: Sequence[str], flag: str) -> bool:
 
 def _paused_and_waiting(fds: Sequence[int]) -> list[str]:
     words = ["-S", "-incoming", "defer"]
-    for number, fd in enumerate(fds):
-        name = f"{MONITOR}-{number}"
+    for name, fd in ((f"{MONITOR}-{number}", fd) for number, fd in enumerate(fds)):
         words += ["-chardev", f"socket,id={name},fd={fd}", "-mon", f"chardev={name},mode=control"]
     return words

@@ -162,7 +162,7 @@ def test_a_disk_that_another_qemu_writes_is_refused(tmp_path: Path, state72: Sav
         second.mkdir()
         done = run_load(second, state72)
         assert done.returncode == 6, done.stderr
-        assert "lock" in done.stderr
+        assert "lock" in done.stderr and "is open in qemu-system-" in done.stderr
         assert_never_ran(second)
         guest.wait_ticks(2)
         assert_continues(state72.before, guest.serial())

@@ -1,0 +1,36 @@
+"""A QEMU that could not lock its disk says so in its own words; a person wants to know who has it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from statepipe.qemu.holders import lock_hint
+
+SAID = (
+    """qemu-system-x86_64: -drive file=PATH: Failed to get "write" lock / Is another process using the image [PATH]?"""
+)
+
+
+def test_who_has_the_disk_is_named(tmp_path: Path) -> None:
+    (tmp_path / "disk").touch()
+    with open(tmp_path / "disk"):
+        hint = lock_hint(SAID.replace("PATH", str(tmp_path / "disk")))
+    assert hint is not None and f"{tmp_path}/disk is open in " in hint and f"(process {os.getpid()})" in hint
+
+
+def test_one_that_nobody_here_has_open_may_be_another_host_s(tmp_path: Path) -> None:
+    (tmp_path / "disk").touch()
+    hint = lock_hint(SAID.replace("PATH", str(tmp_path / "disk")))
+    assert hint is not None and "look on the other hosts" in hint and f"fuser -v {tmp_path}/disk" in hint
+
+
+@pytest.mark.parametrize("lock", ['"write"', '"consistent read"', 'shared "write"'])
+def test_where_qemu_names_no_image_the_hint_does_without(lock: str) -> None:
+    assert "another process" in str(lock_hint(f"Failed to get {lock} lock"))
+
+
+def test_other_words_have_no_such_hint() -> None:
+    assert lock_hint("Could not open '/d': No such file or directory") is None
