@@ -49,10 +49,10 @@ def main(side: str, step: str, creds: str, address: str, *words: str) -> None:
     plan = Plan(parse_address(address), [], Patience(), creds=creds, retry=RETRY)
     listeners = [breaking_at(step)]
     if side == "migrate":
-        migrate.migrate(migrate.Request(words[0], plan), say, guard("source"), listeners)
+        migrate.migrate(migrate.MigrateRequest(words[0], plan), say, guard("source"), listeners)
     else:
         where: dict[str, Any] = {"qmp": words[0]} if len(words) == 1 else {"command": words, "detach": True}
-        request = receive.Request(plan, lambda names: [], **where)
+        request = receive.ReceiveRequest(plan, lambda names: [], **where)
         receive.receive(request, say, lambda error: say(f"refused: {error}"), guard("destination"), listeners)
 
 
