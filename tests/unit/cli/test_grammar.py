@@ -221,7 +221,7 @@ def test_options_are_not_abbreviated() -> None:
 INCOMPLETE = [
     ("save", [], "the following arguments are required: FILE"),
     ("load", ["--", "qemu"], "the following arguments are required: FILE"),
-    ("inspect", [], "the following arguments are required: FILE"),
+    ("rate", ["1"], "the following arguments are required: RATE"),
     ("save", ["--then", "x", "f"], "argument --then: invalid choice: 'x'"),
     ("save", ["--qmp", "--then", "quit", "f"], "--qmp needs a value"),
     ("save", ["f", "--qmp"], "--qmp needs a value"),
