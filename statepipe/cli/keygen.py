@@ -27,11 +27,9 @@ def run_keygen(name: str, values: Values) -> int:
 
 
 def _generate(values: Values) -> None:
-    from statepipe.formats.age.hybrid import HybridIdentity
-    from statepipe.formats.age.x25519 import X25519Identity
-    from statepipe.trust.keygen import identity_file, write_new
+    from statepipe.trust.keygen import generate, identity_file, write_new
 
-    identity = HybridIdentity.generate() if values["pq"] else X25519Identity.generate()
+    identity = generate(postquantum=values["pq"])
     text = identity_file(identity, datetime.now().astimezone())
     if values["output"] is not None:
         write_new(values["output"], text)

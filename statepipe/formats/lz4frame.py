@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import xxhash
-
 from statepipe.errors import IntegrityError, TruncatedError
+from statepipe.extras import extra
 from statepipe.stage import Buffer
+
+with extra("lz4"):
+    import xxhash
 
 MAGIC = 0x184D2204
 LEGACY_MAGIC = 0x184C2102

@@ -7,7 +7,16 @@ from dataclasses import dataclass
 
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
-from statepipe.formats.age.payload import CHUNK, SEALED, TAG_SIZE, PayloadCut, PayloadError, chunk_nonce, open_chunk
+from statepipe.formats.age.payload import (
+    CHUNK,
+    SEALED,
+    TAG_SIZE,
+    PayloadCut,
+    PayloadError,
+    chunk_nonce,
+    open_chunk,
+    seal_chunk,
+)
 from statepipe.stage import FLUSH, Buffer, gather
 
 BATCH = 16
@@ -88,7 +97,7 @@ class Sealer:
         final = batch.number + len(chunks) - 1 if batch.last else -1
         for number, chunk in enumerate(chunks, batch.number):
             end = at + len(chunk) + TAG_SIZE
-            self.key.encrypt_into(chunk_nonce(number, int(number == final)), chunk, None, view[at:end])
+            seal_chunk(self.key, chunk_nonce(number, int(number == final)), chunk, view[at:end])
             at = end
         return out
 

@@ -17,10 +17,13 @@ from statepipe.formats.age.armor import BEGIN, SPACE_LIMIT, Armor, Dearmor, look
 from statepipe.formats.age.derive import FILE_KEY_SIZE
 from statepipe.formats.age.envelope import Identity, Recipient, open_header, seal
 from statepipe.formats.age.header import HeaderReader
-from statepipe.formats.age.payload import NONCE_SIZE, payload_key
+from statepipe.formats.age.payload import NONCE_SIZE, WRITES_INTO, payload_key
 from statepipe.stage import FLUSH, Buffer, Over, Stage
 from statepipe.stages.chunks import Batch, Opened, Opener, Sealer, plain_batches, sealed_batches
 from statepipe.threads import parallel
+
+WORKERS = None if WRITES_INTO else 1
+"""Threads that seal or open: one a core, where they can do so at the same time."""
 
 
 def encrypt(recipients: Sequence[Recipient]) -> Stage:
@@ -32,7 +35,7 @@ def encrypt(recipients: Sequence[Recipient]) -> Stage:
         nonce = os.urandom(NONCE_SIZE)
         yield header + nonce
         sealer = Sealer(payload_key(file_key, nonce))
-        with closing(parallel(sealer, Over(upstream, plain_batches(upstream)))) as sealed:
+        with closing(parallel(sealer, Over(upstream, plain_batches(upstream)), WORKERS)) as sealed:
             yield from sealed
 
     return stage
@@ -73,7 +76,7 @@ def decrypt(identities: Sequence[Identity]) -> Stage:
         file_key = open_header(header, identities)
         opener = Opener(payload_key(file_key, reader.rest[:NONCE_SIZE]), header.size + NONCE_SIZE)
         sealed = chain([reader.rest[NONCE_SIZE:]], binary)
-        with closing(parallel(opener, Over(upstream, sealed_batches(sealed)))) as opened:
+        with closing(parallel(opener, Over(upstream, sealed_batches(sealed)), WORKERS)) as opened:
             yield from _checked(opened, opener)
 
     return stage

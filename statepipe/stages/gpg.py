@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from statepipe.errors import IntegrityError, StatepipeError, UsageError
+from statepipe.extras import extra
 from statepipe.formats.openpgp import (
     CHANGED,
     PREFIX,
@@ -176,7 +177,8 @@ def _require_one(name: str) -> None:
 
 
 def _listed(name: str) -> Sequence[Mapping[str, Any]]:
-    import gnupg
+    with extra("gpg"):
+        import gnupg
 
     return list(gnupg.GPG().list_keys(keys=[name]))
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 import zlib
 from typing import cast
 
-import deflate
-from isal import igzip_lib, isal_zlib
-
+from statepipe.extras import extra
 from statepipe.stage import Buffer, Stage
 from statepipe.stages.blocks import in_blocks
 from statepipe.stages.joined import Corrupt, Format, reader
+
+with extra("gzip"):
+    import deflate
+    from isal import igzip_lib, isal_zlib
 
 MEMBER_SIZE = 1 << 20
 """Plain bytes in a member. deflate looks back 32 KiB, so larger ones gain nothing."""

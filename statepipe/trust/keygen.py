@@ -9,15 +9,34 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from datetime import datetime
+from typing import Protocol, runtime_checkable
 
 from statepipe.ends.fd import failure, write_all
 from statepipe.errors import StatepipeError, UsageError
 from statepipe.formats.age.envelope import Identity
-from statepipe.formats.age.hybrid import HybridIdentity
 from statepipe.formats.age.x25519 import X25519Identity
 
 
-def identity_file(identity: X25519Identity | HybridIdentity, created: datetime) -> str:
+@runtime_checkable
+class NativeIdentity(Protocol):
+    """An identity of age's own kinds. Only these can be written as text."""
+
+    @property
+    def recipient(self) -> object: ...
+
+    def text(self) -> str: ...
+
+
+def generate(*, postquantum: bool) -> NativeIdentity:
+    """Return a new identity. Raises StatepipeError if the library for its kind is not installed."""
+    if postquantum:
+        from statepipe.formats.age.hybrid import HybridIdentity
+
+        return HybridIdentity.generate()
+    return X25519Identity.generate()
+
+
+def identity_file(identity: NativeIdentity, created: datetime) -> str:
     """Return the text of an identity file in the format of age-keygen: two comments and the secret key."""
     when = created.isoformat(timespec="seconds")
     return f"# created: {when}\n# public key: {identity.recipient}\n{identity.text()}\n"
@@ -46,7 +65,7 @@ def write_new(path: str, text: str) -> None:
 
 def recipients_of(identities: list[Identity], path: str) -> list[str]:
     """Return the recipients of these identities. Raises UsageError for identities that are not age's own."""
-    native = [each for each in identities if isinstance(each, X25519Identity | HybridIdentity)]
+    native = [each for each in identities if isinstance(each, NativeIdentity)]
     if len(native) != len(identities):
         hint = "use an SSH public key itself as the recipient; a plugin shows its own recipients"
         raise UsageError(f"{path} holds identities that are not age's own", hint=hint)

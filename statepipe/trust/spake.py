@@ -23,12 +23,14 @@ import secrets
 from dataclasses import dataclass
 from hashlib import sha256
 
-from spake2 import SPAKE2_A, SPAKE2_B, SPAKEError
-from spake2.ed25519_basic import NotOnCurve
-
 from statepipe.errors import IntegrityError, PeerError
+from statepipe.extras import extra
 from statepipe.shapes import Misshapen, fields, parse, text
 from statepipe.trust.certificates import read_certificate
+
+with extra("pair"):
+    from spake2 import SPAKE2_A, SPAKE2_B, SPAKEError
+    from spake2.ed25519_basic import NotOnCurve
 
 HELLO_LIMIT = 16 << 10
 """Bytes of a hello at most: one of our certificates has 550."""

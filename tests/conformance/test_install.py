@@ -121,11 +121,11 @@ def private(folder: Path) -> Path:
     return folder / "closed" / "bin" / "python"
 
 
-def test_a_wheel_has_the_manual(tmp_path: Path) -> None:
+def test_a_wheel_has_the_manual_and_its_types(tmp_path: Path) -> None:
     """pip puts it below its prefix, where man looks for what is beside bin/."""
     for name in ("statepipe", "man"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "LICENSE"):
+    for name in ("pyproject.toml", "LICENSE", "README.md"):
         shutil.copy(ROOT / name, tmp_path)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path / "dist", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -135,3 +135,4 @@ def test_a_wheel_has_the_manual(tmp_path: Path) -> None:
     (wheel,) = (tmp_path / "dist").iterdir()
     names = zipfile.ZipFile(wheel).namelist()
     assert [name for name in names if name.endswith(".data/data/share/man/man1/statepipe.1")]
+    assert "statepipe/py.typed" in names

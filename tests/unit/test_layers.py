@@ -17,6 +17,7 @@ PACKAGE = Path(statepipe.__file__).parent
 LAYERS = (
     "statepipe",
     "statepipe.errors",
+    "statepipe.extras",
     "statepipe.telling",
     "statepipe.units",
     "statepipe.shapes",

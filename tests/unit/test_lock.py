@@ -19,7 +19,10 @@ LOCKED = {
 
 
 def test_all_that_we_need_is_locked_at_a_release_that_will_do() -> None:
-    needs = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [needs for name, needs in project["optional-dependencies"].items() if name not in ("all", "dev")]
+    needs = [*project["dependencies"], *(need for each in extras for need in each)]
+    assert len(needs) > len(extras) > 0
     for need in map(Requirement, needs):
         release, _ = LOCKED[canonicalize_name(need.name)]
         assert need.specifier.contains(release), f"{need}: {release} is locked (make lock)"

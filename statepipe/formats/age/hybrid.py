@@ -12,15 +12,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives import hpke
-from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
+from statepipe.extras import extra
 from statepipe.formats.age import bech32
 from statepipe.formats.age.derive import check_stanza, decode_argument
 from statepipe.formats.age.envelope import Wrapped
 from statepipe.formats.age.header import Stanza, encode
 from statepipe.formats.age.x25519 import check_point, exchange
+
+with extra("pq"):
+    from cryptography.hazmat.primitives import hpke
+    from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
+    from cryptography.hazmat.primitives.hpke import MLKEM768X25519PrivateKey, MLKEM768X25519PublicKey
 
 KIND = "mlkem768x25519"
 NAME = "age1pq"
@@ -59,8 +63,8 @@ class HybridRecipient:
         sealed = _suite().encrypt(file_key, self._public(), INFO)
         return Wrapped((Stanza(KIND, (encode(sealed[:SHARE_SIZE]),), sealed[SHARE_SIZE:]),), LABELS)
 
-    def _public(self) -> hpke.MLKEM768X25519PublicKey:
-        return hpke.MLKEM768X25519PublicKey(
+    def _public(self) -> MLKEM768X25519PublicKey:
+        return MLKEM768X25519PublicKey(
             MLKEM768PublicKey.from_public_bytes(self.key[:MLKEM_SIZE]),
             X25519PublicKey.from_public_bytes(self.key[MLKEM_SIZE:]),
         )
@@ -98,7 +102,7 @@ class HybridIdentity:
         lattice, curve = self._keys()
         exchange(curve, share[-32:])
         try:
-            return _suite().decrypt(share + stanza.body, hpke.MLKEM768X25519PrivateKey(lattice, curve), INFO)
+            return _suite().decrypt(share + stanza.body, MLKEM768X25519PrivateKey(lattice, curve), INFO)
         except InvalidTag:
             return None
 

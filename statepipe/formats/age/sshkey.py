@@ -15,6 +15,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPublicKey, RSAPublicNumbers
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_ssh_private_key
 
+from statepipe.extras import extra
+
 ED25519 = "ssh-ed25519"
 RSA = "ssh-rsa"
 
@@ -142,6 +144,9 @@ def load_private(pem: bytes, ask: Callable[[], bytes]) -> PrivateKey:
         try:
             key: object = load(pem, None)
         except TypeError:  # it is encrypted
+            if pem.startswith(OPENSSH):
+                with extra("ssh-keys"):
+                    import bcrypt  # noqa: F401 (cryptography derives the key with it)
             key = load(pem, ask())
     except (ValueError, UnsupportedAlgorithm) as error:
         raise ValueError("the key cannot be opened: the passphrase is wrong, or the key is damaged") from error

@@ -1,0 +1,109 @@
+"""What statepipe does without the packages that only a part of it needs: all else works, and the error says what to
+type."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from statepipe.extras import EXTRAS
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PARTS = {name: needs for name, needs in PROJECT["optional-dependencies"].items() if name not in ("all", "dev")}
+
+MODULES = {"python-gnupg": "gnupg", "qemu.qmp": "qemu"}
+"""The name to import, where it is not the project's."""
+
+WITHOUT = """
+import sys
+sys.modules.update(dict.fromkeys(sys.argv.pop(1).split(",")))
+from statepipe.start import entry
+sys.argv[0] = "statepipe"
+entry()
+"""
+
+BLOCKED = {
+    "gzip": ("isal", ["compress", "gzip"]),
+    "lz4": ("lz4", ["compress", "lz4"]),
+    "pair": ("spake2", ["pair", "--listen", "127.0.0.1:0"]),
+    "pq": ("cryptography.hazmat.primitives.hpke", ["keygen", "--pq"]),
+    "gpg": ("gnupg", ["encrypt", "gpg:somebody"]),
+    "ssh-keys": ("bcrypt", ["decrypt", "-i", "key", "--passphrase-file", "passphrase"]),
+}
+"""For each extra, a module that it brings, and a command line that needs it."""
+
+
+def without(modules: str, *words: str, folder: Path, data: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-P", "-c", WITHOUT, modules, *words]
+    return subprocess.run(command, input=data, capture_output=True, cwd=folder, timeout=60)
+
+
+def test_every_extra_has_its_words_and_all_has_every_extra() -> None:
+    assert set(PARTS) == set(EXTRAS) == set(BLOCKED)
+    [everything] = map(Requirement, PROJECT["optional-dependencies"]["all"])
+    assert everything.extras == set(PARTS)
+
+
+def modules(needs: list[str]) -> set[str]:
+    return {MODULES.get(name, name) for name in (Requirement(need).name for need in needs)}
+
+
+def imported(node: ast.AST) -> set[str]:
+    """The topmost names of the modules that are imported within."""
+    found = [each for each in ast.walk(node) if isinstance(each, ast.Import | ast.ImportFrom)]
+    names = {alias.name for each in found if isinstance(each, ast.Import) for alias in each.names}
+    names |= {each.module for each in found if isinstance(each, ast.ImportFrom) and each.module}
+    return {name.partition(".")[0] for name in names}
+
+
+def test_the_core_imports_its_own_packages_and_a_part_those_of_its_extra() -> None:
+    """No other package is imported anywhere, nor one of an extra without the words for it."""
+    used: set[str] = set()
+    for path in (ROOT / "statepipe").rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        guarded: set[str] = set()
+        for each in ast.walk(tree):
+            call = each.items[0].context_expr if isinstance(each, ast.With) else None
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "extra":
+                assert isinstance(call.args[0], ast.Constant)
+                assert imported(each) <= modules(PARTS[call.args[0].value]), path
+                guarded |= imported(each)
+        others = imported(tree) - set(sys.stdlib_module_names) - {"statepipe"}
+        assert others - guarded <= modules(PROJECT["dependencies"]), path
+        used |= others
+    assert used == modules(PROJECT["dependencies"]) | set().union(*map(modules, PARTS.values()))
+
+
+@pytest.mark.parametrize("name", BLOCKED)
+def test_what_is_missing_is_named_with_what_to_type(tmp_path: Path, name: str) -> None:
+    module, words = BLOCKED[name]
+    if name == "ssh-keys":
+        command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "open sesame", "-f", tmp_path / "key"]
+        subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+        (tmp_path / "passphrase").write_text("open sesame\n")
+        (tmp_path / "passphrase").chmod(0o600)
+        to = ["encrypt", "-R", "key.pub"]
+        sealed = without("none", *to, folder=tmp_path, data=b"it").stdout
+        done = without(module, *words, folder=tmp_path, data=sealed)
+    else:
+        done = without(module, *words, folder=tmp_path)
+    said = done.stderr.decode()
+    assert (done.returncode, done.stdout) == (1, b""), said
+    assert re.search(rf"^statepipe: {words[0]}: error: .* needs .*Python package \S+", said), said
+    assert f"statepipe: hint: type pip install 'statepipe[{name}]'" in said
+
+
+def test_without_any_of_them_the_defaults_work(tmp_path: Path) -> None:
+    blocked = ",".join(set().union(*map(modules, PARTS.values())) - {"cryptography"})
+    packed = without(blocked, "compress", folder=tmp_path, data=b"it" * 999)
+    assert without(blocked, "decompress", folder=tmp_path, data=packed.stdout).stdout == b"it" * 999
+    for words in (["save", "--help"], ["migrate", "--help"], ["keygen"]):
+        assert without(blocked, *words, folder=tmp_path).returncode == 0, words
