@@ -10,6 +10,7 @@
     │   ├── QemuRefused       6   QEMU refused a command
     │   ├── QemuGone          6   QEMU or its connection ended
     │   └── QemuSilent        6   QEMU did not answer in time, and may still act
+    ├── ReaderGone          141   the reader of the output has closed it
     └── InterruptedBySignal 128+n a signal asked us to stop
 
 Every error can name the stage in which it arose, the byte offset in that stage's input, the number of bytes that the
@@ -40,6 +41,11 @@ class StatepipeError(Exception):
         self.stage = stage
         self.offset = offset
         self.out = out
+
+    def advise(self, *hints: str | None, first: bool = False) -> None:
+        """Add hints behind the one that the error has, or before it with `first`. None and "" add nothing."""
+        texts = (*hints, self.hint) if first else (self.hint, *hints)
+        self.hint = "; ".join(filter(None, texts)) or None
 
 
 class UsageError(StatepipeError):
@@ -86,6 +92,12 @@ class QemuGone(QemuError):
 
 class QemuSilent(QemuError):
     """QEMU did not answer in time. It may still carry out the command, so the command must not count as failed."""
+
+
+class ReaderGone(StatepipeError):
+    """The reader of the output has closed it. The exit code is what a shell reports of SIGPIPE; cli prints nothing."""
+
+    exit_code = 128 + signal.SIGPIPE
 
 
 class InterruptedBySignal(StatepipeError):

@@ -16,7 +16,7 @@ from statepipe.cli.messages import explain, is_heard, say, show
 from statepipe.cli.verb import Verb
 from statepipe.cli.verbs import EXIT_CODES, VERBS
 from statepipe.ends.fd import write_all
-from statepipe.errors import InterruptedBySignal, StatepipeError, UsageError
+from statepipe.errors import InterruptedBySignal, ReaderGone, StatepipeError, UsageError
 from statepipe.pipeline.job import Job
 from statepipe.pipeline.signals import ASKING, as_exceptions, ignore
 from statepipe.session.farwords import meant_words
@@ -49,7 +49,8 @@ def _run_and_tell(words: Sequence[str], job: Job) -> int:
         code = _run(words, job)
         ignore()
     except StatepipeError as error:
-        heard = is_heard(PATIENCE if isinstance(error, InterruptedBySignal) else None)  # while signals still end it
+        hurried = isinstance(error, InterruptedBySignal | ReaderGone)
+        heard = is_heard(PATIENCE if hurried else None)  # while signals still end it
         ignore()
         code = _fail(words, error) if heard else error.exit_code
     except MemoryError:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import select
-import signal
 import sys
 import threading
 from contextlib import suppress
 
-from statepipe.errors import InterruptedBySignal, StatepipeError
+from statepipe.errors import ReaderGone, StatepipeError
 
 
 def explain(verb: str | None, error: StatepipeError) -> None:
-    """Tell people on standard error. A reader that went away (SIGPIPE) is told nothing: it left by itself."""
-    if isinstance(error, InterruptedBySignal) and error.exit_code == 141:
+    """Print the error on standard error; nothing for a reader that closed our output, as with SIGPIPE."""
+    if isinstance(error, ReaderGone):
         return
     place = [part for part in (verb, _named(error.stage)) if part]
     if len(place) == 2 and place[0] == place[1]:
@@ -83,13 +82,13 @@ def show(text: str, before: str = "") -> None:
 
     Raises StatepipeError, as any command whose output nobody takes.
     """
-    from statepipe.ends.fd import failure
+    from statepipe.ends.fd import failure, reader_gone
 
     lines = text.rstrip("\n").split("\n")
     try:
         print(before + "\n".join("\t".join(map(clean, line.split("\t"))) for line in lines), flush=True)
     except BrokenPipeError as error:
-        raise InterruptedBySignal(signal.SIGPIPE) from error
+        raise reader_gone("standard output") from error
     except OSError as error:
         raise failure("write standard output", error) from error
 

@@ -15,7 +15,7 @@ from statepipe.cli.filtertable import Filter, find
 from statepipe.cli.messages import explain
 from statepipe.cli.verb import Param
 from statepipe.descriptors import demand_readable
-from statepipe.errors import InterruptedBySignal, StatepipeError, UsageError
+from statepipe.errors import InterruptedBySignal, ReaderGone, StatepipeError, UsageError
 
 Values = dict[str, Any]
 
@@ -184,7 +184,7 @@ def for_each_file(name: str, paths: Sequence[str], work: Callable[[str], object]
     for path in paths:
         try:
             work(path)
-        except InterruptedBySignal:
+        except (InterruptedBySignal, ReaderGone):
             raise
         except StatepipeError as error:
             if len(paths) == 1:

@@ -8,11 +8,10 @@ from __future__ import annotations
 import errno
 import os
 import select
-import signal
 import stat
 from typing import Self
 
-from statepipe.errors import InterruptedBySignal, StatepipeError
+from statepipe.errors import ReaderGone, StatepipeError
 from statepipe.stage import FLUSH, Buffer, Cancelled
 from statepipe.wakeups import READ_SIZE, Bell, enlarge_pipe
 
@@ -21,6 +20,11 @@ def failure(action: str, error: OSError) -> StatepipeError:
     """Return the StatepipeError for an OSError; `action` says what was tried, on what."""
     hint = _HINTS.get(error.errno or 0)
     return StatepipeError(f"cannot {action}: {os.strerror(error.errno or 0)}", hint=hint)
+
+
+def reader_gone(name: str) -> ReaderGone:
+    """The error of an output whose reader has closed it."""
+    return ReaderGone(f"the reader of {name} has closed it")
 
 
 _HINTS = {
@@ -116,7 +120,7 @@ class FdSource:
 
 
 class FdSink:
-    """Writes buffers to a descriptor. A closed reader causes SIGPIPE's outcome: no message, exit code 141."""
+    """Writes buffers to a descriptor. Raises ReaderGone once its reader has closed it."""
 
     def __init__(self, fd: int, name: str) -> None:
         self.fd = fd
@@ -135,7 +139,7 @@ class FdSink:
         try:
             self.bytes += write_all(self.fd, buffer)
         except BrokenPipeError as error:
-            raise InterruptedBySignal(signal.SIGPIPE) from error
+            raise reader_gone(self.name) from error
         except OSError as error:
             raise failure(f"write {self.name}", error) from error
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from statepipe.ends.fd import FdSink, FdSource
-from statepipe.errors import InterruptedBySignal, PeerError, QemuError, QemuGone, QemuRefused, StatepipeError
+from statepipe.errors import PeerError, QemuError, QemuGone, QemuRefused, ReaderGone, StatepipeError
 from statepipe.migration.coordinator import ENDS, Coordinator
 from statepipe.migration.peer import Message, Peer
 from statepipe.pipeline.pipeline import NamedStage, Pipeline
@@ -132,7 +132,7 @@ class Arrival(Coordinator):
         """The stream into QEMU; whole and verified when this returns."""
         try:
             self._pipeline.pour()
-        except InterruptedBySignal as error:  # what a broken pipe is to a filter; signals come to the main thread alone
+        except ReaderGone as error:
             raise _GaveUp("QEMU took no more of the guest") from error
         self._decided.set()
         self.peer.incoming.accept()

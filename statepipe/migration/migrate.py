@@ -155,7 +155,7 @@ def _unmoved() -> Iterator[_Unmoved]:
         yield time_before
     except StatepipeError as error:
         if not (time_before.is_over or (error.hint or "").startswith(UNMOVED)):
-            error.hint = "; ".join(filter(None, [UNMOVED, error.hint]))
+            error.advise(UNMOVED, first=True)
         raise
 
 
@@ -250,7 +250,8 @@ def _failure(departure: Departure, state: Source, request: MigrateRequest) -> St
         what = "QEMU here does not answer; the guest was not given away, and whether it runs here is not known"
         return QemuSilent(f"{what}: {error}", hint=f"once it answers: {resolve} here")
     again = None if departure.stranded is not None else _AGAIN[request.plan.address.scheme == SSH]
-    error.hint = "; ".join(filter(None, [_whereabouts(departure, resolve), error.hint, again]))
+    error.advise(_whereabouts(departure, resolve), first=True)
+    error.advise(again)
     return error
 
 
@@ -280,7 +281,7 @@ def _told_where_it_went(steps: _Steps, where: str) -> Iterator[None]:
         yield
     except StatepipeError as error:
         if steps.has_moved:
-            error.hint = "; ".join(filter(None, [where, error.hint]))
+            error.advise(where, first=True)
         raise
 
 

@@ -239,7 +239,7 @@ def receive(request: ReceiveRequest, say: Tell, refused: Refused, guard: Command
             raise
         except StatepipeError as error:
             if listener is not None and it.has_offer:
-                error.hint = "; ".join(filter(None, [error.hint, ONE]))
+                error.advise(ONE)
             raise
     return 0 if child is None or request.detach else child.wait()
 
@@ -396,5 +396,5 @@ def _failure(arrival: Arrival, state: Destination, *, ended: bool) -> StatepipeE
         said = f"the QEMU here is ended, and {never}"
     else:
         said = f"{qemu} was killed and has not ended yet, perhaps as it waits for a disk; {never}"
-    error.hint = "; ".join(filter(None, [said, error.hint]))
+    error.advise(said, first=True)
     return error

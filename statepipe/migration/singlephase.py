@@ -271,9 +271,10 @@ def _undo(monitor: Monitor, error: BaseException, undoing: Undoing, *, stopped: 
         said = [f"QEMU says {status}"] if status is not None else []
         said += [f"the guest is {monitor.run_state()} here"]
         said += ["the QEMU over there may say why, on its standard error"] if status == "failed" else []
-        error.hint = "; ".join(filter(None, [*said, error.hint]))
+        error.advise(*said, first=True)
     except QemuError as gone:  # or it would not have the guest run on
-        error.hint = "; ".join(filter(None, [str(gone), gone.hint]))
+        error.hint = None
+        error.advise(str(gone), gone.hint)
 
 
 def _ended(monitor: Monitor) -> str:

@@ -41,9 +41,7 @@ def put_back(monitor: Monitor, before: Mapping[str, Any]) -> Iterator[None]:
         restore_after(late, monitor, before)
         raise
     except QemuError as error:
-        error.hint = "; ".join(
-            filter(None, ["all else is done: only its migration settings are not as before", error.hint])
-        )
+        error.advise("all else is done: only its migration settings are not as before", first=True)
         raise
 
 
@@ -92,9 +90,7 @@ def restore_after(error: BaseException, monitor: Monitor, before: Mapping[str, A
         if isinstance(error, QemuGone) or isinstance(refused, QemuGone):  # and its settings with it
             return
         if isinstance(error, StatepipeError):
-            error.hint = "; ".join(
-                filter(None, [error.hint, f"QEMU's migration settings are not as before: {refused}"])
-            )
+            error.advise(f"QEMU's migration settings are not as before: {refused}")
 
 
 def _settings(

@@ -122,4 +122,4 @@ def settle(guardian: Guardian, error: StatepipeError, is_done: Callable[[], bool
             f"what is not as before, statepipe's guardian (process {guardian.pid}) sets right once QEMU answers, and "
             "says what came of it"
         )
-    error.hint = "; ".join(filter(None, [error.hint, hint]))
+    error.advise(hint)

@@ -17,7 +17,7 @@ from typing import Any
 
 from statepipe.descriptors import named_by
 from statepipe.ends.fd import FdSink
-from statepipe.errors import InterruptedBySignal, QemuError, QemuGone, QemuSilent, StatepipeError, UsageError
+from statepipe.errors import InterruptedBySignal, QemuError, QemuGone, QemuSilent, ReaderGone, StatepipeError, UsageError
 from statepipe.pipeline.pipeline import Pipeline
 from statepipe.pipeline.signals import held, ignore
 from statepipe.qemu.commandline import refuse_daemon, starts_qemu
@@ -241,8 +241,8 @@ def _open(monitor: Monitor) -> socket.socket:
 def _feed(state: State, monitor: Monitor, ours: socket.socket) -> None:
     try:
         Pipeline(state.source, state.stages, FdSink(ours.fileno(), "the migration socket")).pour()
-    except InterruptedBySignal as error:
-        raise _why_closed(monitor, error) from error
+    except ReaderGone as error:
+        raise _why_closed(monitor) from error
     ours.shutdown(socket.SHUT_WR)
     _drain(ours)
 
@@ -256,10 +256,8 @@ def _drain(ours: socket.socket) -> None:
         return
 
 
-def _why_closed(monitor: Monitor, error: InterruptedBySignal) -> Exception:
-    """If QEMU closed the socket, ask it why; a real signal stays what it is."""
-    if not isinstance(error.__cause__, BrokenPipeError):
-        return error
+def _why_closed(monitor: Monitor) -> QemuError:
+    """Ask QEMU why it closed the socket."""
     outcome = monitor.migration_outcome()
     return QemuError(f"QEMU refused the state: {outcome.get('error-desc', outcome['status'])}")
 

@@ -231,7 +231,7 @@ class _Save:
         try:
             self._run_state = _leave(self._monitor, self._request.then)
         except QemuError as error:
-            error.hint = "; ".join(filter(None, [f"{sink.name} holds the whole state", error.hint]))
+            error.advise(f"{sink.name} holds the whole state", first=True)
             raise
         self._undoing.over()
         ignore()
@@ -253,10 +253,13 @@ class _Save:
                 _let_go_on(self._monitor, error)
         elif isinstance(error, StatepipeError) and not isinstance(error, QemuGone):
             try:
-                advice = None if isinstance(error, TruncatedError) else error.hint  # which only guesses what QEMU knows
-                error.hint = "; ".join(filter(None, [self._describe(), advice]))
+                said = self._describe()
+                if isinstance(error, TruncatedError):  # its hint only guesses what QEMU knows
+                    error.hint = None
+                error.advise(said, first=True)
             except QemuError as gone:  # or it would not have the guest go on
-                error.hint = "; ".join(filter(None, [str(gone), gone.hint]))
+                error.hint = None
+                error.advise(str(gone), gone.hint)
                 if isinstance(error, TruncatedError) and isinstance(gone, QemuGone):
                     return QemuGone("QEMU went away before all of its guest was saved", hint=str(error))
         return error
@@ -298,7 +301,7 @@ def _let_go_on(monitor: Monitor, error: BaseException) -> None:
         monitor.resume()
     except QemuError as refused:
         if isinstance(error, StatepipeError):
-            error.hint = "; ".join(filter(None, [error.hint, f"the guest was stopped for the save: {refused}"]))
+            error.advise(f"the guest was stopped for the save: {refused}")
 
 
 def _leave(monitor: Monitor, then: str) -> str:

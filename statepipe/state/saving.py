@@ -185,7 +185,7 @@ def _conclude(sink: Output, stream: QemuStream, answer: Answer | None, approve: 
 def _add(error: BaseException, advice: str) -> None:
     """To the hint of the failure that is told."""
     if isinstance(error, StatepipeError):
-        error.hint = "; ".join(filter(None, [error.hint, advice]))
+        error.advise(advice)
 
 
 def _reply(stream: QemuStream, answer: Answer | None, message: bytes) -> bool:

@@ -8,18 +8,17 @@ followed by both (stages/prove.py). One that cannot, and that no stage changes, 
 from __future__ import annotations
 
 import os
-import signal
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Union
 
 from statepipe.descriptors import demand_readable
 from statepipe.ends.address import SSH, TLS
-from statepipe.ends.fd import FdSink, FdSource, failure, write_all
+from statepipe.ends.fd import FdSink, FdSource, failure, reader_gone, write_all
 from statepipe.ends.net import SocketSink, SocketSource, is_network
 from statepipe.ends.output import Output, new_output
 from statepipe.ends.relay import Backflow, can_relay, relay
-from statepipe.errors import InterruptedBySignal, PeerError, StatepipeError
+from statepipe.errors import PeerError, StatepipeError
 from statepipe.formats.qemu.returnpath import shut
 from statepipe.pipeline.job import at_work
 from statepipe.pipeline.pipeline import NamedStage, Pipeline
@@ -144,7 +143,7 @@ def _explain(error: OSError, source: FdSource, sink: SocketSink | FdSink) -> Sta
     """Whose error it was: a relay has one system call for both ends."""
     if isinstance(sink, FdSink):
         if isinstance(error, BrokenPipeError):
-            return InterruptedBySignal(signal.SIGPIPE)
+            return reader_gone(sink.name)
         if isinstance(source, SocketSource) and is_network(error):
             return source.lost(error)
         return failure(f"write {sink.name}", error)

@@ -129,7 +129,7 @@ def test_a_reader_that_dies(folder: str) -> None:
         status, said = one_line(sending, "send")
         thread.join()
         assert (receiver.wait(PATIENCE), receiver.stderr.read()) == (141, b"")
-    assert status == 5 and "failed: stopped by SIGPIPE" in said
+    assert status == 5 and "failed: the reader of standard output has closed it" in said
 
 
 def test_a_receiver_that_is_killed(folder: str, tmp_path: Path) -> None:

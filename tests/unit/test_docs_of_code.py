@@ -42,7 +42,7 @@ def test_the_check_finds_who_is_silent() -> None:
 
 
 def test_the_error_tree_in_prose_is_the_one_in_code() -> None:
-    prose = dict(re.findall(r"(\w+)\s+(\d)  ", (errors.__doc__ or "").replace("128+n", "1  ")))
+    prose = dict(re.findall(r"(\w+)\s+(\d+)  ", (errors.__doc__ or "").replace("128+n", "1  ")))
     code = {
         name: str(kind.exit_code)
         for name, kind in vars(errors).items()
@@ -56,7 +56,7 @@ def test_the_error_tree_in_prose_is_the_one_in_code() -> None:
 
 def test_every_exit_code_is_told() -> None:
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
-    assert {0} | {kind.exit_code for kind in kinds} == {code for code, _ in EXIT_CODES}
+    assert {0} | {kind.exit_code for kind in kinds} == {code for code, _ in EXIT_CODES} | {errors.ReaderGone.exit_code}
 
 
 def test_an_inverse_is_a_filter_whose_inverse_it_is() -> None:

@@ -16,7 +16,7 @@ from statepipe import __version__
 from statepipe.cli import messages
 from statepipe.cli.main import main
 from statepipe.cli.verbs import EXIT_CODES, VERBS
-from statepipe.errors import IntegrityError, InterruptedBySignal, StatepipeError, UsageError
+from statepipe.errors import IntegrityError, InterruptedBySignal, ReaderGone, StatepipeError, UsageError
 from tests.conformance.running import STATEPIPE, STREAM, assert_one_error, run, started, wait_until_read
 
 every_verb = pytest.mark.parametrize("verb", [verb.name for verb in VERBS])
@@ -254,7 +254,7 @@ def test_one_error_is_one_line(capsys: Captured) -> None:
 
 
 def test_a_reader_that_left_is_told_nothing(capsys: Captured) -> None:
-    assert told(InterruptedBySignal(signal.SIGPIPE), capsys) == []
+    assert told(ReaderGone("the reader of standard output has closed it"), capsys) == []
     assert told(InterruptedBySignal(signal.SIGTERM), capsys) == ["statepipe: load: error: stopped by SIGTERM"]
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from statepipe.ends.fd import FdSink, FdSource, failure, write_all
-from statepipe.errors import InterruptedBySignal, StatepipeError
+from statepipe.errors import ReaderGone, StatepipeError
 from statepipe.stage import FLUSH, Cancelled
 from statepipe.wakeups import PIPE_SIZE, READ_SIZE, enlarge_pipe
 
@@ -222,7 +222,7 @@ def test_a_reader_that_went_away_is_sigpipe() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     sink = FdSink(writing, "a pipe")
-    with pytest.raises(InterruptedBySignal) as caught:
+    with pytest.raises(ReaderGone) as caught:
         sink.write(b"abc")
     assert caught.value.exit_code == 141
     os.close(writing)

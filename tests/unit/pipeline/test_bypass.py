@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from statepipe.ends.fd import FdSink, FdSource
-from statepipe.errors import InterruptedBySignal, StatepipeError
+from statepipe.errors import ReaderGone, StatepipeError
 from statepipe.pipeline.pipeline import Pipeline
 from statepipe.stage import Buffer, Cancelled
 
@@ -124,7 +124,7 @@ def test_a_reader_that_left_is_sigpipe() -> None:
 
         thread = threading.Thread(target=leave)
         thread.start()
-        with pytest.raises(InterruptedBySignal) as caught:
+        with pytest.raises(ReaderGone) as caught:
             Pipeline(source, [("counter", counter)], FdSink(out.fileno(), "a pipe")).run()
         thread.join()
     assert caught.value.exit_code == 141
