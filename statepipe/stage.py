@@ -14,6 +14,7 @@ of the chain that is blocked in a read or in a wait for time or for another prog
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain as concatenate
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from statepipe.errors import InterruptedBySignal, StatepipeError
@@ -194,3 +195,60 @@ class Over(Generic[T]):
             close(self._generator)
         finally:
             close(self._upstream)
+
+
+def peek(upstream: Iterator[Buffer], is_enough: Callable[[bytes], bool]) -> tuple[bytes, Iterator[Buffer]]:
+    """Return the first bytes of a stream, and an iterator that still gives all of it.
+
+    Buffers are taken until `is_enough` of the bytes so far, or the end. Flush marks among them come later, in place.
+    """
+    head, taken = b"", []
+    while not is_enough(head) and (buffer := next(upstream, None)) is not None:
+        head += buffer
+        taken.append(buffer)
+    return head, Over(upstream, concatenate(taken, upstream))
+
+
+def hold_last(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
+    """Yield each buffer once the next one is there, and the last after a clean end alone. Flush marks pass at once."""
+    held: Buffer = b""
+    for buffer in upstream:
+        if not len(buffer):
+            yield FLUSH
+            continue
+        if len(held):
+            yield held
+        held = buffer
+    if len(held):
+        yield held
+
+
+def cut(upstream: Iterator[Buffer], size: int, *, early: bool) -> Iterator[list[Buffer]]:
+    """Yield lists of buffers of `size` bytes together; the last may be short. Nothing is copied but small pieces.
+
+    [] stands for a flush mark. With `early` it ends the list that was begun; else that stays until more comes.
+    """
+    held: list[Buffer] = []
+    lacking = size
+    for buffer in upstream:
+        if not len(buffer):
+            if early and held:
+                yield held
+                held, lacking = [], size
+            yield []
+        left = memoryview(buffer)
+        while len(left):
+            taken = left[:lacking]
+            gather(held, taken)
+            left = left[len(taken) :]
+            lacking -= len(taken)
+            if not lacking:
+                yield held
+                held, lacking = [], size
+    if held:
+        yield held
+
+
+def joined(buffers: list[Buffer]) -> Buffer:
+    """One buffer of several; a single one is not copied."""
+    return buffers[0] if len(buffers) == 1 else b"".join(buffers)

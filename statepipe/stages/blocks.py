@@ -12,31 +12,11 @@ from contextlib import closing
 from typing import Generic, TypeVar
 
 from statepipe.memorylimit import workers_within
-from statepipe.stage import FLUSH, Buffer, Over, Stage, gather
+from statepipe.stage import FLUSH, Buffer, Over, Stage, cut, joined
 from statepipe.threads import parallel
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-def cut(upstream: Iterator[Buffer], size: int) -> Iterator[list[Buffer]]:
-    """Gather buffers into lists of `size` bytes. A flush mark closes the block early and goes on as []."""
-    held: list[Buffer] = []
-    room = size
-    for buffer in upstream:
-        if not len(buffer):
-            yield from ([held, []] if held else [[]])
-            held, room = [], size
-        while len(buffer):
-            taken = buffer[:room]
-            gather(held, taken)
-            buffer = buffer[room:]
-            room -= len(taken)
-            if not room:
-                yield held
-                held, room = [], size
-    if held:
-        yield held
 
 
 def over_blocks(
@@ -51,10 +31,10 @@ def over_blocks(
     def work(buffers: list[Buffer]) -> R | None:
         if not buffers:
             return None
-        return function(buffers[0] if len(buffers) == 1 else b"".join(buffers))
+        return function(joined(buffers))
 
     workers = workers_within(memory + 4 * size) if memory else None
-    with closing(parallel(work, Over(upstream, cut(upstream, size)), workers)) as results:
+    with closing(parallel(work, Over(upstream, cut(upstream, size, early=True)), workers)) as results:
         yield from results
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bz2
 
+from statepipe.formats.zstdframe import MEMORY
 from statepipe.stage import Stage
 from statepipe.stages.blocks import in_blocks
 from statepipe.stages.joined import Format, reader
@@ -32,8 +33,11 @@ def compress(level: int) -> Stage:
     return in_blocks(lambda plain: bz2.compress(plain, level), level * 100_000, _MEMORY)
 
 
-def decompress() -> Stage:
-    """A stage that decodes bzip2. Raises IntegrityError and TruncatedError with the compressed offset."""
+def decompress(memory: int = MEMORY) -> Stage:
+    """A stage that decodes bzip2. Raises IntegrityError and TruncatedError with the compressed offset.
+
+    It takes less than 10 MiB: `memory`, which all codecs have, changes nothing.
+    """
     return reader(_FORMAT)
 
 

@@ -15,7 +15,7 @@ from blake3 import blake3
 
 from statepipe.descriptors import named_by
 from statepipe.errors import IntegrityError, StatepipeError, UsageError
-from statepipe.stage import FLUSH, Buffer, Stage
+from statepipe.stage import Buffer, Stage, hold_last
 from statepipe.stages.context import NewFile
 
 ALGORITHMS = ("sha256", "sha512", "sha1", "md5", "blake2b", "blake3")
@@ -163,23 +163,17 @@ def verify(expected: str, algorithm: str = "sha256") -> Stage:
     Raises IntegrityError at the end if it does not: the consumer then never sees a clean end. Raises UsageError for
     a digest that no stream of this algorithm can have.
     """
-    digest = new_hash(algorithm)
+    digest = Digest(algorithm)
     wanted = parse_digest(expected)
-    if len(wanted) != (length := len(digest.hexdigest())):
+    if len(wanted) != (length := len(digest.value)):
         raise UsageError(f"the digest has {len(wanted)} digits, one of {algorithm} has {length}", hint=_WHICH)
 
     def stage(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
-        held: Buffer = b""
-        for buffer in upstream:
-            if not len(buffer):
-                yield FLUSH
-                continue
-            digest.update(buffer)
-            if len(held):
-                yield held
-            held = buffer
-        if digest.hexdigest() != wanted:
-            raise IntegrityError(f"{algorithm} is {digest.hexdigest()}, expected {wanted}")
-        yield held
+        yield from hold_last(checked(upstream))
+
+    def checked(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
+        yield from digest(upstream)
+        if digest.value != wanted:
+            raise IntegrityError(f"{algorithm} is {digest.value}, expected {wanted}")
 
     return stage

@@ -7,87 +7,41 @@ for that.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain as concatenate
+from importlib import import_module
+from typing import Protocol, cast
 
 from statepipe.errors import IntegrityError, TruncatedError, UsageError
 from statepipe.formats.beginning import beginning
-from statepipe.formats.statefile import Checker
 from statepipe.formats.zstdframe import MEMORY
-from statepipe.stage import Buffer, Over, Stage
+from statepipe.stage import Buffer, Stage, peek
+
+
+class _Module(Protocol):
+    """What each codec's module offers."""
+
+    def compress(self, level: int) -> Stage: ...
+
+    def decompress(self, memory: int) -> Stage: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """One row of the table. `levels` are those that `compressor` takes, `level` is the one it has unasked."""
+    """One row of the table. `levels` are those that it takes, `level` is the one it has unasked.
+
+    The module of its name in this folder writes and reads it.
+    """
 
     name: str
     magics: tuple[bytes, ...]
     levels: range
     level: int
-    compressor: Callable[[int], Stage]
-    decompressor: Callable[[Checker | None, int], Stage]
 
-
-def _to_zstd(level: int) -> Stage:
-    from statepipe.stages import zstd
-
-    return zstd.compress(level)
-
-
-def _of_zstd(checker: Checker | None, memory: int) -> Stage:
-    from statepipe.stages import zstd
-
-    return zstd.unpack(checker or Checker(), memory)
-
-
-def _to_gzip(level: int) -> Stage:
-    from statepipe.stages import gzip
-
-    return gzip.compress(level)
-
-
-def _of_gzip(checker: Checker | None, memory: int) -> Stage:
-    from statepipe.stages import gzip
-
-    return gzip.decompress()
-
-
-def _to_bzip2(level: int) -> Stage:
-    from statepipe.stages import bzip2
-
-    return bzip2.compress(level)
-
-
-def _of_bzip2(checker: Checker | None, memory: int) -> Stage:
-    from statepipe.stages import bzip2
-
-    return bzip2.decompress()
-
-
-def _to_xz(level: int) -> Stage:
-    from statepipe.stages import xz
-
-    return xz.compress(level)
-
-
-def _of_xz(checker: Checker | None, memory: int) -> Stage:
-    from statepipe.stages import xz
-
-    return xz.decompress(memory)
-
-
-def _to_lz4(level: int) -> Stage:
-    from statepipe.stages import lz4
-
-    return lz4.compress(level)
-
-
-def _of_lz4(checker: Checker | None, memory: int) -> Stage:
-    from statepipe.stages import lz4
-
-    return lz4.decompress()
+    @property
+    def module(self) -> _Module:
+        """Its module, imported now."""
+        return cast("_Module", import_module(f"{__package__}.{self.name}"))
 
 
 RAW = "raw"
@@ -97,11 +51,11 @@ SKIPPABLE_MAGICS = tuple(bytes((low, 0x2A, 0x4D, 0x18)) for low in range(0x50, 0
 """Skippable frames, with which a file of ours begins."""
 
 CODECS = (
-    Codec("zstd", (b"\x28\xb5\x2f\xfd", *SKIPPABLE_MAGICS), range(-7, 23), 1, _to_zstd, _of_zstd),
-    Codec("gzip", (b"\x1f\x8b",), range(1, 13), 1, _to_gzip, _of_gzip),
-    Codec("bzip2", (b"BZh",), range(1, 10), 9, _to_bzip2, _of_bzip2),
-    Codec("xz", (b"\xfd7zX",), range(10), 1, _to_xz, _of_xz),
-    Codec("lz4", (b"\x04\x22\x4d\x18", b"\x02\x21\x4c\x18"), range(1, 13), 1, _to_lz4, _of_lz4),
+    Codec("zstd", (b"\x28\xb5\x2f\xfd", *SKIPPABLE_MAGICS), range(-7, 23), 1),
+    Codec("gzip", (b"\x1f\x8b",), range(1, 13), 1),
+    Codec("bzip2", (b"BZh",), range(1, 10), 9),
+    Codec("xz", (b"\xfd7zX",), range(10), 1),
+    Codec("lz4", (b"\x04\x22\x4d\x18", b"\x02\x21\x4c\x18"), range(1, 13), 1),
 )
 """Every codec; the first is the one that a bare level means.
 
@@ -155,11 +109,11 @@ def _find(head: bytes) -> Codec | None:
 def compress(text: str = ZSTD.name) -> Stage:
     """A stage that compresses with the codec and level of `text`. Raises UsageError."""
     codec, level = parse_codec(text)
-    return codec.compressor(level)
+    return codec.module.compress(level)
 
 
-def decompress(checker: Checker | None = None, memory: int = MEMORY) -> Stage:
-    """A stage that decodes whatever codec the stream turns out to be in; `checker` follows one of ours.
+def decompress(memory: int = MEMORY) -> Stage:
+    """A stage that decodes whatever codec the stream turns out to be in.
 
     `memory`: bytes that a window of zstd's, or a decoder of xz's, may take; the others need less than 10 MiB.
     Raises IntegrityError for an unknown or damaged stream and one that needs more memory, TruncatedError for one that
@@ -174,45 +128,31 @@ def decompress(checker: Checker | None = None, memory: int = MEMORY) -> Stage:
         if codec is None:
             hint = f"decompress reads {_names()}"
             raise IntegrityError(f"the input begins {beginning(head)}: no compressed stream", hint=hint, offset=0)
-        yield from codec.decompressor(checker, memory)(whole)
+        yield from codec.module.decompress(memory)(whole)
 
     return stage
 
 
 def _first_magic(upstream: Iterator[Buffer]) -> tuple[bytes, Iterator[Buffer]]:
-    """The magic that tells the codec: not that of a skippable frame, which zstd and lz4 have in common, if one of
-    theirs is found within SKIPPED_LIMIT bytes."""
-    head = _Head(upstream)
-    first = found = head.at(0, 4)
-    skipped = 0
-    while found in SKIPPABLE_MAGICS and skipped < SKIPPED_LIMIT:
-        skipped += 8 + int.from_bytes(head.at(skipped + 4, 4), "little")
-        if skipped < SKIPPED_LIMIT:
-            found = head.at(skipped, 4)
-    return found if _find(found) in _SKIPPERS else first, head.whole()
+    """Return the magic that tells the codec, and the whole stream.
+
+    A skippable frame does not tell it: zstd and lz4 have those in common. So the frame after them is looked at, within
+    SKIPPED_LIMIT bytes.
+    """
+    head, whole = peek(upstream, lambda head: _magic_place(head)[1] <= len(head))
+    place, _ = _magic_place(head)
+    found = head[place : place + 4]
+    return found if _find(found) in _SKIPPERS else head[:4], whole
 
 
-class _Head:
-    """The beginning of a stream, taken as far as somebody looks; `whole` still gives all of it."""
-
-    def __init__(self, upstream: Iterator[Buffer]) -> None:
-        self._upstream = upstream
-        self._taken: list[Buffer] = []
-        self._bytes = bytearray()
-
-    def at(self, start: int, size: int) -> bytes:
-        """The bytes there, fewer where the stream ends."""
-        while len(self._bytes) < start + size and (buffer := next(self._upstream, None)) is not None:
-            self._taken.append(buffer)
-            self._bytes += buffer
-        return bytes(self._bytes[start : start + size])
-
-    def whole(self) -> Iterator[Buffer]:
-        """What was taken, and the rest."""
-        return Over(self._upstream, concatenate(self._taken, self._upstream))
-
-
-def peek(upstream: Iterator[Buffer], size: int = 4) -> tuple[bytes, Iterator[Buffer]]:
-    """The first `size` bytes (fewer if there are no more), and an iterator that still gives all of them."""
-    head = _Head(upstream)
-    return head.at(0, size), head.whole()
+def _magic_place(head: bytes) -> tuple[int, int]:
+    """Return where the magic behind skippable frames begins, and how many bytes of the stream it takes to know it."""
+    place = 0
+    while head[place : place + 4] in SKIPPABLE_MAGICS:
+        if len(head) < place + 8:
+            return place, place + 8
+        after = place + 8 + int.from_bytes(head[place + 4 : place + 8], "little")
+        if after >= SKIPPED_LIMIT:
+            return place, 0
+        place = after
+    return place, place + 4

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from itertools import chain
 from typing import Any
 
 from statepipe.errors import IntegrityError
 from statepipe.formats.openpgp import fingerprint, is_told, looks_encrypted, looks_like_openpgp
-from statepipe.stage import FLUSH, Buffer, Over, Stage, cancel, close
+from statepipe.stage import Buffer, Over, Stage, cancel, close, peek
 from statepipe.stages import encrypt as age
 from statepipe.stages.agekeys import identities_with, passphrase_of
 from statepipe.stages.context import Context
@@ -44,17 +43,10 @@ def either(by_age: Callable[[], Stage], openpgp: Callable[[], Stage]) -> Stage:
 
 
 def _flow(place: _Place, by_age: Callable[[], Stage], openpgp: Callable[[], Stage]) -> Iterator[Buffer]:
-    head = b""
-    for buffer in place.upstream:
-        if not len(buffer):
-            yield FLUSH
-        head += buffer
-        if is_told(head):
-            break
+    head, whole = peek(place.upstream, is_told)
     if looks_like_openpgp(head) and not looks_encrypted(head):
         raise IntegrityError("the message is not encrypted", hint="to read it all the same: gpg --decrypt")
     chosen = openpgp() if looks_like_openpgp(head) else by_age()
-    whole = Over(place.upstream, chain([head] if head else [], place.upstream))
     yield from place.take(chosen(whole))
 
 

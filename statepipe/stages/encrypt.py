@@ -18,7 +18,7 @@ from statepipe.formats.age.derive import FILE_KEY_SIZE
 from statepipe.formats.age.envelope import Identity, Recipient, open_header, seal
 from statepipe.formats.age.header import HeaderReader
 from statepipe.formats.age.payload import NONCE_SIZE, WRITES_INTO, payload_key
-from statepipe.stage import FLUSH, Buffer, Over, Stage
+from statepipe.stage import FLUSH, Buffer, Over, Stage, peek
 from statepipe.stages.chunks import Batch, Opened, Opener, Sealer, plain_batches, sealed_batches
 from statepipe.threads import parallel
 
@@ -103,14 +103,7 @@ def _checked(opened: Iterator[tuple[Batch, Opened] | None], opener: Opener) -> I
 
 def _dearmored(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
     """The age file out of its armor, if it wears one."""
-    head = b""
-    for buffer in upstream:
-        if not len(buffer):
-            yield FLUSH
-        head += buffer
-        if len(head.lstrip()) >= len(BEGIN) or len(head) > SPACE_LIMIT:
-            break
-    whole = chain([head] if head else [], upstream)
+    head, whole = peek(upstream, lambda head: len(head.lstrip()) >= len(BEGIN) or len(head) > SPACE_LIMIT)
     yield from _out_of_armor(whole) if looks_armored(head) else whole
 
 

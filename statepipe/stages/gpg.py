@@ -27,7 +27,7 @@ from statepipe.formats.openpgp import (
     judge_encryption,
     literal,
 )
-from statepipe.stage import FLUSH, Buffer, Over, Stage
+from statepipe.stage import Buffer, Over, Stage, hold_last
 from statepipe.stages.context import Context
 from statepipe.stages.external import Ending, Job, running
 from statepipe.stages.gpgsettings import DECRYPTING, ENCRYPTING, OVERRULED, SAMPLE, require_none
@@ -198,19 +198,6 @@ def _held_back(stage: Stage) -> Stage:
 
     def holding(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
         flow = stage(upstream)
-        return Over(flow, _all_but_the_last(flow))
+        return Over(flow, hold_last(flow))
 
     return holding
-
-
-def _all_but_the_last(flow: Iterator[Buffer]) -> Iterator[Buffer]:
-    held: Buffer = b""
-    for buffer in flow:
-        if not len(buffer):
-            yield FLUSH
-            continue
-        if len(held):
-            yield held
-        held = buffer
-    if len(held):
-        yield held

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from statepipe.errors import IntegrityError
 from statepipe.extras import extra
 from statepipe.formats.lz4frame import Begin, Block, End, Item, Splitter, block, head, tail
+from statepipe.formats.zstdframe import MEMORY
 from statepipe.stage import FLUSH, Buffer, Over, Stage
 from statepipe.stages.blocks import over_blocks
 from statepipe.stages.joined import Held
@@ -71,8 +72,11 @@ def _mode(level: int) -> dict[str, str | int]:
     return {"mode": "high_compression", "compression": level} if level >= _FIRST_HIGH else {"mode": "default"}
 
 
-def decompress() -> Stage:
-    """A stage that decodes lz4 frames. Raises IntegrityError and TruncatedError with the compressed offset."""
+def decompress(memory: int = MEMORY) -> Stage:
+    """A stage that decodes lz4 frames. Raises IntegrityError and TruncatedError with the compressed offset.
+
+    It takes less than 10 MiB: `memory`, which all codecs have, changes nothing.
+    """
 
     def stage(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
         decoded = parallel(_decode_batch, Over(upstream, _batches(upstream)))

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain as concatenate
 
 from statepipe.formats.qemu.stream import QemuStream
 from statepipe.formats.statefile import META_MAGIC, Checker
 from statepipe.formats.zstdframe import Frame, FrameSplitter, Part
-from statepipe.stage import Buffer, Over, Stage
+from statepipe.stage import Buffer, Stage, peek
 from statepipe.stages.watch import Answer, watch
 
 MIGRATION = b"QEVM"
@@ -48,10 +47,7 @@ def prove(proof: Proof, answer: Answer | None = None) -> Stage:
     """
 
     def stage(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
-        taken: list[Buffer] = []
-        while is_undecided(head := b"".join(taken)) and (buffer := next(upstream, None)) is not None:
-            taken.append(buffer)
-        whole = Over(upstream, concatenate(taken, upstream))
+        head, whole = peek(upstream, lambda head: not is_undecided(head))
         if head.startswith(MIGRATION):
             proof.stream = QemuStream()
             yield from watch(proof.stream, answer)(whole)

@@ -101,21 +101,13 @@ def in_one_frame(level: int) -> Stage:
 def decompress(memory: int = MEMORY) -> Stage:
     """A stage that decodes any zstd stream; one of ours is proved whole as well.
 
-    Raises IntegrityError (with the offset in the compressed stream) and TruncatedError; empty input is an error.
-    `memory` as with `unpack`.
-    """
-    return unpack(Checker(), memory)
-
-
-def unpack(checker: Checker, memory: int = MEMORY) -> Stage:
-    """`decompress` around a checker of the caller's, who may ask it for header and trailer afterwards.
-
     `memory`: the largest window of a frame, in bytes. One that has a larger is an IntegrityError that says so.
+    Raises IntegrityError (with the offset in the compressed stream) and TruncatedError; empty input is an error.
     """
 
     def stage(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
         with closing(parallel(_Decoder(memory), Over(upstream, _split(upstream, memory)))) as decoded:
-            yield from _checked(decoded, checker, memory)
+            yield from _checked(decoded, Checker(), memory)
 
     return stage
 

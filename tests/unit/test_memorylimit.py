@@ -11,9 +11,7 @@ from pathlib import Path
 import pytest
 
 from statepipe.memorylimit import memory_limit, workers_within
-from statepipe.stage import Buffer, gather
-from statepipe.stages.blocks import cut
-from statepipe.stages.chunks import cut as cut_chunks
+from statepipe.stage import Buffer, cut, gather
 from statepipe.stages.watch import hold
 from statepipe.threads import cores
 
@@ -62,7 +60,7 @@ def bytes_of(iterator: Iterator[Buffer | list[Buffer]]) -> bytes:
 
 @pytest.mark.parametrize(
     "through",
-    [lambda flow: cut(flow, MIB), lambda flow: cut_chunks(flow, MIB), hold(lambda offset: True, MIB)],
+    [lambda flow: cut(flow, MIB, early=True), lambda flow: cut(flow, MIB, early=False), hold(lambda offset: True, MIB)],
     ids=["blocks", "chunks", "hold"],
 )
 def test_small_pieces_take_little_more_than_they_hold(through: Callable[[Iterator[Buffer]], Iterator[Buffer]]) -> None:
