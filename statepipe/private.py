@@ -54,8 +54,20 @@ def _is_credential(path: str) -> bool:
     return os.path.isabs(folder) and os.path.dirname(os.path.abspath(path)) == os.path.normpath(folder)
 
 
+_is_ours = False
+
+
+def own_process() -> None:
+    """Say that this process is the command's own. Until then `forbid_dumps` does nothing: it would change a program
+    that only uses the library."""
+    global _is_ours
+    _is_ours = True
+
+
 def forbid_dumps() -> None:
-    """Forbid core dumps of this process. The effect ends with exec, so programs that we start are not affected."""
+    """Forbid core dumps of this process, if it is our own. Exec ends that: programs that we start are not affected."""
+    if not _is_ours:
+        return
     import ctypes
 
     ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)  # cannot fail with these values

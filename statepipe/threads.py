@@ -144,12 +144,6 @@ def held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def forget_late() -> None:
-    """Drop pending ending signals, within `held`, after the work was completed: they came too late to stop it."""
-    while signal.sigtimedwait(ENDING, 0) is not None:
-        continue
-
-
 def join(thread: threading.Thread, within: float | None = None) -> bool:
     """Wait at most `within` seconds for the end of a thread, if it was started; return whether it has ended.
 

@@ -1,16 +1,18 @@
-"""The filters and the table of them. A filter's module is imported only when it is built: starting is not free.
+"""The table of filters: their options, and who builds each. What builds them is the library (library/filters.py).
 
 The same declaration makes the command `statepipe NAME ARG --opt V` and the word `NAME:ARG,opt=V` (cli/grammar.py).
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from statepipe.cli.verb import Param
 from statepipe.errors import UsageError
+from statepipe.library import filters
 from statepipe.stage import Stage
 from statepipe.stages.context import Context
 
@@ -30,62 +32,44 @@ class Filter:
     keeps_bytes: bool = False
 
 
-def _compress(values: Values, context: Context) -> Stage:
-    from statepipe.stages.codec import ZSTD, compress
-    from statepipe.stages.packing import adaptive, is_auto, level_of_one_frame
+def _built(factory: str, **renamed: str) -> Build:
+    """What calls that factory of the library with the values that were given; `renamed`: its keywords for ours."""
 
-    if values["one_frame"]:
-        from statepipe.stages.zstd import in_one_frame
+    def build(values: Values, context: Context) -> Stage:
+        make = getattr(filters, factory)
+        names = inspect.signature(make).parameters
+        keywords = {renamed.get(name, name): value for name, value in values.items() if value is not None}
+        stage: Stage = make(**{name: value for name, value in keywords.items() if name in names}, context=context)
+        return stage
 
-        return in_one_frame(level_of_one_frame(values))
-    if is_auto(values):
-        return adaptive(values, context.clock).pack({"kind": "stream"}, lambda: {})
-    return compress(values["codec"] or ZSTD.name)
-
-
-def _decompress(values: Values, context: Context) -> Stage:
-    from statepipe.stages.codec import decompress
-    from statepipe.units import parse_size
-
-    return decompress() if values["memory"] is None else decompress(memory=parse_size(values["memory"]))
+    return build
 
 
 def _checksum(values: Values, context: Context) -> Stage:
-    from statepipe.stages.checksum import checksum
-
-    return checksum(context.messages.write, context.new_file, values["algorithm"], values["to"])
-
-
-def _verify(values: Values, context: Context) -> Stage:
-    from statepipe.stages.checksum import read_digest, verify
-
-    if (values["digest"] is None) == (values["from"] is None):
-        raise UsageError("verify needs the digest, or --from FILE that holds it, and not both")
-    file = values.get("file")  # of the command: a word has none
-    return verify(values["digest"] or read_digest(values["from"], file), values["algorithm"])
+    return filters.checksum(values["algorithm"], to=values["to"], report=context.messages.write, context=context)
 
 
 def _progress(values: Values, context: Context) -> Stage:
-    from statepipe.stages.progress import Progress
-    from statepipe.units import parse_size
-
-    if values["status_fd"] is not None:
-        if not values["status_fd"].isdecimal():
-            raise UsageError(f"'{values['status_fd']}' is not a descriptor", hint="for example: --status-fd 3 3> FILE")
-        context.report(int(values["status_fd"]))
-    size = values["size"]
-    return Progress(context, None if size is None else parse_size(size), values["name"] or "")
+    if (fd := values["status_fd"]) is not None:
+        if not fd.isdecimal():
+            raise UsageError(f"'{fd}' is not a descriptor", hint="for example: --status-fd 3 3> FILE")
+        context.report(int(fd))
+    return filters.progress(size=values["size"], name=values["name"] or "", context=context)
 
 
 def _encrypt(values: Values, context: Context) -> Stage:
-    if is_openpgp(values):
-        from statepipe.stages.gpg import encrypt_as_told
+    from statepipe.cli.passphrases import new_passphrase, passphrase
 
-        return encrypt_as_told(values, context)
-    from statepipe.stages.agekeys import recipients
-    from statepipe.stages.encrypt import encrypt, encrypt_armored
-
-    return (encrypt_armored if values["armor"] else encrypt)(recipients(values, context))
+    given = [*values["recipients"], *values["recipient"]]
+    ask = passphrase if is_openpgp(values) else new_passphrase
+    return filters.encrypt(
+        given,
+        recipients_files=values["recipients_file"],
+        passphrase=lambda: ask(values, context),
+        sign=values["sign"],
+        armor=values["armor"],
+        context=context,
+    )
 
 
 def is_openpgp(values: Values) -> bool:
@@ -97,31 +81,14 @@ def is_openpgp(values: Values) -> bool:
 
 
 def _decrypt(values: Values, context: Context) -> Stage:
-    from statepipe.stages.decrypt import decrypt_as_told
+    from statepipe.cli.passphrases import passphrase
 
-    return decrypt_as_told(values, context)
-
-
-def _throttle(values: Values, context: Context) -> Stage:
-    from statepipe.stages.throttle import Throttle
-    from statepipe.units import parse_rate
-
-    return Throttle(parse_rate(values["rate"]), context, until_switchover=values["until"] is not None)
-
-
-def _external(values: Values, context: Context) -> Stage:
-    from statepipe.stages.external import external
-
-    return external(values["command"], values["shell"], context, may_stop=values["may_stop"])
-
-
-def _tee(values: Values, context: Context) -> Stage:
-    from statepipe.stages.tee import WARN, tee
-
-    if values["on_error"] != WARN:
-        with context.new_file(values["file"]):  # what cannot be is told before a guest is stopped for it
-            pass
-    return tee(values["file"], context.new_file, context.warn if values["on_error"] == WARN else None)
+    return filters.decrypt(
+        values["identity"],
+        passphrase=lambda: passphrase(values, context),
+        signed_by=values["signed_by"],
+        context=context,
+    )
 
 
 _ALGORITHM = "sha256, sha512, sha1, md5, blake2b or blake3"
@@ -170,7 +137,7 @@ FILTERS = (
                 "write zstd as one frame, for readers that stop at the first: python-zstandard's, fzstd in JavaScript",
             ),
         ),
-        _compress,
+        _built("compress"),
         inverse="decompress",
     ),
     Filter(
@@ -183,7 +150,7 @@ FILTERS = (
                 "SIZE",
             ),
         ),
-        _decompress,
+        _built("decompress"),
         inverse="compress",
     ),
     Filter(
@@ -227,7 +194,7 @@ FILTERS = (
             ),
             Param("--algorithm", f"{_ALGORITHM}; the default is sha256", "ALGORITHM", default="sha256"),
         ),
-        _verify,
+        _built("verify", **{"from": "from_file", "file": "name"}),
         inverse="checksum",
         keeps_bytes=True,
     ),
@@ -243,7 +210,7 @@ FILTERS = (
                 choices=("switchover",),
             ),
         ),
-        _throttle,
+        _built("throttle"),
         keeps_bytes=True,
     ),
     Filter(
@@ -270,7 +237,7 @@ FILTERS = (
                 choices=("fail", "warn"),
             ),
         ),
-        _tee,
+        _built("tee"),
         keeps_bytes=True,
     ),
     Filter(
@@ -281,7 +248,7 @@ FILTERS = (
             Param("--shell", "a line for the shell instead, in which every failure counts", "LINE"),
             Param("--may-stop", "the program may end well before its input does"),
         ),
-        _external,
+        _built("external"),
     ),
 )
 """Every filter, in the order that the help and the manual list them."""

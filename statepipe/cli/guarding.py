@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from typing import NoReturn
 
-import statepipe
 from statepipe.cli.messages import is_heard, say, warn
 from statepipe.errors import StatepipeError
 from statepipe.recovery.guardian import GuestSent, guard
@@ -39,18 +38,6 @@ def main(verb: str, side: str, fd: str) -> None:
             warn(verb, text)
 
     guard(int(fd), side, speak, tell)
-
-
-def guard_words(verb: str, side: str) -> list[str]:
-    """The command line of the guardian of a verb, as which it speaks; the number of its socket comes after it.
-
-    Where our own code is, it is told: the launcher of an installed statepipe knows that, and its children do not.
-    """
-    library = os.path.dirname(os.path.dirname(os.path.abspath(statepipe.__file__)))
-    return [sys.executable, "-I" if sys.flags.isolated else "-P", "-c", _PROGRAM, library, verb, side]
-
-
-_PROGRAM = "import sys; sys.path.insert(0, sys.argv.pop(1)); from statepipe.cli.guarding import run; run()"
 
 
 def run() -> NoReturn:

@@ -61,13 +61,15 @@ def keys_of(values: Values) -> Keys:
     from statepipe.state.file import Keys
 
     def identities() -> Sequence[Identity]:
+        from statepipe.cli.passphrases import passphrase
         from statepipe.stages.agekeys import identities
 
         completed = with_defaults("decrypt", values)
         if not _given(completed, _IDENTITIES):
             hint = "give -i FILE, or -p for a passphrase, or name identities in the configuration"
             raise NoKeyError(f"{values['file']} is encrypted, and there is no identity to open it", hint=hint)
-        return identities(completed, context())
+        world = context()
+        return identities(completed["identity"], passphrase(completed, world), world)
 
     def openpgp() -> Stage:
         return find("decrypt").build(values, context())

@@ -19,6 +19,7 @@ from statepipe.ends.fd import write_all
 from statepipe.errors import InterruptedBySignal, ReaderGone, StatepipeError, UsageError
 from statepipe.pipeline.job import Job
 from statepipe.pipeline.signals import ASKING, as_exceptions, ignore
+from statepipe.private import own_process
 from statepipe.session.farwords import meant_words
 from statepipe.threads import LIMITS
 
@@ -180,6 +181,7 @@ def _show_usage() -> int:
 def entry() -> None:
     """What bin/statepipe and `python -m statepipe` run. Leaves without the interpreter's slow farewell."""
     _fill_standard_descriptors()
+    own_process()
     signal.signal(ASKING, signal.SIG_IGN)  # who asks a moment too early or too late must not end us
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, as our parent may have left it, no program's end is told
     try:

@@ -49,8 +49,8 @@ def run_migrate(name: str, values: Values) -> int:
         plan = replace(plan, ready=ready)
         if not is_ours:
             return _migrate_plainly(values, None, plan)
-    from statepipe.cli.guarding import guard_words
     from statepipe.migration.migrate import migrate
+    from statepipe.recovery.program import guard_words
 
     say(_told(migrate(_request(values, plan), _warning(name), guard_words(name, "source"), _listeners(values))))
     return 0
@@ -84,8 +84,8 @@ AS_SAVE = ("offline", "auto_converge", "timeout", "on_timeout")
 
 def _migrate_plainly(values: Values, command: str | None, plan: Plan | None = None) -> int:
     """To a QEMU that waits, or through a program: nobody over there speaks with us."""
-    from statepipe.cli.guarding import guard_words
     from statepipe.migration.singlephase import migrate_directly, migrate_plainly, to_address, to_program
+    from statepipe.recovery.program import guard_words
 
     if stray := [name for name in TWO_PHASED if values[name] and not (plan and name == PEER)]:
         what = stray[0].replace("_", "-")
@@ -240,8 +240,8 @@ def _told(report: Report) -> str:
 
 def run_receive(name: str, values: Values) -> int:
     """receive: a guest from another host."""
-    from statepipe.cli.guarding import guard_words
     from statepipe.migration.receive import ReceiveRequest, receive
+    from statepipe.recovery.program import guard_words
 
     if bool(values["command"]) == bool(values["qmp"]):
         raise UsageError("receive takes a guest into a QEMU", hint="give its command line after --, or --qmp SOCKET")

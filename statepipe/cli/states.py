@@ -98,8 +98,8 @@ def part_from_qemu() -> None:
 
 
 def _save_by_qmp(values: Values, words: _Words, seal: Sequence[NamedStage]) -> int:
-    from statepipe.cli.guarding import guard_words
     from statepipe.cli.report import saved
+    from statepipe.recovery.program import guard_words
     from statepipe.state.save_qmp import Request, save_by_qmp
 
     if values["live"] and values["then"]:
@@ -151,7 +151,7 @@ class _Words:
 
 def _save_words(words: Sequence[str]) -> _Words:
     """Raises UsageError for a word that has no place in a save."""
-    from statepipe.stages.packing import packing
+    from statepipe.stages.packing import choose
 
     chosen: Values = AT_ONE_LEVEL | {"codec": load_config().codec}
     plain: list[str] = []
@@ -166,7 +166,7 @@ def _save_words(words: Sequence[str]) -> _Words:
             plain.append(word)
         else:
             raise UsageError(f"'{row.name}' has no place in save", hint="a state file holds the stream unchanged")
-    return _Words(build_words(plain), packing(chosen, time.monotonic), encrypt)
+    return _Words(build_words(plain), choose(**chosen).packing(time.monotonic), encrypt)
 
 
 def run_load(name: str, values: Values) -> int:

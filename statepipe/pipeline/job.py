@@ -132,7 +132,10 @@ class Job:
 
     @contextmanager
     def lay(self, work: Work) -> Iterator[None]:
-        """Within it, that is the job's work."""
+        """Within it, that is the job's work. Only a command has a job: a library must not tune the host's malloc."""
+        from statepipe.pipeline.malloc import keep_freed_memory
+
+        keep_freed_memory()
         try:
             with held():
                 self._listen()

@@ -15,7 +15,6 @@ from typing import Any, Protocol
 from statepipe.errors import InterruptedBySignal, StatepipeError
 from statepipe.pipeline.bypass import find_shortcut
 from statepipe.pipeline.job import at_work
-from statepipe.pipeline.malloc import keep_freed_memory
 from statepipe.pipeline.signals import held
 from statepipe.stage import Adjustable, Buffer, Expecting, Link, Stage, Telling, cancel, chain, close, links
 
@@ -71,7 +70,6 @@ class Pipeline:
 
     def pour(self) -> None:
         """`run` without the sink's context and commit, for a caller whose commit depends on more than the bytes."""
-        keep_freed_memory()
         self._tell_size()
         flow = chain(self._source, self._stages)
         self._links = links(flow)
@@ -81,7 +79,7 @@ class Pipeline:
         finally:
             try:
                 _put_away(flow)
-            except InterruptedBySignal:  # in the instant before signals were held; there is no second one
+            except (InterruptedBySignal, KeyboardInterrupt):  # in the instant before signals were held
                 _put_away(flow)
                 raise
 

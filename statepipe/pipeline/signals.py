@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from statepipe.errors import InterruptedBySignal, StatepipeError
-from statepipe.threads import ENDING, forget_late, held, start
+from statepipe.threads import ENDING, held, start
 
 __all__ = ["ASKING", "ENDING", "as_exceptions", "forget_late", "heard", "held", "ignore"]
 
@@ -51,6 +51,15 @@ _HEARD: list[int] = []
 def heard() -> list[int]:
     """The signals that may end us, whether or not one has come: all but those that were ignored from the start."""
     return list(_HEARD) or [each for each in ENDING if signal.getsignal(each) is not signal.SIG_IGN]
+
+
+def forget_late() -> None:
+    """Within `held`, once what was to be done is done: signals that came meanwhile came too late to deny it.
+
+    Only where signals end a command (`as_exceptions`). In a program that uses the library they are that program's.
+    """
+    while _HEARD and signal.sigtimedwait(ENDING, 0) is not None:
+        continue
 
 
 def _note(number: int, frame: FrameType | None) -> None:

@@ -6,9 +6,7 @@ the command before it has begun.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 from statepipe.errors import NoKeyError, StatepipeError, UsageError
 from statepipe.formats.age.armor import BEGIN, SPACE_LIMIT
@@ -17,10 +15,8 @@ from statepipe.formats.age.header import VERSION
 from statepipe.formats.age.keys import PluginKey, parse_file, parse_identity, parse_recipient
 from statepipe.private import forbid_dumps, read_private
 from statepipe.stages.ageplugin import PluginIdentity, PluginRecipient
-from statepipe.stages.context import Context
+from statepipe.stages.context import Context, Secret
 from statepipe.stages.encrypt import decrypt
-
-Values = Mapping[str, Any]
 
 KEY_FILE_LIMIT = 1 << 20
 """Bytes of a file of keys: 500 post-quantum recipients."""
@@ -29,16 +25,13 @@ PASSPHRASE_LIMIT = 4096
 """Bytes, as of what is typed."""
 
 
-def recipients(values: Values, context: Context) -> list[Recipient]:
-    """Whom `encrypt` is to encrypt for. Raises UsageError, and StatepipeError for files."""
-    given = [*values["recipients"], *values["recipient"]]
-    keys = [parse_recipient(text) for text in given]
-    for path in values["recipients_file"]:
-        keys += _listed(path, context)
-    found: list[Recipient] = [PluginRecipient(key, context) if isinstance(key, PluginKey) else key for key in keys]
-    passphrase = _passphrase(values, context)
-    if values["passphrase"]:
-        passphrase = _new_passphrase(context)
+def recipients(keys: Sequence[str], files: Sequence[str], secret: Secret, context: Context) -> list[Recipient]:
+    """Return the recipients that `encrypt` encrypts for. Raises UsageError, and StatepipeError for files."""
+    parsed = [parse_recipient(text) for text in keys]
+    for path in files:
+        parsed += _listed(path, context)
+    found: list[Recipient] = [PluginRecipient(key, context) if isinstance(key, PluginKey) else key for key in parsed]
+    passphrase = secret()
     if passphrase is not None:
         from statepipe.formats.age.scrypt import PassphraseRecipient
 
@@ -60,23 +53,12 @@ def _listed(path: str, context: Context) -> list[Recipient | PluginKey]:
     return found
 
 
-def identities(values: Values, context: Context) -> list[Identity]:
-    """What `decrypt` is to decrypt with: with nothing, the header is read and tells what it would take.
+def identities(files: Sequence[str], passphrase: bytes | None, context: Context) -> list[Identity]:
+    """Return what `decrypt` decrypts with; with nothing, the header is read and tells what it would take.
 
     Raises UsageError, NoKeyError, and StatepipeError for files.
     """
-    return identities_with(passphrase_of(values, context), values, context)
-
-
-def passphrase_of(values: Values, context: Context) -> bytes | None:
-    """The passphrase, in whichever way it is given; None if in none. Raises UsageError, StatepipeError."""
-    passphrase = _passphrase(values, context)
-    return _typed(context, "passphrase") if values["passphrase"] else passphrase
-
-
-def identities_with(passphrase: bytes | None, values: Values, context: Context) -> list[Identity]:
-    """`identities`, with a passphrase that was already taken."""
-    found = [identity for path in values["identity"] for identity in read_identities(path, context)]
+    found = [identity for path in files for identity in read_identities(path, context)]
     if passphrase is not None:
         found.append(_by_passphrase(passphrase))
     return found
@@ -103,7 +85,7 @@ def parse_identities(data: bytes, path: str, context: Context) -> Iterator[Ident
 
 def _opened(data: bytes, path: str, context: Context) -> bytes:
     """An identity file that is itself encrypted, with a passphrase."""
-    passphrase = _typed(context, f"passphrase of {path}")
+    passphrase = typed(context, f"passphrase of {path}")
     try:
         return b"".join(decrypt([_by_passphrase(passphrase)])(iter([data])))
     except NoKeyError as error:
@@ -123,7 +105,7 @@ def _ssh_identity(pem: bytes, path: str, context: Context) -> Identity:
     try:
         if pem.startswith(OPENSSH):
             public_part(pem)  # a key of a kind that is of no use is told before its passphrase is asked for
-        return identity_of(load_private(pem, lambda: _typed(context, f"passphrase of {path}")))
+        return identity_of(load_private(pem, lambda: typed(context, f"passphrase of {path}")))
     except ValueError as error:
         raise NoKeyError(f"cannot use {path}: {error}") from error
 
@@ -133,7 +115,7 @@ def _read(path: str) -> bytes:
     return _whole(path, _public)
 
 
-def _read_secret(path: str) -> bytes:
+def read_secret(path: str) -> bytes:
     """A file of keys, or a passphrase, that nobody else may read."""
     return _whole(path, read_private)
 
@@ -165,47 +147,15 @@ def _whole(path: str, read: Callable[[str, int], bytes]) -> bytes:
     return data
 
 
-def _passphrase(values: Values, context: Context) -> bytes | None:
-    """From a file or a descriptor, if one was given; which excludes every other way."""
-    ways = [values["passphrase"], values["passphrase_file"] is not None, values["passphrase_fd"] is not None]
-    if sum(map(bool, ways)) > 1:
-        raise UsageError("a passphrase is given in one way only")
-    if values["passphrase_file"] is not None:
-        return _not_empty(_read_secret(values["passphrase_file"])[:PASSPHRASE_LIMIT])
-    if values["passphrase_fd"] is not None:
-        return _not_empty(_read_line(values["passphrase_fd"]))
-    return None
-
-
-def _not_empty(data: bytes) -> bytes:
+def first_line(data: bytes) -> bytes:
+    """The passphrase in the first line. Raises UsageError for an empty one."""
     line = data.partition(b"\n")[0].removesuffix(b"\r")
     if not line:
         raise UsageError("the passphrase is empty")
     return line
 
 
-def _read_line(text: str) -> bytes:
-    """The first line that a descriptor gives, and not a byte more: what follows is for others."""
-    if not (text.isascii() and text.isdecimal()) or int(text) < 3:
-        raise UsageError(f"'{text}' is no descriptor to take a passphrase from", hint="for example: 3, with 3< FILE")
-    line = b""
-    forbid_dumps()
-    try:
-        while len(line) < PASSPHRASE_LIMIT and not line.endswith(b"\n") and (byte := os.read(int(text), 1)):
-            line += byte
-    except OSError as error:
-        raise StatepipeError(f"cannot read the passphrase from descriptor {text}: {error.strerror}") from error
-    return line
-
-
-def _typed(context: Context, prompt: str) -> bytes:
+def typed(context: Context, prompt: str) -> bytes:
+    """What a person types at the prompt. Raises StatepipeError where nobody can be asked."""
     forbid_dumps()
     return context.ask(prompt).encode(errors="surrogateescape")
-
-
-def _new_passphrase(context: Context) -> bytes:
-    """Asked for twice: what was mistyped once would never open again."""
-    first = _not_empty(_typed(context, "new passphrase"))
-    if _typed(context, "the same again") != first:
-        raise StatepipeError("the two passphrases differ", hint="try again")
-    return first

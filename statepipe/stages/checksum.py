@@ -53,22 +53,28 @@ class Digest:
             yield buffer
 
 
+class Checksum(Digest):
+    """A Digest that gives the line `DIGEST  -` to `write` when the stream has ended cleanly."""
+
+    def __init__(self, algorithm: str, write: Callable[[str], object]) -> None:
+        super().__init__(algorithm)
+        self._write = write
+
+    def __call__(self, upstream: Iterator[Buffer]) -> Iterator[Buffer]:
+        yield from super().__call__(upstream)
+        self._write(line_of(self.value))
+
+
 def checksum(
     report: Callable[[str], object], new_file: NewFile, algorithm: str = "sha256", to: str | None = None
-) -> Stage:
+) -> Checksum:
     """A stage that passes everything on and writes `DIGEST  -` when the stream has ended cleanly.
 
     The line goes where `lines_to` has it: `report` is standard error, for standard output is data. Raises
     StatepipeError at once where the file `to` cannot be.
     """
-    digest = Digest(algorithm)
-    write = lines_to(report, "standard error", new_file, to)
-
-    def stage(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
-        yield from digest(upstream)
-        write(line_of(digest.value))
-
-    return stage
+    new_hash(algorithm)  # an unknown one is refused before a file is tried
+    return Checksum(algorithm, lines_to(report, "standard error", new_file, to))
 
 
 def lines_to(report: Callable[[str], object], place: str, new_file: NewFile, to: str | None) -> Callable[[str], None]:

@@ -9,6 +9,9 @@ from typing import Any, Protocol, Self, TextIO
 
 from statepipe.stage import Buffer
 
+Secret = Callable[[], bytes | None]
+"""Gives a passphrase, None if there is none. It may ask a person: it is called once all else is right."""
+
 
 class Output(Protocol):
     """A file that appears under its name only by `commit`; leaving the context without it leaves no trace."""

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 from statepipe.errors import IntegrityError
 from statepipe.formats.openpgp import fingerprint, is_told, looks_encrypted, looks_like_openpgp
 from statepipe.stage import Buffer, Over, Stage, cancel, close, peek
 from statepipe.stages import encrypt as age
-from statepipe.stages.agekeys import identities_with, passphrase_of
-from statepipe.stages.context import Context
+from statepipe.stages.agekeys import identities
+from statepipe.stages.context import Context, Secret
 
 
-def decrypt_as_told(values: Mapping[str, Any], context: Context) -> Stage:
-    """`decrypt` by its options. Raises UsageError, NoKeyError, StatepipeError."""
-    passphrase = passphrase_of(values, context)
-    signed_by = None if values["signed_by"] is None else fingerprint(values["signed_by"])
-    identities = identities_with(passphrase, values, context)
+def decrypt(files: Sequence[str], secret: Secret, signed_by: str | None, context: Context) -> Stage:
+    """A stage that decrypts age with the identities in `files` or a passphrase, and OpenPGP with GnuPG's keys.
+
+    `signed_by` is the fingerprint of the key whose good signature is demanded. Raises UsageError, NoKeyError,
+    StatepipeError.
+    """
+    passphrase = secret()
+    signer = None if signed_by is None else fingerprint(signed_by)
+    found = identities(files, passphrase, context)
 
     def openpgp() -> Stage:
-        from statepipe.stages.gpg import decrypt
+        from statepipe.stages import gpg
 
-        return decrypt(signed_by, passphrase, context)
+        return gpg.decrypt(signer, passphrase, context)
 
     def by_age() -> Stage:
-        if signed_by is not None:
+        if signer is not None:
             raise IntegrityError("the input is not signed: it is no OpenPGP", hint="leave out --signed-by for age")
-        return age.decrypt(identities)
+        return age.decrypt(found)
 
     return either(by_age, openpgp)
 

@@ -28,30 +28,29 @@ from statepipe.formats.openpgp import (
     literal,
 )
 from statepipe.stage import Buffer, Over, Stage, hold_last
-from statepipe.stages.context import Context
+from statepipe.stages.context import Context, Secret
 from statepipe.stages.external import Ending, Job, running
 from statepipe.stages.gpgsettings import DECRYPTING, ENCRYPTING, OVERRULED, SAMPLE, require_none
 
 _AEAD = "or not, and gpg fails only for want of the key that signed: gpg --import FILE brings it in"
 
 
-def encrypt_as_told(values: Mapping[str, Any], context: Context) -> Stage:
-    """`encrypt` by its options. Raises UsageError, StatepipeError."""
-    from statepipe.stages.agekeys import passphrase_of
-
-    given = [*values["recipients"], *values["recipient"]]
-    keys = [text.removeprefix(PREFIX) for text in given if text.startswith(PREFIX)]
-    if len(keys) < len(given) or values["recipients_file"]:
+def encrypt_for(
+    recipients: Sequence[str], files: Sequence[str], secret: Secret, sign: str | None, *, armor: bool
+) -> Stage:
+    """`encrypt` for recipients that are written gpg:KEY. Raises UsageError, StatepipeError."""
+    keys = [text.removeprefix(PREFIX) for text in recipients if text.startswith(PREFIX)]
+    if len(keys) < len(recipients) or files:
         raise UsageError("recipients of age and of OpenPGP do not go together", hint="encrypt twice, or for one kind")
     if not keys or not all(keys):
         raise UsageError("OpenPGP needs a recipient", hint="give gpg:KEY; a passphrase opens the key that signs")
     require_none(ENCRYPTING)  # the listing, too, could wait for an input
     for key in keys:
         _require_one(key)
-    passphrase = passphrase_of(values, context)
-    if passphrase is not None and values["sign"] is None:
+    passphrase = secret()
+    if passphrase is not None and sign is None:
         raise UsageError("a passphrase goes with --sign, or with age alone")
-    return encrypt(keys, values["sign"], passphrase, armor=values["armor"])
+    return encrypt(keys, sign, passphrase, armor=armor)
 
 
 def encrypt(keys: Sequence[str], sign: str | None = None, passphrase: bytes | None = None, *, armor: bool) -> Stage:

@@ -7,6 +7,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from random import Random
+from typing import Any
 
 import pytest
 import zstandard
@@ -16,14 +17,13 @@ from statepipe.stage import Buffer, chain, links
 from statepipe.stages.adapt import Adaptive, pack
 from statepipe.stages.codec import decompress
 from statepipe.stages.levels import KNOWN
-from statepipe.stages.packing import adaptive, fixed, is_auto, packing
+from statepipe.stages.packing import choose
 
 FRAME = 1 << 20
 CHANCE = Random(1)
 WORDS = [CHANCE.randbytes(CHANCE.randint(2, 9)).hex().encode() for _ in range(3000)]
 TEXT = b" ".join(CHANCE.choices(WORDS, k=FRAME // 2))[: 5 * FRAME]
 NOISE = CHANCE.randbytes(3 * FRAME)
-UNSAID: dict[str, str | None] = {"min": None, "max": None}
 
 
 class Clock:
@@ -98,7 +98,7 @@ def test_what_looks_like_noise_is_not_searched() -> None:
 
 
 def test_our_own_reader_proves_it() -> None:
-    stage = adaptive(UNSAID, Clock()).pack({"kind": "stream"}, lambda: {})
+    stage = choose("zstd:auto").stage(Clock())
     assert b"".join(decompress()(stage(buffers(TEXT)))) == TEXT
 
 
@@ -113,18 +113,20 @@ def test_small_frames_teach_nothing() -> None:
     assert stage.facts()["level"] == 1
 
 
-def parameters(codec: str = "zstd", adapt: object = False, low: str | None = None, high: str | None = None) -> dict:  # type: ignore[type-arg]
+Given = dict[str, Any]
+
+
+def parameters(codec: str = "zstd", adapt: bool = False, low: str | None = None, high: str | None = None) -> Given:
     return {"codec": codec, "adapt": adapt, "min": low, "max": high, "one_frame": False}
 
 
 @pytest.mark.parametrize("values", [parameters("zstd:auto"), parameters(adapt=True), parameters("auto", low="1")])
-def test_ways_to_ask_for_it(values: dict[str, str | None]) -> None:
-    assert is_auto(values)
-    assert packing(values, Clock()).word == "compress:zstd:auto"
+def test_ways_to_ask_for_it(values: Given) -> None:
+    assert choose(**values).packing(Clock()).word == "compress:zstd:auto"
 
 
 def test_a_level_is_fixed() -> None:
-    assert packing(parameters("zstd:5"), Clock()).word == fixed(5).word == "compress:zstd:5"
+    assert choose("zstd:5").packing(Clock()).word == "compress:zstd:5"
 
 
 @pytest.mark.parametrize(
@@ -140,6 +142,6 @@ def test_a_level_is_fixed() -> None:
         (parameters("gzip"), "save does not compress with gzip"),
     ],
 )
-def test_contradictions(values: dict[str, str | None], words: str) -> None:
+def test_contradictions(values: Given, words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        packing(values, Clock())
+        choose(**values).packing(Clock())

@@ -17,7 +17,7 @@ import zstandard
 from statepipe.errors import IntegrityError, TruncatedError, UsageError
 from statepipe.stage import FLUSH, Buffer
 from statepipe.stages.codec import CODECS, RAW, SKIPPED_LIMIT, compress, decompress, identify, parse_codec
-from statepipe.stages.packing import level_of_one_frame, packing
+from statepipe.stages.packing import choose
 from statepipe.stages.zstd import in_one_frame
 
 SAID = {
@@ -93,11 +93,10 @@ def test_what_was_flushed_is_there_to_read_in_one_frame() -> None:
     ],
 )
 def test_what_does_not_go_with_one_frame(values: dict[str, Any], words: str) -> None:
-    plain = {"codec": None, "adapt": False, "min": None, "max": None, "one_frame": True}
     with pytest.raises(UsageError, match=words):
-        level_of_one_frame(plain | values)
+        choose(one_frame=True, **values)
     with pytest.raises(UsageError, match="a state file is many frames"):
-        packing(plain, lambda: 0.0)
+        choose(one_frame=True).packing(lambda: 0.0)
 
 
 def test_a_bare_stream_is_raw_and_other_bytes_are_nothing() -> None:

@@ -1,0 +1,207 @@
+"""One factory for each filter: keywords in, a stage out. The command line builds its stages here, too.
+
+Sizes and rates are numbers of bytes (a second), or text as on the command line ("64M", "80Mbit"). What is wrong with
+the arguments raises UsageError at once; a file that cannot be read or made raises StatepipeError. A factory's module is
+imported when it is called. `context` is what the stage may use of the world (library/context.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from statepipe.errors import UsageError
+from statepipe.stage import Stage
+from statepipe.stages.context import Context, Secret
+from statepipe.units import parse_rate, parse_size
+
+if TYPE_CHECKING:
+    from statepipe.stages.checksum import Digest
+    from statepipe.stages.progress import Progress
+    from statepipe.stages.throttle import Throttle
+
+Passphrase = str | bytes | Secret | None
+"""A passphrase, or what gives it when everything else is known to be right."""
+
+
+def compress(
+    codec: str = "zstd",
+    *,
+    adapt: bool = False,
+    min: int | str | None = None,
+    max: int | str | None = None,
+    one_frame: bool = False,
+    context: Context | None = None,
+) -> Stage:
+    """Return a stage that compresses: `codec` is zstd (level 1 by itself), gzip, bzip2, xz or lz4, as in "gzip:6".
+
+    "zstd:auto", or `adapt`, chooses the level from frame to frame between `min` and `max`.
+    """
+    from statepipe.stages.packing import choose
+
+    return choose(codec, adapt=adapt, min=min, max=max, one_frame=one_frame).stage(_or_own(context).clock)
+
+
+def decompress(*, memory: int | str = "128M", context: Context | None = None) -> Stage:
+    """Return a stage that decompresses what any of the codecs wrote; the first bytes tell which.
+
+    `memory`: bytes that zstd's window or xz's decoder may take. The stage raises IntegrityError and TruncatedError.
+    """
+    from statepipe.stages.codec import decompress
+
+    return decompress(_size(memory))
+
+
+def encrypt(
+    recipients: str | Sequence[str] = (),
+    *,
+    recipients_files: Sequence[str] = (),
+    passphrase: Passphrase = None,
+    sign: str | None = None,
+    armor: bool = False,
+    context: Context | None = None,
+) -> Stage:
+    """Return a stage that encrypts with age ("age1…", "ssh-…", a passphrase), or with GnuPG ("gpg:KEY").
+
+    `sign` is a key of GnuPG's, whose passphrase is then meant.
+    """
+    from statepipe.formats.openpgp import PREFIX
+
+    given, secret = several(recipients), secret_of(passphrase)
+    if sign is not None or any(text.startswith(PREFIX) for text in given):
+        from statepipe.stages.gpg import encrypt_for
+
+        return encrypt_for(given, recipients_files, secret, sign, armor=armor)
+    from statepipe.stages import agekeys
+    from statepipe.stages.encrypt import encrypt, encrypt_armored
+
+    found = agekeys.recipients(given, recipients_files, secret, _or_own(context))
+    return (encrypt_armored if armor else encrypt)(found)
+
+
+def decrypt(
+    identities: str | Sequence[str] = (),
+    *,
+    passphrase: Passphrase = None,
+    signed_by: str | None = None,
+    context: Context | None = None,
+) -> Stage:
+    """Return a stage that decrypts age, with the keys in the files `identities` or a passphrase, or OpenPGP.
+
+    `signed_by` is the fingerprint of a key of GnuPG's whose good signature is demanded. Raises NoKeyError too, and so
+    does the stage. No byte leaves it unverified.
+    """
+    from statepipe.stages.decrypt import decrypt
+
+    return decrypt(several(identities), secret_of(passphrase), signed_by, _or_own(context))
+
+
+def checksum(
+    algorithm: str = "sha256",
+    *,
+    to: str | None = None,
+    report: Callable[[str], object] | None = None,
+    context: Context | None = None,
+) -> Digest:
+    """Return a stage whose `value` is the hexadecimal digest of what has passed.
+
+    At a clean end the line `DIGEST  -` is written to the file `to`, or given to `report`, where there is one.
+    """
+    from statepipe.stages.checksum import Digest, checksum
+
+    if to is None and report is None:
+        return Digest(algorithm)
+    return checksum(report or (lambda line: None), _or_own(context).new_file, algorithm, to)
+
+
+def verify(
+    digest: str | None = None,
+    *,
+    algorithm: str = "sha256",
+    from_file: str | None = None,
+    name: str | None = None,
+    context: Context | None = None,
+) -> Stage:
+    """Return a stage that lets the last bytes pass only if the digest of the whole is `digest`.
+
+    With `from_file` it is read from a file as sha256sum writes it, from the line of `name` if there are several. The
+    stage raises IntegrityError.
+    """
+    from statepipe.stages.checksum import read_digest, verify
+
+    if (digest is None) == (from_file is None):
+        raise UsageError("verify needs the digest, or --from FILE that holds it, and not both")
+    return verify(digest if digest is not None else read_digest(str(from_file), name), algorithm)
+
+
+def throttle(
+    rate: int | str | None, *, until: Literal["switchover"] | None = None, context: Context | None = None
+) -> Throttle:
+    """Return a stage that passes `rate` bytes a second; None is no limit. `set_rate` changes it from any thread.
+
+    With `until`, it lets go at the final stage of a migration stream, while the guest is stopped.
+    """
+    from statepipe.stages.throttle import Throttle
+
+    per_second = parse_rate(rate) if isinstance(rate, str) else rate
+    return Throttle(per_second, _or_own(context), until_switchover=until is not None)
+
+
+def progress(*, size: int | str | None = None, name: str = "", context: Context | None = None) -> Progress:
+    """Return a stage that shows how far it is at the context's `messages`; its `facts` tell the same.
+
+    `size`: bytes that will pass, for the time left.
+    """
+    from statepipe.stages.progress import Progress
+
+    return Progress(_or_own(context), None if size is None else _size(size), name)
+
+
+def tee(file: str, *, on_error: Literal["fail", "warn"] = "fail", context: Context | None = None) -> Stage:
+    """Return a stage that also writes `file`, which exists only if all of the stream has passed.
+
+    A copy that fails is a failure of the whole, or with "warn" a warning.
+    """
+    from statepipe.stages.tee import tee
+
+    world = _or_own(context)
+    if on_error == "warn":
+        return tee(file, world.new_file, world.warn)
+    with world.new_file(file):  # what cannot be made is reported before a guest is stopped for it
+        return tee(file, world.new_file)
+
+
+def external(
+    command: Sequence[str] = (), *, shell: str | None = None, may_stop: bool = False, context: Context | None = None
+) -> Stage:
+    """Return a stage that passes everything through a program, by its arguments or by a line for the shell.
+
+    The stage fails unless the program ends with status 0 and has read all its input; with `may_stop` it may read less.
+    """
+    from statepipe.stages.external import external
+
+    return external(command, shell, _or_own(context), may_stop=may_stop)
+
+
+def _or_own(given: Context | None) -> Context:
+    if given is not None:
+        return given
+    from statepipe.library.context import context
+
+    return context()
+
+
+def _size(given: int | str) -> int:
+    return parse_size(given) if isinstance(given, str) else given
+
+
+def several(given: str | Sequence[str]) -> list[str]:
+    """Return a list of texts; a single text is one of its own."""
+    return [given] if isinstance(given, str) else list(given)
+
+
+def secret_of(given: Passphrase) -> Secret:
+    """Return what gives the passphrase."""
+    if callable(given):
+        return given
+    return lambda: given.encode() if isinstance(given, str) else given

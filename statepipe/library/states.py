@@ -1,0 +1,223 @@
+"""Saved guests: write a state file, read one, and ask what is in it.
+
+`save` and `load` work on streams. `save_guest` and `load_guest` drive a QEMU through its QMP socket. All of them raise
+StatepipeError and its kinds, and then there is no new file, and no guest runs that did not run before.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from statepipe import stage
+from statepipe.ends.fd import FdSource
+from statepipe.ends.output import new_output
+from statepipe.errors import NoKeyError
+from statepipe.library import filters
+from statepipe.library.context import context as own_context
+from statepipe.library.filters import Passphrase
+from statepipe.pipeline.pipeline import NamedStage
+from statepipe.qemu.guard import Said
+from statepipe.stage import Buffer
+from statepipe.stages.context import Context
+from statepipe.stages.packing import choose
+from statepipe.state.file import Keys, StateFile, open_state
+from statepipe.state.loading import State, prepare
+from statepipe.threads import held
+
+if TYPE_CHECKING:
+    from statepipe.formats.age.envelope import Identity
+
+Path = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A state that was saved: bytes of QEMU's stream, bytes of the file, and the guest's run state, if it is known."""
+
+    bytes: int
+    size: int
+    run_state: str | None
+
+
+def save(
+    source: FdSource,
+    path: Path,
+    *,
+    codec: str = "zstd",
+    stages: Sequence[NamedStage] = (),
+    encrypt: Sequence[NamedStage] = (),
+) -> Saved:
+    """Save a migration stream as a state file, which exists only once the stream was seen to be whole.
+
+    `stages` follow the plain stream and must not change it (`checksum`, `progress`). `encrypt` is at most the stage of
+    `encrypt`. Raises TruncatedError for a stream that is cut short, IntegrityError for one that is none.
+    """
+    from statepipe.state.saving import Plan, save_stream
+
+    plan = Plan(choose(codec).packing(time.monotonic), stages, encrypt)
+    with new_output(os.fspath(path)) as sink:
+        saved = save_stream(plan, source, sink, None, lambda: None)
+    return Saved(saved.stream.offset, saved.size, saved.stream.run_state)
+
+
+def save_guest(
+    qmp: str,
+    path: Path,
+    *,
+    then: Literal["stay", "cont", "quit"] = "stay",
+    codec: str = "zstd",
+    stages: Sequence[NamedStage] = (),
+    encrypt: Sequence[NamedStage] = (),
+    context: Context | None = None,
+) -> Saved:
+    """Save the guest behind the QMP socket `qmp`, and leave it paused, running (`cont`) or ended (`quit`).
+
+    If the save fails, the guest is as it was. Where this process is killed, a process of its own sees to that.
+    """
+    from statepipe.recovery.program import guard_words
+    from statepipe.state.save_qmp import Request, save_by_qmp
+
+    world = context or own_context()
+    request = Request(os.fspath(path), choose(codec).packing(time.monotonic), stages, encrypt, then)
+    outcome = save_by_qmp(qmp, request, world.warn, guard_words("save", "sender"))
+    if outcome.doubts:
+        world.warn(outcome.doubts)
+    return Saved(outcome.saved.stream.offset, outcome.saved.size, outcome.run_state)
+
+
+class LoadedState:
+    """A state file as a source of QEMU's stream. Its end comes only once all of it is proved.
+
+    `bytes` counts what came. `doubts` says what cannot be proved of it, None if all can. Leave it as a context manager,
+    once the pipeline has ended.
+    """
+
+    def __init__(self, file: StateFile, state: State) -> None:
+        self.bytes = 0
+        self.doubts = state.doubts
+        self._file, self._state = file, state
+        self._flow = stage.chain(file, state.stages)
+
+    @property
+    def run_state(self) -> str | None:
+        """How the guest was when it was saved; of a foreign stream it is known once that has passed."""
+        return self._state.run_state
+
+    def __iter__(self) -> Iterator[Buffer]:
+        return self
+
+    def __next__(self) -> Buffer:
+        buffer = next(self._flow)
+        self.bytes += len(buffer)
+        return buffer
+
+    def cancel(self) -> None:
+        """Wake a thread that waits for bytes."""
+        stage.cancel(self._flow)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with held():
+            self.cancel()
+            stage.close(self._flow)
+            self._file.__exit__()
+
+
+def load(
+    path: Path,
+    *,
+    identities: str | Sequence[str] = (),
+    passphrase: Passphrase = None,
+    disks: Mapping[str, str] | None = None,
+    force: Sequence[str] = (),
+    context: Context | None = None,
+) -> LoadedState:
+    """Open a state file, or a migration stream in any codec, as a source.
+
+    `disks` says which disk of the save is where now, `force` names disks to be taken as they are. Raises IntegrityError
+    and TruncatedError for a file that is damaged at either end, NoKeyError, and StatepipeError for a disk that has
+    changed since the save.
+    """
+    world = context or own_context()
+    file = open_state(os.fspath(path), _keys(path, identities, passphrase, world))
+    try:
+        state = prepare(file)
+        state.refuse_changed_disks(None, _said(disks, force), world.warn)
+        return LoadedState(file, state)
+    except BaseException:
+        file.__exit__()
+        raise
+
+
+def load_guest(
+    path: Path,
+    qmp: str,
+    *,
+    identities: str | Sequence[str] = (),
+    passphrase: Passphrase = None,
+    disks: Mapping[str, str] | None = None,
+    force: Sequence[str] = (),
+    context: Context | None = None,
+) -> None:
+    """Load a state into the QEMU behind the QMP socket `qmp`, which was started with `-incoming defer`.
+
+    The guest runs afterwards if it ran when it was saved. If the load fails, that QEMU is told to quit.
+    """
+    from statepipe.state.load_qmp import Telling, load_into_waiting
+
+    world = context or own_context()
+    tell = Telling(world.warn, lambda state: None, lambda: None)
+    keys = _keys(path, identities, passphrase, world)
+    load_into_waiting(os.fspath(path), qmp, keys, _said(disks, force), tell)
+
+
+def inspect(
+    path: Path,
+    *,
+    identities: str | Sequence[str] = (),
+    passphrase: Passphrase = None,
+    context: Context | None = None,
+) -> dict[str, Any]:
+    """Return what a state file says of itself, as `statepipe inspect --json` prints it. Nothing else is read."""
+    from statepipe.state.inspect import inspect
+
+    return inspect(os.fspath(path), _keys(path, identities, passphrase, context or own_context()))
+
+
+def verify_state(
+    path: Path,
+    *,
+    identities: str | Sequence[str] = (),
+    passphrase: Passphrase = None,
+    context: Context | None = None,
+) -> dict[str, Any]:
+    """Read a state file whole, and return what was proved, as `statepipe verify-state --json` prints it.
+
+    Raises IntegrityError or TruncatedError for a file that is not as it was written.
+    """
+    from statepipe.state.verify import verify_state
+
+    return verify_state(os.fspath(path), _keys(path, identities, passphrase, context or own_context()))
+
+
+def _said(disks: Mapping[str, str] | None, force: Sequence[str]) -> Said:
+    return Said([f"{old}={new}" for old, new in (disks or {}).items()], force)
+
+
+def _keys(path: Path, identities: str | Sequence[str], passphrase: Passphrase, world: Context) -> Keys:
+    def of_age() -> Sequence[Identity]:
+        from statepipe.stages import agekeys
+
+        files, secret = filters.several(identities), filters.secret_of(passphrase)
+        found = agekeys.identities(files, secret(), world)
+        if not found:
+            raise NoKeyError(f"{os.fspath(path)} is encrypted", hint="give identities= or passphrase=")
+        return found
+
+    return Keys(of_age, lambda: filters.decrypt(identities, passphrase=passphrase, context=world))

@@ -1,0 +1,20 @@
+"""The command line that starts the guardian as a program of its own."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import statepipe
+
+
+def guard_words(verb: str, side: str) -> list[str]:
+    """Return the guardian's command line for a verb, whose name its messages bear; its socket's number comes last.
+
+    It names the folder of our own code: the launcher of an installed statepipe knows that, and its children do not.
+    """
+    library = os.path.dirname(os.path.dirname(os.path.abspath(statepipe.__file__)))
+    return [sys.executable, "-I" if sys.flags.isolated else "-P", "-c", _PROGRAM, library, verb, side]
+
+
+_PROGRAM = "import sys; sys.path.insert(0, sys.argv.pop(1)); from statepipe.cli.guarding import run; run()"
