@@ -40,7 +40,7 @@ if TYPE_CHECKING:
         verify,
     )
     from statepipe.library.states import LoadedState, Saved, inspect, load, load_guest, save, save_guest, verify_state
-    from statepipe.pipeline.pipeline import Pipeline, Verdict
+    from statepipe.pipeline.pipeline import NamedStage, Pipeline, Verdict
     from statepipe.stage import FLUSH, Buffer, Cancelled, Stage, chain, close
 
 __version__ = "0.1.0"
@@ -59,7 +59,7 @@ _PLACES = {
     "library.ends": "from_fd from_file from_socket to_fd to_file to_socket",
     "library.filters": _FILTERS,
     "library.states": _STATES,
-    "pipeline.pipeline": "Pipeline Verdict",
+    "pipeline.pipeline": "NamedStage Pipeline Verdict",
     "stage": "FLUSH Buffer Cancelled Stage chain close",
 }
 """Modules and the names that are to be had from here."""
@@ -73,6 +73,7 @@ __all__ = [  # the same names, for type checkers and editors
     "IntegrityError",
     "InterruptedBySignal",
     "LoadedState",
+    "NamedStage",
     "NoKeyError",
     "Nowhere",
     "PeerError",
