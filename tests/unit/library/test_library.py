@@ -182,7 +182,7 @@ class Interrupting:
         os.rename = self._rename
 
     def _interrupted(self, *given: Any, **named: Any) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
         self._rename(*given, **named)
 
     def __iter__(self) -> Iterator[bytes]:
