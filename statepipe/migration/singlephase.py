@@ -263,7 +263,7 @@ def _undo(monitor: Monitor, error: BaseException, undoing: Undoing, *, stopped: 
     try:
         status = _ended(monitor) if undoing.is_begun else None
         if status is None and not stopped:
-            error.hint = "; ".join(filter(None, [UNMOVED, error.hint]))
+            error.advise(UNMOVED, first=True)
             return
         monitor.wait_until_running()
         if stopped and monitor.run_state() not in LIVE and not monitor.has_sent():

@@ -17,7 +17,15 @@ from typing import Any
 
 from statepipe.descriptors import named_by
 from statepipe.ends.fd import FdSink
-from statepipe.errors import InterruptedBySignal, QemuError, QemuGone, QemuSilent, ReaderGone, StatepipeError, UsageError
+from statepipe.errors import (
+    InterruptedBySignal,
+    QemuError,
+    QemuGone,
+    QemuSilent,
+    ReaderGone,
+    StatepipeError,
+    UsageError,
+)
 from statepipe.pipeline.pipeline import Pipeline
 from statepipe.pipeline.signals import held, ignore
 from statepipe.qemu.commandline import refuse_daemon, starts_qemu
@@ -103,7 +111,7 @@ def load_into_new(path: str, command: Sequence[str], keys: Keys, said: Said, tel
         if child is not None:
             child.let_be(tell.warn)
             look = f"look at QEMU, process {child.pid}: {_BEFORE_AGAIN}: kill {child.pid}"
-            late.hint = "; ".join(filter(None, [late.hint, look]))
+            late.advise(look)
         raise
     except BaseException as error:
         if child is not None:
@@ -149,7 +157,7 @@ def load_into_waiting(path: str, address: str, keys: Keys, said: Said, tell: Tel
                 before = _load(state, monitor, said, tell, runs=True)
             except MayRun as late:
                 resolve = f"statepipe resolve --qmp {shlex.quote(address)}"
-                late.hint = "; ".join(filter(None, [late.hint, f"look: {resolve}; {_BEFORE_AGAIN}"]))
+                late.advise(f"look: {resolve}; {_BEFORE_AGAIN}")
                 raise
             with suppress(QemuGone, QemuSilent):  # its guest has ended it already, or keeps it busy
                 tell.loaded(monitor.run_state())

@@ -53,7 +53,7 @@ def save_from_stdin(
         return _save(path, _Chosen(packing, words, seal, replaceable), stream, tell)
     except BaseException as error:
         if isinstance(error, StatepipeError) and _may_be_completed(stream):
-            error.hint = "; ".join(filter(None, [error.hint, _IF_COMPLETED]))
+            error.advise(_IF_COMPLETED)
         part(tell, ignore, stream)
         raise
 
