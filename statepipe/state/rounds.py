@@ -11,13 +11,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from statepipe.errors import QemuError, QemuGone, StatepipeError
 from statepipe.formats.qemu.stream import QemuStream
-from statepipe.qemu.monitor import Monitor
 from statepipe.qemu.pace import WAYS_OUT, Pace, StreamPace
 from statepipe.telling import Tell
 from statepipe.threads import NoThread, beside
+
+if TYPE_CHECKING:  # it takes asyncio, which a save without a monitor must not wait for
+    from statepipe.qemu.monitor import Monitor
 
 LOOK = 1.0
 """Seconds between two looks."""

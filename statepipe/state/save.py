@@ -25,7 +25,6 @@ from statepipe.formats.qemu.stream import QemuStream
 from statepipe.pipeline.pipeline import NamedStage
 from statepipe.pipeline.signals import ignore
 from statepipe.qemu.guard import look_from_outside
-from statepipe.qemu.parting import part
 from statepipe.qemu.process import has_open, parent_pid, parent_qemu
 from statepipe.stages.packing import Packing
 from statepipe.stages.watch import LATE
@@ -54,6 +53,8 @@ def save_from_stdin(
     except BaseException as error:
         if isinstance(error, StatepipeError) and _may_be_completed(stream):
             error.advise(_IF_COMPLETED)
+        from statepipe.qemu.parting import part
+
         part(tell, ignore, stream)
         raise
 
