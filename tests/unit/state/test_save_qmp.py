@@ -14,14 +14,12 @@ import pytest
 
 from statepipe.errors import IntegrityError, QemuError
 from statepipe.pipeline.signals import as_exceptions
-from statepipe.stages.packing import packing
+from statepipe.stages.packing import choose
 from statepipe.state.save_qmp import Outcome, Request, save_by_qmp
 from tests.qmpserver import QmpServer, Raw
 from tests.statefiles import noisy_stream
 
 GUARD = [sys.executable, "-P", "-m", "statepipe.cli.guarding", "test", "sender"]
-
-ONCE = {"adapt": False, "min": None, "max": None, "one_frame": False, "codec": "zstd", "level": None, "threads": None}
 
 
 @pytest.fixture
@@ -32,7 +30,7 @@ def server(server: QmpServer) -> QmpServer:
 
 
 def save(server: QmpServer, path: str, then: str = "stay") -> Outcome:
-    request = Request(path, packing(ONCE, lambda: 0.0), (), (), then)
+    request = Request(path, choose().packing(lambda: 0.0), (), (), then)
     return save_by_qmp(server.path, request, lambda text: None, GUARD)
 
 
