@@ -15,6 +15,8 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import lz4.frame
 import zstandard
@@ -162,7 +164,13 @@ def filter_of(name: str) -> str:
 def build(name: str, data: bytes) -> Stage:
     """The filter's stage for plain `data`, as the command line would make it."""
     row = find(filter_of(name))
-    return row.build(parse(row, ADAPTERS[name].arguments(data)), world())
+    return row.build(dict(parsed(row.name, *ADAPTERS[name].arguments(data))), world())
+
+
+@cache
+def parsed(name: str, *arguments: str) -> dict[str, Any]:
+    """The values of a filter's command line: made once, as some tests build the same stage thousands of times."""
+    return parse(find(name), arguments)
 
 
 def filtered(data: bytes, name: str, *arguments: str) -> tuple[bytes, str]:

@@ -9,8 +9,9 @@ import signal
 import subprocess
 from pathlib import Path
 
+from tests import warm
 from tests.guest import parse_ticks
-from tests.qemu.harness import EXEC, Guest, assert_continues, run_statepipe, wait_for
+from tests.qemu.harness import EXEC, Guest, assert_continues, run_statepipe, statepipe_command, wait_for
 
 EXEC_MODE, QMP_MODE = "exec", "qmp"
 
@@ -21,7 +22,8 @@ RATE = 8 << 20
 
 
 class Save:
-    """One run of `statepipe save`. The shell around it writes down its pid, its words and its status.
+    """One run of `statepipe save`. The shell around it writes down its pid, its words and its status; where neither
+    QEMU nor anything of the test needs a shell, it is started without one.
 
     `before` is a shell command, `wrapper` a program to run it under, as strace.
     """
@@ -34,7 +36,14 @@ class Save:
         command = f"{wrapper} {EXEC} save {shlex.join([*options, *words, str(file)])}"
         (self._log / "inner").write_text(f"echo $$ >{self._log}/pid\n{before}\nexec {command}\n")
         (self._log / "outer").write_text(f"cd {self._log}\nsh inner 2>err\necho $? >code.new\nmv code.new code\n")
-        self._shell = self._start()
+        self._itself: warm.Popen | None = None
+        self._shell: subprocess.Popen[bytes] | None = None
+        if mode == QMP_MODE and before == ":" and not wrapper:
+            with open(self._log / "err", "wb") as err:
+                words = [*statepipe_command(), "save", *options, *words, str(file)]
+                self._itself = warm.Popen(words, cwd=self._log, stdin=subprocess.DEVNULL, stderr=err)
+        else:
+            self._shell = self._start()
 
     def _start(self) -> subprocess.Popen[bytes] | None:
         outer = self._log / "outer"
@@ -46,21 +55,27 @@ class Save:
     @property
     def pid(self) -> int:
         """Of statepipe (or its wrapper), once it is there."""
-        return int(wait_for("pid", lambda: self._read("pid").strip()))
+        return self._itself.pid if self._itself else int(wait_for("pid", lambda: self._read("pid").strip()))
 
     def status(self) -> int:
         """Its exit status, once it has ended; 128 + n for a signal."""
-        code = int(wait_for(f"end of statepipe ({self.stderr()!r})", lambda: self._read("code").strip()))
+        code = int(wait_for(f"end of statepipe ({self.stderr()!r})", self._code))
         self.reap()
         return code
 
     def ended(self) -> bool:
         """Whether it has."""
-        return bool(self._read("code").strip())
+        return bool(self._code())
 
     def stderr(self) -> str:
         """What it said so far."""
         return self._read("err")
+
+    def _code(self) -> str:
+        """The status once it has ended, else nothing."""
+        if self._itself is None or (status := self._itself.poll()) is None:
+            return self._read("code").strip()
+        return str(status if status >= 0 else 128 - status)
 
     def _read(self, name: str) -> str:
         with contextlib.suppress(FileNotFoundError):
@@ -73,7 +88,7 @@ class Save:
 
     def end(self) -> None:
         """Whatever happened, it is gone."""
-        if not self._read("code"):
+        if not self._code():
             with contextlib.suppress(ProcessLookupError):
                 self.signal(signal.SIGKILL)
             self.status()
