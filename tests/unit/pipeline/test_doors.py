@@ -64,7 +64,7 @@ def named(name: str) -> set[str]:
 
 
 def test_what_is_said_after_too_many_lines_is_not_passed_over() -> None:
-    with pytest.raises(StatepipeError, match="not understood"):
+    with pytest.raises(StatepipeError, match="does not understand"):
         list(judge_decryption(good(*[b"PROGRESS x"] * LINES, b"BADSIG AA bob"), BOB))
 
 
