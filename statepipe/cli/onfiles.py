@@ -19,10 +19,10 @@ from statepipe.errors import InterruptedBySignal, ReaderGone, StatepipeError, Us
 
 Values = dict[str, Any]
 
-_FILE = Param("file", "what to read; the default, and -, is standard input", "FILE", many="optional", dash=True)
+_FILE = Param("file", "read this file; the default, and -, is standard input", "FILE", many="optional", dash=True)
 _OUTPUT = Param(
     "--output",
-    "write FILE, which is there only once it is whole; - is standard output",
+    "write to FILE, which exists only once it is complete; - is standard output",
     "FILE",
     short="-o",
     dash=True,

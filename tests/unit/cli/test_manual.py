@@ -106,6 +106,16 @@ def test_choices_and_defaults_are_told(verb: Verb) -> None:
             assert f".Ql {value}" in text, f"{verb.name} {param.name}: {value}"
 
 
+@each_verb
+def test_what_may_be_given_again_is_said_to_be(verb: Verb) -> None:
+    """At the option itself, or at that of the verb to which it refers."""
+    explained = re.split(r"^\.It ", part("Ss", verb.name), flags=re.MULTILINE)
+    for param in verb.params:
+        if param.names and param.many == "any":
+            [text] = [each for each in explained if tuple(marked(each.split("\n")[0])) == words_of(param)]
+            assert re.search("again|As for", text), f"{verb.name} {param.name}"
+
+
 def test_synopsis_names_each_verb_once_and_no_other() -> None:
     assert re.findall(r"^\.Cm (\S+)", part("Sh", "SYNOPSIS"), re.MULTILINE) == [verb.name for verb in VERBS]
 
