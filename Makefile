@@ -10,7 +10,7 @@ LAUNCHER := $(PREFIX)/bin/statepipe
 UNITS := $(PREFIX)/lib/systemd/system
 SYSUSERS := $(PREFIX)/lib/sysusers.d/statepipe.conf
 TMPFILES := $(PREFIX)/lib/tmpfiles.d/statepipe.conf
-MANPAGE := $(PREFIX)/share/man/man1/statepipe.1
+MAN := $(PREFIX)/share/man
 COMPLETION_bash := $(PREFIX)/share/bash-completion/completions/statepipe
 COMPLETION_zsh := $(PREFIX)/share/zsh/site-functions/_statepipe
 COMPLETION_fish := $(PREFIX)/share/fish/vendor_completions.d/statepipe.fish
@@ -52,8 +52,8 @@ bench: ## how fast, against the tools that people use today
 	@$(PYTHON) -m compileall -q statepipe
 	@$(PYTHON) -m tests.bench $(ARGS)
 
-man: ## check the manual page and show it
-	@mandoc -Tlint -W warning man/statepipe.1
+man: ## check the manual pages and show the first
+	@mandoc -Tlint -W warning $$(grep -L "^\.so " man/*)
 	@mandoc -Tutf8 man/statepipe.1
 
 lock: ## requirements.lock anew: what install takes, with its hashes
@@ -91,10 +91,11 @@ installed:
 	rm -rf "$(DESTDIR)$(LIBRARY)/bin"
 	@find statepipe -name '*.py' -exec install -D -m 644 '{}' "$(DESTDIR)$(LIBRARY)/{}" \;
 	@$(INSTALLER) -m compileall -q -s "$(DESTDIR)" "$(DESTDIR)$(LIBRARY)/statepipe"
-	install -d "$(DESTDIR)$(dir $(LAUNCHER))" "$(DESTDIR)$(dir $(MANPAGE))"
+	install -d "$(DESTDIR)$(dir $(LAUNCHER))" "$(DESTDIR)$(MAN)/man1" "$(DESTDIR)$(MAN)/man5"
 	@printf '%s\n' "#!$$(readlink -f $(INSTALLER)) -I" "$$TEXT" >"$(DESTDIR)$(LAUNCHER)"
 	chmod 755 "$(DESTDIR)$(LAUNCHER)"
-	install -m 644 man/statepipe.1 "$(DESTDIR)$(MANPAGE)"
+	install -m 644 man/*.1 "$(DESTDIR)$(MAN)/man1"
+	install -m 644 man/*.5 "$(DESTDIR)$(MAN)/man5"
 	install -d "$(DESTDIR)$(UNITS)"
 	sed 's|/usr/local/bin/statepipe|$(LAUNCHER)|' systemd/statepipe-receive@.service >"$(DESTDIR)$(UNITS)/statepipe-receive@.service"
 	chmod 644 "$(DESTDIR)$(UNITS)/statepipe-receive@.service"
@@ -105,7 +106,7 @@ installed:
 
 uninstall: ## take away what install put there
 	rm -rf "$(DESTDIR)$(LIBRARY)"
-	rm -f "$(DESTDIR)$(LAUNCHER)" "$(DESTDIR)$(MANPAGE)" "$(DESTDIR)$(UNITS)/statepipe-receive@."* "$(DESTDIR)$(SYSUSERS)" "$(DESTDIR)$(TMPFILES)"
+	rm -f "$(DESTDIR)$(LAUNCHER)" $(patsubst man/%.1,"$(DESTDIR)$(MAN)/man1/%.1",$(wildcard man/*.1)) "$(DESTDIR)$(MAN)/man5/statepipe-state.5" "$(DESTDIR)$(UNITS)/statepipe-receive@."* "$(DESTDIR)$(SYSUSERS)" "$(DESTDIR)$(TMPFILES)"
 	rm -f $(foreach shell,bash zsh fish,"$(DESTDIR)$(COMPLETION_$(shell))")
 
 clean: ## remove .venv, caches and build leftovers

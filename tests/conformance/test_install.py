@@ -43,6 +43,9 @@ def test_what_is_installed_runs_from_its_prefix_and_goes_again(installed: tuple[
     assert {
         "bin/statepipe",
         "share/man/man1/statepipe.1",
+        "share/man/man1/statepipe-save.1",
+        "share/man/man1/statepipe-decrypt.1",
+        "share/man/man5/statepipe-state.5",
         "share/bash-completion/completions/statepipe",
         "lib/systemd/system/statepipe-receive@.service",
         "lib/systemd/system/statepipe-receive@.socket",
@@ -134,5 +137,6 @@ def test_a_wheel_has_the_manual_and_its_types(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (wheel,) = (tmp_path / "dist").iterdir()
     names = zipfile.ZipFile(wheel).namelist()
-    assert [name for name in names if name.endswith(".data/data/share/man/man1/statepipe.1")]
+    for page in ("man1/statepipe.1", "man1/statepipe-save.1", "man5/statepipe-state.5"):
+        assert [name for name in names if name.endswith(f".data/data/share/man/{page}")]
     assert "statepipe/py.typed" in names

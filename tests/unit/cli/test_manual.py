@@ -1,7 +1,7 @@
-"""The manual page against the tables that the program itself reads, in both directions.
+"""The manual pages against the tables that the program itself reads, in both directions.
 
-The page is read as mdoc source, so that these tests need no formatter. A verb has a line in SYNOPSIS and a subsection
-of its own name, whose lists have an item for each of its parameters.
+The pages are read as mdoc source, so that these tests need no formatter. A verb has a page, alone or with others of its
+group: a line in that page's SYNOPSIS, and a subsection of the verb's name, whose lists have an item for each parameter.
 """
 
 from __future__ import annotations
@@ -14,15 +14,20 @@ from pathlib import Path
 
 import pytest
 
-from statepipe.cli.filtertable import FILTERS
 from statepipe.cli.grammar import parse, parse_word
 from statepipe.cli.main import main
 from statepipe.cli.verb import Param, Verb
 from statepipe.cli.verbs import EXIT_CODES, VERBS
 
 ROOT = Path(__file__).parents[3]
-MANUAL = ROOT / "man" / "statepipe.1"
-SOURCE = MANUAL.read_text()
+MANUAL = ROOT / "man"
+PAGES = {path.name: path.read_text() for path in sorted(MANUAL.glob("statepipe*.[15]"))}
+OTHER_NAMES = {name: text for name, text in PAGES.items() if text.startswith(".so ")}
+"""Pages that are another's under the name of a verb of its."""
+
+OWN = {name: text for name, text in PAGES.items() if name not in OTHER_NAMES}
+MAIN = PAGES["statepipe.1"]
+SOURCE = "".join(OWN.values())
 README = (ROOT / "README.md").read_text()
 GENERAL = {"--help", "--version", "--percent"}
 """Options of the program itself, which main.py knows without a table."""
@@ -52,9 +57,20 @@ def marked(text: str) -> list[str]:
     return ["-" + word if macro == "Fl" else word for macro, word in pairs]
 
 
+def page_of(verb: Verb) -> str:
+    """The source of a verb's page."""
+    text = PAGES[f"statepipe-{verb.name}.1"]
+    return PAGES[text.removeprefix(".so man1/").strip()] if text.startswith(".so ") else text
+
+
+def entries(page: str) -> list[str]:
+    """The lines of a page's SYNOPSIS: each begins with a verb."""
+    return part("Sh", "SYNOPSIS", page).split(".Nm statepipe\n")[1:]
+
+
 def synopsis(verb: Verb) -> list[str]:
     """The marked words of a verb's line in SYNOPSIS."""
-    for entry in part("Sh", "SYNOPSIS").split(".Nm\n"):
+    for entry in entries(page_of(verb)):
         if entry.startswith(f".Cm {verb.name}\n"):
             return marked(entry)
     pytest.fail(f"SYNOPSIS has no line for {verb.name}")
@@ -62,7 +78,7 @@ def synopsis(verb: Verb) -> list[str]:
 
 def items(verb: Verb) -> set[tuple[str, ...]]:
     """The list items of a verb's subsection that stand for a parameter: `("--to", "FILE")`, `("-a", "--armor")`."""
-    rows = re.findall(r"^\.It ((?:Fl|Ar) .*)$", part("Ss", verb.name), re.MULTILINE)
+    rows = re.findall(r"^\.It ((?:Fl|Ar) .*)$", part("Ss", verb.name, page_of(verb)), re.MULTILINE)
     return {tuple(marked(row)) for row in rows}
 
 
@@ -100,7 +116,7 @@ def test_each_parameter_is_explained_and_no_other(verb: Verb) -> None:
 
 @each_verb
 def test_choices_and_defaults_are_told(verb: Verb) -> None:
-    text = part("Ss", verb.name)
+    text = part("Ss", verb.name, page_of(verb))
     for param in verb.params:
         for value in [*(param.choices or ()), *([param.default] if param.default else [])]:
             assert f".Ql {value}" in text, f"{verb.name} {param.name}: {value}"
@@ -109,15 +125,34 @@ def test_choices_and_defaults_are_told(verb: Verb) -> None:
 @each_verb
 def test_what_may_be_given_again_is_said_to_be(verb: Verb) -> None:
     """At the option itself, or at that of the verb to which it refers."""
-    explained = re.split(r"^\.It ", part("Ss", verb.name), flags=re.MULTILINE)
+    explained = re.split(r"^\.It ", part("Ss", verb.name, page_of(verb)), flags=re.MULTILINE)
     for param in verb.params:
         if param.names and param.many == "any":
             [text] = [each for each in explained if tuple(marked(each.split("\n")[0])) == words_of(param)]
             assert re.search("again|As for", text), f"{verb.name} {param.name}"
 
 
-def test_synopsis_names_each_verb_once_and_no_other() -> None:
-    assert re.findall(r"^\.Cm (\S+)", part("Sh", "SYNOPSIS"), re.MULTILINE) == [verb.name for verb in VERBS]
+def test_each_verb_has_one_synopsis_and_a_place_in_the_overview() -> None:
+    written = [
+        re.findall(r"^\.Cm (\S+)", entry, re.MULTILINE)
+        for name, page in OWN.items()
+        if name.endswith(".1")
+        for entry in entries(page)
+    ]
+    verbs = sorted(verb.name for verb in VERBS)
+    assert sorted(name for names in written for name in names) == verbs
+    rows = re.findall(r"^\.It (Cm .*)$", part("Sh", "VERBS", MAIN), re.MULTILINE)
+    assert sorted(re.findall(r"Cm (\S+)", " ".join(rows))) == verbs
+
+
+def test_each_page_is_named_by_the_overview() -> None:
+    named = {f"{name}.{number}" for name, number in re.findall(r"^\.Xr (statepipe\S*) (\d)", MAIN, re.MULTILINE)}
+    assert named | {"statepipe.1"} == set(OWN)
+
+
+def test_each_reference_to_a_page_of_ours_leads_somewhere() -> None:
+    found = {f"{name}.{number}" for name, number in re.findall(r"^\.Xr (statepipe\S*) (\d)", SOURCE, re.MULTILINE)}
+    assert found <= set(OWN)
 
 
 def test_what_is_marked_as_a_verb_is_one() -> None:
@@ -133,7 +168,7 @@ def test_no_option_is_told_of_that_does_not_exist() -> None:
 
 
 def test_every_exit_code_is_told_with_its_meaning() -> None:
-    rows = re.findall(r"^\.It (\d+)\n(.+)$", part("Sh", "EXIT STATUS"), re.MULTILINE)
+    rows = re.findall(r"^\.It (\d+)\n(.+)$", part("Sh", "EXIT STATUS", MAIN), re.MULTILINE)
     assert [(int(code), meaning) for code, meaning in rows if code != "141"] == list(EXIT_CODES)
     assert "141" in dict(rows) and ".It 128+n\n" in SOURCE
 
@@ -206,18 +241,16 @@ def test_readme_has_100_columns_and_leads_to_documents_that_exist() -> None:
 # --- the page itself
 
 
-def test_every_reference_to_a_section_leads_somewhere() -> None:
-    headings = {plain(name) for name in re.findall(r"^\.S[hs] (.+)$", SOURCE, re.MULTILINE)}
-    assert set(re.findall(r"^\.Sx (.+?)(?: [.,])?$", SOURCE, re.MULTILINE)) <= headings
+@pytest.mark.parametrize("page", OWN)
+def test_every_reference_to_a_section_leads_somewhere(page: str) -> None:
+    headings = {plain(name) for name in re.findall(r"^\.S[hs] (.+)$", OWN[page], re.MULTILINE)}
+    assert set(re.findall(r"^\.Sx (.+?)(?: [.,;)])?$", OWN[page], re.MULTILINE)) <= headings
 
 
-def test_filters_stand_in_the_order_of_their_table() -> None:
-    order = re.findall(r"^\.Ss (.+)$", part("Sh", "FILTERS"), re.MULTILINE)
-    assert order == [*(row.name for row in FILTERS), "pipe"]
-
-
-def test_mandoc_finds_nothing_to_warn_of() -> None:
+@pytest.mark.parametrize("page", OWN)
+def test_mandoc_finds_nothing_to_warn_of(page: str) -> None:
     if shutil.which("mandoc") is None:
         pytest.skip("mandoc is not installed: tools/setup test")
-    done = subprocess.run(["mandoc", "-Tlint", "-W", "warning", MANUAL], capture_output=True, text=True)
+    command = ["mandoc", "-Tlint", "-W", "warning", MANUAL / page]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "")
