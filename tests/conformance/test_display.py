@@ -80,7 +80,7 @@ def test_a_background_job_is_not_stopped_by_its_bar(tmp_path: Path) -> None:
     status, said = at_terminal(f"set -m; stty tostop; {job} wait $!; echo ended $?", [], tmp_path)
     assert (status, "ended 0" in said) == (0, True), said
     assert (tmp_path / "out").read_bytes() == DATA
-    assert "%" not in said and "MiB" not in said and "3.00M" not in said, "the terminal is left to others"
+    assert "%" not in said and "MiB" not in said and "3.0 MiB" not in said, "the terminal is left to others"
 
 
 def test_a_bar_fits_into_a_terminal_that_is_made_narrower(terminal: tuple[int, int]) -> None:
@@ -115,5 +115,5 @@ def test_a_terminal_of_any_width_shows_figures(terminal: tuple[int, int], column
         process.stdin = None
         assert process.wait(PATIENCE) == 0
     shown += seen(master)
-    assert "3.00M"[: columns - 1 if 1 < columns < 6 else 5 if columns != 1 else 1] in shown, shown
+    assert "3.0 MiB"[: columns - 1 if 1 < columns < 6 else 5 if columns != 1 else 1] in shown, shown
     assert columns == 0 or max(map(len, re.split(r"[\r\n]+", shown))) < max(columns, 2)
