@@ -147,7 +147,9 @@ def output_of(command: Sequence[str], within: float, most: int = 1 << 20) -> tup
         opened.callback(process.kill)  # its whole group: its children may still hold the pipe
         while polled(reading).poll(max(deadline - time.monotonic(), 0) * 1000):
             if not (part := os.read(reading, READ_SIZE)):
-                return process.status(), bytes(written)
+                if process.has_ended(int(max(deadline - time.monotonic(), 0) * 1000)):
+                    return process.status(), bytes(written)
+                break
             written += part
             if len(written) > most:
                 raise Unavailable(f"{command[0]} wrote more than {most} bytes")

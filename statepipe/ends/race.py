@@ -17,8 +17,7 @@ from statepipe.wakeups import Bell
 NEXT = 0.25
 """Seconds without an answer until another attempt begins in parallel (RFC 8305, 5: Connection Attempt Delay). A second
 attempt to the same address helps too: the kernel retries only after 1 s, 3 s and 7 s, and the network may have
-recovered
-long before."""
+recovered long before."""
 
 
 class Race:
@@ -39,6 +38,8 @@ class Race:
         Stopped when `stop` rings.
         """
         if stop is not None:
+            if stop.fd < 0:  # it rang, and was closed
+                raise Stopped
             self._poll.register(stop.fd, select.POLLIN)
         waiting = itertools.cycle(targets) if again else iter(dict.fromkeys(targets))
         began = time.monotonic()
@@ -57,8 +58,9 @@ class Race:
 
     def _begin(self, family: socket.AddressFamily, where: Any) -> bool:
         """Begin an attempt; return whether it may still succeed."""
-        attempt = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-        try:
+        attempt: socket.socket | None = None
+        try:  # a host without IPv6 refuses the socket itself (EAFNOSUPPORT)
+            attempt = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
             if self._bind is not None and family != socket.AF_UNIX:
                 attempt.bind((self._bind, 0))
             if self._most is not None:
@@ -66,7 +68,8 @@ class Race:
             if (code := attempt.connect_ex(where)) not in (0, errno.EINPROGRESS):
                 raise OSError(code, os.strerror(code))
         except OSError as error:
-            attempt.close()
+            if attempt is not None:
+                attempt.close()
             self.failed[family, where] = error
             return False
         self._running[attempt.fileno()] = attempt, (family, where)

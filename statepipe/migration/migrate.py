@@ -29,7 +29,7 @@ from statepipe.qemu.monitor import Monitor
 from statepipe.qemu.process import demand_equal
 from statepipe.qemu.runstates import LIVE, MOVABLE, RUNNING
 from statepipe.qemu.settings import adjust, are_restored, put_back
-from statepipe.recovery.guardian import Command, Guardian
+from statepipe.recovery.guardian import Command, Guardian, socket_of
 from statepipe.recovery.handover import Side, Source
 from statepipe.recovery.journal import Journal, Listener
 from statepipe.recovery.resolve import demand_unsent, how_to_decide
@@ -118,6 +118,7 @@ def _move(
             nonlocal noted
             noted = before
             facts = {"qmp": request.qmp, "runs": offer.runs, "was": state, "before": before}
+            facts["socket"] = socket_of(request.qmp)
             process = process_of(monitor)
             guardian.note({"state": side.state.name} | facts, {} if process is None else {"pidfd": process})
             if process is not None:

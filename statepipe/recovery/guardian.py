@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import socket
+import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from typing import Any, Self, TypeVar
@@ -22,6 +23,7 @@ from statepipe.pipeline.signals import ENDING
 from statepipe.processes import Process
 from statepipe.qemu.guest import demand_cont
 from statepipe.qemu.monitor import FINAL, Monitor
+from statepipe.qemu.reach import parse_monitor
 from statepipe.qemu.runstates import LIVE, RUNNING, SENT
 from statepipe.qemu.settings import restore
 from statepipe.qemu.snapshot import read_out, read_unasked
@@ -33,7 +35,7 @@ from statepipe.wakeups import polled
 NOTE_LIMIT = 64 << 10
 """Bytes of one note: a state, or the settings that QEMU had."""
 
-NOTED = ("state", "qmp", "runs", "was", "before", "pid", "over", "stopped")
+NOTED = ("state", "qmp", "runs", "was", "before", "pid", "over", "stopped", "socket")
 """What it has to know. Whatever else a journal tells, as the other host's words on its guest, may be of any size."""
 
 FDS = 4
@@ -211,10 +213,30 @@ def _demand_alive(known: Known) -> None:
 
 @contextmanager
 def _reached(known: Known, tell: Tell) -> Iterator[Monitor]:
-    """Its monitor: who answers at its socket while its process lives is that process. Raises QemuError."""
+    """Its monitor: what answers at its socket while its process lives is that process. Raises QemuError.
+
+    Where its process is not known, the socket must be the one that it listened at: another QEMU makes one of its own.
+    """
     with closing(Monitor(known["qmp"], tell=tell)) as monitor:
         _demand_alive(known)
+        if "pidfd" not in known and (known.get("socket") is None or known["socket"] != socket_of(known["qmp"])):
+            what = f"which QEMU listens at {known['qmp']} is not known, so nothing was changed there"
+            hint = "look at QEMU's monitor whether its guest runs (info status) and let it run if it is yours (cont)"
+            raise QemuError(what, hint=hint)
         yield monitor
+
+
+def socket_of(qmp: str) -> list[int] | None:
+    """What tells a listening unix socket from a later one of the same name; None for another address, or if it is
+    gone: device, inode, and when it was made or given its mode (nanoseconds)."""
+    place = parse_monitor(qmp)
+    if not isinstance(place, str):
+        return None
+    try:
+        found = os.stat(place)
+    except OSError:
+        return None
+    return [found.st_dev, found.st_ino, found.st_ctime_ns] if stat.S_ISSOCK(found.st_mode) else None
 
 
 def _unless_ended(known: Known, work: Callable[[], str]) -> str:

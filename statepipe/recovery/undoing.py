@@ -15,7 +15,7 @@ from statepipe.errors import QemuError, QemuGone, QemuRefused, StatepipeError
 from statepipe.qemu.monitor import FINAL, Monitor
 from statepipe.qemu.runstates import LIVE
 from statepipe.qemu.settings import are_restored
-from statepipe.recovery.guardian import Guardian
+from statepipe.recovery.guardian import Guardian, socket_of
 from statepipe.wakeups import polled
 
 
@@ -34,6 +34,7 @@ class Undoing:
         `was`."""
         self._process = process_of(self._monitor)
         self._known = {"state": "SENDING", "qmp": self._qmp, "runs": was in LIVE, "was": was, "before": before}
+        self._known["socket"] = socket_of(self._qmp)
         self._guardian.note(self._known, {} if self._process is None else {"pidfd": self._process})
 
     def stops(self) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import threading
 import time
 from dataclasses import replace
+from typing import cast
 
 import pytest
 
@@ -13,6 +15,7 @@ from statepipe.ends.address import Address
 from statepipe.ends.dial import CONNECT_TIMEOUT, SHORT, connect_again, connect_first
 from statepipe.ends.names import Known, Place, find_places
 from statepipe.ends.net import Patience, Stopped, is_fruitless, is_stuck
+from statepipe.ends.race import Race
 from statepipe.errors import PeerError
 from statepipe.pipeline.pipeline import Pipeline
 from statepipe.session.links import dialled
@@ -50,6 +53,25 @@ def test_one_of_several_addresses_is_enough() -> None:
     """localhost is ::1 first, where nobody listens."""
     with socket.create_server(("127.0.0.1", 0)) as listener, again(listener, PATIENCE, "localhost") as connection:
         assert connection.getpeername() == listener.getsockname()
+
+
+def test_a_family_that_this_host_lacks_does_not_hold_up_the_next() -> None:
+    """As IPv6 where the kernel has none: no socket of it can be made."""
+    missing = (cast(socket.AddressFamily, 12345), ("::1", 1))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        race = Race(None)
+        winner = race.run([missing, (socket.AF_INET, server.getsockname())], 60, None, again=False)
+        assert winner is not None
+        winner.close()
+        race.close()
+    assert race.failed[missing].errno == errno.EAFNOSUPPORT
+
+
+def test_a_dial_that_was_stopped_before_it_began_is_stopped() -> None:
+    stop = Bell()
+    stop.close()
+    with pytest.raises(Stopped):
+        Race(None).run([(socket.AF_INET, ("127.0.0.1", 1))], 60, stop, again=False)
 
 
 def test_a_refusal_is_told_at_once() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,13 @@ def test_one_that_takes_too_long_is_ended_with_what_it_started(tmp_path: Path) -
             output_of(["sh", "-c", f"exec 3>{held}; echo begun >&3; sleep 60 & exec sleep 60"], 0.2)
         os.set_blocking(reading.fileno(), True)
         assert reading.readall() == b"begun\n"  # its end: nobody holds it open any more
+
+
+def test_one_that_closes_its_output_and_stays_is_ended_in_time() -> None:
+    began = time.monotonic()
+    with pytest.raises(Unavailable, match=r"took more than 0\.2 s"):
+        output_of(["sh", "-c", "echo v; exec >&-; exec sleep 1000"], 0.2)
+    assert time.monotonic() - began < 100
 
 
 def test_one_that_does_not_exist_is_named() -> None:

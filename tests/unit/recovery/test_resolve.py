@@ -8,7 +8,7 @@ import pytest
 
 from statepipe.cli.main import main
 from statepipe.errors import QemuError
-from statepipe.recovery.guardian import recover_source
+from statepipe.recovery.guardian import recover_source, socket_of
 from statepipe.recovery.handover import Source
 from statepipe.recovery.resolve import decide
 from tests.qmpserver import QmpServer
@@ -33,7 +33,7 @@ def test_the_guardian_does_not_wake_a_guest_that_qemu_would_die_of(server: QmpSe
     settings: dict[str, Any] = {"capabilities": {}, "parameters": {}}
     state = Source.HANDED.name
     known = {"state": state, "states": [state], "qmp": server.path, "runs": True, "was": "suspended"}
-    known["before"] = settings
+    known |= {"before": settings, "socket": socket_of(server.path)}
     with pytest.raises(QemuError, match="suspended"):
         recover_source(known, lambda text: None)
     assert "cont" not in server.commands()

@@ -9,15 +9,23 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from statepipe.errors import QemuError, StatepipeError
 from statepipe.qemu.monitor import Monitor
-from statepipe.recovery.guardian import NOTE_LIMIT, Guardian, recover_destination, recover_sender, recover_source
+from statepipe.recovery.guardian import (
+    NOTE_LIMIT,
+    Guardian,
+    recover_destination,
+    recover_sender,
+    recover_source,
+    socket_of,
+)
 from statepipe.recovery.undoing import Undoing, undone
 from tests.qmpserver import QmpServer, qmp_server
 
@@ -27,7 +35,36 @@ GUARD = [sys.executable, "-P", "-m", "statepipe.cli.guarding", "test", "sender"]
 
 def killed(server: QmpServer, **more: object) -> dict[str, object]:
     """What the guardian knows of a save that was killed, of a guest that ran."""
-    return {"qmp": server.path, "runs": True, "was": "running", "before": BEFORE} | more
+    known = {"qmp": server.path, "runs": True, "was": "running", "before": BEFORE, "socket": socket_of(server.path)}
+    return known | more
+
+
+@pytest.mark.parametrize("other", [None, [1, 2, 3]], ids=["tcp", "made anew"])
+@pytest.mark.parametrize("recover", [recover_sender, recover_source])
+def test_a_qemu_that_may_be_another_is_left_as_it_is(
+    server: QmpServer, recover: Callable[..., str], other: list[int] | None
+) -> None:
+    """Its process is not known, and who listens at its socket now may have a guest of its own that stands still."""
+    migration(server, "paused", "none")
+    known = killed(server, stopped=True, states=["PRECOPY"], state="PRECOPY", socket=other)
+    with pytest.raises(QemuError, match=r"which QEMU listens at .* is not known") as caught:
+        recover(known, print)
+    assert "info status" in (caught.value.hint or "")
+    assert not {"cont", "migrate-set-capabilities", "migrate_cancel"} & set(server.commands())
+
+
+def test_a_socket_that_was_made_anew_is_another(tmp_path: Path) -> None:
+    path = str(tmp_path / "qmp")
+    with socket.socket(socket.AF_UNIX) as first:
+        first.bind(path)
+        before = socket_of(path)
+        assert before == socket_of(f"unix:{path},server=on,wait=off") and before is not None
+        os.unlink(path)
+        assert socket_of(path) is None
+        with socket.socket(socket.AF_UNIX) as second:
+            second.bind(path)
+            assert socket_of(path) not in (before, None)
+    assert socket_of("tcp:localhost:1") is None
 
 
 def migration(server: QmpServer, state: str, status: str) -> None:
