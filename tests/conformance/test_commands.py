@@ -171,14 +171,14 @@ def test_a_disk_that_is_full(name: str) -> None:
 
 
 @every_filter
-@pytest.mark.parametrize("fd", [0, 1])
-def test_a_descriptor_that_is_closed(name: str, fd: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("fd", "status", "word"), [(0, 2, "is not open for reading"), (1, 1, "Bad file descriptor")])
+def test_a_descriptor_that_is_closed(name: str, fd: int, status: int, word: str, tmp_path: Path) -> None:
     """It is not given to the next file that is opened."""
     (tmp_path / "fed").write_bytes(fed(name))
     with open(tmp_path / "fed", "rb") as file:
         done = run(*command(name), stdin=file, closed=fd)
-    assert done.returncode == 1
-    assert_one_error(without_bar(done.stderr), filter_of(name), "Bad file descriptor")
+    assert done.returncode == status
+    assert_one_error(without_bar(done.stderr), filter_of(name), word)
 
 
 @every_filter
