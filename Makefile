@@ -4,6 +4,7 @@ DESTDIR ?=
 ARGS ?=
 PYTHON := .venv/bin/python
 INSTALLER := build/installer/bin/python
+INTERPRETER ?= $$(readlink -f $(INSTALLER))
 PIP_OPTIONS ?= --only-binary :all:
 LIBRARY := $(PREFIX)/lib/statepipe
 LAUNCHER := $(PREFIX)/bin/statepipe
@@ -16,7 +17,7 @@ COMPLETION_zsh := $(PREFIX)/share/zsh/site-functions/_statepipe
 COMPLETION_fish := $(PREFIX)/share/fish/vendor_completions.d/statepipe.fish
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit faults lint bench man lock install installed uninstall clean
+.PHONY: help demo test unit faults lint bench man lock install installed uninstall deb debtest clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -89,10 +90,10 @@ installed:
 	@$(INSTALLER) -m pip install --quiet --disable-pip-version-check --no-warn-conflicts --require-hashes $(PIP_OPTIONS) \
 		--target "$(DESTDIR)$(LIBRARY)" -r requirements.lock
 	rm -rf "$(DESTDIR)$(LIBRARY)/bin"
-	@find statepipe -name '*.py' -exec install -D -m 644 '{}' "$(DESTDIR)$(LIBRARY)/{}" \;
+	@find statepipe \( -name '*.py' -o -name py.typed \) -exec install -D -m 644 '{}' "$(DESTDIR)$(LIBRARY)/{}" \;
 	@$(INSTALLER) -m compileall -q -s "$(DESTDIR)" "$(DESTDIR)$(LIBRARY)/statepipe"
 	install -d "$(DESTDIR)$(dir $(LAUNCHER))" "$(DESTDIR)$(MAN)/man1" "$(DESTDIR)$(MAN)/man5"
-	@printf '%s\n' "#!$$(readlink -f $(INSTALLER)) -I" "$$TEXT" >"$(DESTDIR)$(LAUNCHER)"
+	@printf '%s\n' "#!$(INTERPRETER) -I" "$$TEXT" >"$(DESTDIR)$(LAUNCHER)"
 	chmod 755 "$(DESTDIR)$(LAUNCHER)"
 	install -m 644 man/*.1 "$(DESTDIR)$(MAN)/man1"
 	install -m 644 man/*.5 "$(DESTDIR)$(MAN)/man5"
@@ -108,6 +109,13 @@ uninstall: ## take away what install put there
 	rm -rf "$(DESTDIR)$(LIBRARY)"
 	rm -f "$(DESTDIR)$(LAUNCHER)" $(patsubst man/%.1,"$(DESTDIR)$(MAN)/man1/%.1",$(wildcard man/*.1)) "$(DESTDIR)$(MAN)/man5/statepipe-state.5" "$(DESTDIR)$(UNITS)/statepipe-receive@."* "$(DESTDIR)$(SYSUSERS)" "$(DESTDIR)$(TMPFILES)"
 	rm -f $(foreach shell,bash zsh fish,"$(DESTDIR)$(COMPLETION_$(shell))")
+
+deb: ## build/statepipe_*.deb, for Debian 12 and 13
+	@tools/setup install
+	@tools/deb
+
+debtest: ## install, use and purge that package in bare Debians (root, mmdebstrap, the network)
+	@tools/debtest
 
 clean: ## remove .venv, caches and build leftovers
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
