@@ -412,7 +412,7 @@ def real_stream() -> Iterator[bytes]:
     zstandard = pytest.importorskip("zstandard", reason="the real stream is compressed with zstd")
     path = REAL / "linux256.qevm.zst"
     if not path.exists():
-        pytest.skip(f"no {path}: set STATEPIPE_SAMPLES to the folder of the real streams")
+        pytest.skip(f"no real streams: {path} does not exist, set STATEPIPE_SAMPLES to the folder of the real streams")
     with path.open("rb") as file:
         yield from zstandard.ZstdDecompressor(max_window_size=2**31).read_to_iter(file, write_size=100_001)
 
