@@ -2,7 +2,8 @@
 
     python standin.py STATE -S … -chardev socket,id=…,fd=N …
 
-At `cont` it sends SIGTERM to who has started it, and answers nothing; its run state then is STATE.
+At `cont` it sends SIGTERM to who has started it, and answers nothing; its run state then is STATE. With "broken" it
+answers what is no JSON instead, and with "ended" it ends with status 3.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import socket
 import sys
 import tempfile
 
-from tests.qmpserver import SILENT, qmp_server
+from tests.qmpserver import SILENT, Raw, qmp_server
 
 
 def main() -> None:
@@ -30,6 +31,10 @@ def main() -> None:
             server.answers |= {"query-status": {"status": "paused"}, "query-migrate": {"status": "completed"}}
 
         def run() -> object:
+            if state == "ended":
+                os._exit(3)
+            if state == "broken":
+                return Raw(b'{"return": [}\n')
             server.answers["query-status"] = {"status": state} if state != "-" else SILENT
             os.kill(os.getppid(), signal.SIGTERM)
             return SILENT

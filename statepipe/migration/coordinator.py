@@ -24,7 +24,7 @@ from typing import Any
 from statepipe.errors import InterruptedBySignal, PeerError, QemuError, QemuGone, QemuSilent, StatepipeError
 from statepipe.migration.negotiation import STEPS, step_of
 from statepipe.migration.peer import PARTING, Message, Peer
-from statepipe.qemu.monitor import Monitor
+from statepipe.qemu.monitor import DYING, Monitor
 from statepipe.recovery.handover import HURRIED, SWITCHOVER, Action, Destination, Event, Side, Source
 from statepipe.recovery.journal import Journal
 from statepipe.shapes import told
@@ -45,10 +45,6 @@ WORD, WORD_ON_STOPPING = 3.0, 1.0
 
 PATIENCE, PATIENCE_ON_STOPPING = 30.0, 10.0
 """Seconds until an answer is overdue, where the table has something for that."""
-
-DYING = 5000
-"""Milliseconds in which a QEMU whose monitor has ended is to end too, if it does: a large one takes a second or two to
-give its memory back, and closes its monitor first."""
 
 
 class Coordinator:

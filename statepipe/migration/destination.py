@@ -20,7 +20,7 @@ from statepipe.migration.coordinator import ENDS, Coordinator
 from statepipe.migration.peer import Message, Peer
 from statepipe.pipeline.pipeline import NamedStage, Pipeline
 from statepipe.qemu.monitor import Monitor
-from statepipe.qemu.runstates import LIVE
+from statepipe.qemu.runstates import RUNNING, SUSPENDED, UNRUN
 from statepipe.recovery.handover import Action, Destination, Event, Side
 from statepipe.recovery.journal import Journal
 from statepipe.shapes import told
@@ -69,6 +69,7 @@ class Arrival(Coordinator):
         super().__init__(side, monitor, peer, journal, say)
         self.ran = False  # it was seen to run although nobody had let it
         self._end, self._speech = end, speech or Speech()
+        self._came_as: str | None = None  # its run state as it was here, before anybody let it run
         self._reason = ""  # QEMU's, by its monitor
         self._runs = runs
         self._decided = threading.Event()  # the stream was verified, or no longer matters
@@ -153,9 +154,11 @@ class Arrival(Coordinator):
         if (figures := self.monitor.migration_outcome())["status"] != "completed":
             self._reason = figures.get("error-desc") or ""
             raise _GaveUp(f"QEMU says that the migration has {figures['status']}")
-        if self.monitor.run_state() == "running":
+        state = self.monitor.run_state()
+        if state not in (*UNRUN, SUSPENDED) if self._runs else state == RUNNING:
             self.ran = True
             raise ran_early()
+        self._came_as = state  # one that is suspended or was stopped, say by an I/O error, over there is so here too
         self._decided.wait()
         self.put(Event.COMPLETED)
 
@@ -188,7 +191,7 @@ class Arrival(Coordinator):
     def _ask_last(self) -> None:
         """Whether its guest runs, by another client's word, and why it gave up: a QEMU that stays after it has failed
         knows, and whoever follows it may not have asked yet. Raises QemuError."""
-        if not self.ran and self.monitor.run_state() in LIVE:
+        if not self.ran and self.monitor.run_state() not in (*UNRUN, self._came_as):
             self.ran = True
             self.cause = ran_early(self.cause)
         if not self._speech.is_ours and isinstance(self.cause, _GaveUp) and not self._reason:

@@ -56,7 +56,7 @@ def to_address(request: MigrateRequest) -> FarEnd:
 def to_program(command: str) -> Iterator[tuple[Returning, MakeSink]]:
     """A shell's command line: the stream is its standard input, the return path its standard output.
 
-    Raises StatepipeError where it ends with another status than 0.
+    Raises StatepipeError where it ends with another status than 0, or not within LINGERING after it was left.
     """
     ours, theirs = socket.socketpair()
     name = f"exec:{command}"
@@ -73,6 +73,8 @@ def to_program(command: str) -> Iterator[tuple[Returning, MakeSink]]:
                         hint = "; ".join(filter(None, [error.hint, _MUTE]))
                         raise QemuError(f"{name} ended, and no QEMU has answered", hint=hint) from error
                     raise
+            if not process.has_ended(int(LINGERING * 1000)):
+                raise StatepipeError(f"{name} still ran after {LINGERING:g} s, and was ended")
             _demand_success(process, name, "its own message is above")
         except PeerError as error:  # which only tells that its end of the socket is gone
             if polled(process.pidfd).poll(LAST_PATIENCE):
@@ -90,6 +92,11 @@ _MUTE = (
 
 LAST_PATIENCE = 1000
 """Milliseconds in which a program that has closed its end should end too."""
+
+
+LINGERING = 30.0
+"""Seconds in which a program is to end once the guest has gone: time enough to write out what it holds. It is bounded,
+as no signal ends the wait any more, and the report of the migration comes after it."""
 
 
 def _demand_success(process: Process, name: str, hint: str | None) -> None:

@@ -46,6 +46,10 @@ HURRY = 0.3
 LOOK_AGAIN = 0.05
 """Seconds between two looks at what no event tells."""
 
+DYING = 5000
+"""Milliseconds in which a QEMU whose monitor has ended is to end too, if it does: a large one takes a second or two to
+give its memory back, and closes its monitor first."""
+
 UNLOCK = 5.0
 """Seconds that `cont` is tried while another QEMU holds a lock: one that was killed holds it until it is reaped."""
 

@@ -11,6 +11,10 @@ RUNNING, SUSPENDED = "running", "suspended"
 LIVE = (RUNNING, SUSPENDED)
 """Of these `cont` makes what they were: a guest that is suspended (ACPI S3) waits to be woken, and stays suspended."""
 
+UNRUN = ("prelaunch", "inmigrate", "paused", "finish-migrate")
+"""Of these a guest is that came by a stream and was never told to run. In any other state that it did not come in, it
+has run, and may have written to its disks: an I/O error, a panic or a shutdown stops only a guest that runs."""
+
 SENT = "postmigrate"
 """All of it has left: a file or another QEMU has it too."""
 

@@ -33,15 +33,16 @@ from statepipe.qemu.guard import Said, named_files
 from statepipe.qemu.guest import describe_guest
 from statepipe.qemu.hardware import hardware
 from statepipe.qemu.images import images
-from statepipe.qemu.monitor import Monitor, demand_completed
+from statepipe.qemu.monitor import DYING, Monitor, demand_completed
 from statepipe.qemu.places import seen
 from statepipe.qemu.process import Child, inspect_process, qemu_under
-from statepipe.qemu.runstates import LIVE
+from statepipe.qemu.runstates import LIVE, UNRUN
 from statepipe.qemu.settings import made_ready, restore_after, restored
 from statepipe.qemu.view import View
 from statepipe.state.file import STDIN, Keys, StateFile, open_state
 from statepipe.state.loading import State, prepare
 from statepipe.telling import Tell
+from statepipe.wakeups import polled
 
 RAN_AT_SAVE = (*LIVE, None)
 """A machine older than 2.4 does not tell its run state; QEMU itself then takes it to be running."""
@@ -66,11 +67,15 @@ class MayRun(InterruptedBySignal):
         self.hint = hint
 
 
+class CutOff(QemuGone):
+    """QEMU was told to run the guest, and its monitor broke off while its process lives: so it is not ended."""
+
+
 def load_into_new(path: str, command: Sequence[str], keys: Keys, said: Said, tell: Telling, *, detach: bool) -> int:
     """Load the state into a QEMU started by `command`; stay until it ends and return its exit status.
 
     `said` is a person's word on the disks. With `detach`, return 0 once the guest is loaded. Raises StatepipeError, and
-    then that QEMU is gone.
+    then that QEMU is gone, unless it was told to run the guest: the hint says so.
     """
     child: Child | None = None
     stays = False
@@ -107,7 +112,7 @@ def load_into_new(path: str, command: Sequence[str], keys: Keys, said: Said, tel
             with suppress(QemuGone, QemuSilent):  # its guest has ended it already, or keeps it busy
                 tell.loaded(monitor.run_state())
             return 0 if detach else child.wait()
-    except MayRun as late:
+    except (MayRun, CutOff) as late:
         if child is not None:
             child.let_be(tell.warn)
             look = f"look at QEMU, process {child.pid}: {_BEFORE_AGAIN}: kill {child.pid}"
@@ -148,14 +153,14 @@ def _refuse_taken(command: Sequence[str]) -> None:
 def load_into_waiting(path: str, address: str, keys: Keys, said: Said, tell: Telling) -> None:
     """Load the state into the QEMU behind the monitor at `address`, started with `-incoming defer`.
 
-    Raises StatepipeError; unless QEMU has ended by itself, it is told to quit.
+    Raises StatepipeError; unless QEMU has ended by itself, or may run the guest, it is told to quit.
     """
     with open_state(path, keys) as source:
         state = _prepare_state(source, tell.warn)
         with closing(Monitor(address, tell=tell.warn)) as monitor:
             try:
                 before = _load(state, monitor, said, tell, runs=True)
-            except MayRun as late:
+            except (MayRun, CutOff) as late:
                 resolve = f"statepipe resolve --qmp {shlex.quote(address)}"
                 late.advise(f"look: {resolve}; {_BEFORE_AGAIN}")
                 raise
@@ -200,7 +205,7 @@ def _load(state: State, monitor: Monitor, said: Said, tell: Telling, *, runs: bo
         else:
             tell.settled()
         return before
-    except MayRun:
+    except (MayRun, CutOff):
         raise
     except BaseException:
         with held():
@@ -209,22 +214,61 @@ def _load(state: State, monitor: Monitor, said: Said, tell: Telling, *, runs: bo
 
 
 def _run(monitor: Monitor, settled: Callable[[], None]) -> None:
-    """Have QEMU run the guest; `settled` hears its answer. Raises QemuError; MayRun for a signal that comes before it.
+    """Have QEMU run the guest; `settled` hears its answer. Raises QemuError; CutOff for a monitor that breaks off
+    before it, MayRun for a signal that comes before it.
 
     QEMU does what it was told whether anybody waits or not, perhaps once a disk answers. So after a signal it is
     asked: it answers in turn, and a guest that does not run by then was not told to.
     """
+    with closing(_Watch(monitor.pid)) as process:
+        try:
+            _tell_to_run(monitor, process, settled)
+        except InterruptedBySignal as late:
+            monitor.hurry()
+            said = _TOLD
+            try:
+                if (state := monitor.run_state()) in UNRUN:
+                    raise late
+                said = f"the guest is {state}"
+            except QemuGone:
+                if process.has_ended():
+                    raise late from None
+            except QemuSilent:
+                said = _TOLD
+            raise MayRun(late, f"the state is loaded, and {said}") from late
+
+
+def _tell_to_run(monitor: Monitor, process: _Watch, settled: Callable[[], None]) -> None:
     try:
         monitor.execute("cont")
-        settled()
-    except InterruptedBySignal as late:
-        monitor.hurry()
-        said = "QEMU was told to run the guest and has not answered: it may run at any moment"
-        with suppress(QemuSilent):
-            if (state := monitor.run_state()) not in LIVE:
-                raise
-            said = f"the guest is {state}"
-        raise MayRun(late, f"the state is loaded, and {said}") from late
+    except (QemuGone, QemuSilent) as error:
+        if process.has_ended():
+            raise
+        settled()  # a signal would change nothing of it
+        raise CutOff(str(error), hint=f"the state is loaded, and {_TOLD}") from error
+    settled()
+
+
+_TOLD = "QEMU was told to run the guest and has not answered: it may run at any moment"
+
+
+class _Watch:
+    """Sees whether the process has ended, also one that another than we started. One that is not known was not seen to
+    have ended."""
+
+    def __init__(self, pid: int) -> None:
+        self._pidfd: int | None = None
+        with suppress(OSError):
+            self._pidfd = os.pidfd_open(pid) if pid else None
+
+    def has_ended(self) -> bool:
+        """Whether it has, or does within DYING."""
+        return self._pidfd is not None and bool(polled(self._pidfd).poll(DYING))
+
+    def close(self) -> None:
+        """Look no more."""
+        if self._pidfd is not None:
+            os.close(self._pidfd)
 
 
 def _refuse_other_hardware(state: State, monitor: Monitor, ram: int, said: Said, warn: Tell) -> None:

@@ -58,3 +58,31 @@ def test_qemu_is_asked_before_its_guest_is_said_never_to_have_run(
     half = arrived(server, Event.ABORT)
     assert half.ran == (state == "running")
     assert ("the guest ran here before the source had said that it may" in str(half.cause)) == half.ran
+
+
+@pytest.mark.parametrize(
+    ("came_as", "runs", "now", "ran"),
+    [
+        ("paused", True, "io-error", True),  # it has written to its disks
+        ("paused", True, "guest-panicked", True),
+        ("io-error", False, "io-error", False),  # so it was over there
+        ("suspended", True, "suspended", False),
+        ("paused", True, "paused", False),
+        ("inmigrate", True, "inmigrate", False),
+    ],
+)
+def test_a_guest_that_was_stopped_by_what_it_did_has_run(
+    server: QmpServer, came_as: str, runs: bool, now: str, ran: bool
+) -> None:
+    server.answers |= {"query-status": {"status": came_as}, "query-migrate": {"status": "completed"}}
+    with two_ends(QUICK) as (_, destination, _), closing(Monitor(server.path)) as monitor:
+        side = handover.destination()
+        half = Arrival(monitor, destination, [], Journal(None, {}, ()), lambda: None, side=side, runs=runs)
+        with half._ours, half._theirs:
+            half._decided.set()
+            half._follow()
+            server.answers["query-status"] = {"status": now}
+            half._see_ended()
+        half._join(None)
+        assert half.ran == ran
+        assert half.told_of_guest == ("until it is ended, its guest runs here" if ran else "its guest never ran")

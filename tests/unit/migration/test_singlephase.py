@@ -88,7 +88,16 @@ def test_a_guest_that_another_client_moves_is_left_alone(server: QmpServer) -> N
     assert not {"migrate", "migrate_cancel", "migrate-set-capabilities"} & set(server.commands())
 
 
-def test_a_program_that_fails_once_the_guest_has_gone_is_warned_of(server: QmpServer) -> None:
+@pytest.mark.parametrize(
+    ("then", "said"),
+    [("exit 3", "ended with status 3"), ("exec >&- <&-; exec sleep 60", "still ran after 0.1 s, and was ended")],
+)
+def test_a_program_that_fails_once_the_guest_has_gone_is_warned_of(
+    server: QmpServer, then: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "sleep" in then:
+        monkeypatch.setattr("statepipe.migration.singlephase.LINGERING", 0.1)
+
     def migrate(stream: socket.socket) -> None:
         stream.sendall(whole())
         stream.shutdown(socket.SHUT_WR)
@@ -97,7 +106,8 @@ def test_a_program_that_fails_once_the_guest_has_gone_is_warned_of(server: QmpSe
 
     server.migrates(migrate)
     told: list[str] = []
-    far = to_program("cat >/dev/null; printf loaded; exit 3")
+    far = to_program("cat >/dev/null; printf loaded; " + then)
     report = migrate_plainly(request(server), far, "exec:it", told.append, GUARD)
     assert report.peer == "exec:it"
-    assert [text for text in told if "ended with status 3, after the guest had gone by QEMU's word" in text] == told
+    assert [text for text in told if f"{said}, after the guest had gone by QEMU's word" in text] == told
+    assert len(told) == 1

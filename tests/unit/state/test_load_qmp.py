@@ -7,16 +7,17 @@ import re
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from statepipe.errors import InterruptedBySignal
+from statepipe.errors import InterruptedBySignal, QemuError, QemuGone
 from statepipe.pipeline.signals import as_exceptions
 from statepipe.qemu.guard import Said
 from statepipe.state.load_qmp import Telling, load_into_new, load_into_waiting
 from tests import standin
-from tests.qmpserver import SILENT, QmpServer
+from tests.qmpserver import SILENT, QmpServer, Raw
 from tests.statefiles import NO_KEYS, cut, noisy_stream, state_file
 
 
@@ -28,6 +29,8 @@ def state(tmp_path: Path) -> str:
     return str(path)
 
 
+STANDIN = ["env", f"PYTHONPATH={Path(__file__).parents[3]}", sys.executable, standin.__file__]
+
 NOBODY = Telling(lambda text: None, lambda text: None, lambda: None)
 
 ROWS = pytest.mark.parametrize(
@@ -35,9 +38,22 @@ ROWS = pytest.mark.parametrize(
     [
         ("running", True, "the state is loaded, and the guest is running"),
         ("-", True, "QEMU was told to run the guest and has not answered: it may run at any moment"),
+        ("io-error", True, "the state is loaded, and the guest is io-error"),  # it ran, and wrote
         ("paused", False, None),
     ],
 )
+
+
+def loads(server: QmpServer, run: Callable[[], object]) -> None:
+    """It takes a state, and does `run` at `cont`."""
+
+    def load(stream: socket.socket) -> None:
+        while stream.recv(1 << 16):
+            continue
+        server.answers |= {"query-status": {"status": "paused"}, "query-migrate": {"status": "completed"}}
+
+    server.migrates(load, "migrate-incoming")
+    server.answers |= {"query-status": {"status": "inmigrate"}, "query-named-block-nodes": [], "cont": run}
 
 
 def ended(number: signal.Signals, said: str | None, error: InterruptedBySignal) -> str:
@@ -52,18 +68,12 @@ def ended(number: signal.Signals, said: str | None, error: InterruptedBySignal) 
 def test_a_qemu_that_was_told_to_run_its_guest_stays(
     server: QmpServer, state: str, number: signal.Signals, now: str, is_kept: bool, said: str | None
 ) -> None:
-    def load(stream: socket.socket) -> None:
-        while stream.recv(1 << 16):
-            continue
-        server.answers |= {"query-status": {"status": "paused"}, "query-migrate": {"status": "completed"}}
-
     def run() -> object:
         server.answers["query-status"] = {"status": now} if now != "-" else SILENT
         os.kill(os.getpid(), number)
         return SILENT
 
-    server.migrates(load, "migrate-incoming")
-    server.answers |= {"query-status": {"status": "inmigrate"}, "query-named-block-nodes": [], "cont": run}
+    loads(server, run)
     with pytest.raises(InterruptedBySignal) as caught, as_exceptions():
         load_into_waiting(state, server.path, NO_KEYS, Said(), NOBODY)
     hint = ended(number, said, caught.value)
@@ -74,12 +84,56 @@ def test_a_qemu_that_was_told_to_run_its_guest_stays(
 
 @ROWS
 def test_so_does_one_of_our_own_that_is_left_to_itself(state: str, now: str, is_kept: bool, said: str | None) -> None:
-    command = ["env", f"PYTHONPATH={Path(__file__).parents[3]}", sys.executable, standin.__file__, now]
     with pytest.raises(InterruptedBySignal) as caught, as_exceptions():
-        load_into_new(state, command, NO_KEYS, Said(), NOBODY, detach=True)
+        load_into_new(state, [*STANDIN, now], NO_KEYS, Said(), NOBODY, detach=True)
     hint = ended(signal.SIGTERM, said, caught.value)
     if is_kept:
         found = re.search(r"look at QEMU, process (\d+): .*: kill (\d+)$", hint)
         assert found is not None and found[1] == found[2]
         os.kill(int(found[1]), signal.SIGKILL)  # it is there
         os.waitpid(int(found[1]), 0)
+
+
+NO_JSON = Raw(b'{"return": [}\n')
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that lives is not waited for long."""
+    monkeypatch.setattr("statepipe.state.load_qmp.DYING", 50)
+
+
+@pytest.mark.usefixtures("soon")
+@pytest.mark.parametrize("signalled", [False, True])
+def test_one_whose_monitor_breaks_off_as_it_runs_its_guest_stays(
+    server: QmpServer, state: str, signalled: bool
+) -> None:
+    def run() -> object:
+        if signalled:
+            server.answers["query-status"] = NO_JSON
+            os.kill(os.getpid(), signal.SIGTERM)
+            return SILENT
+        return NO_JSON
+
+    loads(server, run)
+    with pytest.raises(InterruptedBySignal if signalled else QemuGone) as caught, as_exceptions():
+        load_into_waiting(state, server.path, NO_KEYS, Said(), NOBODY)
+    assert caught.value.exit_code == (128 + signal.SIGTERM if signalled else 6)
+    look = f"it may run at any moment; look: statepipe resolve --qmp {server.path}; "
+    assert look in (caught.value.hint or "")
+    assert "quit" not in server.commands()
+
+
+@pytest.mark.usefixtures("soon")
+def test_one_of_our_own_whose_monitor_breaks_off_stays_if_it_lives(state: str) -> None:
+    with pytest.raises(QemuGone) as caught:
+        load_into_new(state, [*STANDIN, "broken"], NO_KEYS, Said(), NOBODY, detach=True)
+    found = re.search(r"it may run at any moment; look at QEMU, process (\d+): ", caught.value.hint or "")
+    assert found is not None
+    os.kill(int(found[1]), signal.SIGKILL)  # it is there
+    assert os.waitstatus_to_exitcode(os.waitpid(int(found[1]), 0)[1]) == -signal.SIGKILL  # and was not killed before
+
+
+def test_one_that_has_ended_as_it_was_told_to_run_its_guest_is_said_to_have_ended(state: str) -> None:
+    with pytest.raises(QemuError, match="QEMU ended with status 3 while loading"):
+        load_into_new(state, [*STANDIN, "ended"], NO_KEYS, Said(), NOBODY, detach=True)
