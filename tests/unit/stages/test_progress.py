@@ -45,7 +45,7 @@ def test_a_log_gets_a_line_at_the_end() -> None:
 
 def test_a_terminal_gets_a_bar() -> None:
     last = shown(Terminal(), [bytes(1024), bytes(3072)], 4096, "guest").split("\r")[-1]
-    assert last.startswith("guest: 100%") and "4.0 KiB/4.0 KiB" in last and "KiB/s" in last
+    assert last.startswith("guest: 100%") and "4.0 KiB/4.0 KiB" in last and "iB/s" in last
 
 
 def test_without_a_size_there_is_no_percentage() -> None:
