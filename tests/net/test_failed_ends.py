@@ -97,7 +97,7 @@ def test_a_producer_that_dies_without_an_end_mark(folder: str, tmp_path: Path, k
     """A state, or a migration's stream, that was cut is no whole one, although both connections end in peace."""
     data = STREAM if kind == "migration" else run("compress", data=NOISE).stdout
     words = ["-o", tmp_path / "out"]
-    ours, theirs = fail(folder, [], words, ("send: stream", "recv: stream"), data[: len(data) // 2])
+    ours, theirs = fail(folder, [], words, ("send", "recv"), data[: len(data) // 2])
     assert (ours[0], theirs[0]) == (3, 3)
     cause = re.split(r" \((?:at byte \d|\d+ bytes out)", ours[1])[0]  # where either was, it says behind that
     assert theirs[1].startswith(f"localhost failed: {cause}")
@@ -108,7 +108,7 @@ def test_a_producer_that_dies_without_an_end_mark(folder: str, tmp_path: Path, k
 def test_a_stage_that_fails(folder: str, tmp_path: Path, side: str) -> None:
     output = ["-o", tmp_path / "out"]
     if side == "sender":
-        ours, theirs = fail(folder, [AILING], output, ("send: external", "recv: stream"), NOISE)
+        ours, theirs = fail(folder, [AILING], output, ("send: external", "recv"), NOISE)
     else:
         ours, theirs = fail(folder, [], [AILING, *output], ("send", "recv: external"), NOISE)
     assert (ours[0], theirs[0]) == (1, 1)

@@ -154,7 +154,7 @@ def test_one_whose_other_host_is_gone_gives_up(
         assert left.wait(PATIENCE) == 5
         note(f"half open: the {survivor} gives up after {time.monotonic() - began:.1f} s")
         said = [line.decode() for line in left.stderr if not line.startswith(b"progress: ")]
-    verb, peer = ("send", "tls://192.0.2.2:") if survivor == "sender" else ("recv: stream", "other")
+    verb, peer = ("send", "tls://192.0.2.2:") if survivor == "sender" else ("recv", "other")
     assert said[0].startswith(f"statepipe: {verb}: error: no link to {peer}") and " for 0.5 s: " in said[0], said
     assert said[1:] == [
         "statepipe: hint: look whether the other host and the network are up; --retry SECONDS waits longer\n"

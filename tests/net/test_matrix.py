@@ -164,7 +164,7 @@ def test_one_that_is_ended_at_any_point(
         wait(receiver, lambda: nameless(receiver, out) >= point)
         ended, left = (sending, receiver) if side == "sender" else (receiver, sending)
         ended.send_signal(number)
-        status, said = one_line(left, "send" if left is sending else "recv: stream")
+        status, said = one_line(left, "send" if left is sending else "recv")
         assert ended.wait(PATIENCE) == (-number if number is signal.SIGKILL else 128 + number)
         last_words = ended.stderr.read().decode()
         thread.join()
@@ -260,7 +260,7 @@ def test_links_that_always_break_are_given_up(folder: str, tmp_path: Path, fault
         started(sender(at.port, *words)) as sending,
     ):
         thread = feed(sending, NOISE)
-        for process, verb, peer in ((sending, "send", "tls://127.0.0.1:"), (receiver, "recv: stream", "localhost")):
+        for process, verb, peer in ((sending, "send", "tls://127.0.0.1:"), (receiver, "recv", "localhost")):
             status, said = one_line(process, verb)
             assert status == 5, said
             assert re.match(f"(no link|nothing gets through) to {peer}.* for 0.5 s(:|, though)", said), said
