@@ -89,8 +89,9 @@ def judge(it: Move) -> str:
 
 
 def assert_never_two(it: Move) -> None:
+    """At no change that a QEMU told of. There is none where a migration is undone before the guest is stopped: `settle`
+    asks both QEMUs in the end."""
     histories = it.look_back()
-    assert any(history.changes for history in histories.values()), "no QEMU told of its guest"
     for at, _ in [change for history in histories.values() for change in history.changes]:
         assert not all(history.ran(at) for history in histories.values()), f"two guests ran at {at}"
 
