@@ -21,6 +21,7 @@ from statepipe.errors import (
     InterruptedBySignal,
     QemuError,
     QemuGone,
+    QemuRefused,
     QemuSilent,
     ReaderGone,
     StatepipeError,
@@ -32,6 +33,7 @@ from statepipe.qemu.commandline import refuse_daemon, starts_qemu
 from statepipe.qemu.guard import Said, named_files
 from statepipe.qemu.guest import describe_guest
 from statepipe.qemu.hardware import hardware
+from statepipe.qemu.holders import lock_hint
 from statepipe.qemu.images import images
 from statepipe.qemu.monitor import DYING, Monitor, demand_completed
 from statepipe.qemu.places import seen
@@ -187,7 +189,8 @@ def _load(state: State, monitor: Monitor, said: Said, tell: Telling, *, runs: bo
     monitor.demand_handover()
     now = describe_guest(monitor)
     state.refuse_other_machine(now["machine"])
-    state.refuse_changed_disks(images(monitor), said, tell.warn)
+    disks = images(monitor)
+    state.refuse_changed_disks(disks, said, tell.warn)
     _refuse_other_hardware(state, monitor, now["ram"], said, tell.warn)
     before = made_ready(monitor, ("events", "late-block-activate"))
     try:
@@ -207,8 +210,11 @@ def _load(state: State, monitor: Monitor, said: Said, tell: Telling, *, runs: bo
         return before
     except (MayRun, CutOff):
         raise
-    except BaseException:
+    except BaseException as error:
         with held():
+            if isinstance(error, QemuRefused):  # of its monitor's words none says which disk it could not lock
+                written = [row.path for row in disks.rows if row.is_file and not row.read_only]
+                error.hint = lock_hint(str(error), written, but=monitor.pid) or error.hint
             _quit(monitor)
         raise
 

@@ -32,5 +32,15 @@ def test_where_qemu_names_no_image_the_hint_does_without(lock: str) -> None:
     assert "another process" in str(lock_hint(f"Failed to get {lock} lock"))
 
 
+def test_where_qemu_names_no_image_its_disks_are_looked_at(tmp_path: Path) -> None:
+    (tmp_path / "other").touch()
+    (tmp_path / "disk").touch()
+    files = [str(tmp_path / "other"), str(tmp_path / "disk")]
+    with open(tmp_path / "disk"):
+        hint = lock_hint('Failed to get "write" lock', files)
+        assert hint is not None and f"{tmp_path}/disk is open in " in hint
+        assert "lslocks" in str(lock_hint('Failed to get "write" lock', files, but=os.getpid()))
+
+
 def test_other_words_have_no_such_hint() -> None:
     assert lock_hint("Could not open '/d': No such file or directory") is None
