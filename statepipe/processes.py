@@ -190,6 +190,13 @@ def hold(pid: int) -> int:
         ) from error
 
 
+def hold_if_seen(pid: int) -> int | None:
+    """Return a pidfd of the process; None if it is unknown (0), has ended, is not seen from here, or has no pidfd."""
+    with suppress(OSError):
+        return os.pidfd_open(pid) if pid else None
+    return None
+
+
 def demand_holding() -> None:
     """Raises StatepipeError if the system cannot open a pidfd or send a signal through one."""
     own = hold(os.getpid())

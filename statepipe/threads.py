@@ -14,7 +14,7 @@ import queue
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import takewhile
 from typing import Generic, TypeVar
 
@@ -124,6 +124,15 @@ def beside(name: str, work: Callable[[], object], end: Callable[[], object]) -> 
     finally:
         end()
         join(thread)
+
+
+@contextmanager
+def beside_if_possible(name: str, work: Callable[[], object], end: Callable[[], object]) -> Iterator[None]:
+    """Do as `beside`; if no thread can be started, the context runs without it."""
+    with ExitStack() as running:
+        with suppress(NoThread):
+            running.enter_context(beside(name, work, end))
+        yield
 
 
 LIMITS = "check 'ulimit -u' and 'ulimit -v', and pids.max and memory.max of the cgroup"

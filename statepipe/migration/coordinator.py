@@ -24,6 +24,7 @@ from typing import Any
 from statepipe.errors import InterruptedBySignal, PeerError, QemuError, QemuGone, QemuSilent, StatepipeError
 from statepipe.migration.negotiation import STEPS, step_of
 from statepipe.migration.peer import PARTING, Message, Peer
+from statepipe.processes import hold_if_seen
 from statepipe.qemu.monitor import DYING, Monitor
 from statepipe.recovery.handover import HURRIED, SWITCHOVER, Action, Destination, Event, Side, Source
 from statepipe.recovery.journal import Journal
@@ -65,7 +66,7 @@ class Coordinator:
         self.cause: BaseException | None = None
         self._say = say
         self.pid = monitor.pid
-        self._pidfd = _process(self.pid)
+        self._pidfd = hold_if_seen(self.pid)
         self._events: queue.SimpleQueue[tuple[Event, BaseException | None]] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._is_stopping = False
@@ -280,11 +281,3 @@ class Coordinator:
         if self._pidfd is not None:
             os.close(self._pidfd)
             self._pidfd = None
-
-
-def _process(pid: int) -> int | None:
-    """A descriptor of the process; None where it is not known, or has ended."""
-    try:
-        return os.pidfd_open(pid) if pid else None
-    except OSError:
-        return None

@@ -8,7 +8,7 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from itertools import islice, pairwise
+from itertools import islice
 from typing import Any
 
 from statepipe.errors import UsageError
@@ -109,11 +109,8 @@ def texts(value: str) -> Iterator[str]:
 
 
 def option_of(command: Sequence[str], flag: str) -> str | None:
-    """What follows `flag` (also in its --flag spelling) on the command line."""
-    for word, value in pairwise(command):
-        if word in (flag, "-" + flag):
-            return value
-    return None
+    """The value of the first option `flag` (also in its --flag spelling) on the command line; None without one."""
+    return next((words[1] for name, words in parted(command) if f"-{name}" == flag and len(words) > 1), None)
 
 
 def anew(command: Sequence[str]) -> list[str]:

@@ -11,7 +11,6 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 from statepipe.errors import StatepipeError
 from statepipe.qemu.commandline import in_words, parted, texts
@@ -122,7 +121,7 @@ def _seen(path: str, view: View) -> Disk:
 def look_from_outside(paths: Iterable[str], command: Sequence[str]) -> list[Disk]:
     """The same of a QEMU whose monitor is not ours: of its files, and of what its command line reaches elsewhere."""
     why = "it is no file of this host, and only QEMU's monitor tells more of it"
-    named = (word for name, word in pairwise(command) if _OPTION.fullmatch(name))
+    named = (words[1] for name, words in parted(command) if len(words) > 1 and _OPTION.fullmatch(name or ""))
     elsewhere = [word[:4096] for word in named if any(map(_ELSEWHERE.search, (word, *_plain(word))))]
     return fingerprints(paths) + [{"path": word, "driver": UNSEEN, "unknown": why} for word in elsewhere]
 
@@ -135,7 +134,7 @@ def _plain(value: str) -> list[str]:
         return []
 
 
-_OPTION = re.compile(r"--?(drive|blockdev|device|hd[abcd]|cdrom|fd[ab]|pflash|sd|mtdblock)")
+_OPTION = re.compile(r"(drive|blockdev|device|hd[abcd]|cdrom|fd[ab]|pflash|sd|mtdblock)")
 
 _ELSEWHERE = re.compile(
     r"""(?x) (^|[=,"']) (nbd|rbd|iscsi|ssh|nfs|gluster|https?|ftps?) (\+\w+)? : (?!//?$)

@@ -9,12 +9,12 @@ stream is read to its end, whatever becomes of the save.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 
 from statepipe.errors import QemuError, QemuGone
 from statepipe.qemu.monitor import FINAL, Monitor
-from statepipe.threads import NoThread, beside
+from statepipe.threads import beside_if_possible
 from statepipe.wakeups import READ_SIZE, polled
 
 BREAKABLE = (8, 1)
@@ -58,14 +58,9 @@ def read_out(fd: int, monitor: Monitor, tell: Callable[[str], object]) -> None:
                 continue
 
 
-@contextmanager
-def told_beside(tell: Callable[[str], object], words: str) -> Iterator[None]:
-    """Within it, a thread of its own tells the words, if there can be one: what goes on meanwhile waits for nobody who
-    reads them."""
-    with ExitStack() as telling:
-        with suppress(NoThread):
-            telling.enter_context(beside("word", lambda: tell(words), lambda: None))
-        yield
+def told_beside(tell: Callable[[str], object], words: str) -> AbstractContextManager[None]:
+    """Tell the words in a thread of its own, so that a slow reader of them does not delay what the context does."""
+    return beside_if_possible("word", lambda: tell(words), lambda: None)
 
 
 def read_unasked(fd: int) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from statepipe.errors import QemuError, QemuGone, QemuSilent
+from statepipe.processes import hold_if_seen
 from statepipe.qemu.monitor import FINAL, LOOK_AGAIN, Monitor
 from statepipe.qemu.runstates import LIVE, SENT
 from statepipe.recovery.handover import Destination, Source
@@ -108,9 +109,7 @@ def decide(qmp: str, where: str, tell: Tell) -> str:
 def _end(monitor: Monitor, state: str) -> str:
     """Have it end, and see that it has: until then it may do what it was told before. Raises StatepipeError."""
     pid = monitor.pid
-    process = None
-    with suppress(OSError):  # it has just ended, is not seen from here, or this kernel has no pidfds
-        process = os.pidfd_open(pid) if pid else None
+    process = hold_if_seen(pid)
     with suppress(QemuGone, QemuSilent):  # it may end before its answer is out
         monitor.execute("quit")
     if process is None:

@@ -12,6 +12,7 @@ from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 from statepipe.errors import QemuError, QemuGone, QemuRefused, StatepipeError
+from statepipe.processes import hold_if_seen
 from statepipe.qemu.monitor import FINAL, Monitor
 from statepipe.qemu.runstates import LIVE
 from statepipe.qemu.settings import are_restored
@@ -91,10 +92,8 @@ ENDING = 2000
 
 
 def process_of(monitor: Monitor) -> int | None:
-    """A pidfd of QEMU's process; None where it is not known, or there are none."""
-    with suppress(OSError):
-        return os.pidfd_open(monitor.pid) if monitor.pid else None
-    return None
+    """Return a pidfd of QEMU's process, or None as `hold_if_seen` does."""
+    return hold_if_seen(monitor.pid)
 
 
 @contextmanager

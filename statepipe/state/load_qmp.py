@@ -29,6 +29,7 @@ from statepipe.errors import (
 )
 from statepipe.pipeline.pipeline import Pipeline
 from statepipe.pipeline.signals import held, ignore
+from statepipe.processes import hold_if_seen
 from statepipe.qemu.commandline import refuse_daemon, starts_qemu
 from statepipe.qemu.guard import Said, named_files
 from statepipe.qemu.guest import describe_guest
@@ -36,7 +37,7 @@ from statepipe.qemu.hardware import hardware
 from statepipe.qemu.holders import lock_hint
 from statepipe.qemu.images import images
 from statepipe.qemu.monitor import DYING, Monitor, demand_completed
-from statepipe.qemu.places import seen
+from statepipe.qemu.places import clashes, seen
 from statepipe.qemu.process import Child, inspect_process, qemu_under
 from statepipe.qemu.runstates import LIVE, UNRUN
 from statepipe.qemu.settings import made_ready, restore_after, restored
@@ -140,15 +141,15 @@ _BEFORE_AGAIN = "its guest may write to its disks, so end it before the state is
 
 
 def _refuse_taken(command: Sequence[str]) -> None:
-    """Raises StatepipeError for sockets where somebody listens: a QEMU that is started takes them away, and it may be
-    the one that still holds the guest which listens there."""
+    """Raises StatepipeError for sockets at which another process listens: a QEMU that is started replaces them, and
+    the QEMU that still holds the guest may be the one that listens."""
     if not starts_qemu(command):
         return
     rows = seen(command, View(0), os.getcwd(), held=False)
-    if taken := [f"{row['path']} ({row['option']})" for row in rows if row.get("busy")]:
+    if taken := [f"{row['path']} ({row['option']})" for row, _ in clashes([], rows)]:
         raise StatepipeError(
-            f"QEMU is not started, as it would take away where somebody listens: {', '.join(taken)}",
-            hint="end the QEMU that has it, if its guest is the one that was saved; or give it another name",
+            f"QEMU is not started: it would replace sockets at which another process listens: {', '.join(taken)}",
+            hint="end the QEMU that listens there, if its guest is the one that was saved; or name another socket",
         )
 
 
@@ -263,9 +264,7 @@ class _Watch:
     have ended."""
 
     def __init__(self, pid: int) -> None:
-        self._pidfd: int | None = None
-        with suppress(OSError):
-            self._pidfd = os.pidfd_open(pid) if pid else None
+        self._pidfd = hold_if_seen(pid)
 
     def has_ended(self) -> bool:
         """Whether it has, or does within DYING."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from statepipe.errors import QemuError, QemuGone, StatepipeError
 from statepipe.formats.qemu.stream import QemuStream
 from statepipe.qemu.pace import WAYS_OUT, Pace, StreamPace
 from statepipe.telling import Tell
-from statepipe.threads import NoThread, beside
+from statepipe.threads import beside, beside_if_possible
 
 if TYPE_CHECKING:  # it takes asyncio, which a save without a monitor must not wait for
     from statepipe.qemu.monitor import Monitor
@@ -26,10 +26,9 @@ LOOK = 1.0
 """Seconds between two looks."""
 
 
-@contextmanager
-def followed(stream: QemuStream, tell: Tell) -> Iterator[None]:
-    """Within it, the rounds are looked at of a stream whose QEMU tells nothing else (exec:): `tell` hears where they
-    lead to no end. Where there can be no further thread, the save goes on without."""
+def followed(stream: QemuStream, tell: Tell) -> AbstractContextManager[None]:
+    """During the context, follow the rounds of a stream whose QEMU reports nothing else (exec:); `tell` hears of a
+    guest that changes its memory too fast. If no thread can be started, the save continues without this."""
     over, pace = threading.Event(), StreamPace()
 
     def follow() -> None:
@@ -38,10 +37,7 @@ def followed(stream: QemuStream, tell: Tell) -> Iterator[None]:
             if words is not None and stream.switchover is None:  # else it has its end
                 tell(words)
 
-    with ExitStack() as following:
-        with suppress(NoThread):
-            following.enter_context(beside("rounds", follow, over.set))
-        yield
+    return beside_if_possible("rounds", follow, over.set)
 
 
 STREAM_LOOK = 0.1

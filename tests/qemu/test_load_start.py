@@ -202,5 +202,5 @@ def test_no_socket_is_taken_from_a_qemu_that_listens_there(tmp_path: Path, state
     with Guest(tmp_path, qemu=qemu72, dirty=0) as guest:
         command = [*qemu_command(tmp_path, state72), "-qmp", f"unix:{guest.socket},server=on,wait=off"]
         done = run_statepipe("load", state72.file, "--", *command)
-        assert done.returncode == 1 and f"would take away where somebody listens: {guest.socket} (-qmp)" in done.stderr
+        assert done.returncode == 1 and f"another process listens: {guest.socket} (-qmp)" in done.stderr
         assert guest.run_state() == "running", "its monitor answers"

@@ -44,6 +44,7 @@ def test_the_same_and_more_is_enough(now: dict[str, Any]) -> None:
         (["-cpu", "max"], ["-cpu", "qemu64"], ["cpu"]),
         (["-cpu", "max,-avx"], ["--cpu", "max"], []),
         (["-cpu", "host"], [], ["cpu"]),
+        (["-append", "-cpu", "-cpu", "max"], ["-cpu", "max"], []),
         (["-smp", "2"], ["-smp", "cpus=2,cores=2"], []),
         (["-smp", "4"], [], ["smp"]),
         (["-smp", "cores=4"], ["-smp", "4"], []),
