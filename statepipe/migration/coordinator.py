@@ -64,6 +64,7 @@ class Coordinator:
         self.peer = peer
         self.journal = journal
         self.cause: BaseException | None = None
+        self.told: set[Event] = set()  # what the other side was told, or may have been
         self._say = say
         self.pid = monitor.pid
         self._pidfd = hold_if_seen(self.pid)
@@ -217,6 +218,7 @@ class Coordinator:
         """Do it. What fails in it is an event: FAILED where QEMU said no."""
         try:
             if action in STEPS:
+                self.told.add(STEPS[action])
                 self.peer.tell(self._message(action))
             else:
                 act(action)

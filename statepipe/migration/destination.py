@@ -101,6 +101,7 @@ class Arrival(Coordinator):
             Destination.WAITING: "the whole guest is here, paused; the source has not said yet that it may run",
             Destination.STARTING: f"{qemu} was told to run the guest and has not answered; until it has, whether the "
             "guest runs here is not known, and statepipe stays; if it is killed, its guardian waits in its place",
+            Destination.STRAYED: f"{qemu} was told to end and has not ended yet; until it has, its guest runs here",
             Destination.ENDING: f"{qemu} was told to end and has not ended yet; {self.told_of_guest}",
         }
         return words.get(self.side.state)
@@ -185,6 +186,8 @@ class Arrival(Coordinator):
         self.monitor.hurry()
         with suppress(QemuError):  # it answers nothing, and is ended all the same
             self._ask_last()
+        if self.ran:
+            self.put(Event.STRAYED)
         self._end()
         self.put(Event.ENDED)
 

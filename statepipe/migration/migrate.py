@@ -30,7 +30,7 @@ from statepipe.qemu.process import demand_equal
 from statepipe.qemu.runstates import LIVE, MOVABLE, RUNNING
 from statepipe.qemu.settings import adjust, are_restored, put_back
 from statepipe.recovery.guardian import Command, Guardian, socket_of
-from statepipe.recovery.handover import Side, Source
+from statepipe.recovery.handover import Event, Side, Source
 from statepipe.recovery.journal import Journal, Listener
 from statepipe.recovery.resolve import demand_unsent, how_to_decide
 from statepipe.recovery.undoing import process_of, settle
@@ -242,8 +242,11 @@ def _failure(departure: Departure, state: Source, request: MigrateRequest) -> St
     resolve = f"statepipe resolve --qmp {shlex.quote(request.qmp)}"
     if state is Source.UNDECIDED:
         there = departure.peer.name
-        what = f"{there} was told to run the guest, and whether it does is not known here: {error}"
-        return QemuError(what, hint=how_to_decide(request.qmp))
+        if Event.GO in departure.told:
+            what = f"{there} was told to run the guest, and whether it does is not known here"
+        else:
+            what = f"the guest ran at {there} before it was given away, so its disks may have changed there"
+        return QemuError(f"{what}: {error}", hint=how_to_decide(request.qmp))
     if state is Source.DEAD:
         return QemuGone(f"QEMU has ended, and the guest with it: {error}")
     if state is Source.UNANSWERED:

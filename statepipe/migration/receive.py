@@ -386,6 +386,10 @@ def _failure(arrival: Arrival, state: Destination, *, ended: bool) -> StatepipeE
     cause = arrival.cause
     error = cause if isinstance(cause, StatepipeError) else QemuError(f"the guest could not be taken: {cause!r}")
     qemu = f"QEMU here (process {arrival.pid})"
+    if state is Destination.UNSURE and arrival.ran:
+        now = "has ended" if ended else "was killed and has not ended yet, perhaps as it waits for a disk"
+        hint = "the source keeps its guest as it was; before it may run there, this QEMU has to have ended"
+        return QemuError(f"{qemu} {now}: {error}", hint=hint)
     if state is Destination.UNSURE:
         now = "has ended" if ended else "lives, and its monitor has broken off"
         what = f"{qemu} was told to run the guest and {now}: whether the guest ran here is not known: {error}"

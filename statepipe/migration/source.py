@@ -141,6 +141,7 @@ class Departure(Coordinator):
             Source.ACCEPTED: f"{there} has the whole guest, and QEMU here has not said so yet",
             Source.HANDED: f"{there} has not said yet that it has the whole guest",
             Source.ORPHANED: f"QEMU here has ended; {there} has not said yet whether it has the whole guest",
+            Source.DOUBTED: f"the guest ran at {there} before it was given away; QEMU here is still sending",
             Source.CANCELLING: "QEMU here was told to undo the migration and has not answered; the guest was not given "
             "away",
             Source.RESUMING: "QEMU here has not said yet that the guest is as it was before; the guest was not given "

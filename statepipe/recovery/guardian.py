@@ -157,8 +157,12 @@ def recover_source(known: Known, tell: Tell) -> str:
     """
     state = Source[known["state"]]
     actions = recovery(state)
-    if state in (Source.COMMITTED, Source.UNDECIDED):  # GO was written down; nobody knows whether it was sent
-        what = "the other host may have been told to run the guest, and whether it does is not known here"
+    if state in (
+        Source.DOUBTED,
+        Source.COMMITTED,
+        Source.UNDECIDED,
+    ):  # where GO was written down, it may have been sent
+        what = "the guest may run or have run on the other host, and whether it does is not known here"
         raise QemuError(what, hint=how_to_decide(known["qmp"]))
     if not actions:
         return f"{state.value}; nothing is done about it"

@@ -48,6 +48,7 @@ class Event(enum.Enum):
     GONE = "QEMU was seen to have ended, before or after what it was told"
     MUTE = "QEMU lives, and cannot be asked or told anything any more"
     ENDED = "our QEMU was seen to have ended before it was told to run"
+    STRAYED = "QEMU ran its guest before GO, by another client's command"
     RESUMED = "QEMU says that the guest is as it was before"
     STRANDED = "QEMU would not run the guest again"
     CANCEL = "a user, a signal or the clock wants it undone"
@@ -61,7 +62,7 @@ class Event(enum.Enum):
     RUNNING = "the destination's guest runs"
     ABORT = "the source gives up"
     REFUSED = "the destination has ended its QEMU, which never runs"
-    UNSURE = "the destination was told to run, and cannot tell whether it does or did"
+    UNSURE = "the guest ran or may have run at the destination, and whether it does now is not known"
 
 
 class Action(enum.Enum):
@@ -101,7 +102,8 @@ class Source(enum.Enum):
     COMMITTED = "the destination was told to run"
     MOVED = "the guest runs on the destination"
     KEPT = "the guest is here, and was not given away"
-    UNDECIDED = "the destination was told to run, and whether it does is not known here"
+    DOUBTED = "the guest has run at the destination before its time; QEMU here is still sending"
+    UNDECIDED = "the guest may run or have run at the destination, and whether it does is not known here"
     UNANSWERED = "the guest was not given away; QEMU here does not answer, so whether it runs here is not known"
     DEAD = "QEMU here has ended, and with it the guest"
 
@@ -117,18 +119,20 @@ class Destination(enum.Enum):
     STARTING = "the guest is told to run"
     RUNS = "the guest runs here"
     ENDING = "QEMU here is being ended; its guest never ran"
+    STRAYED = "QEMU here is being ended; its guest ran before GO, by another client's command"
     ENDED = "QEMU here has ended; the guest never ran"
     UNENDED = "QEMU here was killed and has not ended yet; its guest never ran"
-    UNSURE = "QEMU here was told to run the guest and has gone: whether the guest runs, or ran, is not known"
+    UNSURE = "the guest ran here, or QEMU was told to run it and has gone: a person decides where it runs on"
 
 
 S, D, E, A = Source, Destination, Event, Action
 
 _CANCELLED = (S.CANCELLING, (A.SEND_ABORT, A.CANCEL))
 _UNDO = {
-    **dict.fromkeys((E.REFUSED, E.LOST, E.CANCEL, E.BROKEN), _CANCELLED),
+    **dict.fromkeys((E.REFUSED, E.UNSURE, E.LOST, E.CANCEL, E.BROKEN), _CANCELLED),
     E.FAILED: (S.RESUMING, (A.SEND_ABORT, A.RESUME)),
 }
+_DOUBT = {E.UNSURE: (S.DOUBTED, ())}
 _DEAF = {E.MUTE: (S.UNANSWERED, (A.SEND_ABORT,))}
 _DIED = _DEAF | {E.GONE: (S.DEAD, (A.SEND_ABORT,))}
 
@@ -142,6 +146,7 @@ SOURCE: Mapping[Source, Mapping[Event, tuple[Source, tuple[Action, ...]]]] = {
     S.HANDING: {
         **_UNDO,
         **_DEAF,
+        **_DOUBT,
         E.COMPLETED: (S.HANDED, ()),
         E.ACCEPTED: (S.ACCEPTED, ()),
         E.GONE: (S.ORPHANED, ()),
@@ -149,19 +154,29 @@ SOURCE: Mapping[Source, Mapping[Event, tuple[Source, tuple[Action, ...]]]] = {
     S.ACCEPTED: {
         **_UNDO,
         **_DEAF,
+        **_DOUBT,
         E.COMPLETED: (S.COMMITTED, (A.SEND_GO,)),
         E.GONE: (S.COMMITTED, (A.SEND_GO,)),
     },
     S.HANDED: {
         E.ACCEPTED: (S.COMMITTED, (A.SEND_GO,)),
+        E.UNSURE: (S.UNDECIDED, ()),
         E.REFUSED: (S.RESUMING, (A.RESUME,)),
         E.LOST: (S.RESUMING, (A.RESUME,)),
         E.CANCEL: (S.RESUMING, (A.SEND_ABORT, A.RESUME)),
         E.BROKEN: (S.RESUMING, (A.SEND_ABORT, A.RESUME)),
         E.GONE: (S.ORPHANED, ()),
     },
+    S.DOUBTED: {
+        E.COMPLETED: (S.UNDECIDED, ()),
+        E.FAILED: (S.RESUMING, (A.RESUME,)),
+        E.GONE: (S.DEAD, ()),
+        E.MUTE: (S.UNANSWERED, ()),
+        E.OVERDUE: (S.UNANSWERED, ()),
+    },
     S.ORPHANED: {
         E.ACCEPTED: (S.COMMITTED, (A.SEND_GO,)),
+        E.UNSURE: (S.DEAD, ()),
         E.BROKEN: (S.DEAD, (A.SEND_ABORT,)),
         E.REFUSED: (S.DEAD, ()),
         E.LOST: (S.DEAD, ()),
@@ -218,8 +233,13 @@ DESTINATION: Mapping[Destination, Mapping[Event, tuple[Destination, tuple[Action
         E.MUTE: (D.UNSURE, (A.SEND_UNSURE,)),
     },
     D.ENDING: {
+        E.STRAYED: (D.STRAYED, (A.SEND_UNSURE,)),
         E.ENDED: (D.ENDED, (A.SEND_REFUSED,)),
         E.OVERDUE: (D.UNENDED, ()),
+    },
+    D.STRAYED: {
+        E.ENDED: (D.UNSURE, ()),
+        E.OVERDUE: (D.UNSURE, ()),
     },
     D.RUNS: {},
     D.ENDED: {},
@@ -228,9 +248,10 @@ DESTINATION: Mapping[Destination, Mapping[Event, tuple[Destination, tuple[Action
 }
 """The same for the destination. From STARTING on, the source cannot take it back, nor can a link that is lost, nor a
 signal: QEMU may run the guest at any moment. FAILED there is QEMU's own no to `cont`, ENDED one that had ended before
-it could be told; one that goes away once it was told may have run its guest, and have written to its disks."""
+it could be told; one that goes away once it was told may have run its guest, and have written to its disks. So has
+one that STRAYED: its QEMU is ended, but the source's memory no longer belongs to the disks."""
 
-HURRIED = (S.CANCELLING, S.RESUMING, D.ENDING)
+HURRIED = (S.CANCELLING, S.RESUMING, S.DOUBTED, D.ENDING, D.STRAYED)
 """States whose answer may be OVERDUE whoever asked; elsewhere only somebody who wants us to end makes it so."""
 
 SWITCHOVER = (S.ASKED, S.HANDING, S.HANDED, S.ACCEPTED)
@@ -284,9 +305,9 @@ RECOVERY: Mapping[Source | Destination, tuple[Action, ...]] = {
     **dict.fromkeys((S.OFFERING, S.UNTOUCHED), ()),
     **dict.fromkeys((S.PRECOPY, S.ASKED, S.HANDING, S.ACCEPTED, S.HANDED, S.ORPHANED), _UNDONE),
     **dict.fromkeys((S.CANCELLING, S.RESUMING, S.KEPT, S.UNANSWERED), _UNDONE),
-    **dict.fromkeys((S.COMMITTED, S.MOVED, S.UNDECIDED, S.DEAD), ()),
+    **dict.fromkeys((S.DOUBTED, S.COMMITTED, S.MOVED, S.UNDECIDED, S.DEAD), ()),
     **dict.fromkeys((D.EXPECTING, D.ANSWERING, D.DECLINED), (A.END_OURS,)),
-    **dict.fromkeys((D.INCOMING, D.WAITING, D.ENDING, D.ENDED, D.UNENDED), (A.END,)),
+    **dict.fromkeys((D.INCOMING, D.WAITING, D.ENDING, D.STRAYED, D.ENDED, D.UNENDED), (A.END,)),
     D.STARTING: (A.START,),
     **dict.fromkeys((D.RUNS, D.UNSURE), ()),
 }

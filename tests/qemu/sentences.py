@@ -164,7 +164,7 @@ KNOWN: list[tuple[str, Claim]] = [
     (r"the QEMU that waited here for the guest \(process \d+\) was killed and has not ended yet", lives_here),
     (r"QEMU here has ended after it was told to run the guest: whether the guest ran here is not known", ended_here),
     (r"the guest is here and does not run, as before", stands_here),
-    (r"the other host may have been told to run the guest, and whether it does is not known here", told_to_run),
+    (r"the guest may run or have run on the other host, and whether it does is not known here", told_to_run),
     (r"the guest runs on the destination", runs_there),
     (r"nothing is done about it", nothing),
     # why, and nothing of where

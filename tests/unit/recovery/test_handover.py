@@ -38,6 +38,7 @@ class World(NamedTuple):
     told to run. `other`, the destination's: "none" is not started, "loaded" paused with the whole guest, "starting"
     told to run, "dying" told to end. `ran`: the guest has run there. `mute`: whose monitor is no more. `signalled`: who
     is to end.
+    `astray`: another client has let the guest run there before its time; no other fault comes after that.
     """
 
     source: Source | None = Source.OFFERING
@@ -54,6 +55,7 @@ class World(NamedTuple):
     lost: tuple[bool, bool] = (False, False)
     mute: tuple[bool, bool] = (False, False)
     signalled: tuple[bool, bool] = (False, False)
+    astray: bool = False
 
 
 def replace(world: World, **changes: Any) -> World:
@@ -166,7 +168,9 @@ def target_qemu(world: World) -> Iterator[World]:
     if world.other == "starting":
         after = replace(world, other="runs", ran=True)
         yield after if world.mute[1] else tell_target(after, Event.RUNNING)
-    if world.other == "dying":
+    if world.astray and world.target is Destination.ENDING and world.other != "dead":
+        yield tell_target(world, Event.STRAYED)  # QEMU is asked before it is seen to have ended
+    elif world.other == "dying":
         yield tell_target(replace(world, other="dead"), Event.ENDED)
     if world.other == "dead" and world.target is Destination.ENDING:
         yield tell_target(world, Event.ENDED)
@@ -200,6 +204,10 @@ def source_faults(world: World) -> Iterator[World]:
 def target_faults(world: World) -> Iterator[World]:
     if world.target is None:
         return
+    if world.other == "loaded" and world.target is Destination.INCOMING and not any(world.mute):
+        yield tell_target(replace(world, astray=True, ran=True, other="runs"), Event.FAILED)
+    if world.other == "loaded" and world.target is Destination.WAITING and not any(world.mute):
+        yield tell_target(replace(world, astray=True, ran=True, other="runs"), Event.CANCEL)
     yield tell_target(replace(world, signalled=(world.signalled[0], True)), Event.CANCEL)
     if world.signalled[1] or world.target in HURRIED:
         yield tell_target(world, Event.OVERDUE)
@@ -220,7 +228,8 @@ def target_faults(world: World) -> Iterator[World]:
 def steps(world: World) -> Iterator[World]:
     """Everything that could happen next."""
     yield from progress(world)
-    yield from faults(world)
+    if not world.astray:
+        yield from faults(world)
 
 
 def killed(world: World) -> World:
@@ -275,18 +284,30 @@ RUNNING = ("runs", "resuming", "cancelled", "cancelled late")
 
 def test_two_guests_never_run(worlds: set[World]) -> None:
     both = [world for world in worlds if world.qemu in RUNNING and world.other in ("runs", "starting")]
-    assert not both, both[0]
+    assert all(world.astray for world in both), both  # another client's doing, for as long as it takes to end that QEMU
 
 
 def test_a_guest_that_has_run_there_never_runs_here_again(worlds: set[World]) -> None:
     """Its disks are no longer those that the source's memory belongs to."""
-    again = [world for world in worlds if world.ran and world.qemu in RUNNING]
+    again = [world for world in worlds if world.ran and world.qemu in RUNNING and not world.astray]
     assert not again, again[0]
+
+
+@pytest.mark.parametrize("way", [[], [Event.ACCEPTED], [Event.COMPLETED]], ids=["handing", "accepted", "handed"])
+def test_a_guest_that_has_run_there_before_its_time_is_run_here_by_a_person_alone(way: list[Event]) -> None:
+    side, done = Side(Source.OFFERING, SOURCE), []
+    for event in (Event.ANSWER, Event.PRE_SWITCHOVER, Event.READY, *way, Event.UNSURE, Event.LOST, Event.CANCEL):
+        done += side.hear(event)
+    if side.state is Source.DOUBTED:
+        done += side.hear(Event.COMPLETED)
+    assert side.state is Source.UNDECIDED and not {Action.RESUME, Action.CANCEL, Action.SEND_GO} & set(done)
 
 
 def test_never_ran_is_said_of_no_guest_that_did(worlds: set[World]) -> None:
     never = (Destination.ENDING, Destination.ENDED, Destination.UNENDED)
-    wrong = [world for world in worlds if world.target in never and world.ran]
+    looking = Destination.ENDING  # QEMU is asked last whether another client has let its guest run
+    said = [world for world in worlds if world.target in never and not (world.astray and world.target is looking)]
+    wrong = [world for world in said if world.ran]
     assert not wrong, wrong[0]
 
 
@@ -296,6 +317,7 @@ def test_what_an_end_says_of_a_qemu_is_so(worlds: set[World]) -> None:
         assert world.target is not Destination.RUNS or world.other in ("runs", "dead"), world
         assert world.source is not Source.DEAD or world.qemu == "dead" or world.mute[0], world
         assert world.source is not Source.MOVED or world.ran, world
+        assert world.target is not Destination.STRAYED or world.ran, world
 
 
 def test_a_guest_is_lost_only_with_the_qemu_that_held_it(worlds: set[World]) -> None:
@@ -311,7 +333,7 @@ def test_a_guest_is_lost_only_with_the_qemu_that_held_it(worlds: set[World]) -> 
 
 def test_a_guest_that_stands_still_here_was_not_given_away(worlds: set[World]) -> None:
     for world in at_rest(worlds):
-        if world.source is Source.KEPT and world.qemu == "handed":
+        if world.source is Source.KEPT and world.qemu == "handed" and not world.astray:
             assert world.other not in ("runs", "starting") and not world.ran, world
 
 
@@ -369,7 +391,7 @@ def test_each_state_has_its_recovery() -> None:
 def test_recovery_never_runs_a_guest_that_was_given_away(state: Source) -> None:
     nothing_to_undo = (Source.OFFERING, Source.UNTOUCHED)
     given_away = (Source.MOVED, Source.COMMITTED, Source.UNDECIDED, Source.DEAD)
-    assert (recovery(state) == ()) == (state in (*nothing_to_undo, *given_away))
+    assert (recovery(state) == ()) == (state in (*nothing_to_undo, Source.DOUBTED, *given_away))
 
 
 @pytest.mark.parametrize("state", Destination)

@@ -234,7 +234,8 @@ BOUNDS = {
     "at most 4 of `decompress` (with at most 8 MiB of memory": negotiation.STAGES == 4
     and "memory=8M" in str(negotiation.UNDOING),
     f"{coordinator.PATIENCE:g} s, or {coordinator.PATIENCE_ON_STOPPING:g} after a signal; then OVERDUE": True,
-    "in CANCELLING, RESUMING and ENDING": [state.name for state in HURRIED] == ["CANCELLING", "RESUMING", "ENDING"],
+    "in CANCELLING, RESUMING, DOUBTED, ENDING and STRAYED": [state.name for state in HURRIED]
+    == ["CANCELLING", "RESUMING", "DOUBTED", "ENDING", "STRAYED"],
     f"waits {peer.PARTING:g} seconds for the other side's END": True,
     f"at most {firstbyte.MOST} connections that have sent nothing": True,
     f"4 bytes length (1 to {spake.HELLO_LIMIT:,}), JSON": spake.CONFIRM_SIZE == 32,
