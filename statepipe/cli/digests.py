@@ -9,7 +9,7 @@ from typing import Any
 
 from statepipe.cli.filters import run_filter
 from statepipe.cli.messages import show
-from statepipe.cli.onfiles import algorithm_or_files, for_each_file, open_source, require_pipes
+from statepipe.cli.onfiles import algorithm_or_files, for_each_file, open_source, refuse_input_as_output, require_pipes
 from statepipe.errors import UsageError
 
 Values = dict[str, Any]
@@ -35,7 +35,7 @@ def _print_digests(name: str, values: Values) -> int:
     lines = []
 
     def work(path: str) -> None:
-        line = line_of(_digest(path, values["algorithm"]), path)
+        line = line_of(_digest(path, values), path)
         lines.append(line) if values["to"] else write(line)
 
     code = for_each_file(name, values["file"], work)
@@ -44,16 +44,18 @@ def _print_digests(name: str, values: Values) -> int:
     return code
 
 
-def _digest(path: str, algorithm: str) -> str:
+def _digest(path: str, values: Values) -> str:
     """The digest of a file in hexadecimal. Raises StatepipeError."""
     from statepipe.ends.fd import Nowhere
     from statepipe.pipeline.pipeline import Pipeline
     from statepipe.stages.checksum import Digest
 
-    digest = Digest(algorithm)
+    digest = Digest(values["algorithm"])
     require_pipes({"file": path}, binary=False)
     with ExitStack() as stack:
-        Pipeline(open_source(path, stack), [("checksum", digest)], Nowhere()).run()
+        source = open_source(path, stack)
+        refuse_input_as_output(source.fd, "--to", values["to"])
+        Pipeline(source, [("checksum", digest)], Nowhere()).run()
     return digest.value
 
 

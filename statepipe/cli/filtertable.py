@@ -192,7 +192,7 @@ FILTERS = (
                 "read the digest from FILE: its first line, or of several the one that names the other FILE",
                 "FILE",
             ),
-            Param("--algorithm", f"{_ALGORITHM}; the default is sha256", "ALGORITHM", default="sha256"),
+            Param("--algorithm", f"{_ALGORITHM}; the default is sha256", "ALGORITHM"),
         ),
         _built("verify", **{"from": "from_file", "file": "name"}),
         inverse="checksum",

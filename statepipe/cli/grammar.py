@@ -41,7 +41,10 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(message.replace(": -- ", ": "), hint=f"{self._meant(message)}see: {self.prog} --help")
 
     def _meant(self, message: str) -> str:
-        """The beginning of a hint, for an option that is misspelt."""
+        """The beginning of a hint, for an option that is misspelt, or a second FILE."""
+        takes_file = any(action.metavar == "FILE" for action in self._get_positional_actions())
+        if takes_file and re.match("unrecognized arguments: (?!-)", message):
+            return "give one FILE at a time; "
         unknown = re.match(r"unrecognized arguments: (--[a-z-]+)", message)
         known = [name for name in self._option_string_actions if name.startswith("--")]
         option = closest(unknown[1], known) if unknown else None

@@ -8,7 +8,7 @@ import sys
 import threading
 from contextlib import suppress
 
-from statepipe.errors import ReaderGone, StatepipeError
+from statepipe.errors import IntegrityError, ReaderGone, StatepipeError
 
 
 def explain(verb: str | None, error: StatepipeError) -> None:
@@ -19,8 +19,19 @@ def explain(verb: str | None, error: StatepipeError) -> None:
     if len(place) == 2 and place[0] == place[1]:
         place.pop()
     say(": ".join(["statepipe", *place, f"error: {error}{_where(error)}"]))
-    if error.hint:
-        say(f"statepipe: hint: {error.hint}")
+    if hint := error.hint or _of_damage(verb, error):
+        say(f"statepipe: hint: {hint}")
+
+
+_READERS = ("compress", "decompress", "encrypt", "decrypt", "verify", "pipe", "load", "inspect", "verify-state")
+"""The verbs that read what was stored; compress and encrypt do with -d."""
+
+
+def _of_damage(verb: str | None, error: StatepipeError) -> str | None:
+    """Return the hint for stored data that is damaged, where the error has none of its own."""
+    if verb is None or verb.partition(":")[0] not in _READERS or not isinstance(error, IntegrityError):
+        return None
+    return "what was read is damaged or incomplete: take another copy of it"
 
 
 _OURS = ("watch", "alone", "hold", "digest", "stream", "return path", "relay")

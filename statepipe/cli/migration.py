@@ -1,4 +1,4 @@
-"""The verbs that move guests between hosts: from parsed values to commands/, and from outcomes to words."""
+"""The verbs that move guests between hosts: parsed values become calls of migration/, outcomes become messages."""
 
 from __future__ import annotations
 

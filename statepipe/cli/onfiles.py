@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -88,9 +89,12 @@ def _codec_or_file(values: Values) -> Values:
     only = values["codec"]
     if only == "":  # a shell's variable that is not set: what should be in the file is not standard input
         raise UsageError("an empty argument is neither a codec nor a FILE")
-    if only is None or re.fullmatch(rf"({'|'.join(CODECS)}|auto)(:.*)?|-?\d+", only):
+    codec = re.compile(rf"({'|'.join(CODECS)}|auto)(:.*)?|-?\d+")
+    if only is None or codec.fullmatch(only):
         return values
     if values["file"] is not None:
+        if _is_file(only) and not codec.fullmatch(values["file"]):
+            raise _several(only, values["file"], "compress")
         hint = f"the codec comes before FILE, and is one of {', '.join(CODECS)} and auto"
         raise UsageError(f"'{only}' is no codec", hint=hint)
     if not _is_file(only):
@@ -128,11 +132,14 @@ def _recipients_or_file(values: Values) -> Values:
     """Of the arguments those are recipients that look like one; what does not, and is there, is the file."""
     files = [text for text in values["recipients"] if not _RECIPIENT.match(text) and _is_file(text)]
     if len(files) > 1:
-        raise UsageError(
-            f"{files[0]} and {files[1]}: one file at a time", hint="for many: tar -c FILES | statepipe encrypt …"
-        )
+        raise _several(files[0], files[1], "encrypt")
     rest = [text for text in values["recipients"] if text not in files]
     return values | {"recipients": rest, "file": files[0] if files else None}
+
+
+def _several(one: str, other: str, name: str) -> UsageError:
+    """The error of a command that was given more than one FILE."""
+    return UsageError(f"{one} and {other}: one file at a time", hint=f"for many: tar -c FILES | statepipe {name} …")
 
 
 _RECIPIENT = re.compile("age1|ssh-|gpg:")
@@ -148,6 +155,8 @@ def opened(values: Values, stack: ExitStack) -> tuple[Any, Any]:
     from statepipe.ends.output import new_output
 
     source, output = open_source(values.get("file"), stack), values.get("output")
+    for option, target in (("-o", output), ("--to", values.get("to"))):
+        refuse_input_as_output(source.fd, option, target)
     if output in (None, "-"):
         return source, FdSink(1, "standard output")
     return source, new_output(str(output), _mode_of(str(output)))
@@ -162,6 +171,18 @@ def open_source(file: str | None, stack: ExitStack) -> Any:
         demand_readable(0, "standard input")
         return stack.enter_context(FdSource(0, "standard input"))
     return stack.enter_context(AnyFile(str(file)))
+
+
+def refuse_input_as_output(fd: int, option: str, target: str | None) -> None:
+    """Raises UsageError if `target` names the regular file that the descriptor reads."""
+    if target is None:
+        return
+    try:
+        read, written = os.fstat(fd), os.stat(target)
+    except (OSError, ValueError):  # it does not exist, or has a NUL in its name: opening it reports that
+        return
+    if stat.S_ISREG(read.st_mode) and os.path.samestat(read, written):
+        raise UsageError(f"{option} {target} is the file that is read", hint="write to another file, then rename it")
 
 
 def _mode_of(path: str) -> int:

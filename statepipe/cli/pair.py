@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
+from ipaddress import ip_address
 from typing import Any
 
 from statepipe.cli.context import ask
 from statepipe.cli.messages import clean, say, show, warn
+from statepipe.ends.address import TLS, Address, parse_address
 from statepipe.errors import StatepipeError, UsageError
 from statepipe.private import read_private
 from statepipe.telling import nobody
 
 Values = dict[str, Any]
+
+CODE_LENGTH = 6
+"""Letters and digits of a code at least."""
 
 CODE_LIMIT = 1024
 """Bytes read of a file that holds a code."""
@@ -22,8 +27,6 @@ def run_pair(name: str, values: Values) -> int:
     """Listen and show a code, or connect and ask for it; or list the pins, or remove one."""
     if values["list"] or values["remove"] is not None:
         return _on_pins(values)
-    from statepipe.ends.address import parse_address
-
     if not values["listen"] and values["address"] is None:
         raise UsageError("pair needs the other host, or --listen on the host that the other connects to")
     address = parse_address(values["address"] or "tls://:20490")
@@ -71,7 +74,7 @@ def _warn(text: str) -> None:
     warn("pair", text)
 
 
-def _listen(address: Any, values: Values) -> Any:
+def _listen(address: Address, values: Values) -> Any:
     from statepipe.trust.pair import pair_listening
     from statepipe.trust.pins import check_name
     from statepipe.trust.spake import new_code
@@ -83,7 +86,7 @@ def _listen(address: Any, values: Values) -> Any:
     def ready(port: int) -> None:
         say(f"statepipe: pair: listening at port {port}")
         if not values["code_file"]:
-            say(f"statepipe: pair: on the other host type: statepipe pair {os.uname().nodename}:{port}")
+            say(f"statepipe: pair: {_where_to_type(address, port)}")
             say(f"statepipe: pair: and there, when asked, this code: {code}")
 
     def choose(called: str, key: str, host: str) -> str:
@@ -93,6 +96,20 @@ def _listen(address: Any, values: Values) -> Any:
         say(f"statepipe: pair: {text}")
 
     return pair_listening(address, code, choose, ready, tell)
+
+
+def _where_to_type(address: Address, port: int) -> str:
+    """Return the command for the other side, with a name at which we listen."""
+    try:
+        ip = ip_address(address.host.partition("%")[0] or "::")
+        everywhere, is_loopback = ip.is_unspecified, ip.is_loopback
+    except ValueError:  # a name
+        everywhere, is_loopback = False, address.name == "localhost"
+    host = os.uname().nodename if everywhere else address.host
+    command = f"statepipe pair {str(Address(TLS, host, port)).removeprefix('tls://')}"
+    if is_loopback:
+        return f"on this host, as no other can connect to {host}, type: {command}"
+    return f"on the other host type: {command}"
 
 
 def _name(called: str, key: str, host: str) -> str:
@@ -116,15 +133,15 @@ def _name(called: str, key: str, host: str) -> str:
             say(f"statepipe: pair: {error} ({error.hint})")
 
 
-def _connect(address: Any, values: Values) -> Any:
+def _connect(address: Address, values: Values) -> Any:
     from statepipe.trust.pair import pair_connecting
 
     def code() -> str:
-        return (
-            _from_file(values["code_file"])
-            if values["code_file"]
-            else ask("Code shown on the other host", "--code-file")
-        )
+        if values["code_file"]:
+            return _from_file(values["code_file"])
+        while not _is_code(typed := ask("Code shown on the other host", "--code-file")):
+            say(f"statepipe: pair: a code has {CODE_LENGTH} letters and digits or more: try again")
+        return typed
 
     return pair_connecting(address, code, values["name"])
 
@@ -138,7 +155,12 @@ def _from_file(path: str) -> str:
         code = read_private(path, CODE_LIMIT).decode("ascii", "replace").strip()
     except OSError as error:
         raise StatepipeError(f"cannot read {path}: {os.strerror(error.errno or 0)}") from error
-    if sum(map(str.isalnum, code)) < 6:
+    if not _is_code(code):
         hint = "--code-file takes the code that statepipe pair --listen shows, or one that you give to both"
-        raise StatepipeError(f"{path} holds no code of at least 6 letters and digits", hint=hint)
+        raise StatepipeError(f"{path} holds no code of at least {CODE_LENGTH} letters and digits", hint=hint)
     return code
+
+
+def _is_code(text: str) -> bool:
+    """Return whether it can be a code: what cannot be one must not use up the attempt."""
+    return sum(map(str.isalnum, text)) >= CODE_LENGTH

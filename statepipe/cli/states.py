@@ -1,4 +1,4 @@
-"""The verbs about saved guests: from parsed values to commands/, and from outcomes to words."""
+"""The verbs about saved guests: parsed values become calls of state/, outcomes become messages."""
 
 from __future__ import annotations
 

@@ -117,12 +117,12 @@ def checksum(
 def verify(
     digest: str | None = None,
     *,
-    algorithm: str = "sha256",
+    algorithm: str | None = None,
     from_file: str | None = None,
     name: str | None = None,
     context: Context | None = None,
 ) -> Stage:
-    """Return a stage that lets the last bytes pass only if the digest of the whole is `digest`.
+    """Return a stage that lets the last bytes pass only if the digest of the whole, by default sha256, is `digest`.
 
     With `from_file` it is read from a file as sha256sum writes it, from the line of `name` if there are several. The
     stage raises IntegrityError.

@@ -20,6 +20,8 @@ from statepipe.stages.context import NewFile
 
 ALGORITHMS = ("sha256", "sha512", "sha1", "md5", "blake2b", "blake3")
 
+DEFAULT = ALGORITHMS[0]
+
 _LINE = re.compile(r"\\?([0-9a-fA-F]{32,128})(?: [ *](.*))?")
 
 
@@ -160,15 +162,20 @@ def parse_digest(text: str) -> str:
     return match[1].lower()
 
 
+_ANOTHER = "take another copy; or if the digest is of blake3, give --algorithm blake3"
+"""For a digest that was compared with DEFAULT because no algorithm was given: only blake3's has the same length."""
+
 _WHICH = "say which it is with --algorithm, or look whether the digest is cut"
 
 
-def verify(expected: str, algorithm: str = "sha256") -> Stage:
+def verify(expected: str, algorithm: str | None = None) -> Stage:
     """A stage that passes everything on, but the last buffer only once the digest of the whole agrees.
 
     Raises IntegrityError at the end if it does not: the consumer then never sees a clean end. Raises UsageError for
     a digest that no stream of this algorithm can have.
     """
+    hint = None if algorithm else _ANOTHER
+    algorithm = algorithm or DEFAULT
     digest = Digest(algorithm)
     wanted = parse_digest(expected)
     if len(wanted) != (length := len(digest.value)):
@@ -180,6 +187,6 @@ def verify(expected: str, algorithm: str = "sha256") -> Stage:
     def checked(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
         yield from digest(upstream)
         if digest.value != wanted:
-            raise IntegrityError(f"{algorithm} is {digest.value}, expected {wanted}")
+            raise IntegrityError(f"{algorithm} is {digest.value}, expected {wanted}", hint=hint)
 
     return stage

@@ -142,6 +142,7 @@ def test_the_command_says_where(name: str, at: float) -> None:
         done = run("decompress", data=damaged)
         assert done.returncode == 3
         assert_one_error(done.stderr, "decompress", "byte ")
+        assert b"statepipe: hint: " in done.stderr
         assert name == "one frame" or LONG.startswith(done.stdout)
 
 

@@ -88,10 +88,29 @@ def test_an_output_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"cut", "kept"}
 
 
-def test_what_is_replaced_keeps_who_may_read_it(plain: Path) -> None:
-    plain.chmod(0o600)
-    assert run("compress", str(plain), "-o", str(plain)).returncode == 0
-    assert plain.stat().st_mode & 0o777 == 0o600
+def test_what_is_replaced_keeps_who_may_read_it(plain: Path, tmp_path: Path) -> None:
+    older = tmp_path / "older"
+    older.touch(0o600)
+    assert run("compress", str(plain), "-o", str(older)).returncode == 0
+    assert older.stat().st_mode & 0o777 == 0o600 and older.read_bytes() != b""
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (["compress", "plain", "-o", "./plain"], "-o"),
+        (["throttle", "1G", "-o", "link"], "-o"),
+        (["checksum", "--to", "plain"], "--to"),
+        (["checksum", "plain", "--to", "link"], "--to"),
+    ],
+    ids=" ".join,
+)
+def test_the_file_that_is_read_is_not_written(words: list[str], option: str, plain: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("plain")
+    with plain.open("rb") as file:
+        done = run(*words, stdin=file, cwd=tmp_path)
+    assert (done.returncode, done.stdout, plain.read_bytes()) == (2, b"", DATA)
+    assert f"error: {option} {words[-1]} is the file that is read".encode() in done.stderr
 
 
 def test_a_codec_that_is_a_files_name_is_a_codec(tmp_path: Path) -> None:
@@ -110,6 +129,7 @@ def test_a_codec_that_is_a_files_name_is_a_codec(tmp_path: Path) -> None:
         (["decompress", "/dev"], 1, "/dev is a folder"),
         (["encrypt", agefiles.RECIPIENT, "/dev/null", "/dev/zero"], 2, "one file at a time"),
         (["decompress", "/dev/fd/77"], 2, "descriptor 77 is not open"),
+        (["compress", "/dev/null", "/dev/zero"], 2, "/dev/null and /dev/zero: one file at a time"),
     ],
 )
 def test_what_cannot_be_read(words: list[str], code: int, told: str) -> None:

@@ -24,6 +24,8 @@ from tests import warm
 from tests.conformance.running import PATIENCE, STATEPIPE, started, wait
 from tests.conformance.test_plain import NOISE, collect
 from tests.openfiles import open_files
+from tests.qemu.harness import EXEC
+from tests.terminal import at_terminal
 
 Process = subprocess.Popen[bytes]
 Done = subprocess.CompletedProcess[str]
@@ -261,6 +263,32 @@ def read_until(terminal: IO[bytes], what: str) -> str:
     while what.encode() not in seen:
         seen += terminal.read(1)
     return seen.decode()
+
+
+def test_what_cannot_be_a_code_is_asked_for_again(tmp_path: Path) -> None:
+    """An empty line must not use up the attempt."""
+    with listening(tmp_path / "one", "--name", "other") as (process, port, code):
+        prompts = [("other host: ", ""), ("other host: ", "12"), ("other host: ", code)]
+        command = f"XDG_CONFIG_HOME={tmp_path / 'other'} {EXEC} pair 127.0.0.1:{port}"
+        status, seen = at_terminal(command, prompts, tmp_path)
+        assert (status, collect(process)[0]) == (0, 0), seen
+    assert seen.count("a code has 6 letters and digits or more: try again") == 2
+
+
+@pytest.mark.parametrize(
+    ("at", "line"),
+    [
+        ("tls://localhost:0", "on this host, as no other can connect to localhost, type: statepipe pair localhost:{}"),
+        ("tls://127.0.0.1:0", "on this host, as no other can connect to 127.0.0.1, type: statepipe pair 127.0.0.1:{}"),
+        ("tls://0.0.0.0:0", f"on the other host type: statepipe pair {os.uname().nodename}:{{}}"),
+        ("tls://:0", f"on the other host type: statepipe pair {os.uname().nodename}:{{}}"),
+    ],
+)
+def test_the_other_host_is_given_an_address_at_which_something_listens(at: str, line: str, tmp_path: Path) -> None:
+    command = [*STATEPIPE, "pair", "--listen", at]
+    with started(command, stdin=subprocess.DEVNULL, env=env(tmp_path)) as process:
+        port = int(process.stderr.readline().split()[-1])
+        assert process.stderr.readline().decode() == f"statepipe: pair: {line.format(port)}\n"
 
 
 def test_another_key_does_not_take_a_pinned_ones_place(hosts: tuple[Path, Path], tmp_path: Path) -> None:

@@ -39,6 +39,13 @@ def test_verify_takes_the_line_of_its_file(name: str, folder: Path, capfdbinary:
     assert capfdbinary.readouterr() == (Path(name).read_bytes(), b"")
 
 
+def test_a_digest_of_blake3_that_is_compared_as_sha256_is_explained(folder: Path, capfdbinary: Captured) -> None:
+    assert main(["checksum", "blake3", "plain", "--to", "sum"]) == 0
+    assert main(["verify", "--from", "sum", "plain"]) == 3
+    assert b"if the digest is of blake3, give --algorithm blake3\n" in capfdbinary.readouterr().err
+    assert main(["verify", "--from", "sum", "--algorithm", "blake3", "plain"]) == 0
+
+
 def test_a_file_that_cannot_be_read_is_told_and_the_others_are_read(folder: Path, capfdbinary: Captured) -> None:
     assert main(["checksum", "blake3", "./none", "plain", "--to", "sums"]) == 1
     assert not (folder / "sums").exists()

@@ -132,7 +132,7 @@ WORDS = {
     "checksum:to=--to": {"algorithm": "sha256", "to": "--to"},
     "checksum:,,": {"algorithm": ",", "to": None},
     "progress:name=a:b,size=4G": {"name": "a:b", "size": "4G", "status_fd": None},
-    "verify:from=/x/y": {"digest": None, "from": "/x/y", "algorithm": "sha256"},
+    "verify:from=/x/y": {"digest": None, "from": "/x/y", "algorithm": None},
     "decrypt:i=a,identity=b": {"identity": ["a", "b"], "signed_by": None} | NO_PASSPHRASE,
     "decrypt:p": {"identity": [], "signed_by": None} | NO_PASSPHRASE | {"passphrase": True},
     "encrypt:age1x,r=age1y,R=f,a,recipient=ssh-rsa A== b": {
@@ -235,6 +235,13 @@ def test_what_is_missing_or_too_much(name: str, line: list[str], message: str) -
     with pytest.raises(UsageError) as caught:
         parse(verb(name), line)
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(("name", "line"), [("decompress", ["f", "g"]), ("compress", ["zstd", "f", "g"])])
+def test_a_second_file_is_named_as_the_cause(name: str, line: list[str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(verb(name), line)
+    assert str(caught.value.hint).startswith("give one FILE at a time; see: ")
 
 
 PATHS = ("FILE", "DIR", "CA", "IDENTITY", "IDENTITIES")

@@ -129,8 +129,9 @@ def key_of(stanzas: list[Stanza], identity: object, key: bytes = KEY) -> bytes:
 def test_stanzas_of_unknown_kinds_are_passed_over() -> None:
     ours = IDENTITY.recipient.wrap(KEY).stanzas[0]
     assert key_of([BODY, ours, Stanza("x25519", ("!",), b"")], IDENTITY) == KEY
-    with pytest.raises(NoKeyError, match="no identity opens"):
+    with pytest.raises(NoKeyError, match="no identity opens") as caught:
         key_of([BODY], IDENTITY)
+    assert "give another identity with -i" in str(caught.value.hint)
 
 
 def test_a_changed_header_is_refused_even_with_the_right_key() -> None:

@@ -96,6 +96,13 @@ def test_the_last_buffer_waits_for_the_verdict() -> None:
         next(flow)
 
 
+@pytest.mark.parametrize(("algorithm", "hint"), [(None, "give --algorithm blake3"), ("sha256", ""), ("blake3", "")])
+def test_a_digest_of_the_same_length_may_be_of_another_algorithm(algorithm: str | None, hint: str) -> None:
+    with pytest.raises(IntegrityError) as caught:
+        list(verify("0" * 64, algorithm)(iter([b"abc"])))
+    assert (caught.value.hint or "").endswith(hint) and bool(caught.value.hint) == bool(hint)
+
+
 def test_all_of_it_passes_where_the_digest_agrees() -> None:
     assert b"".join(verify(HEX.upper())(iter([b"abc", FLUSH, b"def"]))) == b"abcdef"
 
