@@ -16,7 +16,14 @@ from statepipe import __version__
 from statepipe.cli import messages
 from statepipe.cli.main import main
 from statepipe.cli.verbs import EXIT_CODES, VERBS
-from statepipe.errors import IntegrityError, InterruptedBySignal, ReaderGone, StatepipeError, UsageError
+from statepipe.errors import (
+    IntegrityError,
+    InterruptedBySignal,
+    ReaderGone,
+    StatepipeError,
+    TruncatedError,
+    UsageError,
+)
 from tests.conformance.running import STATEPIPE, STREAM, assert_one_error, run, started, wait_until_read
 
 every_verb = pytest.mark.parametrize("verb", [verb.name for verb in VERBS])
@@ -217,6 +224,28 @@ def told(error: StatepipeError, capsys: Captured, verb: str | None = "load") -> 
     return err.splitlines()
 
 
+DAMAGED = "statepipe: hint: what was read is damaged or incomplete: take another copy of it"
+
+
+@pytest.mark.parametrize(
+    ("verb", "error", "hint"),
+    [
+        ("decompress", IntegrityError("x"), [DAMAGED]),
+        ("verify-state: vm1.state", TruncatedError("x"), [DAMAGED]),
+        ("decrypt", IntegrityError("x", hint="its own"), ["statepipe: hint: its own"]),
+        ("decompress", StatepipeError("x"), []),
+        ("save", IntegrityError("x"), []),
+        ("recv", IntegrityError("x"), []),
+        (None, IntegrityError("x"), []),
+    ],
+)
+def test_a_file_that_is_damaged_has_a_hint(
+    verb: str | None, error: StatepipeError, hint: list[str], capsys: Captured
+) -> None:
+    """Unlike a stream that QEMU or another host sends: of that there is no other copy."""
+    assert told(error, capsys, verb)[1:] == hint
+
+
 def test_an_error_names_stage_offset_and_hint(capsys: Captured) -> None:
     error = IntegrityError("broken", stage="decompress", offset=7, hint="try again")
     lines = ["statepipe: load: decompress: error: broken (at byte 7)", "statepipe: hint: try again"]
@@ -231,12 +260,13 @@ def test_where_no_passphrase_can_be_asked_for_the_option_without_is_named() -> N
 
 @pytest.mark.parametrize("stage", ["watch", "alone", "hold", "digest", "return path"])
 def test_a_stage_that_nobody_has_typed_is_not_named(stage: str, capsys: Captured) -> None:
-    assert told(IntegrityError("broken", stage=stage), capsys) == ["statepipe: load: error: broken"]
+    assert told(IntegrityError("broken", stage=stage), capsys) == ["statepipe: load: error: broken", DAMAGED]
 
 
 def test_what_is_said_already_is_not_repeated(capsys: Captured) -> None:
     assert told(UsageError("no", stage="load"), capsys) == ["statepipe: load: error: no"]
-    assert told(IntegrityError("broken at byte 7", offset=7), capsys) == ["statepipe: load: error: broken at byte 7"]
+    damaged = ["statepipe: load: error: broken at byte 7", DAMAGED]
+    assert told(IntegrityError("broken at byte 7", offset=7), capsys) == damaged
     assert told(UsageError("no"), capsys, verb=None) == ["statepipe: error: no"]
 
 
