@@ -239,9 +239,9 @@ class Coordinator:
         """
         for _ in Event:  # none is said twice
             if (message := self.peer.hear()) is None:
-                raise PeerError("the other host has left")
+                raise PeerError("the other host has ended the session")
             self.put(*step_of(message, type(self.side.state)))
-        raise PeerError("the other host says more than a migration has steps")
+        raise PeerError("the other host sent more messages than a migration has steps")
 
     def _what(self, error: BaseException, otherwise: Event) -> Event:
         """The event that a failure is. Who lost QEMU's monitor has not lost QEMU: its process is looked at."""

@@ -154,7 +154,7 @@ def step_of(message: Message, side: type[Source] | type[Destination]) -> tuple[E
 def _heard(peer: Peer, shape: Shape, what: str, within: float) -> Message:
     """What the other side says next. Raises PeerError when it has left, or says something else."""
     if (message := peer.hear(within)) is None:
-        raise PeerError(f"{peer.name} has left before anything was agreed on")
+        raise PeerError(f"{peer.name} ended the session before both hosts had agreed to the migration")
     return _checked(peer.name, message, shape, what)
 
 
@@ -162,6 +162,6 @@ def _checked(name: str, message: Message, shape: Shape, what: str) -> Message:
     try:
         check(message, shape)
     except Misshapen as error:
-        hint = "are both sides of the same version?"
-        raise PeerError(f"{name} says what is not {what}: {told(error, 200)}", hint=hint) from error
+        hint = "update both hosts to the same version of statepipe"
+        raise PeerError(f"{name} sent something that is not {what}: {told(error, 200)}", hint=hint) from error
     return message

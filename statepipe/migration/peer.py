@@ -123,14 +123,14 @@ class Peer:
             self.session.say_close()
             self.session.hear_close(FAREWELL)
         else:
-            self.session.fail(PeerError("this side has left"))
+            self.session.fail(PeerError("this side has ended the session"))
         self.session.flush(FAREWELL)
 
     def farewell(self) -> None:
         """Leave in peace a session in which no stream flowed. Raises PeerError, also for who talks on."""
         self.fall_silent()
         if self.hear(max(FAREWELL, self.patience)) is not None:
-            raise PeerError(f"{self.name} talks on after it has said that it is done")
+            raise PeerError(f"{self.name} sent another message instead of ending the session")
         self.part(in_peace=True)
 
     def abandon(self, error: BaseException) -> None:
@@ -142,7 +142,7 @@ class Peer:
 
 def mistake(error: BaseException) -> str:
     """What is told of an error that nobody foresaw: its kind, for what it says may be anything."""
-    return f"a mistake of statepipe's own ({type(error).__name__})"
+    return f"an internal error of statepipe ({type(error).__name__})"
 
 
 def _lost(error: StatepipeError) -> PeerError:

@@ -86,7 +86,7 @@ def to_program(command: str) -> Iterator[tuple[Returning, MakeSink]]:
 
 
 _MUTE = (
-    "its standard output must bring back what the QEMU there answers; to save the guest instead: "
+    "its standard output must return the answers of the QEMU over there; to save the guest instead: "
     "statepipe save --qmp SOCKET FILE"
 )
 
@@ -128,7 +128,7 @@ def migrate_plainly(request: MigrateRequest, far: FarEnd, name: str, tell: Tell,
     except StatepipeError as error:
         if report is None:
             raise
-        tell(f"{error}, after the guest had gone by QEMU's word")
+        tell(f"{error}, after QEMU had reported that the guest has moved")
     return report
 
 

@@ -69,10 +69,10 @@ def _known(name: str, names: Sequence[str], files: Collection[str]) -> str | Non
 
 
 def _stranger(option: str, name: str, names: Sequence[str]) -> StatepipeError:
-    its = f"its disks: {', '.join(names)}" if names else "the state knows of none"
+    its = f"its disks: {', '.join(names)}" if names else "the state names no disks"
     if option == "--force":
         its += f"; of the machine: {', '.join(PARTS)}"
-    return StatepipeError(f"{option} names {name}, which is no disk of this state", hint=its)
+    return StatepipeError(f"{option} names {name}, which is not a disk of this state", hint=its)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ def look(images: Images) -> list[Disk]:
 def _record(row: Image, view: View) -> Disk:
     more: Disk = {} if row.devices is None else {"devices": list(row.devices)}
     if not row.is_file:
-        why = f"{row.driver} keeps it, which is no file of this host"
+        why = f"it is not a file of this host: {row.driver} keeps it"
         return more | {"path": row.path, "driver": row.driver, "unknown": why, "remote_size": row.size}
     if row.read_only and row.devices:
         more["read_only"] = True
@@ -120,7 +120,7 @@ def _seen(path: str, view: View) -> Disk:
 
 def look_from_outside(paths: Iterable[str], command: Sequence[str]) -> list[Disk]:
     """The same of a QEMU whose monitor is not ours: of its files, and of what its command line reaches elsewhere."""
-    why = "it is no file of this host, and only QEMU's monitor tells more of it"
+    why = "it is not a file of this host, and only QEMU's monitor knows more of it"
     named = (words[1] for name, words in parted(command) if len(words) > 1 and _OPTION.fullmatch(name or ""))
     elsewhere = [word[:4096] for word in named if any(map(_ELSEWHERE.search, (word, *_plain(word))))]
     return fingerprints(paths) + [{"path": word, "driver": UNSEEN, "unknown": why} for word in elsewhere]
@@ -183,7 +183,7 @@ def judge(saved: Iterable[Disk] | None, images: Images | None, word: Word, warn:
     lacking, elsewhere, gone, changed = [], [], [], []
     for disk in saved or ():
         if word.forces(disk):
-            warn(f"{word.now(disk)} is taken as it is, as --force says: nobody has compared it")
+            warn(f"{word.now(disk)} is taken as it is, as --force says: it was not compared")
             continue
         row = images.find(word.now(disk)) if images is not None else None
         if images is not None and row is None:

@@ -218,12 +218,12 @@ class Monitor:
         late = "" if command.startswith("query-") or command == "qmp_capabilities" else ", which it may still do"
         return QemuSilent(
             f"QEMU does not answer {command}{late}",
-            hint=f"look at {self.place}: whether its guest runs, its migration settings as before",
+            hint=f"look at {self.place}, whether its guest runs and its migration settings are as before",
         )
 
     def _gone(self, command: str) -> QemuGone:
         if self._client.misfit is not None:
-            return QemuGone(f"what {self.place} says to {command} is no QMP: {self._client.misfit}")
+            return QemuGone(f"what {self.place} says to {command} is not QMP: {self._client.misfit}")
         return QemuGone(f"QEMU went away during {command}")
 
     def demand_handover(self) -> None:
@@ -239,7 +239,7 @@ class Monitor:
     def give(self, fd: int, name: str) -> None:
         """Hand a descriptor to QEMU under `name` (getfd), as for `fd:NAME`. Raises QemuError."""
         try:
-            self._call(self._give(fd), ANSWER, lambda seconds: f"{self.place} takes nothing")
+            self._call(self._give(fd), ANSWER, lambda seconds: self._waits("getfd", seconds))
         except TimeoutError as error:
             raise self._silent("getfd") from error
         except (QMPError, OSError) as error:
@@ -338,7 +338,7 @@ class Monitor:
         try:
             self._call(self._change(patience), None, lambda seconds: "")
         except TimeoutError as error:
-            what = "QEMU has not come to the end of its migration"
+            what = "QEMU has not finished its migration"
             raise QemuSilent(what, hint=f"look at {self.place}, whether its guest runs") from error
 
     async def _change(self, patience: float) -> None:
@@ -382,8 +382,8 @@ class Monitor:
     def demand_waiting(self) -> None:
         """Raises QemuError unless it waits for a guest to come."""
         if (found := self.run_state()) != "inmigrate":
-            hint = "start it with -incoming defer"
-            raise QemuError(f"QEMU does not wait for a guest: its own is {found}", hint=hint)
+            what = f"QEMU is not waiting for an incoming migration (its guest is {found})"
+            raise QemuError(what, hint="start QEMU with -incoming defer")
 
     def close(self) -> None:
         """Leave; QEMU stays as it is."""

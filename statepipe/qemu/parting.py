@@ -20,7 +20,7 @@ from statepipe.errors import IntegrityError
 from statepipe.formats.qemu.stream import Phase, QemuStream
 from statepipe.processes import Unavailable, output_of
 from statepipe.qemu.process import names_open, owner, parent_pid
-from statepipe.qemu.snapshot import BREAKABLE, LOOK, read_unasked, told_beside
+from statepipe.qemu.snapshot import BREAKABLE, LOOK, READS_REST, read_unasked, told_beside
 from statepipe.wakeups import SMALL, polled
 
 ENOUGH = 1 << 20
@@ -57,11 +57,7 @@ def _part(tell: Callable[[str], object], hold: Callable[[], object], stream: Qem
     if not _shows_snapshot(pid, stream):
         return
     hold()
-    words = (
-        "this QEMU cannot break off a snapshot without its guest standing still for good: the rest of it is read. "
-        "QEMU will call it completed, and there is no file"
-    )
-    with told_beside(tell, words):
+    with told_beside(tell, f"{READS_REST}. QEMU will call it completed, and there is no file"):
         read_unasked(0)
 
 

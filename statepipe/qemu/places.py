@@ -107,13 +107,13 @@ def _demand_harmless(path: str) -> None:
     """Raises QemuError for a configuration file with an option that makes something, or that cannot be read."""
     text = read(path, View(0))
     if text is None:
-        why = "it cannot be read, and nobody knows what of this host it would take"
+        why = "the file cannot be read, so what QEMU would take of this host is not known"
     elif taking := [" ".join(each) for each in options(text) if _harmless(each[0][1:], each) != each]:
-        why = f"of this host it would take what is in {'; '.join(taking)}"
+        why = f"QEMU would take of this host what these options name: {'; '.join(taking)}"
     else:
         return
     hint = "put such options on the command line, leave the check out, or start that QEMU yourself and give its --qmp"
-    raise QemuError(f"a QEMU with -readconfig {path} is not started for a look: {why}", hint=hint)
+    raise QemuError(f"a QEMU with -readconfig {path} is not started for a check: {why}", hint=hint)
 
 
 def _harmless(name: str | None, words: list[str]) -> list[str]:

@@ -218,7 +218,7 @@ def _unequal(pid: int) -> str | None:
         if _label(pid) != _label("self"):
             return "it runs under another security label"
     except (OSError, KeyError, ValueError):
-        return "its rights cannot be told"
+        return "its rights cannot be read"
     return None
 
 
@@ -432,7 +432,7 @@ def _opened(log: str | None) -> Iterator[int | None]:
 
 def _refuse_incoming(command: Sequence[str]) -> None:
     if _has_option(command, "-incoming"):
-        hint = "leave it out: statepipe load adds what is needed"
+        hint = "leave it out: statepipe adds what is needed"
         raise UsageError("the QEMU command has its own -incoming", hint=hint)
 
 

@@ -88,7 +88,7 @@ def unreachable(
     if misfit is not None:
         hint = "is it a socket of -qmp, or of -chardev with -mon …,mode=control?"
         place = address if isinstance(address, str) else "the monitor of the QEMU that was started here"
-        return QemuError(f"what answers at {place} is no QMP monitor: {misfit}", hint=hint)
+        return QemuError(f"what answers at {place} is not a QMP monitor: {misfit}", hint=hint)
     if not isinstance(address, str):
         return QemuGone("QEMU ended before its monitor answered")
     reason = no_socket(address) or reason_of(getattr(error, "exc", error))
@@ -99,7 +99,7 @@ def unreachable(
 
 
 def reason_of(cause: Exception) -> str:
-    """In words, and no number of an error before them."""
+    """Return the cause in words, without the number of the error."""
     if isinstance(cause, EOFError):
         return "it closed the connection"
     if isinstance(cause, socket.gaierror):
@@ -108,7 +108,7 @@ def reason_of(cause: Exception) -> str:
 
 
 def no_socket(address: str) -> str | None:
-    """What the path is, if it is one and no socket."""
+    """Return what the path is instead of a socket; None for a socket, and for an address that is not a path."""
     if not isinstance(path := parse_monitor(address), str):
         return None
     try:
@@ -116,4 +116,4 @@ def no_socket(address: str) -> str | None:
     except OSError:  # what connecting says is as good
         return None
     kinds = {stat.S_IFREG: "a file", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO"}
-    return None if stat.S_ISSOCK(mode) else f"it is {kinds.get(stat.S_IFMT(mode), 'a device')}, and no socket"
+    return None if stat.S_ISSOCK(mode) else f"it is {kinds.get(stat.S_IFMT(mode), 'a device')}, not a socket"

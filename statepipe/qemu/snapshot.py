@@ -21,6 +21,9 @@ BREAKABLE = (8, 1)
 """The first QEMU that takes the protection back ("migration: stop tracking ram writes when cancelling background
 migration"). 7.2.22 was seen to leave its guest standing still, 10.0 not."""
 
+READS_REST = "this QEMU cannot break off a snapshot without stopping its guest for good: the rest of it is read"
+"""Said before that."""
+
 LOOK, IDLE = 1000, 10_000
 """Milliseconds without a byte until QEMU is asked whether there will be any; until a monitor is waited for first."""
 
@@ -37,7 +40,6 @@ def read_out(fd: int, monitor: Monitor, tell: Callable[[str], object]) -> None:
     `tell` hears of it, beside the reading: whoever reads what is told may be slow. Only an end of the stream, of the
     migration or of QEMU ends it; a QEMU that does not answer may write yet.
     """
-    words = "this QEMU cannot break off a snapshot without its guest standing still for good: the rest of it is read"
     with ExitStack() as telling:
         is_told = False
         while True:
@@ -46,7 +48,7 @@ def read_out(fd: int, monitor: Monitor, tell: Callable[[str], object]) -> None:
                     return
                 if not is_told:
                     is_told = True
-                    telling.enter_context(told_beside(tell, words))
+                    telling.enter_context(told_beside(tell, READS_REST))
                 continue
             try:
                 if monitor.migration()["status"] in ("none", *FINAL):

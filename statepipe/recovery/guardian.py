@@ -97,8 +97,8 @@ class Guardian:
         known = {name: facts[name] for name in NOTED if name in facts} | {"fds": list(fds or ())}
         text = json.dumps(known).encode()
         if len(text) > NOTE_LIMIT:
-            what = f"QEMU's migration settings take {len(text)} bytes, and the guardian remembers {NOTE_LIMIT}"
-            hint = "look at query-migrate-parameters: set what is so long to nothing, and try again"
+            what = f"QEMU's migration settings take {len(text)} bytes, and the guardian keeps at most {NOTE_LIMIT}"
+            hint = "empty the longest value in query-migrate-parameters, and try again"
             raise StatepipeError(what, hint=hint)
         with suppress(OSError):
             socket.send_fds(self._ours, [text], list((fds or {}).values()))
@@ -225,7 +225,7 @@ def _reached(known: Known, tell: Tell) -> Iterator[Monitor]:
         _demand_alive(known)
         if "pidfd" not in known and (known.get("socket") is None or known["socket"] != socket_of(known["qmp"])):
             what = f"which QEMU listens at {known['qmp']} is not known, so nothing was changed there"
-            hint = "look at QEMU's monitor whether its guest runs (info status) and let it run if it is yours (cont)"
+            hint = "at QEMU's monitor, see whether the guest runs (info status); if it is yours, let it run (cont)"
             raise QemuError(what, hint=hint)
         yield monitor
 
@@ -271,7 +271,7 @@ def _let_go_on(known: Known, tell: Tell) -> str:
             read_out(known["snapshot"], monitor, tell)
         if (status := monitor.migration()["status"]) != "none":
             if status not in FINAL:  # ours, where QEMU sends without us, or another client's
-                tell(f"QEMU goes on with its migration; process {os.getpid()} waits for its end")
+                tell(f"QEMU continues its migration; process {os.getpid()} waits for it to end")
             monitor.migration_outcome(LOOK)
         monitor.wait_until_running()
         try:

@@ -44,8 +44,8 @@ class Journal:
             try:
                 self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
             except FileExistsError as error:
-                hint = "it may hold the only word on an earlier migration: look at it, then name another"
-                raise StatepipeError(f"the journal {path} is there already", hint=hint) from error
+                hint = "it may be the only record of an earlier migration: read it, then name another file"
+                raise StatepipeError(f"the journal {path} already exists", hint=hint) from error
             except OSError as error:
                 raise failure(f"create the journal {path}", error) from error
         try:
@@ -86,18 +86,18 @@ def read_journal(path: str) -> list[dict[str, Any]]:
 
     Raises StatepipeError if it cannot be read or is none. A pipe or a device is none, and is not waited for.
     """
-    none = f"{path} is no journal of a migration"
+    wrong = f"{path} is not a journal of a migration"
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise StatepipeError(f"{none}: it is no file")
+                raise StatepipeError(f"{wrong}: it is not a regular file")
             letters = file.read(LIMIT + 1)
     except OSError as error:
         raise failure(f"read the journal {path}", error) from error
     if len(letters) > LIMIT:
-        raise StatepipeError(f"{none}: it has more than {LIMIT} bytes")
+        raise StatepipeError(f"{wrong}: it has more than {LIMIT} bytes")
     first, *others = letters.split(b"\n")[:-1] or [b""]
     try:
         return [parse(first, _FACTS), *(parse(line, _STEP) for line in others)]
     except Misshapen as error:
-        raise StatepipeError(f"{none}: {told(error, 200)}") from error
+        raise StatepipeError(f"{wrong}: {told(error, 200)}") from error

@@ -113,10 +113,10 @@ def _end(monitor: Monitor, state: str) -> str:
     with suppress(QemuGone, QemuSilent):  # it may end before its answer is out
         monitor.execute("quit")
     if process is None:
-        return f"the QEMU that held the guest ({state}) was told to end; see that its process has"
+        return f"the QEMU that held the guest ({state}) was told to end; check that its process has ended"
     try:
         if not polled(process).poll(ENDING):
-            hint = f"kill -9 {pid}, and see that it has ended before the guest runs elsewhere"
+            hint = f"kill -9 {pid}, and check that it has ended before the guest runs elsewhere"
             raise QemuSilent(f"the QEMU that held the guest ({state}) has not ended", hint=hint)
     finally:
         os.close(process)
@@ -126,7 +126,7 @@ def _end(monitor: Monitor, state: str) -> str:
 def _run(monitor: Monitor) -> str:
     if monitor.run_state() == "inmigrate":  # what is on its way here, nobody here can undo
         hint = "only the other QEMU can run it: statepipe resolve --qmp SOCKET here, on that host"
-        raise QemuError("the guest is not wholly here", hint=hint)
+        raise QemuError("the guest has not arrived completely", hint=hint)
     if monitor.migration()["status"] not in ("none", *FINAL):
         monitor.execute("migrate_cancel")
         monitor.migration_outcome(LOOK_AGAIN)  # its settings are not ours: it may tell of no event

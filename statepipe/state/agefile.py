@@ -60,7 +60,8 @@ class AgeReaderAt:
             data = self._file.tail(offset, HEADER_READ)
             if not offset and looks_armored(data):
                 raise StatepipeError(
-                    "an armored age file can only be read from its beginning", hint="take the armor off: age -d, age"
+                    "an armored age file can only be read from its beginning",
+                    hint="remove the armor: decrypt it with age -d, and encrypt it again without --armor",
                 )
             if not data:
                 reader.close()

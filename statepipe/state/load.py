@@ -57,9 +57,9 @@ def _refuse_other_reader(path: str) -> None:
     if os.isatty(1):
         what = "standard output is a terminal"
     elif stat.S_ISREG(out.st_mode) and fcntl.fcntl(1, fcntl.F_GETFL) & os.O_APPEND:
-        what = "standard output is added to a file, a log perhaps"
+        what = "standard output is appended to a file, perhaps a log"
     elif not stat.S_ISCHR(out.st_mode) and _is_standard_error(out):
-        what = "standard output is the same as standard error, a log perhaps"
+        what = "standard output is the same as standard error, perhaps a log"
     else:
         return
     raise UsageError(

@@ -75,7 +75,7 @@ def read_ends(source: StateFile) -> Ends:
     if header is None and trailer is None:
         return Ends(_foreign(source))
     if header is None or header.kind != HEADER:
-        raise IntegrityError("the beginning of the file is damaged: its header is not there", offset=0)
+        raise IntegrityError("the beginning of the file is damaged: its header is missing", offset=0)
     if trailer is None:
         hint = "the file was cut short, is still being copied, or something was added to it: it cannot be trusted"
         raise TruncatedError("the trailer is missing: without it there is no state", hint=hint, offset=source.size())

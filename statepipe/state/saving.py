@@ -59,7 +59,8 @@ def demand_lasting(temporary: Sequence[str]) -> None:
     """Raises StatepipeError for images without a name: what is in them ends with QEMU, and a state needs its disks."""
     if temporary:
         raise StatepipeError(
-            f"what the guest writes to its disks ends with its QEMU (-snapshot, snapshot=on): {', '.join(temporary)}",
+            "what the guest writes to its disks is lost when its QEMU ends (-snapshot, snapshot=on): "
+            + ", ".join(temporary),
             hint="a state saved now could never be loaded: start the guest without it; or keep what was written, with "
             "block-commit and block-job-complete in QEMU, and save then",
         )
@@ -112,7 +113,7 @@ def save_stream(
         try:
             _reply(stream, answer, shut(1))
         except StatepipeError as another:
-            _add(error, f"nor could QEMU be told, which may wait for it: {another}")
+            _add(error, f"QEMU may still wait for an answer, which could not be sent: {another}")
         raise
     return Saved(stream, sink.bytes, last["disks"])
 
@@ -131,7 +132,10 @@ def _refuse_more(stream: QemuStream, source: FdSource) -> None:
     """With a return path QEMU waits in silence now; if it does not, what was taken for the end was none."""
     if stream.return_path and not source.is_quiet():
         raise IntegrityError(
-            "QEMU went on, or away, after the end of its stream", hint=_RECORDED, stage="watch", offset=stream.offset
+            "QEMU sent more, or closed its end, after the end of its stream",
+            hint=_RECORDED,
+            stage="watch",
+            offset=stream.offset,
         )
 
 
@@ -160,7 +164,7 @@ def _deserted(stream: QemuStream, watcher: Stage) -> Stage:
             mute = mute + 1 if ended and not len(buffer) else 0
             if mute > MUTE:
                 raise StatepipeError(
-                    "QEMU waits for an answer on its return path, which standard output is not",
+                    "QEMU waits for an answer on its return path, and standard output is not that path",
                     hint="leave standard output to QEMU, or switch its capability return-path off",
                     stage="watch",
                 )

@@ -44,7 +44,7 @@ def from_descriptor(fd: int, name: str, judge: Judge) -> FileSource:
     demand(fd)
     demand_readable(fd, name)
     if os.isatty(fd):
-        raise UsageError(f"{name} is a terminal, and a state is no text", hint="name a FILE, or use a pipe")
+        raise UsageError(f"{name} is a terminal, and a state is not text", hint="name a FILE, or use a pipe")
     if stat.S_ISREG(os.fstat(fd).st_mode) and os.lseek(fd, 0, os.SEEK_CUR) == 0:
         source = FileSource(name, fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3))
         os.lseek(fd, 0, os.SEEK_END)  # a QEMU that shares it finds no state at its monitor

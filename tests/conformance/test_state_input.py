@@ -164,7 +164,7 @@ def test_a_terminal_is_no_state() -> None:
 @pytest.mark.parametrize(
     ("line", "why"),
     [
-        ('"$@" >>log', "standard output is added to a file"),
+        ('"$@" >>log', "standard output is appended to a file"),
         ('"$@" >log 2>&1', "standard output is the same as standard error"),
         ('"$@" 2>&1 | cat >log; exit ${PIPESTATUS[0]}', "standard output is the same as standard error"),
     ],

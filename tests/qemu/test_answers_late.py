@@ -189,5 +189,5 @@ def test_a_guest_that_is_still_on_its_way_is_run_by_nobody_s_word(tmp_path: Path
     with Guest(tmp_path, qemu=qemu72, incoming="defer") as target:
         target.qmp("migrate-incoming", uri=f"unix:{target.socket}.stream")
         done = run_statepipe("resolve", "--qmp", target.socket, "here")
-        assert done.returncode == 6 and "the guest is not wholly here" in done.stderr
+        assert done.returncode == 6 and "the guest has not arrived completely" in done.stderr
         assert target.run_state() == "inmigrate"

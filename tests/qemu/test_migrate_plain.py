@@ -71,7 +71,7 @@ def test_a_guest_that_was_stopped_for_it_runs_on_where_we_are_killed(
                 source.wait_status("active")
                 moving.kill()
                 if not words:
-                    moving.wait_said("QEMU goes on with its migration; process [0-9]+ waits for its end$")
+                    moving.wait_said("QEMU continues its migration; process [0-9]+ waits for it to end$")
             assert moving.wait() == -signal.SIGKILL
             moving.wait_said(f"{KILLED} the guest here is running, QEMU's migration settings are as before$")
         assert_runs_on(source)
@@ -89,7 +89,7 @@ def test_a_guest_that_goes_on_its_way_where_we_are_killed_runs_there_alone(tmp_p
         with Running("migrate", "--qmp", source.socket, *where) as moving:
             source.wait_transferred(1 << 20)
             moving.kill()
-            moving.wait_said("QEMU goes on with its migration")
+            moving.wait_said("QEMU continues its migration")
             source.qmp("migrate-set-parameters", max_bandwidth=0)
             moving.wait_said("QEMU has sent all of the guest and holds it still")
         target.wait_ticks(3)

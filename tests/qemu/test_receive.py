@@ -24,8 +24,8 @@ def test_a_qemu_with_a_guest_of_its_own_is_refused_and_unharmed(
         receiving, port = receiver(credentials, "--qmp", other.socket)
         with receiving, mover(credentials, source, port) as moving:
             assert (moving.wait(), receiving.wait()) == (5, 6), (moving.said, receiving.said)
-        assert "QEMU does not wait for a guest: its own is running" in receiving.said[-3]
-        assert "QEMU does not wait for a guest: its own is running" in moving.said[0]
+        assert "QEMU is not waiting for an incoming migration (its guest is running)" in receiving.said[-3]
+        assert "QEMU is not waiting for an incoming migration (its guest is running)" in moving.said[0]
         assert_runs_on(source)
         assert_runs_on(other)
 

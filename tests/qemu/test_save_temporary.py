@@ -9,7 +9,7 @@ import pytest
 from tests.qemu.harness import EXEC, Guest, assert_runs_on, run_statepipe, wait_for
 from tests.qemu.loading import MEMORY
 
-REASON = "what the guest writes to its disks ends with its QEMU"
+REASON = "what the guest writes to its disks is lost when its QEMU ends"
 
 
 @pytest.mark.parametrize("option", ["-snapshot", "snapshot=on"])

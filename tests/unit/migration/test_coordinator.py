@@ -47,7 +47,7 @@ def arrived(server: QmpServer, *says: Event) -> Arrival:
 
 def test_a_source_that_says_more_than_there_are_steps_is_left(server: QmpServer) -> None:
     half = arrived(server, *[Event.ASK] * (len(Event) + 1))
-    assert str(half.cause) == "the other host says more than a migration has steps"
+    assert str(half.cause) == "the other host sent more messages than a migration has steps"
 
 
 @pytest.mark.parametrize("state", ["running", "paused"])

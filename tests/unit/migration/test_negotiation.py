@@ -179,7 +179,7 @@ def test_a_side_is_told_only_what_the_other_can_know(side: type[Source] | type[D
 @pytest.mark.parametrize("event", [[], ["GO"], {}, None, 7, "go", "GO\n", "CANCEL", ["GO"] * 9000])
 def test_an_event_that_is_none_is_told_in_a_line(event: object) -> None:
     for side in HEARD_BY:
-        with pytest.raises(PeerError, match="the other host says what is not a step") as caught:
+        with pytest.raises(PeerError, match="the other host sent something that is not a step") as caught:
             step_of({"event": event}, side)
         assert len(str(caught.value)) < 300 and str(caught.value).isprintable()
 

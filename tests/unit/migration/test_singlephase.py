@@ -109,5 +109,5 @@ def test_a_program_that_fails_once_the_guest_has_gone_is_warned_of(
     far = to_program("cat >/dev/null; printf loaded; " + then)
     report = migrate_plainly(request(server), far, "exec:it", told.append, GUARD)
     assert report.peer == "exec:it"
-    assert [text for text in told if f"{said}, after the guest had gone by QEMU's word" in text] == told
+    assert [text for text in told if f"{said}, after QEMU had reported that the guest has moved" in text] == told
     assert len(told) == 1

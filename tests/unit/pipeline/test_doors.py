@@ -108,7 +108,7 @@ def test_an_odd_journal_is_refused_or_read(tmp_path: Path) -> None:
             last = _last_step(read_journal(written(tmp_path / "journal", *rows)))
             assert last is None or isinstance(last, str)
         except StatepipeError as error:
-            refused += "is no journal of a migration" in str(error)
+            refused += "is not a journal of a migration" in str(error)
     assert refused > 100
 
 
@@ -128,7 +128,7 @@ NO_JOURNALS = [
 def test_what_is_no_journal(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "journal"
     path.write_bytes(data)
-    with pytest.raises(StatepipeError, match="is no journal of a migration"):
+    with pytest.raises(StatepipeError, match="is not a journal of a migration"):
         read_journal(str(path))
 
 

@@ -103,7 +103,7 @@ def test_a_disk_is_named_from_the_folder_that_one_is_in(image: Path, monkeypatch
 
 
 def test_what_can_be_forced_is_told_of_a_word_that_cannot(image: Path) -> None:
-    with pytest.raises(StatepipeError, match="--force names yes, which is no disk of this state") as caught:
+    with pytest.raises(StatepipeError, match="--force names yes, which is not a disk of this state") as caught:
         judged(look(of(file(image))), None, forced=("yes",))
     assert caught.value.hint == f"its disks: {image}; of the machine: cpu, smp, ram, devices"
 
@@ -222,7 +222,7 @@ def test_a_disk_is_seen_wherever_a_command_line_names_it(words: list[str], name:
 @pytest.mark.parametrize(("moved", "forced"), [(["/none=/other"], []), ([], ["/none"])])
 def test_a_disk_that_the_state_has_not_cannot_be_named(image: Path, moved: list[str], forced: list[str]) -> None:
     saved = look(of(file(image)))
-    with pytest.raises(StatepipeError, match="/none, which is no disk of this state") as caught:
+    with pytest.raises(StatepipeError, match="/none, which is not a disk of this state") as caught:
         Said(moved, forced).of(saved)
     assert str(image) in str(caught.value.hint)
 

@@ -109,7 +109,7 @@ def test_what_is_no_message_of_qmp_ends_the_wait_for_one(server: QmpServer, raw:
     ids=lambda raw: repr(bytes(raw)[:24]),
 )
 def test_who_greets_otherwise_is_no_monitor(qmp_folder: Path, greeting: Raw) -> None:
-    with qmp_server(qmp_folder, greeting) as server, pytest.raises(QemuError, match="no QMP monitor"):
+    with qmp_server(qmp_folder, greeting) as server, pytest.raises(QemuError, match="is not a QMP monitor"):
         Monitor(server.path)
 
 
@@ -192,7 +192,7 @@ def test_a_path_that_is_no_socket_is_told_as_what_it_is(qmp_folder: Path, kind: 
     path = qmp_folder / "path"
     make = {"file": path.touch, "folder": path.mkdir, "FIFO": lambda: os.mkfifo(path), "nothing": lambda: None}
     make[kind]()
-    found = "No such file" if kind == "nothing" else f"it is a {kind}, and no socket"
+    found = "No such file" if kind == "nothing" else f"it is a {kind}, not a socket"
     with pytest.raises(QemuError, match=f"no QMP monitor answers at {path}: {found}"):
         Monitor(str(path))
 
@@ -223,7 +223,7 @@ def test_a_migration_that_does_not_end_is_not_waited_for_in_a_hurry(server: QmpS
     server.answers["query-migrate"] = {"status": "active", "ram": RAM}
     with closing(Monitor(server.path)) as monitor:
         threading.Thread(target=lambda: (server.wait_for("query-migrate"), monitor.hurry())).start()
-        with pytest.raises(QemuSilent, match="has not come to the end"):
+        with pytest.raises(QemuSilent, match="has not finished its migration"):
             monitor.migration_outcome()
 
 

@@ -169,14 +169,15 @@ def test_a_configuration_file_that_makes_nothing_is_looked_at_with(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("text", "why"), [(CONFIG, "would take what is in -chardev file,id=c"), (None, "cannot be read")]
+    ("text", "why"),
+    [(CONFIG, "QEMU would take of this host what these options name: -chardev file,id=c"), (None, "cannot be read")],
 )
 def test_a_qemu_of_which_nobody_knows_what_it_makes_is_not_looked_at(
     tmp_path: Path, text: str | None, why: str
 ) -> None:
     if text is not None:
         (tmp_path / "qemu.cfg").write_text(text)
-    with pytest.raises(QemuError, match=f"-readconfig {tmp_path}/qemu.cfg is not started for a look: .*{why}"):
+    with pytest.raises(QemuError, match=f"-readconfig {tmp_path}/qemu.cfg is not started for a check: .*{why}"):
         for_a_look(["qemu", "-readconfig", "qemu.cfg"], str(tmp_path))
 
 

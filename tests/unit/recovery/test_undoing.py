@@ -218,7 +218,7 @@ def test_settings_that_are_longer_than_the_guardian_reads_are_refused_before_the
     server: QmpServer,
 ) -> None:
     long = {"capabilities": {}, "parameters": {"tls-creds": "x" * NOTE_LIMIT}}
-    with pytest.raises(StatepipeError, match=f"and the guardian remembers {NOTE_LIMIT}"), saving(server, long):
+    with pytest.raises(StatepipeError, match=f"the guardian keeps at most {NOTE_LIMIT}"), saving(server, long):
         raise AssertionError
 
 
