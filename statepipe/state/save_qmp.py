@@ -114,7 +114,7 @@ _MOVING = (
 
 _MOVING_LIVE = (
     "the guest runs on from here and writes to its disks: without a snapshot of them from this very moment load will "
-    "refuse this state; how that is taken: man statepipe-save, 'Saving a guest that runs on'"
+    "refuse this state; how that is taken: man statepipe-save, 'Live saves'"
 )
 
 
