@@ -18,6 +18,7 @@ from blake3 import blake3
 
 from statepipe.cli.report import inspected, verified
 from statepipe.errors import StatepipeError
+from statepipe.formats.qemu.postcopy import Answers, Block
 from statepipe.formats.qemu.stream import QemuStream
 from statepipe.formats.statefile import HEADER, TRAILER
 from statepipe.state.file import Keys
@@ -220,6 +221,31 @@ def _table(random: Random) -> bytes:
     return GOOD[: PIECES[-1].start] + struct.pack("<II", statefiles.SEEK_TABLE, len(table)) + table
 
 
+# --- the return path
+
+ANSWERING = {block.name: block for block in (Block("pc.ram", 1 << 20), Block("ram0", 8 << 20, 2 << 20))}
+
+
+def hear(data: bytes) -> None:
+    """What a destination in postcopy answers."""
+    answers = Answers(ANSWERING)
+    for part in portions(data):
+        for answer in answers.feed(part):
+            assert str(answer)
+
+
+def make_answers(random: Random) -> bytes:
+    mark = struct.pack(">Q", 0x0123456789ABCDEF)
+    said = [
+        struct.pack(">HHI", random.choice((1, 2, 6, 7)), 4, random.choice(LARGE) % (1 << 32)),
+        struct.pack(">HHQIB", 3, 19, random.choice(LARGE), 4096, 6) + b"pc.ram",
+        struct.pack(">HHQI", 4, 12, random.randrange(256) << 12, random.choice((4096, 8192))),
+        struct.pack(">HHB", 5, 7, 6) + b"pc.ram" + struct.pack(">Q", 32) + bytes(32) + mark,
+    ]
+    data = b"".join(random.choices(said, k=random.randrange(1, 9)))
+    return mutated(random, data) if random.random() < 0.6 else data
+
+
 # --- encrypted ones
 
 
@@ -250,4 +276,5 @@ DOORS = {
     "streams": Door(follow, make_stream, STREAMS),
     "states": Door(read_state, make_state),
     "sealed-states": Door(read_sealed, make_sealed),
+    "requests-for-pages": Door(hear, make_answers),
 }

@@ -3,7 +3,8 @@
     be16 type, be16 length, payload
 
 SHUT ends it. With 0, the destination has everything and the source completes; with another value the source fails
-the migration and keeps the guest. PONG answers a PING. The other types belong to postcopy and are not used here.
+the migration and keeps the guest. PONG answers a PING. The other types belong to
+postcopy (postcopy.py).
 
 Sources: QEMU migration/migration.c, rp_cmd_args and source_return_path_thread.
 """
