@@ -42,14 +42,15 @@ _HINTS = {
 class FdSource:
     """Buffers from a descriptor until its end of file. `bytes` counts the bytes read.
 
-    With `idle` (milliseconds), yields a flush mark whenever no bytes arrived for that long. Raises StatepipeError that
-    contains `name` if a read fails, Cancelled after `cancel`.
+    With `idle` (milliseconds), it `marks_idle`: yields a flush mark whenever no bytes arrived for that long. Raises
+    StatepipeError that contains `name` if a read fails, Cancelled after `cancel`.
     """
 
     def __init__(self, fd: int, name: str, idle: int | None = None) -> None:
         self.fd = fd
         self.name = name
         self.bytes = 0
+        self.marks_idle = idle is not None
         self._idle = idle
         self._wake = Bell()
         self._poll = select.poll()
@@ -64,7 +65,7 @@ class FdSource:
         try:
             buffer = self._read()
         except OSError as error:
-            raise failure(f"read {self.name}", error) from error
+            raise self.lost(error) from error
         if buffer is None:
             return FLUSH
         if not buffer:
@@ -93,16 +94,15 @@ class FdSource:
         if any(fd == self._wake.fd for fd, _ in self._poll.poll()):
             raise Cancelled
 
+    def lost(self, error: OSError) -> StatepipeError:
+        """Return the error for an OSError of a read."""
+        return failure(f"read {self.name}", error)
+
     @property
     def expected(self) -> int | None:
         """Return the bytes from here to the end of a regular file; None for anything else."""
         status = os.fstat(self.fd)
         return status.st_size - os.lseek(self.fd, 0, os.SEEK_CUR) if stat.S_ISREG(status.st_mode) else None
-
-    @property
-    def marks_idle(self) -> bool:
-        """Whether it yields flush marks when no bytes arrive."""
-        return self._idle is not None
 
     def is_quiet(self) -> bool:
         """Return whether there is nothing to read now, and the end has not come either."""
@@ -138,10 +138,12 @@ class FdSink:
         """Write the whole buffer. Raises StatepipeError."""
         try:
             self.bytes += write_all(self.fd, buffer)
-        except BrokenPipeError as error:
-            raise reader_gone(self.name) from error
         except OSError as error:
-            raise failure(f"write {self.name}", error) from error
+            raise self.lost(error) from error
+
+    def lost(self, error: OSError) -> StatepipeError:
+        """Return the error for an OSError of a write."""
+        return reader_gone(self.name) if isinstance(error, BrokenPipeError) else failure(f"write {self.name}", error)
 
     def commit(self) -> None:
         """Does nothing: a pipe needs nothing at the end of the stream."""

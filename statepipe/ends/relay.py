@@ -1,23 +1,21 @@
 """Move bytes that no stage changes inside the kernel, and carry what flows the other way meanwhile.
 
-If one side is a pipe, splice passes its pages on without a copy; from a file to a socket, sendfile does. Everything
-else is read and written through one buffer. The caller sees no difference except in CPU time.
+If one side is a pipe, splice passes its pages on without a copy; from a file to a socket, sendfile does. The caller
+sees no difference except in CPU time.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 import threading
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Protocol
 
-from statepipe.ends.fd import FdSource, wait_until_writable, write_all
+from statepipe.ends.fd import FdSource, wait_until_writable
 from statepipe.stage import Buffer, Cancelled
 from statepipe.threads import End, join, start
-from statepipe.wakeups import READ_SIZE, enlarge_pipe, polled
+from statepipe.wakeups import enlarge_pipe, polled
 
 PIECE = 1 << 20
 """Bytes requested in one call: the size of an enlarged pipe."""
@@ -32,17 +30,6 @@ Room = Callable[[int], int]
 def can_relay(*fds: int) -> bool:
     """Return whether the descriptors block. A non-blocking one is shared with a program that needs it so."""
     return all(map(os.get_blocking, fds))
-
-
-def relay(source: FdSource, sink: int, moved: Moved, room: Room = lambda wanted: wanted) -> None:
-    """Move every byte from the source to a descriptor. Raises OSError, and what the source's wait raises."""
-    copy = partial(_copy, source.fd, sink)
-    try:
-        move(source, mover(source.fd, sink) or _patient(copy, source.fd, sink), moved, room)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EPERM):  # the file does not support it
-            raise
-        move(source, _patient(copy, source.fd, sink), moved, room)
 
 
 def move(source: FdSource, step: Callable[[int], int], moved: Moved, room: Room) -> None:
@@ -88,10 +75,6 @@ def _patient(step: Callable[[int], int], source: int, sink: int) -> Callable[[in
                     raise
 
     return patient
-
-
-def _copy(source: int, sink: int, count: int) -> int:
-    return write_all(sink, os.read(source, min(count, READ_SIZE)))
 
 
 class Returning(Protocol):

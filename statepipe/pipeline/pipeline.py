@@ -16,7 +16,7 @@ from statepipe.errors import InterruptedBySignal, StatepipeError
 from statepipe.pipeline.bypass import find_shortcut
 from statepipe.pipeline.job import at_work
 from statepipe.pipeline.signals import held
-from statepipe.stage import Adjustable, Buffer, Expecting, Link, Stage, Telling, cancel, chain, close, links
+from statepipe.stage import Adjustable, Buffer, Expecting, Link, Meter, Stage, Telling, cancel, chain, close, links
 
 
 class Source(Iterator[Buffer], Protocol):
@@ -70,7 +70,12 @@ class Pipeline:
 
     def pour(self) -> None:
         """`run` without the sink's context and commit, for a caller whose commit depends on more than the bytes."""
-        self._tell_size()
+        size = getattr(self._source, "expected", None)
+        for stage in [stage for _, stage in self._stages] if size is not None else ():
+            if isinstance(stage, Expecting):
+                stage.expect(size)
+            if not isinstance(stage, Meter):  # behind it, the bytes are others
+                break
         flow = chain(self._source, self._stages)
         self._links = links(flow)
         try:
@@ -82,13 +87,6 @@ class Pipeline:
             except (InterruptedBySignal, KeyboardInterrupt):  # in the instant before signals were held
                 _put_away(flow)
                 raise
-
-    def _tell_size(self) -> None:
-        """The first stage sees the source's bytes as they are."""
-        first: object = self._stages[0][1] if self._stages else None
-        size = getattr(self._source, "expected", None)
-        if isinstance(first, Expecting) and size is not None:
-            first.expect(size)
 
     def _carry(self, flow: Iterator[Buffer]) -> None:
         shortcut = find_shortcut(self._source, self._links, self._sink)

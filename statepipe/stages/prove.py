@@ -1,36 +1,66 @@
-"""prove: follow what passes, whatever it is, and say at its end whether that was the end.
+"""prove: follow a stream of any kind, and report at its end whether it is complete.
 
 Plain TCP ends with a FIN, and a killed program's kernel sends the same. Only the stream itself can tell: QEMU's has
-an end mark and a vmdesc, a statepipe stream has a trailer with a digest of every byte. Where neither is there,
-nothing is proved, and `Proof` says so. Nothing is changed; nothing is held back either: the last byte has left when
-the verdict comes, so whoever writes a file commits it only then.
+an end mark and a vmdesc, a statepipe stream has a trailer with a digest of every byte. Any other stream proves nothing,
+and `Proof` says so. Nothing is changed or held back: the last byte has left before the verdict is known, so whoever
+writes a file commits it only then.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 
 from statepipe.formats.qemu.stream import QemuStream
 from statepipe.formats.statefile import META_MAGIC, Checker
 from statepipe.formats.zstdframe import Frame, FrameSplitter, Part
-from statepipe.stage import Buffer, Stage, peek
+from statepipe.stage import Buffer, peek
 from statepipe.stages.watch import Answer, watch
 
 MIGRATION = b"QEVM"
 CONTAINER = META_MAGIC.to_bytes(4, "little")
+MARKS = MIGRATION, CONTAINER
 
 
-@dataclass
 class Proof:
-    """What the stream turned out to be, filled as it flows. `stream` is QEMU's, if it is one."""
+    """A stage that passes everything on, and fails with IntegrityError or TruncatedError where the stream is cut.
 
-    stream: QemuStream | None = None
-    checker: Checker | None = None
+    It knows what the stream turned out to be: `stream` is QEMU's. It is a Meter, `blind` once nothing can be proved.
+    `answer`, given if a QEMU is upstream and nobody else answers it, is the one of `watch`. `asked` is called once, as
+    soon as that QEMU waits for answers.
+    """
+
+    def __init__(self, answer: Answer | None = None, asked: Callable[[], object] = lambda: None) -> None:
+        self.stream: QemuStream | None = None
+        self.checker: Checker | None = None
+        self.blind = False
+        self._answer, self._asked = answer, asked
+
+    def __call__(self, upstream: Iterator[Buffer]) -> Iterator[Buffer]:
+        head, whole = peek(upstream, lambda head: len(head) >= 4 or not any(mark.startswith(head) for mark in MARKS))
+        if head.startswith(MIGRATION):
+            self.stream = QemuStream()
+            was_asked = False
+            for buffer in watch(self.stream, self._answer)(whole):
+                if self.return_path and not was_asked:
+                    was_asked = True
+                    self._asked()
+                yield buffer
+        elif head.startswith(CONTAINER):
+            self.checker = Checker()
+            yield from _follow(whole, self.checker)
+        else:
+            self.blind = True
+            yield from whole
+
+    def admit(self, wanted: int) -> int:
+        return wanted
+
+    def passed(self, count: int) -> None:
+        """Nothing follows from it."""
 
     @property
     def holds(self) -> bool:
-        """Once the stream has ended without an error: whether that proves it whole."""
+        """Whether the stream is proved complete, once it has ended without an error."""
         ours = self.checker is not None and self.checker.header is not None
         return ours or (self.stream is not None and self.stream.complete)
 
@@ -38,36 +68,6 @@ class Proof:
     def return_path(self) -> bool:
         """Whether it is QEMU's and its QEMU waits for an answer."""
         return self.stream is not None and self.stream.return_path
-
-
-def prove(proof: Proof, answer: Answer | None = None) -> Stage:
-    """A stage that passes everything on and ends with IntegrityError or TruncatedError where it can be seen cut.
-
-    `answer`, given where a QEMU is above and nobody else answers it, is what `watch` takes.
-    """
-
-    def stage(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
-        head, whole = peek(upstream, lambda head: not is_undecided(head))
-        if head.startswith(MIGRATION):
-            proof.stream = QemuStream()
-            yield from watch(proof.stream, answer)(whole)
-        elif head.startswith(CONTAINER):
-            proof.checker = Checker()
-            yield from _follow(whole, proof.checker)
-        else:
-            yield from whole
-
-    return stage
-
-
-def is_undecided(head: bytes) -> bool:
-    """Whether a stream that begins so could still be one that proves itself, and not yet be known as one."""
-    return len(head) < 4 and any(mark.startswith(head) for mark in (MIGRATION, CONTAINER))
-
-
-def proves_itself(head: bytes) -> bool:
-    """Whether a stream that begins so is followed to its end."""
-    return head.startswith((MIGRATION, CONTAINER))
 
 
 def _follow(upstream: Iterator[Buffer], checker: Checker) -> Iterator[Buffer]:

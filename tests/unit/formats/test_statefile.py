@@ -15,7 +15,7 @@ from statepipe.errors import IntegrityError, StatepipeError
 from statepipe.formats.statefile import Writer, decode_meta, encode_meta
 from statepipe.formats.zstdframe import skippable
 from statepipe.stage import FLUSH
-from statepipe.stages.prove import Proof, prove
+from statepipe.stages.prove import Proof
 from statepipe.stages.zstd import decompress
 from statepipe.state.inspect import inspect
 from statepipe.state.verify import verify_state
@@ -184,7 +184,7 @@ def test_an_empty_stream_makes_a_whole_file() -> None:
 
 def test_checker_tells_header_and_trailer() -> None:
     proof = Proof()
-    assert b"".join(prove(proof)(iter([FLUSH, FILE]))) == FILE
+    assert b"".join(proof(iter([FLUSH, FILE]))) == FILE
     checker = proof.checker
     assert checker is not None and checker.header is not None and checker.header["writer"] == "a test"
     assert checker.trailer is not None and checker.trailer["bytes"] == len(STREAM)

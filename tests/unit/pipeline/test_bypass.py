@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import os
+import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from statepipe.ends.fd import FdSink, FdSource
+from statepipe.ends.net import Patience, SocketSource, reset
 from statepipe.errors import ReaderGone, StatepipeError
 from statepipe.pipeline.pipeline import Pipeline
-from statepipe.stage import Buffer, Cancelled
+from statepipe.stage import Buffer, Cancelled, Stage
+from statepipe.stages.prove import CONTAINER, MIGRATION, Proof
 
 NOISE = hashlib.shake_128(b"shortcut").digest(3 << 20)
 
@@ -64,7 +67,7 @@ def fed_pipe(data: bytes) -> Iterator[int]:
         thread.join()
 
 
-def carried(data: bytes, target: Path, *counters: Counter, flags: int = 0) -> dict[str, object]:
+def carried(data: bytes, target: Path, *counters: Stage, flags: int = 0) -> dict[str, object]:
     """What the pipeline tells once the data have gone from a pipe to a file."""
     out = os.open(target, os.O_WRONLY | os.O_CREAT | flags, 0o600)
     try:
@@ -128,6 +131,41 @@ def test_a_reader_that_left_is_sigpipe() -> None:
             Pipeline(source, [("counter", counter)], FdSink(out.fileno(), "a pipe")).run()
         thread.join()
     assert caught.value.exit_code == 141
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_reset_between_two_splices_is_an_error_and_no_end(*, plain: bool) -> None:
+    """A socket reports its reset once: the next read of it finds a clean end."""
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as far:
+        near, _ = server.accept()
+        counter, reading, writing = Counter(), *os.pipe()
+
+        def feed() -> None:
+            with open(reading, "rb", 0) as taken:
+                for _ in range(2):
+                    far.sendall(NOISE[:1000])
+                    assert len(taken.read(1000)) == 1000
+                reset(far)
+                far.close()
+                taken.read()
+
+        thread = threading.Thread(target=feed)
+        source = FdSource(near.fileno(), "a socket") if plain else SocketSource(near, "a socket", Patience())
+        with near, open(writing, "wb") as out, source:
+            thread.start()
+            with pytest.raises(StatepipeError, match=r"reset by peer|broke the connection off after 2000 bytes"):
+                Pipeline(source, [("counter", counter)], FdSink(out.fileno(), "a pipe")).run()
+            out.close()
+            thread.join()
+    assert counter.counted == 1000
+
+
+@pytest.mark.parametrize("head", [b"any", MIGRATION, CONTAINER])
+def test_only_a_stream_that_can_be_proved_is_followed(head: bytes, tmp_path: Path) -> None:
+    proof, counter = Proof(), Counter()
+    with suppress(StatepipeError):  # behind its first bytes it is no such stream
+        carried(head + NOISE, tmp_path / "out", proof, counter)
+    assert proof.blind == (counter.counted > 0) == (head == b"any")
 
 
 def test_a_wait_for_more_can_be_cancelled() -> None:
