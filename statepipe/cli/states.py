@@ -92,7 +92,7 @@ def _replaceable(values: Values) -> Callable[[bytes], bool] | None:
 def part_from_qemu() -> None:
     """A save that QEMU has started by exec: is over before it has begun."""
     from statepipe.pipeline.signals import ignore
-    from statepipe.qemu.parting import part
+    from statepipe.qemu.snapshot import part
 
     part(_warn_save, ignore)
 

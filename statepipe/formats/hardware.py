@@ -12,4 +12,4 @@ CPUS = many(text(128), most=4096)
 DEVICES = many(text(600), most=4096)
 
 HARDWARE = fields({}, {"accelerator": _NAME, "cpu": CPU, "cpus": CPUS, "devices": DEVICES})
-"""qemu/hardware.py collects it from QEMU."""
+"""qemu/guest.py collects it from QEMU."""

@@ -1,7 +1,7 @@
-"""What QEMU's monitor says, held against its shape at the door: docs/interop/qmp-spec, and QEMU's QAPI schema.
+"""The shapes of QEMU's answers (docs/interop/qmp-spec and QEMU's QAPI schema), checked when they arrive.
 
-Whatever answers at a QMP socket may be another QEMU than we know, a relay, or no QEMU at all, and its guest may have
-taken it over. Here is what of its answers is read, and no more: fields that nobody reads may be of any shape.
+The program at a QMP socket may be an unknown version of QEMU, a relay, no QEMU at all, or a QEMU that its guest has
+taken over. Only fields that statepipe reads are checked.
 """
 
 from __future__ import annotations
@@ -13,33 +13,32 @@ from typing import Any
 from statepipe.shapes import Misshapen, Shape, anything, check, either, fields, flag, many, maybe, table, text, whole
 
 LONGEST = 4 << 20
-"""Bytes of one message. A guest of a hundred disks tells 200 KB of them; parsed, JSON takes up to thirty times as much
-memory as written."""
+"""Bytes of one message at most. For a guest of a hundred disks QEMU sends 200 KB. Parsed JSON takes up to thirty times
+the memory of its text."""
 
 NAME, WORDS, PATH = 256, 4096, 4096
-"""Characters of a name, of a reason for a person, of a path (PATH_MAX)."""
+"""Characters of a name, of an error message, of a path (PATH_MAX)."""
 
 SOME, MANY = 4096, 65536
-"""The most rows of anything, and of what may be there for each processor or device."""
-
+"""Rows of a list at most; of a list with a row for each processor or device."""
 
 _ANY_OBJECT = table(anything, MANY)
 
 GREETING = fields({"QMP": fields({"version": _ANY_OBJECT, "capabilities": many(anything, SOME)})})
-"""What QEMU says first."""
+"""QEMU's first message."""
 
 _EVENT = fields({"event": text(NAME)})
 
 FIRST = either(_EVENT, GREETING)
-"""What may come before anything was said to it: an event belongs to the client that was there before us."""
+"""A message before the first command: the greeting, or an event that was meant for the client before us."""
 
 _ERROR = fields({"class": text(NAME), "desc": text(WORDS)})
 
 MESSAGE = fields({}, {"event": text(NAME), "id": maybe(text(NAME)), "error": _ERROR})
-"""Any message after it: an event, or the answer to a command."""
+"""Any message after the greeting: an event, or the answer to a command."""
 
 _COUNT = whole(-(1 << 63))
-"""QEMU's figures are counts; a few are of a type that can be negative, while nothing is known yet."""
+"""A figure of QEMU's: a few can be negative while nothing is known yet."""
 
 _MIGRATION = fields(
     {},
@@ -56,7 +55,7 @@ _MIGRATION = fields(
         ),
     },
 )
-"""query-migrate's. The rest is shown as it is, and read by nobody."""
+"""query-migrate's answer. Its other fields are only displayed."""
 
 _WORD = fields(
     {"cpuid-input-eax": whole(), "cpuid-register": text(NAME), "features": whole()}, {"cpuid-input-ecx": whole()}
@@ -97,17 +96,17 @@ ANSWERS: Mapping[str, Shape] = {
     "qom-get filtered-features": many(_WORD, SOME),
     "qom-get tsc-frequency": whole(),
 }
-"""The shape of each answer that is read, by command; of qom-get, by the property too."""
+"""The shape of each answer that is read, by command; for qom-get, by command and property."""
 
 
 def judge(command: str, arguments: Mapping[str, object], answer: Any) -> Any:
-    """The answer, once it is known to be of the command's shape. Raises Misshapen."""
+    """Return the answer after checking it against the command's shape. Raises Misshapen."""
     key = f"{command} {arguments['property']}" if command == "qom-get" else command
     return check(answer, ANSWERS.get(key, anything))
 
 
 def file_name(value: str) -> str:
-    """A name that QEMU gives a file, once it is known that a file can have it. Raises Misshapen."""
+    """Return a file name from QEMU after checking that a file can have it. Raises Misshapen."""
     try:
         named = os.fsencode(value)
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""qemu.qmp's client, bounded: what it reads has a length and a shape, and no event is kept."""
+"""qemu.qmp's client with limits: it checks the length and shape of each message, and keeps no events."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from statepipe.qemu.answers import FIRST, LONGEST, MESSAGE
 from statepipe.shapes import Misshapen, parse
 
 FIRST_WORDS = 200
-"""Bytes of what came first that are kept, to tell what answers where no QMP monitor does."""
+"""Bytes of the first message that are kept, to recognize a program that does not speak QMP."""
 
 
 class Client(QMPClient):
-    """A QMPClient that bounds what it reads and holds it against its shape, and that keeps no event: it tells that
-    some came (`changed`). `misfit` is what was wrong with what came last, `first_line` what came first.
+    """A QMPClient that checks each message, and keeps no event: it sets `changed` when one arrives.
 
-    `broken_off` is how the first migration that began since `expect_migration` ended, if it failed or was cancelled.
+    `misfit` is what was wrong with the last message, `first_line` the beginning of the first one. `broken_off` is the
+    status of the first migration that began after `expect_migration`, if it failed or was cancelled.
     """
 
     def __init__(self) -> None:
@@ -31,14 +31,14 @@ class Client(QMPClient):
         self._has_begun = False
 
     def _cb_inbound(self, msg: Message) -> Message:
-        return msg  # nor is each written out for a log that nobody keeps
+        return msg  # qemu.qmp would format each message for a log that does not exist
 
     def _cb_outbound(self, msg: Message) -> Message:
         return msg
 
     async def _do_recv(self) -> Message:
-        """What comes next. The client knows no event until it is connected, but QEMU may be quicker with one than with
-        its greeting or the answer to qmp_capabilities."""
+        """Return the next message. The client cannot handle an event before it is connected, but QEMU may send one
+        before its greeting or before the answer to qmp_capabilities: such events are dropped."""
         while "event" in (message := await self._message()) and self.runstate is Runstate.CONNECTING:
             continue
         return message
@@ -57,22 +57,19 @@ class Client(QMPClient):
             raise ProtocolError(str(error)) from error
 
     async def _on_message(self, msg: Message) -> None:
-        if "event" in msg:
-            if msg["event"] == "MIGRATION":
-                self._note(msg.get("data"))
-            if msg["event"] in ("MIGRATION", "RESUME"):
-                self.changed.set()
-        else:
+        if "event" not in msg:
             await super()._on_message(msg)
+            return
+        if msg["event"] == "MIGRATION":
+            data = msg.get("data")
+            status = data.get("status") if isinstance(data, dict) else None
+            if status == "setup" and not self._has_begun:  # before that, another client's migration may still end
+                self.broken_off, self._has_begun = None, True
+            elif status in ("failed", "cancelled") and self.broken_off is None:
+                self.broken_off = status
+        if msg["event"] in ("MIGRATION", "RESUME"):
+            self.changed.set()
 
     def expect_migration(self) -> None:
-        """QEMU is about to be told to migrate: what it said of earlier migrations does not count."""
+        """Forget the events of earlier migrations: QEMU is about to be told to migrate."""
         self.broken_off, self._has_begun = None, False
-
-    def _note(self, data: object) -> None:
-        """An earlier migration of another client's may still end before ours begins."""
-        status = data.get("status") if isinstance(data, dict) else None
-        if status == "setup" and not self._has_begun:
-            self.broken_off, self._has_begun = None, True
-        elif status in ("failed", "cancelled") and self.broken_off is None:
-            self.broken_off = status

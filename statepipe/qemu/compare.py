@@ -1,35 +1,34 @@
-"""Would this migration work: the facts of both hosts set side by side, before anything moves.
+"""Compare the facts of two hosts, to predict whether a migration would work.
 
-Each row is `ok`, `warn` (it may work, and a person should know) or `fail` (QEMU would refuse, or the guest would be
-harmed), with the reason in words. A row that cannot be told is `warn`: what was not seen is not ok.
+Each row is `ok`, `warn` (it may work, but a person should know) or `fail` (QEMU would refuse, or the guest would be
+harmed), with the reason in words. A row that cannot be decided is `warn`.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from statepipe.qemu.facts import Facts
-from statepipe.qemu.hardware import bits, lost, processors
+from statepipe.qemu.guest import bits, lost, processors
 from statepipe.qemu.places import clashes
 from statepipe.units import format_size
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 
 CLOCK_SKEW = 2.0
-"""Seconds: what a guest notices that goes by the host's clock; NTP keeps hosts within milliseconds."""
+"""Seconds that a guest which uses the host's clock notices; NTP keeps hosts within milliseconds."""
 
 TSC_TOLERANCE = 250e-6
-"""By which two TSCs may differ and be called the same: KVM's own tsc_tolerance_ppm."""
+"""The relative difference up to which two TSCs count as equal: KVM's own tsc_tolerance_ppm."""
 
 NEEDED = ("return-path", "late-block-activate", "pause-before-switchover", "events")
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One row: what was looked at, how it stands, and why."""
+    """One row: what was compared, its level, and the reason."""
 
     what: str
     level: str
@@ -37,17 +36,17 @@ class Finding:
 
 
 def compare(source: Facts, destination: Facts) -> list[Finding]:
-    """Every row, in the order of what fails first when it is wrong."""
+    """Return all rows, in the order in which a migration would fail."""
     return [finding for check in CHECKS for finding in check(source, destination)]
 
 
 def as_rows(findings: Sequence[Finding]) -> list[dict[str, Any]]:
-    """Ready for JSON."""
+    """Return the rows as JSON."""
     return [asdict(finding) for finding in findings]
 
 
 def worst(findings: Sequence[Finding]) -> str:
-    """`fail` if one row is, else `warn` if one is, else `ok`."""
+    """Return `fail` if any row is, else `warn` if any is, else `ok`."""
     levels = {finding.level for finding in findings}
     return next((level for level in (FAIL, WARN) if level in levels), OK)
 
@@ -57,16 +56,13 @@ Rows = Iterator[Finding]
 
 def _versions(source: Facts, destination: Facts) -> Rows:
     here, there = source["guest"]["qemu"], destination["guest"]["qemu"]
-    if _number(here) == _number(there):
+    old, new = (tuple(int(part) for part in version.split()[0].split(".")) for version in (here, there))
+    if old == new:
         yield Finding("QEMU", OK, f"{here} on both")
-    elif _number(here) < _number(there):
+    elif old < new:
         yield Finding("QEMU", OK, f"from {here} to the newer {there}")
     else:
-        yield Finding("QEMU", WARN, f"from {here} to the older {there}: QEMU promises only the way to a newer one")
-
-
-def _number(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split()[0].split("."))
+        yield Finding("QEMU", WARN, f"from {here} to the older {there}: QEMU supports only the way to a newer version")
 
 
 def _machine(source: Facts, destination: Facts) -> Rows:
@@ -98,7 +94,7 @@ def _processor(source: Facts, destination: Facts) -> Rows:
         yield Finding("CPU", FAIL, f"the destination's CPU lacks {', '.join(lost)}, which the guest has and may use")
         return
     if lacking := list(bits(there["missing"], {})):
-        reason = f"the destination's host cannot give {', '.join(lacking)}: another guest of this kind would lack it"
+        reason = f"the destination's host does not support {', '.join(lacking)}: a guest started there would lack it"
         yield Finding("CPU", WARN, reason)
     yield Finding("CPU", OK, f"{here['type']}, with all of its features on both")
 
@@ -107,66 +103,60 @@ _PLACES = (
     *("-incoming", "-qmp", "-monitor", "-mon", "-chardev", "-pidfile", "-D", "-name"),
     *("-display", "-vnc"),
 )
-"""Options that may differ between two hosts without the guest's noticing."""
+"""Options that may differ between two hosts without any effect on the guest."""
 
 _SWITCHES = ("-S", "-daemonize", "-no-user-config")
 
 _DEVICES = ("-serial", "-parallel")
-"""Options that add a device to the guest, whatever on the host their value connects it with; but `none` adds none."""
+"""Options that add a device to the guest; the value, unless it is `none`, only says what it is connected to."""
 
 
 def _command_line(source: Facts, destination: Facts) -> Rows:
     if source["command"] is None or destination["command"] is None:
-        yield Finding("command line", WARN, "that of one QEMU may not be looked at: they cannot be compared")
+        yield Finding("command line", WARN, "statepipe may not read that of one QEMU: they cannot be compared")
         return
-    here, there = visible(source["command"]), visible(destination["command"])
-    lacking = [" ".join(option) for option in (Counter(here) - Counter(there)).elements()]
-    extra = [" ".join(option) for option in (Counter(there) - Counter(here)).elements()]
+    here, there = ([" ".join(option) for option in visible(side["command"])] for side in (source, destination))
+    lacking, extra = lost(here, there), lost(there, here)
     if lacking or extra:
         told = [*(f"only here: {option}" for option in lacking), *(f"only there: {option}" for option in extra)]
         yield Finding("command line", WARN, "; ".join(told))
     else:
-        yield Finding("command line", OK, "the same, but for monitors and other things of the host")
+        yield Finding("command line", OK, "the same, except for monitors and other options of the host")
 
 
 def visible(command: Sequence[str]) -> list[tuple[str, ...]]:
-    """The options that make the guest what it is, each with its value, sorted."""
+    """Return the options that determine the guest, each with its value, sorted."""
     options: list[tuple[str, ...]] = []
     for word in command[1:]:
         if word.startswith("-") and len(word) > 1:
             options.append(("-" + word.lstrip("-"),))
         elif options:
             options[-1] = (*options[-1], word)
-    return sorted(_without_place(option) for option in options if option[0] not in _PLACES + _SWITCHES)
-
-
-def _without_place(option: tuple[str, ...]) -> tuple[str, ...]:
-    return option[:1] if option[0] in _DEVICES and option[1:] != ("none",) else option
+    return sorted(
+        option[:1] if option[0] in _DEVICES and option[1:] != ("none",) else option
+        for option in options
+        if option[0] not in _PLACES + _SWITCHES
+    )
 
 
 def _disks(source: Facts, destination: Facts) -> Rows:
     if source["temporary"]:
         yield Finding("disks", FAIL, "-snapshot is in use: what the guest wrote is in a file that only this host has")
-    there = {disk["path"]: disk for disk in destination["disks"]}
-    for disk in source["disks"]:
-        level, reason = _disk(disk, there.get(disk["path"]) or _in_its_place(disk, destination["disks"]))
-        yield Finding(f"disk {disk['path']}", level, reason)
+    for here in source["disks"]:
+        there = [disk for disk in destination["disks"] if disk["path"] == here["path"]]
+        if not there and "driver" in here:  # not a file: each host may use another name for it
+            there = [disk for disk in destination["disks"] if "driver" in disk]
+            there = [disk for disk in there if disk.get("devices") == here.get("devices")]
+        yield Finding(f"disk {here['path']}", *_disk(here, there[0] if there else None))
     if not source["disks"]:
         yield Finding("disks", OK, "the guest has none")
 
 
-def _in_its_place(here: Facts, others: Sequence[Facts]) -> Facts | None:
-    """What the destination's QEMU has where the guest sees a disk that is no file: each host may call it otherwise."""
-    places = here.get("devices")
-    return next(
-        (disk for disk in others if "driver" in here and "driver" in disk and disk.get("devices") == places), None
-    )
-
-
 def _disk(here: Facts, there: Facts | None) -> tuple[str, str]:
-    """The same file, not merely one of the same name: QEMU's locks of the source must be seen from there."""
+    """Return the level and the reason: it must be the same file, not just one of the same name. For a disk in use, only
+    QEMU's locks prove that: its content changes meanwhile."""
     if there is None:
-        return FAIL, "not to be had on the destination: QEMU there has no such disk"
+        return FAIL, "not available on the destination: QEMU there has no such disk"
     places, others = here.get("devices"), there.get("devices")
     if places is not None and others is not None and places != others:
         where = [" and ".join(each) or "below another image" for each in (places, others)]
@@ -176,35 +166,30 @@ def _disk(here: Facts, there: Facts | None) -> tuple[str, str]:
         return FAIL, "another disk: its size differs there"
     if "driver" in here and "driver" in there:
         other = "" if here["path"] == there["path"] else f", and is {there['path']} there"
-        return WARN, f"{here['driver']} keeps it{other}: that it is one disk, and not two, cannot be told from here"
+        return (
+            WARN,
+            f"{here['driver']} provides it{other}: whether both hosts use the same disk cannot be told from here",
+        )
     if "unknown" in there:
-        return FAIL, f"not to be had on the destination: {there['unknown']}"
+        return FAIL, f"not available on the destination: {there['unknown']}"
     if "unknown" in here:
-        return WARN, f"cannot be read here ({here['unknown']}): nobody can tell whether it is shared"
+        return WARN, f"cannot be read here ({here['unknown']}): whether it is shared is unknown"
     if here["format"] != there["format"]:
         return FAIL, f"another disk under the same path: {here['format']} here, {there['format']} there"
-    if "samples_blake3" in here and "samples_blake3" in there:  # nobody writes to it
-        same = here["samples_blake3"] == there["samples_blake3"]
-        return (
-            (OK, "the same content on both")
-            if same
-            else (FAIL, "another disk under the same path: its content differs")
-        )
-    return _is_one(here, there)
-
-
-def _is_one(here: Facts, there: Facts) -> tuple[str, str]:
-    """Whether a disk that is in use is one. What it holds is not compared: the guest writes to it meanwhile."""
+    if "samples_blake3" in here and "samples_blake3" in there:  # nothing writes to it
+        if here["samples_blake3"] == there["samples_blake3"]:
+            return OK, "the same content on both"
+        return FAIL, "another disk under the same path: its content differs"
     unlike = "inode" in here and "inode" in there and here["inode"] != there["inode"]
     if here["locked"] and there["locked"]:
         if unlike:
-            return WARN, "locked on both, but under another number there: it may be two files, each in use"
+            return WARN, "locked on both hosts, but with another inode there: it may be two files, each in use"
         return OK, "the same on both: QEMU's lock on it here is seen from there"
     if here["locked"] and there["locked"] is False:
         return FAIL, "a copy, not shared: QEMU's lock on it here is not seen from there"
-    number = ", and has another number" if unlike else ""
-    reason = f"the same size and format{number}, but no lock on it to tell whether it is one disk or two"
-    return WARN, f"{reason}; what it holds was not compared, as the guest may write to it"
+    inode = " but another inode" if unlike else ""
+    reason = f"the same size and format{inode}, and no lock on it that shows whether it is one disk or two"
+    return WARN, f"{reason}; the content was not compared, because the guest may write to it"
 
 
 def _capabilities(source: Facts, destination: Facts) -> Rows:
@@ -222,25 +207,27 @@ def _memory(source: Facts, destination: Facts) -> Rows:
         yield Finding("memory", FAIL, reason)
         return
     if free is None:
-        yield Finding("memory", WARN, "how much the destination has free cannot be told")
+        yield Finding("memory", WARN, "how much memory the destination has free cannot be told")
     else:
-        reason = f"the guest has {format_size(needed)}, the destination {format_size(free)} free"
+        reason = f"the guest has {format_size(needed)}, the destination has {format_size(free)} free"
         yield Finding("memory", OK if free > needed else FAIL, reason)
 
 
 def _devices(source: Facts, destination: Facts) -> Rows:
-    """QEMU refuses a stream with a device that it has not, and takes one without a device that it has."""
+    """QEMU refuses a stream with a device that it lacks, and loads one without a device that it has."""
     for reason in source["blocked"]:
         yield Finding("devices", FAIL, f"QEMU cannot migrate this guest: {reason}")
     here, there = source.get("devices"), destination.get("devices")
     if here is None or there is None:
-        yield Finding("devices", WARN, "those of one QEMU are not told: they cannot be compared")
+        yield Finding("devices", WARN, "one QEMU does not report its devices: they cannot be compared")
         return
     if lacking := lost(here, there):
-        reason = f"QEMU there would refuse the guest, as it lacks {', '.join(lacking)}"
-        yield Finding("devices", FAIL, f"{reason}; what was plugged in while the guest ran is on no command line")
+        reason = f"QEMU there would refuse the guest, because it lacks {', '.join(lacking)}"
+        yield Finding("devices", FAIL, f"{reason}; a device that was plugged in later is on no command line")
     if extra := lost(there, here):
-        yield Finding("devices", WARN, f"only there: {', '.join(extra)}: the guest would find what it never had")
+        yield Finding(
+            "devices", WARN, f"only there: {', '.join(extra)}: the guest would find devices that it never had"
+        )
     if not (source["blocked"] or lacking or extra):
         yield Finding("devices", OK, f"the same {len(here)} on both, and none that QEMU could not migrate")
 
@@ -248,40 +235,41 @@ def _devices(source: Facts, destination: Facts) -> Rows:
 def _processors(source: Facts, destination: Facts) -> Rows:
     here, there = source.get("cpus"), destination.get("cpus")
     if here and there and here != there:
-        yield Finding("processors", FAIL, f"{processors(here, there)}: give both the same -smp")
+        difference = processors(here, there, "the source has", "the destination has")
+        yield Finding("processors", FAIL, f"{difference}: give both the same -smp")
     elif here and there:
         yield Finding("processors", OK, f"{len(here)} on both")
 
 
 def _clock(source: Facts, destination: Facts) -> Rows:
-    """The facts were gathered a round trip apart, so what is told is no more exact than that."""
+    """The facts were collected a round trip apart, which limits the precision."""
     skew = destination["clock"] - source["clock"]
     level = OK if abs(skew) <= CLOCK_SKEW else WARN
-    yield Finding("clock", level, f"the destination's is {abs(skew):.1f} s {'ahead' if skew > 0 else 'behind'}")
+    yield Finding("clock", level, f"the destination's clock is {abs(skew):.1f} s {'ahead' if skew > 0 else 'behind'}")
     here, there = source["clocksource"], destination["clocksource"]
     if here != there:
         yield Finding("clock source", WARN, f"{here} here, {there} there: a guest that reads the TSC may see a jump")
 
 
 def _tsc(source: Facts, destination: Facts) -> Rows:
-    """QEMU loads a guest whose counter it cannot keep up with a warning alone (kvm_arch_set_tsc_khz)."""
+    """If QEMU cannot give the guest its counter's frequency, it only warns (kvm_arch_set_tsc_khz)."""
     here, there = source["cpu"].get("tsc"), destination["cpu"].get("tsc")
     if here is None and there is None:
         return
+    level, reason = WARN, f"{_hertz(here)} here, {_hertz(there)} there"
     if here is None or there is None:
-        yield Finding("TSC", WARN, f"{_hertz(here)} here, {_hertz(there)} there: they cannot be compared")
+        reason += ": they cannot be compared"
     elif abs(here - there) <= TSC_TOLERANCE * here:
-        yield Finding("TSC", OK, f"{_hertz(here)} on both")
+        level, reason = OK, f"{_hertz(here)} on both"
     elif destination.get("tsc_scales"):
-        yield Finding(
-            "TSC", OK, f"{_hertz(here)} here; the destination's processor, of {_hertz(there)}, gives that too"
-        )
+        level, reason = OK, f"{reason}: the destination's processor scales it"
     else:
-        scaling = "whether its processor scales it is not known"
-        if destination.get("tsc_scales") is False:
-            scaling = "its processor cannot scale it"
-        reason = f"{_hertz(here)} here, {_hertz(there)} there, and {scaling}"
-        yield Finding("TSC", WARN, f"{reason}: else the clock of a guest that reads it goes wrong")
+        known = destination.get("tsc_scales") is False
+        reason += (
+            ", and its processor cannot scale it" if known else ", and whether its processor scales it is not known"
+        )
+        reason += ": the clock of a guest that uses it may run wrong"
+    yield Finding("TSC", level, reason)
 
 
 def _hertz(frequency: int | None) -> str:
@@ -289,10 +277,10 @@ def _hertz(frequency: int | None) -> str:
 
 
 def _places(source: Facts, destination: Facts) -> Rows:
-    """What QEMU makes for itself under a name of another's, it empties or takes away."""
+    """QEMU truncates or replaces the files and sockets that it creates, also those of another QEMU."""
     for row, why in clashes(source.get("places", []), destination.get("places", [])):
         held = row.get("held")
-        harm = "QEMU there has it too" if held else "QEMU there would empty it or take it away: give it another name"
+        harm = "QEMU there has it too" if held else "QEMU there would empty or replace it: give it another name"
         yield Finding(f"{row['option']} {row['path']}", WARN if held else FAIL, f"{why}; {harm}")
 
 

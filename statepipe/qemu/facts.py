@@ -1,7 +1,7 @@
-"""What a migration depends on, on one host: its QEMU, the guest's CPU and command line, its disks, the host itself.
+"""The facts about one host that a migration depends on: QEMU, the guest's CPU, command line and disks, the host itself.
 
-Both hosts gather the same facts, each of its own QEMU, and send them across as JSON; compare.py sets them side by
-side. Nothing is changed by asking.
+Each host collects the facts of its own QEMU, which changes nothing, and they exchange them as JSON; compare.py compares
+them.
 """
 
 from __future__ import annotations
@@ -12,43 +12,29 @@ import platform
 import re
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from statepipe.errors import QemuError
 from statepipe.formats.hardware import CPU, CPUS, DEVICES
 from statepipe.processes import Unavailable, output_of
-from statepipe.qemu.guest import describe_guest
-from statepipe.qemu.hardware import hardware
+from statepipe.qemu.guest import describe_guest, hardware
 from statepipe.qemu.images import images
 from statepipe.qemu.monitor import Monitor
 from statepipe.qemu.places import PLACES, seen
 from statepipe.qemu.process import inspect_process, qemu_under
 from statepipe.qemu.shared import DISK, disk_facts
 from statepipe.qemu.view import View
-from statepipe.shapes import (
-    Misshapen,
-    check,
-    fields,
-    flag,
-    like,
-    many,
-    maybe,
-    number,
-    parse,
-    table,
-    text,
-    told,
-    whole,
-)
+from statepipe.shapes import Misshapen, check, fields, flag, like, many, maybe, number, parse, table, text, told, whole
 
 Facts = dict[str, Any]
 
 Own = tuple[Sequence[str], list[Facts]]
-"""The command line of a QEMU that we start, and what there was of its places before (places.py)."""
+"""The command line of a QEMU that statepipe starts, and the state of its places before that (places.py)."""
 
 DISKS = 256
-"""The most of one guest: QEMU's PCI bus has 32 slots, and bridges are rare."""
+"""Disks of one guest at most: QEMU's PCI bus has 32 slots, and bridges are rare."""
 
 _NAME, _LINE, _PATH = text(64), text(1000), text(4096)
 
@@ -81,22 +67,26 @@ FACTS = fields(
     },
     optional={"tsc_scales": maybe(flag), "cpus": CPUS, "devices": DEVICES, "places": PLACES},
 )
-"""What both hosts hold the facts against, their own and those that come from the other: compare.py reads no others."""
+"""The shape of the facts, our own and the peer's: compare.py reads no other fields."""
 
 KVM_CHECK_EXTENSION, KVM_CAP_TSC_CONTROL = 0xAE03, 60
 """Documentation/virt/kvm/api.rst: whether the processor can give a guest a TSC of another frequency than its own."""
 
 
 def gather(monitor: Monitor, disks: Iterable[str] | None = None, own: Own | None = None) -> Facts:
-    """The facts of the QEMU behind `monitor` and of this host, ready for JSON. Raises QemuError.
+    """Return the facts of the QEMU behind `monitor` and of this host, as JSON. Raises QemuError.
 
-    `own` is what is known of one that was started here by us.
-
-    `disks` are the paths to look at, as the source named them; without them, those that this QEMU has open. Of no
-    other is anything told: whoever may send a guest here may neither have every file opened, nor get an answer that
-    grows with what was asked.
+    `own` is given for a QEMU that statepipe started. `disks` are the paths that the source named; without them, all
+    that this QEMU has open. Nothing is reported about other files: a peer must not make us open files of its choice, or
+    get an answer that grows with its question.
     """
-    command, its = own or _of_process(qemu_under(monitor.pid))
+    command: list[str] | None = None
+    its: list[Facts] = []
+    if own is not None:
+        command, its = list(own[0]), own[1]
+    elif (process := inspect_process(pid := qemu_under(monitor.pid))) is not None:
+        command, its = list(process.command), seen(process.command, View(pid), process.folder, held=True)
+    unlinked = (word in ("-snapshot", "--snapshot") or re.search(r"\bsnapshot=on\b", word) for word in command or [])
     facts = {
         "host": platform.node(),
         "guest": describe_guest(monitor),
@@ -107,42 +97,41 @@ def gather(monitor: Monitor, disks: Iterable[str] | None = None, own: Own | None
         "blocked": monitor.migration().get("blocked-reasons", []),
         "disks": disk_facts(images(monitor), disks),
         "places": its,
-        "temporary": _has_temporary_disks(command or []),
+        "temporary": any(unlinked),  # no other host can open the overlays
         **host_facts(command or []),
     }
     try:
         return check(facts, FACTS)  # type: ignore[no-any-return]
     except Misshapen as error:
-        raise QemuError(f"what QEMU tells of its guest is not understood: {told(error)}") from error
-
-
-def _of_process(pid: int) -> tuple[list[str] | None, list[Facts]]:
-    """The command line of a QEMU that runs, and its places."""
-    process = inspect_process(pid)
-    if process is None:
-        return None, []
-    return list(process.command), seen(process.command, View(pid), process.folder, held=True)
+        raise QemuError(f"unexpected facts about the guest from QEMU: {told(error)}") from error
 
 
 def host_facts(command: Sequence[str]) -> Facts:
-    """What the host itself brings: memory (bytes), clock (seconds), where its taps lead."""
+    """Return the facts of the host itself: memory (bytes), clock (seconds), the networks of its taps.
+
+    `command` is QEMU's. A name in it that no interface can have is ignored, because it would lead to other files.
+    """
+    free = next(
+        (line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable:")), None
+    )
+    source = None
+    with suppress(OSError):
+        path = Path("/sys/devices/system/clocksource/clocksource0/current_clocksource")
+        source = path.read_text().partition("\n")[0]
+    found = (re.search(r"\btap\b.*\bifname=([^,/\s]{1,15})(,|$)", word) for word in command)
+    taps = sorted({match[1] for match in found if match and match[1] not in (".", "..")})
     return {
         "machine": platform.machine(),
-        "memory_free": _free_memory(),
+        "memory_free": None if free is None else int(free.split()[1]) << 10,
         "clock": time.time(),
-        "clocksource": _first_line("/sys/devices/system/clocksource/clocksource0/current_clocksource"),
+        "clocksource": source,
         "tsc_scales": _scales_tsc(),
-        "taps": {name: _subnets(name) for name in _taps(command)},
+        "taps": {name: _subnets(name) for name in taps},
     }
 
 
-def _has_temporary_disks(command: Sequence[str]) -> bool:
-    """Whether writes go to overlays in unlinked files, which no other host can open."""
-    return any(word in ("-snapshot", "--snapshot") or re.search(r"\bsnapshot=on\b", word) for word in command)
-
-
 def _scales_tsc() -> bool | None:
-    """Whether KVM gives a guest any frequency; None where it cannot be asked."""
+    """Return whether KVM can give a guest any TSC frequency; None if it cannot be asked."""
     try:
         fd = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
     except OSError:
@@ -155,40 +144,20 @@ def _scales_tsc() -> bool | None:
         os.close(fd)
 
 
-def _free_memory() -> int | None:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) << 10
-    return None
-
-
-def _first_line(path: str) -> str | None:
-    try:
-        return Path(path).read_text().partition("\n")[0]
-    except OSError:
-        return None
-
-
-def _taps(command: Sequence[str]) -> list[str]:
-    """The interfaces' names; what no interface can be called is left out, as it would lead to other files."""
-    found = (re.search(r"\btap\b.*\bifname=([^,/\s]{1,15})(,|$)", word) for word in command)
-    return sorted({match[1] for match in found if match and match[1] not in (".", "..")})
-
-
 _ROUTES = many(fields({"dst": _NAME}), most=10_000)
 """ip-route(8), with -json."""
 
 ROUTES_TIME = 10.0
-"""Seconds for ip to answer: it asks the kernel, which takes a millisecond."""
+"""Seconds to wait for ip: it asks the kernel, which takes a millisecond."""
 
 
 def _subnets(tap: str) -> list[str]:
-    """The IPv4 and IPv6 networks of the bridge that a tap is on, or of the tap itself."""
+    """Return the IPv4 and IPv6 networks of the bridge that a tap is on, or of the tap itself."""
     master = Path(f"/sys/class/net/{tap}/master")
     name = master.resolve().name if master.exists() else tap
     try:
         status, written = output_of(["ip", "-json", "route", "show", "dev", name], ROUTES_TIME)
         rows = parse(written or b"[]", _ROUTES) if not status else []
-    except (Unavailable, Misshapen):  # there is no ip, or another than iproute2's: what it knows is not known here
+    except (Unavailable, Misshapen):  # there is no ip, or one that is not iproute2's
         rows = []
     return sorted(row["dst"] for row in rows if row["dst"] != "default")[:256]

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from statepipe.errors import StatepipeError
 from statepipe.qemu.commandline import in_words, parted, texts
 from statepipe.qemu.disks import Disk, fingerprint, fingerprints
-from statepipe.qemu.hardware import PARTS
+from statepipe.qemu.guest import PARTS
 from statepipe.qemu.images import Image, Images
 from statepipe.qemu.view import View
 

@@ -1,4 +1,4 @@
-"""Reaching QEMU's monitor at the address that it has in QEMU's own words, and why nobody answers there."""
+"""Connect to QEMU's monitor at an address in QEMU's own notation, and explain why that failed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from statepipe.errors import QemuError, QemuGone, UsageError
 from statepipe.units import number_in
 
 LOOK_AGAIN = 0.05
-"""Seconds between two attempts at a socket where too many wait already."""
+"""Seconds between two attempts to connect to a socket whose queue is full."""
 
 _HMP = re.compile(rb"QEMU [\w.]+ monitor\b")
 
@@ -20,9 +20,10 @@ ONE_MORE = "start QEMU with one more -qmp unix:PATH,server=on,wait=off"
 
 
 def parse_monitor(address: str) -> str | tuple[str, int]:
-    """Where it is: a unix socket's path, or a host and a port. Raises UsageError.
+    """Return a unix socket's path, or a host and a port. Raises UsageError.
 
-    A path; or as -qmp has it: `unix:PATH,server=on,wait=off`, `tcp:HOST:PORT,…`. A path that begins so is written `./`.
+    The address is a path, or is written as for -qmp: `unix:PATH,server=on,wait=off`, `tcp:HOST:PORT,…`. A path that
+    begins with one of these words needs a leading `./`.
     """
     kind, colon, rest = address.partition(":")
     if not colon or kind not in ("unix", "tcp"):
@@ -32,42 +33,37 @@ def parse_monitor(address: str) -> str | tuple[str, int]:
         return f"/{place.lstrip('/')}" if place.startswith("//") else place
     host, _, port = place.removeprefix("//").rpartition(":")
     if (number := number_in(port, 0, 0xFFFF)) is None:
-        raise UsageError(f"'{address}' names no port", hint="as QEMU has it: tcp:HOST:PORT")
+        raise UsageError(f"'{address}' has no valid port", hint="write it as QEMU does: tcp:HOST:PORT")
     return host.strip("[]") or "localhost", number
 
 
 async def reached(address: str) -> socket.socket:
-    """A socket that is connected to who listens there. Raises OSError, UsageError.
+    """Return a socket that is connected to that address. Raises OSError, UsageError.
 
-    A connection to a unix socket is made at once, or not at all: where too many wait already, it is tried again.
+    TCP: the first of the host's addresses that answers. A unix socket connects at once or not at all; while its queue
+    is full, it is tried again.
     """
     place = parse_monitor(address)
-    if not isinstance(place, str):
-        return await _over_tcp(*place)
-    peer = socket.socket(socket.AF_UNIX)
-    try:
-        peer.setblocking(False)
-        while True:
-            try:
-                peer.connect(place)
-                return peer
-            except BlockingIOError:
-                await asyncio.sleep(LOOK_AGAIN)
-    except BaseException:
-        peer.close()
-        raise
-
-
-async def _over_tcp(host: str, port: int) -> socket.socket:
-    """To the first of the host's addresses that answers. Raises OSError."""
+    if isinstance(place, str):
+        peer = socket.socket(socket.AF_UNIX)
+        try:
+            peer.setblocking(False)
+            while True:
+                try:
+                    peer.connect(place)
+                    return peer
+                except BlockingIOError:
+                    await asyncio.sleep(LOOK_AGAIN)
+        except BaseException:
+            peer.close()
+            raise
+    loop = asyncio.get_running_loop()
     failure: OSError | None = None
-    for family, kind, protocol, _, place in await asyncio.get_running_loop().getaddrinfo(
-        host, port, type=socket.SOCK_STREAM
-    ):
+    for family, kind, protocol, _, found in await loop.getaddrinfo(*place, type=socket.SOCK_STREAM):
         peer = socket.socket(family, kind, protocol)
         try:
             peer.setblocking(False)
-            await asyncio.get_running_loop().sock_connect(peer, place)
+            await loop.sock_connect(peer, found)
             return peer
         except OSError as error:
             peer.close()
@@ -81,20 +77,23 @@ async def _over_tcp(host: str, port: int) -> socket.socket:
 def unreachable(
     address: str | socket.socket, error: Exception, misfit: Exception | None, first_line: bytes
 ) -> QemuError:
-    """Why no QMP monitor answered; `misfit` is what was wrong with what came, `first_line` what came first."""
+    """Return the error that explains why no QMP monitor answered.
+
+    `misfit` is what was wrong with the last message, `first_line` the beginning of the first one.
+    """
     if misfit is not None and _HMP.match(first_line):
-        what = f"the monitor at {address} is QEMU's for people (HMP, -monitor), and not one for programs (QMP)"
-        return QemuError(what, hint=f"{ONE_MORE}, and name that PATH")
+        what = f"the monitor at {address} is QEMU's human monitor (HMP, -monitor), not a QMP monitor"
+        return QemuError(what, hint=f"{ONE_MORE}, and give that PATH")
     if misfit is not None:
-        hint = "is it a socket of -qmp, or of -chardev with -mon …,mode=control?"
-        place = address if isinstance(address, str) else "the monitor of the QEMU that was started here"
-        return QemuError(f"what answers at {place} is not a QMP monitor: {misfit}", hint=hint)
+        hint = "give the socket of -qmp, or of a -chardev with -mon …,mode=control"
+        place = f"the socket {address}" if isinstance(address, str) else "the monitor of the QEMU that was started here"
+        return QemuError(f"{place} is not a QMP monitor: {misfit}", hint=hint)
     if not isinstance(address, str):
         return QemuGone("QEMU ended before its monitor answered")
     reason = no_socket(address) or reason_of(getattr(error, "exc", error))
     return QemuError(
         f"no QMP monitor answers at {address}: {reason}",
-        hint="start QEMU with -qmp unix:PATH,server=on,wait=off and name that PATH; a monitor serves one client",
+        hint="start QEMU with -qmp unix:PATH,server=on,wait=off and give that PATH; a monitor serves one client",
     )
 
 
@@ -113,7 +112,7 @@ def no_socket(address: str) -> str | None:
         return None
     try:
         mode = os.stat(path).st_mode
-    except OSError:  # what connecting says is as good
+    except OSError:  # the error of connect() explains it
         return None
     kinds = {stat.S_IFREG: "a file", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a FIFO"}
     return None if stat.S_ISSOCK(mode) else f"it is {kinds.get(stat.S_IFMT(mode), 'a device')}, not a socket"

@@ -1,9 +1,9 @@
-"""How QEMU is to migrate, for as long as it takes: its capabilities and parameters, and their way back.
+"""QEMU's migration capabilities and parameters: set for one migration, and restored.
 
-A stream of ours is one stream that any other QEMU loads as it is started. What QEMU was set to before, by libvirt, by a
-person, by a migration that broke off, may make another one of it: without the shared memory (x-ignore-shared), with
-pages that only a QEMU set alike can read (compress), over more connections than one (multifd), behind a TLS handshake
-that nobody answers (tls-creds). So whatever is on and not known to be harmless is turned off meanwhile.
+Any QEMU can load a stream of ours as it is started. Settings that libvirt, a person or a failed migration left behind
+would prevent that: streams without the shared memory (x-ignore-shared), pages that only a QEMU with the same setting
+can read (compress), several connections (multifd), a TLS handshake that nothing answers (tls-creds). So every setting
+that is on and not known to be harmless is turned off meanwhile.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ HARMLESS = (
     *("auto-converge", "dirty-bitmaps", "dirty-limit", "events", "late-block-activate", "rdma-pin-all", "return-path"),
     *("validate-uuid", "xbzrle", "zero-blocks"),
 )
-"""Capabilities of QEMU 7.2 to 10.0 with which a stream may be made, and loaded by a QEMU that has none of them."""
+"""Capabilities of QEMU 7.2 to 10.0 that may be on for a stream that a QEMU without them is to load."""
 
 PLAIN: Mapping[str, Any] = {"tls-creds": "", "mode": "normal"}
-"""Parameters that would make another thing of a migration: TLS over whatever it goes through, or cpr (8.2)."""
+"""Parameters, and the values with which a migration is a plain one: no TLS, and no cpr (8.2)."""
 
 
 @contextmanager
 def put_back(monitor: Monitor, before: Mapping[str, Any]) -> Iterator[None]:
-    """On leaving, set what `adjust` has returned, whatever failed within. Raises QemuError."""
+    """On leaving, restore what `adjust` returned, also after an error. Raises QemuError."""
     try:
         yield
     except BaseException as error:
@@ -35,7 +35,7 @@ def put_back(monitor: Monitor, before: Mapping[str, Any]) -> Iterator[None]:
         raise
     try:
         restore(monitor, before)
-    except QemuGone:  # and its settings with it
+    except QemuGone:  # its settings ended with it
         pass
     except InterruptedBySignal as late:
         restore_after(late, monitor, before)
@@ -52,15 +52,24 @@ def adjust(
     harmless: Collection[str] = HARMLESS,
     known: Callable[[dict[str, Any]], object] = lambda before: None,
 ) -> dict[str, Any]:
-    """Set capabilities and parameters as wanted, and off what else is on and not `harmless`; what they were before,
-    for `restore` and `put_back`. `known` hears that before anything is changed.
+    """Set capabilities and parameters, and turn off what else is on and not `harmless`; return the previous values, for
+    `restore` and `put_back`. `known` is called with them before anything is changed.
 
-    A capability that this QEMU does not know and that is wanted off is off. Raises QemuError.
+    A capability that this QEMU does not have counts as off. Raises QemuError.
     """
-    before = _settings(monitor, capabilities, parameters, harmless)
+    states = {item["capability"]: item["state"] for item in monitor.execute("query-migrate-capabilities")}
+    values = monitor.execute("query-migrate-parameters")
+    wanted = {name: False for name, on in states.items() if on and name not in harmless} | dict(capabilities)
+    spoiling = [name for name, plain in PLAIN.items() if values.get(name, plain) != plain]
+    before = {
+        "capabilities": {name: not on for name, on in wanted.items() if states.get(name, False) != on},
+        "parameters": {name: values[name] for name in (*parameters, *spoiling) if name in values},
+    }
     known(before)
     try:
-        _adjust(monitor, before, parameters)
+        set_capabilities(monitor, {name: not state for name, state in before["capabilities"].items()})
+        plain = {name: PLAIN[name] for name in before["parameters"] if name in PLAIN}
+        _set_parameters(monitor, plain | dict(parameters))
     except BaseException as error:
         restore_after(error, monitor, before)
         raise
@@ -68,56 +77,38 @@ def adjust(
 
 
 def made_ready(monitor: Monitor, capabilities: Collection[str]) -> dict[str, Any]:
-    """Have a QEMU that waits for a guest take one stream, with these capabilities as far as it knows them; what it was
-    set to before, for `restore`. Raises QemuError."""
+    """Prepare a QEMU to receive one stream, with those of the capabilities that it has; return the previous values.
+
+    Raises QemuError.
+    """
     known = {item["capability"] for item in monitor.execute("query-migrate-capabilities")}
     return adjust(monitor, dict.fromkeys(known.intersection(capabilities), True), {})
 
 
-def _adjust(monitor: Monitor, before: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
-    """Raises QemuError."""
-    set_capabilities(monitor, {name: not state for name, state in before["capabilities"].items()})
-    _set_parameters(monitor, {name: PLAIN[name] for name in before["parameters"] if name in PLAIN} | dict(parameters))
-
-
 def restore_after(error: BaseException, monitor: Monitor, before: Mapping[str, Any]) -> None:
-    """The error that is on its way stays the cause; its hint tells of settings that QEMU would not take back."""
+    """Restore the settings while `error` propagates; if that fails, the hint of `error` says so."""
     if isinstance(error, InterruptedBySignal):
         monitor.hurry()
     try:
         restore(monitor, before)
     except QemuError as refused:
-        if isinstance(error, QemuGone) or isinstance(refused, QemuGone):  # and its settings with it
+        if isinstance(error, QemuGone) or isinstance(refused, QemuGone):  # its settings ended with it
             return
         if isinstance(error, StatepipeError):
             error.advise(f"QEMU's migration settings are not as before: {refused}")
 
 
-def _settings(
-    monitor: Monitor, capabilities: Mapping[str, bool], parameters: Mapping[str, Any], harmless: Collection[str]
-) -> dict[str, Any]:
-    """What is now otherwise than wanted. One that QEMU does not have is refused when it is set, unless wanted off."""
-    states = {item["capability"]: item["state"] for item in monitor.execute("query-migrate-capabilities")}
-    values = monitor.execute("query-migrate-parameters")
-    wanted = {name: False for name, on in states.items() if on and name not in harmless} | dict(capabilities)
-    spoiling = [name for name, plain in PLAIN.items() if values.get(name, plain) != plain]
-    return {
-        "capabilities": {name: not on for name, on in wanted.items() if states.get(name, False) != on},
-        "parameters": {name: values[name] for name in (*parameters, *spoiling) if name in values},
-    }
-
-
 def restore(monitor: Monitor, before: Mapping[str, Any]) -> None:
-    """Set what `adjust` has returned. Raises QemuError."""
+    """Set what `adjust` returned. Raises QemuError."""
     set_capabilities(monitor, before["capabilities"])
     _set_parameters(monitor, before["parameters"])
 
 
 def restored(monitor: Monitor, before: Mapping[str, Any]) -> str | None:
-    """As `restore`, where all else is done and no word of QEMU's can make that undone: what is to be said of it."""
+    """Do as `restore` after work that is complete whatever QEMU answers: return the failure as a warning, or None."""
     try:
         restore(monitor, before)
-    except QemuGone:  # and its settings with it
+    except QemuGone:  # its settings ended with it
         return None
     except QemuError as error:
         return f"QEMU's migration settings are not as before: {error}"
@@ -125,14 +116,14 @@ def restored(monitor: Monitor, before: Mapping[str, Any]) -> str | None:
 
 
 def are_restored(monitor: Monitor, before: Mapping[str, Any]) -> bool:
-    """Whether QEMU says that they are as they were. Raises QemuError."""
+    """Return whether QEMU reports the previous settings. Raises QemuError."""
     states = {item["capability"]: item["state"] for item in monitor.execute("query-migrate-capabilities")}
     values = monitor.execute("query-migrate-parameters")
     return bool(before["capabilities"].items() <= states.items() and before["parameters"].items() <= values.items())
 
 
 def set_capabilities(monitor: Monitor, states: Mapping[str, bool]) -> None:
-    """Raises QemuError for one that this QEMU does not know, or a combination that it does not take."""
+    """Raises QemuError for a capability that this QEMU does not have, or a combination that it does not accept."""
     # Off before on: QEMU refuses combinations, and checks the whole list at once only within one command.
     if states:
         items = [{"capability": name, "state": state} for name, state in sorted(states.items(), key=lambda i: i[1])]

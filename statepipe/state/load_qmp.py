@@ -32,8 +32,7 @@ from statepipe.pipeline.signals import held, ignore
 from statepipe.processes import hold_if_seen
 from statepipe.qemu.commandline import refuse_daemon, starts_qemu
 from statepipe.qemu.guard import Said, named_files
-from statepipe.qemu.guest import describe_guest
-from statepipe.qemu.hardware import hardware
+from statepipe.qemu.guest import describe_guest, hardware
 from statepipe.qemu.holders import lock_hint
 from statepipe.qemu.images import images
 from statepipe.qemu.monitor import DYING, Monitor, demand_completed

@@ -36,7 +36,7 @@ from statepipe.pipeline.pipeline import NamedStage
 from statepipe.qemu.commandline import starts_qemu
 from statepipe.qemu.disks import Disk
 from statepipe.qemu.guard import Said, Warn, judge, named, unknown
-from statepipe.qemu.hardware import changed_words, changes
+from statepipe.qemu.guest import changed_words, changes
 from statepipe.qemu.images import Images
 from statepipe.qemu.runstates import RUNNING
 from statepipe.stages.checksum import verify

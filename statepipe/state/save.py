@@ -53,7 +53,7 @@ def save_from_stdin(
     except BaseException as error:
         if isinstance(error, StatepipeError) and _may_be_completed(stream):
             error.advise(_IF_COMPLETED)
-        from statepipe.qemu.parting import part
+        from statepipe.qemu.snapshot import part
 
         part(tell, ignore, stream)
         raise

@@ -31,8 +31,7 @@ from statepipe.pipeline.pipeline import NamedStage
 from statepipe.pipeline.signals import ignore
 from statepipe.qemu.disks import Disk
 from statepipe.qemu.guard import look
-from statepipe.qemu.guest import demand_cont, describe_guest
-from statepipe.qemu.hardware import hardware
+from statepipe.qemu.guest import demand_cont, describe_guest, hardware
 from statepipe.qemu.images import Images, images
 from statepipe.qemu.monitor import Monitor, demand_completed
 from statepipe.qemu.process import inspect_process, qemu_under

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from statepipe.qemu.compare import FAIL, NEEDED, OK, WARN, compare, visible, worst
-from statepipe.qemu.hardware import bits
+from statepipe.qemu.guest import bits
 
 Facts = dict[str, Any]
 
@@ -74,7 +74,7 @@ CASES: list[tuple[str, Facts, Facts, str, str]] = [
     ("CPU", HOST, changed(cpu__type="EPYC-x86_64-cpu"), FAIL, "same -cpu"),
     ("CPU", HOST, changed(cpu__features={"0x80000001:EDX": 1 << 29}), FAIL, "lacks nx"),
     ("CPU", HOST, changed(cpu__features={}), FAIL, "nx, lm"),
-    ("command line", HOST, changed(command=None), WARN, "may not be looked at"),
+    ("command line", HOST, changed(command=None), WARN, "may not read"),
     ("command line", HOST, changed(command=[*HOST["command"], "-device", "e1000"]), WARN, "only there: -device e1000"),
     ("command line", changed(command=[*HOST["command"], "-usb"]), HOST, WARN, "only here: -usb"),
     ("command line", HOST, changed(command=[*HOST["command"], "-nodefaults"]), WARN, "only there: -nodefaults"),
@@ -94,7 +94,7 @@ CASES: list[tuple[str, Facts, Facts, str, str]] = [
     ("disk /d/a.img", HOST, changed(disks=[DISK | {"devices": ["pci.0 05.0"]}]), FAIL, "at pci.0 05.0 there"),
     ("disk /d/a.img", HOST, changed(disks=[DISK | {"devices": []}]), FAIL, "at below another image there"),
     ("disk /d/a.img", HOST, changed(disks=[DISK | {"locked": False}]), FAIL, "a copy, not shared"),
-    ("disk /d/a.img", HOST, changed(disks=[DISK | {"locked": None}]), WARN, "what it holds was not compared"),
+    ("disk /d/a.img", HOST, changed(disks=[DISK | {"locked": None}]), WARN, "the content was not compared"),
     ("disk /d/a.img", HOST, changed(disks=[DISK | {"inode": 8}]), WARN, "it may be two files, each in use"),
     ("disk /d/a.img", changed(disks=[DISK | {"locked": None}]), HOST, WARN, "no lock"),
     ("disk /d/a.img", changed(disks=[{"path": "/d/a.img", "unknown": "denied"}]), HOST, WARN, "denied"),
@@ -104,22 +104,22 @@ CASES: list[tuple[str, Facts, Facts, str, str]] = [
     ("disk nbd://a/e", changed(disks=[NBD]), changed(disks=[NBD | {"path": "nbd://b/e"}]), WARN, "is nbd://b/e there"),
     ("disk nbd://a/e", changed(disks=[NBD]), changed(disks=[NBD | {"size": 8}]), FAIL, "its size differs there"),
     ("disk nbd://a/e", changed(disks=[NBD]), HOST, FAIL, "no such disk"),
-    ("processors", HOST, changed(cpus=["first"]), FAIL, "there are 2 processors, on the destination 1"),
-    ("processors", HOST, changed(cpus=["first", "socket 1"]), FAIL, "processors at core 1, on the destination them at"),
+    ("processors", HOST, changed(cpus=["first"]), FAIL, "the source has 2 processors, the destination has 1"),
+    ("processors", HOST, changed(cpus=["first", "socket 1"]), FAIL, "at core 1, the destination has them at"),
     ("devices", changed(devices=["a at b", *HOST["devices"]]), HOST, FAIL, "it lacks a at b"),
     ("devices", HOST, changed(devices=["a at b", *HOST["devices"]]), WARN, "only there: a at b"),
     ("devices", HOST, changed(devices=None), WARN, "cannot be compared"),
     ("memory", HOST, changed(guest__ram=2 << 30), FAIL, "1.0 GiB of RAM, QEMU there 2.0 GiB"),
     ("memory", HOST, changed(memory_free=1 << 29), FAIL, "512 MiB free"),
     ("memory", HOST, changed(memory_free=None), WARN, "cannot be told"),
-    ("-serial /l", LOGS, LOGS | {"places": [LOG]}, FAIL, "both hosts see it; QEMU there would empty it"),
+    ("-serial /l", LOGS, LOGS | {"places": [LOG]}, FAIL, "both hosts see it; QEMU there would empty or replace it"),
     ("-serial /l", LOGS, LOGS, WARN, "QEMU there has it too"),
     ("-serial /l", HOST, LOGS | {"places": [LOG | {"busy": True}]}, FAIL, "somebody listens there"),
     ("clock", HOST, changed(clock=990.0), WARN, "10.0 s behind"),
     ("clock source", HOST, changed(clocksource="hpet"), WARN, "hpet"),
     ("TSC", HOST, changed(cpu__tsc=TSC + 500_000), OK, "2600.0 MHz on both"),
     ("TSC", HOST, changed(cpu__tsc=3_000_000_000), WARN, "cannot scale it"),
-    ("TSC", HOST, changed(cpu__tsc=3_000_000_000, tsc_scales=True), OK, "gives that too"),
+    ("TSC", HOST, changed(cpu__tsc=3_000_000_000, tsc_scales=True), OK, "the destination's processor scales it"),
     ("TSC", HOST, changed(cpu__tsc=3_000_000_000, tsc_scales=None), WARN, "not known"),
     ("TSC", HOST, changed(cpu__tsc=None), WARN, "unknown there"),
     ("network tap0", HOST, changed(taps={}), WARN, "no tap of this name"),

@@ -115,7 +115,7 @@ def test_who_greets_otherwise_is_no_monitor(qmp_folder: Path, greeting: Raw) -> 
 
 def test_a_monitor_for_people_is_called_so(qmp_folder: Path) -> None:
     hmp = Raw(b"QEMU 7.2.22 monitor - type 'help' for more information\r\n(qemu) ")
-    with qmp_server(qmp_folder, hmp) as server, pytest.raises(QemuError, match=r"for people \(HMP") as caught:
+    with qmp_server(qmp_folder, hmp) as server, pytest.raises(QemuError, match=r"QEMU's human monitor \(HMP") as caught:
         Monitor(server.path)
     assert "-qmp unix:PATH" in (caught.value.hint or "")
 

@@ -28,7 +28,7 @@ def test_an_answer_that_is_not_understood_takes_no_bound_away(server: QmpServer)
         rounds = Rounds(monitor, Limits(seconds=0.1), told.put, lambda: None)
         with rounds.followed():
             server.wait_for("migrate_cancel")
-    assert "query-migrate is not understood" in told.get(timeout=60)
+    assert "unexpected answer to query-migrate" in told.get(timeout=60)
     assert rounds.overdue is not None
 
 

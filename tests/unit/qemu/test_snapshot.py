@@ -16,7 +16,7 @@ from tests.streams import LAST, command, head, ram, ram_start
 SCRIPT = """
 import os, sys
 from statepipe.formats.qemu.stream import QemuStream
-from statepipe.qemu.parting import part
+from statepipe.qemu.snapshot import part
 from statepipe.wakeups import waiting
 begun = bytes.fromhex(sys.argv[1])
 follows = QemuStream()

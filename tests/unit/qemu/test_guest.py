@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from statepipe.qemu.hardware import changed_words, changes
+from statepipe.qemu.guest import changed_words, changes
 
 SAVED: dict[str, Any] = {
     "cpu": {"type": "max-x86_64-cpu", "features": {"0x1:ECX": 1 << 28}, "missing": {}},
