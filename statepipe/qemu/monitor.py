@@ -275,7 +275,7 @@ class Monitor:
 
         QEMU is also asked every `patience` seconds, for the case that the capability `events` is off. Raises QemuError.
         """
-        while (answer := self._ours(self.flowing()))["status"] not in FINAL:
+        while (answer := self._ours())["status"] not in FINAL:
             self._await_change(patience)
         return answer
 
@@ -284,9 +284,9 @@ class Monitor:
 
         Needs the capability `events`. Raises QemuError.
         """
-        if (answer := self._ours(self.flowing()))["status"] == status:
+        if (answer := self._ours())["status"] == status:
             self._await_change(patience)
-            answer = self._ours(self.flowing())
+            answer = self._ours()
         return answer
 
     @property
@@ -294,10 +294,12 @@ class Monitor:
         """How our migration (`migrate`) ended, if an event reported that it failed or was cancelled."""
         return self._client.broken_off
 
-    def _ours(self, answer: dict[str, Any]) -> dict[str, Any]:
-        """Return query-migrate's answer, unless an event reported that our migration failed or was cancelled: then the
-        answer is about a later migration of another client's."""
-        if (status := self.broken_off) is None or answer["status"] in ("failed", "cancelled"):
+    def _ours(self) -> dict[str, Any]:
+        """Return query-migrate's answer. If an event reported before the question that our migration failed or was
+        cancelled, an answer with another status is about a later migration of another client's."""
+        status = self.broken_off  # before the question: an event after QEMU's answer does not make the answer wrong
+        answer = self.flowing()
+        if status is None or answer["status"] in ("failed", "cancelled"):
             return answer
         return {"status": status, "error-desc": "another client of QEMU's monitor has begun a migration since"}
 

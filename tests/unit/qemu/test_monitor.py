@@ -227,6 +227,22 @@ def test_a_migration_that_does_not_end_is_not_waited_for_in_a_hurry(server: QmpS
             monitor.migration_outcome()
 
 
+def test_a_failure_right_after_an_answer_is_not_taken_for_another_migration(server: QmpServer) -> None:
+    """Answer and event arrive in one segment: the answer is older, whichever is looked at first."""
+
+    def answer() -> Raw:
+        message = {"return": {"status": "active"}, "id": server.identity}
+        event = {"event": "MIGRATION", "data": {"status": "failed"}, "timestamp": {"seconds": 1, "microseconds": 2}}
+        server.answers["query-migrate"] = {"status": "failed", "error-desc": "its own reason"}
+        return Raw(b"\r\n".join(json.dumps(each).encode() for each in (message, event)) + b"\r\n")
+
+    for _ in range(20):
+        server.answers["query-migrate"] = answer
+        with closing(Monitor(server.path)) as monitor:
+            monitor.migrate("fd:x")
+            assert monitor.migration_outcome()["error-desc"] == "its own reason"
+
+
 def test_a_late_answer_counts(server: QmpServer) -> None:
     told, may_answer = [], threading.Event()
     server.answers["cont"] = lambda: may_answer.wait(30) and {}
