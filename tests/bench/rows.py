@@ -16,6 +16,7 @@ from tests.bench.adapt import rows
 from tests.bench.data import ROOT, Inputs
 from tests.bench.encryption import decrypt, encrypt, openpgp, sealed
 from tests.bench.far import far
+from tests.bench.libvirt import virsh_save
 from tests.bench.measure import Broken, Job, Series, interleave, spread
 from tests.bench.migration import migration
 from tests.bench.pairs import ZSTD, Bench, pair, statepipe
@@ -252,6 +253,7 @@ ROWS: dict[str, Callable[[Bench], list[Row]]] = {
     "sealed": sealed,
     "openpgp": openpgp,
     "save": save,
+    "virsh": virsh_save,
     "start": start,
     "memory": memory,
     "parser": parser,
