@@ -70,3 +70,31 @@ def test_names_are_given_once() -> None:
     for verb in VERBS:
         options = [param.name for param in verb.params]
         assert len(set(options)) == len(options)
+
+
+TOP = PACKAGE.parent
+DOCUMENTS = [path for path in [*TOP.glob("*.md"), *TOP.glob("docs/*.md")] if path.name != "CHANGELOG.md"]
+
+each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+
+
+@each_document
+def test_a_module_that_a_document_names_exists(document: Path) -> None:
+    named = sorted(set(re.findall(r"`((?:[a-z]+/)+[a-z_]+\.py)`", document.read_text())))
+    assert [name for name in named if not ((PACKAGE / name).is_file() or (TOP / name).is_file())] == []
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors that a forge makes of a document's headings."""
+    return {
+        re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-")
+        for title in re.findall(r"^#+ (.+)$", text, re.M)
+    }
+
+
+@each_document
+def test_a_document_s_links_lead_somewhere(document: Path) -> None:
+    for name, anchor in re.findall(r"\]\(([\w./-]*)(?:#([\w-]+))?\)", document.read_text()):
+        target = document.parent / name if name else document
+        assert target.is_file(), name
+        assert not anchor or anchor in anchors(target.read_text()), anchor
