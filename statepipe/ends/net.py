@@ -181,7 +181,7 @@ class SocketSource(FdSource):
 class SocketSink:
     """Sends buffers to a connection. `commit` half-closes it and waits until the peer has closed its side too.
 
-    `until_closed` does that wait if other code reads what the peer sends; it raises OSError as a read would.
+    Set `until_closed` to do that wait if other code reads what the peer sends; it raises OSError as a read would.
     An exit without `commit` resets the connection, so that the peer does not take the stream for complete.
     """
 
@@ -190,11 +190,10 @@ class SocketSink:
         connection: socket.socket,
         name: str,
         patience: Patience,
-        until_closed: Callable[[], None] | None = None,
     ) -> None:
         self.connection, self.name, self.bytes = connection, name, 0
         self._patience = patience
-        self._until_closed = until_closed or self._drain
+        self.until_closed: Callable[[], object] = self._drain
         self._committed = False
 
     def __enter__(self) -> SocketSink:
@@ -228,7 +227,7 @@ class SocketSink:
         """Send the FIN and wait for the peer's. Raises PeerError."""
         try:
             self.connection.shutdown(socket.SHUT_WR)
-            self._until_closed()
+            self.until_closed()
         except OSError as error:
             raise self.lost(error) from error
         self._committed = True

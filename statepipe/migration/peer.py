@@ -11,9 +11,8 @@ from typing import Any, Self
 
 from statepipe.errors import PeerError, StatepipeError
 from statepipe.session.messages import Messages
-from statepipe.session.protocol.channels import ChannelVerdict
-from statepipe.session.session import FAREWELL, Session, error_of
-from statepipe.session.streams import SessionSink, SessionSource
+from statepipe.session.session import FAREWELL, Session
+from statepipe.session.streams import Inlet, Outlet
 
 Message = dict[str, Any]
 
@@ -22,37 +21,6 @@ CHANNELS = 2
 
 PARTING = 5.0
 """Seconds in which the other side is to say that it has nothing more to say. It may have to end its QEMU first."""
-
-
-class Outlet(SessionSink):
-    """The stream to the other host. Its commit waits for the far pipeline; leaving it early leaves the session be."""
-
-    def __exit__(self, *error: object) -> None:
-        return
-
-    def commit(self) -> None:
-        """End the stream and wait until it was taken whole. Raises the far side's failure."""
-        self.session.end(self._channel)
-        verdict = self.session.verdict(self._channel)
-        if verdict.code:
-            raise error_of(verdict, self.session.name)
-
-    @property
-    def is_refused(self) -> bool:
-        """Whether the far side has said that it takes no more."""
-        return self._channel.verdict is not None and self._channel.verdict.code != 0
-
-
-class Inlet(SessionSource):
-    """The stream from the other host."""
-
-    def accept(self) -> None:
-        """All of it is where it belongs: the far commit returns."""
-        self.session.judge(self._channel, ChannelVerdict())
-
-    def refuse(self, error: StatepipeError) -> None:
-        """No more of it is taken: the far side's writing raises this. The other direction goes on."""
-        self.session.judge(self._channel, ChannelVerdict(error.exit_code, str(error)))
 
 
 class Peer:
@@ -120,11 +88,10 @@ class Peer:
         Not `in_peace`, where the other side has not finished: it is told that this one has.
         """
         if in_peace:
-            self.session.say_close()
-            self.session.hear_close(FAREWELL)
+            self.session.part(FAREWELL)
         else:
             self.session.fail(PeerError("this side has ended the session"))
-        self.session.flush(FAREWELL)
+            self.session.flush(FAREWELL)
 
     def farewell(self) -> None:
         """Leave in peace a session in which no stream flowed. Raises PeerError, also for who talks on."""

@@ -40,11 +40,11 @@ from statepipe.session.overunix import demand_known
 from statepipe.stages.watch import watch
 from statepipe.state.saving import IDLE
 from statepipe.telling import Tell
-from statepipe.transfer.endpoints import MakeSink, connected_to, outgoing
+from statepipe.transfer.endpoints import FarSink, connected_to, outgoing
 from statepipe.wakeups import polled
 
-FarEnd = AbstractContextManager[tuple[Returning, MakeSink]]
-"""What comes back from the other end, and how to make the sink that leads there."""
+FarEnd = AbstractContextManager[tuple[Returning, FarSink]]
+"""What comes back from the other end, and the sink that leads there."""
 
 
 def to_address(request: MigrateRequest) -> FarEnd:
@@ -53,7 +53,7 @@ def to_address(request: MigrateRequest) -> FarEnd:
 
 
 @contextmanager
-def to_program(command: str) -> Iterator[tuple[Returning, MakeSink]]:
+def to_program(command: str) -> Iterator[tuple[Returning, FarSink]]:
     """A shell's command line: the stream is its standard input, the return path its standard output.
 
     Raises StatepipeError where it ends with another status than 0, or not within LINGERING after it was left.
@@ -66,7 +66,7 @@ def to_program(command: str) -> Iterator[tuple[Returning, MakeSink]]:
         try:
             with SocketSource(ours, name, Patience()) as returning:
                 try:
-                    yield returning, lambda wait: SocketSink(ours, name, Patience(), wait)
+                    yield returning, SocketSink(ours, name, Patience())
                 except QemuError as error:
                     if not returning.bytes and polled(process.pidfd).poll(LAST_PATIENCE):
                         _demand_success(process, name, error.hint)
@@ -119,10 +119,10 @@ def migrate_plainly(request: MigrateRequest, far: FarEnd, name: str, tell: Tell,
             closing(Monitor(request.qmp, tell=tell)) as monitor,
         ):
             runs = _ready(request, monitor)
-            with far as (returning, make_sink), undone(guardian, monitor, request.qmp) as undoing:
+            with far as (returning, sink), undone(guardian, monitor, request.qmp) as undoing:
 
                 def go() -> tuple[int, dict[str, Any]]:
-                    return _carry(request, monitor, undoing, returning, make_sink)
+                    return _carry(request, monitor, undoing, returning, sink)
 
                 report = _migrate(request, monitor, undoing, runs, name, tell, go)
     except StatepipeError as error:
@@ -234,7 +234,7 @@ class Direct:
 
 
 def _carry(
-    request: MigrateRequest, monitor: Monitor, undoing: Undoing, returning: Returning, make_sink: MakeSink
+    request: MigrateRequest, monitor: Monitor, undoing: Undoing, returning: Returning, sink: FarSink
 ) -> tuple[int, dict[str, Any]]:
     """The stream there and the answers back; bytes sent, and QEMU's figures once it says `completed`."""
     ours, theirs = socket.socketpair()
@@ -245,7 +245,8 @@ def _carry(
         back = Backflow(returning, lambda buffer: write_all(ours.fileno(), buffer), flow.cancel)
         back.start()
         try:
-            with make_sink(lambda: back.wait(None)) as sink:
+            sink.until_closed = lambda: back.wait(None)
+            with sink:
                 stages = [("watch", watch(QemuStream(), lambda message: True)), *request.plan.words]
                 Pipeline(flow, stages, sink).pour()
                 sink.commit()

@@ -172,7 +172,8 @@ class Departure(Coordinator):
 
     def _send(self) -> None:
         """QEMU's stream, followed to its own end, to the other host."""
-        self._pipeline.run()
+        self._pipeline.pour()
+        self.peer.outgoing.commit()
 
     def _receive(self) -> None:
         """The return path back into QEMU, for as long as it is open."""

@@ -1,10 +1,9 @@
-"""Messages within a session, for those who move a guest between hosts: small JSON objects, each once and in order.
+"""Messages in a session, for the two sides of a migration: small JSON objects, each delivered once and in order.
 
     be32 length, JSON of that length
 
-They are a channel like the stream's, so what guards that guards them: one that was lost with its link goes again, and
-the digest is proved at the end. A message is acknowledged once somebody has heard it, so those that nobody hears fill
-the window and then stop whoever tells them.
+They use a channel, with the same guarantees as the stream's: what was lost with a link is sent again, and the digest is
+proved at the end. A message is acknowledged once it was read, so unread messages fill the window and then block `tell`.
 """
 
 from __future__ import annotations
@@ -16,106 +15,84 @@ from struct import Struct
 from typing import Any
 
 from statepipe.errors import IntegrityError, PeerError
-from statepipe.session.protocol.channels import ChannelVerdict
 from statepipe.session.protocol.frames import Violation
 from statepipe.session.session import Session
+from statepipe.session.streams import Inlet, Outlet
 from statepipe.shapes import Misshapen, anything, parse, table, text, told
 
 MESSAGES = 1
-"""Their channel, each way. Both sides allow each other two."""
+"""Their channel in each direction. Each side allows the other two channels."""
 
 MAX_MESSAGE = 64 << 10
-"""Bytes of one: the largest that we say, a description of a guest's devices, has some 10 KiB."""
+"""Bytes of a message at most: our largest, a description of a guest's devices, has about 10 KiB."""
 
 _LENGTH = Struct(">I")
 
 _OBJECT = table(anything, most=MAX_MESSAGE, names=text(64))
-"""What every message is. What is in it, they know for whom it is (migration/negotiation.py)."""
+"""The shape of every message. Its reader checks the content (migration/negotiation.py)."""
 
 
 class Messages:
-    """What the two sides tell each other. Made before the session is entered: the peer may speak at once.
+    """The messages of both sides. Create it before the session is entered, because the peer may send at once.
 
-    Any thread may `tell`, one `hear`s. Both raise what ended the session.
+    Any thread may call `tell`, one may call `hear`. Both raise what ended the session.
     """
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self._outlet, self._inlet = Outlet(session, MESSAGES), Inlet(session, MESSAGES)
         self._telling = threading.Lock()
         self._held = bytearray()
-        with session.lock:
-            self._outgoing, self._incoming = session.wire.open(MESSAGES), session.wire.read(MESSAGES)
 
     def tell(self, message: dict[str, Any]) -> None:
         """Send a message, waiting only while the window is full. Raises PeerError if it is too long."""
         letters = json.dumps(message, separators=(",", ":")).encode()
         if len(letters) > MAX_MESSAGE:
-            raise PeerError(f"what is to be told needs {len(letters)} bytes, of {MAX_MESSAGE} that a message may have")
-        packed = _LENGTH.pack(len(letters)) + letters
+            raise PeerError(f"a message of {len(letters)} bytes is too long: at most {MAX_MESSAGE} are allowed")
         with self._telling:
-            self._session.put(self._outgoing, packed)
-            self._outgoing.absorb(packed)
+            self._outlet.write(_LENGTH.pack(len(letters)) + letters)
 
     def end(self) -> None:
-        """Tell no more."""
+        """Send no more."""
         with self._telling:
-            self._session.end(self._outgoing)
+            self._outlet.end()
 
     def hear(self, within: float | None = None) -> dict[str, Any] | None:
-        """The next message, waiting for it; None once the peer has finished.
+        """Wait for the next message and return it; None once the peer has finished.
 
-        Raises Violation for what is none, PeerError if it has not come whole within so many seconds.
+        Raises Violation for anything else, PeerError if it did not arrive completely within so many seconds.
         """
         deadline = None if within is None else time.monotonic() + within
         try:
             while (message := self._cut()) is None:
-                if not self._read(deadline):
+                self._inlet.idle = None if deadline is None else max(deadline - time.monotonic(), 0)
+                if (data := next(self._inlet, None)) is None:
+                    if self._held:
+                        raise Violation("it ended in the middle of a message")
+                    self._inlet.accept()
                     return None
+                if not len(data) and self._inlet.idle == 0:
+                    raise PeerError(f"{self._session.name} did not send the expected message in time")
+                self._held += data
         except (Violation, IntegrityError) as error:
             self._session.fail(error)
             raise
         return message
 
-    def _read(self, deadline: float | None) -> bool:
-        """Take what comes next; whether that was not the end. Raises PeerError if nothing has come by the deadline."""
-        data = self._session.get(self._incoming, _left(deadline), lambda: _left(deadline) == 0)
-        if data is not None and len(data):
-            self._incoming.absorb(data)
-            self._held += data
-            return True
-        if _left(deadline) == 0 and not self._incoming.is_whole:
-            raise PeerError(f"{self._session.name} has not said in time what is due")
-        if data is not None:
-            return True
-        self._incoming.prove()
-        if self._held:
-            raise Violation("it ended in the midst of a message")
-        self._session.judge(self._incoming, ChannelVerdict())
-        return False
-
     def _cut(self) -> dict[str, Any] | None:
-        """The first of the messages that have come whole."""
+        """Return the first message that has arrived completely, if there is one."""
         if len(self._held) < _LENGTH.size:
             return None
         length = _LENGTH.unpack_from(self._held)[0]
         if length > MAX_MESSAGE:
-            raise Violation(f"a message of {length} bytes, of {MAX_MESSAGE} allowed")
+            raise Violation(f"a message of {length} bytes: at most {MAX_MESSAGE} are allowed")
         end = _LENGTH.size + length
         if len(self._held) < end:
             return None
         letters = bytes(self._held[_LENGTH.size : end])
         del self._held[:end]
-        return _parse(letters)
-
-
-def _parse(letters: bytes) -> dict[str, Any]:
-    try:
-        message: dict[str, Any] = parse(letters, _OBJECT)
-    except Misshapen as error:
-        raise Violation(f"a message that is no JSON object: {told(error)}") from error
-    return message
-
-
-def _left(deadline: float | None) -> float | None:
-    """Seconds until then."""
-    return None if deadline is None else max(deadline - time.monotonic(), 0)
+        try:
+            message: dict[str, Any] = parse(letters, _OBJECT)
+        except Misshapen as error:
+            raise Violation(f"a message that is not a JSON object: {told(error)}") from error
+        return message

@@ -15,7 +15,7 @@ from statepipe.telling import Tell, nobody
 if TYPE_CHECKING:  # the session and ssl take 30 ms, which a plain connection need not pay
     import socket
 
-    from statepipe.session.streams import SessionSource
+    from statepipe.session.streams import Inlet
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,6 @@ class Plan:
 class Visit:
     """A sender who came in: its stream, how to send it something, and how to tell it that all is well."""
 
-    source: SocketSource | SessionSource
+    source: SocketSource | Inlet
     send: Callable[[Buffer], object]
     finish: Callable[[], object]

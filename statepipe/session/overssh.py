@@ -8,7 +8,7 @@ it another link. What the shell there is told holds no secret: the session's tok
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from statepipe.session.farwords import far_words
@@ -16,7 +16,7 @@ from statepipe.session.options import Plan
 from statepipe.session.overtls import sending
 from statepipe.session.pipelink import PipeTransport
 from statepipe.session.ssh import Ssh, has_terminal, ssh_command
-from statepipe.session.streams import SessionSink, SessionSource
+from statepipe.session.streams import Inlet, Outlet
 from statepipe.wakeups import Stoppable
 
 FIRST = 30.0
@@ -66,10 +66,8 @@ def times(plan: Plan) -> list[str]:
 
 
 @contextmanager
-def sending_inside(
-    plan: Plan,
-) -> Iterator[tuple[SessionSource, Callable[[Callable[[], None]], SessionSink]]]:
-    """A session with a receiver that ssh starts. Raises PeerError; StatepipeError where there is no ssh."""
+def sending_inside(plan: Plan) -> Iterator[tuple[Inlet, Outlet]]:
+    """Open a session with a receiver that ssh starts. Raises PeerError; StatepipeError if there is no ssh."""
     dial = SshDial(plan, ["recv", "--session-stdio", "--output", plan.address.path, *times(plan)])
     with sending(plan, dial, dial) as ends:
         yield ends

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -24,8 +24,8 @@ from statepipe.session.gate import TrustNow, gate, greet
 from statepipe.session.links import Acceptor, Dial, dialled
 from statepipe.session.options import Plan, Visit
 from statepipe.session.protocol.frames import MAX_LINKS, Role
-from statepipe.session.session import Timing
-from statepipe.session.streams import SessionReturn, SessionSink, SessionSource
+from statepipe.session.session import FAREWELL, Timing
+from statepipe.session.streams import Inlet, Outlet
 from statepipe.session.tls import HANDSHAKE_TIME
 from statepipe.threads import beside
 from statepipe.wakeups import Stoppable
@@ -112,24 +112,17 @@ class TlsDial(Stoppable):
 
 
 @contextmanager
-def sending(
-    plan: Plan, dial: Dial, ending: AbstractContextManager[object]
-) -> Iterator[tuple[SessionSource, Callable[[Callable[[], None]], SessionSink]]]:
-    """A session with the plan's address: what comes back, and how to make its sink. Raises PeerError.
+def sending(plan: Plan, dial: Dial, ending: AbstractContextManager[object]) -> Iterator[tuple[Inlet, Outlet]]:
+    """Open a session with the plan's address; give what comes back, and the sink. Raises PeerError.
 
-    `ending` is left before the session waits for its threads: it ends a dial that may last.
+    `ending` is exited before the session waits for its threads, to end a dial.
     """
     session = dialled(dial, Role.SENDS, str(plan.address), timing(plan), links=plan.links)
-    sink = SessionSink(session)
-    returning = SessionReturn(session, sink)  # before the peer may speak of them
+    sink = Outlet(session)
+    returning = Inlet(session, answering=sink)
     with session, ending:
         session.meet()
-
-        def make_sink(until_closed: Callable[[], None]) -> SessionSink:
-            sink.until_closed = until_closed
-            return sink
-
-        yield returning, make_sink
+        yield returning, sink
 
 
 # --- the receiver
@@ -151,19 +144,28 @@ def receiving(
 
 @contextmanager
 def visit(acceptor: Acceptor, seconds: float | None, idle: int | None) -> Iterator[Visit]:
-    """The session that somebody begins within so many seconds. A failure within is told to the sender."""
+    """Give the session that a sender begins within so many seconds. A failure in the context is reported to it.
+
+    `idle` in milliseconds.
+    """
     with acceptor.wait(seconds) as session:
-        source, back = SessionSource(session, idle=idle), SessionSink(session)
+        source, back = Inlet(session, idle=None if idle is None else idle / 1000), Outlet(session)
+
+        def part(seconds: float) -> None:
+            session.hear_close(seconds)
+            session.part(0)
 
         def finish() -> None:
             back.end()
-            source.done()
+            source.accept()
+            part(max(FAREWELL, session.timing.retry))
 
         try:
             yield Visit(source, back.write, finish)
         except BaseException as error:
             back.end()
-            source.fail(error)
+            source.refuse(error)
+            part(min(FAREWELL, session.timing.retry))
             raise
 
 

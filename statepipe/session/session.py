@@ -297,13 +297,14 @@ class Session:
             self._sendable.notify_all()
 
     def get(self, channel: Incoming, idle: float | None, is_cancelled: Callable[[], bool]) -> Buffer | None:
-        """The next buffer; FLUSH after `idle` seconds without any; None at the end or once cancelled."""
+        """Return the next buffer; FLUSH after `idle` seconds without any; None at the end or once cancelled."""
+        deadline = None if idle is None else time.monotonic() + idle
         with self.lock:
             while (data := self.wire.take(channel)) is None:
                 self.check()
                 if channel.is_whole or is_cancelled():
                     return None
-                if not self._readable.wait(idle):
+                if not self._readable.wait(None if deadline is None else max(deadline - time.monotonic(), 0)):
                     return FLUSH
             if self.wire.has_to_send():
                 self._sendable.notify_all()
@@ -330,6 +331,13 @@ class Session:
         with self.lock:
             self.wire.close()
             self._sendable.notify_all()
+
+    def part(self, seconds: float) -> bool:
+        """Report that we have heard all we want; return whether the peer did the same within so many seconds."""
+        self.say_close()
+        heard = self.hear_close(seconds)
+        self.flush(FAREWELL)
+        return heard
 
     def flush(self, seconds: float) -> None:
         """Wait until what must be known is sent, where there is a link for it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Union
 
@@ -15,20 +15,21 @@ from statepipe.ends.net import Patience, SocketSink, SocketSource, reset
 from statepipe.ends.peercred import peer_of, user_name
 from statepipe.ends.ration import Refusals
 from statepipe.session.options import Plan, Visit
-from statepipe.telling import Tell
+from statepipe.telling import Tell, nobody
 
 if TYPE_CHECKING:  # ssl alone takes 18 ms, which a plain connection need not pay
-    from statepipe.session.streams import SessionSink, SessionSource
+    from statepipe.session.streams import Inlet, Outlet
     from statepipe.trust.identity import Kept
 
-MakeSink = Callable[[Callable[[], None]], Union[SocketSink, "SessionSink"]]
+FarSink = Union[SocketSink, "Outlet"]
+"""A sink at the other host. Its `until_closed` waits for what comes back from there."""
 
 
 @contextmanager
-def outgoing(plan: Plan, warn: Tell = lambda text: None) -> Iterator[tuple[SocketSource | SessionSource, MakeSink]]:
-    """A connection to the plan's address: what comes back on it, and how to make its sink.
+def outgoing(plan: Plan, warn: Tell = nobody) -> Iterator[tuple[SocketSource | Inlet, FarSink]]:
+    """Connect to the plan's address; give what comes back, and the sink. Raises PeerError.
 
-    `warn` hears of a unix socket that another user than root or ourselves listens at. Raises PeerError.
+    `warn` is called if a user other than root and ourselves listens at a unix socket.
     """
     if plan.address.scheme == TLS:
         from statepipe.session.overtls import TlsDial, sending
@@ -43,20 +44,13 @@ def outgoing(plan: Plan, warn: Tell = lambda text: None) -> Iterator[tuple[Socke
         with sending_inside(plan) as ends:
             yield ends
         return
-    name, patience = str(plan.address), plan.patience
-    with (
-        connected_to(plan) as connection,
-        SocketSource(connection, name, Patience()) as plain,
-    ):
+    name = str(plan.address)
+    with connected_to(plan) as connection, SocketSource(connection, name, Patience()) as plain:
         if plan.address.scheme == UNIX and (uid := peer_of(connection)[1]) not in (0, os.geteuid()):
             warn(f"another user, {user_name(uid)}, listens at {name} and reads all that is sent there")
-
-        def make_sink(wait: Callable[[], None]) -> SocketSink:
-            sink = SocketSink(connection, name, patience, wait)
-            plain.passed = lambda: sink.bytes
-            return sink
-
-        yield plain, make_sink
+        sink = SocketSink(connection, name, plan.patience)
+        plain.passed = lambda: sink.bytes
+        yield plain, sink
 
 
 @contextmanager
@@ -70,7 +64,7 @@ def connected_to(plan: Plan) -> Iterator[socket.socket]:
         yield connection
 
 
-def trust_of(plan: Plan, *, server: bool, say: Tell = lambda text: None) -> Kept:
+def trust_of(plan: Plan, *, server: bool, say: Tell = nobody) -> Kept:
     """Whom to believe, and who we are; `say` is told what is missing. Raises StatepipeError."""
     from statepipe.trust.identity import by_folder, by_pins
 

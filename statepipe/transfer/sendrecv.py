@@ -40,11 +40,11 @@ def send(plan: Plan, warn: Tell) -> bool:
     """
     demand_readable(0, "standard input")
     proof = Proof()
-    with FdSource(0, "standard input") as source, outgoing(plan, warn) as (returning, make_sink):
+    with FdSource(0, "standard input") as source, outgoing(plan, warn) as (returning, sink):
         back = Backflow(returning, lambda buffer: os.isatty(1) or write_all(1, buffer), source.cancel)
         back.start()
         try:
-            sink = make_sink(lambda: back.wait(plan.patience.silence))
+            sink.until_closed = lambda: back.wait(plan.patience.silence)
             pipeline = Pipeline(source, [("stream", proof), *plan.words], sink)
             with at_work(pipeline):  # also while the receiver finishes
                 pipeline.run()

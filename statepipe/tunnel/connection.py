@@ -23,9 +23,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 
 from statepipe.errors import PeerError, StatepipeError
-from statepipe.migration.peer import Inlet, Outlet
 from statepipe.session.protocol.frames import FRAME_SIZE
 from statepipe.session.session import FAREWELL, Session
+from statepipe.session.streams import Inlet, Outlet
 
 LEFT = "read the messages of that program"
 
@@ -141,10 +141,8 @@ class Connection:
     def _part(self) -> None:
         timing = self.session.timing
         seconds = timing.tick * timing.limit + timing.retry
-        self.session.say_close()
-        if not self.session.hear_close(seconds):
+        if not self.session.part(seconds):
             self.remark = f"everything arrived, but the other end did not confirm the end within {seconds:g} s"
-        self.session.flush(FAREWELL)
 
     def _shut(self, how: int) -> None:
         with suppress(OSError):  # the program may have closed it

@@ -17,7 +17,7 @@ from statepipe.session.protocol.admission import Party, Secrets
 from statepipe.session.protocol.channels import MAX_PIECES, WINDOW
 from statepipe.session.protocol.frames import MAX_DATA, MAX_LINKS, Frame, FrameReader, Greets, Kind, Role
 from statepipe.session.session import FAREWELL, Timing
-from statepipe.session.streams import SessionSink
+from statepipe.session.streams import Outlet
 from statepipe.session.transport import Transport
 from statepipe.trust.identity import by_pins
 from tests.net.homes import (
@@ -149,7 +149,7 @@ def friendly(world: World, port: int, monkeypatch: pytest.MonkeyPatch) -> Iterat
     def dial() -> Transport:
         return greet(connect(port), trust, "127.0.0.1", Patience())
 
-    with dialled(dial, Role.SENDS, "here", Timing()) as session, SessionSink(session) as sink:
+    with dialled(dial, Role.SENDS, "here", Timing()) as session, Outlet(session) as sink:
         session.meet()
         sink.write(DATA[:MIB])
         yield session.wire.party

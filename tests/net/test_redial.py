@@ -20,7 +20,7 @@ from statepipe.errors import PeerError
 from statepipe.pipeline.pipeline import Pipeline
 from statepipe.session.links import dialled
 from statepipe.session.protocol.frames import MAX_LINKS, Role
-from statepipe.session.streams import SessionSink
+from statepipe.session.streams import Outlet
 from statepipe.session.transport import SocketTransport
 from statepipe.wakeups import Bell
 from tests.net.test_session import FIRST, MIB, PATIENCE, QUICK, Bytes, Kept, Receiver, whole
@@ -202,7 +202,7 @@ def test_a_fresh_link_takes_the_place_of_one_that_is_stuck() -> None:
     with Receiver(Kept()) as receiver:
         dial = Dialler(receiver.port)
         with dialled(dial, Role.SENDS, "the receiver", QUICK, channels=0) as session:
-            sink = SessionSink(session)
+            sink = Outlet(session)
             session.meet()
             dial.made[0].is_stuck = True
             while FIRST in session.wire.links or not session.links:
@@ -220,7 +220,7 @@ def test_one_that_comes_back_by_itself_is_kept() -> None:
     with Receiver(Kept()) as receiver:
         dial = Recovers(receiver.port)
         with dialled(dial, Role.SENDS, "the receiver", QUICK, channels=0) as session:
-            sink = SessionSink(session)
+            sink = Outlet(session)
             session.meet()
             dial.made[0].is_stuck = True
             assert dial.twice.wait(PATIENCE)
@@ -249,7 +249,7 @@ def test_one_whose_greeting_is_not_answered_is_replaced() -> None:
     with Receiver(Kept()) as receiver:
         dial = Swallowed(receiver.port)
         with dialled(dial, Role.SENDS, "the receiver", replace(QUICK, limit=600), channels=0) as session:
-            sink = SessionSink(session)
+            sink = Outlet(session)
             session.meet()
             dial.made[0].cut()
             while FIRST + 2 * MAX_LINKS not in session.wire.links or not session.links:

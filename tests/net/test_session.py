@@ -23,8 +23,8 @@ from statepipe.session.links import Acceptor, Dial, dialled
 from statepipe.session.protocol.admission import Party, Secrets
 from statepipe.session.protocol.channels import MIN_WINDOW
 from statepipe.session.protocol.frames import MAX_LINKS, Role
-from statepipe.session.session import Session, Timing
-from statepipe.session.streams import SessionSink, SessionSource
+from statepipe.session.session import FAREWELL, Session, Timing
+from statepipe.session.streams import Inlet, Outlet
 from statepipe.session.transport import SocketTransport
 from statepipe.stage import Buffer
 from tests.net.relay import Faults, relay
@@ -111,15 +111,21 @@ class Receiver:
             with self.acceptor.wait(PATIENCE) as session:
                 self.session = session
                 self.started.set()
-                source = SessionSource(session)
+                source = Inlet(session)
                 try:
                     Pipeline(source, [], self.sink).run()
                 except BaseException as error:
-                    self.heard = source.fail(error)
+                    source.refuse(error)
+                    self._part(session, min(FAREWELL, session.timing.retry))
                     raise
-                self.heard = source.done()
+                source.accept()
+                self._part(session, max(FAREWELL, session.timing.retry))
         except BaseException as error:
             self.error = error
+
+    def _part(self, session: Session, seconds: float) -> None:
+        self.heard = session.hear_close(seconds)
+        session.part(0)
 
     def __enter__(self) -> Receiver:
         for thread in self._threads:
@@ -147,9 +153,9 @@ def dialler(port: int) -> Dial:
 
 
 @contextlib.contextmanager
-def sending(port: int, links: int = 1, timing: Timing = QUICK, window: int = MIN_WINDOW) -> Iterator[SessionSink]:
+def sending(port: int, links: int = 1, timing: Timing = QUICK, window: int = MIN_WINDOW) -> Iterator[Outlet]:
     with dialled(dialler(port), Role.SENDS, "the receiver", timing, links=links, window=window, channels=0) as session:
-        yield SessionSink(session)
+        yield Outlet(session)
 
 
 def whole(size: int, seed: int = 1) -> bytes:
@@ -224,7 +230,7 @@ def test_a_black_hole_is_noticed_and_the_stream_goes_on_when_it_clears() -> None
 class Pumped:
     """A pipeline in a thread."""
 
-    def __init__(self, sink: SessionSink, size: int) -> None:
+    def __init__(self, sink: Outlet, size: int) -> None:
         self.error: BaseException | None = None
         self._sink, self._size = sink, size
         self._thread = threading.Thread(target=self._run)
@@ -305,13 +311,13 @@ def test_a_stalled_reader_stalls_the_writer_within_the_window_and_kills_no_link(
 SENDER = """
 import socket, sys
 from statepipe.session.session import Timing
-from statepipe.session.streams import SessionSink
+from statepipe.session.streams import Outlet
 from statepipe.session.links import dialled
 from statepipe.session.transport import SocketTransport
 from statepipe.session.protocol.frames import Role
 def dial():
     return SocketTransport(socket.create_connection(("127.0.0.1", int(sys.argv[1]))), "receiver", "receiver")
-with dialled(dial, Role.SENDS, "receiver", Timing(0.1, 5, 1), channels=0) as session, SessionSink(session) as sink:
+with dialled(dial, Role.SENDS, "receiver", Timing(0.1, 5, 1), channels=0) as session, Outlet(session) as sink:
     while True:
         sink.write(bytes(100_000))
 """
@@ -356,7 +362,7 @@ def test_to_dial_the_first_time_may_last_longer_than_a_session_is_without_links(
             return dialler(receiver.port)()
 
         with dialled(dial, Role.SENDS, "the receiver", timing, channels=0) as session:
-            Pipeline(Bytes(MIB), [], SessionSink(session)).run()
+            Pipeline(Bytes(MIB), [], Outlet(session)).run()
     assert receiver.sink.kept == whole(MIB)
 
 

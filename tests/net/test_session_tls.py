@@ -16,7 +16,7 @@ from statepipe.session import tls
 from statepipe.session.gate import greet
 from statepipe.session.links import dialled
 from statepipe.session.protocol.frames import Role
-from statepipe.session.streams import SessionSink
+from statepipe.session.streams import Outlet
 from statepipe.session.tls import Handshake, TlsTransport, shake_hands
 from statepipe.trust.identity import by_folder
 from tests import warm
@@ -65,7 +65,7 @@ def test_keys_that_have_served_their_time_are_replaced(folder: str, monkeypatch:
         relay(receiver.port, Faults(bandwidth=20e6)) as rail,
         dialled(dial, Role.SENDS, "localhost", QUICK, channels=0) as session,
     ):
-        Pipeline(Bytes(24 * MIB), [], SessionSink(session)).run()
+        Pipeline(Bytes(24 * MIB), [], Outlet(session)).run()
     assert receiver.error is None and receiver.sink.kept == whole(24 * MIB)
     assert 3 <= len(dials) <= 10
 
@@ -87,7 +87,7 @@ def test_cuts_in_a_session_over_tls_cost_no_byte(folder: str, links: int) -> Non
         relay(receiver.port, Faults(cut_after=cut_after)) as rail,
         dialled(dial, Role.SENDS, "localhost", QUICK, links=links, channels=0) as session,
     ):
-        Pipeline(Bytes(24 * MIB), [], SessionSink(session)).run()
+        Pipeline(Bytes(24 * MIB), [], Outlet(session)).run()
     assert receiver.error is None and receiver.heard
     assert receiver.sink.kept == whole(24 * MIB)
     assert rail.cuts >= 10

@@ -17,7 +17,7 @@ from statepipe.session.gate import greet
 from statepipe.session.links import dialled
 from statepipe.session.protocol.frames import FRAME_SIZE, Role
 from statepipe.session.session import Timing
-from statepipe.session.streams import SessionSink
+from statepipe.session.streams import Outlet
 from statepipe.session.transport import Transport
 from statepipe.trust.identity import by_pins
 from statepipe.tunnel.connections import BUDGET, CONNECTIONS
@@ -41,14 +41,14 @@ def far_end(world: World, folder: Path) -> Iterator[tuple[subprocess.Popen[bytes
 
 
 @contextmanager
-def sessions(port: int) -> Iterator[SessionSink]:
+def sessions(port: int) -> Iterator[Outlet]:
     trust = by_pins("127.0.0.1", server=False)
 
     def dial() -> Transport:
         return greet(connect(port), trust, "127.0.0.1", Patience())
 
     session = dialled(dial, Role.TUNNELS, "here", Timing())
-    sink = SessionSink(session)
+    sink = Outlet(session)
     with session:
         session.meet()
         yield sink

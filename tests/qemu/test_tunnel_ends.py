@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from statepipe.errors import IntegrityError, PeerError, StatepipeError
-from statepipe.migration.peer import Inlet, Outlet
 from statepipe.session.session import Session
+from statepipe.session.streams import Inlet, Outlet
 from statepipe.tunnel.connection import Connection
 from tests.qemu.harness import run_statepipe, wait_for
 from tests.qemu.moving import LISTENING, Credentials, Running

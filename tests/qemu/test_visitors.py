@@ -105,7 +105,10 @@ def test_who_makes_no_offer_keeps_nobody_out(
     soon = hurried("migration.negotiation.OFFER_TIME=5")
     receiving, port = receiver(credentials, "--", *command, "-display", "none", program=soon)
     with receiving:
-        with pytest.raises(PeerError, match="has not said in time what is due"), visiting(credentials, port) as peer:
+        with (
+            pytest.raises(PeerError, match="did not send the expected message in time"),
+            visiting(credentials, port) as peer,
+        ):
             assert peer.hear(PATIENCE) is None
         assert not started.exists()
         looks(guest, credentials, port)
