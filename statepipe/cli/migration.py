@@ -24,7 +24,7 @@ from statepipe.units import format_size, number_in, parse_rate
 if TYPE_CHECKING:
     from statepipe.migration.migrate import MigrateRequest, Report
     from statepipe.recovery.resolve import Finding
-    from statepipe.session.options import Plan
+    from statepipe.session.options import ConnectionPlan
     from statepipe.telling import Tell
 
 Values = dict[str, Any]
@@ -82,7 +82,7 @@ AS_SAVE = ("offline", "auto_converge", "timeout", "on_timeout")
 """Options of migrate that a save has too."""
 
 
-def _migrate_plainly(values: Values, command: str | None, plan: Plan | None = None) -> int:
+def _migrate_plainly(values: Values, command: str | None, plan: ConnectionPlan | None = None) -> int:
     """To a QEMU that waits, or through a program: nobody over there speaks with us."""
     from statepipe.migration.singlephase import migrate_directly, migrate_plainly, to_address, to_program
     from statepipe.recovery.program import guard_words
@@ -113,7 +113,7 @@ def _given(values: Values, but: Sequence[str]) -> bool:
     return any(value for name, value in values.items() if name not in but)
 
 
-def _request(values: Values, plan: Plan) -> MigrateRequest:
+def _request(values: Values, plan: ConnectionPlan) -> MigrateRequest:
     """Raises UsageError."""
     from statepipe.migration.migrate import MigrateRequest
     from statepipe.migration.source import Limits
@@ -175,7 +175,7 @@ def _own_text(path: str) -> str:
     return text
 
 
-def _there(name: str, values: Values, words: Sequence[str]) -> Plan:
+def _there(name: str, values: Values, words: Sequence[str]) -> ConnectionPlan:
     """Where the guest is to go. Raises UsageError."""
     plan = plan_of(name, values["uri"], words, values, None)
     scheme, path = plan.address.scheme, plan.address.path
@@ -264,7 +264,7 @@ def run_receive(name: str, values: Values) -> int:
     return receive(request, _saying(name), _refused(name), guard_words(name, "destination"), _listeners(values))
 
 
-def _meeting(values: Values) -> Plan:
+def _meeting(values: Values) -> ConnectionPlan:
     """Where who gives a guest away is met. Raises UsageError."""
     if values["session_stdio"] != (values["address"] is None) or (values["session_stdio"] and values["serve"]):
         raise UsageError(

@@ -15,7 +15,7 @@ from statepipe.units import number_in
 
 if TYPE_CHECKING:
     from statepipe.ends.address import Address
-    from statepipe.session.options import Plan
+    from statepipe.session.options import ConnectionPlan
 
 Values = dict[str, Any]
 
@@ -76,15 +76,15 @@ def _doubt(name: str, proved: bool) -> None:
         warn(name, "plain connections do not prove that a stream is whole, and this one does not do so itself")
 
 
-def _plan(name: str, values: Values) -> Plan:
+def _plan(name: str, values: Values) -> ConnectionPlan:
     return plan_of(name, values["address"], values["words"], values, seconds_of(values["timeout"]))
 
 
-def plan_of(name: str, address: str, words: Sequence[str], values: Values, silence: float | None) -> Plan:
+def plan_of(name: str, address: str, words: Sequence[str], values: Values, silence: float | None) -> ConnectionPlan:
     """A plan from an address, words and the options that each verb between hosts has: `name`. Raises UsageError."""
     from statepipe.ends.address import UNIX, parse_address
     from statepipe.ends.net import Patience
-    from statepipe.session.options import Plan
+    from statepipe.session.options import ConnectionPlan
 
     refuse_word(address, "address", f"tls://{address}")
     where, creds, peer = parse_address(address), values["tls_creds"], values["peer"]
@@ -95,7 +95,7 @@ def plan_of(name: str, address: str, words: Sequence[str], values: Values, silen
         peer = str(uid_of(peer))
     retry = seconds_of(values.get("retry"))
     also = [_also(text, where.port) for text in values.get("also") or ()]
-    return Plan(
+    return ConnectionPlan(
         where,
         build_words(words),
         Patience(silence, (retry or 0) if "retry" in values else None),

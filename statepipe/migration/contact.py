@@ -10,7 +10,7 @@ from statepipe.ends.listeners import ListeningSocket
 from statepipe.ends.ration import Refusals
 from statepipe.migration.peer import CHANNELS, Peer
 from statepipe.session.links import Acceptor, Dial, dialled
-from statepipe.session.options import Plan
+from statepipe.session.options import ConnectionPlan
 from statepipe.session.overtls import TlsDial, door, timing
 from statepipe.session.protocol.frames import Role
 from statepipe.telling import Tell
@@ -26,7 +26,7 @@ FAST = 1.25e9
 
 
 @contextmanager
-def called(plan: Plan, words: Sequence[str] = ()) -> Iterator[Peer]:
+def called(plan: ConnectionPlan, words: Sequence[str] = ()) -> Iterator[Peer]:
     """A `statepipe receive` at the plan's address, or the one that ssh starts there with `words`. Raises PeerError."""
     dial, ending = _dial(plan, words)
     first = [dial()]
@@ -50,7 +50,7 @@ def _window(delay: float | None) -> int:
     return most if delay is None else min(max(int(delay * FAST), least), most)
 
 
-def _dial(plan: Plan, words: Sequence[str]) -> tuple[Dial, AbstractContextManager[object]]:
+def _dial(plan: ConnectionPlan, words: Sequence[str]) -> tuple[Dial, AbstractContextManager[object]]:
     """What makes links, and what ends one that is being made."""
     if plan.address.scheme == SSH:
         from statepipe.session.overssh import SshDial
@@ -68,7 +68,7 @@ def _dial(plan: Plan, words: Sequence[str]) -> tuple[Dial, AbstractContextManage
 
 @contextmanager
 def reception(
-    plan: Plan, listener: ListeningSocket | None, say: Tell
+    plan: ConnectionPlan, listener: ListeningSocket | None, say: Tell
 ) -> Iterator[Callable[[], AbstractContextManager[Peer]]]:
     """Within it, whoever may is let in; what it gives waits for the next of them, a `statepipe migrate` or `check`.
 
@@ -88,7 +88,7 @@ def _answered(acceptor: Acceptor, patience: float | None) -> Iterator[Peer]:
 
 
 def _entrance(
-    plan: Plan, listener: ListeningSocket | None, acceptor: Acceptor, turned_away: Refusals, say: Tell
+    plan: ConnectionPlan, listener: ListeningSocket | None, acceptor: Acceptor, turned_away: Refusals, say: Tell
 ) -> tuple[AbstractContextManager[None], float | None]:
     """What hands links to the acceptor, and the seconds to wait for the first."""
     if listener is None:

@@ -34,7 +34,7 @@ from statepipe.recovery.handover import Event, Side, Source
 from statepipe.recovery.journal import Journal, Listener
 from statepipe.recovery.resolve import demand_unsent, how_to_decide
 from statepipe.recovery.undoing import process_of, settle
-from statepipe.session.options import Plan
+from statepipe.session.options import ConnectionPlan
 from statepipe.telling import Tell
 
 UNMOVED = "nothing was moved"
@@ -51,7 +51,7 @@ class MigrateRequest:
     """
 
     qmp: str
-    plan: Plan
+    plan: ConnectionPlan
     undo: tuple[str, ...] = ()
     offline: bool = False
     quits: bool = False
@@ -78,7 +78,7 @@ class Report:
     resent: int
 
 
-def check(qmp: str, plan: Plan, remote: Sequence[str] | None, tell: Tell) -> list[Finding]:
+def check(qmp: str, plan: ConnectionPlan, remote: Sequence[str] | None, tell: Tell) -> list[Finding]:
     """Whether the guest behind the monitor would get to the plan's address, into a QEMU that `remote` starts there.
 
     `tell` hears what is waited for. Raises StatepipeError.
@@ -171,7 +171,7 @@ def _settled(guardian: Guardian, unmoved: _Unmoved, is_done: Callable[[], bool])
         raise
 
 
-def _far_words(monitor: Monitor, plan: Plan, remote: Sequence[str] | None) -> list[str]:
+def _far_words(monitor: Monitor, plan: ConnectionPlan, remote: Sequence[str] | None) -> list[str]:
     """What ssh starts over there: a receive with the QEMU command line that the user gave (`remote`), or else with this
     guest's own.
 

@@ -39,7 +39,7 @@ from statepipe.qemu.view import View
 from statepipe.recovery.guardian import Command, Guardian
 from statepipe.recovery.handover import Destination, Side
 from statepipe.recovery.journal import Journal, Listener
-from statepipe.session.options import Plan
+from statepipe.session.options import ConnectionPlan
 from statepipe.telling import Tell
 from statepipe.wakeups import polled
 
@@ -64,7 +64,7 @@ class ReceiveRequest:
     has to say, where nobody else hears it.
     """
 
-    plan: Plan
+    plan: ConnectionPlan
     undo: Undo
     qmp: str | None = None
     command: Sequence[str] = ()
@@ -245,7 +245,7 @@ def receive(request: ReceiveRequest, say: Tell, refused: Refused, guard: Command
 
 
 @contextmanager
-def _listener(plan: Plan, say: Tell) -> Iterator[ListeningSocket | None]:
+def _listener(plan: ConnectionPlan, say: Tell) -> Iterator[ListeningSocket | None]:
     """Where to listen; None inside ssh, which has started us for one alone."""
     if plan.address.scheme == SSH:
         yield None

@@ -1,15 +1,13 @@
-"""Where later links find a receiver that was started inside ssh: a unix socket in the user's runtime folder.
+"""Where later links find a receiver that was started through ssh: a unix socket in the user's runtime folder.
 
-Who comes in hands over its own standard input and output (SCM_RIGHTS), and stays only so that ssh does not end: the
-bytes never pass through it. ssh has authenticated it, and the kernel says that it is the same user's (SO_PEERCRED).
+A visitor hands over its own standard input and output (SCM_RIGHTS), and stays only so that its ssh does not end: the
+bytes never pass through it. ssh has authenticated it, and the kernel says that it runs as the same user (SO_PEERCRED).
 """
 
 from __future__ import annotations
 
 import os
-import select
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 
@@ -18,29 +16,29 @@ from statepipe.ends.rendezvous import inside, listen, remove, sweep
 from statepipe.errors import PeerError, StatepipeError
 from statepipe.pipeline.runtimefolder import open_runtime_folder, runtime_folder
 from statepipe.threads import beside
+from statepipe.wakeups import Bell, polled
 
 HANDOVER_TIME = 5.0
-"""Seconds in which a visitor hands its descriptors over: it does so at once."""
-
-LOOK_FOR_END = 250
-"""Milliseconds between two looks at whether links are still wanted: so late may the end of a receiver be."""
+"""Seconds in which a visitor must hand over its descriptors. It does so at once."""
 
 QUEUE = 128
-"""Links that may wait to be let in: a session has 16 at most."""
+"""Links that may wait to be accepted; a session has 16 at most."""
 
 _PREFIX = "session-"
 
 Come = Callable[[int, int, Callable[[], object]], object]
-"""Takes a link: where to read, where to write, and what to call once it is over."""
+"""Takes a link: a descriptor to read, one to write, and what to call at its end."""
 
 
 @contextmanager
 def door(name: str, come: Come) -> Iterator[None]:
-    """Within it, later links of the session of that name are let in. Raises StatepipeError."""
+    """Accept later links of the session of that name during the context. Raises StatepipeError."""
     try:
         folder, _ = open_runtime_folder()
     except OSError as error:
-        raise StatepipeError(f"cannot wait for links in {runtime_folder()}: {os.strerror(error.errno or 0)}") from error
+        raise StatepipeError(
+            f"cannot open a socket for links in {runtime_folder()}: {os.strerror(error.errno or 0)}"
+        ) from error
     try:
         for left in os.listdir(folder):  # by receivers that were killed
             if left.startswith(_PREFIX):
@@ -48,8 +46,16 @@ def door(name: str, come: Come) -> Iterator[None]:
         try:
             listener, file = listen(folder, _PREFIX + name, QUEUE)
         except OSError as error:
-            raise StatepipeError(f"cannot wait for links: {os.strerror(error.errno or 0)}") from error
-        with closing(listener), _watched(listener, come):
+            raise StatepipeError(f"cannot open a socket for links: {os.strerror(error.errno or 0)}") from error
+        end = Bell()
+
+        def watch() -> None:
+            poll = polled(listener.fileno(), end.fd)
+            while not any(fd == end.fd for fd, _ in poll.poll()):
+                with suppress(OSError):  # the visitor left, or handed over nothing
+                    _let_in(listener.accept()[0], come)
+
+        with closing(listener), beside("door", watch, end.ring):
             try:
                 yield
             finally:
@@ -58,23 +64,8 @@ def door(name: str, come: Come) -> Iterator[None]:
         os.close(folder)
 
 
-@contextmanager
-def _watched(listener: socket.socket, come: Come) -> Iterator[None]:
-    closed = threading.Event()
-    poll = select.poll()
-    poll.register(listener, select.POLLIN)
-
-    def watch() -> None:
-        while not closed.is_set():
-            if poll.poll(LOOK_FOR_END):
-                with suppress(OSError):  # it left again, or had nothing to hand over
-                    _let_in(listener.accept()[0], come)
-
-    with beside("door", watch, closed.set):
-        yield
-
-
 def _let_in(visitor: socket.socket, come: Come) -> None:
+    """Take the descriptors of a visitor. Raises OSError."""
     fds: list[int] = []
     try:
         if not is_ours(visitor):
@@ -92,9 +83,9 @@ def _let_in(visitor: socket.socket, come: Come) -> None:
 
 
 def hand_over(name: str) -> None:
-    """Give our standard input and output to the receiver of that session, and wait until it is done with them.
+    """Give our standard input and output to the receiver of that session, and wait until it has finished with them.
 
-    Raises PeerError where there is none.
+    Raises PeerError if there is no such receiver.
     """
     try:
         folder, _ = open_runtime_folder()
@@ -106,5 +97,5 @@ def hand_over(name: str) -> None:
         finally:
             os.close(folder)
     except OSError as error:
-        hint = "the receiver has ended: look at what it said"
+        hint = "the receiver has ended: read its messages"
         raise PeerError(f"there is no session {name} here", hint=hint) from error

@@ -1,4 +1,4 @@
-"""What send and recv are asked for, and what a sender who came in is to a receiver."""
+"""How to reach the other host, from the options; and a connected sender, as a receiver sees it."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:  # the session and ssl take 30 ms, which a plain connection ne
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """Where, through which stages, how patiently, and from which address of ours (`bind`, for send).
+class ConnectionPlan:
+    """How to reach the other host: its address, the stages on the way, and the limits of each wait.
 
-    For TLS: the folder with certificates (None: the pinned keys), the one peer that is meant, how many seconds a
-    session goes on without any link (None: as long as overtls.py has it), how many links a sender keeps, and which
-    other addresses of the same host they lead to in turn. For a plain receiver: whether a stream of no byte is one
-    (`allow_empty`). For ssh: the words that start it here, and the shell's that start statepipe there. `ready` is a
-    connection to the address that is there already. `say` is told when the other side is not heard of for a while.
+    `bind` is our own address, for send. For TLS: `creds` is the folder with certificates (None: pinned keys), `peer`
+    the only peer that is accepted, `retry` the seconds that a session continues without a link (None: overtls.RETRY),
+    `links` the number of links of a sender, `also` further addresses of the same host. `allow_empty`: a plain receiver
+    accepts an empty stream. For ssh: `ssh` starts it here, `remote` is what its shell starts there. `ready` is an
+    existing connection to the address. `say` reports that nothing arrives from the other side.
     """
 
     address: Address
@@ -48,7 +48,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """A sender who came in: its stream, how to send it something, and how to tell it that all is well."""
+    """A connected sender: its stream, how to send something back, and how to report success."""
 
     source: SocketSource | Inlet
     send: Callable[[Buffer], object]

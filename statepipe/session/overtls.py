@@ -1,7 +1,7 @@
-"""send and recv over tls://, and what ssh:// shares of it: a session (docs/protocol.md), whose links may come back.
+"""send and recv over tls://, and the parts that ssh:// shares: a session (docs/protocol.md) with replaceable links.
 
-The stream goes from the dialler to the acceptor, channel 0 of the one; what comes back, QEMU's return path, is channel
-0 of the other. The receiver ends it before it gives its verdict, so that a sender that has the verdict has the rest.
+The stream is channel 0 of the dialler; what flows back, QEMU's return path, is channel 0 of the acceptor. The receiver
+ends it before it sends its verdict, so that a sender that has the verdict has everything else too.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from statepipe.ends.net import Patience, awaited, is_fruitless
 from statepipe.ends.ration import Ration, Refusals
 from statepipe.session.gate import TrustNow, gate, greet
 from statepipe.session.links import Acceptor, Dial, dialled
-from statepipe.session.options import Plan, Visit
+from statepipe.session.options import ConnectionPlan, Visit
 from statepipe.session.protocol.frames import MAX_LINKS, Role
 from statepipe.session.session import FAREWELL, Timing
 from statepipe.session.streams import Inlet, Outlet
@@ -36,28 +36,28 @@ if TYPE_CHECKING:
     from statepipe.session.tls import TlsTransport
 
 RETRY = 30.0
-"""Seconds a session goes on without any link: a switch's port takes as long to come up (802.1D)."""
+"""Seconds that a session continues without a link: a switch's port takes as long to come up (802.1D)."""
 
 SILENCE = 8.0
-"""Seconds after which a link is dead from which nothing came, not even a sign of life."""
+"""Seconds without even a sign of life after which a link counts as dead."""
 
 REDIAL = 2.0
-"""Seconds that a dial, and then its handshake, may take where an earlier one was answered: more hang in a black hole
-than are that slow."""
+"""Seconds that a dial, and then its handshake, may take after an earlier one was answered: more of them hang on a dead
+path than are so slow."""
 
 NEWS = 4
-"""Lines about the connection a minute: that nothing comes, and that something does again."""
+"""Messages about the connection a minute: that nothing arrives, and that something does again."""
 
-DOOR = 0.25
-"""Seconds between two looks at whether links are still wanted: so late may the end of a receiver be."""
+END_CHECK = 0.25
+"""Seconds between two checks whether links are still accepted: a receiver may end so late."""
 
 
-def timing(plan: Plan) -> Timing:
-    """How patient a session of this plan is."""
+def timing(plan: ConnectionPlan) -> Timing:
+    """Return the limits of a session with this plan."""
     silence = SILENCE if plan.patience.silence is None else plan.patience.silence
     tick = min(1.0, silence / 4)
     retry = RETRY if plan.retry is None else plan.retry
-    tell = Ration(plan.say, NEWS, "and {} more lines about the connection were left out").tell
+    tell = Ration(plan.say, NEWS, "and {} more messages about the connection were left out").tell
     timing = Timing(tick, max(round(silence / tick), 1), retry, tell)
     return replace(timing, longer="") if plan.patience.retry is None else timing
 
@@ -66,14 +66,13 @@ def timing(plan: Plan) -> Timing:
 
 
 class TlsDial(Stoppable):
-    """Makes links to the plan's addresses in turn: patiently the first, within REDIAL the others.
+    """Makes links to the plan's addresses in turn: the first with the plan's patience, the others within REDIAL.
 
-    An address that does not answer is passed over. Whatever the way, at its end must be the host of the plan's own.
-    The packets of a link are short where those of one that was made lately were lost as they were long. Leaving it ends
-    a dial.
+    An address that does not answer is skipped. Every address must lead to the host of the plan's first one. Links use
+    short packets if the long ones of a recent link were lost. Leaving the context ends a dial.
     """
 
-    def __init__(self, plan: Plan, trust_now: TrustNow) -> None:
+    def __init__(self, plan: ConnectionPlan, trust_now: TrustNow) -> None:
         super().__init__()
         self._plan, self._trust_now, self._first = plan, trust_now, True
         self._turns = itertools.count()
@@ -82,29 +81,25 @@ class TlsDial(Stoppable):
 
     def __call__(self) -> TlsTransport:
         """Raises PeerError."""
+        plan, within = self._plan, HANDSHAKE_TIME
         awaited(0, self._stop)
-        connection, within = self._connect()
+        if self._first:
+            patience = Patience(plan.patience.silence, plan.patience.retry)
+            connection = connect_first(self._in_turn, patience, plan.bind, insecure=plan.insecure, stop=self._stop)
+            self._first = False
+        else:
+            short, within = any(map(is_fruitless, list(self._made))), REDIAL
+            connection = connect_again(self._in_turn(), REDIAL, plan.bind, stop=self._stop, short=short)
         try:  # the session watches from here on
-            link = greet(connection, self._trust_now, self._plan.address.name, Patience(), within, self._stop)
+            link = greet(connection, self._trust_now, plan.address.name, Patience(), within, self._stop)
         except BaseException:
             connection.close()
             raise
         self._made.append(connection)
         return link
 
-    def _connect(self) -> tuple[socket.socket, float]:
-        """And how many seconds the handshake may take."""
-        plan = self._plan
-        if not self._first:
-            short = any(map(is_fruitless, list(self._made)))
-            return connect_again(self._in_turn(), REDIAL, plan.bind, stop=self._stop, short=short), REDIAL
-        patience = Patience(plan.patience.silence, plan.patience.retry)
-        connection = connect_first(self._in_turn, patience, plan.bind, insecure=plan.insecure, stop=self._stop)
-        self._first = False
-        return connection, HANDSHAKE_TIME
-
     def _in_turn(self) -> list[Place]:
-        """All the places, beginning with those of the address whose turn it is."""
+        """Return all places, beginning with those of the address whose turn it is."""
         ways = [self._plan.address, *self._plan.also]
         turn = next(self._turns) % len(ways)
         places = self._known.ask()
@@ -112,7 +107,7 @@ class TlsDial(Stoppable):
 
 
 @contextmanager
-def sending(plan: Plan, dial: Dial, ending: AbstractContextManager[object]) -> Iterator[tuple[Inlet, Outlet]]:
+def sending(plan: ConnectionPlan, dial: Dial, ending: AbstractContextManager[object]) -> Iterator[tuple[Inlet, Outlet]]:
     """Open a session with the plan's address; give what comes back, and the sink. Raises PeerError.
 
     `ending` is exited before the session waits for its threads, to end a dial.
@@ -130,13 +125,13 @@ def sending(plan: Plan, dial: Dial, ending: AbstractContextManager[object]) -> I
 
 @contextmanager
 def receiving(
-    plan: Plan,
+    plan: ConnectionPlan,
     listener: ListeningSocket,
     trust_now: TrustNow,
     turned_away: Refusals,
     idle: int | None,
 ) -> Iterator[Visit]:
-    """The session of the first at the listener who may begin one. A failure within is told to the sender."""
+    """Give the session of the first authorised sender at the listener. A failure in the context is reported to it."""
     acceptor = Acceptor(Role.RECEIVES, timing(plan), turned_away)
     with door(listener, trust_now, acceptor, turned_away), visit(acceptor, plan.patience.silence, idle) as visitor:
         yield visitor
@@ -171,14 +166,14 @@ def visit(acceptor: Acceptor, seconds: float | None, idle: int | None) -> Iterat
 
 @contextmanager
 def door(listener: ListeningSocket, trust_now: TrustNow, acceptor: Acceptor, turned_away: Refusals) -> Iterator[None]:
-    """Let in whoever may come, for as long as the session lasts."""
+    """Accept authorised links during the context."""
     closed = threading.Event()
     with gate(listener, trust_now, Patience(), turned_away) as at:
 
         def watch() -> None:
             while not closed.is_set():
                 turned_away.look()
-                if (transport := at.admit_within(DOOR)) is not None:
+                if (transport := at.admit_within(END_CHECK)) is not None:
                     acceptor.adopt(transport)
 
         try:

@@ -1,10 +1,10 @@
-"""A session at work: the machine of session/protocol/wire.py over connections that come and go.
+"""A session at work: the state machine of session/protocol/wire.py over connections that come and go.
 
-Each link has a thread that reads and one that writes; whichever writer is free takes the next frames, so a slow link
-carries less and a dead one nothing. One more thread ticks. All of them meet in the machine, under one lock, held for
+Each link has a thread that reads and one that writes. Whichever writer is free takes the next frames, so a slow link
+carries less and a dead one nothing. One more thread ticks. All of them use the machine under one lock, held for
 microseconds: buffers are hashed, sent and received outside it.
 
-Who sees no sign for `retry` seconds, once a first link was dialled, that the session goes on (Wire.life), gives up.
+After a first link was dialled, a side that sees no progress of the session (Wire.life) for `retry` seconds gives up.
 """
 
 from __future__ import annotations
@@ -26,15 +26,20 @@ from statepipe.stage import FLUSH, Buffer
 from statepipe.threads import NoThread, join, start
 
 FAREWELL = 5.0
-"""Seconds at most to tell the peer how it ended, where nothing depends on its answer any more."""
+"""Seconds at most to report the end to the peer, when nothing depends on its answer any more."""
+
+LOOK_THERE = "read its messages on the other host"
 
 _KINDS: dict[int, type[StatepipeError]] = {1: StatepipeError, 3: IntegrityError, 4: NoKeyError, 6: QemuError}
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Seconds: `tick` between signs of life, `retry` without anything that is heard. A link silent for `limit` ticks is
-    dead. `tell` is told when nothing comes any more, `longer` is how to wait longer, if there is a way."""
+    """Seconds: `tick` between signs of life, `retry` without progress before a session gives up.
+
+    A link silent for `limit` ticks is dead. `tell` reports that nothing arrives any more; `longer` is the hint for a
+    longer wait, if there is a way.
+    """
 
     tick: float = 1.0
     limit: int = 5
@@ -52,16 +57,16 @@ class Session:
         self.stopped = threading.Event()
         self._readable = threading.Condition(self.lock)
         self._writable = threading.Condition(self.lock)  # and every verdict
-        self._sendable = threading.Condition(self.lock)  # for all writers: that of a link not yet open can do nothing
+        self._sendable = threading.Condition(self.lock)  # for all writers: that of an unopened link can do nothing
         self._idle = threading.Condition(self.lock)  # a writer has finished a send
         self._sending = 0
         self._transports: dict[int, Transport] = {}
         self.failure: StatepipeError | None = None
-        self._has_aborted = False  # we, and not the peer
-        self.last_trouble: Exception | None = None  # why a link went: told if none comes back
-        self._last_sign = float("inf")  # to dial the first time may take as long as it does
-        self._life = self._greeted = 0  # links that were open since the last sign
-        self._has_waited = False  # for a link that went silent, since then
+        self._has_aborted = False  # we, not the peer
+        self.last_trouble: Exception | None = None  # why a link failed: reported if none comes back
+        self._last_sign = float("inf")  # the first dial may take as long as it does
+        self._life = self._greeted = 0  # links that have opened since the last sign
+        self._has_waited = False  # for a link that fell silent, since then
         self._news = LinkNews(timing.tell, name, timing.retry)
         self._threads: list[threading.Thread] = []
 
@@ -71,9 +76,9 @@ class Session:
 
     def __exit__(self, *error: object) -> None:
         with self.lock:
-            if self._has_aborted:  # a socket closed over unread bytes is reset, which overtakes what was said
+            if self._has_aborted:  # closing a socket with unread bytes resets it, and a reset overtakes our reason
                 self._idle.wait_for(lambda: not self._transports, FAREWELL)
-            self.failure = self.failure or PeerError(f"the session with {self.name} is over")
+            self.failure = self.failure or PeerError(f"the session with {self.name} has ended")
             self.stopped.set()
             for transport in self._transports.values():
                 transport.cut()
@@ -84,7 +89,7 @@ class Session:
             self.wire.forget()
 
     def spawn(self, work: Callable[[], None], name: str) -> None:
-        """Do some of the session's work in a thread of its own; what that raises is the session's failure."""
+        """Do some of the session's work in a new thread. An exception becomes the session's failure."""
 
         def guarded() -> None:
             try:
@@ -102,23 +107,30 @@ class Session:
     # --- links
 
     def carry(self, number: int, transport: Transport, greeting: bytes) -> None:
-        """Move bytes over a link until it dies. The machine has it already; `greeting` goes first."""
+        """Send the greeting and move bytes over a link, which the machine already knows, until the link fails."""
         with self.lock:
             self._transports[number] = transport
             self._last_sign = min(self._last_sign, time.monotonic())
             self._greeted += number in self.wire.links and self.wire.links[number].is_open
             for each in self._transports:
-                if self.stopped.is_set() or each not in self.wire.links:  # this one took its place
+                if self.stopped.is_set() or each not in self.wire.links:  # this link has replaced it
                     self._transports[each].cut()
+            link = self.wire.links.get(number)
         writer = threading.Thread(target=self._write, args=(number, transport), name="link", daemon=True)
         try:
             transport.send([greeting])
             start(writer)
-            self._read(number, transport)
+            while link is not None and (count := transport.recv_into(link.reader.room())):
+                item = link.reader.filled(count)
+                with self.lock:
+                    if item is not None:
+                        self._announce(self.wire.receive(number, item))
+                    else:
+                        link.heard = True  # part of a long frame, over a slow link
         except Violation as error:
             self.fail(error)
             drain(transport)
-        except (OSError, PeerError, NoThread) as error:  # the last where there can be none for its writer
+        except (OSError, PeerError, NoThread) as error:  # NoThread: its writer could not be started
             self._blame(number, error)
         finally:
             with self.lock:
@@ -128,55 +140,44 @@ class Session:
                 join(writer)
             transport.close()
 
-    def _read(self, number: int, transport: Transport) -> None:
-        with self.lock:
-            link = self.wire.links.get(number)
-        while link is not None and (count := transport.recv_into(link.reader.room())):
-            item = link.reader.filled(count)
-            with self.lock:
-                if item is not None:
-                    self._announce(self.wire.receive(number, item))
-                else:
-                    link.heard = True  # a part of a long frame, over a slow link
-
     def _write(self, number: int, transport: Transport) -> None:
-        while buffers := self._next(number):
+        """Send what the machine gives for a link, until the link is gone."""
+        while True:
+            with self.lock:
+                while not (buffers := self.wire.to_send(number)):
+                    if number not in self.wire.links:
+                        return
+                    self._sendable.wait()
+                self._sending += 1
             try:
                 transport.send(buffers)
             except (OSError, PeerError) as error:
                 self._blame(number, error)
-                return transport.cut()  # its reader comes back, and says that it is lost
+                return transport.cut()  # its reader returns, and reports the loss
             finally:
                 with self.lock:
                     self._sending -= 1
                     self._idle.notify_all()
 
-    def _next(self, number: int) -> list[Buffer]:
-        """What is to go over the link, once there is something; empty when the link is gone."""
-        with self.lock:
-            while number in self.wire.links:
-                if buffers := self.wire.to_send(number):
-                    self._sending += 1
-                    return buffers
-                self._sendable.wait()
-        return []
-
     def _lose(self, number: int) -> None:
-        """A link is no more, or taken for dead: whoever is blocked in it comes back."""
+        """Forget a link that has ended or counts as dead, and wake whoever is blocked in it."""
         self.wire.lost(number)
         if number in self._transports:
             self._transports[number].cut()
         self._wake_all()
 
     def _blame(self, number: int, error: Exception) -> None:
-        """Remember why a link went, unless it was given up before: then that was why."""
+        """Remember why a link failed, unless it was given up before: then that was the reason."""
         with self.lock:
             if number in self.wire.links:
                 self.last_trouble = error
 
     def _tick(self) -> None:
-        """Time in which we ourselves stood still (stopped by a shell, frozen with our group, without a turn) says
-        nothing of the peer: it is no part of what was waited for."""
+        """Look after links and news once a tick.
+
+        Time in which this process itself was stopped (by a shell, with its cgroup, without a processor) does not count
+        as waiting for the peer.
+        """
         before = time.monotonic()
         while not self.stopped.wait(self.timing.tick):
             with self.lock:
@@ -188,20 +189,20 @@ class Session:
                     self._lose(number)
                     self._has_waited = True
                 self._sendable.notify_all()
-            self._tell_news()
+                is_running = self.wire.opened and self.wire.state is State.RUNNING and self.failure is None
+                heard = any(link.is_open and not link.silent for link in self.wire.links.values())
+                cause = None if heard or self.links else self.last_trouble
+            if is_running:
+                self._news.look(self.timing.tick, cause, heard=heard)
             self._give_up_if_alone()
 
-    def _tell_news(self) -> None:
-        with self.lock:
-            if not self.wire.opened or self.wire.state is not State.RUNNING or self.failure is not None:
-                return
-            heard = any(link.is_open and not link.silent for link in self.wire.links.values())
-            cause = None if heard or self.links else self.last_trouble
-        self._news.look(self.timing.tick, cause, heard=heard)
-
     def _give_up_if_alone(self) -> None:
-        """A link that is up and has yet to show its use gets the time that silence takes, and what a silent one took is
-        no part of the time to make another. Both once: a way that has new links for ever gains nothing by it."""
+        """Fail after `retry` seconds without progress.
+
+        An open link that is still to prove useful gets the time of a silent link in addition, and the time that a
+        silent link took does not count as time to make another. Each is granted once, so a path that brings new links
+        forever gains nothing.
+        """
         timing = self.timing
         with self.lock:
             if self.wire.life != self._life:
@@ -212,13 +213,13 @@ class Session:
             return
         cause = f": {self.last_trouble}" if self.last_trouble else ""
         if links or self._greeted > 1:
-            what = f"nothing gets through to {self.name} and back for {timing.retry:g} s, though connections do{cause}"
-            hint = "look at what stands between the hosts: a firewall or a proxy that holds back what it lets connect"
+            what = f"connections to {self.name} open, but no data got through for {timing.retry:g} s{cause}"
+            hint = "check for a firewall or proxy between the hosts that accepts connections and drops their data"
         else:
             what = f"no link to {self.name} for {timing.retry:g} s{cause}"
-            hint = "; ".join(filter(None, ["look whether the other host and the network are up", timing.longer]))
+            hint = "; ".join(filter(None, ["check that the other host and the network are up", timing.longer]))
         self.fail(PeerError(what, hint=hint))
-        self._has_aborted = False  # the peer cannot hear of it: nothing to wait for
+        self._has_aborted = False  # the peer cannot be told: nothing to wait for
 
     # --- what changed
 
@@ -239,7 +240,7 @@ class Session:
             condition.notify_all()
 
     def fail(self, error: StatepipeError) -> None:
-        """The session failed: whoever waits for it raises this, and the peer is told. The first failure holds."""
+        """End the session with an error: each waiting call raises it, and the peer gets it. The first one counts."""
         with self.lock:
             self._fail(error)
 
@@ -258,40 +259,31 @@ class Session:
     # --- for the two ends
 
     def meet(self) -> None:
-        """Wait until a link was open. Raises the session's failure."""
+        """Wait until a link has opened. Raises the session's failure."""
         if not self.wait_until(lambda: self.wire.opened):
             self.check()
 
     def wait_until(self, look: Callable[[], bool], seconds: float | None = None) -> bool:
-        """Wait until `look` sees what it looks for, as things change; whether it did before the session failed, or
-        `seconds` were over."""
+        """Wait until `look` returns true, the session fails, or `seconds` have passed. Return what `look` returns."""
         with self.lock:
             self._writable.wait_for(lambda: look() or self.failure is not None, seconds)
             return look()
 
     def put(self, channel: Outgoing, piece: Buffer) -> None:
-        """Queue a piece, once the window has room. Raises the session's failure or the far consumer's."""
+        """Queue a piece once the window has room. Raises the session's failure or the remote consumer's."""
         with self.lock:
-            while self._is_wanted(channel) and not channel.has_room(len(piece)):
+            while True:
+                self.check()
+                if channel.verdict is not None:
+                    raise error_of(channel.verdict, self.name)
+                if channel.has_room(len(piece)):
+                    break
                 self._writable.wait()
             channel.write(piece)
             self._sendable.notify_all()
 
-    def _is_wanted(self, channel: Outgoing) -> bool:
-        self.check()
-        if channel.verdict is not None:
-            raise error_of(channel.verdict, self.name)
-        return True
-
-    def verdict(self, channel: Outgoing) -> ChannelVerdict:
-        """Wait for the far consumer's verdict. Raises the session's failure."""
-        if not self.wait_until(lambda: channel.verdict is not None):
-            self.check()
-        assert channel.verdict is not None  # the first holds
-        return channel.verdict
-
     def end(self, channel: Outgoing) -> None:
-        """Nothing more is written."""
+        """End a channel: nothing more is written."""
         with self.lock:
             self.wire.end(channel)
             self._sendable.notify_all()
@@ -311,46 +303,46 @@ class Session:
             return data
 
     def wake(self) -> None:
-        """Have all who wait look again: for whether they were cancelled, or what else has changed."""
+        """Make every waiting call check again what it waits for."""
         with self.lock:
             self._wake_all()
 
     def judge(self, channel: Incoming, verdict: ChannelVerdict) -> None:
-        """Tell the writer what became of its channel."""
+        """Send the verdict on a channel to its writer."""
         with self.lock:
             self.wire.judge(channel, verdict)
             self._sendable.notify_all()
 
     def hear_close(self, seconds: float) -> bool:
-        """Wait until the peer has heard all it wants; whether it did, before the session failed or time was up."""
+        """Wait for the peer's CLOSE; return whether it came, before the session failed or the seconds had passed."""
         heard = (State.HEARD_CLOSE, State.OVER)
         return self.wait_until(lambda: self.wire.state in heard, seconds)
 
     def say_close(self) -> None:
-        """We have heard all we want."""
+        """Send CLOSE: we have heard all we want."""
         with self.lock:
             self.wire.close()
             self._sendable.notify_all()
 
     def part(self, seconds: float) -> bool:
-        """Report that we have heard all we want; return whether the peer did the same within so many seconds."""
+        """Send CLOSE and wait for the peer's, so many seconds; return whether it came."""
         self.say_close()
         heard = self.hear_close(seconds)
         self.flush(FAREWELL)
         return heard
 
     def flush(self, seconds: float) -> None:
-        """Wait until what must be known is sent, where there is a link for it."""
+        """Wait until everything that the peer must know is sent, while there is a link for it."""
         with self.lock:
             self._idle.wait_for(lambda: not (self.links and (self._sending or self.wire.has_to_send())), seconds)
 
     @property
     def links(self) -> int:
-        """How many are up."""
+        """The number of open links."""
         return sum(link.is_open for link in list(self.wire.links.values()))
 
 
 def error_of(verdict: ChannelVerdict, name: str) -> StatepipeError:
-    """The peer's failure as ours: of the same kind, so that both end with the same exit code."""
+    """Return the peer's failure as an error of the same kind, so that both sides exit with the same code."""
     kind = _KINDS.get(verdict.code, PeerError)
-    return kind(f"{name} failed: {verdict.text or 'it gave no reason'}", hint="look at what it says over there")
+    return kind(f"{name} failed: {verdict.text or 'it gave no reason'}", hint=LOOK_THERE)

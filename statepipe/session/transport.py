@@ -1,9 +1,9 @@
-"""What a session needs of a connection, and the plainest one: a connected socket."""
+"""A connection as a session needs it, and the simplest one: a connected socket."""
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Protocol
 
@@ -13,11 +13,11 @@ from statepipe.stage import Buffer
 
 
 class Transport(Protocol):
-    """An authenticated connection. One thread sends, another receives, any may `cut`.
+    """An authenticated connection. One thread sends, another receives, any thread may `cut` it.
 
-    `identity` is who the peer has proved to be, `name` is for messages, `delay` the round trip in seconds, if it can be
-    told, `is_stuck` whether a fresh connection should be tried beside it. Both ways raise OSError or PeerError for a
-    connection that is no more.
+    `identity` is who the peer has proved to be; `name` is for messages; `delay` is the round trip in seconds, if it is
+    known; `is_stuck` says that a new connection should be tried. `send` and `recv_into` raise OSError or PeerError if
+    the connection has failed.
     """
 
     @property
@@ -33,20 +33,20 @@ class Transport(Protocol):
     def is_stuck(self) -> bool: ...
 
     def send(self, buffers: Iterable[Buffer]) -> None:
-        """Send all of them."""
+        """Send all buffers."""
 
     def recv_into(self, buffer: memoryview) -> int:
-        """Wait for bytes; their number, 0 at the end."""
+        """Wait for bytes; return their number, 0 at the end."""
 
     def cut(self) -> None:
-        """End it now: who is blocked in the other two comes back."""
+        """End the connection: calls that are blocked in it return."""
 
     def close(self) -> None:
-        """Let go of it, once nobody uses it any more."""
+        """Close the connection, once nobody uses it any more."""
 
 
 class SocketTransport:
-    """A connected socket, of which the caller knows who is at the other end."""
+    """A connected socket. The caller knows who is at the other end."""
 
     def __init__(self, connection: socket.socket, name: str, identity: str) -> None:
         self.connection, self.name, self.identity = connection, name, identity
@@ -55,45 +55,50 @@ class SocketTransport:
 
     @property
     def delay(self) -> float | None:
-        """What the kernel has measured. Within a host there is none."""
+        """The kernel's measurement; zero within a host."""
         return 0.0 if self.connection.family == socket.AF_UNIX else round_trip(self.connection)
 
     @property
     def is_stuck(self) -> bool:
-        """What the kernel repeats in vain."""
+        """Whether the kernel retransmits without an answer."""
         return is_stuck(self.connection)
 
     def send(self, buffers: Iterable[Buffer]) -> None:
-        """Send all of them. Raises OSError."""
-        left = [memoryview(buffer) for buffer in buffers]
-        while left:
-            count = self.connection.sendmsg(left[:_IOV_MAX])
-            while left and count >= len(left[0]):
-                count -= len(left.pop(0))
-            if left:
-                left[0] = left[0][count:]
+        """Send all buffers. Raises OSError."""
+        send_all(self.connection.sendmsg, buffers)
 
     def recv_into(self, buffer: memoryview) -> int:
-        """Wait for bytes; their number, 0 at the end. Raises OSError."""
+        """Wait for bytes; return their number, 0 at the end. Raises OSError."""
         return self.connection.recv_into(buffer)
 
     def cut(self) -> None:
-        """End it now."""
-        with suppress(OSError):  # the other side may have been quicker
+        """End the connection."""
+        with suppress(OSError):  # the other side may have been faster
             self.connection.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Let go of the socket."""
+        """Close the socket."""
         self.connection.close()
 
 
 _IOV_MAX = 1024
-"""sendmsg takes no more (limits.h)."""
+"""Buffers that sendmsg and writev take at most (limits.h)."""
+
+
+def send_all(send: Callable[[list[memoryview]], int], buffers: Iterable[Buffer]) -> None:
+    """Call `send` until it has sent all buffers; it returns the number of bytes that it sent."""
+    left = [memoryview(buffer) for buffer in buffers]
+    while left:
+        count = send(left[:_IOV_MAX])
+        while left and count >= len(left[0]):
+            count -= len(left.pop(0))
+        if left:
+            left[0] = left[0][count:]
 
 
 def drain(transport: Transport) -> None:
-    """Read on without listening, until the peer has read what we said last and hung up, or it is cut."""
+    """Read and drop everything, until the peer has read our last frame and hung up, or the connection is cut."""
     waste = memoryview(bytearray(1 << 16))
-    with suppress(OSError, PeerError):  # it is no use any more
+    with suppress(OSError, PeerError):  # the connection has ended
         while transport.recv_into(waste):
             continue

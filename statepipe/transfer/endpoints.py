@@ -14,7 +14,7 @@ from statepipe.ends.firstbyte import accepted
 from statepipe.ends.net import Patience, SocketSink, SocketSource, reset
 from statepipe.ends.peercred import peer_of, user_name
 from statepipe.ends.ration import Refusals
-from statepipe.session.options import Plan, Visit
+from statepipe.session.options import ConnectionPlan, Visit
 from statepipe.telling import Tell, nobody
 
 if TYPE_CHECKING:  # ssl alone takes 18 ms, which a plain connection need not pay
@@ -26,7 +26,7 @@ FarSink = Union[SocketSink, "Outlet"]
 
 
 @contextmanager
-def outgoing(plan: Plan, warn: Tell = nobody) -> Iterator[tuple[SocketSource | Inlet, FarSink]]:
+def outgoing(plan: ConnectionPlan, warn: Tell = nobody) -> Iterator[tuple[SocketSource | Inlet, FarSink]]:
     """Connect to the plan's address; give what comes back, and the sink. Raises PeerError.
 
     `warn` is called if a user other than root and ourselves listens at a unix socket.
@@ -54,7 +54,7 @@ def outgoing(plan: Plan, warn: Tell = nobody) -> Iterator[tuple[SocketSource | I
 
 
 @contextmanager
-def connected_to(plan: Plan) -> Iterator[socket.socket]:
+def connected_to(plan: ConnectionPlan) -> Iterator[socket.socket]:
     """The connection that is there, or one to the plan's address; closed on leaving. Raises PeerError."""
     if plan.ready is not None:
         with plan.ready:
@@ -64,7 +64,7 @@ def connected_to(plan: Plan) -> Iterator[socket.socket]:
         yield connection
 
 
-def trust_of(plan: Plan, *, server: bool, say: Tell = nobody) -> Kept:
+def trust_of(plan: ConnectionPlan, *, server: bool, say: Tell = nobody) -> Kept:
     """Whom to believe, and who we are; `say` is told what is missing. Raises StatepipeError."""
     from statepipe.trust.identity import by_folder, by_pins
 
@@ -74,7 +74,7 @@ def trust_of(plan: Plan, *, server: bool, say: Tell = nobody) -> Kept:
 
 
 @contextmanager
-def visited(plan: Plan, say: Tell, idle: int | None = None) -> Iterator[Visit]:
+def visited(plan: ConnectionPlan, say: Tell, idle: int | None = None) -> Iterator[Visit]:
     """The first at the plan's address who may come in. Any failure ends the connection with a reset."""
     trust = trust_of(plan, server=True, say=say) if plan.address.scheme == TLS else None
     with listening(plan.address, insecure=plan.insecure) as listener:

@@ -18,7 +18,7 @@ from statepipe.ends.peercred import user_name
 from statepipe.errors import PeerError
 from statepipe.session.attach import door
 from statepipe.session.links import GREETING_TIME, Acceptor
-from statepipe.session.options import Plan
+from statepipe.session.options import ConnectionPlan
 from statepipe.session.overtls import RETRY, timing, visit
 from statepipe.session.pipelink import PipeTransport
 from statepipe.session.protocol.frames import Role
@@ -49,7 +49,7 @@ def inside(acceptor: Acceptor) -> Iterator[None]:
         yield
 
 
-def first_patience(plan: Plan) -> float:
+def first_patience(plan: ConnectionPlan) -> float:
     """Seconds in which who started us is to begin its session."""
     return min(plan.retry or RETRY, GREETING_TIME)
 
@@ -59,7 +59,7 @@ def recv_inside(silence: float | None, retry: float | None, path: str) -> None:
 
     So the file is opened only once there is a session.
     """
-    plan = Plan(Address(SSH, path=path), (), Patience(silence), retry=retry)
+    plan = ConnectionPlan(Address(SSH, path=path), (), Patience(silence), retry=retry)
     acceptor = Acceptor(Role.RECEIVES, timing(plan), turned_away)
     with inside(acceptor), visit(acceptor, first_patience(plan), IDLE) as visitor, FileSink(path) as sink:
         receive(plan, visitor, sink)

@@ -20,7 +20,7 @@ from statepipe.formats.qemu.returnpath import shut
 from statepipe.pipeline.job import at_work
 from statepipe.pipeline.pipeline import Pipeline
 from statepipe.pipeline.signals import forget_late, held
-from statepipe.session.options import Plan, Visit
+from statepipe.session.options import ConnectionPlan, Visit
 from statepipe.stage import Cancelled
 from statepipe.stages.prove import Proof
 from statepipe.telling import Tell
@@ -32,7 +32,7 @@ IDLE = 1000
 # --- send
 
 
-def send(plan: Plan, warn: Tell) -> bool:
+def send(plan: ConnectionPlan, warn: Tell) -> bool:
     """Send standard input; return whether it is proved to have arrived complete. Raises StatepipeError.
 
     What the receiver sends back is QEMU's return path, if we are its exec: filter. It goes to standard output, unless
@@ -62,7 +62,7 @@ def send(plan: Plan, warn: Tell) -> bool:
 # --- recv
 
 
-def recv_to_file(plan: Plan, path: str, say: Tell) -> bool:
+def recv_to_file(plan: ConnectionPlan, path: str, say: Tell) -> bool:
     """Receive a stream into a file, which exists only if it is complete. Raises StatepipeError.
 
     Returns whether the stream is proved complete. A sending QEMU is answered as by save: its migration completes only
@@ -72,7 +72,7 @@ def recv_to_file(plan: Plan, path: str, say: Tell) -> bool:
         return receive(plan, visit, sink) or plan.address.scheme == TLS
 
 
-def receive(plan: Plan, visit: Visit, sink: Output) -> bool:
+def receive(plan: ConnectionPlan, visit: Visit, sink: Output) -> bool:
     """Write a sender's stream to a file and commit it; return whether the stream proved itself complete.
 
     Raises StatepipeError.
@@ -104,7 +104,7 @@ def receive(plan: Plan, visit: Visit, sink: Output) -> bool:
     return proof.holds
 
 
-def recv_to_stdout(plan: Plan, say: Tell) -> bool:
+def recv_to_stdout(plan: ConnectionPlan, say: Tell) -> bool:
     """Receive a stream to standard output; return whether it is proved complete. Raises StatepipeError.
 
     If a sending QEMU waits for answers, it gets what arrives at standard input: the answers of the QEMU whose exec:

@@ -27,7 +27,7 @@ from statepipe.ends.ration import Refusals
 from statepipe.errors import PeerError
 from statepipe.pipeline.job import at_work
 from statepipe.session.links import ATTEMPTS, FIRST_PAUSE, Acceptor, Dial, dialled
-from statepipe.session.options import Plan
+from statepipe.session.options import ConnectionPlan
 from statepipe.session.overtls import TlsDial, door, timing
 from statepipe.session.protocol.frames import Role
 from statepipe.session.session import Session
@@ -47,8 +47,8 @@ class TunnelRequest:
 
     `once`: end with the last connection. From ssh:// there is only one, made by the process that started us."""
 
-    come: Plan
-    go: Plan
+    come: ConnectionPlan
+    go: ConnectionPlan
     once: bool = False
 
 
@@ -89,7 +89,7 @@ def _near(request: TunnelRequest, listener: ListeningSocket, connections: Connec
             raise lost
 
 
-def _dials(plan: Plan) -> Callable[[], tuple[Dial, AbstractContextManager[object]]]:
+def _dials(plan: ConnectionPlan) -> Callable[[], tuple[Dial, AbstractContextManager[object]]]:
     """Return a function that makes a connection's dial and the context that ends it. Raises StatepipeError."""
     if plan.address.scheme == SSH:
         from statepipe.session.overssh import SshDial, times
@@ -101,7 +101,11 @@ def _dials(plan: Plan) -> Callable[[], tuple[Dial, AbstractContextManager[object
 
 
 def _let_in(
-    program: socket.socket, plan: Plan, dial: Dial, ending: AbstractContextManager[object], connections: Connections
+    program: socket.socket,
+    plan: ConnectionPlan,
+    dial: Dial,
+    ending: AbstractContextManager[object],
+    connections: Connections,
 ) -> None:
     name, links = str(plan.address), plan.links
     window = share(connections.windows())
@@ -171,7 +175,7 @@ def _next(acceptor: Acceptor) -> Session | None:
     return None
 
 
-def _go_on(plan: Plan, connections: Connections, connection: Connection) -> None:
+def _go_on(plan: ConnectionPlan, connections: Connections, connection: Connection) -> None:
     """Connect to the local program, with patience, and carry. A refusal is passed on to the near program."""
     try:
         program = connect(plan.address, plan.patience, None, insecure=plan.insecure)

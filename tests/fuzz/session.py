@@ -175,7 +175,7 @@ def hearing(data: bytes) -> Iterator[Peer]:
                 channel.absorb(data[at : at + (1 << 16)])
                 other.put(channel, data[at : at + (1 << 16)])
             other.end(channel)
-            other.verdict(channel)
+            other.wait_until(lambda: channel.verdict is not None)
 
     acceptor.adopt(SocketTransport(ours, "us", "us"))
     speaker = threading.Thread(target=speak)

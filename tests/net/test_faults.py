@@ -157,7 +157,7 @@ def test_one_whose_other_host_is_gone_gives_up(
     verb, peer = ("send", "tls://192.0.2.2:") if survivor == "sender" else ("recv", "other")
     assert said[0].startswith(f"statepipe: {verb}: error: no link to {peer}") and " for 0.5 s: " in said[0], said
     assert said[1:] == [
-        "statepipe: hint: look whether the other host and the network are up; --retry SECONDS waits longer\n"
+        "statepipe: hint: check that the other host and the network are up; --retry SECONDS waits longer\n"
     ]
     if survivor == "receiver":
         assert "a link was silent for 3 s" in said[0]

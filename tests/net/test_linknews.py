@@ -31,10 +31,10 @@ def test_a_link_that_is_down_and_back_is_told_on_both_sides(world: World, tmp_pa
                 assert sender.poll() is None
             rail.faults.clear.clear()
             for process, verb in ((sender, "send"), (receiver.process, "recv")):
-                assert re.match(rf"statepipe: {verb}: nothing has come from \S+ for 3 s", said_by(process))
+                assert re.match(rf"statepipe: {verb}: nothing has arrived from \S+ for 3 s", said_by(process))
             rail.faults.clear.set()
             for process, verb in ((sender, "send"), (receiver.process, "recv")):
-                assert re.match(rf"statepipe: {verb}: \S+ is there again, after \d+ s\n", said_by(process))
+                assert re.match(rf"statepipe: {verb}: \S+ is back after \d+ s\n", said_by(process))
             finish(sender, DATA[MIB:])
         assert receiver.ended() == (0, ""), "and nothing more is said"
     assert out.read_bytes() == DATA
@@ -59,9 +59,9 @@ def test_a_session_that_ends_as_soon_says_only_that() -> None:
 def test_one_that_stays_away_is_told_again_each_minute() -> None:
     lines = told((QUIET, False), *[(1.0, False)] * int(REMINDER), (1, False), (1, True), (1, True))
     assert lines == [
-        "nothing has come from far for 3 s (cut); it is waited for, up to 30 s",
-        "nothing has come from far for 63 s (cut); it is waited for, up to 30 s",
-        "far is there again, after 64 s",
+        "nothing has arrived from far for 3 s (cut); waiting up to 30 s",
+        "nothing has arrived from far for 63 s (cut); waiting up to 30 s",
+        "far is back after 64 s",
     ]
 
 
@@ -72,7 +72,7 @@ def test_links_that_come_and_go_fill_no_log() -> None:
     for _ in range(50):
         news.look(QUIET, None, heard=False)
         news.look(1, None, heard=True)
-    assert lines == ["nothing has come from far for 3 s; it is waited for, up to 30 s", "far is there again, after 3 s"]
+    assert lines == ["nothing has arrived from far for 3 s; waiting up to 30 s", "far is back after 3 s"]
 
 
 def test_how_to_wait_longer_is_told_by_verbs_that_have_a_way() -> None:

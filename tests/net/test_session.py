@@ -412,7 +412,7 @@ def test_strangers_are_turned_away_and_do_no_harm() -> None:
         send(receiver.port, MIB)
     assert receiver.sink.kept == whole(MIB)
     assert sorted(each[:20] for each in receiver.turned_away) == [
-        "it hung up before it",
+        "it closed the connec",
         "no such session here",
         "the other side is no",
     ]

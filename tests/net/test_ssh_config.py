@@ -10,7 +10,7 @@ import pytest
 
 from statepipe.ends.address import parse_address
 from statepipe.ends.net import Patience
-from statepipe.session.options import Plan
+from statepipe.session.options import ConnectionPlan
 from statepipe.session.overssh import SshDial
 from tests import warm
 from tests.conformance.running import PATIENCE, STATEPIPE
@@ -64,7 +64,7 @@ def test_every_second_later_ssh_does_without_a_connection_that_is_shared(tmp_pat
     ssh, said = tmp_path / "ssh", tmp_path / "said"
     ssh.write_text(f'#!/bin/sh\necho "$*" >> {said}\necho statepipe session {32 * "0"}\nexec cat\n')
     ssh.chmod(0o700)
-    with SshDial(Plan(parse_address("ssh://host/x"), (), Patience(), ssh=[str(ssh)]), ["recv"]) as dial:
+    with SshDial(ConnectionPlan(parse_address("ssh://host/x"), (), Patience(), ssh=[str(ssh)]), ["recv"]) as dial:
         for _ in range(5):
             dial().close()
     assert ["ControlPath=none" in line for line in said.read_text().splitlines()] == [False, False, True, False, True]

@@ -64,11 +64,12 @@ exec sleep 60
 
 DIALLING_TWICE = """
 from statepipe.session.overssh import SshDial
-from statepipe.session.options import Plan
+from statepipe.session.options import ConnectionPlan
 from statepipe.ends.address import parse_address
 from statepipe.ends.net import Patience
 from statepipe.errors import PeerError
-with SshDial(Plan(parse_address("ssh://host/x"), (), Patience(0.001), ssh=["./ssh"]), ["recv"], redial=0.1) as dial:
+plan = ConnectionPlan(parse_address("ssh://host/x"), (), Patience(0.001), ssh=["./ssh"])
+with SshDial(plan, ["recv"], redial=0.1) as dial:
     dial().close()
     try:
         dial()

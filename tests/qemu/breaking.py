@@ -17,7 +17,7 @@ from statepipe.ends.net import Patience
 from statepipe.errors import StatepipeError
 from statepipe.migration import migrate, receive
 from statepipe.pipeline.signals import as_exceptions
-from statepipe.session.options import Plan
+from statepipe.session.options import ConnectionPlan
 
 RETRY = 5.0
 """Seconds without a link: so soon is a lost one given up."""
@@ -46,7 +46,7 @@ def breaking_at(step: str) -> Callable[[dict[str, Any]], None]:
 
 def main(side: str, step: str, creds: str, address: str, *words: str) -> None:
     """`words`: the source's monitor, or QEMU's command line; with one word alone, the monitor of one that waits."""
-    plan = Plan(parse_address(address), [], Patience(), creds=creds, retry=RETRY)
+    plan = ConnectionPlan(parse_address(address), [], Patience(), creds=creds, retry=RETRY)
     listeners = [breaking_at(step)]
     if side == "migrate":
         migrate.migrate(migrate.MigrateRequest(words[0], plan), say, guard("source"), listeners)

@@ -17,7 +17,7 @@ from statepipe.migration.contact import called
 from statepipe.migration.peer import Message, Peer
 from statepipe.qemu.facts import DISKS
 from statepipe.recovery.handover import Destination, Source
-from statepipe.session.options import Plan
+from statepipe.session.options import ConnectionPlan
 from tests.hurried import hurried
 from tests.qemu.harness import Guest, run_statepipe
 from tests.qemu.moving import Credentials, mover, receiver, waiting
@@ -31,7 +31,7 @@ PATIENCE = 60
 def visiting(credentials: Credentials, port: int) -> Iterator[Peer]:
     """A session with a `receive`, of somebody who is known there."""
     creds = str(credentials.folder / "source")
-    with called(Plan(Address(TLS, "127.0.0.1", port), (), Patience(), creds=creds)) as peer:
+    with called(ConnectionPlan(Address(TLS, "127.0.0.1", port), (), Patience(), creds=creds)) as peer:
         yield peer
 
 

@@ -11,7 +11,7 @@ from statepipe.ends.address import parse_address
 from statepipe.ends.net import Patience
 from statepipe.errors import InterruptedBySignal, UsageError
 from statepipe.migration.receive import AGAIN, ReceiveRequest, receive
-from statepipe.session.options import Plan
+from statepipe.session.options import ConnectionPlan
 
 
 def test_a_guardian_that_cannot_be_started_is_tried_again_after_a_while(tmp_path: Path) -> None:
@@ -23,7 +23,7 @@ def test_a_guardian_that_cannot_be_started_is_tried_again_after_a_while(tmp_path
         if len(refused) == 2:
             raise InterruptedBySignal(15)
 
-    plan = Plan(parse_address(f"unix://{tmp_path}/in"), (), Patience())
+    plan = ConnectionPlan(parse_address(f"unix://{tmp_path}/in"), (), Patience())
     with pytest.raises(InterruptedBySignal):
         receive(ReceiveRequest(plan, lambda words: (), guests=1), lambda text: None, note, ["/nowhere/guardian"], ())
     assert all("/nowhere/guardian" in words for _, words in refused)
@@ -31,7 +31,7 @@ def test_a_guardian_that_cannot_be_started_is_tried_again_after_a_while(tmp_path
 
 
 def test_a_qemu_that_would_become_a_daemon_is_refused_before_anybody_is_waited_for(tmp_path: Path) -> None:
-    plan = Plan(parse_address(f"unix://{tmp_path}/in"), (), Patience(silence=1))
+    plan = ConnectionPlan(parse_address(f"unix://{tmp_path}/in"), (), Patience(silence=1))
     said: list[object] = []
     request = ReceiveRequest(plan, lambda words: (), command=["qemu-system-x86_64", "-m", "64", "--daemonize"])
     with pytest.raises(UsageError, match="-daemonize"):

@@ -15,7 +15,7 @@ from statepipe.errors import QemuError
 from statepipe.migration.migrate import MigrateRequest
 from statepipe.migration.singlephase import migrate_directly, migrate_plainly, to_program
 from statepipe.qemu.monitor import Monitor
-from statepipe.session.options import Plan
+from statepipe.session.options import ConnectionPlan
 from tests.qmpserver import QmpServer, Raw
 from tests.streams import whole
 
@@ -31,7 +31,7 @@ def server(server: QmpServer) -> QmpServer:
 
 
 def request(server: QmpServer, port: int = 1, **more: Any) -> MigrateRequest:
-    return MigrateRequest(server.path, Plan(parse_address(f"tcp://127.0.0.1:{port}"), [], Patience()), **more)
+    return MigrateRequest(server.path, ConnectionPlan(parse_address(f"tcp://127.0.0.1:{port}"), [], Patience()), **more)
 
 
 def directly(server: QmpServer, **more: Any) -> None:

@@ -16,7 +16,7 @@ from statepipe.ends.file import FileSink
 from statepipe.ends.net import Patience, SocketSource
 from statepipe.errors import InterruptedBySignal
 from statepipe.pipeline.signals import ENDING, as_exceptions, forget_late, held
-from statepipe.session.options import Plan, Visit
+from statepipe.session.options import ConnectionPlan, Visit
 from statepipe.transfer.sendrecv import receive
 
 every_signal = pytest.mark.parametrize("number", ENDING)
@@ -176,7 +176,7 @@ def test_a_receiver_whose_file_is_there_is_not_stopped_any_more(tmp_path: Path) 
     ours, theirs = socket.socketpair()
     theirs.sendall(b"all of it")
     theirs.close()
-    plan = Plan(parse_address("tcp://127.0.0.1:1"), [], Patience())
+    plan = ConnectionPlan(parse_address("tcp://127.0.0.1:1"), [], Patience())
     with ours, SocketSource(ours, "a sender", Patience()) as source, FileSink(str(tmp_path / "f")) as sink:
         visit = Visit(source, lambda buffer: None, lambda: signal.raise_signal(signal.SIGTERM))
         with as_exceptions():
