@@ -6,6 +6,7 @@ group: a line in that page's SYNOPSIS, and a subsection of the verb's name, whos
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import shutil
@@ -171,6 +172,19 @@ def test_every_exit_code_is_told_with_its_meaning() -> None:
     rows = re.findall(r"^\.It (\d+)\n(.+)$", part("Sh", "EXIT STATUS", MAIN), re.MULTILINE)
     assert [(int(code), meaning) for code, meaning in rows if code != "141"] == list(EXIT_CODES)
     assert "141" in dict(rows) and ".It 128+n\n" in SOURCE
+
+
+def test_each_message_that_is_explained_is_one_of_ours() -> None:
+    """The words between names in capitals, which stand for what a message fills in, are in string constants."""
+    constants = [
+        node.value
+        for path in (ROOT / "statepipe").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
+    for message in re.findall(r"^\.It (.+)$", part("Sh", "DIAGNOSTICS", MAIN), re.MULTILINE):
+        for words in re.split(r"\b[A-Z]{4,}\b|\.\.\.", plain(message)):
+            assert any(words.strip() in constant for constant in constants), message
 
 
 # --- what a reader will type
