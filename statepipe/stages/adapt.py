@@ -1,14 +1,15 @@
-"""zstd at a level that changes from frame to frame: as high as the pipe's slowest part leaves time for.
+"""zstd at a level that changes from frame to frame: as high as the slowest part of the pipe leaves time for.
 
-Three threads measure: the one that pulls the source, how long it waits; each worker, what a level does to a frame; the
-one that writes, how long the sink keeps a frame. The controller (levels.py) makes a level of it, which a worker asks
-for at the last moment, as it takes up a block. What has been compressed and waits for the sink is the one thing that
-a change of level comes too late for: workers + 4 frames are 2.4 s of a sink of 1 MB/s that was a quick one a
-moment ago. So the plain blocks are kept, and a frame that was made for a quicker sink is made again when its turn
-comes, while the pipe below still has bytes. What is beyond that is the kernel's: 1 MiB of pipe.
+Three kinds of threads measure: the thread that pulls the source, how long it waits; each worker, the speed and size of
+a frame at a level; the thread that writes, how long the sink takes for a frame. From this the controller (levels.py)
+chooses a level, which a worker asks for when it starts a block.
 
-Blocks that do not compress are not worth a high level, whose search costs as much in noise as in text: a sample of
-each is tried first.
+Frames that are compressed and wait for the sink have the old level: workers + 4 frames, 2.4 s at 1 MB/s. So their plain
+blocks are kept, and a frame made for a faster sink is compressed again when its turn comes. Only the 1 MiB in the
+kernel's pipe cannot be changed.
+
+A block that does not compress is not worth a high level, whose search takes as long for noise as for text, so a sample
+of each block is tried first.
 """
 
 from __future__ import annotations
@@ -32,23 +33,23 @@ Clock = Callable[[], float]
 
 
 def pack(low: int, high: int | None, clock: Clock, header: Facts, trailer: Callable[[], Facts]) -> Stage:
-    """What zstd.pack is at one level, at levels from `low` to `high`; without it, to what memory allows."""
+    """Return a stage as `zstd.pack` does, with levels from `low` to `high` (None: as high as memory allows)."""
     return Packer(Adaptive(levels(low, high, cores()), FRAME_SIZE, clock), header, trailer)
 
 
 _SAMPLED_FROM = 5
-"""Below this level noise passes at 3.5 GB a second and more, and there is nothing to save (level 9: 500 MB, 16: 11)."""
+"""Below this level, noise passes at 3.5 GB a second or more, so a sample saves nothing (level 9: 500 MB, 16: 11)."""
 
 _PIECES, _PIECE = 16, 4 << 10
-"""The sample: 64 KiB in pages from all over the block, 0.1 ms at level 1; level 5 takes 5 ms for the block."""
+"""The sample: 64 KiB in pages spread over the block, 0.1 ms at level 1; level 5 takes 5 ms for the block."""
 
 _NOISE = 0.97
-"""A sample that comes to more of its size is noise."""
+"""A sample that does not shrink below this part of its size is noise."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """A frame, the level it has, and what it was made of."""
+    """A frame, its level, and its plain bytes."""
 
     frame: bytes
     level: int
@@ -56,7 +57,7 @@ class _Block:
 
 
 class Adaptive:
-    """Makes frames of blocks of `size` bytes, at levels out of `ladder`. `facts` tells which, from any thread."""
+    """Compresses blocks of `size` bytes to frames, at levels from `ladder`."""
 
     def __init__(self, ladder: tuple[int, ...], size: int, clock: Clock) -> None:
         self._size = size
@@ -67,32 +68,26 @@ class Adaptive:
         self._contexts = PerThread(_Contexts)
 
     def facts(self) -> dict[str, Any]:
-        """The level that the next frame gets, and what is waited for: sink, source or cores."""
+        """Return the level of the next frame, and the slowest part: sink, source or cores. Safe from any thread."""
         return {"level": self._controller.level, "waits_for": self._controller.waits_for}
 
     def __call__(self, upstream: Iterator[Buffer]) -> Iterator[tuple[bytes, int] | None]:
-        """Frames with their plain size; None for a flush mark."""
+        """Yield frames with their plain size, and None for a flush mark."""
         source = Over(upstream, self._timed(upstream))
         with closing(over_blocks(self._compress, source, self._size)) as blocks:
             for block in blocks:
                 if block is None:
                     yield None
-                else:
-                    yield from self._put_out(block)
-
-    def _put_out(self, block: _Block) -> Iterator[tuple[bytes, int]]:
-        frame = self._renewed(block)
-        before = self._clock()
-        yield frame, len(block.plain)
-        now = self._clock()
-        with self._lock:
-            self._controller.went(now, len(frame), now - before)
-
-    def _renewed(self, block: _Block) -> bytes:
-        with self._lock:
-            outdated = self._controller.is_outdated(block.level, len(block.plain), len(block.frame))
-            level = self._controller.level
-        return min(block.frame, self._at(level, block.plain), key=len) if outdated else block.frame
+                    continue
+                with self._lock:
+                    outdated = self._controller.is_outdated(block.level, len(block.plain), len(block.frame))
+                    level = self._controller.level
+                frame = min(block.frame, self._at(level, block.plain), key=len) if outdated else block.frame
+                before = self._clock()
+                yield frame, len(block.plain)
+                now = self._clock()
+                with self._lock:
+                    self._controller.went(now, len(frame), now - before)
 
     def _timed(self, upstream: Iterator[Buffer]) -> Iterator[Buffer]:
         before = self._clock()
@@ -110,15 +105,11 @@ class Adaptive:
             return _Block(self._contexts.get().at(self._lowest).compress(plain), choice.level, plain)
         frame = self._at(choice.level, plain)
         if choice.beside is not None:
-            frame = self._beside(choice.level, frame, choice.beside, plain)
+            second = self._at(choice.beside, plain)
+            with self._lock:
+                self._controller.compared(choice.level, len(frame), choice.beside, len(second), len(plain))
+            frame = min(frame, second, key=len)
         return _Block(frame, choice.level, plain)
-
-    def _beside(self, level: int, frame: bytes, other: int, plain: Buffer) -> bytes:
-        """The smaller of the frame and one at another level, which is told to the controller."""
-        second = self._at(other, plain)
-        with self._lock:
-            self._controller.compared(level, len(frame), other, len(second), len(plain))
-        return min(frame, second, key=len)
 
     def _at(self, level: int, plain: Buffer) -> bytes:
         context = self._contexts.get().at(level)
@@ -138,8 +129,8 @@ class Adaptive:
 
 
 class _Contexts:
-    """A thread's zstd contexts: one for samples, and one that is made anew for another level, so that 18 MiB (level 19)
-    bound what a thread holds."""
+    """The zstd contexts of a thread: one for samples, and one for frames, replaced when the level changes. So a thread
+    needs at most 18 MiB (level 19)."""
 
     def __init__(self) -> None:
         self.quick = zstandard.ZstdCompressor(level=HOME)

@@ -1,7 +1,7 @@
-"""From the options of encrypt and decrypt to recipients and identities: files read, passphrases asked for, keys opened.
+"""Turn the options of encrypt and decrypt into recipients and identities: read files, ask for passphrases, open keys.
 
-All of it happens while the stage is built: whoever must type something does so before a byte flows, and a slip ends
-the command before it has begun.
+This happens while the stage is built: the user types a passphrase before any data flows, and a mistake ends the command
+before it has begun.
 """
 
 from __future__ import annotations
@@ -19,17 +19,25 @@ from statepipe.stages.context import Context, Secret
 from statepipe.stages.encrypt import decrypt
 
 KEY_FILE_LIMIT = 1 << 20
-"""Bytes of a file of keys: 500 post-quantum recipients."""
+"""Bytes of a key file: 500 post-quantum recipients."""
 
 PASSPHRASE_LIMIT = 4096
-"""Bytes, as of what is typed."""
+"""Bytes of a passphrase in a file, the same as of one that is typed."""
 
 
 def recipients(keys: Sequence[str], files: Sequence[str], secret: Secret, context: Context) -> list[Recipient]:
     """Return the recipients that `encrypt` encrypts for. Raises UsageError, and StatepipeError for files."""
+
+    def warn(text: str) -> None:
+        context.warn(f"encrypt: {text}")
+
     parsed = [parse_recipient(text) for text in keys]
     for path in files:
-        parsed += _listed(path, context)
+        listed = parse_file(_read(path, None).decode(errors="replace"), path, parse_recipient, warn)
+        if not listed:
+            hint = "write one recipient on each line: age1… or an ssh public key"
+            raise UsageError(f"{path} contains no recipient", hint=hint)
+        parsed += listed
     found: list[Recipient] = [PluginRecipient(key, context) if isinstance(key, PluginKey) else key for key in parsed]
     passphrase = secret()
     if passphrase is not None:
@@ -41,20 +49,8 @@ def recipients(keys: Sequence[str], files: Sequence[str], secret: Secret, contex
     return found
 
 
-def _listed(path: str, context: Context) -> list[Recipient | PluginKey]:
-    """The recipients in a file. Raises UsageError where none is left, StatepipeError."""
-
-    def warn(text: str) -> None:
-        context.warn(f"encrypt: {text}")
-
-    found = parse_file(_read(path).decode(errors="replace"), path, parse_recipient, warn)
-    if not found:
-        raise UsageError(f"there is no recipient in {path}", hint="it has one a line: age1… or a public key of ssh")
-    return found
-
-
 def identities(files: Sequence[str], passphrase: bytes | None, context: Context) -> list[Identity]:
-    """Return what `decrypt` decrypts with; with nothing, the header is read and tells what it would take.
+    """Return the identities that `decrypt` tries. With none, the error for the header tells what it needs.
 
     Raises UsageError, NoKeyError, and StatepipeError for files.
     """
@@ -65,31 +61,37 @@ def identities(files: Sequence[str], passphrase: bytes | None, context: Context)
 
 
 def read_identities(path: str, context: Context) -> list[Identity]:
-    """The identities in a file: of age (encrypted or not) or a private key of ssh. Raises StatepipeError."""
-    data = _read_identities(path)
-    if data.startswith(VERSION) or BEGIN in data[:SPACE_LIMIT]:
-        data = _opened(data, path, context)
-    elif data.lstrip().startswith(b"-----BEGIN"):
-        return [_ssh_identity(data.lstrip(), path, context)]
+    """Return the identities in a file: age identities (encrypted or not), or an ssh private key.
+
+    Raises UsageError, NoKeyError, StatepipeError.
+    """
+    data = _read(path, _is_secret)
+    if _is_encrypted(data):
+        passphrase = typed(context, f"passphrase of {path}")
+        try:
+            data = b"".join(decrypt([_by_passphrase(passphrase)])(iter([data])))
+        except NoKeyError as error:
+            raise NoKeyError(f"the passphrase does not open {path}", hint=error.hint) from error
+    elif (pem := data.lstrip()).startswith(b"-----BEGIN"):
+        from statepipe.formats.age.ssh import identity_of
+        from statepipe.formats.age.sshkey import OPENSSH, load_private, public_part
+
+        try:
+            if pem.startswith(OPENSSH):
+                public_part(pem)  # reports an unusable kind of key before its passphrase is asked for
+            return [identity_of(load_private(pem, lambda: typed(context, f"passphrase of {path}")))]
+        except ValueError as error:
+            raise NoKeyError(f"cannot use {path}: {error}") from error
     return list(parse_identities(data, path, context))
 
 
 def parse_identities(data: bytes, path: str, context: Context) -> Iterator[Identity]:
-    """Those in the lines of an identity file. Raises UsageError."""
+    """Yield the identities in the lines of an identity file. Raises UsageError."""
     keys = parse_file(data.decode(errors="replace"), path, parse_identity)
     if not keys:
-        raise UsageError(f"there is no identity in {path}")
+        raise UsageError(f"{path} contains no identity")
     for key in keys:
         yield PluginIdentity(key, context) if isinstance(key, PluginKey) else key
-
-
-def _opened(data: bytes, path: str, context: Context) -> bytes:
-    """An identity file that is itself encrypted, with a passphrase."""
-    passphrase = typed(context, f"passphrase of {path}")
-    try:
-        return b"".join(decrypt([_by_passphrase(passphrase)])(iter([data])))
-    except NoKeyError as error:
-        raise NoKeyError(f"the passphrase does not open {path}", hint=error.hint) from error
 
 
 def _by_passphrase(passphrase: bytes) -> Identity:
@@ -98,57 +100,38 @@ def _by_passphrase(passphrase: bytes) -> Identity:
     return PassphraseIdentity(lambda: passphrase)
 
 
-def _ssh_identity(pem: bytes, path: str, context: Context) -> Identity:
-    from statepipe.formats.age.ssh import identity_of
-    from statepipe.formats.age.sshkey import OPENSSH, load_private, public_part
-
-    try:
-        if pem.startswith(OPENSSH):
-            public_part(pem)  # a key of a kind that is of no use is told before its passphrase is asked for
-        return identity_of(load_private(pem, lambda: typed(context, f"passphrase of {path}")))
-    except ValueError as error:
-        raise NoKeyError(f"cannot use {path}: {error}") from error
-
-
-def _read(path: str) -> bytes:
-    """A file of keys that everybody may see."""
-    return _whole(path, _public)
-
-
-def read_secret(path: str) -> bytes:
-    """A file of keys, or a passphrase, that nobody else may read."""
-    return _whole(path, read_private)
-
-
-def _read_identities(path: str) -> bytes:
-    """The same of identities, but for those that are no secret: encrypted ones, and those of a plugin's device."""
-    return _whole(path, lambda path, limit: read_private(path, limit, _is_secret))
+def _is_encrypted(data: bytes) -> bool:
+    return data.startswith(VERSION) or BEGIN in data[:SPACE_LIMIT]
 
 
 def _is_secret(data: bytes) -> bool:
-    if data.startswith(VERSION) or BEGIN in data[:SPACE_LIMIT]:
-        return False
-    return b"AGE-SECRET-KEY-" in data.upper() or b"-----BEGIN" in data
+    """Return whether an identity file must be private: not if it is encrypted, or if a plugin's device has the key."""
+    return not _is_encrypted(data) and (b"AGE-SECRET-KEY-" in data.upper() or b"-----BEGIN" in data)
 
 
-def _public(path: str, limit: int) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(limit + 1)
+def read_secret(path: str) -> bytes:
+    """Read a file of keys or a passphrase. Raises UsageError, and StatepipeError also if others can read it."""
+    return _read(path, bool)
 
 
-def _whole(path: str, read: Callable[[str, int], bytes]) -> bytes:
+def _read(path: str, is_secret: Callable[[bytes], bool] | None) -> bytes:
+    """Read a key file; without `is_secret`, anyone may read it."""
     try:
-        data = read(path, KEY_FILE_LIMIT)
+        if is_secret is None:
+            with open(path, "rb") as file:
+                data = file.read(KEY_FILE_LIMIT + 1)
+        else:
+            data = read_private(path, KEY_FILE_LIMIT, is_secret)
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no file's name"
-        raise StatepipeError(f"cannot read {path}: {reason}", hint="look at the path") from error
+        reason = error.strerror if isinstance(error, OSError) else "not a valid file name"
+        raise StatepipeError(f"cannot read {path}: {reason}", hint="check the path") from error
     if len(data) > KEY_FILE_LIMIT:
-        raise UsageError(f"{path} is too large for a file of keys")
+        raise UsageError(f"{path} is too large for a key file: the limit is 1 MiB")
     return data
 
 
 def first_line(data: bytes) -> bytes:
-    """The passphrase in the first line. Raises UsageError for an empty one."""
+    """Return the passphrase in the first line. Raises UsageError if it is empty."""
     line = data.partition(b"\n")[0].removesuffix(b"\r")
     if not line:
         raise UsageError("the passphrase is empty")
@@ -156,6 +139,6 @@ def first_line(data: bytes) -> bytes:
 
 
 def typed(context: Context, prompt: str) -> bytes:
-    """What a person types at the prompt. Raises StatepipeError where nobody can be asked."""
+    """Return what the user types at the prompt. Raises StatepipeError if there is no terminal."""
     forbid_dumps()
     return context.ask(prompt).encode(errors="surrogateescape")

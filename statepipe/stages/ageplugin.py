@@ -1,4 +1,4 @@
-"""Recipients and identities that live in another program, as on a hardware token: age-plugin-NAME."""
+"""Recipients and identities of another program, such as for a hardware token: age-plugin-NAME."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from statepipe.stages.context import Context
 
 @dataclass(frozen=True, slots=True)
 class _Person:
-    """Whom plugins speak to: the user, through the context."""
+    """Shows a plugin's messages and prompts to the user, through the context."""
 
     context: Context
 
@@ -26,7 +26,7 @@ class _Person:
 
 
 def _converse(key: PluginKey, mode: str, opening: bytes, context: Context) -> Answers:
-    """One conversation, from the opening to the plugin's `done`. Raises StatepipeError."""
+    """Run a conversation from the opening to the plugin's `done`. Raises StatepipeError."""
     answers = Answers(key.name, _Person(context))
     with context.program([f"age-plugin-{key.name}", f"--age-plugin={mode}"]) as plugin:
         plugin.write(opening)
@@ -37,25 +37,25 @@ def _converse(key: PluginKey, mode: str, opening: bytes, context: Context) -> An
 
 @dataclass(frozen=True, slots=True)
 class PluginRecipient:
-    """Whom the plugin wraps for."""
+    """A recipient that the plugin wraps for."""
 
     key: PluginKey
     context: Context
 
     def wrap(self, file_key: bytes) -> Wrapped:
-        """Stanzas of the plugin's making. Raises StatepipeError."""
+        """Return the stanzas that the plugin makes. Raises StatepipeError."""
         opening = wrap_file_key([self.key.text], file_key)
         return _converse(self.key, "recipient-v1", opening, self.context).wrapped()
 
 
 @dataclass(frozen=True, slots=True)
 class PluginIdentity:
-    """What the plugin unwraps with."""
+    """An identity that the plugin unwraps with."""
 
     key: PluginKey
     context: Context
 
     def unwrap(self, stanzas: Sequence[Stanza]) -> bytes | None:
-        """The file key, or None if the plugin finds none. Raises StatepipeError."""
+        """Return the file key, or None if the plugin finds none. Raises StatepipeError."""
         opening = unwrap_file_key([self.key.text], stanzas)
         return _converse(self.key, "identity-v1", opening, self.context).file_key

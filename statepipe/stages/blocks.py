@@ -1,7 +1,7 @@
-"""What every compressor has in common: the stream cut into blocks, each worked on by whichever core is free.
+"""The part that all compressors share: cut the stream into blocks, and compress them on all cores, in order.
 
-A block is a list of buffers, joined only on the worker that takes it. A flush mark closes a block early, so that
-what came before it can leave, and goes on behind it.
+A block is a list of buffers, which the worker joins. A flush mark ends a block early, so that everything before the
+mark can leave, and follows it.
 """
 
 from __future__ import annotations
@@ -22,16 +22,14 @@ R = TypeVar("R")
 def over_blocks(
     function: Callable[[Buffer], R], upstream: Iterator[Buffer], size: int, memory: int = 0
 ) -> Generator[R | None, None, None]:
-    """`function` of each block of `size` bytes, on all cores, in order; None stands for a flush mark.
+    """Yield `function` of each block of `size` bytes, computed on all cores, in order; None stands for a flush mark.
 
-    With `memory`, the bytes that it takes at work, on no more cores than there is room for; each also holds a block as
-    it came, in one piece, and what it makes of it, and one waits.
+    `memory`: bytes that `function` needs while it works; it limits the number of workers. Each worker also holds its
+    block as buffers, the joined block and the result, and one more block waits.
     """
 
     def work(buffers: list[Buffer]) -> R | None:
-        if not buffers:
-            return None
-        return function(joined(buffers))
+        return function(joined(buffers)) if buffers else None
 
     workers = workers_within(memory + 4 * size) if memory else None
     with closing(parallel(work, Over(upstream, cut(upstream, size, early=True)), workers)) as results:
@@ -39,11 +37,9 @@ def over_blocks(
 
 
 def in_blocks(function: Callable[[Buffer], bytes], size: int, memory: int = 0) -> Stage:
-    """A stage that puts out `function` of each block, of which a reader sees only what they hold together.
+    """Return a stage that outputs `function` of each block; `memory` as in `over_blocks`.
 
-    `memory` as with `over_blocks`.
-
-    The empty stream is one block too: nothing at all is what a failed program writes.
+    An empty stream becomes one empty block: a program that failed writes nothing at all.
     """
 
     def stage(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
@@ -59,14 +55,14 @@ def in_blocks(function: Callable[[Buffer], bytes], size: int, memory: int = 0) -
 
 
 class PerThread(Generic[T]):
-    """A native library's context is for one thread at a time: this makes one for each that asks."""
+    """Makes one context for each thread: a native library's context is for one thread at a time."""
 
     def __init__(self, make: Callable[[], T]) -> None:
         self._make = make
         self._own = threading.local()
 
     def get(self) -> T:
-        """The calling thread's own."""
+        """Return the calling thread's context."""
         context: T | None = getattr(self._own, "context", None)
         if context is None:
             context = self._own.context = self._make()

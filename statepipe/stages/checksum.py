@@ -1,4 +1,4 @@
-"""checksum and verify: a digest of what goes past, in the line format of sha256sum and b3sum."""
+"""checksum and verify: a digest of the bytes that pass, in the line format of sha256sum and b3sum."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ class Hash(Protocol):
 
 
 def new_hash(algorithm: str) -> Hash:
-    """A fresh hash. Raises UsageError for an algorithm not in ALGORITHMS."""
+    """Return a new hash. Raises UsageError for an algorithm not in ALGORITHMS."""
     if algorithm not in ALGORITHMS:
-        raise UsageError(f"unknown checksum '{algorithm}'", hint=f"one of {', '.join(ALGORITHMS)}")
+        raise UsageError(f"unknown checksum '{algorithm}'", hint=f"use one of {', '.join(ALGORITHMS)}")
     if algorithm == "blake3":
         return blake3()
     return hashlib.new(algorithm, usedforsecurity=False)
 
 
 class Digest:
-    """A stage that passes everything on; `value` is the hexadecimal digest of what has passed."""
+    """A stage that passes everything on; `value` is the hexadecimal digest of the bytes so far."""
 
     def __init__(self, algorithm: str) -> None:
         self._hash = new_hash(algorithm)
@@ -56,7 +56,7 @@ class Digest:
 
 
 class Checksum(Digest):
-    """A Digest that gives the line `DIGEST  -` to `write` when the stream has ended cleanly."""
+    """A Digest that passes the line `DIGEST  -` to `write` after a clean end of the stream."""
 
     def __init__(self, algorithm: str, write: Callable[[str], object]) -> None:
         super().__init__(algorithm)
@@ -70,27 +70,28 @@ class Checksum(Digest):
 def checksum(
     report: Callable[[str], object], new_file: NewFile, algorithm: str = "sha256", to: str | None = None
 ) -> Checksum:
-    """A stage that passes everything on and writes `DIGEST  -` when the stream has ended cleanly.
+    """Return a stage that passes everything on and writes `DIGEST  -` after a clean end of the stream.
 
-    The line goes where `lines_to` has it: `report` is standard error, for standard output is data. Raises
-    StatepipeError at once where the file `to` cannot be.
+    The line is written to the file `to`, or else to `report`, which is standard error: standard output has the data.
+    Raises UsageError, and StatepipeError at once if the file cannot be made.
     """
-    new_hash(algorithm)  # an unknown one is refused before a file is tried
+    new_hash(algorithm)  # refuses an unknown algorithm before it tries the file
     return Checksum(algorithm, lines_to(report, "standard error", new_file, to))
 
 
 def lines_to(report: Callable[[str], object], place: str, new_file: NewFile, to: str | None) -> Callable[[str], None]:
-    """A function that writes lines of digests to the file `to`, or else to `report`, which is called `place`.
+    """Return a function that writes lines of digests to the file `to`, or else to `report`; messages call that `place`.
 
-    What writes raises StatepipeError, and so does this, at once, where there can be no such file.
+    The function raises StatepipeError, and so does this, at once, if the file cannot be made. A device (a terminal,
+    /dev/null, a named pipe) is written to; other files are replaced.
     """
-    named = to is not None and (named_by(to) is not None or not _is_device(to))
-    if to is not None and named:
+    replaces = to is not None and (named_by(to) is not None or not _is_device(to))
+    if to is not None and replaces:
         with new_file(to, _FOR_ALL):
             pass
 
     def write(lines: str) -> None:
-        if to is not None and named:
+        if to is not None and replaces:
             with new_file(to, _FOR_ALL) as file:
                 file.write(os.fsencode(lines))
                 file.commit()
@@ -103,9 +104,23 @@ def lines_to(report: Callable[[str], object], place: str, new_file: NewFile, to:
     return write
 
 
+_FOR_ALL = 0o666
+"""The mode of a digest's file, less the umask: a digest is not a secret, unlike the data."""
+
+
+def _is_device(path: str) -> bool:
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)
+
+
 def line_of(digest: str, name: str = "-") -> str:
-    """A line as sha256sum and b3sum write it: `DIGEST  NAME`, or with a backslash before it where NAME has one or
-    breaks the line."""
+    """Return a line as sha256sum and b3sum write it: `DIGEST  NAME`.
+
+    It begins with a backslash if NAME contains a backslash or a line break, which are escaped.
+    """
     escaped = _escaped(name)
     return f"{'' if escaped == name else chr(92)}{digest}  {escaped}\n"
 
@@ -117,23 +132,10 @@ def _escaped(name: str) -> str:
 _ESCAPES = {"\\": r"\\", "\n": r"\n", "\r": r"\r"}
 
 
-_FOR_ALL = 0o666
-"""The mode of a digest's file, less the umask: unlike what it is of, it is no secret."""
-
-
-def _is_device(path: str) -> bool:
-    """A terminal, /dev/null, a named pipe: the line is written to it, and nothing takes its place."""
-    try:
-        mode = os.stat(path).st_mode
-    except (OSError, ValueError):
-        return False
-    return stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)
-
-
 def read_digest(path: str, name: str | None = None) -> str:
-    """The digest in the first line of a file in sha256sum's format; of several lines, in the one that has `name`.
+    """Return the digest in a file in sha256sum's format: from its only line, or from the line that has `name`.
 
-    Raises StatepipeError, UsageError.
+    Without `name`, the first line counts. Raises StatepipeError, UsageError.
     """
     try:
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
@@ -147,46 +149,42 @@ def read_digest(path: str, name: str | None = None) -> str:
                     return match[1].lower()
     except OSError as error:
         raise StatepipeError(f"cannot read {path}: {error.strerror}") from error
-    raise UsageError(f"{path} has several digests, but none of {name}", hint="name FILE as the line in it does")
+    raise UsageError(f"{path} has several digests, but none for {name}", hint="give the name as it is in that file")
 
 
 _LONGEST = 10_000
-"""Characters of a line at most: a name may have 4096, each of them escaped."""
+"""The limit for characters in a line: a name can have 4096, each of them escaped."""
 
 
 def parse_digest(text: str) -> str:
-    """A digest from `HEX` or a line of sha256sum. Raises UsageError."""
+    """Return the digest from `HEX` or a line of sha256sum. Raises UsageError."""
     match = _LINE.fullmatch(text)
     if match is None:
-        raise UsageError(f"'{text[:80]}' holds no digest", hint="give the hexadecimal digest, as sha256sum prints it")
+        raise UsageError(f"'{text[:80]}' is not a digest", hint="give the hexadecimal digest, as sha256sum prints it")
     return match[1].lower()
 
 
-_ANOTHER = "take another copy; or if the digest is of blake3, give --algorithm blake3"
-"""For a digest that was compared with DEFAULT because no algorithm was given: only blake3's has the same length."""
-
-_WHICH = "say which it is with --algorithm, or look whether the digest is cut"
+_MAYBE_BLAKE3 = "take another copy; or if the digest is of blake3, give --algorithm blake3"
+"""The hint if no algorithm was given and DEFAULT was used: only blake3's digests have the same length."""
 
 
 def verify(expected: str, algorithm: str | None = None) -> Stage:
-    """A stage that passes everything on, but the last buffer only once the digest of the whole agrees.
+    """Return a stage that passes everything on, but the last buffer only if the digest of the whole stream matches.
 
-    Raises IntegrityError at the end if it does not: the consumer then never sees a clean end. Raises UsageError for
-    a digest that no stream of this algorithm can have.
+    The stage raises IntegrityError at the end if it does not, so the consumer sees no clean end. Raises UsageError for
+    a digest of a length that the algorithm does not have.
     """
-    hint = None if algorithm else _ANOTHER
+    hint = None if algorithm else _MAYBE_BLAKE3
     algorithm = algorithm or DEFAULT
     digest = Digest(algorithm)
     wanted = parse_digest(expected)
     if len(wanted) != (length := len(digest.value)):
-        raise UsageError(f"the digest has {len(wanted)} digits, one of {algorithm} has {length}", hint=_WHICH)
-
-    def stage(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
-        yield from hold_last(checked(upstream))
+        what = f"the digest has {len(wanted)} digits, but {algorithm} has {length}"
+        raise UsageError(what, hint="give the right --algorithm, or check that the digest is complete")
 
     def checked(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
         yield from digest(upstream)
         if digest.value != wanted:
             raise IntegrityError(f"{algorithm} is {digest.value}, expected {wanted}", hint=hint)
 
-    return stage
+    return lambda upstream: hold_last(checked(upstream))

@@ -1,7 +1,6 @@
-"""The codecs, and the table of them: how a stream's first bytes tell which it is in, and who reads and writes it.
+"""The table of codecs: how the first bytes of a stream identify its codec, and which module reads and writes it.
 
-A codec's module is imported when its first stage is made: it brings a native library, and the others must not wait
-for that.
+A codec's module is imported when its first stage is made, because its native library takes time to load.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from statepipe.stage import Buffer, Stage, peek
 
 
 class _Module(Protocol):
-    """What each codec's module offers."""
+    """The functions of each codec's module."""
 
     def compress(self, level: int) -> Stage: ...
 
@@ -28,10 +27,7 @@ class _Module(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Codec:
-    """One row of the table. `levels` are those that it takes, `level` is the one it has unasked.
-
-    The module of its name in this folder writes and reads it.
-    """
+    """A row of the table. `level` is the default. The module of the same name in this folder reads and writes it."""
 
     name: str
     magics: tuple[bytes, ...]
@@ -40,15 +36,15 @@ class Codec:
 
     @property
     def module(self) -> _Module:
-        """Its module, imported now."""
+        """Import and return its module."""
         return cast("_Module", import_module(f"{__package__}.{self.name}"))
 
 
 RAW = "raw"
-"""What `identify` calls a bare migration stream."""
+"""The name that `identify` returns for a bare migration stream."""
 
 SKIPPABLE_MAGICS = tuple(bytes((low, 0x2A, 0x4D, 0x18)) for low in range(0x50, 0x60))
-"""Skippable frames, with which a file of ours begins."""
+"""Skippable frames, with which our files begin."""
 
 CODECS = (
     Codec("zstd", (b"\x28\xb5\x2f\xfd", *SKIPPABLE_MAGICS), range(-7, 23), 1),
@@ -57,24 +53,23 @@ CODECS = (
     Codec("xz", (b"\xfd7zX",), range(10), 1),
     Codec("lz4", (b"\x04\x22\x4d\x18", b"\x02\x21\x4c\x18"), range(1, 13), 1),
 )
-"""Every codec; the first is the one that a bare level means.
+"""Every codec; a level without a codec means the first.
 
-The defaults are the quick ones: zstd's level 3 is 2.4 times slower for 4 % less, xz's 6 is 3.7 times slower for 9 %
-less. bzip2 is no quicker at its lower levels."""
+The defaults are fast: zstd's level 3 is 2.4 times slower for 4 % less, xz's level 6 is 3.7 times slower for 9 % less.
+bzip2 is not faster at its lower levels."""
 
 ZSTD = CODECS[0]
 
 _SKIPPERS = tuple(codec for codec in CODECS if codec.name in ("zstd", "lz4"))
 
 SKIPPED_LIMIT = 64 << 10
-"""Bytes of skippable frames that are held while the codec is not known; our own header takes some hundreds."""
-
+"""Bytes of skippable frames that are held while the codec is not known; our own header has some hundreds."""
 
 _LEVEL = re.compile("-?[0-9]{1,3}")
 
 
 def parse_codec(text: str) -> tuple[Codec, int]:
-    """The codec and level in `gzip`, `gzip:6`, `zstd:3`, `3`. Raises UsageError."""
+    """Return the codec and level in `gzip`, `gzip:6`, `zstd:3` or `3`. Raises UsageError."""
     name, _, level = text.partition(":")
     if not level and _LEVEL.fullmatch(name):
         name, level = ZSTD.name, name
@@ -95,9 +90,8 @@ def _names() -> str:
 
 
 def identify(head: bytes) -> str | None:
-    """The codec a stream that begins with `head` (4 bytes or more) is in; RAW is a bare migration stream."""
-    codec = _find(head)
-    if codec is not None:
+    """Return the name of the codec of a stream that begins with `head` (4 bytes or more), or RAW, or None."""
+    if codec := _find(head):
         return codec.name
     return RAW if head.startswith(b"QEVM") else None
 
@@ -107,46 +101,40 @@ def _find(head: bytes) -> Codec | None:
 
 
 def compress(text: str = ZSTD.name) -> Stage:
-    """A stage that compresses with the codec and level of `text`. Raises UsageError."""
+    """Return a stage that compresses with the codec and level in `text`. Raises UsageError."""
     codec, level = parse_codec(text)
     return codec.module.compress(level)
 
 
 def decompress(memory: int = MEMORY) -> Stage:
-    """A stage that decodes whatever codec the stream turns out to be in.
+    """Return a stage that recognizes the codec of the stream and decodes it.
 
-    `memory`: bytes that a window of zstd's, or a decoder of xz's, may take; the others need less than 10 MiB.
-    Raises IntegrityError for an unknown or damaged stream and one that needs more memory, TruncatedError for one that
-    is cut or empty.
+    `memory`: bytes that zstd's window or xz's decoder may need; the others need less than 10 MiB. The stage raises
+    IntegrityError for an unknown or damaged stream or one that needs more memory, TruncatedError for a cut or empty
+    one.
     """
 
     def stage(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
-        head, whole = _first_magic(upstream)
+        head, whole = peek(upstream, lambda head: _magic_place(head)[1] <= len(head))
         if not head:
             raise TruncatedError("the input is empty", offset=0)
-        codec = _find(head)
+        # zstd and lz4 both have skippable frames, so the first other frame decides between them
+        place, _ = _magic_place(head)
+        codec = _find(head[place : place + 4])
+        codec = codec if codec in _SKIPPERS else _find(head[:4])
         if codec is None:
-            hint = f"decompress reads {_names()}"
-            raise IntegrityError(f"the input begins {beginning(head)}: no compressed stream", hint=hint, offset=0)
+            what = f"the input is not a compressed stream: it begins {beginning(head)}"
+            raise IntegrityError(what, hint=f"decompress reads {_names()}", offset=0)
         yield from codec.module.decompress(memory)(whole)
 
     return stage
 
 
-def _first_magic(upstream: Iterator[Buffer]) -> tuple[bytes, Iterator[Buffer]]:
-    """Return the magic that tells the codec, and the whole stream.
-
-    A skippable frame does not tell it: zstd and lz4 have those in common. So the frame after them is looked at, within
-    SKIPPED_LIMIT bytes.
-    """
-    head, whole = peek(upstream, lambda head: _magic_place(head)[1] <= len(head))
-    place, _ = _magic_place(head)
-    found = head[place : place + 4]
-    return found if _find(found) in _SKIPPERS else head[:4], whole
-
-
 def _magic_place(head: bytes) -> tuple[int, int]:
-    """Return where the magic behind skippable frames begins, and how many bytes of the stream it takes to know it."""
+    """Return where the magic after the skippable frames begins, and how many bytes are needed to know it.
+
+    Looks at most SKIPPED_LIMIT bytes ahead.
+    """
     place = 0
     while head[place : place + 4] in SKIPPABLE_MAGICS:
         if len(head) < place + 8:

@@ -1,4 +1,4 @@
-"""What a stage may use of the world outside its stream. cli makes the real one, tests make theirs."""
+"""What a stage may use outside its stream: the terminal, the clock, new files, programs. cli/ makes the real one."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any, Protocol, Self, TextIO
 from statepipe.stage import Buffer
 
 Secret = Callable[[], bytes | None]
-"""Gives a passphrase, None if there is none. It may ask a person: it is called once all else is right."""
+"""Returns a passphrase, or None if there is none. It may ask the user, so it is called after all other checks."""
 
 
 class Output(Protocol):
-    """A file that appears under its name only by `commit`; leaving the context without it leaves no trace."""
+    """A file that gets its name only by `commit`; without it, leaving the context removes every trace."""
 
     bytes: int
 
@@ -28,15 +28,16 @@ class Output(Protocol):
 
 
 class NewFile(Protocol):
-    """Begins a file by name, of that mode less the umask, or what is written to a descriptor that the name stands for.
+    """Opens a new file with that mode less the umask, or the descriptor that the path stands for (/dev/fd/3).
 
-    Raises StatepipeError where it cannot be."""
+    Raises StatepipeError if it cannot be written.
+    """
 
     def __call__(self, path: str, mode: int = 0o600, /) -> Output: ...
 
 
 class Talking(Protocol):
-    """A program that was started to talk with."""
+    """A running program: `write` to its input; `said` yields its output."""
 
     def write(self, data: bytes) -> None: ...
 
@@ -44,7 +45,7 @@ class Talking(Protocol):
 
 
 class GuestMemory(Protocol):
-    """A RAM block, seen from outside: qemu/memory.py."""
+    """A RAM block of a running QEMU (qemu/memory.py)."""
 
     touched: bytes
 
@@ -55,14 +56,13 @@ class GuestMemory(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """`messages` is for people, `warn` takes what they should know; `clock` gives monotonic seconds.
+    """`messages` is a file for people; `warn` prints a warning; `clock` returns monotonic seconds.
 
-    `ask` shows a prompt at the terminal and returns the secret that was typed; it raises StatepipeError where there
-    is no terminal. `new_file` begins a file. `program` starts a command
-    and ends it with the context that it gives; it raises StatepipeError. `status` tells how the whole command goes,
-    as pipeline/job.py has it, None when it is at nothing. `report` has that written, as JSON
-    lines, to a descriptor. `memory` looks at the RAM block of so many bytes of the QEMU whose stream this is; None
-    where it is not to be seen.
+    `ask` shows a prompt at the terminal and returns the secret that was typed; it raises StatepipeError without a
+    terminal. `new_file` opens a file. `program` starts a command, which ends with the returned context; it raises
+    StatepipeError. `status` returns the status of the whole command (pipeline/job.py), None if it has no work.
+    `report` writes that status to a descriptor as JSON lines. `memory` returns the RAM block of a given size of the
+    QEMU whose stream this is, or None if it cannot be seen.
     """
 
     messages: TextIO

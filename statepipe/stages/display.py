@@ -1,8 +1,8 @@
-"""How a progress is shown to people, and that whoever looks holds back no byte.
+"""Show progress to people, without ever delaying the data.
 
-All of it is drawn by a thread of its own, the end included, which is waited for only so long. It writes where that
-would not wait: not to a terminal that was stopped (Ctrl-S), nor to a log that nobody reads. In the background it leaves
-the terminal to others; and no thread of ours is stopped for writing there (threads.py), whatever stty tostop says.
+A separate thread draws everything, and the end of the stream waits for it only a limited time. It writes only if that
+does not block: not to a stopped terminal (Ctrl-S), nor to a log that nobody reads. In the background it does not write
+to the terminal; and the kernel does not stop the thread for it (threads.start), whatever `stty tostop` says.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from statepipe.threads import join, start
 from statepipe.units import format_rate, format_size, number_in
 
 BAR_PAUSE, LINE_PAUSE = 0.2, 10.0
-"""Seconds between two looks of a terminal's bar, and between two lines of a log."""
+"""Seconds between two updates of a terminal's bar, and between two lines of a log."""
 
 LAST_LOOK = 500
-"""Milliseconds that the last figures wait for a terminal that takes nothing."""
+"""Milliseconds that the last figures wait for a terminal that accepts no output."""
 
 FAREWELL = 1.0
-"""Seconds that the end waits for them. They may be longer under way: a terminal can be stopped in that very moment."""
+"""Seconds that the end of the stream waits for them: a terminal can be stopped during the last write."""
 
 COLUMNS, ROWS = 80, 24
-"""Of a terminal that does not tell how large it is, as many a serial line."""
+"""The size of a terminal that does not report one, such as a serial line."""
 
 
 class Shown(Protocol):
-    """What is shown."""
+    """The progress that is shown."""
 
     @property
     def passed_bytes(self) -> int: ...
@@ -47,12 +47,12 @@ class Shown(Protocol):
 
 
 class Display:
-    """Within it, a progress is shown on `out`: as a bar on a terminal, as lines elsewhere."""
+    """A context that shows progress on `out`: as a bar on a terminal, as lines elsewhere."""
 
     def __init__(self, progress: Shown, out: TextIO, name: str) -> None:
         self._progress, self._out, self._name = progress, out, name
         self._fd = _number(out)
-        self._bar = _new_bar(out, name) if out.isatty() else None
+        self._bar = _Bar(out, name) if out.isatty() else None
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._show, name="progress", daemon=True)
 
@@ -65,30 +65,21 @@ class Display:
         join(self._thread, FAREWELL)
 
     def _show(self) -> None:
-        """Nobody to look at it is no reason to stop."""
-        with suppress(OSError, ValueError):  # it has gone, or was closed
-            self._show_lines() if self._bar is None else self._show_bar(self._bar)
+        with suppress(OSError, ValueError):  # the output has gone or was closed: the data still flow
+            while not self._over.wait(LINE_PAUSE if self._bar is None else BAR_PAUSE):
+                if self._may_write(0):
+                    self._draw()
+            if self._may_write(LAST_LOOK):
+                self._draw()
+                if self._bar is not None:
+                    self._bar.close()
 
-    def _show_lines(self) -> None:
-        while not self._over.wait(LINE_PAUSE):
-            if self._may_write(0):
-                self._say()
-        if self._may_write(LAST_LOOK):
-            self._say()
-
-    def _say(self) -> None:
-        self._out.write(": ".join(filter(None, ["progress", self._name, self._progress.line()])) + "\n")
-        self._out.flush()
-
-    def _show_bar(self, bar: _Bar) -> None:
-        while not self._over.wait(BAR_PAUSE):
-            if self._may_write(0):
-                self._draw(bar)
-        if self._may_write(LAST_LOOK):
-            self._draw(bar)
-            bar.close()
-
-    def _draw(self, bar: _Bar) -> None:
+    def _draw(self) -> None:
+        bar = self._bar
+        if bar is None:
+            self._out.write(": ".join(filter(None, ["progress", self._name, self._progress.line()])) + "\n")
+            self._out.flush()
+            return
         bar.total = self._progress.total()
         bar.bar_format = _OPEN_FORMAT if bar.total is None else _FORMAT
         bar.ncols = columns(self._out)
@@ -97,25 +88,23 @@ class Display:
         bar.refresh()
 
     def _may_write(self, patience: int) -> bool:
-        """Whether a write would not wait, within so many milliseconds, and what is there is ours to write to."""
+        """Return whether a write does not block, after at most `patience` ms, and we are not in the background."""
         if self._fd is None:
             return True
         poll = select.poll()
         poll.register(self._fd, select.POLLOUT)
-        return bool(poll.poll(patience)) and self._is_in_front()
-
-    def _is_in_front(self) -> bool:
-        """Whether we are no background job of the terminal, if it is one, and ours."""
+        if not poll.poll(patience):
+            return False
         try:
-            return self._fd is None or os.tcgetpgrp(self._fd) == os.getpgrp()
-        except OSError:
+            return os.tcgetpgrp(self._fd) == os.getpgrp()
+        except OSError:  # not a terminal, or not ours
             return True
 
 
 def columns(out: TextIO) -> int | None:
-    """How many a line may have there, at this moment: one less than there are, as a full one may begin the next.
+    """Return how many columns a line may use now: one less than there are, as a full line may begin the next.
 
-    None for what has no width. Raises OSError once it has gone.
+    None for an output without a width. Raises OSError if the terminal has gone.
     """
     fd = _number(out)
     if fd is None:
@@ -133,23 +122,29 @@ def _number(out: TextIO) -> int | None:
 
 
 class _Bar(tqdm):  # type: ignore[type-arg]  # generic for type checkers alone
-    """Without tqdm's thread that watches for stalled bars: ours is drawn by a thread of its own. Wiped as it is wide.
+    """tqdm's bar, without its thread that watches for stalled bars, and cleared only as far as the terminal is wide.
 
-    tqdm itself wipes what stood there before, which on a terminal that was made narrower goes over into the next line.
+    tqdm clears the whole previous line; on a terminal that was made narrower, that would wrap into the next line.
     """
 
     monitor_interval = 0
 
+    def __init__(self, out: TextIO, name: str) -> None:
+        how: dict[str, Any] = {"unit": "B", "unit_scale": True, "unit_divisor": 1024, "mininterval": 0}
+        how |= {"delay": 1e-9}  # not drawn yet
+        how |= {"nrows": ROWS}  # without rows, tqdm shows nothing
+        super().__init__(desc=f"{name}: " if name else None, file=out, **how)
+
     @property
     def format_dict(self) -> dict[str, Any]:
-        """What stands in a line: sizes and the rate in the units of all our messages, beside tqdm's own words."""
+        """The fields of a line: tqdm's own, and sizes and the rate in the units of all our messages."""
         known = dict(super().format_dict)
         rate = known["rate"] or (known["n"] / known["elapsed"] if known["elapsed"] else 0)
         whole = format_size(known["total"]) if known["total"] else "?"
         return known | {"done": format_size(known["n"]), "whole": whole, "speed": format_rate(int(rate))}
 
     def __del__(self) -> None:
-        """tqdm would draw it once more, from whatever thread that is, and wait."""
+        """Do nothing: tqdm would draw it once more, from any thread, and block."""
 
     @staticmethod
     def status_printer(file: Any) -> Callable[[str], None]:
@@ -170,10 +165,3 @@ class _Bar(tqdm):  # type: ignore[type-arg]  # generic for type checkers alone
 
 _FORMAT = "{desc}{percentage:3.0f}%|{bar}| {done}/{whole} [{elapsed}, {speed}{postfix}]"
 _OPEN_FORMAT = "{desc}{done} [{elapsed}, {speed}{postfix}]"
-
-
-def _new_bar(out: TextIO, name: str) -> _Bar:
-    """One that is not drawn yet: `delay` has tqdm wait. It shows nothing at all where it finds no rows."""
-    before = f"{name}: " if name else None
-    how: dict[str, Any] = {"unit": "B", "unit_scale": True, "unit_divisor": 1024, "mininterval": 0}
-    return _Bar(desc=before, file=out, nrows=ROWS, delay=1e-9, **how)

@@ -1,11 +1,12 @@
-"""What goes into another program and what it says, each by a thread of its own, so that nobody waits in a circle.
+"""Feed another program and read its standard error, each in a separate thread, so that no two wait for each other.
 
-A program may write before it reads, read everything before it writes, or never do one of them. So one thread pulls
-the upstream and fills the program's input, another hears what it says, and whoever pulls the stage takes its output.
+A program may write before it reads, read everything before it writes, or never do one of them. So one thread pulls the
+upstream and fills the program's input, another reads its messages, and the thread that pulls the stage reads its
+output.
 
-We hold the reading end of its input, too: no broken pipe speaks before the program's own status does, and what it has
-left unread can be counted once it is gone. The writing end is closed at a clean end of the upstream alone: a program
-never takes for an end what was none.
+We keep the reading end of the program's input too. So its exit status is known before any broken pipe, and the bytes
+that it left unread can be counted after its end. The writing end is closed only at a clean end of the upstream, so the
+program never takes a failure for the end of its input.
 """
 
 from __future__ import annotations
@@ -22,20 +23,20 @@ from statepipe.threads import join, start
 from statepipe.wakeups import LINGER, PIPE_SIZE, SMALL, Bell, enlarge_pipe, polled, waiting
 
 TAIL = 4096
-"""Bytes of a program's last words that are kept."""
+"""Bytes of a program's last messages that are kept."""
 
 LINES, WIDTH = 3, 200
-"""How many lines of them an error tells, and how many characters of each."""
+"""How many lines of them an error quotes, and how many characters of each."""
 
 HEARD_OUT = 2.0
-"""Seconds that hearing a program out may take once it has ended: who hears us may not go on reading."""
+"""Seconds that reading the rest may take after the program has ended: the reader of our own output may be stuck."""
 
 
 class Feeder:
-    """Pulls `upstream` and fills a pipe with it; rings `bell` at each flush mark, and when it is done.
+    """Pulls `upstream` and writes it to a pipe; rings `bell` at each flush mark and when it is done.
 
-    Done is `ended` (the upstream's clean end was passed on), `refused` (bytes came that nobody will read) or a
-    `failure`. `marked`: the last thing to come was a flush mark.
+    Done means `ended` (the clean end of the upstream was passed on), `refused` (there were more bytes, which nobody
+    will read), or a `failure`. `marked`: the last buffer was a flush mark.
     """
 
     def __init__(self, upstream: Iterator[Buffer], bell: Bell) -> None:
@@ -64,14 +65,16 @@ class Feeder:
             finally:
                 close(self._upstream)
             if complete:
-                self._end()
+                with self._lock:
+                    os.close(self._writing)
+                    self._writing = -1
             self.ended, self.refused = complete, not complete
-        except BaseException as error:  # handed over whole: the thread that pulls the stage raises it
+        except BaseException as error:  # the thread that pulls the stage raises it
             self.failure = error
         self._bell.ring()
 
     def _pass_on(self, buffer: Buffer) -> bool:
-        """Write it all. False if nobody will read it."""
+        """Write all of it; return False if nobody will read it. Raises Cancelled."""
         self.marked = not len(buffer)
         if self.marked:
             self._bell.ring()
@@ -83,38 +86,29 @@ class Feeder:
                     return False
                 with suppress(BlockingIOError):  # full
                     left = left[os.write(self._writing, left) :]
-            if left:
-                self._wait(LINGER if 0 < before - len(left) < SMALL else None)
+            if left:  # wait for room, or a moment for more of it
+                poll = polled(self._stop.fd)
+                linger = LINGER if 0 < before - len(left) < SMALL else None
+                if linger is None:
+                    poll.register(self._writing, select.POLLOUT)
+                if any(fd == self._stop.fd for fd, _ in poll.poll(linger)):
+                    raise Cancelled
         return True
 
-    def _wait(self, linger: int | None) -> None:
-        """Until there is room in the pipe, or for `linger` milliseconds, so that there is more. Raises Cancelled."""
-        poll = polled(self._stop.fd)
-        if linger is None:
-            poll.register(self._writing, select.POLLOUT)
-        if any(fd == self._stop.fd for fd, _ in poll.poll(linger)):
-            raise Cancelled
-
-    def _end(self) -> None:
-        with self._lock:
-            os.close(self._writing)
-            self._writing = -1
-
     def refuse(self) -> int:
-        """From now on nothing is written. How many bytes are in the pipe."""
+        """Write nothing from now on; return the number of bytes in the pipe."""
         with self._lock:
             self._refusing = True
             return waiting(self.reading)
 
     def stop(self) -> None:
-        """Wake it, whatever it waits for. From any thread."""
+        """End any wait of the thread. Safe from any thread."""
         self._stop.ring()
         cancel(self._upstream)
 
     def close(self) -> None:
-        """After `stop`, and once no program is left to see its input end."""
-        if self._thread.ident is not None:
-            join(self._thread)
+        """Close everything. Only after `stop`, and after the program has ended: it would see the end of its input."""
+        join(self._thread)
         self._stop.close()
         for fd in (self.reading, self._writing):
             if fd >= 0:
@@ -123,7 +117,7 @@ class Feeder:
 
 
 class Listener:
-    """Hears a pipe by a thread of its own, and hands `hear` what comes; `writing` is for the program."""
+    """Reads a pipe in a separate thread and passes the bytes to `hear`; `writing` is for the program."""
 
     def __init__(self, hear: Callable[[bytes], None]) -> None:
         self._hear = hear
@@ -132,7 +126,7 @@ class Listener:
         self._thread = threading.Thread(target=self._listen, name="listener", daemon=True)
 
     def start(self) -> None:
-        """Once the program has its end."""
+        """Start, after the program has got its end of the pipe."""
         os.close(self.writing)
         self.writing = -1
         start(self._thread)
@@ -148,13 +142,12 @@ class Listener:
             self._hear(data)
 
     def finish(self) -> None:
-        """Hear what has been said already, and no more: who holds the pipe now is none of the program."""
+        """Read what is in the pipe, and no more: other processes may still have the other end."""
         self._stop.ring()
-        if self._thread.ident is not None:
-            join(self._thread, HEARD_OUT)
+        join(self._thread, HEARD_OUT)
 
     def close(self) -> None:
-        """After `finish`. A thread that is still held up keeps its descriptors."""
+        """Close everything, after `finish`; a thread that is still stuck keeps its descriptors."""
         if self._thread.is_alive():
             return
         self._stop.close()
@@ -165,7 +158,7 @@ class Listener:
 
 
 class Words:
-    """What a program says: passed on as it comes, its last lines kept."""
+    """The messages of a program: passes them on at once and keeps the last lines."""
 
     def __init__(self, pass_on: Callable[[str], object]) -> None:
         self._pass_on = pass_on
@@ -173,12 +166,12 @@ class Words:
         self._tail = b""
 
     def hear(self, data: bytes) -> None:
-        """Some more of it."""
+        """Take more bytes."""
         self._tail = (self._tail + data)[-TAIL:]
-        with suppress(OSError):  # where nobody can hear it, the verdict still speaks
+        with suppress(OSError):  # nobody can read it; the error still quotes it
             self._pass_on(self._decoder.decode(data))
 
     def last(self) -> str:
-        """Its last lines, as one."""
+        """Return the last lines, joined to one."""
         lines = [line.strip() for line in self._tail.decode(errors="replace").splitlines()]
         return " / ".join(line[:WIDTH] for line in [line for line in lines if line][-LINES:])

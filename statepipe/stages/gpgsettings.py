@@ -1,8 +1,8 @@
-"""gpg.conf must not change what we promise: the bytes come back as they were, or it is an error.
+"""gpg.conf must not break our promise: the bytes come back unchanged, or there is an error.
 
-Its owner sets there which keys and ciphers are used, and that is followed. What touches the data is overruled where
-gpg has a word for that (`OVERRULED`). Where it has none, the line in the file is named and nothing is read
-(`ENCRYPTING`, `DECRYPTING`). What another version of gpg may do besides is seen in what it makes of `SAMPLE`.
+The user chooses keys and ciphers there. Options that affect the data are overridden if gpg has an opposite option
+(`OVERRULED`). If it has none, an error names the line before any data are read (`ENCRYPTING`, `DECRYPTING`). Anything
+else that another version of gpg may do shows in its output for `SAMPLE`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ OVERRULED = (
     *("--no-textmode", "--set-filesize", "0", "--max-output", "0", "--output", "-", "--logger-file", "-"),
     *("--attribute-file", "/dev/null", "--verify-options", "no-show-photos"),
 )
-"""Given after the options of gpg.conf, these count: no line ends are changed, nothing is counted but what is there,
-and what comes out goes to us, and with it no message of gpg's, and no picture of the signer's."""
+"""These come after the options of gpg.conf and win: line ends are not changed, the size is the real one, and the output
+goes to our pipe, without gpg's messages or a picture of the signer."""
 
 _STEALING = (
     "logger-fd",
@@ -30,7 +30,7 @@ _STEALING = (
 )
 
 _NUMBERED = ("logger-fd", "passphrase-fd", "override-session-key-fd", "command-fd")
-"""Which descriptor it is, a person needs to know."""
+"""Options whose value (a descriptor) the error shows."""
 
 _WORDS = """
 card-edit card-status change-passphrase change-pin check-sig check-signatures check-sigs check-trustdb clear-sign
@@ -47,26 +47,26 @@ search-keys send-keys server show-key show-keys sign sign-key store symmetric to
 verify-files
 """
 _COMMANDS = frozenset(_WORDS.split())
-"""What gpg would do in the place of what it is told, or beside it: of `symmetric` it asks for a passphrase that opens
-the message, too. Those that do not go with both `--encrypt` and `--decrypt` (2.2.40, all of `gpg --dump-options`)."""
+"""Commands that gpg would run instead of ours or in addition: with `symmetric` it asks for a passphrase that also opens
+the message. All commands of `gpg --dump-options` (2.2.40) that conflict with `--encrypt` or `--decrypt`."""
 
 ENCRYPTING = _COMMANDS.union(("no-literal", "rfc2440", "compliance rfc2440", *_STEALING))
-"""Options without an opposite. With the first three gpg ends with 0 and nobody can read what it wrote; the others put
-messages among the data, or read the input as something else. Each was tried (2.2.40, all options of `gpg
+"""Options without an opposite. With the first three, gpg exits with 0 and nobody can read its output; the others mix
+messages with the data, or read the input as something else. Each was tried (2.2.40, all options of `gpg
 --dump-options`)."""
 
 DECRYPTING = (_COMMANDS - {"decrypt"}).union(("list-only", "unwrap", *_STEALING))
-"""And those with which it does not decrypt."""
+"""The options with which it does not decrypt."""
 
-_SPOILS = "makes gpg lose the data, or write what cannot be read"
-_DOES_ANOTHER = "is a command: gpg would carry out that one"
+_SPOILS = "makes gpg lose the data, or write a message that cannot be read"
+_DOES_ANOTHER = "is a command, which gpg would run instead of ours"
 
 SAMPLE = b"a line \r\nanother\n\r\0\xff\n\nthe last"
-"""No way of treating text leaves this as it is."""
+"""Every conversion of text changes this."""
 
 
 def require_none(names: frozenset[str]) -> None:
-    """Raise StatepipeError if one of these options is in a gpg.conf that we can read."""
+    """Raises StatepipeError if one of these options is in a gpg.conf that we can read."""
     home = Path(os.environ.get("GNUPGHOME") or os.path.expanduser("~/.gnupg"))
     for path in (Path("/etc/gnupg/gpg.conf"), *sorted(home.glob("gpg.conf-2*")), home / "gpg.conf"):
         for name, value in _lines(path):
@@ -74,13 +74,13 @@ def require_none(names: frozenset[str]) -> None:
             if line in names and (name, value) != ("logger-fd", "2"):  # standard error, where it goes anyway
                 line = f"{name} {value}".rstrip() if name in _NUMBERED else line
                 what = f"'{line}' in {path} {_DOES_ANOTHER if line in _COMMANDS else _SPOILS}"
-                raise StatepipeError(what, hint="take that line out; which keys and ciphers are used may stand there")
+                raise StatepipeError(what, hint="remove that line; options that choose keys and ciphers may stay")
 
 
 def _lines(path: Path) -> list[tuple[str, str]]:
     try:
         text = path.read_text(errors="replace")
-    except OSError:  # none, or gpg cannot read it either, and says so
+    except OSError:  # it does not exist, or gpg cannot read it either and will say so
         return []
     words = [line.split(None, 1) for line in text.splitlines() if not line.lstrip().startswith("#")]
     return [(each[0].removeprefix("--"), each[1].strip(' \t"') if len(each) > 1 else "") for each in words if each]

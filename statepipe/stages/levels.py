@@ -1,12 +1,16 @@
-"""Which level pays: zstd's level for the next frame, from where the pipe was waiting. No clock, no thread, no bytes.
+"""Choose zstd's level for the next frame from the places where the pipe waited. No clock, no thread, no bytes.
 
-A stream is as fast as the slowest of three: the source, the cores at that level, and the sink, which takes plain bytes
-at its own rate times the ratio. Of each end is known how much it moved and how long it kept us waiting: if it was
-waited for nearly all the time, the one divided by the other is its rate; if not, it could do more, and the estimate
-grows, at first carefully and then by leaps. Of each level is known what it did to these data on this machine: the
-shape of the curve was measured once (KNOWN), two factors fit it to the frames of the last moments, and neighbours
-are tried now and then to correct its shape. The level is the one with the largest of the three-fold minimum; of those
-as good, the one nearest to 1, as cores are not spent where no time is won.
+A stream is as fast as the slowest of three: the source, the cores at that level, and the sink, whose rate in plain
+bytes is its own rate times the ratio.
+
+Of the source and the sink, the bytes and the waiting time are known. If we waited for one nearly all the time, bytes
+divided by time is its rate. If not, it could do more, and the estimate grows, slowly at first and then by large steps.
+
+Of each level, the speed and ratio are estimated: the shape of the curve was measured once (KNOWN), two factors fit it
+to the latest frames, and neighbouring levels are tried now and then to correct the shape.
+
+The chosen level has the highest rate through all three; of equally good levels, it is the one nearest to 1, so that no
+CPU time is spent without a gain.
 """
 
 from __future__ import annotations
@@ -43,29 +47,29 @@ KNOWN = {
     19: (6, 2.856, 18),
 }
 """Level: plain MB a second on one core, ratio, MiB of a context; frames of 1 MiB of a Linux guest's stream, zstd 1.5.7.
-Higher levels differ by their window, of which 1 MiB has no use."""
+Higher levels have larger windows, which frames of 1 MiB cannot use."""
 
 HOME = 1
-"""Random bytes pass here at 4.5 GB a second and text is still entropy-coded, which negative levels do not do."""
+"""Random bytes pass at 4.5 GB a second, and text is still entropy-coded, unlike at negative levels."""
 
 MEMORY = 256
-"""MiB of contexts at most, unless a highest level was asked for: 14 cores at level 19, 23 at 12, 42 at 8."""
+"""The limit for contexts in MiB, unless a highest level was given: 14 cores at level 19, 23 at 12, 42 at 8."""
 
 WINDOW = 0.1
-"""Seconds over which the waits are added up: some frames of a quick sink, one of a slow one."""
+"""Seconds over which waits are added up: some frames of a fast sink, one of a slow one."""
 
 _BOTTLENECK = 0.8
-"""The part of a window that must have gone in waiting for one end for its rate to be known."""
+"""The part of a window spent waiting for one end from which its rate is known."""
 
 _IDLE = 0.2
-"""An end that was waited for less than that may well be several times as quick as we thought."""
+"""An end that we waited for less than that may be several times as fast as estimated."""
 
 _CAREFUL, _FIRST_STEP, _LARGEST_STEP = 1.1, 1.25, 4.0
-"""How an estimate grows from window to window: a little while the end is waited for in part; by steps, each the square
-of the last, while it is idle: six of them make 300-fold."""
+"""The growth of an estimate from window to window: little while we wait for the end in part; in steps, each the square
+of the one before, while it is idle: six of them give 300-fold."""
 
 _SHARE = 0.85
-"""Of what the workers could do by themselves: the ends' threads run on the same cores."""
+"""Part of the cores that the workers get: the threads of source and sink use the same cores."""
 
 _AS_GOOD = 0.99
 _WORTH_TRYING = 0.9
@@ -73,27 +77,26 @@ _TRY_EACH = 8
 _WORTH_REDOING = 1.03
 
 _SMALL = 64 << 10
-"""Plain bytes below which a frame, closed early by a flush mark, says nothing of a level."""
-
+"""Plain bytes below which a frame, ended early by a flush mark, says nothing about a level."""
 
 _MEMORY_OF = 0.25
-"""Core seconds that an average reaches back; within the weights below, or one frame would be all or nothing."""
+"""Core seconds that an average covers; the weights below limit the influence of one frame."""
 
 _LIGHTEST, _HEAVIEST = 0.03, 0.25
 
 _OUTLIER = 5
-"""A frame that took so many times what was expected was most likely interrupted."""
+"""A frame that took so many times longer than expected was probably interrupted."""
 
 
 def levels(low: int, high: int | None, workers: int) -> tuple[int, ...]:
-    """The levels from `low` to `high`; without `high`, as far as the contexts of so many workers stay in MEMORY."""
+    """Return the levels from `low` to `high`; without `high`, as far as the contexts of all workers fit in MEMORY."""
     if high is not None:
         return tuple(level for level in KNOWN if low <= level <= high)
     return tuple(level for level in KNOWN if low <= level and (level == low or KNOWN[level][2] * workers <= MEMORY))
 
 
 class _Curve:
-    """What each level does to the data: plain bytes a second on one core, and ratio."""
+    """The estimates for each level: plain bytes a second on one core, and ratio."""
 
     def __init__(self, ladder: tuple[int, ...]) -> None:
         self._rates = {level: KNOWN[level][0] * 1e6 for level in ladder}
@@ -109,7 +112,7 @@ class _Curve:
         return exp(-log(self._left) * self._gains[level] / self._home_gain)
 
     def learn(self, level: int, plain: int, packed: int, seconds: float) -> None:
-        """A frame's outcome: mostly what the data are like, a little what the level is like."""
+        """Learn from a frame: mostly about the data, a little about the level."""
         expected = plain / self._rates[level]
         slowness = seconds / expected
         surprise = max(-1.0, min(1.0, log(max(slowness, 1e-6) / self._slowness)))
@@ -120,7 +123,7 @@ class _Curve:
         self._left += weight * (left - self._left)
 
     def compare(self, level: int, packed: int, other: int, other_packed: int, plain: int) -> None:
-        """The same frame at two levels: the one that tells of the shape of the curve, whatever the data."""
+        """Learn from one frame at two levels: it shows the shape of the curve, whatever the data."""
         gain, other_gain = log(plain / packed), log(plain / other_packed)
         if gain > 0.05:
             factor = max(0.5, min(2.0, other_gain / gain))
@@ -128,7 +131,7 @@ class _Curve:
 
 
 class _End:
-    """How fast the source or the sink can go, in bytes a second, by how long it kept us waiting."""
+    """The estimated rate of the source or the sink in bytes a second, from the time that we waited for it."""
 
     def __init__(self) -> None:
         self.rate = inf
@@ -142,33 +145,32 @@ class _End:
         self._waited += seconds
 
     def close_window(self, elapsed: float) -> None:
-        if self._bytes:
-            self._estimate(elapsed)
+        size, waited = self._bytes, self._waited
         self._bytes, self._waited = 0, 0.0
-
-    def _estimate(self, elapsed: float) -> None:
-        measured = self._bytes / self._waited if self._waited > 0 else inf
-        self.is_bottleneck = self._waited > _BOTTLENECK * elapsed
+        if not size:
+            return
+        measured = size / waited if waited > 0 else inf
+        self.is_bottleneck = waited > _BOTTLENECK * elapsed
         if self.is_bottleneck:
             self.rate = measured if self.rate == inf else 0.3 * min(self.rate, 4 * measured) + 0.7 * measured
             self._step = max(_FIRST_STEP, self._step**0.5)
             return
-        is_idle = self._waited < _IDLE * elapsed
-        self.rate = min(measured, max(self.rate, self._bytes / elapsed) * (self._step if is_idle else _CAREFUL))
+        is_idle = waited < _IDLE * elapsed
+        self.rate = min(measured, max(self.rate, size / elapsed) * (self._step if is_idle else _CAREFUL))
         if is_idle:
             self._step = min(_LARGEST_STEP, self._step**2)
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The level for a frame, and one to try beside it: the smaller outcome is to be used."""
+    """The level for a frame, and perhaps another to compress it at too: the smaller result is used."""
 
     level: int
     beside: int | None = None
 
 
 class Controller:
-    """Chooses levels out of `ladder`, for frames that `workers` threads compress. Not safe for threads by itself."""
+    """Chooses levels from `ladder`, for frames that `workers` threads compress. Not thread-safe."""
 
     def __init__(self, ladder: tuple[int, ...], workers: int) -> None:
         self._ladder = ladder
@@ -182,60 +184,56 @@ class Controller:
 
     @property
     def waits_for(self) -> str:
-        """What holds the stream up: sink, source or cores."""
+        """Return the slowest part: sink, source or cores."""
         return "sink" if self._sink.is_bottleneck else "source" if self._source.is_bottleneck else "cores"
 
     def choose(self) -> Choice:
-        """For the next frame."""
+        """Return the level for the next frame."""
         self._frames += 1
         other = self._neighbour() if self._frames % _TRY_EACH == 0 else None
         if other is None:
             return Choice(self.level)
-        if self._has_time_for_both(other):
+        both = self._workers / (1 / self._curve.rate(self.level) + 1 / self._curve.rate(other))
+        if both > 2 * self._sink.rate * self._curve.ratio(self.level):  # the sink is slow, so there is time for both
             return Choice(self.level, other)
         if self._values.get(other, 0) >= _WORTH_TRYING * self._values.get(self.level, inf):
             return Choice(other)
         return Choice(self.level)
 
     def _neighbour(self) -> int | None:
-        """The next level up or down, in turns, that no other makes pointless."""
+        """Return a level above or below in turns: the fastest with a better ratio, or the best that is faster."""
         up = self._frames // _TRY_EACH % 2 == 0
         rate, ratio = self._curve.rate, self._curve.ratio
         if up:
             better = [level for level in self._ladder if level > self.level and ratio(level) > ratio(self.level)]
             return max(better, key=rate, default=None)
-        enough = _WORTH_TRYING * rate(self.level)  # a level long in use may only seem to be quicker than its neighbours
+        enough = _WORTH_TRYING * rate(self.level)  # one long in use may only seem faster than its neighbours
         quicker = [level for level in self._ladder if level < self.level and rate(level) > enough]
         return max(quicker, key=ratio, default=None)
 
-    def _has_time_for_both(self, other: int) -> bool:
-        """While the sink is waited for, with cores to spare."""
-        both = self._workers / (1 / self._curve.rate(self.level) + 1 / self._curve.rate(other))
-        return both > 2 * self._sink.rate * self._curve.ratio(self.level)
-
     def compressed(self, level: int, plain: int, packed: int, seconds: float) -> None:
-        """A worker took so many seconds to make `plain` bytes into `packed`."""
+        """Report that a worker compressed `plain` bytes to `packed` bytes in `seconds`."""
         if plain >= _SMALL:
             self._curve.learn(level, plain, packed, seconds)
 
     def compared(self, level: int, packed: int, other: int, other_packed: int, plain: int) -> None:
-        """The same frame came to so many bytes at one level, and at the other."""
+        """Report the sizes of one frame at two levels."""
         if plain >= _SMALL:
             self._curve.compare(level, packed, other, other_packed, plain)
 
     def is_outdated(self, level: int, plain: int, packed: int) -> bool:
-        """Whether a frame that waits for the sink should be made again: it was made for a quicker one."""
+        """Return whether to compress again a frame that waits for the sink: it was made for a faster sink."""
         if not self._sink.is_bottleneck or level >= self.level or packed > 0.97 * plain:
             return False
         saves = self._curve.ratio(self.level) > _WORTH_REDOING * self._curve.ratio(level)
         return saves and plain / self._curve.rate(self.level) < packed / self._sink.rate
 
     def came(self, size: int, seconds: float) -> None:
-        """The source gave `size` plain bytes after that many seconds."""
+        """Report that the source gave `size` plain bytes after `seconds`."""
         self._source.add(size, seconds)
 
     def went(self, now: float, size: int, seconds: float) -> None:
-        """The sink came back `now`, having taken `size` packed bytes for that many seconds."""
+        """Report that at `now` the sink has taken `size` packed bytes in `seconds`."""
         self._sink.add(size, seconds)
         if self._since is None:
             self._since = now - seconds
@@ -243,19 +241,17 @@ class Controller:
             self._source.close_window(now - self._since)
             self._sink.close_window(now - self._since)
             self._since = now
-            self._decide()
-
-    def _decide(self) -> None:
-        self._values = {level: self._value(level) for level in self._ladder}
-        enough = _AS_GOOD * max(self._values.values())
-        self.level = min((level for level in self._ladder if self._values[level] >= enough), key=_distance_from_home)
+            self._values = {level: self._value(level) for level in self._ladder}
+            enough = _AS_GOOD * max(self._values.values())
+            good = (level for level in self._ladder if self._values[level] >= enough)
+            self.level = min(good, key=_distance_from_home)
 
     def _value(self, level: int) -> float:
-        """Plain bytes a second through the whole pipe."""
+        """Return the plain bytes a second through the whole pipe."""
         cores = _SHARE * self._workers * self._curve.rate(level)
         return min(cores, self._sink.rate * self._curve.ratio(level), self._source.rate)
 
 
 def _distance_from_home(level: int) -> tuple[bool, int]:
-    """Levels from 1 upward come before the negative ones."""
+    """The sort key of equally good levels: those from 1 upward come before the negative ones."""
     return level < HOME, abs(level - HOME)

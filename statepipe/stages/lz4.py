@@ -1,17 +1,18 @@
-"""lz4, both ways: one frame of blocks of 1 MiB, none of which looks back at others.
+"""lz4, both ways: one frame of independent blocks of 1 MiB.
 
-One frame, because many readers stop at the first; the blocks are made and read on all cores all the same. The frame
-is our own writing around the library's blocks: its own cost half as much again, most of it for a checksum that the
-xxhash library works out in a third of the time. Reading, a stream is cut into its blocks; those that do not look back
-are decoded on all cores, and the checksum of the whole is taken behind them, in order. A block that has a checksum of
-its own, as ours have, leaves once that agrees; others are held until the frame ends, if it is not too large to keep.
+One frame, because many readers stop after the first; its blocks are compressed and decoded on all cores. We write the
+frame ourselves around the library's blocks: the library's own frames take half as long again, mostly for a checksum
+that the xxhash library computes in a third of the time.
+
+To read, the stream is cut into its blocks. Independent blocks are decoded on all cores; the checksum of the frame is
+computed after that, in order. A block with its own checksum, as ours have, leaves once that matches; others are held
+until the frame ends, unless it is too large to keep.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass
 
 from statepipe.errors import IntegrityError
 from statepipe.extras import extra
@@ -27,29 +28,35 @@ with extra("lz4"):
     import xxhash
 
 BLOCK_SIZE = 1 << 20
-"""Plain bytes in a block. On a 158 MB Linux guest 64 KiB make 73.7 MB, 1 MiB 72.4, 4 MiB 72.3 and are 3 % slower."""
+"""Plain bytes in a block. For a 158 MB Linux guest, 64 KiB give 73.7 MB, 1 MiB 72.4, 4 MiB 72.3 but 3 % slower."""
 
 _FIRST_HIGH = 3
-"""From this level on lz4 searches for the best match: lz4hc.h."""
+"""The first level at which lz4 searches for the best match (lz4hc.h)."""
 
 _WINDOW = 64 << 10
-"""How far a block may look back into those before it."""
+"""The bytes before a dependent block that it may refer to."""
 
 _BATCH = 1 << 20
-"""Plain bytes that a worker decodes at a time, unless one block has more: for blocks of 64 KiB it would be woken too
+"""Plain bytes that a worker decodes at a time, unless one block has more. Single blocks of 64 KiB would wake it too
 often."""
 
 _EXPANSION = 255
-"""No byte of a block decodes to more: lz4_Block_format.md, the length codes."""
+"""The most plain bytes for one byte of a block: lz4_Block_format.md, the length codes."""
 
 
 def compress(level: int) -> Stage:
-    """A stage that writes one lz4 frame with checksums of each block and of the whole, at lz4's levels 1 to 12."""
+    """Return a stage that writes one lz4 frame with checksums of each block and of all, at lz4's levels 1 to 12."""
+    mode = {"mode": "high_compression", "compression": level} if level >= _FIRST_HIGH else {"mode": "default"}
+
+    def pack(plain: Buffer) -> tuple[bytes, Buffer]:
+        packed: bytes = lz4.block.compress(plain, store_size=False, **mode)
+        stored = len(packed) >= len(plain)
+        return block(bytes(plain) if stored else packed, stored=stored), plain
 
     def stage(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
         digest = xxhash.xxh32()
         yield head()
-        with closing(over_blocks(lambda plain: (_block(plain, level), plain), upstream, BLOCK_SIZE)) as blocks:
+        with closing(over_blocks(pack, upstream, BLOCK_SIZE)) as blocks:
             for made in blocks:
                 if made is None:
                     yield FLUSH
@@ -62,43 +69,38 @@ def compress(level: int) -> Stage:
     return stage
 
 
-def _block(plain: Buffer, level: int) -> bytes:
-    packed: bytes = lz4.block.compress(plain, store_size=False, **_mode(level))
-    stored = len(packed) >= len(plain)
-    return block(bytes(plain) if stored else packed, stored=stored)
-
-
-def _mode(level: int) -> dict[str, str | int]:
-    return {"mode": "high_compression", "compression": level} if level >= _FIRST_HIGH else {"mode": "default"}
-
-
 def decompress(memory: int = MEMORY) -> Stage:
-    """A stage that decodes lz4 frames. Raises IntegrityError and TruncatedError with the compressed offset.
+    """Return a stage that decodes lz4 frames. Raises IntegrityError and TruncatedError with the compressed offset.
 
-    It takes less than 10 MiB: `memory`, which all codecs have, changes nothing.
+    `memory` is not used: the decoder needs less than 10 MiB.
     """
+
+    def in_order(decoded: Generator[_Decoded, None, None]) -> Iterator[Buffer]:
+        frames = _Frames()
+        with closing(decoded):
+            for batch in decoded:
+                if not batch:
+                    yield FLUSH
+                for item, plain in batch:
+                    yield from frames.take(item, plain)
+        yield from frames.held.release()
 
     def stage(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
         decoded = parallel(_decode_batch, Over(upstream, _batches(upstream)))
-        yield from ahead(Over(upstream, _in_order(decoded)), 2)
+        yield from ahead(Over(upstream, in_order(decoded)), 2)
 
     return stage
 
 
-@dataclass(frozen=True, slots=True)
-class _Placed:
-    """An item and the frame it is of."""
+_Batch = list[tuple[Item, Begin]]
+"""Items with the headers of their frames; an empty batch stands for a flush mark."""
 
-    item: Item
-    frame: Begin
-
-
-_Batch = list[_Placed]
-"""Empty, it stands for a flush mark."""
+_Decoded = list[tuple[Item, bytes | None]]
+"""Items with their plaintext; None for everything but independent blocks."""
 
 
 def _batches(upstream: Iterator[Buffer]) -> Iterator[_Batch]:
-    """Items in lists that one worker decodes at once."""
+    """Collect items in batches for the workers."""
     splitter = Splitter()
     begin = Begin(0, 0)
     for buffer in upstream:
@@ -106,7 +108,7 @@ def _batches(upstream: Iterator[Buffer]) -> Iterator[_Batch]:
         room = _BATCH
         for item in splitter.feed(buffer):
             begin = item if isinstance(item, Begin) else begin
-            batch.append(_Placed(item, begin))
+            batch.append((item, begin))
             if isinstance(item, Block):
                 room -= min(len(item.data) * _EXPANSION, begin.block_size)
             if room <= 0:
@@ -119,20 +121,18 @@ def _batches(upstream: Iterator[Buffer]) -> Iterator[_Batch]:
     splitter.close()
 
 
-_Decoded = list[tuple[_Placed, bytes | None]]
-
-
 def _decode_batch(batch: _Batch) -> _Decoded:
-    """On a worker: what blocks decode to, unless they look back at others."""
-    return [(placed, _decode_alone(placed.item, placed.frame)) for placed in batch]
-
-
-def _decode_alone(item: Item, begin: Begin) -> bytes | None:
-    if not isinstance(item, Block):
-        return None
-    if item.checksum is not None and xxhash.xxh32_intdigest(item.data) != item.checksum:
-        raise IntegrityError(f"the lz4 block at byte {item.offset} is corrupt", offset=item.offset)
-    return _decode(item, begin, b"") if begin.independent else None
+    """On a worker: check the blocks' checksums, and decode the independent ones."""
+    decoded: _Decoded = []
+    for item, begin in batch:
+        plain = None
+        if isinstance(item, Block):
+            if item.checksum is not None and xxhash.xxh32_intdigest(item.data) != item.checksum:
+                what = f"the lz4 block at byte {item.offset} is corrupt: checksum mismatch"
+                raise IntegrityError(what, offset=item.offset)
+            plain = _decode(item, begin, b"") if begin.independent else None
+        decoded.append((item, plain))
+    return decoded
 
 
 def _decode(item: Block, begin: Begin, window: bytes) -> bytes:
@@ -145,64 +145,38 @@ def _decode(item: Block, begin: Begin, window: bytes) -> bytes:
         raise IntegrityError(what, offset=item.offset) from error
 
 
-def _in_order(decoded: Generator[_Decoded, None, None]) -> Iterator[Buffer]:
-    """What is proved, or of a frame too large to keep is about to be."""
-    frames = _Frames()
-    with closing(decoded):
-        for batch in decoded:
-            if not batch:
-                yield FLUSH
-            for placed, plain in batch:
-                yield from frames.take(placed.item, plain)
-    yield from frames.release()
-
-
 class _Frames:
-    """The state between blocks: the frame's header, what is known of its content, and what is held of it."""
+    """The state between blocks: the frame's header, its size and digest so far, and the plaintext that is held."""
 
     def __init__(self) -> None:
+        self.held = Held()
         self._begin = Begin(0, 0)
-        self._held = Held()
         self._window = b""
         self._size = 0
         self._digest = xxhash.xxh32()
 
     def take(self, item: Item, plain: bytes | None) -> list[bytes]:
-        """The next item, and what a worker made of it; gives what may leave."""
-        if isinstance(item, Block):
-            return self._content(self._linked(item) if plain is None else plain, item)
-        if isinstance(item, End):
-            self._check(item)
-            return self.release()
-        leaving = self.release()
-        self._begin, self._window, self._size, self._digest = item, b"", 0, xxhash.xxh32()
-        return leaving
-
-    def release(self) -> list[bytes]:
-        """What was held of a frame that has ended."""
-        return self._held.release()
-
-    def _linked(self, item: Block) -> bytes:
-        plain = _decode(item, self._begin, self._window)
-        self._window = (self._window + plain[-_WINDOW:])[-_WINDOW:]
-        return plain
-
-    def _content(self, plain: bytes, item: Block) -> list[bytes]:
-        self._size += len(plain)
-        limit = self._begin.content_size
-        if limit is not None and self._size > limit:
-            raise IntegrityError(f"the lz4 frame holds more than the {limit} bytes it declares", offset=item.offset)
-        if self._begin.checksum:
-            self._digest.update(plain)
-        if self._begin.block_checksums:
-            return [plain]
-        return self._held.add(plain)
-
-    def _check(self, end: End) -> None:
+        """Take the next item, with its plaintext from a worker; return the plaintext that may leave."""
         begin = self._begin
-        if begin.content_size not in (None, self._size):
-            what = f"the lz4 frame that begins at byte {begin.offset} holds {self._size} bytes, not the"
-            raise IntegrityError(f"{what} {begin.content_size} it declares", offset=end.offset)
-        if end.checksum is not None and self._digest.intdigest() != end.checksum:
-            what = f"the lz4 frame that begins at byte {begin.offset} is corrupt: checksum mismatch"
-            raise IntegrityError(what, offset=end.offset)
+        if isinstance(item, Block):
+            if plain is None:
+                plain = _decode(item, begin, self._window)
+                self._window = (self._window + plain[-_WINDOW:])[-_WINDOW:]
+            self._size += len(plain)
+            limit = begin.content_size
+            if limit is not None and self._size > limit:
+                what = f"the lz4 frame has more than the {limit} bytes that it declares"
+                raise IntegrityError(what, offset=item.offset)
+            if begin.checksum:
+                self._digest.update(plain)
+            return [plain] if begin.block_checksums else self.held.add(plain)
+        if isinstance(item, End):
+            what = f"the lz4 frame that begins at byte {begin.offset}"
+            if begin.content_size not in (None, self._size):
+                what += f" has {self._size} bytes, not the {begin.content_size} that it declares"
+                raise IntegrityError(what, offset=item.offset)
+            if item.checksum is not None and self._digest.intdigest() != item.checksum:
+                raise IntegrityError(f"{what} is corrupt: checksum mismatch", offset=item.offset)
+        else:
+            self._begin, self._window, self._size, self._digest = item, b"", 0, xxhash.xxh32()
+        return self.held.release()

@@ -1,9 +1,9 @@
-"""progress: how much has passed, how fast, and when it will be over; for people, for `ps`, and for programs.
+"""progress: how many bytes have passed, how fast, and the time left; for people, for `ps`, and for programs.
 
-The figures are of this place in the pipe: bytes, the rate over the last seconds and over all, and, where the size is
-known (said, or that of a file at standard input) or a migration stream tells, the time left. A terminal shows a bar;
-elsewhere a line is written now and then and one at the end, for a log (display.py). Programs read JSON lines
-(pipeline/statuslines.py). Nobody who looks can stop the data.
+The figures are for this place in the pipe: bytes, the rate over the last seconds and on average, and the time left, if
+the size is known (an option, or the file at standard input) or a migration stream tells it. A terminal shows a bar; a
+log gets a line now and then and one at the end (display.py). Programs read JSON lines (pipeline/statuslines.py). A
+reader that is stuck never stops the data.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from statepipe.threads import cores
 from statepipe.units import format_size
 
 WINDOW = 3.0
-"""Seconds that the rate `now` looks back."""
+"""Seconds that the current rate covers."""
 
 SETTLED = 8 << 20
-"""Bytes for each block of a mebibyte that a codec may hold (threads.parallel: 4 more than cores) before its ratio is
-told: what went in and has not come out then changes it by an eighth at most (of xz, whose blocks are of 4 MiB, by a
-half). At 500 KiB it was 7876."""
+"""Bytes that must pass for each block of 1 MiB that a codec may hold (threads.parallel: cores + 4) before its ratio is
+shown. The blocks inside the codec then change it by at most an eighth (xz, with blocks of 4 MiB: by half). At 500 KiB
+it was 7876."""
 
 SAMPLE = 0.1
-"""Seconds from one sample of the flow to the next at least."""
+"""The minimum of seconds between two samples of the flow."""
 
 
 class Flow:
-    """Bytes that pass, against the clock. Told by one thread, asked by any."""
+    """Counts bytes over time. One thread may call `add`, any thread the rest."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.bytes = 0
@@ -45,7 +45,7 @@ class Flow:
         self._samples: deque[tuple[float, int]] = deque([(self._begun, 0)])
 
     def add(self, count: int) -> None:
-        """So many more have passed."""
+        """Report that `count` more bytes have passed."""
         with self._lock:
             self.bytes += count
             if self._clock() - self._samples[-1][0] >= SAMPLE:
@@ -53,15 +53,15 @@ class Flow:
 
     @property
     def seconds(self) -> float:
-        """Since the beginning."""
+        """Return the seconds since the beginning."""
         return self._clock() - self._begun
 
     def average(self) -> float:
-        """Bytes a second since the beginning."""
+        """Return the bytes a second since the beginning."""
         return self.bytes / max(self.seconds, 1e-9)
 
     def rate(self) -> float:
-        """Bytes a second over the last WINDOW seconds; less if nothing comes."""
+        """Return the bytes a second over the last WINDOW seconds; it falls if nothing arrives."""
         with self._lock:
             now = self._clock()
             while len(self._samples) > 1 and self._samples[1][0] <= now - WINDOW:
@@ -71,7 +71,7 @@ class Flow:
 
 
 class Progress:
-    """The stage. `size` is how many bytes will pass here, if that is known."""
+    """The stage. `size`: how many bytes will pass here, if known."""
 
     def __init__(self, context: Context, size: int | None = None, name: str = "") -> None:
         self._context = context
@@ -82,7 +82,7 @@ class Progress:
         self._looked = self._ended = False
 
     def expect(self, size: int) -> None:
-        """The source's size, where nothing changes the bytes on their way here. What was said before, holds."""
+        """Set the number of bytes that will arrive, unless the user gave it."""
         if self._size is None:
             self._size = size
 
@@ -97,19 +97,19 @@ class Progress:
 
     @property
     def blind(self) -> bool:
-        """Whether it need not see the bytes: unless they are a migration stream (stage.Meter)."""
+        """Return whether it does not need to see the bytes, because they are not a migration stream (stage.Meter)."""
         return self._looked and self._stream is None
 
     def admit(self, wanted: int) -> int:
-        """All of them."""
+        """Return `wanted`: all bytes may pass."""
         return wanted
 
     def passed(self, count: int) -> None:
-        """So many have."""
+        """Report that `count` bytes have passed."""
         self._flow.add(count)
 
     def _look(self, buffer: Buffer) -> None:
-        """Follow a migration stream, for as long as it is one: what is wrong with it is for others to say."""
+        """Follow a migration stream. If it is damaged, stop following: other stages report that."""
         if not self._looked and len(buffer):
             self._looked = True
             if buffer[:4] == b"QEVM":
@@ -124,11 +124,11 @@ class Progress:
 
     @property
     def passed_bytes(self) -> int:
-        """How many have passed."""
+        """Return the number of bytes that have passed."""
         return self._flow.bytes
 
     def left(self) -> int | None:
-        """Bytes still to come, if that can be told."""
+        """Return the bytes still to come, if that is known."""
         if self._size_holds:
             return (self._size or 0) - self._flow.bytes
         remaining = self._remaining
@@ -136,44 +136,43 @@ class Progress:
 
     @property
     def _size_holds(self) -> bool:
-        """Whether a size is known, and not more has passed already: then it was none."""
+        """Return whether a size is known and still possible: not more bytes have passed."""
         return self._size is not None and self._flow.bytes <= self._size
 
     def rate(self) -> float:
-        """Bytes a second: of late, or on average while nothing comes."""
+        """Return the bytes a second: the current rate, or the average while nothing arrives."""
         return self._flow.rate() or self._flow.average()
 
     def facts(self) -> dict[str, Any]:
-        """Rates in bytes a second, `eta` in seconds (None: not known) and from what it is, ready for JSON."""
+        """Return the figures for JSON: rates in bytes a second, `eta` in seconds (None: not known) and its source.
+
+        `eta_from` is the size, the guest's memory, or the stream, which gives an upper bound.
+        """
         left, rate = self.left(), self.rate()
         facts: dict[str, Any] = {"rate": round(self._flow.rate()), "average": round(self._flow.average())}
-        known = left is not None and rate > 0
-        facts["eta"] = round(left / rate, 1) if known and left is not None else None
-        facts["eta_from"] = self._grounds() if known else None
+        facts["eta"] = facts["eta_from"] = None
+        if left is not None and rate > 0:
+            bound = self._remaining is None or self._remaining.is_bound
+            facts["eta"] = round(left / rate, 1)
+            facts["eta_from"] = "size" if self._size_holds else "stream" if bound else "memory"
         if (stream := self._stream) is not None:
             facts |= {"phase": stream.phase.value, "rounds": stream.rounds, "ram_bytes": stream.ram_bytes}
         return facts
 
-    def _grounds(self) -> str:
-        """What the time left is told from: the size, the guest's memory, or the stream, as an upper bound."""
-        if self._size_holds:
-            return "size"
-        return "stream" if self._remaining is None or self._remaining.is_bound else "memory"
-
     def total(self) -> int | None:
-        """Bytes that will have passed in the end."""
+        """Return the bytes that will have passed at the end."""
         left = self.left()
         return None if left is None else self._flow.bytes + left
 
     def line(self) -> str:
-        """All of it in a line for people."""
+        """Return all figures in a line for people."""
         facts = self.facts()
         parts = [f"{format_size(self._flow.bytes)} in {clock_time(self._flow.seconds)}"]
         parts += [f"{format_size(facts['rate'])}/s", f"{format_size(facts['average'])}/s on average", *self.more()]
         return ", ".join(parts)
 
     def more(self) -> list[str]:
-        """What a bar cannot show: the time left, the ratio of the codec beside it, the round of a migration."""
+        """Return the figures that a bar does not have: the time left, the codec's ratio, the round of a migration."""
         facts, parts = self.facts(), []
         if facts["eta"]:
             parts.append(f"{'at most ' if facts['eta_from'] == 'stream' else ''}{clock_time(facts['eta'])} left")
@@ -184,7 +183,7 @@ class Progress:
         return parts
 
     def _ratio(self) -> float | None:
-        """Plain to packed bytes of the first codec in this pipeline, once what it holds back makes no difference."""
+        """Return the ratio of plain to packed bytes of the first codec in this pipeline, once it is accurate."""
         stages = (self._context.status() or {}).get("stages", ())
         for place, stage in enumerate(stages):
             if stage["name"] in ("compress", "decompress") and stage["in"] and stage["out"]:
@@ -196,7 +195,7 @@ class Progress:
 
 
 def clock_time(seconds: float) -> str:
-    """`7.2 s`, `1:05`, `2:03:09`."""
+    """Return a time as `7.2 s`, `1:05` or `2:03:09`."""
     minutes, rest = divmod(int(seconds), 60)
     if not minutes:
         return f"{seconds:.1f} s"

@@ -22,11 +22,11 @@ MARKS = MIGRATION, CONTAINER
 
 
 class Proof:
-    """A stage that passes everything on, and fails with IntegrityError or TruncatedError where the stream is cut.
+    """A stage that passes everything on, and raises IntegrityError or TruncatedError for an incomplete stream.
 
-    It knows what the stream turned out to be: `stream` is QEMU's. It is a Meter, `blind` once nothing can be proved.
-    `answer`, given if a QEMU is upstream and nobody else answers it, is the one of `watch`. `asked` is called once, as
-    soon as that QEMU waits for answers.
+    `stream` or `checker` is the parser of the stream, once its kind is known. The stage is a Meter, `blind` if nothing
+    can be proved. `answer` is passed to `watch`; it is given if the source is a QEMU that nobody else answers. `asked`
+    is called once, as soon as that QEMU waits for answers.
     """
 
     def __init__(self, answer: Answer | None = None, asked: Callable[[], object] = lambda: None) -> None:
@@ -56,22 +56,22 @@ class Proof:
         return wanted
 
     def passed(self, count: int) -> None:
-        """Nothing follows from it."""
+        """Do nothing: bytes that it does not see are not proved."""
 
     @property
     def holds(self) -> bool:
-        """Whether the stream is proved complete, once it has ended without an error."""
+        """Return whether the stream is proved complete, after it has ended without an error."""
         ours = self.checker is not None and self.checker.header is not None
         return ours or (self.stream is not None and self.stream.complete)
 
     @property
     def return_path(self) -> bool:
-        """Whether it is QEMU's and its QEMU waits for an answer."""
+        """Return whether it is QEMU's and QEMU waits for an answer."""
         return self.stream is not None and self.stream.return_path
 
 
 def _follow(upstream: Iterator[Buffer], checker: Checker) -> Iterator[Buffer]:
-    """Pass a zstd stream on, frame by frame past the checker, undecoded."""
+    """Pass a zstd stream on, with its frames checked but not decoded."""
     from statepipe.stages.zstd import check_skippable
 
     splitter = FrameSplitter()

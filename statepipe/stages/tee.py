@@ -1,7 +1,7 @@
-"""tee: a second copy on the way, in a file that exists only if all of it has passed.
+"""tee: write a copy to a file, which exists only if the whole stream has passed.
 
-The copy is written before the buffer goes on, and gets its name when the stream has ended cleanly and the last buffer
-has been taken from below. A copy that fails is a failure of the whole, or is given up with a warning, as asked.
+A buffer is written to the copy before it is passed on. The file gets its name after a clean end of the stream, when the
+last buffer has been taken. A copy that fails is an error of the whole, or is abandoned with a warning.
 """
 
 from __future__ import annotations
@@ -14,61 +14,43 @@ from statepipe.stage import Buffer, Stage
 from statepipe.stages.context import NewFile, Output
 
 WARN = "warn"
-"""The policy under which a copy that fails is given up."""
+"""The value of --on-error with which a failed copy is abandoned."""
 
 
 def tee(path: str, new_file: NewFile, give_up: Callable[[str], None] | None = None) -> Stage:
-    """A stage that passes everything on and makes the file `path` of it.
+    """Return a stage that passes everything on and writes it to the file `path`.
 
-    Raises StatepipeError where the file cannot be made, unless there is `give_up`: it is told why, once, and the
-    stream goes on alone.
+    It raises StatepipeError if the file cannot be written. With `give_up`, it calls that once with the reason instead,
+    and the stream continues without the copy.
     """
 
     def stage(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
-        with _Copy(path, new_file, give_up) as copy:
+        copy: Output | None = None
+        with ExitStack() as opened:
+
+            def begin() -> None:
+                nonlocal copy
+                copy = opened.enter_context(new_file(path))
+
+            def attempt(step: Callable[..., None], *arguments: Buffer) -> None:
+                nonlocal copy
+                try:
+                    step(*arguments)
+                except InterruptedBySignal:
+                    raise
+                except StatepipeError as error:
+                    if give_up is None:
+                        raise
+                    give_up(f"the copy is abandoned: {error}")
+                    copy = None
+                    opened.close()
+
+            attempt(begin)
             for buffer in upstream:
-                copy.write(buffer)
+                if copy is not None and len(buffer):
+                    attempt(copy.write, buffer)
                 yield buffer
-            copy.commit()
+            if copy is not None:
+                attempt(copy.commit)
 
     return stage
-
-
-class _Copy:
-    """The file, until it is given up."""
-
-    def __init__(self, path: str, new_file: NewFile, give_up: Callable[[str], None] | None) -> None:
-        self._path, self._new_file, self._give_up = path, new_file, give_up
-        self._opened = ExitStack()
-        self._output: Output | None = None
-
-    def __enter__(self) -> _Copy:
-        self._attempt(self._open)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._opened.close()
-
-    def _open(self) -> None:
-        self._output = self._opened.enter_context(self._new_file(self._path))
-
-    def write(self, buffer: Buffer) -> None:
-        if self._output is not None and len(buffer):
-            output = self._output
-            self._attempt(lambda: output.write(buffer))
-
-    def commit(self) -> None:
-        if self._output is not None:
-            self._attempt(self._output.commit)
-
-    def _attempt(self, step: Callable[[], None]) -> None:
-        try:
-            step()
-        except InterruptedBySignal:
-            raise
-        except StatepipeError as error:
-            if self._give_up is None:
-                raise
-            self._give_up(f"the copy is given up: {error}")
-            self._output = None
-            self._opened.close()

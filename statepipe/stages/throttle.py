@@ -1,11 +1,11 @@
-"""throttle: bytes pass no faster than a rate, and the rate may change while they do.
+"""throttle: limit the rate at which bytes pass; the rate may change meanwhile.
 
-A token bucket: time fills it at the rate, bytes empty it. It is empty at the first byte and holds BURST seconds'
-worth, so that time in which nothing could pass is not saved up, and a wake-up that comes late is made good. A buffer
-is cut into pieces of PIECE seconds' worth, each of which waits until the bucket holds all of it.
+A token bucket: time fills it at the rate, bytes empty it. It is empty at the first byte and has room for BURST seconds'
+worth, so idle time is not saved up, and late wake-ups are made up for. A buffer is cut into pieces of PIECE seconds'
+worth, each of which waits until the bucket has enough for all of it.
 
-At a migration stream's final stage the guest stands still until the last byte has arrived: `until_switchover`
-lets go there, for good. What QEMU has written ahead of it into the pipe still passes at the rate.
+During the final stage of a migration the guest is stopped until the last byte has arrived, so with `until_switchover`
+the limit ends there for good. The bytes that QEMU wrote into the pipe before still pass at the rate.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from statepipe.stage import Buffer, Cancelled, Over
 from statepipe.stages.context import Context
 
 BURST = 0.1
-"""Seconds' worth that may pass at once: 2 % of what passes in 5 s, and room for wake-ups that come late."""
+"""Seconds' worth that may pass at once: 2 % of the bytes of 5 s, and enough for late wake-ups."""
 
 PIECE = 0.02
-"""Seconds' worth that wait together: what 5 s may lack at their end is then 0.4 %, and 50 wake-ups a second are few."""
+"""Seconds' worth in a piece: after 5 s at most 0.4 % is lacking, and 50 wake-ups a second are few."""
 
 LONGEST_WAIT = 60.0
-"""Seconds of one wait, after which the clock is looked at again: the kernel's longest would overflow at tiny rates."""
+"""Seconds of one wait, after which the clock is read again: at tiny rates the kernel's timeout would overflow."""
 
 SHORTEST_WAIT = 1e-6
-"""Seconds: a shorter one is lost in the rounding of a clock's float, and would be waited for again and again."""
+"""Seconds: a shorter wait is lost in the rounding of the clock's float, and would be repeated."""
 
 
 class Bucket:
-    """How many bytes may pass at a moment. Times are seconds of one clock; `rate` is bytes a second, None no limit."""
+    """How many bytes may pass now. Times are seconds of one clock; `rate` is bytes a second, None for no limit."""
 
     def __init__(self, rate: int | None) -> None:
         self.rate = rate
@@ -41,7 +41,7 @@ class Bucket:
         self._then: float | None = None
 
     def set_rate(self, rate: int | None, now: float) -> None:
-        """What was filled in so far stays, as far as the new rate has room for it."""
+        """Change the rate. The content stays, as far as the new rate has room for it."""
         if self._then is not None:
             self._fill(now)
         self.rate = rate
@@ -56,7 +56,7 @@ class Bucket:
         self._then = now
 
     def take(self, wanted: int, now: float) -> tuple[int, float]:
-        """Bytes of `wanted` (at least 1) that pass now; if none, the seconds until some may."""
+        """Return how many of `wanted` bytes (at least 1) pass now, and if none, the seconds until some may."""
         self._fill(now)
         if self.rate is None:
             return wanted, 0.0
@@ -69,7 +69,7 @@ class Bucket:
 
 
 class Throttle:
-    """The stage. Raises Cancelled out of a wait that was cancelled."""
+    """The stage. A wait that is cancelled raises Cancelled."""
 
     def __init__(self, rate: int | None, context: Context, *, until_switchover: bool = False) -> None:
         self._clock, self._warn = context.clock, context.warn
@@ -83,31 +83,31 @@ class Throttle:
         return _Paced(self, upstream)
 
     def facts(self) -> dict[str, Any]:
-        """Its rate in bytes a second, None if there is no limit, or none any more."""
+        """Return the rate in bytes a second, None if there is no limit, or no longer."""
         return {"rate": None if self._let_go else self._bucket.rate}
 
     def set_rate(self, rate: int | None) -> None:
-        """A new rate from now on, also for whoever waits; a throttle that has let go does not take hold again."""
+        """Change the rate from now on, also for a wait. A throttle that has let go stays without a limit."""
         with self._changed:
             self._bucket.set_rate(rate, self._clock())
             self._changed.notify_all()
 
     def cancel(self) -> None:
-        """End the wait, now and for good."""
+        """End any wait, now and later."""
         with self._changed:
             self._cancelled = True
             self._changed.notify_all()
 
     @property
     def blind(self) -> bool:
-        """Whether it need not see the bytes: not while it looks for the final stage."""
+        """Return whether it does not need to see the bytes: it does while it looks for the final stage."""
         return self._stream is None
 
     def passed(self, count: int) -> None:
-        """The bucket was emptied when they were admitted."""
+        """Do nothing: `admit` has emptied the bucket already."""
 
     def admit(self, wanted: int) -> int:
-        """Wait until some of `wanted` bytes (at least 1) may pass; how many."""
+        """Wait until some of `wanted` bytes (at least 1) may pass; return how many."""
         with self._changed:
             while not self._cancelled:
                 if self._let_go:
@@ -119,7 +119,7 @@ class Throttle:
         raise Cancelled
 
     def pace(self, upstream: Iterator[Buffer]) -> Iterator[Buffer]:
-        """The buffers, cut where they must wait."""
+        """Yield the buffers, cut into pieces where they must wait."""
         for buffer in upstream:
             self._follow(buffer)
             if not len(buffer):
@@ -131,13 +131,13 @@ class Throttle:
                 left = left[count:]
 
     def _follow(self, buffer: Buffer) -> None:
-        """Look for the final stage; in what is no migration stream there is none."""
+        """Look for the final stage, if this is a migration stream."""
         if self._stream is None:
             return
         try:
             self._stream.feed(buffer)
         except IntegrityError as error:
-            self._warn(f"throttle holds its rate to the end, for this is no migration stream: {error}")
+            self._warn(f"throttle keeps its rate to the end, because this is not a migration stream: {error}")
             self._stream = None
             return
         if self._stream.switchover is not None:
@@ -145,7 +145,7 @@ class Throttle:
 
 
 class _Paced(Over[Buffer]):
-    """Wakes the throttle's own wait as well."""
+    """Ends the throttle's own wait too."""
 
     def __init__(self, throttle: Throttle, upstream: Iterator[Buffer]) -> None:
         super().__init__(upstream, throttle.pace(upstream))

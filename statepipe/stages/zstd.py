@@ -1,10 +1,11 @@
 """zstd, both ways: independent frames, on all cores.
 
-The stream is cut into frames of 1 MiB, each with its content size and checksum, each compressed by whichever
-core is free, and put out in order between a header and a trailer (formats/statefile.py) that prove the whole.
-Reading goes the other way: any zstd file is cut at its frames' ends as it arrives, small frames are decoded on
-all cores, a frame too large to keep is decoded as it streams. Nothing leaves before its frame's checksum agreed;
-of a frame that streams, nothing can be promised before its end.
+The stream is cut into frames of 1 MiB, each with its content size and checksum. They are compressed on all cores and
+written in order between a header and a trailer (formats/statefile.py), which prove that the stream is complete.
+
+Any zstd file can be read: it is cut at the ends of its frames as it arrives. Small frames are decoded on all cores and
+leave only after their checksum matches. A frame too large to keep is decoded as it arrives, and leaves unchecked until
+its end.
 """
 
 from __future__ import annotations
@@ -31,26 +32,31 @@ from statepipe.stages.blocks import PerThread, over_blocks
 from statepipe.threads import cores, parallel
 
 FRAME_SIZE = 1 << 20
-"""Plain bytes in a frame. On a 158 MB Linux guest, level 1, 2 cores: 512 KiB 1160 MB/s and 57.2 MB, 1 MiB 1177
-and 56.7, 2 MiB 1058 and 56.5, 4 MiB 1018 and 56.4; zstd -T0 -1 makes 56.8."""
+"""Plain bytes in a frame. For a 158 MB Linux guest, level 1, 2 cores: 512 KiB 1160 MB/s and 57.2 MB, 1 MiB 1177 and
+56.7, 2 MiB 1058 and 56.5, 4 MiB 1018 and 56.4; zstd -T0 -1 gives 56.8."""
 
 
 def compress(level: int) -> Stage:
-    """A stage that writes a statepipe stream: zstd frames that prove their own completeness."""
+    """Return a stage that writes a statepipe stream: zstd frames that prove that they are complete."""
     return pack(level, {"kind": "stream"}, lambda: {})
 
 
 def pack(level: int, header: Facts, trailer: Callable[[], Facts]) -> Stage:
-    """A stage that puts the stream between `header` and what `trailer()` says once the stream has ended."""
-    return Packer(lambda upstream: over_blocks(_Compressor(level), upstream, FRAME_SIZE), header, trailer)
+    """Return a stage that writes the stream between `header` and `trailer()`, which is called at the end."""
+    contexts = PerThread(lambda: zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True))
+
+    def compressed(plain: Buffer) -> tuple[bytes, int]:
+        return contexts.get().compress(plain), len(plain)
+
+    return Packer(lambda upstream: over_blocks(compressed, upstream, FRAME_SIZE), header, trailer)
 
 
 Frames = Callable[[Iterator[Buffer]], Iterator[tuple[bytes, int] | None]]
-"""Compresses a stream to frames with their plain sizes; None stands for a flush mark."""
+"""Compresses a stream to frames and their plain sizes; None stands for a flush mark."""
 
 
 class Packer:
-    """A stage that puts what `frames` makes of the stream between `header` and `trailer()`; it tells what they tell."""
+    """A stage that writes the frames of `frames` between `header` and `trailer()`, and reports their facts."""
 
     def __init__(self, frames: Frames, header: Facts, trailer: Callable[[], Facts]) -> None:
         self._frames, self._header, self._trailer = frames, header, trailer
@@ -70,20 +76,8 @@ class Packer:
         yield writer.trailer(self._trailer())
 
 
-class _Compressor:
-    """Compresses a block to (frame, plain size); one zstd context for each thread."""
-
-    def __init__(self, level: int) -> None:
-        self._contexts = PerThread(
-            lambda: zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True)
-        )
-
-    def __call__(self, plain: Buffer) -> tuple[bytes, int]:
-        return self._contexts.get().compress(plain), len(plain)
-
-
 def in_one_frame(level: int) -> Stage:
-    """A stage that writes a single frame, by zstd's own workers, and no word of ours: for readers that stop there."""
+    """Return a stage that writes one frame with zstd's own workers, for readers that stop after the first frame."""
 
     def stage(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
         packer = zstandard.ZstdCompressor(level=level, write_checksum=True, threads=cores()).compressobj()
@@ -99,24 +93,52 @@ def in_one_frame(level: int) -> Stage:
 
 
 def decompress(memory: int = MEMORY) -> Stage:
-    """A stage that decodes any zstd stream; one of ours is proved whole as well.
+    """Return a stage that decodes any zstd stream, and also proves that one of ours is complete.
 
-    `memory`: the largest window of a frame, in bytes. One that has a larger is an IntegrityError that says so.
-    Raises IntegrityError (with the offset in the compressed stream) and TruncatedError; empty input is an error.
+    `memory`: the largest window of a frame, in bytes; a frame with a larger one is an IntegrityError. The stage raises
+    IntegrityError with the compressed offset, and TruncatedError, also for empty input.
     """
+    window = min(max(memory, 1 << 10), 1 << 31)  # ZSTD_WINDOWLOG_MIN and _MAX; the splitter checks `memory` itself
+    contexts = PerThread(lambda: zstandard.ZstdDecompressor(max_window_size=window))
+
+    def decoded(piece: Piece | int | None) -> tuple[Piece | int | None, bytes]:
+        """On a worker: decode a whole frame. Other pieces pass: they must be handled in order."""
+        if not isinstance(piece, Frame):
+            return piece, b""
+        try:
+            if piece.content_size:
+                return piece, contexts.get().decompress(piece.data, max_output_size=piece.content_size)
+            # no content size, or empty: the number of blocks has limited the plaintext
+            decoder = contexts.get().decompressobj()
+            plain = decoder.decompress(piece.data)
+        except zstandard.ZstdError as error:
+            raise _corrupt(piece.offset, error) from error
+        if not decoder.eof:
+            raise _incomplete(piece.offset)
+        return piece, plain
 
     def stage(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
-        with closing(parallel(_Decoder(memory), Over(upstream, _split(upstream, memory)))) as decoded:
-            yield from _checked(decoded, Checker(), memory)
+        checker, large = Checker(), _LargeFrame(window)
+        with closing(parallel(decoded, Over(upstream, _split(upstream, memory)))) as results:
+            for piece, plain in results:
+                if isinstance(piece, Frame):
+                    checker.frame(piece.data, len(plain), piece.offset)
+                    yield plain
+                elif isinstance(piece, Part):
+                    checker.large(piece.offset)
+                    yield large.feed(piece)
+                elif isinstance(piece, Skippable):
+                    check_skippable(piece, checker)
+                elif piece is None:
+                    yield FLUSH
+                else:
+                    checker.close(piece)
 
     return stage
 
 
-_Decoded = tuple[Piece | int | None, bytes]
-
-
 def _split(upstream: Iterator[Buffer], memory: int) -> Iterator[Piece | int | None]:
-    """The pieces of a zstd stream; None for a flush mark; at the end, the number of bytes it had."""
+    """Yield the pieces of a zstd stream, None for a flush mark, and at the end the number of bytes in the stream."""
     splitter = FrameSplitter(memory)
     total = 0
     for buffer in upstream:
@@ -130,62 +152,16 @@ def _split(upstream: Iterator[Buffer], memory: int) -> Iterator[Piece | int | No
     yield total
 
 
-class _Decoder:
-    """On a worker: decodes whole frames, with one zstd context for each thread. Other pieces pass: they are for
-    the consumer, in order."""
-
-    def __init__(self, memory: int) -> None:
-        self._contexts = PerThread(lambda: zstandard.ZstdDecompressor(max_window_size=_bounded(memory)))
-
-    def __call__(self, piece: Piece | int | None) -> _Decoded:
-        return piece, self._decode(piece) if isinstance(piece, Frame) else b""
-
-    def _decode(self, frame: Frame) -> bytes:
-        try:
-            if frame.content_size:
-                return self._contexts.get().decompress(frame.data, max_output_size=frame.content_size)
-            return self._decode_unsized(frame)
-        except zstandard.ZstdError as error:
-            raise _corrupt(frame.offset, error) from error
-
-    def _decode_unsized(self, frame: Frame) -> bytes:
-        """A frame without a content size, or an empty one: the block count has bounded what it can hold."""
-        decoder = self._contexts.get().decompressobj()
-        plain = decoder.decompress(frame.data)
-        if not decoder.eof:
-            raise IntegrityError("the frame ends before its data do", offset=frame.offset)
-        return plain
-
-
-def _bounded(memory: int) -> int:
-    """A largest window that libzstd can be told (ZSTD_WINDOWLOG_MIN and _MAX). The splitter has judged already."""
-    return min(max(memory, 1 << 10), 1 << 31)
-
-
 def _corrupt(offset: int, error: Exception) -> IntegrityError:
     return IntegrityError(f"the zstd frame at byte {offset} is corrupt: {error}", offset=offset)
 
 
-def _checked(decoded: Iterator[_Decoded], checker: Checker, memory: int) -> Iterator[Buffer]:
-    """Tell the checker of every piece in order, and let out what it does not object to."""
-    large = _LargeFrame(memory)
-    for piece, plain in decoded:
-        if isinstance(piece, Frame):
-            checker.frame(piece.data, len(plain), piece.offset)
-            yield plain
-        elif isinstance(piece, Part):
-            checker.large(piece.offset)
-            yield large.feed(piece)
-        elif isinstance(piece, Skippable):
-            check_skippable(piece, checker)
-        elif piece is None:
-            yield FLUSH
-        else:
-            checker.close(piece)
+def _incomplete(offset: int) -> IntegrityError:
+    return IntegrityError(f"the zstd frame at byte {offset} is corrupt: it ends before its data", offset=offset)
 
 
 def check_skippable(piece: Skippable, checker: Checker) -> None:
-    """Tell the checker of a frame that holds no data, or of a piece of it. Raises what it raises."""
+    """Pass a skippable frame, or a piece of one, to the checker. Raises the checker's errors."""
     if piece.magic == META_MAGIC and len(piece.data) == piece.length:
         checker.meta(piece.data, skippable(piece.magic, piece.data), piece.offset)
     else:
@@ -193,24 +169,21 @@ def check_skippable(piece: Skippable, checker: Checker) -> None:
 
 
 class _LargeFrame:
-    """A frame too large to keep, decoded as its parts arrive."""
+    """Decodes a frame that is too large to keep, as its parts arrive."""
 
-    def __init__(self, memory: int) -> None:
-        self._memory = memory
+    def __init__(self, window: int) -> None:
+        self._window = window
         self._decoder: zstandard.ZstdDecompressionObj | None = None
 
     def feed(self, part: Part) -> bytes:
         if self._decoder is None:
-            self._decoder = zstandard.ZstdDecompressor(max_window_size=_bounded(self._memory)).decompressobj()
+            self._decoder = zstandard.ZstdDecompressor(max_window_size=self._window).decompressobj()
         try:
             plain = self._decoder.decompress(part.data)
         except zstandard.ZstdError as error:
             raise _corrupt(part.offset, error) from error
         if part.last:
-            self._finish(part.offset)
+            if not self._decoder.eof:
+                raise _incomplete(part.offset)
+            self._decoder = None
         return plain
-
-    def _finish(self, offset: int) -> None:
-        if self._decoder is not None and not self._decoder.eof:
-            raise IntegrityError("the frame ends before its data do", offset=offset)
-        self._decoder = None

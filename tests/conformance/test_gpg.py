@@ -227,7 +227,7 @@ def test_a_name_on_several_keys_is_refused() -> None:
     """gpg itself takes one of them."""
     done = run("encrypt", "gpg:example.org", data=NOISE)
     assert (done.returncode, done.stdout) == (2, b"")
-    assert_one_error(done.stderr, "encrypt", "'example.org' fits ")
+    assert_one_error(done.stderr, "encrypt", "'example.org' matches ")
     for name in ("alice", gpghome.fingerprint("alice"), "alice@example.org"):
         assert run("encrypt", f"gpg:{name}", data=b"data").returncode == 0
 
@@ -319,7 +319,7 @@ def test_where_there_is_no_gpg(tmp_path: Path) -> None:
     for arguments, data in ((["encrypt", "gpg:alice"], NOISE), (["decrypt"], gpghome.encrypted(NOISE))):
         done = run(*arguments, data=data, env=os.environ | {"PATH": str(tmp_path)})
         assert (done.returncode, done.stdout) == (1, b"")
-        assert_one_error(done.stderr, arguments[0], "OpenPGP needs gpg, which is not here")
+        assert_one_error(done.stderr, arguments[0], "OpenPGP needs gpg, which is not installed")
 
 
 # --- what others can see, and what stays

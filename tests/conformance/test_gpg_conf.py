@@ -124,7 +124,7 @@ def test_settings_that_gpg_does_not_take_are_no_word_on_the_message(line: str, h
     (home / "gpg.conf").write_text(line)
     done = run("decrypt", "--passphrase-file", str(passphrase_in(tmp_path)), data=under_passphrase(), env=within(home))
     assert (done.returncode, done.stdout) == (1, b"")
-    assert_one_error(done.stderr, "decrypt", "gpg has not begun, and failed with exit status 2: gpg: ")
+    assert_one_error(done.stderr, "decrypt", "gpg failed before it read the message, with exit status 2: gpg: ")
 
 
 def test_a_cipher_that_gpg_may_not_use_is_no_damage(home: Path) -> None:
@@ -138,7 +138,7 @@ def test_a_cipher_that_gpg_may_not_use_is_no_damage(home: Path) -> None:
 
 @pytest.mark.parametrize(
     ("option", "words"),
-    [("--no-literal", "does not keep the bytes"), ("--rfc2440", "without integrity protection")],
+    [("--no-literal", "gpg changes the data"), ("--rfc2440", "without integrity protection")],
 )
 def test_what_gpg_was_told_elsewhere_is_seen_before_the_first_byte(option: str, words: str, tmp_path: Path) -> None:
     """As by a file for all users of the host."""

@@ -82,7 +82,7 @@ def test_a_disk_that_is_full(policy: str, tmp_path: Path) -> None:
         assert len(out) < len(DATA)
     else:
         assert (process.returncode, out) == (0, DATA)
-        assert said.decode().startswith(f"statepipe: warning: the copy is given up: cannot write {tmp_path}/copy")
+        assert said.decode().startswith(f"statepipe: warning: the copy is abandoned: cannot write {tmp_path}/copy")
         assert said.count(b"\n") == 1
 
 
@@ -138,7 +138,7 @@ def test_a_signal_is_no_failure_of_the_copy(tmp_path: Path) -> None:
 def test_a_copy_that_cannot_be_completed(tmp_path: Path) -> None:
     said: list[str] = []
     assert list(tee(str(tmp_path / "copy"), Unfinished, said.append)(iter([DATA]))) == [DATA]
-    assert said == ["the copy is given up: the disk has gone"]
+    assert said == ["the copy is abandoned: the disk has gone"]
     with pytest.raises(StatepipeError, match="the disk has gone"):
         list(tee(str(tmp_path / "copy"), Unfinished)(iter([DATA])))
     assert os.listdir(tmp_path) == []

@@ -141,7 +141,7 @@ def test_bytes_after_the_end_are_refused(guest: Guest, states: Path, start_save:
     command = [*statepipe_command(), "save", states / "longer"]
     done = warm.run(command, input=plain + b"\0", capture_output=True, timeout=30)
     assert (done.returncode, (states / "longer").exists()) == (3, False)
-    assert b"goes on after the end" in done.stderr
+    assert b"continues after the end" in done.stderr
 
 
 def test_cancels_with_a_return_path_never_hang_qemu(

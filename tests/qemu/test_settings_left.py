@@ -49,7 +49,7 @@ def test_what_qemu_alone_could_not_load_is_not_saved_by_exec(tmp_path: Path, sta
             guest.capabilities(**{name: True})
             guest.qmp("migrate", uri=f"exec:exec {EXEC} save {states}/s")
             assert guest.wait_status()["status"] == "failed", guest.stderr()
-            assert f"no whole state: the stream was made with {name}" in guest.stderr()
+            assert f"not a complete state: the stream was made with {name}" in guest.stderr()
             assert_runs_on(guest)
             guest.capabilities(**{name: False})
         assert not list(states.iterdir())

@@ -83,9 +83,9 @@ def test_an_output_is_there_whole_or_not(words: list[str], code: int, folder: Pa
         (["checksum", ""], b"neither an algorithm nor a FILE"),
         (["checksum", "plain", "sum", "-o", "out"], b"-o takes one FILE"),
         (["checksum", "-", "-"], b"standard input can be read once"),
-        (["verify", "--from", "sums", "sums"], b"sums has several digests, but none of sums"),
+        (["verify", "--from", "sums", "sums"], b"sums has several digests, but none for sums"),
         (["verify", "--from", "sums", "0" * 64], b"and not both"),
-        (["verify", "plain"], b"'plain' holds no digest"),
+        (["verify", "plain"], b"'plain' is not a digest"),
     ],
 )
 def test_what_is_wrong_with_the_line(words: list[str], told: bytes, folder: Path, capfdbinary: Captured) -> None:

@@ -132,14 +132,14 @@ def test_a_level_is_fixed() -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        (parameters("gzip", adapt=True), "--adapt chooses zstd's level itself, and 'gzip' is given"),
-        (parameters("zstd:3", adapt=True), "'zstd:3' is given"),
-        (parameters("zstd:3", low="1"), "limits for zstd:auto"),
-        (parameters("zstd:auto", low="x"), "--min 'x' is no level"),
-        (parameters("zstd:auto", low="0"), "--min '0' is no level"),
-        (parameters("zstd:auto", high="22"), "--max '22' is no level"),
+        (parameters("gzip", adapt=True), "--adapt chooses zstd's level, so it cannot be combined with 'gzip'"),
+        (parameters("zstd:3", adapt=True), "cannot be combined with 'zstd:3'"),
+        (parameters("zstd:3", low="1"), "only limit the levels of zstd:auto"),
+        (parameters("zstd:auto", low="x"), "--min 'x' is not a level"),
+        (parameters("zstd:auto", low="0"), "--min '0' is not a level"),
+        (parameters("zstd:auto", high="22"), "--max '22' is not a level"),
         (parameters("zstd:auto", low="5", high="3"), "--min 5 is above --max 3"),
-        (parameters("gzip"), "save does not compress with gzip"),
+        (parameters("gzip"), "save cannot compress with gzip"),
     ],
 )
 def test_contradictions(values: Given, words: str) -> None:

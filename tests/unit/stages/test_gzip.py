@@ -154,12 +154,12 @@ def test_what_we_write_python_reads(level: int, data: bytes) -> None:
 
 
 def test_a_header_that_does_not_end() -> None:
-    with pytest.raises(IntegrityError, match="its header does not end"):
+    with pytest.raises(IntegrityError, match="its header is too long"):
         decode([b"\x1f\x8b\x08\x08" + bytes(6), b"name" * (1 << 17)])
 
 
 def test_a_size_that_is_another() -> None:
-    with pytest.raises(IntegrityError, match="its size is another"):
+    with pytest.raises(IntegrityError, match="size mismatch"):
         decode([MEMBER[:-4] + bytes(4)])
 
 

@@ -57,7 +57,7 @@ def test_the_recipients_of_a_file(tmp_path: Path, capsys: Captured) -> None:
 WRONG = {
     ("keygen", "key"): "keygen reads no file",
     ("keygen", "-y", "--pq", str(agefiles.KEY_FILE)): "--pq has no place",
-    ("keygen", "-y", "/dev/null"): "there is no identity in /dev/null",
+    ("keygen", "-y", "/dev/null"): "/dev/null contains no identity",
 }
 
 
@@ -69,8 +69,8 @@ def test_what_cannot_be_meant(arguments: tuple[str, ...], capsys: Captured) -> N
 
 KEYS = {
     ("decrypt", "-i", "/nowhere"): (1, "cannot read /nowhere: No such file or directory"),
-    ("decrypt", "-i", "/dev/zero"): (2, "/dev/zero is too large for a file of keys"),
-    ("decrypt", "-i", "/dev/null"): (2, "there is no identity in /dev/null"),
+    ("decrypt", "-i", "/dev/zero"): (2, "/dev/zero is too large for a key file"),
+    ("decrypt", "-i", "/dev/null"): (2, "/dev/null contains no identity"),
     ("decrypt", "--passphrase-fd", "0"): (2, "'0' is no descriptor to take a passphrase from"),
     ("decrypt", "--passphrase-fd", "999999"): (2, "descriptor 999999 is not open"),
     ("decrypt", "--passphrase-file", "/dev/null"): (2, "the passphrase is empty"),
