@@ -20,7 +20,7 @@ from statepipe.ends.listeners import ListeningSocket
 from statepipe.ends.names import Known, Place, find_places
 from statepipe.ends.net import Patience, awaited, is_fruitless
 from statepipe.ends.ration import Ration, Refusals
-from statepipe.session.gate import TrustNow, gate, greet
+from statepipe.session.gate import Gate, TrustNow, greet
 from statepipe.session.links import Acceptor, Dial, dialled
 from statepipe.session.options import ConnectionPlan, Visit
 from statepipe.session.protocol.frames import MAX_LINKS, Role
@@ -168,7 +168,7 @@ def visit(acceptor: Acceptor, seconds: float | None, idle: int | None) -> Iterat
 def door(listener: ListeningSocket, trust_now: TrustNow, acceptor: Acceptor, turned_away: Refusals) -> Iterator[None]:
     """Accept authorised links during the context."""
     closed = threading.Event()
-    with gate(listener, trust_now, Patience(), turned_away) as at:
+    with Gate(listener, trust_now, Patience(), turned_away) as at:
 
         def watch() -> None:
             while not closed.is_set():

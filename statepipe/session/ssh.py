@@ -1,11 +1,10 @@
-"""A link inside ssh: the system's ssh as a child, its standard input and output the connection.
+"""A link through ssh: the system's ssh as a child, its standard input and output the connection.
 
-ssh's own configuration, agent and known hosts apply, and it has judged who is there before a byte passes. It may ask at
-the terminal where we have one; without, it is told to fail rather than to ask. What it has to say goes to our standard
-error.
+ssh's own configuration, agent and known hosts apply, and it has authenticated the other host before a byte passes. It
+may ask at the terminal if we have one; otherwise it is told to fail instead. Its messages go to our standard error.
 
-The statepipe at the other end first says a line, `statepipe session NAME`: so a password that takes a minute is not
-taken for a dead link, and what a shell's start-up files print not for a stream. NAME is where later links find it.
+The statepipe at the other end first sends a line, `statepipe session NAME`. So a password that takes a minute is not
+mistaken for a dead link, nor the output of a shell's start-up files for a stream. NAME is where later links find it.
 """
 
 from __future__ import annotations
@@ -28,22 +27,22 @@ from statepipe.session.protocol.frames import Violation
 from statepipe.wakeups import Bell, polled
 
 NAME_SIZE = 16
-"""Bytes of a session's name, random: nobody guesses one, and no two are alike."""
+"""Random bytes of a session's name: nobody can guess one, and no two are the same."""
 
 LINE_LIMIT = 200
-"""Bytes of a first line that are read: ours has fifty."""
+"""Bytes that are read of a first line; ours has fifty."""
 
 PARTING = 1.0
-"""Seconds that an ssh has to hand over our last words and end by itself, before it is ended."""
+"""Seconds in which an ssh may deliver our last bytes and end by itself, before it is killed."""
 
 NOT_CONNECTED, NOT_FOUND = 255, 127
-"""What ssh ends with when it failed itself (ssh(1)), and a shell that did not find a program (POSIX)."""
+"""The exit status of an ssh that failed itself (ssh(1)), and of a shell that did not find a program (POSIX)."""
 
 _LINE = re.compile(rb"statepipe session ([0-9a-f]{%d})\n" % (2 * NAME_SIZE))
 
 
 def first_line(name: str) -> bytes:
-    """What a receiver says before all else."""
+    """Return what a receiver sends first."""
     return f"statepipe session {name}\n".encode()
 
 
@@ -52,21 +51,20 @@ OURS = (
     *("RemoteCommand=none", "PermitLocalCommand=no", "ClearAllForwardings=yes", "ControlMaster=no"),
     *("StdinNull=no", "SessionType=default", "ForkAfterAuthentication=no"),
 )
-"""What ssh_config may say for people and not for a program's channel, as scp has it: another command there, or one here
-that prints; forwards, whose ports are taken where an ssh of the user's runs; an input that is /dev/null, or an ssh that
-goes into the background; and that other sessions share this connection, and end with it. The last three came with
-OpenSSH 8.7: an older ssh is to ignore them, and not to end. It ignores all that it does not know, as it takes the first
-IgnoreUnknown that there is, and the user may have one."""
-
+"""Overrides for settings of ssh_config that are for people and break a program's channel, as in scp: another remote
+command, or a local one that prints; forwards, whose ports another ssh of the user may occupy; an input from /dev/null,
+or an ssh in the background; and a connection that is shared with other sessions, which would end with it. The last
+three are new in OpenSSH 8.7, and an older ssh must ignore them. It ignores everything that it does not know, because
+ssh uses the first IgnoreUnknown, and the user may have one."""
 
 APART = "ControlPath=none"
-"""Has an ssh connect by itself, and not through a connection that another one shares."""
+"""Makes an ssh connect by itself, not through a shared connection."""
 
 
 def ssh_command(
     address: Address, ssh: Sequence[str], remote: str, *, asks: bool, within: float | None, apart: bool = False
 ) -> list[str]:
-    """The command line that runs `remote`, a line for the shell there. To connect may take `within` seconds."""
+    """Return the command line that runs `remote` in the shell there. Connecting may take `within` seconds."""
     options = (*OURS, APART) if apart else OURS
     command = [*ssh, "-T", "-x", "-a", *(word for option in options for word in ("-o", option))]
     if within is not None:
@@ -81,7 +79,7 @@ def ssh_command(
 
 
 def has_terminal() -> bool:
-    """Whether ssh could ask somebody."""
+    """Return whether ssh could ask a person."""
     with suppress(OSError):
         os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC))
         return True
@@ -89,7 +87,7 @@ def has_terminal() -> bool:
 
 
 class Ssh:
-    """A running ssh whose other end has not spoken yet. Raises StatepipeError if it cannot be started."""
+    """A running ssh that has sent nothing yet. Raises StatepipeError if it cannot be started."""
 
     def __init__(self, command: Sequence[str], address: Address, *, asks: bool) -> None:
         self._address = address
@@ -106,9 +104,19 @@ class Ssh:
             os.close(here)
 
     def greeted(self, seconds: float | None, stop: Bell) -> tuple[str, PipeTransport]:
-        """Wait for the first line: the session's name, and the link. Raises PeerError, and the process is gone then."""
+        """Wait for the first line; return the session's name and the link. Before it raises PeerError, it ends ssh."""
         try:
-            name = self._name(seconds, stop)
+            line = self._line(seconds, stop)
+            if (found := _LINE.fullmatch(line)) is None:
+                raise (
+                    self._silent_end()
+                    if not line
+                    else PeerError(
+                        f"{self._address.host} sent something else before statepipe's first line: "
+                        f"{line.decode(errors='replace')!r:.80}",
+                        hint="check whether a start-up file of the shell there prints something",
+                    )
+                )
         except BaseException:
             os.close(self._reading)
             os.close(self._writing)
@@ -116,21 +124,12 @@ class Ssh:
             self._process.reap()
             raise
         shown = str(self._address)
-        return name, PipeTransport(self._reading, self._writing, shown, shown, partial(_end, self._process))
-
-    def _name(self, seconds: float | None, stop: Bell) -> str:
-        line = self._line(seconds, stop)
-        if found := _LINE.fullmatch(line):
-            return found[1].decode()
-        if line:
-            raise PeerError(
-                f"what {self._address.host} says first is not statepipe's: {line.decode(errors='replace')!r:.80}",
-                hint="does a start-up file of the shell there print something?",
-            )
-        raise self._silent_end()
+        return found[1].decode(), PipeTransport(
+            self._reading, self._writing, shown, shown, partial(_end, self._process)
+        )
 
     def _line(self, seconds: float | None, stop: Bell) -> bytes:
-        """The first line, byte by byte: what follows is the link's. Empty at the end. Raises PeerError."""
+        """Read the first line byte by byte: the next bytes belong to the link. Empty at the end. Raises PeerError."""
         line, poll = bytearray(), polled(self._reading, stop.fd)
         deadline = None if seconds is None else time.monotonic() + seconds
         while not line.endswith(b"\n") and len(line) < LINE_LIMIT:
@@ -146,26 +145,26 @@ class Ssh:
         return bytes(line)
 
     def _silent_end(self) -> PeerError:
-        """Why nobody spoke."""
+        """Return why nothing was sent."""
         host = self._address.host
         _wait(self._process)
         status = self._process.status()
         if status == NOT_CONNECTED:
-            return PeerError(f"ssh could not connect to {host}", hint=f"its own words are above; try: ssh {host} true")
+            return PeerError(f"ssh could not connect to {host}", hint=f"see its messages above; try: ssh {host} true")
         if status == NOT_FOUND:
-            hint = "install it there, or say where it is with --remote-command"
-            return PeerError(f"there is no statepipe on {host} that a shell there finds", hint=hint)
+            hint = "install it there, or name it with --remote-command"
+            return PeerError(f"the shell on {host} did not find statepipe", hint=hint)
         if status < 0:
             return PeerError(f"ssh to {host} was ended by signal {-status}")
-        return Refused(f"statepipe on {host} ended with status {status}", hint="look at what it says")
+        return Refused(f"statepipe on {host} ended with status {status}", hint="see its messages above")
 
 
 class Refused(Violation):
-    """The program at the other end ended by itself, and would again."""
+    """The program at the other end has ended, and would do so again."""
 
 
 def _wait(process: Process) -> None:
-    """Until it has ended; one that does not is ended."""
+    """Wait until it has ended; kill it if that takes too long."""
     poll = select.poll()
     poll.register(process.pidfd, select.POLLIN)
     if not poll.poll(PARTING * 1000):
@@ -173,6 +172,6 @@ def _wait(process: Process) -> None:
 
 
 def _end(process: Process) -> None:
-    """Its input has ended: it hands over what it has, and goes."""
+    """End an ssh whose input has ended, once it has delivered what it has."""
     _wait(process)
     process.reap()

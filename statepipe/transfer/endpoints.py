@@ -1,4 +1,4 @@
-"""How send and recv meet, over a plain connection or an authenticated one, and what each gives them to work with."""
+"""How send and recv connect, plainly or authenticated: an address becomes a source or a sink."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def outgoing(plan: ConnectionPlan, warn: Tell = nobody) -> Iterator[tuple[Socket
 
 @contextmanager
 def connected_to(plan: ConnectionPlan) -> Iterator[socket.socket]:
-    """The connection that is there, or one to the plan's address; closed on leaving. Raises PeerError."""
+    """Give the plan's existing connection, or connect to its address; close it at the exit. Raises PeerError."""
     if plan.ready is not None:
         with plan.ready:
             yield plan.ready
@@ -65,7 +65,7 @@ def connected_to(plan: ConnectionPlan) -> Iterator[socket.socket]:
 
 
 def trust_of(plan: ConnectionPlan, *, server: bool, say: Tell = nobody) -> Kept:
-    """Whom to believe, and who we are; `say` is told what is missing. Raises StatepipeError."""
+    """Return whom to trust, and our own key; `say` gets what is missing. Raises StatepipeError."""
     from statepipe.trust.identity import by_folder, by_pins
 
     if plan.creds is not None:
@@ -75,7 +75,7 @@ def trust_of(plan: ConnectionPlan, *, server: bool, say: Tell = nobody) -> Kept:
 
 @contextmanager
 def visited(plan: ConnectionPlan, say: Tell, idle: int | None = None) -> Iterator[Visit]:
-    """The first at the plan's address who may come in. Any failure ends the connection with a reset."""
+    """Give the first authorised sender at the plan's address. A failure in the context resets the connection."""
     trust = trust_of(plan, server=True, say=say) if plan.address.scheme == TLS else None
     with listening(plan.address, insecure=plan.insecure) as listener:
         if plan.address.scheme != UNIX and not plan.address.port:
@@ -84,19 +84,14 @@ def visited(plan: ConnectionPlan, say: Tell, idle: int | None = None) -> Iterato
             refusals = Refusals(say)
             with accepted(listener, plan.patience, refusals, allow_empty=plan.allow_empty) as connection:
                 refusals.end()
-                with SocketSource(connection, "the sender", plan.patience, idle) as plain, _or_reset(connection):
-                    yield Visit(plain, connection.sendall, lambda: None)
+                with SocketSource(connection, "the sender", plan.patience, idle) as plain:
+                    try:
+                        yield Visit(plain, connection.sendall, lambda: None)
+                    except BaseException:
+                        reset(connection)
+                        raise
             return
         from statepipe.session.overtls import receiving
 
         with receiving(plan, listener, trust, Refusals(say), idle) as visit:
             yield visit
-
-
-@contextmanager
-def _or_reset(connection: socket.socket) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        reset(connection)
-        raise

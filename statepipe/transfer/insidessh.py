@@ -1,7 +1,7 @@
-"""The receiver that `send ssh://` starts inside ssh: its links are pairs of descriptors, of its own or handed in.
+"""The receiver that `send ssh://` starts through ssh: its links are pairs of descriptors, its own or handed over.
 
-It outlives the ssh that started it: an end of its standard input is only a dead link, and a SIGHUP is nothing. For
-later links it waits at a socket in the runtime folder (session/attach.py).
+It outlives the ssh that started it: the end of its standard input is only a lost link, and it ignores SIGHUP. For later
+links it listens at a socket in the runtime folder (session/attach.py).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from statepipe.transfer.sendrecv import IDLE, receive
 
 @contextmanager
 def inside(acceptor: Acceptor) -> Iterator[None]:
-    """Within it, the acceptor gets the link that is our standard input and output, and those that come later.
+    """Give the acceptor our standard input and output as a link, and later links during the context.
 
     Raises StatepipeError.
     """
@@ -39,25 +39,30 @@ def inside(acceptor: Acceptor) -> Iterator[None]:
         transport = PipeTransport(reading, writing, "the sender", user, release)
         try:
             transport.send([first_line(name)])
-        except OSError:  # it left at once: the next one may stay
+        except OSError:  # it has left already; the next one may stay
             transport.close()
             return
         acceptor.adopt(transport)
 
     with door(name, come):
-        come(*_taken())
+        taken = os.dup(0), os.dup(1)  # the link closes them; in their places there is nothing
+        nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        os.dup2(nothing, 0)
+        os.dup2(nothing, 1)
+        os.close(nothing)
+        come(*taken)
         yield
 
 
 def first_patience(plan: ConnectionPlan) -> float:
-    """Seconds in which who started us is to begin its session."""
+    """Return the seconds in which the process that started us must begin its session."""
     return min(plan.retry or RETRY, GREETING_TIME)
 
 
 def recv_inside(silence: float | None, retry: float | None, path: str) -> None:
-    """Receive the stream of whoever started us inside ssh into a file. Raises StatepipeError, which the sender hears.
+    """Receive the stream of the sender that started us through ssh into a file. Raises StatepipeError.
 
-    So the file is opened only once there is a session.
+    The file is opened once there is a session, so that the sender gets each error.
     """
     plan = ConnectionPlan(Address(SSH, path=path), (), Patience(silence), retry=retry)
     acceptor = Acceptor(Role.RECEIVES, timing(plan), turned_away)
@@ -65,15 +70,5 @@ def recv_inside(silence: float | None, retry: float | None, path: str) -> None:
         receive(plan, visitor, sink)
 
 
-def _taken() -> tuple[int, int]:
-    """Our standard input and output as a link's own, which it can close; nothing is in their places."""
-    taken = os.dup(0), os.dup(1)
-    nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    os.dup2(nothing, 0)
-    os.dup2(nothing, 1)
-    os.close(nothing)
-    return taken
-
-
 def turned_away(name: str, error: PeerError) -> None:
-    """Only this user's own processes come here; what became of a link, its sender tells."""
+    """Drop the report: only this user's own processes connect here, and the sender reports a failed link."""

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from statepipe.ends.net import Patience, lost
-from statepipe.session.gate import AT_THE_GATE, LULL, gate, origin
+from statepipe.session.gate import AT_THE_GATE, LULL, Gate, origin
 from statepipe.session.tls import HANDSHAKE_BYTES, HANDSHAKE_TIME, Handshake
 from statepipe.trust.identity import Trust, by_pins
 from tests.net.homes import DATA, MIB, Receiver, World, connect, finish, hello, receiving, rest, sending, transfer
@@ -226,7 +226,7 @@ def test_where_no_handshake_can_begin_only_those_who_come_are_concerned() -> Non
     told: list[str] = []
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,
-        gate(listener, lambda: trust, Patience(), lambda where, error: told.append(where)) as at,
+        Gate(listener, lambda: trust, Patience(), lambda where, error: told.append(where)) as at,
     ):
         for _ in range(2):
             with connect(listener.getsockname()[1]) as stranger:
@@ -252,7 +252,7 @@ def test_a_lack_of_descriptors_is_waited_out_at_rest(world: World, monkeypatch: 
     told: list[str] = []
     with (
         Poor() as listener,
-        gate(listener, by_pins(None, server=True), Patience(), lambda where, error: told.append(where)) as at,
+        Gate(listener, by_pins(None, server=True), Patience(), lambda where, error: told.append(where)) as at,
     ):
         listener.bind(("127.0.0.1", 0))
         listener.listen()

@@ -18,7 +18,7 @@ def test_a_wrong_key_is_refused(host: Host, tmp_path: Path) -> None:
     done = host.send(tmp_path / "out", "--ssh", f"ssh -F {config(host.folder, 'stranger')}")
     assert done.returncode == 5
     assert b"Permission denied" in done.stderr and b"ssh could not connect to 127.0.0.1" in done.stderr
-    assert b"statepipe: hint: its own words are above" in done.stderr
+    assert b"statepipe: hint: see its messages above" in done.stderr
     assert os.listdir(tmp_path) == []
 
 
@@ -96,7 +96,7 @@ def test_no_ssh_is_said(host: Host, tmp_path: Path) -> None:
 def test_no_statepipe_there_is_said(host: Host, tmp_path: Path) -> None:
     done = host.send(tmp_path / "out", "--remote-command", "no-such-statepipe")
     assert done.returncode == 5
-    assert b"there is no statepipe on 127.0.0.1" in done.stderr and b"--remote-command" in done.stderr
+    assert b"the shell on 127.0.0.1 did not find statepipe" in done.stderr and b"--remote-command" in done.stderr
 
 
 def test_a_shell_that_prints_is_said(host: Host, tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_no_statepipe_there_moves_nothing(tmp_path: Path, qemu72: str, host: Hos
         source.wait_ticks(2)
         command = ["--qmp", source.socket, "--ssh", host.ssh, "--remote-command", "no-such-statepipe"]
         done = run_statepipe("migrate", *command, host.address)
-        assert done.returncode == 5 and "there is no statepipe on 127.0.0.1" in done.stderr
+        assert done.returncode == 5 and "the shell on 127.0.0.1 did not find statepipe" in done.stderr
         assert_runs_on(source)
 
 
