@@ -100,14 +100,14 @@ def part_from_qemu() -> None:
 def _save_by_qmp(values: Values, words: _Words, seal: Sequence[NamedStage]) -> int:
     from statepipe.cli.report import saved
     from statepipe.recovery.program import guard_words
-    from statepipe.state.save_qmp import Request, save_by_qmp
+    from statepipe.state.save_qmp import SaveRequest, save_by_qmp
 
     if values["live"] and values["then"]:
         raise UsageError("a guest saved with --live runs on: --then has no place there")
     then = "live" if values["live"] else values["then"] or "stay"
     converging = ("auto-converge",) if values["auto_converge"] else ()
     limits, replaceable = _limits(values), _replaceable(values)
-    request = Request(values["file"], words.packing, words.plain, seal, then, limits, converging, replaceable)
+    request = SaveRequest(values["file"], words.packing, words.plain, seal, then, limits, converging, replaceable)
     outcome = save_by_qmp(values["qmp"], request, _warn_save, guard_words("save", "sender"))
     say(saved(values["file"], outcome))
     _warn_of_disks(outcome.saved)

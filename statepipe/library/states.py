@@ -79,10 +79,10 @@ def save_guest(
     If the save fails, the guest is as it was. Where this process is killed, a process of its own sees to that.
     """
     from statepipe.recovery.program import guard_words
-    from statepipe.state.save_qmp import Request, save_by_qmp
+    from statepipe.state.save_qmp import SaveRequest, save_by_qmp
 
     world = context or own_context()
-    request = Request(os.fspath(path), choose(codec).packing(time.monotonic), stages, encrypt, then)
+    request = SaveRequest(os.fspath(path), choose(codec).packing(time.monotonic), stages, encrypt, then)
     outcome = save_by_qmp(qmp, request, world.warn, guard_words("save", "sender"))
     if outcome.doubts:
         world.warn(outcome.doubts)

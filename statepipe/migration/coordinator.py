@@ -13,7 +13,6 @@ what is waited for.
 from __future__ import annotations
 
 import math
-import os
 import queue
 import signal
 import threading
@@ -24,13 +23,12 @@ from typing import Any
 from statepipe.errors import InterruptedBySignal, PeerError, QemuError, QemuGone, QemuSilent, StatepipeError
 from statepipe.migration.negotiation import STEPS, step_of
 from statepipe.migration.peer import PARTING, Message, Peer
-from statepipe.processes import hold_if_seen
+from statepipe.qemu.migration import ProcessWatch
 from statepipe.qemu.monitor import DYING, Monitor
 from statepipe.recovery.handover import HURRIED, SWITCHOVER, Action, Destination, Event, Side, Source
 from statepipe.recovery.journal import Journal
 from statepipe.shapes import told
 from statepipe.threads import ENDING, End, held, join, start
-from statepipe.wakeups import polled
 
 ENDS = (Action.SEND_ABORT, Action.SEND_REFUSED, Action.SEND_UNSURE)
 """What tells the other side that it is over, and why."""
@@ -67,7 +65,7 @@ class Coordinator:
         self.told: set[Event] = set()  # what the other side was told, or may have been
         self._say = say
         self.pid = monitor.pid
-        self._pidfd = hold_if_seen(self.pid)
+        self._process = ProcessWatch(self.pid)
         self._events: queue.SimpleQueue[tuple[Event, BaseException | None]] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._is_stopping = False
@@ -253,7 +251,7 @@ class Coordinator:
 
     def has_ended(self, patience: int = 0) -> bool:
         """Whether QEMU's process was seen to have ended, within so many milliseconds; not so where it is not known."""
-        return self._pidfd is not None and bool(polled(self._pidfd).poll(patience))
+        return self._process.has_ended(patience)
 
     # --- leaving
 
@@ -280,6 +278,4 @@ class Coordinator:
     def _join(self, within: float | None) -> None:
         while self._threads:
             join(self._threads.pop(), within)
-        if self._pidfd is not None:
-            os.close(self._pidfd)
-            self._pidfd = None
+        self._process.close()

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from statepipe.ends.fd import FdSink, FdSource
-from statepipe.errors import PeerError, QemuError, QemuGone, QemuRefused, ReaderGone, StatepipeError
+from statepipe.errors import PeerError, QemuError, QemuGone, ReaderGone, StatepipeError
 from statepipe.migration.coordinator import ENDS, Coordinator
 from statepipe.migration.peer import Message, Peer
 from statepipe.pipeline.pipeline import NamedStage, Pipeline
+from statepipe.qemu.migration import reported, start_incoming
 from statepipe.qemu.monitor import Monitor
 from statepipe.qemu.runstates import RUNNING, SUSPENDED, UNRUN
 from statepipe.recovery.handover import Action, Destination, Event, Side
@@ -114,21 +115,9 @@ class Arrival(Coordinator):
     def _begin(self) -> None:
         with self._theirs:
             self.monitor.execute("stop")  # one that was started without -S would run its guest as soon as it has it
-            self.monitor.give(self._theirs.fileno(), "statepipe-receive")
-            self._have_it_load("fd:statepipe-receive")
+            start_incoming(self.monitor, self._theirs, stays=not self._speech.is_ours)
         for name, work in (("stream", self._load), ("back", self._answer), ("qemu", self._follow)):
             self.spawn(name, work)
-
-    def _have_it_load(self, uri: str) -> None:
-        """Another's QEMU stays until it is ended (9.1 and newer), so that its monitor tells why it would not."""
-        if not self._speech.is_ours:
-            try:
-                self.monitor.execute("migrate-incoming", uri=uri, exit_on_error=False)
-                return
-            except QemuRefused as error:
-                if "exit-on-error" not in str(error):  # what an older one does not know
-                    raise
-        self.monitor.execute("migrate-incoming", uri=uri)
 
     def _load(self) -> None:
         """The stream into QEMU; whole and verified when this returns."""
@@ -154,7 +143,7 @@ class Arrival(Coordinator):
         """Until QEMU has the whole guest, paused, and the stream was seen to be whole. Raises QemuError."""
         if (figures := self.monitor.migration_outcome())["status"] != "completed":
             self._reason = figures.get("error-desc") or ""
-            raise _GaveUp(f"QEMU says that the migration has {figures['status']}")
+            raise _GaveUp(reported({"status": figures["status"]}))
         state = self.monitor.run_state()
         if state not in (*UNRUN, SUSPENDED) if self._runs else state == RUNNING:
             self.ran = True

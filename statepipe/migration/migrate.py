@@ -7,11 +7,10 @@ guest runs on here with its QEMU's settings as they were.
 
 from __future__ import annotations
 
-import os
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,15 +24,16 @@ from statepipe.pipeline.job import at_work, works_for
 from statepipe.qemu.commandline import anew
 from statepipe.qemu.compare import FAIL, WARN, Finding, compare, worst
 from statepipe.qemu.facts import gather
+from statepipe.qemu.migration import ProcessWatch, end_qemu
 from statepipe.qemu.monitor import Monitor
 from statepipe.qemu.process import demand_equal
 from statepipe.qemu.runstates import LIVE, MOVABLE, RUNNING
 from statepipe.qemu.settings import adjust, are_restored, put_back
-from statepipe.recovery.guardian import Command, Guardian, socket_of
+from statepipe.recovery.guardian import Command, Guardian
 from statepipe.recovery.handover import Event, Side, Source
 from statepipe.recovery.journal import Journal, Listener
 from statepipe.recovery.resolve import demand_unsent, how_to_decide
-from statepipe.recovery.undoing import process_of, settle
+from statepipe.recovery.undoing import facts_of, settle
 from statepipe.session.options import ConnectionPlan
 from statepipe.telling import Tell
 
@@ -117,12 +117,8 @@ def _move(
         def known(before: Mapping[str, Any]) -> None:  # from now on there is something to undo
             nonlocal noted
             noted = before
-            facts = {"qmp": request.qmp, "runs": offer.runs, "was": state, "before": before}
-            facts["socket"] = socket_of(request.qmp)
-            process = process_of(monitor)
-            guardian.note({"state": side.state.name} | facts, {} if process is None else {"pidfd": process})
-            if process is not None:
-                os.close(process)
+            with closing(ProcessWatch(monitor.pid)) as process:
+                guardian.note(facts_of(side.state.name, request.qmp, state, before), process.fds)
 
         with (
             closing(Journal(request.journal, facts, (guardian.note, steps, *listeners))) as journal,
@@ -137,8 +133,8 @@ def _move(
             _go(departure, request, guardian)
             figures, sent, resent = departure.last_figures(), peer.outgoing.bytes, peer.outgoing.resent
         if request.quits:
-            with _told_where_it_went(steps, where), suppress(QemuGone):  # it may end before its answer is out
-                monitor.execute("quit")
+            with _told_where_it_went(steps, where):
+                end_qemu(monitor)
     return Report(peer.name, state, figures, steps.downtime(departure.stopped), sent, resent)
 
 

@@ -19,7 +19,7 @@ from statepipe.ends.address import SSH
 from statepipe.ends.dial import listening, place_of
 from statepipe.ends.listeners import ListeningSocket
 from statepipe.ends.named import NameLost
-from statepipe.errors import InterruptedBySignal, PeerError, QemuError, QemuGone, QemuSilent, StatepipeError
+from statepipe.errors import InterruptedBySignal, PeerError, QemuError, QemuGone, StatepipeError
 from statepipe.migration.contact import reception
 from statepipe.migration.destination import CAPABILITIES, Arrival, Speech
 from statepipe.migration.negotiation import CHECK, UNDOING, Offer, answer, begun, offered
@@ -31,6 +31,7 @@ from statepipe.processes import demand_holding, hold
 from statepipe.qemu.commandline import refuse_daemon
 from statepipe.qemu.facts import Own, gather
 from statepipe.qemu.lastwords import Overheard
+from statepipe.qemu.migration import end_qemu
 from statepipe.qemu.monitor import Monitor
 from statepipe.qemu.places import clashes, for_a_look, seen
 from statepipe.qemu.process import Child, owner, wait_for_one
@@ -161,9 +162,9 @@ class Host:
         """
         own = os.dup(self._pidfd)  # whoever waits for this may have given up before it returns
         try:
-            with suppress(QemuGone, QemuSilent):
-                self.monitor.hurry()
-                self.monitor.execute("quit")
+            self.monitor.hurry()
+            with suppress(QemuError):  # it is killed if it does not end
+                end_qemu(self.monitor)
             if not polled(own).poll(QUIT_TIME):
                 with suppress(ProcessLookupError):  # it was quicker
                     signal.pidfd_send_signal(own, signal.SIGKILL)

@@ -19,10 +19,9 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from typing import Any
 
-from statepipe.ends.fd import FdSource, write_all
 from statepipe.ends.net import Patience, SocketSink, SocketSource
 from statepipe.ends.relay import Backflow, Returning
-from statepipe.errors import InterruptedBySignal, PeerError, QemuError, QemuGone, QemuSilent, StatepipeError
+from statepipe.errors import PeerError, QemuError, QemuGone, QemuSilent, StatepipeError
 from statepipe.formats.qemu.stream import QemuStream
 from statepipe.migration.migrate import UNMOVED, MigrateRequest, Report, movable
 from statepipe.migration.source import LOOK
@@ -30,9 +29,9 @@ from statepipe.pipeline.job import at_work, works_for
 from statepipe.pipeline.pipeline import Pipeline
 from statepipe.pipeline.signals import forget_late, held, ignore
 from statepipe.processes import Process, name_of_signal
-from statepipe.qemu.monitor import FINAL, Monitor, demand_completed
+from statepipe.qemu.migration import OutgoingSocket, demand_completed, end_qemu
+from statepipe.qemu.monitor import FINAL, Monitor
 from statepipe.qemu.process import owner
-from statepipe.qemu.runstates import LIVE
 from statepipe.qemu.settings import adjust, restore_after, restored
 from statepipe.recovery.guardian import Command, Guardian
 from statepipe.recovery.undoing import Undoing, undone
@@ -169,29 +168,32 @@ def _migrate(
     if (connection := request.plan.ready) is not None:  # a silent listener may be anybody
         demand_known(name, connection, request.plan.peer, owner(monitor.pid))
     wanted = dict.fromkeys(("events", "return-path", *request.capabilities), True)
-    stopped: float | None = None
     before = adjust(monitor, wanted, request.parameters, known=lambda before: undoing.begin(runs, before))
     try:
         if request.offline:
-            undoing.stops()
-            stopped = time.monotonic() if runs in LIVE else None
-            monitor.execute("stop")
+            undoing.stop_guest()
         sent, figures = go()
         with held():  # the guest has gone: no signal makes that undone
+            stopped = undoing.stopped
             downtime = figures.get("downtime", 0) / 1000 if stopped is None else time.monotonic() - stopped
             try:
                 left = restored(monitor, before)
                 undoing.over()
                 if request.quits:
-                    with suppress(QemuGone, QemuSilent):  # it may end before its answer is out
-                        monitor.execute("quit")
+                    with suppress(QemuSilent):
+                        end_qemu(monitor)
             finally:  # also where QEMU refused to quit: that error, and no signal, is what is told
                 ignore()
                 forget_late()
     except BaseException as error:
-        _undo(monitor, error, undoing, stopped=stopped is not None)
-        restore_after(error, monitor, before)
-        raise
+        there = "the destination's QEMU may say why, on its standard error"
+        cause = undoing.undo(error, cancels=True, if_failed=there)
+        if isinstance(cause, StatepipeError) and not (undoing.has_touched or isinstance(cause, QemuGone)):
+            cause.advise(UNMOVED, first=True)
+        restore_after(cause, monitor, before)
+        if cause is error:
+            raise
+        raise cause from error
     if left is not None:
         tell(left)
     if stopped is not None:
@@ -209,9 +211,8 @@ class Direct:
 
     def run(self, connection: socket.socket, undoing: Undoing) -> dict[str, Any]:
         """Migrate into the connection; QEMU's figures at the end. Raises QemuError unless it is completed."""
-        self._monitor.give(connection.fileno(), "statepipe-migrate")
-        connection.close()
-        undoing.migrate("fd:statepipe-migrate")
+        with connection:
+            undoing.migration.start(connection.fileno())
         with at_work(self):
             while self._figures["status"] not in FINAL:
                 self._figures = self._monitor.migration_changed(str(self._figures["status"]), LOOK)
@@ -237,58 +238,17 @@ def _carry(
     request: MigrateRequest, monitor: Monitor, undoing: Undoing, returning: Returning, sink: FarSink
 ) -> tuple[int, dict[str, Any]]:
     """The stream there and the answers back; bytes sent, and QEMU's figures once it says `completed`."""
-    ours, theirs = socket.socketpair()
-    with ours, FdSource(ours.fileno(), "the migration socket", IDLE) as flow:
-        with theirs:
-            monitor.give(theirs.fileno(), "statepipe-migrate")
-            undoing.migrate("fd:statepipe-migrate")
-        back = Backflow(returning, lambda buffer: write_all(ours.fileno(), buffer), flow.cancel)
+    with OutgoingSocket(IDLE) as stream:
+        stream.start(undoing.migration)
+        back = Backflow(returning, stream.answer, stream.source.cancel)
         back.start()
         try:
             sink.until_closed = lambda: back.wait(None)
             with sink:
                 stages = [("watch", watch(QemuStream(), lambda message: True)), *request.plan.words]
-                Pipeline(flow, stages, sink).pour()
+                Pipeline(stream.source, stages, sink).pour()
                 sink.commit()
         finally:
-            with suppress(OSError):  # QEMU was first
-                ours.shutdown(socket.SHUT_RDWR)
+            stream.shut()
             back.stop()
         return sink.bytes, demand_completed(monitor.migration_outcome())
-
-
-def _undo(monitor: Monitor, error: BaseException, undoing: Undoing, *, stopped: bool) -> None:
-    """Wait until QEMU has given up too, have a guest run on that we have stopped, and add to the error what became of
-    it.
-
-    What a QEMU that refused to migrate says of its migration and its guest is about another client's migration, which
-    may be under way: none of it goes into the hint.
-    """
-    if isinstance(error, InterruptedBySignal):
-        monitor.hurry()
-    if isinstance(error, QemuGone) or not isinstance(error, StatepipeError):
-        return
-    try:
-        status = _ended(monitor) if undoing.is_begun else None
-        if status is None and not stopped:
-            error.advise(UNMOVED, first=True)
-            return
-        monitor.wait_until_running()
-        if stopped and monitor.run_state() not in LIVE and not monitor.has_sent():
-            monitor.resume()
-        said = [f"QEMU says {status}"] if status is not None else []
-        said += [f"the guest is {monitor.run_state()} here"]
-        said += ["the QEMU over there may say why, on its standard error"] if status == "failed" else []
-        error.advise(*said, first=True)
-    except QemuError as gone:  # or it would not have the guest run on
-        error.hint = None
-        error.advise(str(gone), gone.hint)
-
-
-def _ended(monitor: Monitor) -> str:
-    """The status in which our migration ended, cancelled if it was still under way. Raises QemuError."""
-    status = monitor.broken_off or str(monitor.migration()["status"])
-    if status not in ("none", *FINAL):
-        monitor.execute("migrate_cancel")
-        status = str(monitor.migration_outcome()["status"])
-    return status

@@ -7,7 +7,6 @@ that all is well. Cancelling shuts the socketpair, so that not even a stalled li
 from __future__ import annotations
 
 import math
-import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,14 +14,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from statepipe.ends.fd import FdSource, write_all
 from statepipe.errors import QemuError, QemuGone, QemuSilent, StatepipeError
 from statepipe.formats.qemu.stream import QemuStream
 from statepipe.migration.coordinator import Coordinator
 from statepipe.migration.peer import Peer
 from statepipe.pipeline.pipeline import NamedStage, Pipeline
 from statepipe.qemu.guest import demand_cont
-from statepipe.qemu.monitor import Monitor
+from statepipe.qemu.migration import Outgoing, OutgoingSocket, outcome, reported
+from statepipe.qemu.monitor import FINAL, Monitor
 from statepipe.qemu.pace import Pace
 from statepipe.qemu.runstates import LIVE, SENT
 from statepipe.recovery.handover import SWITCHOVER, Action, Event, Side, Source
@@ -39,9 +38,6 @@ STATES = {
     "cancelled": Event.FAILED,
 }
 """What QEMU's migration states are to us; every other, and any that a later QEMU adds, is on the way."""
-
-_LAST = ("completed", "failed", "cancelled")
-_PAST = {"failed": "failed", "cancelled": "been cancelled"}
 
 LOOK = 1.0
 """Seconds between two looks at QEMU's figures, for who asks how it goes."""
@@ -81,14 +77,12 @@ class Departure(Coordinator):
         self._figures: dict[str, Any] = {}
         self._begun = threading.Event()  # QEMU was told to migrate, or never will be
         self._is_handing = False  # QEMU was told to send the last bytes: only then has it sent all of them for us
-        self._is_refused = False  # QEMU will not: what it does with its guest is another's migration
+        self._migration = Outgoing(monitor)  # if it is not begun, what QEMU does with its guest is another's migration
         self.was, self._limits = was, limits or Limits()
         self.switchover = self._limits.switchover
-        self._ours, self._theirs = socket.socketpair()
-        self._source = FdSource(self._ours.fileno(), "the migration socket", IDLE)
-        self._pipeline = Pipeline(
-            self._source, [("watch", watch(self.stream, lambda message: True)), *words], peer.outgoing
-        )
+        self._socket = OutgoingSocket(IDLE)
+        stages = [("watch", watch(self.stream, lambda message: True)), *words]
+        self._pipeline = Pipeline(self._socket.source, stages, peer.outgoing)
 
     @property
     def runs(self) -> bool:
@@ -103,8 +97,8 @@ class Departure(Coordinator):
 
     def run(self) -> Source:
         """Migrate; where it ended. What went wrong first is in `cause`."""
-        with self._ours, self._source:
-            self.coordinate(self._begin, self._act_on_qemu, self._shut)
+        with self._socket:
+            self.coordinate(self._begin, self._act_on_qemu, self._socket.shut)
         state: Source = self.side.state
         return state
 
@@ -158,12 +152,7 @@ class Departure(Coordinator):
 
     def _begin(self) -> None:
         try:
-            with self._theirs:
-                self.monitor.give(self._theirs.fileno(), "statepipe-migrate")
-                self.monitor.migrate("fd:statepipe-migrate")
-        except QemuError as error:
-            self._is_refused = not isinstance(error, QemuGone | QemuSilent)
-            raise
+            self._socket.start(self._migration)
         finally:
             self._begun.set()
         self.spawn("stream", self._send, Event.BROKEN)
@@ -178,13 +167,12 @@ class Departure(Coordinator):
     def _receive(self) -> None:
         """The return path back into QEMU, for as long as it is open."""
         for buffer in self.peer.incoming:
-            with suppress(BrokenPipeError):  # QEMU has closed it: its own word on the migration is what counts
-                write_all(self._ours.fileno(), buffer)
+            self._socket.answer(buffer)
 
     def _follow(self) -> None:
         """QEMU's migration states as events, until the last one. Raises QemuGone."""
         status, deadline, pace = "", self._deadline(), Pace()
-        while status not in _LAST:
+        while status not in FINAL:
             self._figures = self.monitor.migration_changed(status, LOOK)
             if (words := pace.judge(self._figures)) is not None and self.stopped is None:
                 self._say(words)
@@ -210,7 +198,7 @@ class Departure(Coordinator):
         if action is Action.CONTINUE:
             self.spawn("continue", self._continue)
         elif action is Action.CANCEL:
-            self._shut()
+            self._socket.shut()
             self.spawn("cancel", self._cancel, Event.FAILED)
         elif action is Action.RESUME:
             self.spawn("resume", self._resume, Event.STRANDED)
@@ -224,12 +212,11 @@ class Departure(Coordinator):
     def _cancel(self) -> None:
         """See what becomes of the migration, whatever has become of who follows it. Raises QemuError."""
         self._begun.wait()
-        if self._is_refused:
+        if not self._migration.is_begun:
             self.put(Event.FAILED)
             return
-        self.monitor.execute("migrate_cancel")
         try:
-            figures = self.monitor.migration_outcome()
+            figures = outcome(self.monitor, cancels=True)
         except QemuSilent as error:
             self.put(Event.OVERDUE, error)
         else:
@@ -243,7 +230,7 @@ class Departure(Coordinator):
         try:
             self.monitor.wait_until_running()
             state = self.monitor.run_state()
-            if self.runs and state not in LIVE and not (self._is_refused and state == SENT):
+            if self.runs and state not in LIVE and (self._migration.is_begun or state != SENT):
                 if state == SENT:
                     demand_cont(self.monitor, self.was)
                 self.monitor.resume(sent=self._is_handing and self.monitor.broken_off is None)
@@ -257,13 +244,7 @@ class Departure(Coordinator):
         else:
             self.put(Event.RESUMED)
 
-    def _shut(self) -> None:
-        """No byte goes to or comes from QEMU any more: what blocks there, blocks no longer."""
-        with suppress(OSError):  # QEMU was first
-            self._ours.shutdown(socket.SHUT_RDWR)
-
 
 def _reason(figures: dict[str, Any]) -> QemuError | None:
-    if (past := _PAST.get(figures["status"])) is None:
-        return None
-    return QemuError(f"QEMU says that the migration has {past}: {figures.get('error-desc') or 'it gives no reason'}")
+    failed = figures["status"] in ("failed", "cancelled")
+    return QemuError(reported(figures, "it gives no reason")) if failed else None

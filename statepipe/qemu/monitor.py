@@ -423,10 +423,3 @@ class Monitor:
         await asyncio.gather(*left, return_exceptions=True)
 
 
-def demand_completed(figures: dict[str, Any], otherwise: str = "it gives no reason") -> dict[str, Any]:
-    """Return the figures of a migration that has ended. Raises QemuError unless it completed, with `otherwise` if QEMU
-    gave no reason."""
-    if figures["status"] != "completed":
-        why = figures.get("error-desc") or otherwise
-        raise QemuError(f"QEMU says {figures['status']}: {why}", hint=lock_hint(why))
-    return figures

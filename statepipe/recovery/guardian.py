@@ -22,6 +22,7 @@ from statepipe.errors import InterruptedBySignal, QemuError, QemuGone, QemuSilen
 from statepipe.pipeline.signals import ENDING
 from statepipe.processes import Process
 from statepipe.qemu.guest import demand_cont
+from statepipe.qemu.migration import resume_stopped
 from statepipe.qemu.monitor import FINAL, Monitor
 from statepipe.qemu.reach import parse_monitor
 from statepipe.qemu.runstates import LIVE, RUNNING, SENT
@@ -275,9 +276,8 @@ def _let_go_on(known: Known, tell: Tell) -> str:
             monitor.migration_outcome(LOOK)
         monitor.wait_until_running()
         try:
-            state = monitor.run_state()
-            if known["runs"] and known.get("stopped") and state in ("paused", SENT) and not monitor.has_sent():
-                monitor.resume()
+            if known["runs"] and known.get("stopped"):
+                resume_stopped(monitor)
         finally:
             restore(monitor, known["before"])
         if monitor.has_sent():

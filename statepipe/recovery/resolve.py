@@ -6,20 +6,18 @@ or `elsewhere`, told.
 
 from __future__ import annotations
 
-import os
 import shlex
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from statepipe.errors import QemuError, QemuGone, QemuSilent
-from statepipe.processes import hold_if_seen
-from statepipe.qemu.monitor import FINAL, LOOK_AGAIN, Monitor
+from statepipe.errors import QemuError, QemuSilent
+from statepipe.qemu.migration import ProcessWatch, end_qemu, outcome
+from statepipe.qemu.monitor import LOOK_AGAIN, Monitor
 from statepipe.qemu.runstates import LIVE, SENT
 from statepipe.recovery.handover import Destination, Source
 from statepipe.recovery.journal import read_journal
 from statepipe.telling import Tell
-from statepipe.wakeups import polled
 
 ENDING = 10_000
 """Milliseconds that a QEMU has to end when it is told to."""
@@ -109,17 +107,14 @@ def decide(qmp: str, where: str, tell: Tell) -> str:
 def _end(monitor: Monitor, state: str) -> str:
     """Have it end, and see that it has: until then it may do what it was told before. Raises StatepipeError."""
     pid = monitor.pid
-    process = hold_if_seen(pid)
-    with suppress(QemuGone, QemuSilent):  # it may end before its answer is out
-        monitor.execute("quit")
-    if process is None:
-        return f"the QEMU that held the guest ({state}) was told to end; check that its process has ended"
-    try:
-        if not polled(process).poll(ENDING):
+    with closing(ProcessWatch(pid)) as process:
+        with suppress(QemuSilent):
+            end_qemu(monitor)
+        if process.fd is None:
+            return f"the QEMU that held the guest ({state}) was told to end; check that its process has ended"
+        if not process.has_ended(ENDING):
             hint = f"kill -9 {pid}, and check that it has ended before the guest runs elsewhere"
             raise QemuSilent(f"the QEMU that held the guest ({state}) has not ended", hint=hint)
-    finally:
-        os.close(process)
     return f"the QEMU that held the guest ({state}) has ended"
 
 
@@ -127,10 +122,8 @@ def _run(monitor: Monitor) -> str:
     if monitor.run_state() == "inmigrate":  # what is on its way here, nobody here can undo
         hint = "only the other QEMU can run it: statepipe resolve --qmp SOCKET here, on that host"
         raise QemuError("the guest has not arrived completely", hint=hint)
-    if monitor.migration()["status"] not in ("none", *FINAL):
-        monitor.execute("migrate_cancel")
-        monitor.migration_outcome(LOOK_AGAIN)  # its settings are not ours: it may tell of no event
-        monitor.wait_until_running()
+    outcome(monitor, LOOK_AGAIN, cancels=True)  # its settings are not ours: it may send no event
+    monitor.wait_until_running()
     if monitor.run_state() not in LIVE:
         monitor.resume(sent=True)
     return f"the guest is {monitor.run_state()} here"

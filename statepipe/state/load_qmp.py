@@ -1,8 +1,8 @@
-"""load, driving QEMU: `load FILE -- qemu-system-…` starts it, `load --qmp SOCKET FILE` takes one that waits.
+"""load, driving QEMU: `load FILE -- qemu-system-…` starts one, `load --qmp SOCKET FILE` uses one that waits.
 
-QEMU is started paused (`-S -incoming defer`) with a monitor of ours. The stream goes over a socketpair whose end is
-held back until everything is verified; the guest runs only when QEMU, too, says `completed`, and only if it ran
-when it was saved. Whatever fails before that, our QEMU is ended and its guest has not run for an instant.
+QEMU is started paused (`-S -incoming defer`) with a monitor for us. The stream goes through a socketpair; its end is
+held back until everything is verified. The guest runs only once QEMU has reported `completed`, and only if it ran when
+it was saved. Before that, any failure ends our QEMU, and its guest never ran. After that, no failure ends it.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from statepipe.errors import (
 )
 from statepipe.pipeline.pipeline import Pipeline
 from statepipe.pipeline.signals import held, ignore
-from statepipe.processes import hold_if_seen
 from statepipe.qemu.commandline import refuse_daemon, starts_qemu
 from statepipe.qemu.guard import Said, named_files
 from statepipe.qemu.guest import describe_guest, hardware
 from statepipe.qemu.holders import lock_hint
 from statepipe.qemu.images import images
-from statepipe.qemu.monitor import DYING, Monitor, demand_completed
+from statepipe.qemu.migration import ProcessWatch, demand_completed, end_qemu, start_incoming
+from statepipe.qemu.monitor import DYING, Monitor
 from statepipe.qemu.places import clashes, seen
 from statepipe.qemu.process import Child, inspect_process, qemu_under
 from statepipe.qemu.runstates import LIVE, UNRUN
@@ -44,16 +44,16 @@ from statepipe.qemu.view import View
 from statepipe.state.file import STDIN, Keys, StateFile, open_state
 from statepipe.state.loading import State, prepare
 from statepipe.telling import Tell
-from statepipe.wakeups import polled
 
 RAN_AT_SAVE = (*LIVE, None)
-"""A machine older than 2.4 does not tell its run state; QEMU itself then takes it to be running."""
+"""A machine type older than 2.4 does not save its run state; QEMU itself then assumes that it was running."""
 
 
 @dataclass(frozen=True, slots=True)
 class Telling:
-    """Who hears of it: `warn` what is not proved and what is waited for, `here` that the guest is, at once, and
-    `loaded` its run state. `settled` hears that QEMU has answered what was asked of it: no signal denies it then."""
+    """Who is called during a load: `warn` with what is not proved or waited for, `here` at once when QEMU has the
+    guest, `loaded` with the guest's run state, and `settled` once QEMU has answered: from then on no signal undoes it.
+    """
 
     warn: Tell
     loaded: Tell
@@ -62,7 +62,7 @@ class Telling:
 
 
 class MayRun(InterruptedBySignal):
-    """A signal came once QEMU was told to run the guest, and QEMU did not say that it does not: so it is not ended."""
+    """A signal arrived after QEMU was told to run the guest. QEMU may run it, so it is not ended."""
 
     def __init__(self, late: InterruptedBySignal, hint: str) -> None:
         super().__init__(late.exit_code - 128, str(late))
@@ -74,23 +74,23 @@ class CutOff(QemuGone):
 
 
 def load_into_new(path: str, command: Sequence[str], keys: Keys, said: Said, tell: Telling, *, detach: bool) -> int:
-    """Load the state into a QEMU started by `command`; stay until it ends and return its exit status.
+    """Load the state into a QEMU started by `command`; wait until that ends and return its exit status.
 
-    `said` is a person's word on the disks. With `detach`, return 0 once the guest is loaded. Raises StatepipeError, and
-    then that QEMU is gone, unless it was told to run the guest: the hint says so.
+    `said` is what the user says of the disks. With `detach`, return 0 once the guest is loaded. Raises StatepipeError;
+    then that QEMU has ended, unless the guest was loaded or QEMU was told to run it, which the hint says.
     """
     child: Child | None = None
-    stays = False
+    stays = is_loaded = False
 
     def here() -> None:
-        """It is about to be told to run the guest: what would end us is QEMU's, and how it ends is its own matter."""
+        """QEMU is about to be told to run the guest: signals that would end us are passed on to it from now on."""
         nonlocal stays
         tell.here()
         if child is not None and not detach:
             child.pass_signals_on()
             stays = True
 
-    telling = replace(tell, here=here, settled=tell.settled if detach else lambda: None)  # else they are QEMU's
+    telling = replace(tell, here=here, settled=tell.settled if detach else lambda: None)  # else QEMU gets the signals
 
     try:
         with ExitStack() as opened:
@@ -100,7 +100,7 @@ def load_into_new(path: str, command: Sequence[str], keys: Keys, said: Said, tel
                 state = _prepare_state(source, tell.warn)
                 state.refuse_changed_before(command, said)
                 _refuse_taken(command)
-                with held():  # a QEMU that was started must be known to us
+                with held():  # no signal between QEMU's start and our record of it
                     child = Child(command, detach)
                     opened.enter_context(child.spare)
                 monitor = opened.enter_context(closing(Monitor(child.monitor, child.pid, tell.warn)))
@@ -109,53 +109,63 @@ def load_into_new(path: str, command: Sequence[str], keys: Keys, said: Said, tel
                 except QemuGone:
                     if not stays:
                         raise
+                is_loaded = True
             if detach:
                 child.let_be(tell.warn)
-            with suppress(QemuGone, QemuSilent):  # its guest has ended it already, or keeps it busy
-                tell.loaded(monitor.run_state())
+            _report(monitor, tell)
             return 0 if detach else child.wait()
     except (MayRun, CutOff) as late:
         if child is not None:
             child.let_be(tell.warn)
-            look = f"look at QEMU, process {child.pid}: {_BEFORE_AGAIN}: kill {child.pid}"
-            late.advise(look)
+            late.advise(f"look at QEMU, process {child.pid}: {_BEFORE_AGAIN}: kill {child.pid}")
         raise
     except BaseException as error:
-        if child is not None:
+        if child is not None and not is_loaded:
             child.end_after(error, "while loading")
+        elif child is not None and isinstance(error, StatepipeError):
+            error.advise(f"the state is loaded: look at QEMU, process {child.pid}")
         raise
+
+
+def _report(monitor: Monitor, tell: Telling) -> None:
+    """Report the run state of a loaded guest. If QEMU does not tell it, the load has succeeded all the same."""
+    try:
+        tell.loaded(monitor.run_state())
+    except (QemuGone, QemuSilent):  # the guest has ended QEMU already, or keeps it busy
+        return
+    except QemuError as error:
+        tell.warn(f"the state is loaded, but QEMU did not report the guest's run state: {error}")
 
 
 def _refuse_state_as_disk(path: str, command: Sequence[str]) -> None:
-    """Raises UsageError where QEMU's command line names the state itself: as a log it would be emptied, and as a disk
-    written to, before it is read."""
+    """Raises UsageError if QEMU's command line names the state file: QEMU would write to it before it is read."""
     if path == STDIN or named_by(path) is not None or not starts_qemu(command):
         return
     if View(0).real(path) in named_files(command):
         what = f"QEMU's command line names {path}, which is the state to load"
-        raise UsageError(what, hint="leave it out there: statepipe hands the state over")
+        raise UsageError(what, hint="remove it from the command line: statepipe passes the state to QEMU")
 
 
 _BEFORE_AGAIN = "its guest may write to its disks, so end it before the state is loaded again"
 
 
 def _refuse_taken(command: Sequence[str]) -> None:
-    """Raises StatepipeError for sockets at which another process listens: a QEMU that is started replaces them, and
-    the QEMU that still holds the guest may be the one that listens."""
+    """Raises StatepipeError if another process listens at a socket of the command line: the new QEMU would replace it,
+    and the listener may be the QEMU that still has the guest."""
     if not starts_qemu(command):
         return
     rows = seen(command, View(0), os.getcwd(), held=False)
     if taken := [f"{row['path']} ({row['option']})" for row, _ in clashes([], rows)]:
         raise StatepipeError(
             f"QEMU is not started: it would replace sockets at which another process listens: {', '.join(taken)}",
-            hint="end the QEMU that listens there, if its guest is the one that was saved; or name another socket",
+            hint="if that is the QEMU whose guest was saved, end it; else name another socket",
         )
 
 
 def load_into_waiting(path: str, address: str, keys: Keys, said: Said, tell: Telling) -> None:
     """Load the state into the QEMU behind the monitor at `address`, started with `-incoming defer`.
 
-    Raises StatepipeError; unless QEMU has ended by itself, or may run the guest, it is told to quit.
+    Raises StatepipeError; then QEMU was told to quit, unless it has ended by itself or was told to run the guest.
     """
     with open_state(path, keys) as source:
         state = _prepare_state(source, tell.warn)
@@ -163,12 +173,11 @@ def load_into_waiting(path: str, address: str, keys: Keys, said: Said, tell: Tel
             try:
                 before = _load(state, monitor, said, tell, runs=True)
             except (MayRun, CutOff) as late:
-                resolve = f"statepipe resolve --qmp {shlex.quote(address)}"
-                late.advise(f"look: {resolve}; {_BEFORE_AGAIN}")
+                late.advise(f"look: statepipe resolve --qmp {shlex.quote(address)}; {_BEFORE_AGAIN}")
                 raise
-            with suppress(QemuGone, QemuSilent):  # its guest has ended it already, or keeps it busy
-                tell.loaded(monitor.run_state())
-            if (words := restored(monitor, before)) is not None:
+            words = restored(monitor, before)
+            _report(monitor, tell)
+            if words is not None:
                 tell.warn(words)
 
 
@@ -180,10 +189,9 @@ def _prepare_state(source: StateFile, warn: Tell) -> State:
 
 
 def _load(state: State, monitor: Monitor, said: Said, tell: Telling, *, runs: bool) -> dict[str, Any]:
-    """Load it, and run it if it ran; how QEMU was set to migrate before. Raises StatepipeError.
+    """Load it, and run it if it ran; return QEMU's migration settings as they were before. Raises StatepipeError.
 
-    A QEMU that may run or receive a guest that is none of ours is left alone; one that has half of ours can only be
-    ended.
+    A QEMU that may run or receive another guest is left alone; one that has a part of ours can only be ended.
     """
     monitor.demand_waiting()
     monitor.demand_handover()
@@ -191,11 +199,15 @@ def _load(state: State, monitor: Monitor, said: Said, tell: Telling, *, runs: bo
     state.refuse_other_machine(now["machine"])
     disks = images(monitor)
     state.refuse_changed_disks(disks, said, tell.warn)
-    _refuse_other_hardware(state, monitor, now["ram"], said, tell.warn)
+    process = inspect_process(qemu_under(monitor.pid))
+    has = hardware(monitor) | {"ram": now["ram"]}
+    state.refuse_other_hardware(has, process.command if process else None, said, tell.warn)
     before = made_ready(monitor, ("events", "late-block-activate"))
+    ours, theirs = socket.socketpair()
     try:
-        ours = _open(monitor)
+        start_incoming(monitor, theirs)
     except BaseException as error:
+        ours.close()
         restore_after(error, monitor, before)
         raise
     try:
@@ -212,23 +224,45 @@ def _load(state: State, monitor: Monitor, said: Said, tell: Telling, *, runs: bo
         raise
     except BaseException as error:
         with held():
-            if isinstance(error, QemuRefused):  # of its monitor's words none says which disk it could not lock
+            if isinstance(error, QemuRefused):  # its monitor does not say which disk it could not lock
                 written = [row.path for row in disks.rows if row.is_file and not row.read_only]
                 error.hint = lock_hint(str(error), written, but=monitor.pid) or error.hint
-            _quit(monitor)
+            monitor.hurry()
+            with suppress(QemuSilent):  # the error on its way says enough
+                end_qemu(monitor)
         raise
 
 
-def _run(monitor: Monitor, settled: Callable[[], None]) -> None:
-    """Have QEMU run the guest; `settled` hears its answer. Raises QemuError; CutOff for a monitor that breaks off
-    before it, MayRun for a signal that comes before it.
+def _feed(state: State, monitor: Monitor, ours: socket.socket) -> None:
+    """Write the stream to QEMU, then read its return path until it closes it: else QEMU might fail to write it."""
+    try:
+        Pipeline(state.source, state.stages, FdSink(ours.fileno(), "the migration socket")).pour()
+    except ReaderGone as error:
+        figures = monitor.migration_outcome()
+        raise QemuError(f"QEMU refused the state: {figures.get('error-desc', figures['status'])}") from error
+    ours.shutdown(socket.SHUT_WR)
+    with suppress(ConnectionResetError):  # QEMU closed it with bytes of ours unread: its monitor reports why
+        while ours.recv(4096):
+            continue
 
-    QEMU does what it was told whether anybody waits or not, perhaps once a disk answers. So after a signal it is
-    asked: it answers in turn, and a guest that does not run by then was not told to.
+
+def _run(monitor: Monitor, settled: Callable[[], None]) -> None:
+    """Have QEMU run the guest, and call `settled` at its answer. Raises QemuError; CutOff if the monitor breaks off
+    before that, MayRun if a signal arrives before that.
+
+    QEMU runs the guest whether anybody waits or not, perhaps once a disk answers. So after a signal it is asked: it
+    answers in order, and a guest that does not run by then was not told to.
     """
-    with closing(_Watch(monitor.pid)) as process:
+    with closing(ProcessWatch(monitor.pid)) as process:
         try:
-            _tell_to_run(monitor, process, settled)
+            try:
+                monitor.execute("cont")
+            except (QemuGone, QemuSilent) as error:
+                if process.has_ended(DYING):
+                    raise
+                settled()  # a signal would change nothing
+                raise CutOff(str(error), hint=f"the state is loaded, and {_TOLD}") from error
+            settled()
         except InterruptedBySignal as late:
             monitor.hurry()
             said = _TOLD
@@ -237,89 +271,11 @@ def _run(monitor: Monitor, settled: Callable[[], None]) -> None:
                     raise late
                 said = f"the guest is {state}"
             except QemuGone:
-                if process.has_ended():
+                if process.has_ended(DYING):
                     raise late from None
-            except QemuSilent:
-                said = _TOLD
+            except QemuSilent:  # it may run
+                pass
             raise MayRun(late, f"the state is loaded, and {said}") from late
 
 
-def _tell_to_run(monitor: Monitor, process: _Watch, settled: Callable[[], None]) -> None:
-    try:
-        monitor.execute("cont")
-    except (QemuGone, QemuSilent) as error:
-        if process.has_ended():
-            raise
-        settled()  # a signal would change nothing of it
-        raise CutOff(str(error), hint=f"the state is loaded, and {_TOLD}") from error
-    settled()
-
-
 _TOLD = "QEMU was told to run the guest and has not answered: it may run at any moment"
-
-
-class _Watch:
-    """Sees whether the process has ended, also one that another than we started. One that is not known was not seen to
-    have ended."""
-
-    def __init__(self, pid: int) -> None:
-        self._pidfd = hold_if_seen(pid)
-
-    def has_ended(self) -> bool:
-        """Whether it has, or does within DYING."""
-        return self._pidfd is not None and bool(polled(self._pidfd).poll(DYING))
-
-    def close(self) -> None:
-        """Look no more."""
-        if self._pidfd is not None:
-            os.close(self._pidfd)
-
-
-def _refuse_other_hardware(state: State, monitor: Monitor, ram: int, said: Said, warn: Tell) -> None:
-    process = inspect_process(qemu_under(monitor.pid))
-    now = hardware(monitor) | {"ram": ram}
-    state.refuse_other_hardware(now, process.command if process else None, said, warn)
-
-
-def _open(monitor: Monitor) -> socket.socket:
-    """Our end of a socket that QEMU loads from. Raises QemuError if it takes none, as it loads already."""
-    ours, theirs = socket.socketpair()
-    try:
-        with theirs:
-            monitor.give(theirs.fileno(), "statepipe-load")
-            monitor.execute("migrate-incoming", uri="fd:statepipe-load")
-    except BaseException:
-        ours.close()
-        raise
-    return ours
-
-
-def _feed(state: State, monitor: Monitor, ours: socket.socket) -> None:
-    try:
-        Pipeline(state.source, state.stages, FdSink(ours.fileno(), "the migration socket")).pour()
-    except ReaderGone as error:
-        raise _why_closed(monitor) from error
-    ours.shutdown(socket.SHUT_WR)
-    _drain(ours)
-
-
-def _drain(ours: socket.socket) -> None:
-    """Take what QEMU answers on the return path, until it closes: else it might fail to write it."""
-    try:
-        while ours.recv(4096):
-            continue
-    except ConnectionResetError:  # QEMU closed with bytes of ours unread: its monitor tells why
-        return
-
-
-def _why_closed(monitor: Monitor) -> QemuError:
-    """Ask QEMU why it closed the socket."""
-    outcome = monitor.migration_outcome()
-    return QemuError(f"QEMU refused the state: {outcome.get('error-desc', outcome['status'])}")
-
-
-def _quit(monitor: Monitor) -> None:
-    monitor.hurry()
-    # That it goes is what was wanted; where it says nothing, whatever was raised tells enough.
-    with suppress(QemuGone, QemuSilent):
-        monitor.execute("quit")

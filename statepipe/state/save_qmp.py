@@ -1,31 +1,22 @@
-"""save --qmp: drive QEMU through its monitor, and leave it as it was found, but for what was asked.
+"""save --qmp: save a guest through its QEMU's monitor, and leave QEMU as it was but for what was asked.
 
-The stream comes over a socketpair whose one end is handed to QEMU: unlike exec: it can be cancelled and yanked, QEMU
-waits for nobody's exit, and the return path carries the verdict. max-bandwidth (128 MiB/s by default) is lifted for
-the save; it and the capabilities are put back afterwards. pause-before-switchover is not needed: until the return
-path has answered, QEMU's guest is its own.
+QEMU writes its stream into a socketpair (qemu/migration.py), whose other direction is the return path: QEMU reports
+`completed` only once we have answered that the file has its name. max-bandwidth (128 MiB/s by default) is lifted for
+the save; it and the capabilities are restored afterwards. pause-before-switchover is not needed: until that answer the
+guest stays QEMU's.
 """
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
-from statepipe.ends.fd import FdSource, write_all
 from statepipe.ends.output import Output, new_output
 from statepipe.ends.rehearsal import Replaceable
-from statepipe.errors import (
-    InterruptedBySignal,
-    QemuError,
-    QemuGone,
-    QemuSilent,
-    StatepipeError,
-    TruncatedError,
-)
+from statepipe.errors import InterruptedBySignal, QemuError, QemuSilent
 from statepipe.pipeline.job import works_for
 from statepipe.pipeline.pipeline import NamedStage
 from statepipe.pipeline.signals import ignore
@@ -33,7 +24,8 @@ from statepipe.qemu.disks import Disk
 from statepipe.qemu.guard import look
 from statepipe.qemu.guest import demand_cont, describe_guest, hardware
 from statepipe.qemu.images import Images, images
-from statepipe.qemu.monitor import Monitor, demand_completed
+from statepipe.qemu.migration import OutgoingSocket, demand_completed, end_qemu
+from statepipe.qemu.monitor import Monitor
 from statepipe.qemu.process import inspect_process, qemu_under
 from statepipe.qemu.runstates import LIVE as LIVE_STATES
 from statepipe.qemu.settings import HARMLESS, adjust, restore_after, restored
@@ -51,8 +43,8 @@ LIVE = "live"
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A save that succeeded: the file, QEMU's own figures, the seconds that the guest stood still for it, how it was
-    left, and what to beware of."""
+    """A save that succeeded: the file, QEMU's own figures, the seconds that the guest was stopped for it, its run state
+    now, and what to beware of."""
 
     saved: Saved
     migration: dict[str, Any]
@@ -62,9 +54,9 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """What was asked for: `then` is stay, cont or quit, or LIVE where the guest runs on throughout. `capabilities` are
-    wanted beside ours. `replaceable` tells which files the new one may replace, as `new_output` has it."""
+class SaveRequest:
+    """What was asked for. `then` is stay, cont or quit, or LIVE if the guest runs on throughout. `capabilities` are
+    set in addition to ours. `replaceable` says which files the new one may replace, as for `new_output`."""
 
     path: str
     packing: Packing
@@ -76,11 +68,12 @@ class Request:
     replaceable: Replaceable | None = None
 
 
-def save_by_qmp(address: str, request: Request, tell: Tell, guard: Command) -> Outcome:
-    """Save the guest behind the monitor at `address`; `tell` hears what it is waited for. Raises StatepipeError; the
-    guest then is as it was, and so it is, by the guardian that `guard` starts, where we are killed.
+def save_by_qmp(address: str, request: SaveRequest, tell: Tell, guard: Command) -> Outcome:
+    """Save the guest behind the monitor at `address`; `tell` hears what is waited for.
 
-    The file is begun before QEMU hears of anything: where it cannot be, nothing happens."""
+    The file is begun before QEMU is told anything: if it cannot be, nothing happens. Raises StatepipeError, with the
+    guest as it was before; if we are killed, the guardian that `guard` starts sees to that.
+    """
     with (
         new_output(request.path, replaceable=request.replaceable) as sink,
         Guardian(guard) as guardian,
@@ -101,8 +94,8 @@ def save_by_qmp(address: str, request: Request, tell: Tell, guard: Command) -> O
             tell(_MOVING_LIVE)
         keeps = live and not may_break_off(monitor)
         if keeps and request.limits.seconds is not None:
-            what = "--timeout would break off a live save, after which this QEMU's guest stands still for good"
-            raise QemuError(what, hint="QEMU 8.1 and later can; or save without --live")
+            what = "with this QEMU, --timeout cannot cancel a live save: the guest would never run again"
+            raise QemuError(what, hint="use QEMU 8.1 or later, or save without --live")
         return _Save(monitor, request, undoing, before, tell, keeps=keeps).run(sink, disks)
 
 
@@ -113,27 +106,27 @@ _MOVING = (
 
 _MOVING_LIVE = (
     "the guest runs on from here and writes to its disks: without a snapshot of them from this very moment load will "
-    "refuse this state; how that is taken: man statepipe-save, 'Live saves'"
+    "refuse this state; how to take it: man statepipe-save, 'Live saves'"
 )
 
 
 def capabilities(*, live: bool) -> dict[str, bool]:
-    """What the save wants on and off. background-snapshot goes with next to no other."""
+    """Return what a save sets on and off. QEMU allows hardly any other capability with background-snapshot."""
     return {"events": True, "return-path": not live, "background-snapshot": live}
 
 
 class _Save:
-    """The save itself, from the first word that changes anything at QEMU. `before` is the guest's run state; `keeps`
-    says that its snapshot must not be broken off."""
+    """The save itself, from the first command that changes anything at QEMU. `before` is the guest's run state;
+    `keeps` says that its snapshot must not be broken off."""
 
     def __init__(
-        self, monitor: Monitor, request: Request, undoing: Undoing, before: str, tell: Tell, *, keeps: bool
+        self, monitor: Monitor, request: SaveRequest, undoing: Undoing, before: str, tell: Tell, *, keeps: bool
     ) -> None:
         self._monitor, self._request, self._undoing = monitor, request, undoing
         self._before, self._tell, self._keeps = before, tell, keeps
-        self._rounds = Rounds(monitor, request.limits, tell, undoing.stops)
-        self._is_saved = False  # the file has its name, and QEMU says completed
-        self._is_left = False  # what is to be undone is the guardian's
+        self._rounds = Rounds(monitor, request.limits, tell, undoing.stop_guest)
+        self._is_saved = False  # the file has its name, and QEMU has reported completed
+        self._is_left = False  # the guardian undoes it
         self._figures: dict[str, Any] = {}
         self._downtime, self._run_state = 0.0, before
         self._doubts: str | None = None
@@ -157,158 +150,86 @@ class _Save:
         doubts = "; ".join(filter(None, [self._doubts, moving])) or None
         return Outcome(saved, self._figures, self._downtime, self._run_state, doubts)
 
-    def _goes_on(self) -> bool:
-        """Whether the guest ran, and was stopped for the save."""
-        return self._before in LIVE_STATES and self._rounds.stopped is not None
-
     def _plan(self, disks: Images) -> Plan:
         monitor, request = self._monitor, self._request
         guest = describe_guest(monitor) | {"live": request.then == LIVE, "run_state_before": self._before}
         guest["hardware"] = hardware(monitor)
         if process := inspect_process(qemu_under(monitor.pid)):
             guest["command"] = list(process.command)
+        # a live save has the guest of its first moment, any other that of its last
+        early: list[Disk] | None = look(disks) if request.then == LIVE else None
 
         def last() -> dict[str, Any]:
-            return {"stopped_for_it": True} if self._goes_on() else {}
+            return {} if self._undoing.stopped is None else {"stopped_for_it": True}
 
-        return Plan(request.packing, request.words, request.seal, guest, _look(disks, request.then), last)
+        return Plan(
+            request.packing, request.words, request.seal, guest, lambda: look(disks) if early is None else early, last
+        )
 
     def _pour(self, sink: Output, disks: Images, leave: Callable[[], None]) -> Saved:
-        """The stream into the file. Whatever fails, QEMU is held up no longer, and the guest is as before, as far as
-        QEMU answers."""
+        """Save the stream to the file. After a failure QEMU is not held up, and the guest is as before, as far as QEMU
+        answers. Raises StatepipeError."""
+
+        def approve() -> None:
+            self._figures = demand_completed(self._monitor.migration_outcome())
+
         plan = self._plan(disks)
-        ours, theirs = socket.socketpair()
-        with ours, FdSource(ours.fileno(), "the migration socket", IDLE) as source:
+        with OutgoingSocket(IDLE) as stream:
             try:
-                with theirs:
-                    self._start(ours, theirs)
+                if self._request.limits.offline:
+                    self._undoing.stop_guest()
+                if self._keeps:
+                    self._undoing.keep(stream.fd)
+                stream.start(self._undoing.migration)
                 with self._rounds.followed():
                     try:
-                        return save_stream(plan, source, sink, lambda word: _answer(ours, word), self._approve, leave)
+                        return save_stream(plan, stream.source, sink, stream.answer, approve, leave)
                     except BaseException as error:
-                        self._release(ours, error)
+                        # QEMU's main loop waits while it writes its last bytes. If nobody reads them, it answers no
+                        # command, and the thread that follows the rounds waits for an answer.
+                        if isinstance(error, InterruptedBySignal):
+                            self._monitor.hurry()
+                        if not (self._is_saved or self._keeps):
+                            stream.shut()
                         raise
             except BaseException as error:
                 if self._is_saved:
                     raise
                 overdue = self._rounds.overdue
                 cause = error if overdue is None or isinstance(error, InterruptedBySignal) else overdue
-                cause = self._break_off(ours, cause)
+                cause = self._break_off(stream, cause)
                 raise cause from (None if cause is error else error)
 
-    def _release(self, ours: socket.socket, error: BaseException) -> None:
-        """Nothing waits for QEMU, nor QEMU for us, once the save has failed.
-
-        QEMU writes its last bytes with its main loop held. While nobody reads them it answers no command, and the
-        thread that follows its figures waits for one. A snapshot that must not be broken off is read to its end later.
-        """
-        if isinstance(error, InterruptedBySignal):
-            self._monitor.hurry()
-        if not (self._is_saved or self._keeps):
-            with suppress(OSError):  # QEMU was first
-                ours.shutdown(socket.SHUT_RDWR)
-
-    def _start(self, ours: socket.socket, theirs: socket.socket) -> None:
-        """Begin the migration into the socketpair. Raises QemuError."""
-        if self._request.limits.offline:
-            self._rounds.stop_guest()
-        if self._keeps:
-            self._undoing.keep(ours.fileno())
-        self._monitor.give(theirs.fileno(), "statepipe-save")
-        self._undoing.migrate("fd:statepipe-save")
-
-    def _approve(self) -> None:
-        self._figures = demand_completed(self._monitor.migration_outcome())
-
     def _leave(self, sink: Output, settings: Mapping[str, Any]) -> None:
-        """Do with the guest as was asked. No word of QEMU's undoes the file any more. Raises QemuError."""
+        """Leave the guest as was asked; from now on nothing that QEMU answers undoes the file. Raises QemuError."""
         self._is_saved = True
         self._doubts = restored(self._monitor, settings)
-        self._downtime = self._figures.get("downtime", 0) / 1000
-        if self._rounds.stopped is not None and self._goes_on():
-            self._downtime = time.monotonic() - self._rounds.stopped
+        stopped, then = self._undoing.stopped, self._request.then
+        self._downtime = self._figures.get("downtime", 0) / 1000 if stopped is None else time.monotonic() - stopped
         try:
-            self._run_state = _leave(self._monitor, self._request.then)
+            if then == "quit":
+                end_qemu(self._monitor)
+                self._run_state = "ended"
+            else:
+                if then == "cont":
+                    self._monitor.resume(sent=True)
+                self._run_state = self._monitor.run_state()
         except QemuError as error:
             error.advise(f"{sink.name} holds the whole state", first=True)
             raise
         self._undoing.over()
         ignore()
 
-    def _break_off(self, ours: socket.socket, error: BaseException) -> BaseException:
-        """Let QEMU give up too, and a guest go on that we have stopped. The error, whose hint tells what became of it;
-        another where it only told that QEMU has gone."""
+    def _break_off(self, stream: OutgoingSocket, error: BaseException) -> BaseException:
+        """End QEMU's migration, and let a guest run on that we have stopped. Return the error to raise, whose hint says
+        what QEMU reports of both."""
         in_haste = isinstance(error, InterruptedBySignal | QemuSilent)
         if in_haste:
             self._monitor.hurry()
-        if self._undoing.is_begun and self._keeps:
-            self._is_left = in_haste  # to the guardian, which has the stream too, and all the time that it takes
+        if self._undoing.migration.is_begun and self._keeps:
             if in_haste:
+                self._is_left = True  # to the guardian: it has the stream too, and as much time as that takes
                 return error
-            read_out(ours.fileno(), self._monitor, self._tell)
-        ours.close()
-        if not self._undoing.is_begun:
-            if self._goes_on():
-                _let_go_on(self._monitor, error)
-        elif isinstance(error, StatepipeError) and not isinstance(error, QemuGone):
-            try:
-                said = self._describe()
-                if isinstance(error, TruncatedError):  # its hint only guesses what QEMU knows
-                    error.hint = None
-                error.advise(said, first=True)
-            except QemuError as gone:  # or it would not have the guest go on
-                error.hint = None
-                error.advise(str(gone), gone.hint)
-                if isinstance(error, TruncatedError) and isinstance(gone, QemuGone):
-                    return QemuGone("QEMU went away before all of its guest was saved", hint=str(error))
-        return error
-
-    def _describe(self) -> str:
-        """What QEMU says of the migration and of the guest, which goes on if it was stopped for it."""
-        outcome = self._monitor.migration()
-        if outcome["status"] != "none":  # QEMU may not have heard of it yet
-            outcome = self._monitor.migration_outcome()
-        self._monitor.wait_until_running()
-        if self._goes_on() and self._monitor.run_state() not in LIVE_STATES and not self._monitor.has_sent():
-            self._monitor.resume()
-        reason = f" ({outcome['error-desc']})" if outcome.get("error-desc") else ""
-        return f"QEMU says the migration {_PAST[outcome['status']]}{reason}; the guest is {self._monitor.run_state()}"
-
-
-_PAST = {"completed": "completed", "failed": "failed", "cancelled": "was cancelled", "none": "has not begun"}
-
-
-def _look(disks: Images, then: str) -> Callable[[], list[Disk]]:
-    """When to look at the disks: a live save holds the guest of its first moment, any other that of its last."""
-    if then != LIVE:
-        return lambda: look(disks)
-    early = look(disks)
-    return lambda: early
-
-
-def _answer(ours: socket.socket, message: bytes) -> bool:
-    """Onto the return path. QEMU closes it when it is cancelled too, so only the monitor tells whether it is gone."""
-    with suppress(BrokenPipeError):
-        write_all(ours.fileno(), message)
-    return True
-
-
-def _let_go_on(monitor: Monitor, error: BaseException) -> None:
-    """The guest that we have stopped, or have told QEMU to stop. It is waited for, also after a signal: a `stop` that
-    is still on its way would leave it so. The error's hint tells of one that does not go on."""
-    try:
-        monitor.resume()
-    except QemuError as refused:
-        if isinstance(error, StatepipeError):
-            error.advise(f"the guest was stopped for the save: {refused}")
-
-
-def _leave(monitor: Monitor, then: str) -> str:
-    """Do with the guest as asked; its run state afterwards."""
-    if then == "quit":
-        with suppress(QemuGone):  # it may end before its answer is out
-            monitor.execute("quit")
-        return "ended"
-    if then == "cont":
-        monitor.resume(sent=True)
-    return monitor.run_state()
+            read_out(stream.fd, self._monitor, self._tell)
+        stream.close()
+        return self._undoing.undo(error)

@@ -185,7 +185,7 @@ KNOWN: list[tuple[str, Claim]] = [
     (r"no greeting at \S+: another client may be connected", nothing),
     (r"QEMU serves one at a time.*", nothing),
     (r"QEMU (refused|went away during) [\w-]+.*", nothing),
-    (r"QEMU says (that the migration has )?(failed|cancelled|been cancelled).*", nothing),
+    (r"QEMU reports that the migration (failed|was cancelled).*", nothing),
     (r"QEMU took no more of the guest(: .*)?", nothing),
     (r"QEMU broke the return path off(: .*)?", nothing),
     (r"its own message is above", nothing),

@@ -34,8 +34,8 @@ def test_a_save_without_an_end_is_told_with_figures_and_given_up_in_time(
         done = run_statepipe("save", "--qmp", guest.socket, "--timeout", "8", "--auto-converge", SLOW, states / "s")
         assert done.returncode == 1, done.stderr
         assert re.search(r"warning: round \d+, .* sent: the guest changes .* of its memory a second, and ", done.stderr)
-        assert "error: the guest's memory was not through after 8 s\n" in done.stderr
-        assert re.search(r"hint: QEMU says the migration .*; the guest is running; --offline", done.stderr)
+        assert "error: the guest's memory was not sent within 8 s\n" in done.stderr
+        assert re.search(r"hint: QEMU reports that the migration .*; the guest is running here; --offline", done.stderr)
         assert guest.settings() == before
         assert_runs_on(guest)
         assert not list(states.iterdir())
@@ -178,7 +178,7 @@ def test_a_qemu_that_answers_too_late_is_left_to_the_guardian(tmp_path: Path, st
             os.kill(guest.pid, signal.SIGSTOP)
             try:
                 saving.send(signal.SIGTERM)
-                saving.wait_said(r"guardian \(process \d+\) sets right once QEMU answers")
+                saving.wait_said(r"guardian \(process \d+\) restores the rest once QEMU answers")
             finally:
                 os.kill(guest.pid, signal.SIGCONT)
             saving.wait_said(f"{ACTS} the guest here is running")

@@ -87,7 +87,7 @@ def test_a_cancel_during_the_commit_takes_the_file_away_again(
     (states / "s").write_bytes(OLDER)
     save = slow_commit(answered_guest, states / "s", QMP_MODE, start_save)
     answered_guest.qmp("migrate_cancel")
-    assert "QEMU says cancelled" in assert_failed(save, 6, kept=OLDER)
+    assert "QEMU reports that the migration was cancelled" in assert_failed(save, 6, kept=OLDER)
     assert_runs_on(answered_guest)
 
 

@@ -187,6 +187,6 @@ def test_a_qemu_that_is_killed_meanwhile_is_qemus_failure(tmp_path: Path, qemu72
             guest.wait_transferred(1 << 20)
             guest.kill()
             assert save.wait() == 6, save.said
-        assert "error: QEMU went away before all of its guest was saved" in save.said[-3]
+        assert "error: QEMU went away before all of its guest was sent" in save.said[-3]
         assert "hint: the migration stream stops before its end, in the ram phase" in save.said[-2]
     assert list(states.iterdir()) == []

@@ -44,8 +44,8 @@ def refusal(server: QmpServer) -> Raw:
     return Raw(b'{"error": {"class": "GenericError", "desc": "no"}, "id": "%s"}\n' % server.identity.encode())
 
 
-@pytest.mark.parametrize("status", ["failed", "cancelled"])
-def test_the_outcome_of_another_clients_migration_is_not_ours(server: QmpServer, status: str) -> None:
+@pytest.mark.parametrize(("status", "words"), [("failed", "failed"), ("cancelled", "was cancelled")])
+def test_the_outcome_of_another_clients_migration_is_not_ours(server: QmpServer, status: str, words: str) -> None:
     """Ours broke off, and another client's has begun and completed since."""
 
     def migrate(stream: socket.socket) -> None:
@@ -54,9 +54,9 @@ def test_the_outcome_of_another_clients_migration_is_not_ours(server: QmpServer,
             server.event(each)
 
     server.migrates(migrate)
-    with pytest.raises(QemuError, match=f"QEMU says {status}: another client of QEMU's monitor") as caught:
+    with pytest.raises(QemuError, match=f"the migration {words}: another client of QEMU's monitor") as caught:
         directly(server)
-    assert f"QEMU says {status}; the guest is running here" in (caught.value.hint or "")
+    assert (caught.value.hint or "").startswith("the guest is running here")
     assert "migrate_cancel" not in server.commands()
 
 

@@ -173,9 +173,9 @@ def saving(server: QmpServer, before: Mapping[str, Any] = BEFORE) -> Iterator[tu
 def test_what_is_not_seen_to_be_undone_is_left_to_the_guardian(server: QmpServer) -> None:
     server.answers |= {"query-status": {"status": "paused"}}
     with pytest.raises(StatepipeError) as caught, saving(server) as (guardian, undoing):
-        undoing.stops()
+        undoing.stop_guest()
         raise StatepipeError("the disk is full")
-    assert f"guardian (process {guardian.pid}) sets right once QEMU answers" in (caught.value.hint or "")
+    assert f"guardian (process {guardian.pid}) restores the rest once QEMU answers" in (caught.value.hint or "")
     os.waitpid(guardian.pid, 0)
     assert "cont" in server.commands()
 
@@ -226,7 +226,7 @@ def test_nothing_is_done_while_qemu_migrates(server: QmpServer) -> None:
     """Though all is as it was: a live save's, or one that QEMU sends by itself."""
     migration(server, "running", "active")
     with pytest.raises(StatepipeError) as caught, saving(server) as (guardian, undoing):
-        undoing.migrate("fd:x")
+        undoing.migration.start(0)
         raise StatepipeError("the disk is full")
     assert "guardian (process " in (caught.value.hint or "")
     os.kill(guardian.pid, signal.SIGKILL)

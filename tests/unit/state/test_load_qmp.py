@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from statepipe.errors import InterruptedBySignal, QemuError, QemuGone
+from statepipe.errors import InterruptedBySignal, QemuError, QemuGone, StatepipeError
 from statepipe.pipeline.signals import as_exceptions
 from statepipe.qemu.guard import Said
 from statepipe.state.load_qmp import Telling, load_into_new, load_into_waiting
@@ -137,3 +137,31 @@ def test_one_of_our_own_whose_monitor_breaks_off_stays_if_it_lives(state: str) -
 def test_one_that_has_ended_as_it_was_told_to_run_its_guest_is_said_to_have_ended(state: str) -> None:
     with pytest.raises(QemuError, match="QEMU ended with status 3 while loading"):
         load_into_new(state, [*STANDIN, "ended"], NO_KEYS, Said(), NOBODY, detach=True)
+
+
+def test_a_guest_that_runs_is_not_ended_because_its_run_state_cannot_be_reported(state: str, tmp_path: Path) -> None:
+    told: list[str] = []
+    tell = Telling(told.append, lambda text: None, lambda: None)
+    script = tmp_path / "qemu"
+    script.write_text(f'#!/bin/sh\necho $$ > {tmp_path}/pid\nexec {" ".join(STANDIN)} "$@"\n')
+    script.chmod(0o700)
+    assert load_into_new(state, [str(script), "odd"], NO_KEYS, Said(), tell, detach=True) == 0
+    assert [text for text in told if "the state is loaded, but QEMU did not report the guest's run state" in text]
+    pid = int((tmp_path / "pid").read_text())
+    os.kill(pid, signal.SIGKILL)  # it is there
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+
+
+def test_a_guest_that_runs_is_not_ended_because_of_what_hears_of_it(state: str, tmp_path: Path) -> None:
+    """Whatever fails once it is loaded is told, with the process to look at."""
+
+    def loaded(text: str) -> None:
+        raise StatepipeError("no space left for a log")
+
+    with pytest.raises(StatepipeError, match="no space left for a log") as caught:
+        tell = Telling(lambda text: None, loaded, lambda: None)
+        load_into_new(state, [*STANDIN, "calm"], NO_KEYS, Said(), tell, detach=True)
+    found = re.search(r"the state is loaded: look at QEMU, process (\d+)", caught.value.hint or "")
+    assert found is not None
+    os.kill(int(found[1]), signal.SIGKILL)  # it is there
+    assert os.waitstatus_to_exitcode(os.waitpid(int(found[1]), 0)[1]) == -signal.SIGKILL

@@ -15,7 +15,7 @@ import pytest
 from statepipe.errors import IntegrityError, QemuError
 from statepipe.pipeline.signals import as_exceptions
 from statepipe.stages.packing import choose
-from statepipe.state.save_qmp import Outcome, Request, save_by_qmp
+from statepipe.state.save_qmp import Outcome, SaveRequest, save_by_qmp
 from tests.qmpserver import QmpServer, Raw
 from tests.statefiles import noisy_stream
 
@@ -30,7 +30,7 @@ def server(server: QmpServer) -> QmpServer:
 
 
 def save(server: QmpServer, path: str, then: str = "stay") -> Outcome:
-    request = Request(path, choose().packing(lambda: 0.0), (), (), then)
+    request = SaveRequest(path, choose().packing(lambda: 0.0), (), (), then)
     return save_by_qmp(server.path, request, lambda text: None, GUARD)
 
 
@@ -58,7 +58,7 @@ def test_a_save_that_fails_does_not_wait_for_a_qemu_that_waits_for_it(
     with pytest.raises(IntegrityError) as caught:
         save(server, str(tmp_path / "s"))
     assert all(in_time)
-    assert "QEMU says the migration failed; the guest is running" in (caught.value.hint or "")
+    assert "QEMU reports that the migration failed; the guest is running" in (caught.value.hint or "")
 
 
 def completes(server: QmpServer, stream: socket.socket) -> None:
