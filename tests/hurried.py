@@ -2,7 +2,7 @@
 
     python hurried.py BOUND=SECONDS … -- VERB …
 
-A bound is told by its module and its name, as in migration.coordinator.PATIENCE.
+A bound is told by its module and its name, as in migration.coordinator.OVERDUE.
 """
 
 from __future__ import annotations

@@ -116,11 +116,12 @@ def _given(values: Values, but: Sequence[str]) -> bool:
 def _request(values: Values, plan: ConnectionPlan) -> MigrateRequest:
     """Raises UsageError."""
     from statepipe.migration.migrate import MigrateRequest
-    from statepipe.migration.source import Limits
+    from statepipe.migration.source import MigrateLimits
 
     if values["on_timeout"] and not values["timeout"]:
         raise UsageError("--on-timeout says what happens at a time that --timeout SECONDS has to name")
     parameters = _parameters(values)
+    seconds, then = seconds_of(values["timeout"]), values["on_timeout"] or "cancel"
     return MigrateRequest(
         _monitor(values),
         plan,
@@ -128,7 +129,7 @@ def _request(values: Values, plan: ConnectionPlan) -> MigrateRequest:
         offline=values["offline"],
         quits=values["quit_source"],
         force=values["force"],
-        limits=Limits(seconds_of(values["timeout"]), values["on_timeout"] or "cancel", _switchover(values, parameters)),
+        limits=MigrateLimits(seconds, then, _switchover(values, parameters)),
         parameters=parameters,
         capabilities=("auto-converge",) if values["auto_converge"] else (),
         journal=values["journal"],

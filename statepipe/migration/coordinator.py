@@ -1,12 +1,11 @@
-"""What both halves of a migration are: threads that turn what happens into events, and one that decides and acts.
+"""What both sides of a migration share: threads turn what happens into events, and one thread decides and acts.
 
-Whatever is heard (of QEMU, of the other host, of the stream that flows, of a user, of the clock) becomes an event in
-one queue. One thread takes them one by one, looks into the table (recovery/handover.py), writes down the new state and
-does what the table says: so no two decisions are ever under way, and no signal comes into the midst of one. That thread
-waits for nobody: what QEMU is told, a thread of its own tells it, and the answer is an event, however late. The main
-thread waits; a signal there is an event as well.
+Everything that happens (at QEMU, the other host, the stream, the user, the clock) becomes an event in one queue. One
+thread takes them one by one, looks them up in the table (recovery/handover.py), writes down the new state and does what
+the table says. So no two decisions overlap, and no signal interrupts one. That thread waits for nobody: another thread
+tells QEMU, and QEMU's answer is an event, however late. The main thread waits; a signal there is an event too.
 
-Nothing is said of a guest before the table has come to its end, and no wait is silent: while an answer is late, we say
+Nothing is reported of a guest before the table has reached an end. No wait is silent: while an answer is late, we say
 what is waited for.
 """
 
@@ -31,25 +30,25 @@ from statepipe.shapes import told
 from statepipe.threads import ENDING, End, held, join, start
 
 ENDS = (Action.SEND_ABORT, Action.SEND_REFUSED, Action.SEND_UNSURE)
-"""What tells the other side that it is over, and why."""
+"""The actions that tell the other side that it is over, and why."""
 
 FORWARD = (Event.PRE_SWITCHOVER, Event.READY, Event.COMPLETED, Event.ACCEPTED, Event.GO)
-"""Events that bring the guest nearer to the other host."""
+"""The events that bring the guest nearer to the other host."""
 
 UNANSWERED = (Source.UNANSWERED, Source.UNDECIDED, Destination.UNENDED, Destination.UNSURE)
-"""Ends in which QEMU may still owe an answer: nobody waits for it any more."""
+"""The ends in which QEMU may still answer late, and nobody waits for it."""
 
 WORD, WORD_ON_STOPPING = 3.0, 1.0
-"""Seconds in a state until we say what is waited for; the second once somebody wants us to end."""
+"""Seconds in a state until we say what is waited for: usually, and once a signal asked us to stop."""
 
-PATIENCE, PATIENCE_ON_STOPPING = 30.0, 10.0
-"""Seconds until an answer is overdue, where the table has something for that."""
+OVERDUE, OVERDUE_ON_STOPPING = 30.0, 10.0
+"""Seconds until an answer is overdue, if the state has a row for that: usually, and once a signal asked us to stop."""
 
 
 class Coordinator:
-    """One half. `cause` is the first error that was heard of, which is the one to tell. `say` tells people meanwhile.
+    """One side. `cause` is the first error, which is the one to report; `say` informs the user meanwhile.
 
-    `switchover` is the bound in seconds of the states SWITCHOVER together, if they have one.
+    `switchover` limits the states SWITCHOVER together, in seconds; None: no limit.
     """
 
     switchover: float | None = None
@@ -69,20 +68,20 @@ class Coordinator:
         self._events: queue.SimpleQueue[tuple[Event, BaseException | None]] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._is_stopping = False
-        self.signal: InterruptedBySignal | None = None  # the one that came, in time or too late
+        self.signal: InterruptedBySignal | None = None  # the one that arrived, in time or too late
         self._word_at = self._overdue_at = self._bound_at = math.inf
 
     def put(self, event: Event, cause: BaseException | None = None) -> None:
-        """Something happened; from any thread."""
+        """Add an event, from any thread."""
         self._events.put((event, cause))
 
     def spawn(self, name: str, work: Callable[[], None], failed: Event = Event.CANCEL) -> threading.Thread:
-        """Run `work` in a thread of its own; what it raises becomes an event: `failed`, unless somebody is gone."""
+        """Run `work` in a thread; what it raises becomes the event `failed`, or that somebody is gone."""
 
         def guarded() -> None:
             try:
                 work()
-            except BaseException as error:  # told when all is over: `cause` is raised in the main thread
+            except BaseException as error:  # reported at the end: `cause` is raised in the main thread
                 self.put(self._what(error, failed), error)
 
         thread = threading.Thread(target=guarded, name=name, daemon=True)
@@ -91,9 +90,9 @@ class Coordinator:
         return thread
 
     def coordinate(self, begin: Callable[[], None], act: Callable[[Action], None], release: Callable[[], None]) -> None:
-        """From `begin` to the end of the table; `act` does what is not a message, `release` wakes who waits for QEMU.
+        """Run from `begin` to an end of the table. `act` does what is not a message, `release` ends waits for QEMU.
 
-        A signal meanwhile asks for it to be undone. What is raised is a bug; the guardian then acts on what it left.
+        A signal meanwhile asks to undo the migration. What is raised is a bug; the guardian then acts.
         """
         failures: list[BaseException] = []
         over = End()
@@ -113,15 +112,20 @@ class Coordinator:
                 self._watch(over)
             release()
             if not failures and not self.side.ended:
-                failures.append(AssertionError(f"nothing decides any more, at {self.side.state}"))
+                failures.append(AssertionError(f"the deciding thread has ended at {self.side.state}"))
             if failures:
-                self._break_off(failures[0])
+                self.monitor.hurry()  # nothing that QEMU still answers matters
+                self.peer.abandon(failures[0])
+                self.peer.leave()
+                self._join(PARTING)
                 raise failures[0]
             self._part(listener)
-            self._hear_late()
+            # a signal that arrived after the decision changes neither the result nor what is left to do
+            while (late := signal.sigtimedwait(ENDING, 0)) is not None:
+                self.signal = self.signal or InterruptedBySignal(late.si_signo)
 
     def _watch(self, over: End) -> None:
-        """Wait for the end, or for the signal that is the first and only one (pipeline/signals.py)."""
+        """Wait for the end, or for a signal: there is only one (pipeline/signals.py)."""
         try:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
             try:
@@ -132,15 +136,10 @@ class Coordinator:
             self.signal = error
             self.put(Event.CANCEL, error)
 
-    def _hear_late(self) -> None:
-        """A signal that came once all was decided takes no word of how it ended away, nor what is left to be done."""
-        while (late := signal.sigtimedwait(ENDING, 0)) is not None:
-            self.signal = self.signal or InterruptedBySignal(late.si_signo)
-
     # --- deciding
 
     def _decide(self, begin: Callable[[], None], act: Callable[[Action], None]) -> None:
-        """Take events until nothing can change any more, and act on each."""
+        """Take events until an end of the table, and act on each."""
         unwritten = self.journal.write(self.side.state)
         if unwritten is not None:
             self.journal.write(self.side.state)
@@ -152,7 +151,7 @@ class Coordinator:
                 self._act(action, act)
 
     def _next(self) -> tuple[Event, BaseException | None]:
-        """The next event, also of the clock; while there is none, people hear what is waited for."""
+        """Return the next event, also of the clock; while there is none, say what is waited for."""
         while True:
             due = min(self._word_at, self._overdue_at, self._bound_at)
             try:
@@ -176,27 +175,27 @@ class Coordinator:
         return None
 
     def waits_for(self) -> str | None:
-        """What this state waits for, as a sentence; None where that may take as long as it likes."""
+        """Return what this state waits for, as a sentence; None if that may take any time."""
         raise NotImplementedError
 
     def too_slow(self) -> StatepipeError:
-        """Why the switchover is undone once its time is over."""
+        """Return why the switchover is undone after its time."""
         raise NotImplementedError
 
     def _enter(self) -> None:
-        """A new state: what falls due in it."""
+        """Set what falls due in a new state."""
         now, state = time.monotonic(), self.side.state
         self._word_at = now + (WORD_ON_STOPPING if self._is_stopping else WORD)
         self._overdue_at = math.inf
         if self.side.heeds(Event.OVERDUE) and (self._is_stopping or state in HURRIED):
-            self._overdue_at = now + (PATIENCE_ON_STOPPING if self._is_stopping else PATIENCE)
+            self._overdue_at = now + (OVERDUE_ON_STOPPING if self._is_stopping else OVERDUE)
         if state not in SWITCHOVER:
             self._bound_at = math.inf
         elif self._bound_at is math.inf and self.switchover is not None:
             self._bound_at = now + self.switchover
 
     def _move(self, event: Event, cause: BaseException | None) -> tuple[Action, ...]:
-        """Move on, the new state written down first. A step towards the other host that cannot be, is not taken."""
+        """Write the new state down, then move to it. If a step of FORWARD cannot be written down, cancel instead."""
         if (unwritten := self._write(event)) is not None:
             event, cause = (Event.CANCEL, unwritten) if event in FORWARD else (event, cause)
             self._write(event)
@@ -213,7 +212,7 @@ class Coordinator:
         return None if state is self.side.state else self.journal.write(state, event)
 
     def _act(self, action: Action, act: Callable[[Action], None]) -> None:
-        """Do it. What fails in it is an event: FAILED where QEMU said no."""
+        """Do an action. Its failure is an event: FAILED if QEMU refused."""
         try:
             if action in STEPS:
                 self.told.add(STEPS[action])
@@ -224,25 +223,22 @@ class Coordinator:
             self.put(self._what(error, Event.FAILED), error)
 
     def _message(self, action: Action) -> Message:
-        """What is said of an action; with an end, what led to it."""
+        """Return the message of an action; of an end, with its reason."""
         reason = {"reason": told(self.cause)} if self.cause and action in ENDS else {}
         return {"event": STEPS[action].name} | reason
 
     # --- hearing
 
     def _listen(self) -> None:
-        """Turn the other side's messages into events, for as long as it speaks. Raises PeerError.
-
-        However this ends, the other side is lost: nobody hears it any more.
-        """
-        for _ in Event:  # none is said twice
+        """Turn the other side's messages into events. Raises PeerError at their end: the other side is lost then."""
+        for _ in Event:  # none is sent twice
             if (message := self.peer.hear()) is None:
-                raise PeerError("the other host has ended the session")
+                raise PeerError("the other host ended the session")
             self.put(*step_of(message, type(self.side.state)))
         raise PeerError("the other host sent more messages than a migration has steps")
 
     def _what(self, error: BaseException, otherwise: Event) -> Event:
-        """The event that a failure is. Who lost QEMU's monitor has not lost QEMU: its process is looked at."""
+        """Return the event of a failure. A monitor that broke off does not prove that QEMU ended: its process does."""
         if isinstance(error, PeerError):
             return Event.LOST
         if isinstance(error, QemuGone):
@@ -250,22 +246,15 @@ class Coordinator:
         return Event.CANCEL if isinstance(error, QemuSilent) and otherwise is Event.FAILED else otherwise
 
     def has_ended(self, patience: int = 0) -> bool:
-        """Whether QEMU's process was seen to have ended, within so many milliseconds; not so where it is not known."""
+        """Return whether QEMU's process was seen to end within so many milliseconds; False if it is not known."""
         return self._process.has_ended(patience)
 
     # --- leaving
 
-    def _break_off(self, error: BaseException) -> None:
-        """Nothing decides any more, so nothing that QEMU has still to say is waited for."""
-        self.monitor.hurry()
-        self.peer.abandon(error)
-        self.peer.leave()
-        self._join(PARTING)
-
     def _part(self, listener: threading.Thread) -> None:
-        """Let go of the other side, and wait for the threads that spoke with it, and with a QEMU that answers.
+        """End the session, and wait for the threads that used it, and for those of a QEMU that answers.
 
-        That the guest runs here, the source hears also once a link is back: else a person would have to decide there.
+        If the guest runs here, wait for a lost link to come back: else the source's user would have to decide.
         """
         self.peer.fall_silent()
         ended = join(listener, max(PARTING, self.peer.patience) if self.side.state is Destination.RUNS else PARTING)

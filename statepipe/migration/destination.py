@@ -1,8 +1,9 @@
-"""The destination's half of a migration: the stream goes into a QEMU that waits, paused, until GO has come.
+"""The destination's side of a migration: load the stream into a QEMU that waits, paused, until the source sends GO.
 
-QEMU loads from a socketpair whose other direction is the return path. The guest is there when QEMU says `completed`
-and the stream's digest agreed; it runs when the source says GO, and not a moment before. Whatever fails until then,
-this QEMU is ended, and seen to have ended before the source hears of it, unless we break off over a mistake of our own.
+QEMU loads from a socketpair whose other direction is the return path. The guest is here once QEMU has reported
+`completed` and the stream's digest agrees; it runs when the source sends GO, and not before. After any failure before
+that, this QEMU is ended, and was seen to have ended before the source is told; only after an error that nobody foresaw
+it is the guardian that ends it.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ CAPABILITIES = ("events", "return-path", "late-block-activate")
 
 
 @dataclass(frozen=True, slots=True)
-class Speech:
-    """What QEMU says outside of its monitor, which is its own reason where it gives up: its last words, empty where
-    none are known, and where a person reads all of them. One that `is_ours` was started here, and ends by itself."""
+class QemuOutput:
+    """What QEMU writes outside of its monitor, where it gives its reason if it exits: its last lines, empty if they are
+    not known, and where the user reads all of them. With `is_ours`, we started QEMU, and it exits by itself."""
 
     last_words: Callable[[], str] = str
     where: Callable[[], str] = str
@@ -40,19 +41,22 @@ class Speech:
 
 
 class _GaveUp(QemuError):
-    """QEMU would have no more of the guest; why, it tells elsewhere."""
+    """QEMU stopped loading the guest; its reason is elsewhere."""
 
 
 def ran_early(cause: BaseException | None = None) -> QemuError:
-    """Of a guest that somebody else has let run, after the first `cause` why it was not to come."""
-    what = "the guest ran here before the source had said that it may"
-    hint = "another client of QEMU's monitor has told it so; its disks may no longer be as the source left them"
+    """The error of a guest that another client let run, after `cause`, the first reason why it was not to arrive."""
+    what = "the guest ran here before the source allowed it"
+    hint = "another client of QEMU's monitor started it; its disks may no longer be as the source left them"
     return QemuError(what if cause is None else f"{what}; and {cause}", hint=hint)
 
 
 class Arrival(Coordinator):
-    """Runs the destination's half; `side` has reached INCOMING. `words` undo the source's stages; `end` ends QEMU and
-    returns when it has ended; `runs` says whether the guest is to run once it is here."""
+    """Runs the destination's side; `side` has reached INCOMING.
+
+    `words` undo the source's stages; `end` ends QEMU and returns when it has ended; `runs` says whether the guest runs
+    once it is here.
+    """
 
     def __init__(
         self,
@@ -64,13 +68,13 @@ class Arrival(Coordinator):
         *,
         side: Side[Destination],
         runs: bool,
-        speech: Speech | None = None,
+        output: QemuOutput | None = None,
         say: Callable[[str], object] = lambda text: None,
     ) -> None:
         super().__init__(side, monitor, peer, journal, say)
-        self.ran = False  # it was seen to run although nobody had let it
-        self._end, self._speech = end, speech or Speech()
-        self._came_as: str | None = None  # its run state as it was here, before anybody let it run
+        self.ran = False  # it was seen to run before anybody here let it
+        self._end, self._output = end, output or QemuOutput()
+        self._came_as: str | None = None  # its run state when it was here, before anybody let it run
         self._reason = ""  # QEMU's, by its monitor
         self._runs = runs
         self._decided = threading.Event()  # the stream was verified, or no longer matters
@@ -79,29 +83,29 @@ class Arrival(Coordinator):
         self._pipeline = Pipeline(peer.incoming, words, sink)
 
     def status(self) -> dict[str, Any]:
-        """How it goes, ready for JSON: the pipeline's, `phase`, how many links are up."""
+        """Return the status for JSON: the pipeline's, `phase`, and how many links are up."""
         return self._pipeline.status() | {"phase": self.side.state.name.lower(), "links": self.peer.links}
 
     def set_rate(self, rate: int | None) -> None:
         """Raises StatepipeError."""
-        raise StatepipeError("how fast it goes, the source decides", hint="statepipe rate there")
+        raise StatepipeError("only the source can set the rate of a migration", hint="use statepipe rate there")
 
     def run(self) -> Destination:
-        """Take the guest; where it ended. What went wrong first is in `cause`."""
+        """Take the guest, and return the final state. `cause` is the first thing that went wrong."""
         with self._ours:
             self.coordinate(self._begin, self._act_on_qemu, self._release)
         state: Destination = self.side.state
         return state
 
     def waits_for(self) -> str | None:
-        """What this state waits for; nothing of a QEMU that has ended, which is heard of next."""
+        """Return what this state waits for; None if QEMU has ended, which is the next event."""
         if self.has_ended():
             return None
         qemu = f"QEMU here (process {self.pid})"
         words = {
-            Destination.WAITING: "the whole guest is here, paused; the source has not said yet that it may run",
-            Destination.STARTING: f"{qemu} was told to run the guest and has not answered; until it has, whether the "
-            "guest runs here is not known, and statepipe stays; if it is killed, its guardian waits in its place",
+            Destination.WAITING: "the whole guest is here, paused; the source has not allowed it to run yet",
+            Destination.STARTING: f"{qemu} was told to run the guest and has not answered; until then, whether the "
+            "guest runs here is not known, and statepipe waits; if it is killed, its guardian waits instead",
             Destination.STRAYED: f"{qemu} was told to end and has not ended yet; until it has, its guest runs here",
             Destination.ENDING: f"{qemu} was told to end and has not ended yet; {self.told_of_guest}",
         }
@@ -109,38 +113,38 @@ class Arrival(Coordinator):
 
     @property
     def told_of_guest(self) -> str:
-        """What is to be said of the guest in a QEMU that is ended."""
+        """What to say of the guest in a QEMU that is being ended."""
         return "until it is ended, its guest runs here" if self.ran else "its guest never ran"
 
     def _begin(self) -> None:
         with self._theirs:
-            self.monitor.execute("stop")  # one that was started without -S would run its guest as soon as it has it
-            start_incoming(self.monitor, self._theirs, stays=not self._speech.is_ours)
+            self.monitor.execute("stop")  # a QEMU that was started without -S would run its guest once it is loaded
+            start_incoming(self.monitor, self._theirs, stays=not self._output.is_ours)
         for name, work in (("stream", self._load), ("back", self._answer), ("qemu", self._follow)):
             self.spawn(name, work)
 
     def _load(self) -> None:
-        """The stream into QEMU; whole and verified when this returns."""
+        """Write the stream to QEMU; when this returns, it was whole and verified."""
         try:
             self._pipeline.pour()
         except ReaderGone as error:
-            raise _GaveUp("QEMU took no more of the guest") from error
+            raise _GaveUp("QEMU stopped reading the guest") from error
         self._decided.set()
         self.peer.incoming.accept()
 
     def _answer(self) -> None:
-        """QEMU's return path to the source, until QEMU closes it."""
+        """Send QEMU's return path to the source, until QEMU closes it."""
         with FdSource(self._ours.fileno(), "the return path") as answers:
             try:
                 Pipeline(answers, [], self.peer.outgoing).pour()
             except PeerError:
                 raise
-            except StatepipeError as error:  # a reset: it has ended with bytes of ours unread
-                raise _GaveUp("QEMU broke the return path off") from error
+            except StatepipeError as error:  # a reset: QEMU closed it with bytes of ours unread
+                raise _GaveUp("QEMU closed the return path") from error
         self.peer.outgoing.end()
 
     def _follow(self) -> None:
-        """Until QEMU has the whole guest, paused, and the stream was seen to be whole. Raises QemuError."""
+        """Wait until QEMU has the whole guest, paused, and the stream is verified. Raises QemuError."""
         if (figures := self.monitor.migration_outcome())["status"] != "completed":
             self._reason = figures.get("error-desc") or ""
             raise _GaveUp(reported({"status": figures["status"]}))
@@ -148,7 +152,7 @@ class Arrival(Coordinator):
         if state not in (*UNRUN, SUSPENDED) if self._runs else state == RUNNING:
             self.ran = True
             raise ran_early()
-        self._came_as = state  # one that is suspended or was stopped, say by an I/O error, over there is so here too
+        self._came_as = state  # suspended, or stopped by an I/O error, if it was so at the source
         self._decided.wait()
         self.put(Event.COMPLETED)
 
@@ -160,52 +164,42 @@ class Arrival(Coordinator):
             self.spawn("start", self._start, Event.FAILED)
 
     def _message(self, action: Action) -> Message:
-        """With QEMU's own reason, where it is QEMU that would not: the source's people see nothing else of it."""
-        if action in ENDS and isinstance(self.cause, _GaveUp | QemuGone) and self.has_ended():
-            self.cause = self._explained(self.cause)
+        """Add QEMU's own reason if QEMU gave up: the users of the source see nothing else of it."""
+        cause = self.cause
+        if action in ENDS and isinstance(cause, _GaveUp | QemuGone) and self.has_ended():
+            own = self._output.last_words() or told(self._reason)
+            where = self._output.where()
+            what = f"{cause}: {own or where or 'it gives no reason'}"
+            self.cause = type(cause)(what, hint=where if own else cause.hint)
         return super()._message(action)
 
-    def _explained(self, cause: QemuError) -> QemuError:
-        own = self._speech.last_words() or told(self._reason)
-        where = self._speech.where()
-        what = f"{cause}: {own or where or 'it gives no reason'}"
-        return type(cause)(what, hint=where if own else cause.hint)
-
     def _see_ended(self) -> None:
+        """End QEMU. First ask whether another client let its guest run, and why it gave up: a QEMU that stays after a
+        failure knows, and the thread that follows it may not have asked yet."""
         self.monitor.hurry()
-        with suppress(QemuError):  # it answers nothing, and is ended all the same
-            self._ask_last()
+        with suppress(QemuError):  # a QEMU that does not answer is ended all the same
+            if not self.ran and self.monitor.run_state() not in (*UNRUN, self._came_as):
+                self.ran = True
+                self.cause = ran_early(self.cause)
+            if not self._output.is_ours and isinstance(self.cause, _GaveUp) and not self._reason:
+                self._reason = self.monitor.migration().get("error-desc") or ""
         if self.ran:
             self.put(Event.STRAYED)
         self._end()
         self.put(Event.ENDED)
 
-    def _ask_last(self) -> None:
-        """Whether its guest runs, by another client's word, and why it gave up: a QEMU that stays after it has failed
-        knows, and whoever follows it may not have asked yet. Raises QemuError."""
-        if not self.ran and self.monitor.run_state() not in (*UNRUN, self._came_as):
-            self.ran = True
-            self.cause = ran_early(self.cause)
-        if not self._speech.is_ours and isinstance(self.cause, _GaveUp) and not self._reason:
-            self._reason = self.monitor.migration().get("error-desc") or ""
-
     def _start(self) -> None:
-        """Run the guest, and see that it does. Raises QemuError."""
+        """Run the guest, and see that it runs. Raises QemuError."""
         if self.has_ended():  # before it was told: so its guest never ran
             self.put(Event.ENDED, QemuGone("QEMU has ended before its guest could run"))
             return
         if self._runs:
             self.monitor.execute("cont")
         self.put(Event.RUNNING)
-        self._announce()
-
-    def _announce(self) -> None:
-        """Have the guest's network cards tell the switches where they are now, if this QEMU can (4.0 and newer)."""
-        with suppress(QemuError):  # it runs, whatever becomes of that
-            parameters = {"initial": 50, "max": 550, "rounds": 5, "step": 100}
-            self.monitor.execute("announce-self", **parameters)
+        with suppress(QemuError):  # the guest runs, whether or not its network cards can announce it (QEMU 4.0)
+            self.monitor.execute("announce-self", initial=50, max=550, rounds=5, step=100)
 
     def _release(self) -> None:
         self._decided.set()
-        with suppress(OSError):  # QEMU was first
+        with suppress(OSError):  # QEMU closed it first
             self._ours.shutdown(socket.SHUT_RDWR)

@@ -1,15 +1,15 @@
-"""migrate: a guest goes to another host through a session, in two phases (recovery/handover.py).
+"""migrate: move a guest to another host through a session, in two phases (recovery/handover.py).
 
-Both hosts are looked at first, and nothing moves that would fail. While it moves, every state is in the journal and
-with the guardian before anything is done about it. Whatever goes wrong until the destination was told to run, the
-guest runs on here with its QEMU's settings as they were.
+Both hosts are compared first, and nothing moves if it would fail. During the move, each state is in the journal and
+with the guardian before anything is done about it. After any failure before the destination was told to run, the guest
+runs on here, with its QEMU's settings as they were.
 """
 
 from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,8 +18,7 @@ from statepipe.ends.address import SSH
 from statepipe.errors import QemuError, QemuGone, QemuSilent, StatepipeError
 from statepipe.migration.contact import called
 from statepipe.migration.negotiation import CHECK, MIGRATE, Offer, begin
-from statepipe.migration.peer import Peer
-from statepipe.migration.source import CAPABILITIES, Departure, Limits
+from statepipe.migration.source import CAPABILITIES, Departure, MigrateLimits
 from statepipe.pipeline.job import at_work, works_for
 from statepipe.qemu.commandline import anew
 from statepipe.qemu.compare import FAIL, WARN, Finding, compare, worst
@@ -30,7 +29,7 @@ from statepipe.qemu.process import demand_equal
 from statepipe.qemu.runstates import LIVE, MOVABLE, RUNNING
 from statepipe.qemu.settings import adjust, are_restored, put_back
 from statepipe.recovery.guardian import Command, Guardian
-from statepipe.recovery.handover import Event, Side, Source
+from statepipe.recovery.handover import Event, Source
 from statepipe.recovery.journal import Journal, Listener
 from statepipe.recovery.resolve import demand_unsent, how_to_decide
 from statepipe.recovery.undoing import facts_of, settle
@@ -38,16 +37,16 @@ from statepipe.session.options import ConnectionPlan
 from statepipe.telling import Tell
 
 UNMOVED = "nothing was moved"
-"""Said of a guest that nothing was done to."""
+"""Said of a guest to which nothing was done."""
 
 
 @dataclass(frozen=True, slots=True)
 class MigrateRequest:
-    """What was asked for. `plan.words` see the plain stream and `undo` undoes them over there.
+    """What was asked for. `plan.words` get the plain stream, and `undo` undoes them at the destination.
 
-    `offline` stops the guest first. `parameters` are QEMU's own (downtime-limit in ms, max-bandwidth in bytes a
-    second), `capabilities` those wanted beside ours. `force` overrules what the comparison of the hosts found.
-    `remote_qemu` is the QEMU command line that ssh starts over there; without it, the guest's own.
+    `offline` stops the guest first. `parameters` are QEMU's (downtime-limit in ms, max-bandwidth in bytes a second),
+    `capabilities` are set in addition to ours. `force` overrides what the comparison of the hosts found. `remote_qemu`
+    is the QEMU command line that ssh starts at the destination; None: the guest's own.
     """
 
     qmp: str
@@ -56,7 +55,7 @@ class MigrateRequest:
     offline: bool = False
     quits: bool = False
     force: bool = False
-    limits: Limits = field(default_factory=Limits)
+    limits: MigrateLimits = field(default_factory=MigrateLimits)
     parameters: dict[str, Any] = field(default_factory=dict)
     capabilities: tuple[str, ...] = ()
     journal: str | None = None
@@ -67,7 +66,7 @@ class MigrateRequest:
 class Report:
     """A guest that has moved: QEMU's figures, seconds from STOP here to RUNNING there, bytes sent and sent again.
 
-    `state` is the run state that it had here, and the other host says that it has; None where nobody there speaks.
+    `state` is the run state that it had here and now has there; None if no statepipe there reports it.
     """
 
     peer: str
@@ -79,10 +78,8 @@ class Report:
 
 
 def check(qmp: str, plan: ConnectionPlan, remote: Sequence[str] | None, tell: Tell) -> list[Finding]:
-    """Whether the guest behind the monitor would get to the plan's address, into a QEMU that `remote` starts there.
-
-    `tell` hears what is waited for. Raises StatepipeError.
-    """
+    """Compare the guest's host with the one at the plan's address, and its QEMU with the one that `remote` starts
+    there; `tell` hears what is waited for. Raises StatepipeError."""
     with closing(Monitor(qmp, tell=tell)) as monitor, called(plan, _far_words(monitor, plan, remote)) as peer:
         offer = Offer(CHECK, gather(monitor))
         findings = compare(offer.facts, offer.make(peer))
@@ -91,88 +88,98 @@ def check(qmp: str, plan: ConnectionPlan, remote: Sequence[str] | None, tell: Te
 
 
 def migrate(request: MigrateRequest, warn: Tell, guard: Command, listeners: Sequence[Listener]) -> Report:
-    """Move the guest; what it came to. Raises StatepipeError, whose hint says where the guest is."""
+    """Move the guest. Raises StatepipeError, whose hint says where the guest is."""
+    progress = _Progress()
     with Guardian(guard) as guardian, closing(Monitor(request.qmp, tell=warn)) as monitor:
         monitor.demand_handover()
         works_for(monitor.pid)
         movable(monitor, request.qmp)
-        return _move(request, warn, monitor, guardian, listeners)
-
-
-def _move(
-    request: MigrateRequest, warn: Tell, monitor: Monitor, guardian: Guardian, listeners: Sequence[Listener]
-) -> Report:
-    """Both sides meet, agree, and part. Raises StatepipeError."""
-    with (
-        _unmoved() as unmoved,
-        called(request.plan, _far_words(monitor, request.plan, request.remote_qemu)) as peer,
-    ):
-        offer, state, side = _agree(request, monitor, peer, warn)
-        steps = _Steps()
-        where = f"the guest {'runs' if state == RUNNING else f'is {state}'} at {peer.name}"
-        facts = {"side": "source", "peer": peer.name, "guest": offer.facts["guest"]}
-
-        noted: Mapping[str, Any] | None = None
-
-        def known(before: Mapping[str, Any]) -> None:  # from now on there is something to undo
-            nonlocal noted
-            noted = before
-            with closing(ProcessWatch(monitor.pid)) as process:
-                guardian.note(facts_of(side.state.name, request.qmp, state, before), process.fds)
-
         with (
-            closing(Journal(request.journal, facts, (guardian.note, steps, *listeners))) as journal,
-            _told_where_it_went(steps, where),
-            _settled(guardian, unmoved, lambda: noted is None or are_restored(monitor, noted)),
-            put_back(monitor, adjust(monitor, _capabilities(request), request.parameters, known=known)),
+            _located(progress, guardian, monitor),
+            called(request.plan, _far_words(monitor, request.plan, request.remote_qemu)) as peer,
         ):
-            departure = Departure(
-                monitor, peer, request.plan.words, journal, side=side, was=state, limits=request.limits, say=warn
-            )
-            unmoved.is_over = True
-            _go(departure, request, guardian)
-            figures, sent, resent = departure.last_figures(), peer.outgoing.bytes, peer.outgoing.resent
-        if request.quits:
-            with _told_where_it_went(steps, where):
+            was = movable(monitor, request.qmp)
+            offer = Offer(MIGRATE, gather(monitor), request.undo, was in LIVE)
+            _judge(compare(offer.facts, offer.make(peer)), warn, force=request.force)
+            side = begin(peer)
+            progress.where = f"the guest {'runs' if was == RUNNING else f'is {was}'} at {peer.name}"
+
+            def known(before: Mapping[str, Any]) -> None:  # from now on there is something to undo
+                progress.noted = before
+                with closing(ProcessWatch(monitor.pid)) as process:
+                    guardian.note(facts_of(side.state.name, request.qmp, was, before), process.fds)
+
+            facts = {"side": "source", "peer": peer.name, "guest": offer.facts["guest"]}
+            # what else is on and not for a single stream is off meanwhile; `tunnel` carries QEMU's own connections
+            wanted = dict.fromkeys((*CAPABILITIES, *request.capabilities), True)
+            with (
+                closing(Journal(request.journal, facts, (guardian.note, progress, *listeners))) as journal,
+                put_back(monitor, adjust(monitor, wanted, request.parameters, known=known)),
+            ):
+                words, limits = request.plan.words, request.limits
+                departure = Departure(monitor, peer, words, journal, side=side, was=was, limits=limits, say=warn)
+                progress.has_begun = True
+                if request.offline:
+                    departure.stop_guest()
+                with at_work(departure):
+                    state = departure.run()
+                    guardian.settle()
+                if state is not Source.MOVED:
+                    raise _failure(departure, state, request)
+                figures, sent, resent = departure.last_figures(), peer.outgoing.bytes, peer.outgoing.resent
+            if request.quits:
                 end_qemu(monitor)
-    return Report(peer.name, state, figures, steps.downtime(departure.stopped), sent, resent)
+    return Report(peer.name, was, figures, progress.downtime(departure.stopped), sent, resent)
 
 
-class _Unmoved:
-    """The time before a guest begins to move."""
+class _Progress:
+    """How far a migration is: a listener of its journal. `noted` are QEMU's settings before we changed them, `where` is
+    where the guest is once it has moved."""
 
-    is_over = False
+    def __init__(self) -> None:
+        self._at: dict[str, float] = {}
+        self.noted: Mapping[str, Any] | None = None
+        self.has_begun = False
+        self.where = ""
+
+    def __call__(self, facts: dict[str, Any]) -> None:
+        if "state" in facts:
+            self._at[facts["state"]] = time.monotonic()
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether the destination has reported that it has the guest."""
+        return Source.MOVED.name in self._at
+
+    def downtime(self, stopped: float | None) -> float:
+        """Seconds from QEMU's report that the guest is stopped, or from when it was `stopped` before, to the
+        destination's report that it runs."""
+        asked = self._at[Source.ASKED.name]
+        return self._at[Source.MOVED.name] - min(asked, stopped or asked)
 
 
 @contextmanager
-def _unmoved() -> Iterator[_Unmoved]:
-    """What goes wrong in this time has not touched the guest, and its hint says so."""
-    time_before = _Unmoved()
-    try:
-        yield time_before
-    except StatepipeError as error:
-        if not (time_before.is_over or (error.hint or "").startswith(UNMOVED)):
-            error.advise(UNMOVED, first=True)
-        raise
-
-
-@contextmanager
-def _settled(guardian: Guardian, unmoved: _Unmoved, is_done: Callable[[], bool]) -> Iterator[None]:
-    """What goes wrong in that time in a way that was foreseen has been undone, if it is seen to be."""
+def _located(progress: _Progress, guardian: Guardian, monitor: Monitor) -> Iterator[None]:
+    """Add to the hint of a failure where the guest is if it was not touched, or has moved. If it was not touched, the
+    guardian has nothing to do once QEMU's settings are seen to be as before."""
     try:
         yield
     except StatepipeError as error:
-        if not unmoved.is_over:
-            settle(guardian, error, is_done)
+        if progress.has_moved:
+            error.advise(progress.where, first=True)
+        elif not progress.has_begun:
+            if not (error.hint or "").startswith(UNMOVED):
+                error.advise(UNMOVED, first=True)
+            settle(guardian, error, lambda: progress.noted is None or are_restored(monitor, progress.noted))
         raise
 
 
 def _far_words(monitor: Monitor, plan: ConnectionPlan, remote: Sequence[str] | None) -> list[str]:
-    """What ssh starts over there: a receive with the QEMU command line that the user gave (`remote`), or else with this
-    guest's own.
+    """Return what ssh starts at the destination: a receive with the QEMU command line `remote`, or with this guest's.
 
-    Whoever says what is started there is whoever ssh logs in as. So this QEMU's word counts only where it has the same
-    rights as we; raises QemuError where it has not. Its program is the one that it runs, whatever it calls itself.
+    Whoever decides what is started there acts as the user whom ssh logs in. So this QEMU's own command line counts only
+    if it has the same rights as we have; raises QemuError otherwise. Its program is the one that it runs, whatever it
+    calls itself.
     """
     if plan.address.scheme != SSH:
         return []
@@ -184,29 +191,18 @@ def _far_words(monitor: Monitor, plan: ConnectionPlan, remote: Sequence[str] | N
     return [*words, "--chdir", process.folder, "--", process.program, *anew(process.command)[1:]]
 
 
-def _agree(request: MigrateRequest, monitor: Monitor, peer: Peer, warn: Tell) -> tuple[Offer, str, Side[Source]]:
-    """Compare both hosts, then begin: the offer, the guest's run state, the source from then on.
-
-    Raises StatepipeError.
-    """
-    state = movable(monitor, request.qmp)
-    offer = Offer(MIGRATE, gather(monitor), request.undo, state in LIVE)
-    _judge(compare(offer.facts, offer.make(peer)), warn, force=request.force)
-    return offer, state, begin(peer)
-
-
 def movable(monitor: Monitor, qmp: str) -> str:
-    """The run state of a guest that can be moved, and that nobody moves already. Raises QemuError."""
+    """Return the run state of a guest that can be moved and is not being moved already. Raises QemuError."""
     state = monitor.run_state()
     demand_unsent(state, qmp)
     if state not in MOVABLE:
-        raise QemuError(f"there is no guest to move: QEMU says {state}", hint="see: statepipe resolve --help")
+        raise QemuError(f"there is no guest to move: QEMU's run state is {state}", hint="see: statepipe resolve --help")
     monitor.demand_idle()
     return state
 
 
 def _judge(findings: Sequence[Finding], warn: Tell, *, force: bool) -> None:
-    """Raises StatepipeError for what would fail, unless `force`; tells what may."""
+    """Raises StatepipeError for what would fail, unless `force`; warns of what may fail."""
     for finding in findings:
         if finding.level == WARN or (force and finding.level == FAIL):
             warn(f"{finding.what}: {finding.reason}")
@@ -215,24 +211,8 @@ def _judge(findings: Sequence[Finding], warn: Tell, *, force: bool) -> None:
         raise StatepipeError("; ".join(reasons), hint=f"{UNMOVED}; statepipe check shows all, --force overrules")
 
 
-def _capabilities(request: MigrateRequest) -> dict[str, bool]:
-    """Whatever else is on that one stream cannot serve is off meanwhile; `tunnel` carries QEMU's own sockets."""
-    return dict.fromkeys((*CAPABILITIES, *request.capabilities), True)
-
-
-def _go(departure: Departure, request: MigrateRequest, guardian: Guardian) -> None:
-    """Raises StatepipeError unless the guest runs over there."""
-    if request.offline:
-        departure.stop_guest()
-    with at_work(departure):
-        state = departure.run()
-        guardian.settle()
-    if state is not Source.MOVED:
-        raise _failure(departure, state, request)
-
-
 def _failure(departure: Departure, state: Source, request: MigrateRequest) -> StatepipeError:
-    """What is known of the guest now that it did not move: by the state that was reached, and by QEMU's own word."""
+    """Return the error of a guest that did not move: what is known of it by the final state and by QEMU's report."""
     cause = departure.cause
     error = cause if isinstance(cause, StatepipeError) else QemuError(f"the migration failed: {cause!r}")
     resolve = f"statepipe resolve --qmp {shlex.quote(request.qmp)}"
@@ -246,62 +226,25 @@ def _failure(departure: Departure, state: Source, request: MigrateRequest) -> St
     if state is Source.DEAD:
         return QemuGone(f"QEMU has ended, and the guest with it: {error}")
     if state is Source.UNANSWERED:
-        departure.monitor.hurry()  # its settings are still to be set back, if it will
+        departure.monitor.hurry()  # its settings are still to be restored, if it answers
         what = "QEMU here does not answer; the guest was not given away, and whether it runs here is not known"
         return QemuSilent(f"{what}: {error}", hint=f"once it answers: {resolve} here")
-    again = None if departure.stranded is not None else _AGAIN[request.plan.address.scheme == SSH]
-    error.advise(_whereabouts(departure, resolve), first=True)
-    error.advise(again)
+    if departure.stranded is not None:
+        error.advise(f"the guest is here but does not run: {departure.stranded}; then: {resolve} here", first=True)
+        return error
+    try:
+        now = departure.monitor.run_state()
+        as_before = now == departure.was
+        where = f"the guest is {now} here, as before" if as_before else f"the guest is here; QEMU reports {now}"
+    except QemuError as silent:
+        where = f"the guest was not given away; its run state here is not known: {silent}"
+    error.advise(where, first=True)
+    error.advise(_AGAIN[request.plan.address.scheme == SSH])
     return error
 
 
 _AGAIN = {
     True: "to try again: the same command",
-    False: "to try again: start receive there anew, unless it has --serve, and then the same command here",
+    False: "to try again: start receive there again (unless it runs with --serve), then the same command here",
 }
-"""By whether ssh starts the other side."""
-
-
-def _whereabouts(departure: Departure, resolve: str) -> str:
-    """Where a guest is that was kept, as QEMU says it."""
-    if departure.stranded is not None:
-        return f"the guest is here but stands still: {departure.stranded}; then: {resolve} here"
-    try:
-        state = departure.monitor.run_state()
-        as_before = state == departure.was
-        return f"the guest is {state} here, as before" if as_before else f"the guest is here; QEMU says {state}"
-    except QemuError as silent:
-        return f"the guest was not given away; how it is here is not known: {silent}"
-
-
-@contextmanager
-def _told_where_it_went(steps: _Steps, where: str) -> Iterator[None]:
-    """What fails once the guest has moved, as the QEMU that it left, is no word on it: the hint says where it is."""
-    try:
-        yield
-    except StatepipeError as error:
-        if steps.has_moved:
-            error.advise(where, first=True)
-        raise
-
-
-class _Steps:
-    """A journal's listener that knows when each state was reached."""
-
-    def __init__(self) -> None:
-        self._at: dict[str, float] = {}
-
-    def __call__(self, facts: dict[str, Any]) -> None:
-        if "state" in facts:
-            self._at[facts["state"]] = time.monotonic()
-
-    @property
-    def has_moved(self) -> bool:
-        """Whether the other side has said that it has the guest."""
-        return Source.MOVED.name in self._at
-
-    def downtime(self, stopped: float | None) -> float:
-        """Seconds from QEMU's word that the guest stands still, or from when it was `stopped` before, to the other
-        side's that it runs."""
-        asked = self._at[Source.ASKED.name]
-        return self._at[Source.MOVED.name] - min(asked, stopped or asked)
+"""By whether ssh starts the destination's side."""

@@ -1,13 +1,13 @@
-"""migrate without a statepipe over there: to a QEMU that waits at tcp:// or unix://, or through a program of your own.
+"""migrate without a statepipe at the destination: to a QEMU that waits at tcp:// or unix://, or through a program.
 
-QEMU's own word is all there is, so this is one phase, and not two. The return path is on: QEMU here says `completed`
-only after QEMU there has said that it has loaded everything. Whatever fails until then, the guest runs on here; what
-becomes of it there afterwards, nobody here can see. A program that fails once QEMU has said so is warned of.
+Only QEMU's own report says how it went, so this is one phase, not two. The return path is on: QEMU here reports
+`completed` only after the QEMU there has reported that it has loaded everything. After any failure before that, the
+guest runs on here; what happens to it there later cannot be seen from here. If the program fails after that, we warn.
 
-At a unix socket it is a QEMU of a user who may have the guest: root's, ours, the one that is meant, or that of the
+At a unix socket the other QEMU must belong to a user who may have the guest: root, us, `--peer`, or the user of the
 guest's own QEMU, who has it already.
 
-Where nothing is done to the stream, QEMU gets the connection itself and takes as long as with its own tcp:. Bytes that
+If no filter changes the stream, QEMU gets the connection itself, and takes as long as with its own tcp:. Bytes that
 pass through us take 1.4 to 2.0 times as long.
 """
 
@@ -40,14 +40,20 @@ from statepipe.stages.watch import watch
 from statepipe.state.saving import IDLE
 from statepipe.telling import Tell
 from statepipe.transfer.endpoints import FarSink, connected_to, outgoing
-from statepipe.wakeups import polled
 
 FarEnd = AbstractContextManager[tuple[Returning, FarSink]]
 """What comes back from the other end, and the sink that leads there."""
 
+CLOSING = 1000
+"""Milliseconds in which a program that has closed its end should end too."""
+
+LINGERING = 30.0
+"""Seconds in which a program must end after the guest was sent: enough to write out what it holds. This is bounded, as
+no signal ends the wait any more, and the migration is reported only after it."""
+
 
 def to_address(request: MigrateRequest) -> FarEnd:
-    """The plan's address. Entering raises PeerError."""
+    """The address of the request. Entering raises PeerError."""
     return outgoing(request.plan)
 
 
@@ -55,7 +61,7 @@ def to_address(request: MigrateRequest) -> FarEnd:
 def to_program(command: str) -> Iterator[tuple[Returning, FarSink]]:
     """A shell's command line: the stream is its standard input, the return path its standard output.
 
-    Raises StatepipeError where it ends with another status than 0, or not within LINGERING after it was left.
+    Raises StatepipeError if its exit status is not 0, or if it does not end within LINGERING.
     """
     ours, theirs = socket.socketpair()
     name = f"exec:{command}"
@@ -67,7 +73,7 @@ def to_program(command: str) -> Iterator[tuple[Returning, FarSink]]:
                 try:
                     yield returning, SocketSink(ours, name, Patience())
                 except QemuError as error:
-                    if not returning.bytes and polled(process.pidfd).poll(LAST_PATIENCE):
+                    if not returning.bytes and process.has_ended(CLOSING):
                         _demand_success(process, name, error.hint)
                         hint = "; ".join(filter(None, [error.hint, _MUTE]))
                         raise QemuError(f"{name} ended, and no QEMU has answered", hint=hint) from error
@@ -75,8 +81,8 @@ def to_program(command: str) -> Iterator[tuple[Returning, FarSink]]:
             if not process.has_ended(int(LINGERING * 1000)):
                 raise StatepipeError(f"{name} still ran after {LINGERING:g} s, and was ended")
             _demand_success(process, name, "its own message is above")
-        except PeerError as error:  # which only tells that its end of the socket is gone
-            if polled(process.pidfd).poll(LAST_PATIENCE):
+        except PeerError as error:  # it only says that the program's end of the socket is closed
+            if process.has_ended(CLOSING):
                 _demand_success(process, name, error.hint)
             raise
         finally:
@@ -85,17 +91,9 @@ def to_program(command: str) -> Iterator[tuple[Returning, FarSink]]:
 
 
 _MUTE = (
-    "its standard output must return the answers of the QEMU over there; to save the guest instead: "
+    "its standard output must return the answers of the destination's QEMU; to save the guest instead: "
     "statepipe save --qmp SOCKET FILE"
 )
-
-LAST_PATIENCE = 1000
-"""Milliseconds in which a program that has closed its end should end too."""
-
-
-LINGERING = 30.0
-"""Seconds in which a program is to end once the guest has gone: time enough to write out what it holds. It is bounded,
-as no signal ends the wait any more, and the report of the migration comes after it."""
 
 
 def _demand_success(process: Process, name: str, hint: str | None) -> None:
@@ -106,24 +104,34 @@ def _demand_success(process: Process, name: str, hint: str | None) -> None:
 
 
 def migrate_plainly(request: MigrateRequest, far: FarEnd, name: str, tell: Tell, guard: Command) -> Report:
-    """Move the guest by QEMU's word alone, to what people call `name`; `tell` hears what it is waited for, and `guard`
-    starts the guardian.
+    """Move the guest through us to `far`, which users call `name`; `tell` hears what is waited for, and `guard` starts
+    the guardian.
 
     Raises StatepipeError, whose hint says where the guest is.
     """
     report: Report | None = None
     try:
-        with (
-            Guardian(guard) as guardian,
-            closing(Monitor(request.qmp, tell=tell)) as monitor,
-        ):
-            runs = _ready(request, monitor)
+        with Guardian(guard) as guardian, closing(Monitor(request.qmp, tell=tell)) as monitor:
+            was = _demand_movable(request, monitor)
             with far as (returning, sink), undone(guardian, monitor, request.qmp) as undoing:
 
                 def go() -> tuple[int, dict[str, Any]]:
-                    return _carry(request, monitor, undoing, returning, sink)
+                    with OutgoingSocket(IDLE) as stream:
+                        stream.start(undoing.migration)
+                        back = Backflow(returning, stream.answer, stream.source.cancel)
+                        back.start()
+                        try:
+                            sink.until_closed = lambda: back.wait(None)
+                            with sink:
+                                stages = [("watch", watch(QemuStream(), lambda message: True)), *request.plan.words]
+                                Pipeline(stream.source, stages, sink).pour()
+                                sink.commit()
+                        finally:
+                            stream.shut()
+                            back.stop()
+                        return sink.bytes, demand_completed(monitor.migration_outcome())
 
-                report = _migrate(request, monitor, undoing, runs, name, tell, go)
+                report = _migrate(request, monitor, undoing, was, name, tell, go)
     except StatepipeError as error:
         if report is None:
             raise
@@ -132,24 +140,20 @@ def migrate_plainly(request: MigrateRequest, far: FarEnd, name: str, tell: Tell,
 
 
 def migrate_directly(request: MigrateRequest, tell: Tell, guard: Command) -> Report:
-    """The same, to the plan's address, with nothing between QEMU and its connection. Raises StatepipeError."""
-    plan = request.plan
-    with (
-        Guardian(guard) as guardian,
-        closing(Monitor(request.qmp, tell=tell)) as monitor,
-    ):
-        runs = _ready(request, monitor)
-        with connected_to(plan) as connection, undone(guardian, monitor, request.qmp) as undoing:
+    """Move the guest to the address of the request, which QEMU itself writes to. Raises StatepipeError, likewise."""
+    with Guardian(guard) as guardian, closing(Monitor(request.qmp, tell=tell)) as monitor:
+        was = _demand_movable(request, monitor)
+        with connected_to(request.plan) as connection, undone(guardian, monitor, request.qmp) as undoing:
 
             def go() -> tuple[int, dict[str, Any]]:
                 figures = Direct(monitor).run(connection, undoing)
                 return int(figures.get("ram", {}).get("transferred", 0)), figures
 
-            return _migrate(request, monitor, undoing, runs, str(plan.address), tell, go)
+            return _migrate(request, monitor, undoing, was, str(request.plan.address), tell, go)
 
 
-def _ready(request: MigrateRequest, monitor: Monitor) -> str:
-    """The run state of a guest that can be moved: known before anybody over there is disturbed. Raises QemuError."""
+def _demand_movable(request: MigrateRequest, monitor: Monitor) -> str:
+    """Return the guest's run state, before the other end is connected to. Raises QemuError if it cannot be moved."""
     monitor.demand_handover()
     works_for(monitor.pid)
     return movable(monitor, request.qmp)
@@ -159,21 +163,22 @@ def _migrate(
     request: MigrateRequest,
     monitor: Monitor,
     undoing: Undoing,
-    runs: str,
+    was: str,
     name: str,
     tell: Tell,
     go: Callable[[], tuple[int, dict[str, Any]]],
 ) -> Report:
-    """What both have in common; `runs` is the guest's run state, `go` gives the bytes sent and QEMU's figures."""
+    """What both have in common; `was` is the guest's run state, `go` migrates and returns the bytes sent and QEMU's
+    figures."""
     if (connection := request.plan.ready) is not None:  # a silent listener may be anybody
         demand_known(name, connection, request.plan.peer, owner(monitor.pid))
     wanted = dict.fromkeys(("events", "return-path", *request.capabilities), True)
-    before = adjust(monitor, wanted, request.parameters, known=lambda before: undoing.begin(runs, before))
+    before = adjust(monitor, wanted, request.parameters, known=lambda before: undoing.begin(was, before))
     try:
         if request.offline:
             undoing.stop_guest()
         sent, figures = go()
-        with held():  # the guest has gone: no signal makes that undone
+        with held():  # the guest has gone: no signal undoes that
             stopped = undoing.stopped
             downtime = figures.get("downtime", 0) / 1000 if stopped is None else time.monotonic() - stopped
             try:
@@ -182,7 +187,7 @@ def _migrate(
                 if request.quits:
                     with suppress(QemuSilent):
                         end_qemu(monitor)
-            finally:  # also where QEMU refused to quit: that error, and no signal, is what is told
+            finally:  # if QEMU refuses to quit, report that error rather than a signal
                 ignore()
                 forget_late()
     except BaseException as error:
@@ -197,12 +202,12 @@ def _migrate(
     if left is not None:
         tell(left)
     if stopped is not None:
-        tell(f"the guest was stopped first, so it stands still at {name}, until the QEMU there is told: cont")
+        tell(f"the guest was stopped before the migration, so it is paused at {name}: type cont at its QEMU's monitor")
     return Report(name, None, figures, downtime, sent, 0)
 
 
 class Direct:
-    """A migration whose bytes QEMU sends by itself, as a job that may be asked."""
+    """A migration whose bytes QEMU sends by itself, as a job that can be asked for its status."""
 
     def __init__(self, monitor: Monitor) -> None:
         self._monitor = monitor
@@ -210,7 +215,7 @@ class Direct:
         self._figures: dict[str, Any] = {"status": "none"}
 
     def run(self, connection: socket.socket, undoing: Undoing) -> dict[str, Any]:
-        """Migrate into the connection; QEMU's figures at the end. Raises QemuError unless it is completed."""
+        """Migrate into the connection; return QEMU's figures at the end. Raises QemuError unless it completed."""
         with connection:
             undoing.migration.start(connection.fileno())
         with at_work(self):
@@ -219,36 +224,12 @@ class Direct:
         return demand_completed(self._figures)
 
     def status(self) -> dict[str, Any]:
-        """QEMU's figures, ready for JSON, and of all jobs: seconds and bytes."""
+        """Return QEMU's figures for JSON, with the seconds and bytes that every job has."""
         sent = self._figures.get("ram", {}).get("transferred", 0)
-        flow = {
-            "seconds": round(time.monotonic() - self._started, 3),
-            "bytes_in": sent,
-            "bytes_out": sent,
-            "stages": [],
-        }
+        seconds = round(time.monotonic() - self._started, 3)
+        flow = {"seconds": seconds, "bytes_in": sent, "bytes_out": sent, "stages": []}
         return flow | {"phase": str(self._figures["status"]), "migration": self._figures}
 
     def set_rate(self, rate: int | None) -> None:
-        """In bytes a second, for QEMU (max-bandwidth); None lifts it."""
+        """Set QEMU's max-bandwidth in bytes a second; None removes the limit."""
         self._monitor.execute("migrate-set-parameters", max_bandwidth=rate or 0)
-
-
-def _carry(
-    request: MigrateRequest, monitor: Monitor, undoing: Undoing, returning: Returning, sink: FarSink
-) -> tuple[int, dict[str, Any]]:
-    """The stream there and the answers back; bytes sent, and QEMU's figures once it says `completed`."""
-    with OutgoingSocket(IDLE) as stream:
-        stream.start(undoing.migration)
-        back = Backflow(returning, stream.answer, stream.source.cancel)
-        back.start()
-        try:
-            sink.until_closed = lambda: back.wait(None)
-            with sink:
-                stages = [("watch", watch(QemuStream(), lambda message: True)), *request.plan.words]
-                Pipeline(stream.source, stages, sink).pour()
-                sink.commit()
-        finally:
-            stream.shut()
-            back.stop()
-        return sink.bytes, demand_completed(monitor.migration_outcome())

@@ -1,7 +1,7 @@
-"""The source's half of a migration: QEMU's stream goes to the other host, its guest is given away in two phases.
+"""The source's side of a migration: send QEMU's stream to the other host, and give the guest away in two phases.
 
-QEMU streams into a socketpair (`fd:`), with the return path, and stops at pre-switchover until both sides have said
-that all is well. Cancelling shuts the socketpair, so that not even a stalled link can hold QEMU.
+QEMU writes into a socketpair (qemu/migration.py) and stops at pre-switchover until both sides have agreed. To cancel,
+the socketpair is shut down, so that not even a stalled link holds QEMU up.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ STATES = {
     "failed": Event.FAILED,
     "cancelled": Event.FAILED,
 }
-"""What QEMU's migration states are to us; every other, and any that a later QEMU adds, is on the way."""
+"""The events of QEMU's migration states. Every other state, also one of a later QEMU, is on the way."""
 
 LOOK = 1.0
-"""Seconds between two looks at QEMU's figures, for who asks how it goes."""
+"""Seconds between two looks at QEMU's figures."""
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """How long the guest's memory may take, in seconds (None: for ever), and what happens then: `cancel`, or
-    `suspend`, which stops the guest so that the rest is soon through: it runs on over there. And how long it may stand
-    still at the end until the other host has all of it, in seconds (None: for ever)."""
+class MigrateLimits:
+    """Seconds (None: no limit) that the guest's memory may take, and what happens then: `cancel`, or `suspend`, which
+    stops the guest so that the rest is soon sent (it runs on at the destination). `switchover` is how many seconds it
+    may be stopped at the end until the destination has all of it."""
 
     seconds: float | None = None
     then: str = "cancel"
@@ -55,8 +55,11 @@ class Limits:
 
 
 class Departure(Coordinator):
-    """Runs the source's half; `side` has reached PRECOPY. The capabilities are the caller's to
-    set; `words` see the plain stream; `was` is the guest's run state, which it is to have wherever it ends up."""
+    """Runs the source's side; `side` has reached PRECOPY.
+
+    The caller sets the capabilities; `words` get the plain stream; `was` is the guest's run state, which it has again
+    wherever it ends up.
+    """
 
     def __init__(
         self,
@@ -67,88 +70,85 @@ class Departure(Coordinator):
         *,
         side: Side[Source],
         was: str,
-        limits: Limits | None = None,
+        limits: MigrateLimits | None = None,
         say: Callable[[str], object] = lambda text: None,
     ) -> None:
         super().__init__(side, monitor, peer, journal, say)
+        self.was, self._limits = was, limits or MigrateLimits()
+        self.switchover = self._limits.switchover
         self.stream = QemuStream()
         self.stranded: QemuError | None = None  # why a guest that stayed here does not run
-        self.stopped: float | None = None  # when it was told to stop before its time (time.monotonic)
+        self.stopped: float | None = None  # when it was stopped before the switchover (time.monotonic)
         self._figures: dict[str, Any] = {}
+        self._migration = Outgoing(monitor)  # if it is not begun, what QEMU does with its guest is another client's
         self._begun = threading.Event()  # QEMU was told to migrate, or never will be
-        self._is_handing = False  # QEMU was told to send the last bytes: only then has it sent all of them for us
-        self._migration = Outgoing(monitor)  # if it is not begun, what QEMU does with its guest is another's migration
-        self.was, self._limits = was, limits or Limits()
-        self.switchover = self._limits.switchover
+        self._is_handing = False  # QEMU was told to send the last bytes: before that it cannot have sent all for us
         self._socket = OutgoingSocket(IDLE)
         stages = [("watch", watch(self.stream, lambda message: True)), *words]
         self._pipeline = Pipeline(self._socket.source, stages, peer.outgoing)
 
     @property
     def runs(self) -> bool:
-        """Whether it is to go on, wherever it ends up."""
+        """Whether the guest runs again, wherever it ends up."""
         return self.was in LIVE
 
     def stop_guest(self) -> None:
-        """Before its memory is through. Raises QemuError."""
+        """Stop the guest before its memory is sent. Raises QemuError."""
         if self.runs:
             self.stopped = time.monotonic()
         self.monitor.execute("stop")
 
     def run(self) -> Source:
-        """Migrate; where it ended. What went wrong first is in `cause`."""
+        """Migrate, and return the final state. `cause` is the first thing that went wrong."""
         with self._socket:
             self.coordinate(self._begin, self._act_on_qemu, self._socket.shut)
         state: Source = self.side.state
         return state
 
     def status(self) -> dict[str, Any]:
-        """How it goes, ready for JSON: the pipeline's and its links', `phase`, and QEMU's figures."""
-        return self._pipeline.status() | {
-            "phase": self.side.state.name.lower(),
-            "migration": self._figures,
-        }
+        """Return the status for JSON: the pipeline's and its links', `phase`, and QEMU's figures."""
+        return self._pipeline.status() | {"phase": self.side.state.name.lower(), "migration": self._figures}
 
     def last_figures(self) -> dict[str, Any]:
-        """QEMU's at the end; the last that it told, where it has gone or is silent."""
+        """Return QEMU's figures at the end; the last known ones if QEMU has gone or is silent."""
         with suppress(QemuGone, QemuSilent):
             self._figures = self.monitor.migration()
         return self._figures
 
     def set_rate(self, rate: int | None) -> None:
-        """In bytes a second, for QEMU (max-bandwidth) and for a throttle on the way, if there is one; None lifts it."""
+        """Set the rate in bytes a second for QEMU (max-bandwidth) and a throttle stage; None removes the limit."""
         self.monitor.execute("migrate-set-parameters", max_bandwidth=rate or 0)
         if self._pipeline.has_throttle:
             self._pipeline.set_rate(rate)
 
     def waits_for(self) -> str | None:
-        """What this state waits for, and how the guest is meanwhile."""
+        """Return what this state waits for, and how the guest is meanwhile."""
         late = self._late()
-        return f"{late}; the guest stands still here meanwhile" if self.side.state in SWITCHOVER else late
+        return f"{late}; the guest here is stopped meanwhile" if self.side.state in SWITCHOVER else late
 
     def _late(self) -> str | None:
-        """The same without the guest, of which something else is true once the wait is over."""
+        """Return the same without the guest."""
         there = self.peer.name
         words = {
             Source.ASKED: f"{there} was asked whether all is well and has not answered",
-            Source.HANDING: f"the last bytes are on their way to {there}",
-            Source.ACCEPTED: f"{there} has the whole guest, and QEMU here has not said so yet",
-            Source.HANDED: f"{there} has not said yet that it has the whole guest",
-            Source.ORPHANED: f"QEMU here has ended; {there} has not said yet whether it has the whole guest",
+            Source.HANDING: f"the last bytes are being sent to {there}",
+            Source.ACCEPTED: f"{there} has the whole guest, but QEMU here has not reported that yet",
+            Source.HANDED: f"{there} has not reported yet that it has the whole guest",
+            Source.ORPHANED: f"QEMU here has ended; {there} has not reported yet whether it has the whole guest",
             Source.DOUBTED: f"the guest ran at {there} before it was given away; QEMU here is still sending",
-            Source.CANCELLING: "QEMU here was told to undo the migration and has not answered; the guest was not given "
-            "away",
-            Source.RESUMING: "QEMU here has not said yet that the guest is as it was before; the guest was not given "
-            "away",
-            Source.COMMITTED: f"{there} was told to run the guest and has not said yet that it does; until it does, "
-            "whether it runs there is not known, and the guest here stands still, also if statepipe is killed",
+            Source.CANCELLING: "QEMU here was told to cancel the migration and has not answered; the guest was not "
+            "given away",
+            Source.RESUMING: "QEMU here has not reported yet that the guest is as it was before; the guest was not "
+            "given away",
+            Source.COMMITTED: f"{there} was told to run the guest and has not confirmed that it runs; until then the "
+            "guest here stays stopped, even if statepipe is killed",
         }
         return words.get(self.side.state)
 
     def too_slow(self) -> StatepipeError:
-        """Why the switchover is undone."""
-        what = f"the switchover was not through after {self.switchover:g} s: {self._late()}"
-        return StatepipeError(what, hint="--switchover-timeout SECONDS gives it longer")
+        """Return why the switchover is undone."""
+        what = f"the switchover took longer than {self.switchover:g} s: {self._late()}"
+        return StatepipeError(what, hint="allow more time with --switchover-timeout SECONDS")
 
     def _begin(self) -> None:
         try:
@@ -160,18 +160,18 @@ class Departure(Coordinator):
         self.spawn("qemu", self._follow)
 
     def _send(self) -> None:
-        """QEMU's stream, followed to its own end, to the other host."""
         self._pipeline.pour()
         self.peer.outgoing.commit()
 
     def _receive(self) -> None:
-        """The return path back into QEMU, for as long as it is open."""
+        """Write the return path to QEMU, for as long as it is open."""
         for buffer in self.peer.incoming:
             self._socket.answer(buffer)
 
     def _follow(self) -> None:
-        """QEMU's migration states as events, until the last one. Raises QemuGone."""
-        status, deadline, pace = "", self._deadline(), Pace()
+        """Turn QEMU's migration states into events, until the final one, and keep the time limit. Raises QemuGone."""
+        status, pace, limits = "", Pace(), self._limits
+        deadline = math.inf if limits.seconds is None else time.monotonic() + limits.seconds
         while status not in FINAL:
             self._figures = self.monitor.migration_changed(status, LOOK)
             if (words := pace.judge(self._figures)) is not None and self.stopped is None:
@@ -180,19 +180,13 @@ class Departure(Coordinator):
                 self.put(STATES[now], _reason(self._figures))
             if time.monotonic() >= deadline and now == "active":
                 deadline = math.inf
-                self._run_out_of_time()
+                if limits.then == "suspend":
+                    self.stop_guest()
+                else:
+                    hint = "use --on-timeout suspend, --auto-converge or a longer --downtime-limit"
+                    what = f"the guest's memory was not sent within {limits.seconds:g} s"
+                    self.put(Event.CANCEL, StatepipeError(what, hint=hint))
             status = now
-
-    def _deadline(self) -> float:
-        return math.inf if self._limits.seconds is None else time.monotonic() + self._limits.seconds
-
-    def _run_out_of_time(self) -> None:
-        if self._limits.then == "suspend":
-            self.stop_guest()
-        else:
-            hint = "--on-timeout suspend, a longer --downtime-limit or --auto-converge bring it to an end"
-            error = StatepipeError(f"the guest's memory was not through after {self._limits.seconds:g} s", hint=hint)
-            self.put(Event.CANCEL, error)
 
     def _act_on_qemu(self, action: Action) -> None:
         if action is Action.CONTINUE:
@@ -204,13 +198,12 @@ class Departure(Coordinator):
             self.spawn("resume", self._resume, Event.STRANDED)
 
     def _continue(self) -> None:
-        """In a thread of its own: QEMU may answer only once the last bytes are out, and what breaks them off must be
-        heard meanwhile."""
+        """In its own thread: QEMU may answer only after the last bytes, and meanwhile their failure must be heard."""
         self._is_handing = True
         self.monitor.execute("migrate-continue", state="pre-switchover")
 
     def _cancel(self) -> None:
-        """See what becomes of the migration, whatever has become of who follows it. Raises QemuError."""
+        """Cancel the migration and report its outcome, whatever happened to the other threads. Raises QemuError."""
         self._begun.wait()
         if not self._migration.is_begun:
             self.put(Event.FAILED)
@@ -223,9 +216,9 @@ class Departure(Coordinator):
             self.put(Event.COMPLETED if figures["status"] == "completed" else Event.FAILED, _reason(figures))
 
     def _resume(self) -> None:
-        """The guest as before: QEMU runs one again by itself only if it stopped it itself. Raises QemuGone.
+        """Have the guest as before: QEMU resumes by itself only a guest that it stopped itself. Raises QemuGone.
 
-        Another's migration may have given it away meanwhile: then it runs elsewhere, and stands still here for good.
+        A guest that another client's migration has sent meanwhile runs elsewhere and stays stopped here.
         """
         try:
             self.monitor.wait_until_running()

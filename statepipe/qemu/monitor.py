@@ -421,5 +421,3 @@ class Monitor:
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
-
-

@@ -66,7 +66,7 @@ def test_a_signal_while_the_guest_is_told_to_run_changes_nothing(
             receiving.send(signal.SIGTERM)
             said = receiving.wait_said("was told to run the guest and has not answered")
             assert "whether the guest runs here is not known" in said.string
-            moving.wait_said("was told to run the guest and has not said yet that it does")
+            moving.wait_said("was told to run the guest and has not confirmed that it runs")
             assert not receiving.ended() and not moving.ended() and not target.ticks()
             os.kill(target.pid, signal.SIGCONT)
             assert moving.wait() == 0, moving.said
@@ -84,7 +84,7 @@ def test_a_qemu_that_answers_nothing_is_ended_before_that_is_said(
             receiving.send(signal.SIGTERM)
             assert receiving.wait() == 128 + signal.SIGTERM, receiving.said
             assert target.ended() and not target.ticks()
-            assert "the QEMU here is ended, and its guest never ran" in receiving.said[-2]
+            assert "the QEMU here has ended, and its guest never ran" in receiving.said[-2]
             assert moving.wait() == 5, moving.said
             assert "the guest is running here, as before" in moving.said[-2]
         assert_runs_on(source)
@@ -96,10 +96,10 @@ def test_who_is_to_end_after_go_does_not_say_where_the_guest_runs(
     """What it tells people to do makes no second guest of one that starts late."""
     with two_guests(tmp_path, qemu72) as (source, target):
         receiving, port = receiving_until("STARTING", target, credentials)
-        soon = hurried("migration.coordinator.PATIENCE_ON_STOPPING=4", "migration.coordinator.PARTING=2")
+        soon = hurried("migration.coordinator.OVERDUE_ON_STOPPING=4", "migration.coordinator.PARTING=2")
         with receiving, mover(credentials, source, port, program=soon) as moving:
             wait_for("stopped QEMU", lambda: is_stopped(target))
-            moving.wait_said("was told to run the guest and has not said yet")
+            moving.wait_said("was told to run the guest and has not confirmed")
             moving.send(signal.SIGTERM)
             assert moving.wait() == 6, moving.said
             assert "whether it does is not known here" in moving.said[-3]
@@ -120,7 +120,7 @@ def test_a_source_that_answers_nothing_keeps_nobody_for_ever(
         with receiving, breaking(*words) as moving:
             wait_for("stopped QEMU", lambda: is_stopped(source))
             moving.send(signal.SIGTERM)
-            moving.wait_said("QEMU here was told to undo the migration and has not answered")
+            moving.wait_said("QEMU here was told to cancel the migration and has not answered")
             assert receiving.wait() == 5, receiving.said
             assert target.ended()
             assert moving.wait() == 6, moving.said

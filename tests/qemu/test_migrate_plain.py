@@ -34,7 +34,7 @@ def test_one_that_was_stopped_first_is_said_to_stand_still_there(tmp_path: Path,
         with Guest(tmp_path, qemu=qemu72, image=source.image, incoming=f"unix:{path}") as target:
             done = run_statepipe("migrate", "--qmp", source.socket, "--offline", f"unix://{path}")
             assert done.returncode == 0, done.stderr
-            assert f"it stands still at unix://{path}, until the QEMU there is told: cont" in done.stderr
+            assert f"it is paused at unix://{path}: type cont at its QEMU" in done.stderr
             assert target.run_state() == "paused"
             target.qmp("cont")
             target.wait_ticks(3)

@@ -60,7 +60,7 @@ def test_a_qemu_that_ends_at_once_is_told_on_both_hosts(guest: Guest, tmp_path: 
     reason = "qemu-system-x86_64: -no-such-option: invalid option"
     ended = f"QEMU ended with status 1 before it could take a guest: {reason}"
     assert receiving.said[-3] == f"statepipe: receive: error: {ended}"
-    assert receiving.said[-2].startswith("statepipe: hint: its own message is above; it waits no more: ")
+    assert receiving.said[-2].startswith("statepipe: hint: its own message is above; start receive again")
     assert "-no-such-option: invalid option" in receiving.said[-4]
     assert looked.returncode == 5 and ended in looked.stderr
     assert_gone(tmp_path / "pid")
@@ -98,7 +98,7 @@ def test_a_qemu_outside_of_our_pid_namespace_is_refused(
         with receiving:
             assert look(guest, credentials, port).returncode == 5
             assert receiving.wait() == 6
-        assert "which process this QEMU is cannot be told" in receiving.said[-3]
+        assert "the process of this QEMU is not known" in receiving.said[-3]
         assert target.run_state() == "inmigrate"
 
 
@@ -116,7 +116,7 @@ def test_a_monitor_behind_a_relay_is_refused(
                 assert look(guest, credentials, port).returncode == 5
                 assert receiving.wait() == 6
             between.kill()
-        assert "which process this QEMU is cannot be told" in receiving.said[-3]
+        assert "the process of this QEMU is not known" in receiving.said[-3]
         assert target.run_state() == "inmigrate"
 
 

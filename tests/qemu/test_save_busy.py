@@ -212,5 +212,5 @@ def test_a_live_save_that_may_not_be_broken_off_has_no_time_to_end_by(
 ) -> None:
     with Guest(tmp_path, qemu=qemu72, dirty=0) as guest:
         done = run_statepipe("save", "--qmp", guest.socket, "--live", "--timeout", "60", states / "s")
-        assert done.returncode == 6 and "hint: QEMU 8.1 and later can; or save without --live" in done.stderr
+        assert done.returncode == 6 and "hint: use QEMU 8.1 or later, or save without --live" in done.stderr
         assert_runs_on(guest)

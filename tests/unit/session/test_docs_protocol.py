@@ -233,7 +233,7 @@ BOUNDS = {
     f"{negotiation.BEGIN_TIME:g} s from the answer": True,
     "at most 4 of `decompress` (with at most 8 MiB of memory": negotiation.STAGES == 4
     and "memory=8M" in str(negotiation.UNDOING),
-    f"{coordinator.PATIENCE:g} s, or {coordinator.PATIENCE_ON_STOPPING:g} after a signal; then OVERDUE": True,
+    f"{coordinator.OVERDUE:g} s, or {coordinator.OVERDUE_ON_STOPPING:g} after a signal; then OVERDUE": True,
     "in CANCELLING, RESUMING, DOUBTED, ENDING and STRAYED": [state.name for state in HURRIED]
     == ["CANCELLING", "RESUMING", "DOUBTED", "ENDING", "STRAYED"],
     f"waits {peer.PARTING:g} seconds for the other side's END": True,
