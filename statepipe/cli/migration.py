@@ -23,8 +23,8 @@ from statepipe.units import format_size, number_in, parse_rate
 
 if TYPE_CHECKING:
     from statepipe.migration.migrate import MigrateRequest, Report
-    from statepipe.recovery.resolve import Finding
-    from statepipe.session.options import ConnectionPlan
+    from statepipe.recovery.resolve import Situation
+    from statepipe.session.options import Plan
     from statepipe.telling import Tell
 
 Values = dict[str, Any]
@@ -348,7 +348,7 @@ def run_resolve(name: str, values: Values) -> int:
     return 0
 
 
-def _found(finding: Finding, qmp: str) -> str:
+def _found(finding: Situation, qmp: str) -> str:
     rows = [("QEMU", f"{finding.run_state}: {finding.meaning}"), ("migration", finding.migration)]
     rows += [("journal", finding.step)] if finding.step else []
     lines = [f"{name + ':':12}{clean(value)}" for name, value in rows]

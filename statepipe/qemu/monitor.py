@@ -329,7 +329,7 @@ class Monitor:
         """
         self.wait_until_running()
         if not sent and self.has_sent():
-            raise QemuError(f"QEMU has sent all of the guest and holds it still ({SENT})")
+            raise QemuError(f"QEMU has sent all of the guest and keeps it stopped ({SENT})")
         deadline = time.monotonic() + UNLOCK
         while True:
             try:

@@ -1,10 +1,10 @@
-"""The guardian: a process beside statepipe that sets a migration or a save right where statepipe itself was killed.
+"""The guardian: a process beside statepipe that finishes or undoes a migration or a save if statepipe is killed.
 
-It is a program of its own, started anew and not forked: statepipe has threads by then, and a fork would have their
-locks as they were and nobody to open them. It hears each step before anything is done about it, and ends with
-statepipe. If its socket ends without a last word, statepipe was killed, or broke off over what nobody had foreseen:
-then the tables' rule (recovery/handover.py, RECOVERY) says what is safe. It reaches QEMU by a connection of its own; a
-QEMU that statepipe started has a second monitor for it. What it says it did, QEMU or its process was seen to do.
+It is a program of its own, started anew rather than forked: statepipe has threads by then, and a fork would copy their
+locks with nobody to release them. It hears of each step before anything is done about it, and ends with statepipe. If
+its socket ends without a last note, statepipe was killed or stopped at an error that nobody foresaw; then the tables'
+rule (recovery/handover.py, RECOVERY) says what is safe. It has its own connection to QEMU; a QEMU that statepipe
+started has a second monitor for it. What it reports, QEMU or its process was seen to do.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from statepipe.errors import InterruptedBySignal, QemuError, QemuGone, QemuSilen
 from statepipe.pipeline.signals import ENDING
 from statepipe.processes import Process
 from statepipe.qemu.guest import demand_cont
-from statepipe.qemu.migration import resume_stopped
+from statepipe.qemu.migration import outcome, resume_stopped
 from statepipe.qemu.monitor import FINAL, Monitor
 from statepipe.qemu.reach import parse_monitor
 from statepipe.qemu.runstates import LIVE, RUNNING, SENT
 from statepipe.qemu.settings import restore
 from statepipe.qemu.snapshot import read_out, read_unasked
-from statepipe.recovery.handover import Action, Destination, Source, recovery
+from statepipe.recovery.handover import RECOVERY, Action, Destination, Source
 from statepipe.recovery.resolve import how_if_sent, how_to_decide
 from statepipe.telling import Tell
 from statepipe.wakeups import polled
@@ -37,13 +37,13 @@ NOTE_LIMIT = 64 << 10
 """Bytes of one note: a state, or the settings that QEMU had."""
 
 NOTED = ("state", "qmp", "runs", "was", "before", "pid", "over", "stopped", "socket")
-"""What it has to know. Whatever else a journal tells, as the other host's words on its guest, may be of any size."""
+"""What it needs to know. Other entries of a journal may have any size, as what the other host sends of its guest."""
 
 FDS = 4
-"""Descriptors with one note, at the most."""
+"""Most descriptors with one note."""
 
 LOOK = 1.0
-"""Seconds between two looks at a migration that may tell of no event."""
+"""Seconds between two looks at a migration that may send no event."""
 
 KILLED = 10_000
 """Milliseconds in which a process that was killed ends, unless it waits for a disk."""
@@ -53,14 +53,14 @@ T = TypeVar("T")
 Known = Mapping[str, Any]
 
 Command = Sequence[str]
-"""The program that calls `guard`, and its words; the number of the socket comes after them."""
+"""The program that calls `guard`, and its words; the number of the socket follows them."""
 
 LastWord = Callable[[Callable[[], str]], object]
-"""Calls what sets things right, and tells what came of it, or what was raised: there is nobody above to tell."""
+"""Calls what restores the guest, and reports its result or what it raised: there is no caller to report to."""
 
 
 class Guardian:
-    """Started on entering, by the command. Raises StatepipeError if that cannot be started."""
+    """Entering starts it with the command. Raises StatepipeError if it cannot be started."""
 
     def __init__(self, command: Command) -> None:
         self._command = command
@@ -86,118 +86,207 @@ class Guardian:
         return self._process.pid
 
     def has_ended(self) -> bool:
-        """Whether it has, before its time."""
+        """Whether it has ended before its time."""
         return self._process.has_ended()
 
     def note(self, facts: Known, fds: Mapping[str, int] | None = None) -> None:
-        """Let it know; a later word on a thing takes the place of an earlier one. Whether it lives is no matter.
+        """Let it know `facts`, which replace earlier ones of the same name, and give it duplicates of `fds`. Does
+        nothing if it has ended.
 
-        Of `fds` it gets duplicates, under their names. Raises StatepipeError for a note of more than NOTE_LIMIT bytes,
-        of which it would read a part, and then could set nothing right.
+        Raises StatepipeError for a note of more than NOTE_LIMIT bytes: it could use no part of it.
         """
         known = {name: facts[name] for name in NOTED if name in facts} | {"fds": list(fds or ())}
         text = json.dumps(known).encode()
         if len(text) > NOTE_LIMIT:
             what = f"QEMU's migration settings take {len(text)} bytes, and the guardian keeps at most {NOTE_LIMIT}"
-            hint = "empty the longest value in query-migrate-parameters, and try again"
+            hint = "shorten the longest value in query-migrate-parameters, and try again"
             raise StatepipeError(what, hint=hint)
         with suppress(OSError):
             socket.send_fds(self._ours, [text], list((fds or {}).values()))
 
     def settle(self) -> None:
-        """The tables have come to an end of theirs, whichever: only who is killed now needs it still."""
+        """The tables have reached an end: it does nothing, unless we are killed before this context is left."""
         self._settled = True
 
     def leave(self) -> None:
-        """It is to act when we have ended, and nobody waits for it: QEMU does not answer."""
+        """It acts once we have ended, and we do not wait for it, as QEMU does not answer."""
         self._left = True
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """What broke off in the midst has left QEMU as it was, as if we had been killed: then it acts, and we wait."""
+        """If it is not settled, an error has left QEMU as a kill would: then it acts, and we wait for it."""
         if self._settled or error is None:
             self.note({"over": True})
         self._ours.close()
         in_haste = isinstance(error, InterruptedBySignal) and not self._settled
-        if not (self._left or in_haste):  # it may take as long as QEMU does
+        if not (self._left or in_haste):  # else it may take as long as QEMU does
             self._process.reap()
 
 
 def guard(fd: int, side: str, last_word: LastWord, tell: Tell) -> None:
-    """The guardian's whole life, in its own program: `fd` is its socket, `side` one of RECOVERIES.
+    """Run the guardian, in its own program: `fd` is its socket, `side` one of RECOVERIES.
 
-    Should it have to act, `last_word` has all to say, and `tell` hears meanwhile what is waited for.
+    If it must act, `last_word` reports the result, and `tell` what is waited for meanwhile.
     """
-    for number in ENDING:  # it is out of reach of what ends statepipe, and ends with it all the same
+    for number in ENDING:  # what ends statepipe does not reach it; it ends with statepipe all the same
         signal.signal(number, signal.SIG_IGN)
+    known: dict[str, Any] = {"states": []}  # each state in order; a descriptor is under its name
     with socket.socket(fileno=fd) as ours:
-        known = _listen(ours)
+        while True:
+            text, fds, _, _ = socket.recv_fds(ours, NOTE_LIMIT, FDS)
+            if not text:
+                break
+            note = json.loads(text)
+            known["states"] += [note["state"]] if "state" in note else []
+            known.update(note | dict(zip(note.pop("fds"), fds, strict=True)))
     if "state" in known and "over" not in known:
         last_word(lambda: RECOVERIES[side](known, tell))
-
-
-def _listen(ours: socket.socket) -> dict[str, Any]:
-    """All that was said until the end, and in `states` each state; what came with it stands under its name."""
-    known: dict[str, Any] = {"states": []}
-    while True:
-        text, fds, _, _ = socket.recv_fds(ours, NOTE_LIMIT, FDS)
-        if not text:
-            return known
-        note = json.loads(text)
-        known["states"] += [note["state"]] if "state" in note else []
-        known.update(note | dict(zip(note.pop("fds"), fds, strict=True)))
 
 
 # --- what is safe
 
 
 def recover_source(known: Known, tell: Tell) -> str:
-    """Before GO the destination never runs: the guest runs on here. `known`: states, state, qmp, pidfd, runs, was,
-    before.
-
-    Raises StatepipeError.
-    """
+    """Cancel a migration before GO, so that the guest runs on here. `known`: states, state, qmp, pidfd, runs, was,
+    before. Raises StatepipeError."""
     state = Source[known["state"]]
-    actions = recovery(state)
-    if state in (
-        Source.DOUBTED,
-        Source.COMMITTED,
-        Source.UNDECIDED,
-    ):  # where GO was written down, it may have been sent
+    if state in (Source.DOUBTED, Source.COMMITTED, Source.UNDECIDED):  # GO may have been sent
         what = "the guest may run or have run on the other host, and whether it does is not known here"
         raise QemuError(what, hint=how_to_decide(known["qmp"]))
-    if not actions:
+    if not RECOVERY[state]:
         return f"{state.value}; nothing is done about it"
-    return _unless_ended(known, lambda: _take_back(known, tell))
+
+    def take_back() -> str:
+        # statepipe's end of the stream is closed, so the migration ends, unless QEMU waits for migrate-continue
+        with _reached(known, tell) as monitor:
+            while (status := monitor.flowing()["status"]) not in ("none", *FINAL):
+                if status == "pre-switchover":
+                    monitor.execute("migrate_cancel")
+                monitor.migration_changed(status, LOOK)
+            monitor.wait_until_running()
+            try:
+                if known["runs"] and (now := monitor.run_state()) not in LIVE:
+                    if HANDED.isdisjoint(known["states"]) and monitor.has_sent():
+                        raise _sent(known)
+                    if now == SENT:
+                        demand_cont(monitor, known["was"])
+                    monitor.resume(sent=True)
+            finally:
+                restore(monitor, known["before"])
+            return f"the migration is undone, the guest here is {monitor.run_state()}"
+
+    return _unless_ended(known, take_back)
 
 
 HANDED = frozenset(state.name for state in (Source.HANDING, Source.ACCEPTED, Source.HANDED, Source.ORPHANED))
-"""States in which QEMU was told to send the last bytes: before them nothing of ours has sent all of a guest."""
+"""States after QEMU was told to send the last bytes: before them, no migration of ours has sent a whole guest."""
 
 
-def _take_back(known: Known, tell: Tell) -> str:
-    """The stream has ended with statepipe, and the migration with it, unless QEMU waits to be told to go on."""
-    with _reached(known, tell) as monitor:
-        while (status := monitor.flowing()["status"]) not in ("none", *FINAL):
-            if status == "pre-switchover":
-                monitor.execute("migrate_cancel")
-            monitor.migration_changed(status, LOOK)
-        monitor.wait_until_running()
-        try:
-            if known["runs"] and (now := monitor.run_state()) not in LIVE:
-                if HANDED.isdisjoint(known["states"]) and monitor.has_sent():
-                    raise _sent(known)
-                if now == SENT:
-                    demand_cont(monitor, known["was"])
-                monitor.resume(sent=True)
-        finally:
-            restore(monitor, known["before"])
-        return f"the migration is undone, the guest here is {monitor.run_state()}"
+def recover_sender(known: Known, tell: Tell) -> str:
+    """Let the guest of a stream in one phase (to a file or another QEMU) run on, if it was stopped for that.
+
+    A guest that QEMU has sent stays stopped: whoever has it may run it, and another client may have sent it since.
+    `known`: qmp, pidfd, runs, before, `stopped` if it was; `snapshot`, the stream of one that must not be broken off.
+    Raises StatepipeError.
+    """
+
+    def let_run_on() -> str:
+        if "snapshot" in known:
+            read_unasked(known["snapshot"])
+        with _reached(known, tell) as monitor:
+            if "snapshot" in known:
+                read_out(known["snapshot"], monitor, tell)
+            if monitor.migration()["status"] not in ("none", *FINAL):  # ours, or another client's
+                tell(f"QEMU continues its migration; process {os.getpid()} waits for it to end")
+            outcome(monitor, LOOK)
+            monitor.wait_until_running()
+            try:
+                if known["runs"] and known.get("stopped"):
+                    resume_stopped(monitor)
+            finally:
+                restore(monitor, known["before"])
+            if monitor.has_sent():
+                raise _sent(known)
+            return f"the guest here is {monitor.run_state()}, QEMU's migration settings are as before"
+
+    return _unless_ended(known, let_run_on)
+
+
+class GuestSent(QemuError):
+    """Nothing is left to restore: another QEMU, or a file, may have the guest, and a person decides."""
+
+
+def _sent(known: Known) -> GuestSent:
+    return GuestSent(f"QEMU has sent all of the guest and keeps it stopped ({SENT})", hint=how_if_sent(known["qmp"]))
+
+
+def recover_destination(known: Known, tell: Tell) -> str:
+    """Before GO, end QEMU, so that the guest never runs here; after GO, run it, as it runs nowhere else. `known`:
+    state, pid, pidfd, spare, qmp, runs. Raises StatepipeError."""
+    state = Destination[known["state"]]
+    actions = RECOVERY[state]
+    if Action.END in actions or Action.END_OURS in actions:
+        with suppress(ProcessLookupError):  # it has just ended
+            signal.pidfd_send_signal(known["pidfd"], signal.SIGKILL)
+        if polled(known["pidfd"]).poll(KILLED):
+            return "the QEMU that waited here for the guest is ended"
+        return (
+            f"the QEMU that waited here for the guest (process {known['pid']}) was killed and has not ended yet; "
+            "its guest never ran"
+        )
+    if Action.START in actions:
+        return _start(known, tell) if known["runs"] else "the guest is here and does not run, as before"
+    return f"{state.value}; nothing is done about it"
+
+
+def _start(known: Known, tell: Tell) -> str:
+    """Tell QEMU again what statepipe told it, perhaps without hearing the answer."""
+
+    def reached() -> Monitor:
+        if "spare" in known:
+            return Monitor(socket.socket(fileno=os.dup(known["spare"])), known["pid"], tell)
+        return Monitor(known["qmp"], tell=tell)
+
+    def run(monitor: Monitor) -> str:
+        monitor.resume()
+        state = monitor.run_state()
+        return "the guest runs here" if state == RUNNING else f"the guest is {state} here"
+
+    try:
+        with closing(_patient(known, reached)) as monitor:
+            return _patient(known, lambda: run(monitor))  # however late its disk: it would run the guest then anyway
+    except QemuError as error:
+        if _has_ended(known):
+            what = "QEMU here has ended after it was told to run the guest: whether the guest ran here is not known"
+            raise QemuError(what) from error
+        raise
+
+
+RECOVERIES: Mapping[str, Callable[[Known, Tell], str]] = {
+    "source": recover_source,
+    "destination": recover_destination,
+    "sender": recover_sender,
+}
+"""By the side that statepipe was."""
+
+
+# --- reaching QEMU
+
+
+def _unless_ended(known: Known, work: Callable[[], str]) -> str:
+    """Return the result of `work`, or that QEMU has ended: it may have been killed with statepipe. Raises
+    StatepipeError."""
+    try:
+        return _patient(known, work)
+    except QemuError:
+        if _has_ended(known):
+            return "QEMU here has ended, and its guest with it"
+        raise
 
 
 def _patient(known: Known, work: Callable[[], T]) -> T:
-    """A QEMU that says nothing is asked again, as long as it lives: each time says so, and takes its time.
+    """Repeat `work` for as long as QEMU lives and does not answer; each time it says so.
 
-    Raises QemuGone once it has ended: another QEMU may listen at its socket by now, with a guest of its own.
+    Raises QemuGone once QEMU has ended: another QEMU may listen at its socket by now, with its own guest.
     """
     while True:
         _demand_alive(known)
@@ -206,7 +295,7 @@ def _patient(known: Known, work: Callable[[], T]) -> T:
 
 
 def _has_ended(known: Known) -> bool:
-    """Whether its process was seen to have; not so where it is not known."""
+    """Whether its process was seen to have ended; False if the process is not known."""
     return "pidfd" in known and bool(polled(known["pidfd"]).poll(0))
 
 
@@ -218,9 +307,9 @@ def _demand_alive(known: Known) -> None:
 
 @contextmanager
 def _reached(known: Known, tell: Tell) -> Iterator[Monitor]:
-    """Its monitor: what answers at its socket while its process lives is that process. Raises QemuError.
+    """Its monitor: while its process lives, that process is what answers at its socket. Raises QemuError.
 
-    Where its process is not known, the socket must be the one that it listened at: another QEMU makes one of its own.
+    If its process is not known, the socket must be the one at which it listened: another QEMU makes a new one.
     """
     with closing(Monitor(known["qmp"], tell=tell)) as monitor:
         _demand_alive(known)
@@ -232,8 +321,8 @@ def _reached(known: Known, tell: Tell) -> Iterator[Monitor]:
 
 
 def socket_of(qmp: str) -> list[int] | None:
-    """What tells a listening unix socket from a later one of the same name; None for another address, or if it is
-    gone: device, inode, and when it was made or given its mode (nanoseconds)."""
+    """Return what distinguishes a listening unix socket from a later one of the same name: device, inode, and when it
+    was made or given its mode (nanoseconds). None for another address, or if it is gone."""
     place = parse_monitor(qmp)
     if not isinstance(place, str):
         return None
@@ -242,109 +331,3 @@ def socket_of(qmp: str) -> list[int] | None:
     except OSError:
         return None
     return [found.st_dev, found.st_ino, found.st_ctime_ns] if stat.S_ISSOCK(found.st_mode) else None
-
-
-def _unless_ended(known: Known, work: Callable[[], str]) -> str:
-    """What it comes to, with a QEMU that may have been killed with statepipe. Raises StatepipeError."""
-    try:
-        return _patient(known, work)
-    except QemuError:
-        if _has_ended(known):
-            return "QEMU here has ended, and its guest with it"
-        raise
-
-
-def recover_sender(known: Known, tell: Tell) -> str:
-    """The guest of a stream that was sent in one phase, to a file or another QEMU, runs on if it was stopped for that.
-
-    Not where QEMU has sent all of it: whoever has it may run it, and that may be another client's doing since. `known`:
-    qmp, pidfd, runs, before, and if it is so `stopped`; `snapshot`, the stream of one that must not be broken off.
-    Raises StatepipeError.
-    """
-    return _unless_ended(known, lambda: _let_go_on(known, tell))
-
-
-def _let_go_on(known: Known, tell: Tell) -> str:
-    if "snapshot" in known:
-        read_unasked(known["snapshot"])
-    with _reached(known, tell) as monitor:
-        if "snapshot" in known:
-            read_out(known["snapshot"], monitor, tell)
-        if (status := monitor.migration()["status"]) != "none":
-            if status not in FINAL:  # ours, where QEMU sends without us, or another client's
-                tell(f"QEMU continues its migration; process {os.getpid()} waits for it to end")
-            monitor.migration_outcome(LOOK)
-        monitor.wait_until_running()
-        try:
-            if known["runs"] and known.get("stopped"):
-                resume_stopped(monitor)
-        finally:
-            restore(monitor, known["before"])
-        if monitor.has_sent():
-            raise _sent(known)
-        return f"the guest here is {monitor.run_state()}, QEMU's migration settings are as before"
-
-
-class GuestSent(QemuError):
-    """Nothing is left to be set right: another QEMU, or a file, may have the guest by now, and a person decides."""
-
-
-def _sent(known: Known) -> GuestSent:
-    return GuestSent(f"QEMU has sent all of the guest and holds it still ({SENT})", hint=how_if_sent(known["qmp"]))
-
-
-def recover_destination(known: Known, tell: Tell) -> str:
-    """Before GO the guest must never run here, after it nowhere else. `known`: state, pid, pidfd, spare, qmp, runs.
-
-    Raises StatepipeError.
-    """
-    state = Destination[known["state"]]
-    actions = recovery(state)
-    if Action.END in actions or Action.END_OURS in actions:
-        return _end(known)
-    if Action.START in actions:
-        return _start(known, tell) if known["runs"] else "the guest is here and does not run, as before"
-    return f"{state.value}; nothing is done about it"
-
-
-def _end(known: Known) -> str:
-    with suppress(ProcessLookupError):  # it was quicker
-        signal.pidfd_send_signal(known["pidfd"], signal.SIGKILL)
-    if polled(known["pidfd"]).poll(KILLED):
-        return "the QEMU that waited here for the guest is ended"
-    return (
-        f"the QEMU that waited here for the guest (process {known['pid']}) was killed and has not ended yet; "
-        "its guest never ran"
-    )
-
-
-def _start(known: Known, tell: Tell) -> str:
-    """What statepipe told QEMU, and perhaps did not live to see answered."""
-
-    def run(monitor: Monitor) -> str:
-        monitor.resume()
-        state = monitor.run_state()
-        return "the guest runs here" if state == RUNNING else f"the guest is {state} here"
-
-    try:
-        with closing(_patient(known, lambda: _monitor(known, tell))) as monitor:
-            return _patient(known, lambda: run(monitor))  # however late its disk is: it would run it then in any case
-    except QemuError as error:
-        if _has_ended(known):
-            what = "QEMU here has ended after it was told to run the guest: whether the guest ran here is not known"
-            raise QemuError(what) from error
-        raise
-
-
-def _monitor(known: Known, tell: Tell) -> Monitor:
-    if "spare" in known:
-        return Monitor(socket.socket(fileno=os.dup(known["spare"])), known["pid"], tell)
-    return Monitor(known["qmp"], tell=tell)
-
-
-RECOVERIES: Mapping[str, Callable[[Known, Tell], str]] = {
-    "source": recover_source,
-    "destination": recover_destination,
-    "sender": recover_sender,
-}
-"""By the side that statepipe was."""

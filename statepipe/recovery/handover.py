@@ -1,4 +1,4 @@
-"""The two phases of a migration, as two tables: which side's guest runs, whatever fails. No I/O, no clock.
+"""The two phases of a migration as two tables: on which side the guest runs, whatever fails. No I/O, no clock.
 
     source                                     destination
     OFFERING    OFFER            ------------>  EXPECTING   its QEMU starts
@@ -12,21 +12,21 @@
     COMMITTED   GO               ------------>             STARTING: cont
     MOVED                        <------------  RUNNING    RUNS
 
-Until BEGIN the hosts only compare what they have (migration/negotiation.py): whatever fails then, the guest was not
-touched. A `check` leaves instead of beginning.
+Until BEGIN the hosts only compare what they have (migration/negotiation.py): after any failure before that, the guest
+was not touched. A `check` leaves instead of beginning.
 
-One rule carries the rest: the destination runs only after GO, and the source never runs once GO has left. So before
-GO any failure ends with the guest on the source; after it, with the guest on the destination, unless that one says
-that it has ended its QEMU before its guest could run. What is left is a destination that was told GO and cannot be
-reached, or cannot tell whether its guest ran: UNDECIDED, and the source stays as it is until a person looks.
+One rule decides the rest: the destination runs the guest only after GO, and the source never runs it once it has sent
+GO. So any failure before GO ends with the guest on the source. After GO it ends with the guest on the destination,
+unless the destination reports that its QEMU ended before the guest could run. What remains is a destination that was
+sent GO and cannot be reached, or does not know whether its guest ran: UNDECIDED, and the source stays as it is until a
+person decides.
 
-An answer may come late, and what QEMU was told it may do then, whether anybody still waits or not. So no state says
-more than was seen: a QEMU that was told to run its guest is RESUMING or STARTING until it has answered, and one that
-is to end is ENDING until its process has ended. Where an answer has been waited for long enough (OVERDUE) the last word
-is that it is not known: UNANSWERED, UNDECIDED, UNENDED. A monitor that broke off is no QEMU that has ended: MUTE is not
-GONE.
+An answer may be late, and QEMU may do what it was told whether anybody still waits or not. So no state claims more than
+was seen: a QEMU that was told to run its guest is RESUMING or STARTING until it has answered, and one that must end is
+ENDING until its process has ended. If an answer is OVERDUE, the result is that it is not known: UNANSWERED, UNDECIDED,
+UNENDED. A monitor that broke off does not prove that QEMU has ended: MUTE is not GONE.
 
-The source's QEMU dying while the last bytes flow is no loss if the destination has all of them: ORPHANED.
+If the source's QEMU ends while the last bytes are sent, nothing is lost if the destination has all of them: ORPHANED.
 """
 
 from __future__ import annotations
@@ -37,53 +37,53 @@ from typing import Generic, TypeVar
 
 
 class Event(enum.Enum):
-    """What a side hears: of its own QEMU, of the other side, of the link, of its user."""
+    """What happens to a side: at its QEMU, the other side, the link, or by its user."""
 
-    OFFER = "the source tells what it has, and what it wants"
-    ANSWER = "the destination tells what it has; its QEMU waits for the guest"
-    BEGIN = "the source has compared the two, and begins"
+    OFFER = "the source sends what it has, and what it wants"
+    ANSWER = "the destination sends what it has; its QEMU waits for the guest"
+    BEGIN = "the source has compared both hosts, and begins"
     PRE_SWITCHOVER = "QEMU has stopped the guest and waits"
-    COMPLETED = "QEMU says completed, and all is verified where it arrived"
-    FAILED = "QEMU says failed or cancelled, or refused"
-    GONE = "QEMU was seen to have ended, before or after what it was told"
-    MUTE = "QEMU lives, and cannot be asked or told anything any more"
+    COMPLETED = "QEMU reports completed, and the destination has verified everything"
+    FAILED = "QEMU reports failed or cancelled, or refused a command"
+    GONE = "QEMU was seen to have ended, before or after it was told something"
+    MUTE = "QEMU lives, but its monitor has broken off"
     ENDED = "our QEMU was seen to have ended before it was told to run"
     STRAYED = "QEMU ran its guest before GO, by another client's command"
-    RESUMED = "QEMU says that the guest is as it was before"
-    STRANDED = "QEMU would not run the guest again"
-    CANCEL = "a user, a signal or the clock wants it undone"
-    OVERDUE = "an answer has been waited for long enough"
-    BROKEN = "the stream to the other side broke off, so that one has not all of it"
+    RESUMED = "QEMU reports that the guest is as it was before"
+    STRANDED = "QEMU refused to run the guest again"
+    CANCEL = "a user, a signal or a time limit cancels the migration"
+    OVERDUE = "an answer did not arrive in time"
+    BROKEN = "the stream to the other side broke off, so the other side lacks a part of it"
     LOST = "the other side cannot be reached any more"
     ASK = "the source asks whether all is well"
-    READY = "the destination says that all is well"
-    ACCEPTED = "the destination holds the whole guest, paused"
-    GO = "the source lets the destination run"
+    READY = "the destination answers that all is well"
+    ACCEPTED = "the destination has the whole guest, paused"
+    GO = "the source lets the destination run the guest"
     RUNNING = "the destination's guest runs"
     ABORT = "the source gives up"
-    REFUSED = "the destination has ended its QEMU, which never runs"
+    REFUSED = "the destination has ended its QEMU, whose guest never ran"
     UNSURE = "the guest ran or may have run at the destination, and whether it does now is not known"
 
 
 class Action(enum.Enum):
-    """What a side is to do, in the order given. What QEMU is told here, it answers when it likes: with an event."""
+    """What a side does, in the order given. QEMU's answer to what it is told is an event, however late."""
 
-    SEND_ANSWER = "tell the source what this host has, once QEMU here waits for the guest"
+    SEND_ANSWER = "send what this host has, once QEMU here waits for the guest"
     SEND_BEGIN = "tell the destination that the guest begins to move"
-    END_OURS = "end the QEMU that we started for this guest; a QEMU that was there before waits on"
+    END_OURS = "end the QEMU that we started for this guest; another one keeps waiting"
     SEND_ASK = "ask the destination"
     CONTINUE = "migrate-continue"
     CANCEL = "migrate_cancel"
-    RESUME = "see that the guest is as before: cont, unless it runs already or was paused before"
+    RESUME = "restore the guest: cont, unless it runs already or was paused before"
     SEND_GO = "write GO to the journal, then send it"
     SEND_ABORT = "tell the destination to give up"
     SEND_READY = "tell the source that all is well"
     SEND_ACCEPTED = "tell the source that the whole guest is here"
     START = "write GO to the journal, then cont: the guest runs here, unless it was paused before"
     SEND_RUNNING = "tell the source that the guest runs here"
-    END = "end our QEMU and see it ended"
+    END = "end QEMU here, and see that it has ended"
     SEND_REFUSED = "tell the source that the guest never runs here"
-    SEND_UNSURE = "tell the source that whether the guest runs here is not known"
+    SEND_UNSURE = "tell the source that it is not known whether the guest runs here"
 
 
 class Source(enum.Enum):
@@ -91,18 +91,18 @@ class Source(enum.Enum):
 
     OFFERING = "the hosts compare what they have; the guest is not touched"
     UNTOUCHED = "the migration did not begin; the guest was not touched"
-    PRECOPY = "the guest runs here and its memory is on its way"
-    ASKED = "the guest stands still, the destination is asked"
-    HANDING = "the last bytes are on their way"
-    ACCEPTED = "the destination has all; QEMU here has still to say so"
-    HANDED = "all is sent; the destination has still to say that it has it"
-    ORPHANED = "QEMU here has ended; the destination may have all"
-    CANCELLING = "it is being undone"
-    RESUMING = "it is undone, and QEMU here has still to say that the guest is as it was before"
-    COMMITTED = "the destination was told to run"
+    PRECOPY = "the guest runs here and its memory is being sent"
+    ASKED = "the guest is stopped; the destination was asked"
+    HANDING = "the last bytes are being sent"
+    ACCEPTED = "the destination has everything; QEMU here has not reported that yet"
+    HANDED = "everything is sent; the destination has not reported yet that it has it"
+    ORPHANED = "QEMU here has ended; the destination may have everything"
+    CANCELLING = "the migration is being cancelled"
+    RESUMING = "the migration is cancelled; QEMU here has not reported yet that the guest is as it was before"
+    COMMITTED = "the destination was told to run the guest"
     MOVED = "the guest runs on the destination"
     KEPT = "the guest is here, and was not given away"
-    DOUBTED = "the guest has run at the destination before its time; QEMU here is still sending"
+    DOUBTED = "the guest ran at the destination before GO; QEMU here is still sending"
     UNDECIDED = "the guest may run or have run at the destination, and whether it does is not known here"
     UNANSWERED = "the guest was not given away; QEMU here does not answer, so whether it runs here is not known"
     DEAD = "QEMU here has ended, and with it the guest"
@@ -112,17 +112,17 @@ class Destination(enum.Enum):
     """Where the destination is."""
 
     EXPECTING = "no guest was offered yet"
-    ANSWERING = "QEMU here waits, and the source compares what the hosts have"
-    DECLINED = "the migration did not begin; no QEMU that we started is left"
+    ANSWERING = "QEMU here waits; the source compares the hosts"
+    DECLINED = "the migration did not begin; a QEMU that we started has ended"
     INCOMING = "the guest's memory arrives"
     WAITING = "the whole guest is here, paused"
-    STARTING = "the guest is told to run"
+    STARTING = "QEMU here was told to run the guest"
     RUNS = "the guest runs here"
     ENDING = "QEMU here is being ended; its guest never ran"
     STRAYED = "QEMU here is being ended; its guest ran before GO, by another client's command"
     ENDED = "QEMU here has ended; the guest never ran"
     UNENDED = "QEMU here was killed and has not ended yet; its guest never ran"
-    UNSURE = "the guest ran here, or QEMU was told to run it and has gone: a person decides where it runs on"
+    UNSURE = "the guest ran here, or QEMU was told to run it and is gone: a person decides where it runs on"
 
 
 S, D, E, A = Source, Destination, Event, Action
@@ -134,27 +134,27 @@ _UNDO = {
 }
 _DOUBT = {E.UNSURE: (S.DOUBTED, ())}
 _DEAF = {E.MUTE: (S.UNANSWERED, (A.SEND_ABORT,))}
+_UNANSWERED = {E.GONE: (S.DEAD, ()), **dict.fromkeys((E.MUTE, E.OVERDUE), (S.UNANSWERED, ()))}
 _DIED = _DEAF | {E.GONE: (S.DEAD, (A.SEND_ABORT,))}
 
 _NOT_BEGUN = dict.fromkeys((E.REFUSED, E.LOST, E.CANCEL, E.FAILED, E.MUTE, E.OVERDUE, E.BROKEN), (S.UNTOUCHED, ()))
 
 SOURCE: Mapping[Source, Mapping[Event, tuple[Source, tuple[Action, ...]]]] = {
     S.OFFERING: {**_NOT_BEGUN, E.GONE: (S.DEAD, ()), E.ANSWER: (S.PRECOPY, (A.SEND_BEGIN,))},
-    S.UNTOUCHED: {},
     S.PRECOPY: _UNDO | _DIED | {E.PRE_SWITCHOVER: (S.ASKED, (A.SEND_ASK,))},
     S.ASKED: _UNDO | _DIED | {E.READY: (S.HANDING, (A.CONTINUE,))},
-    S.HANDING: {
-        **_UNDO,
-        **_DEAF,
-        **_DOUBT,
+    S.HANDING: _UNDO
+    | _DEAF
+    | _DOUBT
+    | {
         E.COMPLETED: (S.HANDED, ()),
         E.ACCEPTED: (S.ACCEPTED, ()),
         E.GONE: (S.ORPHANED, ()),
     },
-    S.ACCEPTED: {
-        **_UNDO,
-        **_DEAF,
-        **_DOUBT,
+    S.ACCEPTED: _UNDO
+    | _DEAF
+    | _DOUBT
+    | {
         E.COMPLETED: (S.COMMITTED, (A.SEND_GO,)),
         E.GONE: (S.COMMITTED, (A.SEND_GO,)),
     },
@@ -167,13 +167,7 @@ SOURCE: Mapping[Source, Mapping[Event, tuple[Source, tuple[Action, ...]]]] = {
         E.BROKEN: (S.RESUMING, (A.SEND_ABORT, A.RESUME)),
         E.GONE: (S.ORPHANED, ()),
     },
-    S.DOUBTED: {
-        E.COMPLETED: (S.UNDECIDED, ()),
-        E.FAILED: (S.RESUMING, (A.RESUME,)),
-        E.GONE: (S.DEAD, ()),
-        E.MUTE: (S.UNANSWERED, ()),
-        E.OVERDUE: (S.UNANSWERED, ()),
-    },
+    S.DOUBTED: _UNANSWERED | {E.COMPLETED: (S.UNDECIDED, ()), E.FAILED: (S.RESUMING, (A.RESUME,))},
     S.ORPHANED: {
         E.ACCEPTED: (S.COMMITTED, (A.SEND_GO,)),
         E.UNSURE: (S.DEAD, ()),
@@ -182,20 +176,8 @@ SOURCE: Mapping[Source, Mapping[Event, tuple[Source, tuple[Action, ...]]]] = {
         E.LOST: (S.DEAD, ()),
         E.OVERDUE: (S.DEAD, (A.SEND_ABORT,)),
     },
-    S.CANCELLING: {
-        E.FAILED: (S.RESUMING, (A.RESUME,)),
-        E.COMPLETED: (S.RESUMING, (A.RESUME,)),
-        E.GONE: (S.DEAD, ()),
-        E.MUTE: (S.UNANSWERED, ()),
-        E.OVERDUE: (S.UNANSWERED, ()),
-    },
-    S.RESUMING: {
-        E.RESUMED: (S.KEPT, ()),
-        E.STRANDED: (S.KEPT, ()),
-        E.GONE: (S.DEAD, ()),
-        E.MUTE: (S.UNANSWERED, ()),
-        E.OVERDUE: (S.UNANSWERED, ()),
-    },
+    S.CANCELLING: _UNANSWERED | dict.fromkeys((E.FAILED, E.COMPLETED), (S.RESUMING, (A.RESUME,))),
+    S.RESUMING: _UNANSWERED | dict.fromkeys((E.RESUMED, E.STRANDED), (S.KEPT, ())),
     S.COMMITTED: {
         E.RUNNING: (S.MOVED, ()),
         E.REFUSED: (S.RESUMING, (A.RESUME,)),
@@ -203,13 +185,10 @@ SOURCE: Mapping[Source, Mapping[Event, tuple[Source, tuple[Action, ...]]]] = {
         E.UNSURE: (S.UNDECIDED, ()),
         E.OVERDUE: (S.UNDECIDED, ()),
     },
-    S.MOVED: {},
-    S.KEPT: {},
-    S.UNDECIDED: {},
-    S.UNANSWERED: {},
-    S.DEAD: {},
+    **{end: {} for end in (S.UNTOUCHED, S.MOVED, S.KEPT, S.UNDECIDED, S.UNANSWERED, S.DEAD)},
 }
-"""(new state, actions) by state and event; an event that is not listed changes nothing. Without entries: an end."""
+"""(new state, actions) by state and event. An event that is not listed changes nothing; a state without events is an
+end."""
 
 _GIVE_UP = dict.fromkeys((E.FAILED, E.GONE, E.MUTE, E.CANCEL, E.ABORT, E.LOST), (D.ENDING, (A.END,)))
 
@@ -218,7 +197,6 @@ _DECLINE = dict.fromkeys((E.FAILED, E.GONE, E.MUTE, E.CANCEL, E.ABORT, E.LOST, E
 DESTINATION: Mapping[Destination, Mapping[Event, tuple[Destination, tuple[Action, ...]]]] = {
     D.EXPECTING: _DECLINE | {E.OFFER: (D.ANSWERING, (A.SEND_ANSWER,))},
     D.ANSWERING: _DECLINE | {E.BEGIN: (D.INCOMING, ())},
-    D.DECLINED: {},
     D.INCOMING: {
         **_GIVE_UP,
         E.ASK: (D.INCOMING, (A.SEND_READY,)),
@@ -241,46 +219,43 @@ DESTINATION: Mapping[Destination, Mapping[Event, tuple[Destination, tuple[Action
         E.ENDED: (D.UNSURE, ()),
         E.OVERDUE: (D.UNSURE, ()),
     },
-    D.RUNS: {},
-    D.ENDED: {},
-    D.UNENDED: {},
-    D.UNSURE: {},
+    **{end: {} for end in (D.DECLINED, D.RUNS, D.ENDED, D.UNENDED, D.UNSURE)},
 }
-"""The same for the destination. From STARTING on, the source cannot take it back, nor can a link that is lost, nor a
-signal: QEMU may run the guest at any moment. FAILED there is QEMU's own no to `cont`, ENDED one that had ended before
-it could be told; one that goes away once it was told may have run its guest, and have written to its disks. So has
-one that STRAYED: its QEMU is ended, but the source's memory no longer belongs to the disks."""
+"""The same for the destination. From STARTING on, neither the source nor a lost link nor a signal can take the guest
+back: QEMU may run it at any moment. FAILED there means that QEMU refused `cont`, ENDED that it had ended before it was
+told. A QEMU that ends after it was told may have run its guest and written to its disks. So has one that STRAYED: it is
+ended, but the source's memory no longer matches the disks."""
 
 HURRIED = (S.CANCELLING, S.RESUMING, S.DOUBTED, D.ENDING, D.STRAYED)
-"""States whose answer may be OVERDUE whoever asked; elsewhere only somebody who wants us to end makes it so."""
+"""States whose answer may be OVERDUE at any time; in the others, only once a signal asked us to stop."""
 
 SWITCHOVER = (S.ASKED, S.HANDING, S.HANDED, S.ACCEPTED)
-"""States in which the guest stands still and can still be taken back: the switchover, which has a bound of its own."""
+"""States in which the guest is stopped and can still be taken back: the switchover, which has its own time limit."""
 
 
 State = TypeVar("State", bound=enum.Enum)
 Row = Mapping[Event, tuple[State, tuple[Action, ...]]]
-"""What is to be done in one state about each event."""
+"""What to do in one state about each event."""
 
 
 class Side(Generic[State]):
-    """One side of a migration: `hear` an event, do what it returns, in order."""
+    """One side of a migration: `hear` an event, and do what it returns, in order."""
 
     def __init__(self, state: State, table: Mapping[State, Row[State]]) -> None:
         self.state = state
         self._table = table
 
     def after(self, event: Event) -> tuple[State, tuple[Action, ...]]:
-        """The state that it leads to, and what is to be done; nothing, if it changes nothing here."""
+        """Return the state that the event leads to, and what to do; this state and nothing if it changes nothing."""
         return self._table[self.state].get(event, (self.state, ()))
 
     def hear(self, event: Event) -> tuple[Action, ...]:
-        """Move on; what is to be done about it."""
+        """Move to that state, and return what to do."""
         self.state, actions = self.after(event)
         return actions
 
     def heeds(self, event: Event) -> bool:
-        """Whether it changes anything here."""
+        """Return whether the event changes anything."""
         return event in self._table[self.state]
 
     @property
@@ -290,12 +265,12 @@ class Side(Generic[State]):
 
 
 def source() -> Side[Source]:
-    """The source of a migration that has not begun: the hosts are about to compare what they have."""
+    """Return the source of a migration that has not begun."""
     return Side(Source.OFFERING, SOURCE)
 
 
 def destination() -> Side[Destination]:
-    """The destination of a migration that has not begun: no guest was offered yet."""
+    """Return the destination of a migration that has not begun."""
     return Side(Destination.EXPECTING, DESTINATION)
 
 
@@ -311,13 +286,8 @@ RECOVERY: Mapping[Source | Destination, tuple[Action, ...]] = {
     D.STARTING: (A.START,),
     **dict.fromkeys((D.RUNS, D.UNSURE), ()),
 }
-"""What sets a guest right when statepipe itself died in a state, as the guardian heard of it, or as the journal has it.
+"""What the guardian does if statepipe itself was killed in a state.
 
-Before GO the destination never runs: the source undoes whatever its QEMU was doing, the destination ends its own. After
-GO the source does nothing, for nobody there can know, and the destination has its guest run, which QEMU may be about
-to do by itself: what it was told before statepipe died, it does when it can."""
-
-
-def recovery(state: Source | Destination) -> tuple[Action, ...]:
-    """What RECOVERY has for it."""
-    return RECOVERY[state]
+Before GO the destination never runs the guest: the source cancels what its QEMU was doing, the destination ends its
+QEMU. After GO the source does nothing, since nothing is known there, and the destination runs the guest, as QEMU may be
+about to do by itself: it does what it was told before statepipe died."""

@@ -1,9 +1,8 @@
-"""The journal of a migration: where it stands, on the disk before anything is done about it.
+"""The journal of a migration: its state is on the disk before anything is done about it.
 
-A line of JSON for each step, for `resolve` and for people: where the host went down, its last line is all there is. So
-each is on the disk (fsync) before the step's actions begin: GO above all, for after it the source must not run. Then
-listeners hear of it, the guardian (guardian.py) first, which goes by what it hears and never reads the file: there need
-not be one.
+It has a line of JSON for each step, for `resolve` and for people: if the host crashed, its last line is all there is.
+So each line is on the disk (fsync) before the step's actions begin, GO above all, after which the source must not run.
+Then the listeners hear of it, the guardian first, which never reads the file: there need not be one.
 """
 
 from __future__ import annotations
@@ -23,18 +22,15 @@ from statepipe.shapes import Misshapen, fields, one_of, parse, text, told
 Listener = Callable[[dict[str, Any]], None]
 
 LIMIT = 1 << 20
-"""Bytes of a journal that are read: a migration has a dozen steps."""
-
+"""Most bytes of a journal that are read: a migration has a dozen steps."""
 
 _STEP = fields({}, optional={"state": text(64)})
 _FACTS = fields({"side": one_of("source", "destination")})
 
 
 class Journal:
-    """Writes steps to the file `path`, if one was named, and tells them to every listener.
-
-    The file is new, 0600. Raises StatepipeError.
-    """
+    """Writes steps to a new file `path` (mode 0600), if one is named, and passes them to every listener. Raises
+    StatepipeError."""
 
     def __init__(self, path: str | None, facts: dict[str, Any], listeners: tuple[Listener, ...] = ()) -> None:
         self._path = path
@@ -55,9 +51,10 @@ class Journal:
             raise failure(f"write the journal {path}", error) from error
 
     def write(self, state: enum.Enum, event: enum.Enum | None = None) -> StatepipeError | None:
-        """The new state, and what led to it, durable before this returns; or what prevented it.
+        """Write the new state and what led to it; it is durable when this returns. Return what prevented that.
 
-        That ends the file, and the listeners have not heard of the state: written again, it is told to them alone.
+        After such an error the file is closed, and the listeners have not heard of the state: writing it again passes
+        it to them alone.
         """
         try:
             self._put({"state": state.name, "meaning": state.value, "event": event.name if event else None})
@@ -75,16 +72,16 @@ class Journal:
             listener(facts)
 
     def close(self) -> None:
-        """No more steps."""
+        """Close the file."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
 
 
 def read_journal(path: str) -> list[dict[str, Any]]:
-    """The lines of a journal, the facts first. A last line that was cut by a crash does not count.
+    """Return the lines of a journal, the facts first, without a last line that a crash cut short.
 
-    Raises StatepipeError if it cannot be read or is none. A pipe or a device is none, and is not waited for.
+    Raises StatepipeError if it cannot be read or is not a journal. A pipe or a device is not, and is not waited for.
     """
     wrong = f"{path} is not a journal of a migration"
     try:

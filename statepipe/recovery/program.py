@@ -9,9 +9,9 @@ import statepipe
 
 
 def guard_words(verb: str, side: str) -> list[str]:
-    """Return the guardian's command line for a verb, whose name its messages bear; its socket's number comes last.
+    """Return the guardian's command line for a verb, whose name is in its messages; its socket's number follows it.
 
-    It names the folder of our own code: the launcher of an installed statepipe knows that, and its children do not.
+    It names the folder of our own code, which the launcher of an installed statepipe knows and its children do not.
     """
     library = os.path.dirname(os.path.dirname(os.path.abspath(statepipe.__file__)))
     return [sys.executable, "-I" if sys.flags.isolated else "-P", "-c", _PROGRAM, library, verb, side]

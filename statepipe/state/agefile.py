@@ -1,7 +1,7 @@
-"""An age file on disk, read at any offset of its plaintext, without what lies before.
+"""Read an age file at any offset of its plaintext, without what is before it.
 
-The last chunk is opened first: only that proves that the file has not been cut. Of what is read later, each chunk
-proves itself and its place.
+The last chunk is opened first: only that proves that the file was not cut short. Each chunk that is read later proves
+itself and its place.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from statepipe.formats.age.payload import (
 )
 
 HEADER_READ = 4 << 10
-"""Bytes to look for the header in at a time: one read does for two post-quantum recipients."""
+"""Bytes to read at a time to find the header: one read is enough for two post-quantum recipients."""
 
 READ_CHUNKS = 16
-"""Sealed chunks that are in memory at once: 1 MiB."""
+"""Encrypted chunks that are in memory at once: 1 MiB."""
 
 
 class ReadableAt(Protocol):
-    """A file whose bytes can be had anywhere, as ends.file.FileSource."""
+    """A file that can be read at any offset, as ends.file.FileSource."""
 
     def size(self) -> int: ...
 
@@ -42,8 +42,8 @@ class ReadableAt(Protocol):
 class AgeReaderAt:
     """The plaintext of an age file, opened by the first identity that fits.
 
-    Raises NoKeyError, IntegrityError with the offset in the file, and StatepipeError for armor, which has no fixed
-    places. The last chunk that was opened is kept, so that small reads in a row open it once.
+    Raises NoKeyError, IntegrityError with the offset in the file, and StatepipeError for armor, which cannot be read at
+    an offset. Keeps the last chunk, so that consecutive small reads open it once.
     """
 
     def __init__(self, file: ReadableAt, identities: Iterable[Identity]) -> None:
@@ -51,7 +51,8 @@ class AgeReaderAt:
         header, nonce = self._read_header()
         self._key = payload_key(open_header(header, identities), nonce)
         self._layout = Layout(header.size + NONCE_SIZE, file.size())
-        self._kept: tuple[int, memoryview] = self._last_chunk()
+        last = self._layout.chunks - 1
+        self._kept = last, self._open(last, memoryview(file.tail(*self._layout.sealed(last))))
 
     def _read_header(self) -> tuple[Header, bytes]:
         reader = HeaderReader(NONCE_SIZE)
@@ -70,11 +71,11 @@ class AgeReaderAt:
         return header, reader.rest[:NONCE_SIZE]
 
     def size(self) -> int:
-        """Bytes of plaintext."""
+        """Return the bytes of plaintext."""
         return self._layout.size
 
     def read(self, offset: int, size: int) -> bytes:
-        """`size` bytes of plaintext from `offset` on, fewer at its end. Raises IntegrityError."""
+        """Return `size` bytes of plaintext from `offset` on, fewer at its end. Raises IntegrityError."""
         end = min(offset + size, self.size())
         numbers = self._layout.covering(offset, size)
         out = []
@@ -84,13 +85,8 @@ class AgeReaderAt:
                 out.append(plain[max(offset - start, 0) : end - start])
         return b"".join(out)
 
-    def _last_chunk(self) -> tuple[int, memoryview]:
-        number = self._layout.chunks - 1
-        offset, size = self._layout.sealed(number)
-        return number, self._open(number, memoryview(self._file.tail(offset, size)))
-
     def _chunks(self, numbers: range) -> Iterable[tuple[int, memoryview]]:
-        """Chunks in a row, read at once; or the one that is kept."""
+        """Yield consecutive chunks after one read; or the one that is kept."""
         if numbers == range(self._kept[0], self._kept[0] + 1):
             yield self._kept
             return

@@ -1,8 +1,8 @@
 """load, as a filter: `qemu-system-x86_64 … -incoming "exec:exec statepipe load FILE"`.
 
-QEMU starts the guest when it has read the end of the stream, and never looks at our exit status: so the end leaves
-only when the whole is verified. A QEMU that gets no byte at all waits for ever at full load: so a failure before
-the first byte sends it one that is no migration stream, and it ends.
+QEMU starts the guest when it has read the end of the stream, and never looks at our exit status: so the end is written
+only once everything is verified. A QEMU that gets no byte at all waits for ever, at full load: so after a failure
+before the first byte we write one that is no migration stream, and it exits.
 """
 
 from __future__ import annotations
@@ -25,34 +25,39 @@ from statepipe.state.file import STDIN, Keys, open_state
 from statepipe.state.loading import prepare
 
 POISON = b"!"
-"""QEMU says "Not a migration stream" and exits."""
+"""QEMU reports "Not a migration stream" and exits."""
 
 
 def load_to_stdout(path: str, keys: Keys, said: Said, warn: Callable[[str], None]) -> None:
-    """Verify the state in `path` and write its stream to standard output; `said` is what a person says of the
-    disks, `warn` hears what is not proved.
+    """Verify the state in `path` and write its stream to standard output. `said` is what the user says of the disks,
+    `warn` hears what is not proved.
 
-    Raises StatepipeError; QEMU then does not run the guest.
+    Raises StatepipeError, and then QEMU does not run the guest.
     """
     _refuse_other_reader(path)
-    _refuse_qemu_as_writer(path)
+    fd, qemu = 0 if path == STDIN else named_by(path), parent_pid()
+    if fd is not None and qemu is not None and has_open(qemu, fd):
+        what = "standard input is connected to QEMU, which itself waits for the state"
+        raise UsageError(what, hint='name a FILE, or a writer: -incoming "exec:… | statepipe load -"')
     sink = FdSink(1, "standard output")
     try:
         with open_state(path, keys) as source:
             state = prepare(source)
-            state.refuse_changed_disks(_open_images(), said, warn)
-            qemu = parent_qemu()
-            state.refuse_other_hardware(None, qemu.command if qemu else None, said, warn)
+            paths = open_images()  # by QEMU's open files alone: we have no monitor to ask
+            its = None if paths is None else Images(tuple(Image(each, "file") for each in paths), complete=False)
+            state.refuse_changed_disks(its, said, warn)
+            running = parent_qemu()
+            state.refuse_other_hardware(None, running.command if running else None, said, warn)
             if state.doubts:
                 warn(state.doubts)
             Pipeline(source, state.stages, sink).run()
-    except BaseException:  # a signal too, and what nobody foresaw: QEMU waits all the same
+    except BaseException:  # also a signal, or a bug: QEMU waits all the same
         poison(sink)
         raise
 
 
 def _refuse_other_reader(path: str) -> None:
-    """Raises UsageError where standard output leads to people, and not to a QEMU or a file for the stream."""
+    """Raises UsageError if standard output is read by people, and not by a QEMU or kept in a file."""
     out = os.fstat(1)
     if os.isatty(1):
         what = "standard output is a terminal"
@@ -63,7 +68,7 @@ def _refuse_other_reader(path: str) -> None:
     else:
         return
     raise UsageError(
-        f"{what}, and a QEMU should read the guest there",
+        f"{what}, but QEMU should read the guest from it",
         hint=f"to start QEMU: statepipe load {path} -- qemu-system-…; from QEMU: "
         f'-incoming "exec:exec statepipe load {path}"; for a file: > FILE',
     )
@@ -76,31 +81,12 @@ def _is_standard_error(status: os.stat_result) -> bool:
         return False
 
 
-def _refuse_qemu_as_writer(path: str) -> None:
-    """Raises UsageError where the state would come from the QEMU whose filter we are: it writes nothing, and waits."""
-    fd, qemu = 0 if path == STDIN else named_by(path), parent_pid()
-    if fd is not None and qemu is not None and has_open(qemu, fd):
-        what = "standard input leads back to QEMU, which waits for the state itself"
-        raise UsageError(what, hint='name a FILE, or a writer: -incoming "exec:… | statepipe load -"')
-
-
-def _open_images() -> Images | None:
-    """Those of the QEMU that started us: its open files alone, as nobody asks its monitor."""
-    paths = open_images()
-    return None if paths is None else Images(tuple(Image(path, "file") for path in paths), complete=False)
-
-
 def poison(sink: FdSink) -> None:
-    """Have a QEMU that may wait behind `sink`, and has got nothing yet, give up."""
+    """Make a QEMU give up that may wait behind `sink` and has got nothing yet."""
     mode = os.fstat(sink.fd).st_mode
     waiting = stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)  # a file keeps what it has
-    if waiting and not sink.bytes and _has_room(sink.fd):
-        with suppress(OSError):  # nobody waits there any more; the failure that led here is the one to tell
-            os.write(sink.fd, POISON)
-
-
-def _has_room(fd: int) -> bool:
-    """One that is full holds bytes already, and waiting for its reader could take for ever."""
     poll = select.poll()
-    poll.register(fd, select.POLLOUT)
-    return bool(poll.poll(0))
+    poll.register(sink.fd, select.POLLOUT)
+    if waiting and not sink.bytes and poll.poll(0):  # a full pipe has bytes already, and its reader may never come
+        with suppress(OSError):  # nobody waits there any more; the failure that led here is the one to report
+            os.write(sink.fd, POISON)

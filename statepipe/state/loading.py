@@ -1,10 +1,10 @@
-"""What loading a state has in common, however it reaches QEMU: open it, ask what it proves, hold the end back.
+"""What every load has in common, however the state reaches QEMU: check both ends, verify, hold the end back.
 
-A file of ours is read at both ends first: without its trailer there is no state, and a disk that changed since the
-save refuses it, before a byte is let out; of the disks that it names, only those are looked at which QEMU has. Then it
-is decoded, every frame checked before it leaves, and everything from QEMU's end mark on is held until the digest of the
-whole agrees. A stream of other making (raw, or in any codec) is loaded too, followed by the parser instead; what cannot
-be proved of it is said.
+A state file is read at both ends first: without its trailer there is no state, and a disk that changed since the save
+is an error before any byte leaves. Of the disks that it names, only those that QEMU has are looked at. Then it is
+decoded, every frame is checked before it leaves, and everything from QEMU's end mark on is held back until the digest
+of the whole agrees. Other migration streams (raw, or in any codec) are loaded too: the parser follows them, and we warn
+of what cannot be proved.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ from statepipe.stages.watch import LATE, ends_at, hold, watch
 from statepipe.state.file import StateFile, demand_stream
 
 HOLD_LIMIT = 256 << 20
-"""Bytes of device state held back at the most: a bare PC has 100 KB, a big GPU some tens of MB."""
+"""Most bytes of device state that are held back: a bare PC has 100 KB, a big GPU some tens of MB."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """What both ends of a file say: header and trailer if it is ours, else the codec of a foreign stream."""
+    """Both ends of a file: header and trailer if statepipe wrote it, else the codec of a foreign stream."""
 
     codec: str
     header: Facts | None = None
@@ -58,22 +58,22 @@ class Ends:
 
     @property
     def is_state(self) -> bool:
-        """Whether it is a state file of ours."""
+        """Whether it is a state file."""
         return self.trailer is not None and self.header is not None and self.header.get("kind") == "state"
 
 
 def read_ends(source: StateFile) -> Ends:
-    """Look at both ends of the file without moving its position.
+    """Read both ends of the file without moving its position.
 
-    Raises TruncatedError for a file of ours without its trailer, IntegrityError for one that is damaged there or
-    in no format we know, StatepipeError for one of a later version.
+    Raises TruncatedError for a file of ours without its trailer, IntegrityError for one that is damaged there or of an
+    unknown format, StatepipeError for one of a later version.
     """
     header = _meta_at(source, 0)
     if header is not None and header.kind == HEADER:
         check_version(header.facts)
     trailer = _find_trailer(source)
     if header is None and trailer is None:
-        return Ends(_foreign(source))
+        return Ends(demand_stream(source.name, source.tail(0, HEAD)))
     if header is None or header.kind != HEADER:
         raise IntegrityError("the beginning of the file is damaged: its header is missing", offset=0)
     if trailer is None:
@@ -85,12 +85,8 @@ def read_ends(source: StateFile) -> Ends:
     return ends
 
 
-def _foreign(source: StateFile) -> str:
-    return demand_stream(source.name, source.tail(0, HEAD))
-
-
 def _meta_at(source: StateFile, offset: int, size: int | None = None) -> Meta | None:
-    """The metadata frame of ours at `offset`, if there is one."""
+    """Return the metadata frame at `offset`, if there is one of ours."""
     head = source.tail(offset, 8)
     length = int.from_bytes(head[4:8], "little")
     if int.from_bytes(head[:4], "little") != META_MAGIC or length > META_LIMIT or size not in (None, length + 8):
@@ -100,11 +96,13 @@ def _meta_at(source: StateFile, offset: int, size: int | None = None) -> Meta | 
 
 
 def _find_trailer(source: StateFile) -> Meta | None:
-    """The frame before the seek table, if that is a trailer. Raises IntegrityError if bytes were lost or added."""
+    """Return the frame before the seek table if it is a trailer. Raises IntegrityError if bytes were lost or added."""
     end = source.size()
     size = seek_table_size(source.tail(max(end - SEEK_FOOTER_SIZE, 0), SEEK_FOOTER_SIZE))
-    if size is None or size > min(SEEK_TABLE_LIMIT, end) or not _has_room(size, end - size):
+    if size is None or size > min(SEEK_TABLE_LIMIT, end):
         return None
+    if (size - SEEK_FOOTER_SIZE) // SEEK_ENTRY_SIZE * LEAST_FRAME > end - size + LEAST_FRAME:
+        return None  # the rest of the file has no room for so many frames
     total, last = sum_seek_table(_table_parts(source, end - size, size))
     if last is None or last[1] or last[0] > end - size:
         return None
@@ -116,17 +114,12 @@ def _find_trailer(source: StateFile) -> Meta | None:
     return meta
 
 
-def _has_room(table: int, rest: int) -> bool:
-    """Whether the `rest` bytes of a file can be all the frames that a table of so many bytes lists."""
-    return (table - SEEK_FOOTER_SIZE) // SEEK_ENTRY_SIZE * LEAST_FRAME <= rest + LEAST_FRAME
-
-
 TABLE_READ = 128 << 10
-"""Bytes of a seek table that are in memory at a time: whole entries."""
+"""Bytes of a seek table that are in memory at once: whole entries."""
 
 
 def _table_parts(source: StateFile, start: int, size: int) -> Iterator[bytes]:
-    """The entries of the table's frame of `size` bytes at `start`, some at a time. Raises IntegrityError."""
+    """Yield the entries of the table's frame of `size` bytes at `start`, some at a time. Raises IntegrityError."""
     at, stop = start + LEAST_FRAME, start + size - SEEK_FOOTER_SIZE
     while at < stop:
         part = source.tail(at, min(TABLE_READ, stop - at))
@@ -138,9 +131,9 @@ def _table_parts(source: StateFile, start: int, size: int) -> Iterator[bytes]:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A state ready to be loaded: where it comes from, through which stages, and what is not proved of it.
+    """A state ready to be loaded: its source, its stages, and what is not proved of it.
 
-    Its disks are still to be looked at, once it is known which QEMU it is for: `refuse_changed_disks`.
+    Its disks are checked later, when it is known which QEMU it is for: `refuse_changed_disks`.
     """
 
     source: StateFile
@@ -151,8 +144,8 @@ class State:
 
     @property
     def run_state(self) -> str | None:
-        """The guest's run state when it was saved, or before, if it was stopped for that; of a foreign stream it is
-        known once it has flowed."""
+        """The guest's run state when it was saved, or before if it was stopped for the save; of a foreign stream it is
+        known after it has been read."""
         if self.ends.trailer is not None:
             return RUNNING if self.ends.trailer.get("stopped_for_it") else self.ends.trailer.get("run_state")
         return self.stream.run_state if self.stream else None
@@ -164,39 +157,36 @@ class State:
 
     @property
     def disks(self) -> list[Disk]:
-        """What it says of the guest's disks; a foreign stream says nothing."""
+        """The guest's disks as the trailer describes them; a foreign stream describes none."""
         return self.ends.trailer.get("disks") or [] if self.ends.is_state and self.ends.trailer else []
 
     def refuse_other_machine(self, now: str) -> None:
-        """Raises StatepipeError for a QEMU whose machine is of another type than the guest's. On another board all
-        devices are elsewhere, so this is looked at before they are, and QEMU takes no such guest by any word."""
+        """Raises StatepipeError if this QEMU's machine type is not the guest's. QEMU never loads such a guest, and all
+        its devices are elsewhere, so this is checked before them."""
         told = (facts.get("machine") for facts in (self.ends.header, self.ends.trailer) if facts)
         saved = next((machine for machine in told if machine), None)
         if saved is not None and saved != now:
             raise StatepipeError(
                 f"this QEMU's machine is {now}, and the guest's was {saved}",
-                hint=f"start QEMU with -machine {saved}; -machine help lists those that it has",
+                hint=f"start QEMU with -machine {saved}; -machine help lists the supported ones",
             )
 
     def refuse_changed_disks(self, its: Images | None, said: Said, warn: Warn) -> None:
-        """Raises StatepipeError for disks that changed since the save, that QEMU has not, or has elsewhere, unless
-        `said` has another word on them.
-
-        `its` are the images that QEMU has, None where no QEMU is to be seen.
-        """
+        """Raises StatepipeError for disks that changed since the save, or that QEMU has not or has elsewhere, unless
+        `said` allows it. `its` are the images that QEMU has, None if no QEMU is seen."""
         judge(self.disks, its, said.of(self.disks), warn, live=self.is_live)
 
     def refuse_changed_before(self, command: Sequence[str], said: Said) -> None:
-        """The same of the disks that a QEMU's command line names: then it need not be started."""
+        """Check the disks that a QEMU's command line names, so that it need not be started for an error."""
         word = said.of(self.disks)
         if starts_qemu(command):
             judge(named(self.disks, command, word), None, word, lambda text: None, live=self.is_live)
 
     def refuse_other_hardware(self, now: Facts | None, command: Sequence[str] | None, said: Said, warn: Warn) -> None:
-        """Raises StatepipeError for what the guest had at the save and would miss, unless `said` takes it as it is.
+        """Raises StatepipeError for hardware that the guest had at the save and would miss, unless `said` forces it.
 
-        `now` is the hardware of the QEMU that is to have it (hardware.py), and its RAM; `command` its command line,
-        which must do where QEMU told one side no more.
+        `now` is the hardware of the QEMU that loads it (qemu/guest.py), and its RAM; `command` its command line, which
+        is compared if one side has no more than that.
         """
         header = self.ends.header or {}
         found: list[tuple[str, str]] = []
@@ -206,21 +196,18 @@ class State:
             found = list(changed_words(header["command"], command))
         for part, text in found:
             if part in said.forced:
-                warn(f"{text}: taken as it is, as --force says")
+                warn(f"{text}: loaded all the same, because of --force")
         if left := [(part, text) for part, text in found if part not in said.forced]:
             hint = "start QEMU with the guest's own command line, and plug in what was plugged in while it ran"
             forcing = " ".join(f"--force {part}" for part, _ in left)
             raise StatepipeError(
                 f"this QEMU's machine is not the guest's: {'; '.join(text for _, text in left)}",
-                hint=f"{hint}; or overrule with {forcing}",
+                hint=f"{hint}; or override with {forcing}",
             )
 
 
 def prepare(source: StateFile) -> State:
-    """Check what can be checked of an open file by itself, before its bytes flow.
-
-    Raises StatepipeError: damage at either end.
-    """
+    """Check both ends of an open file, before its stream is read. Raises StatepipeError."""
     ends = read_ends(source)
     if not ends.is_state or ends.trailer is None:
         return foreign_state(source, ends)
@@ -228,7 +215,8 @@ def prepare(source: StateFile) -> State:
 
 
 def _own_stages(trailer: Facts) -> list[NamedStage]:
-    """What the trailer says of the end mark holds for a whole file; in one that is not, QEMU may meet one before."""
+    """Return the stages of a state file. The trailer's end mark is that of a whole file; in a damaged one, QEMU may
+    find another before it."""
     stream, end_mark = QemuStream(), int(trailer["end_mark"])
 
     def late(offset: int) -> bool:
@@ -244,7 +232,7 @@ def _own_stages(trailer: Facts) -> list[NamedStage]:
 
 
 def foreign_state(source: StateFile, ends: Ends) -> State:
-    """The parser must see the end of the stream before QEMU does."""
+    """Return the state of a foreign stream, whose end the parser must see before QEMU does."""
     stream = QemuStream()
     stages: list[NamedStage] = [] if ends.codec == RAW else [("decompress", decompress())]
     stages += [("watch", watch(stream)), ("hold", hold(lambda offset: stream.phase in LATE, HOLD_LIMIT))]

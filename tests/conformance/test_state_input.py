@@ -190,7 +190,7 @@ def test_a_state_does_not_come_from_the_qemu_that_waits_for_it(tmp_path: Path) -
     words = [lookalike(tmp_path, "bash"), "-c", '"$@"; exit $?', "qemu", *STATEPIPE, "load", "-"]
     with started(words) as qemu:
         assert qemu.wait(PATIENCE) == 2
-        assert b"standard input leads back to QEMU" in qemu.stderr.read()
+        assert b"standard input is connected to QEMU" in qemu.stderr.read()
         assert qemu.stdout.read() == b"!"
 
 

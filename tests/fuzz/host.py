@@ -22,7 +22,7 @@ from statepipe.errors import StatepipeError
 from statepipe.pipeline.jobs import find_jobs, set_rate
 from statepipe.pipeline.jobsocket import answer
 from statepipe.recovery.journal import read_journal
-from statepipe.recovery.resolve import _last_step
+from statepipe.recovery.resolve import last_step
 from statepipe.session.ssh import Ssh, first_line
 from statepipe.trust import pki
 from statepipe.trust.certificates import fingerprint, make_self
@@ -135,7 +135,7 @@ def read_steps(data: bytes) -> None:
     with tempfile.TemporaryDirectory(prefix="fuzz") as folder:
         path = Path(folder) / "journal"
         path.write_bytes(data)
-        step = _last_step(read_journal(str(path)))
+        step = last_step(read_journal(str(path)))
         assert step is None or isinstance(step, str)
 
 

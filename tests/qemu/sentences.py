@@ -115,7 +115,7 @@ KNOWN: list[tuple[str, Claim]] = [
     (r"the guest (runs|is paused) at \S+", nothing),
     (r"\S+ was told to run the guest and cannot be reached: whether it does is not known here", told_to_run),
     (r"\S+ was told to run the guest, and whether it does is not known here(: .*)?", told_to_run),
-    (r"the guest stands still here until you decide", stands_here),
+    (r"the guest here stays stopped until you decide", stands_here),
     (r"QEMU has ended, and the guest with it: .*", ended_with_guest),
     (r"the guest is here but does not run: .*", stands_here),
     (r"QEMU here does not answer", nothing),

@@ -135,7 +135,7 @@ def test_another_processor_is_refused_by_the_command_lines(
     assert_never_ran(tmp_path)
     with loaded(tmp_path, state72, "--force", part, args=args) as guest:
         guest.wait_ticks(1)
-        assert "taken as it is, as --force says" in guest.stderr()
+        assert "loaded all the same, because of --force" in guest.stderr()
 
 
 def test_another_amount_of_memory_never_runs(tmp_path: Path, state: Saved) -> None:

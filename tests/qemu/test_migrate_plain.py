@@ -91,7 +91,7 @@ def test_a_guest_that_goes_on_its_way_where_we_are_killed_runs_there_alone(tmp_p
             moving.kill()
             moving.wait_said("QEMU continues its migration")
             source.qmp("migrate-set-parameters", max_bandwidth=0)
-            moving.wait_said("QEMU has sent all of the guest and holds it still")
+            moving.wait_said("QEMU has sent all of the guest and keeps it stopped")
         target.wait_ticks(3)
         assert source.run_state() == "postmigrate"
         assert_continues(source.serial(), target.serial())

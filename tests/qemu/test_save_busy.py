@@ -161,7 +161,7 @@ def test_a_guest_that_another_client_took_meanwhile_is_not_run_again(tmp_path: P
             finally:
                 os.kill(guardian, signal.SIGCONT)
             saving.wait_said(
-                "warning: statepipe did not come to its end: QEMU has sent all of the guest and holds it still"
+                "warning: statepipe did not come to its end: QEMU has sent all of the guest and keeps it stopped"
             )
             saving.wait_said("hint: if it runs elsewhere now: statepipe resolve")
         assert guest.settings() == before

@@ -195,4 +195,4 @@ def test_a_state_does_not_go_back_to_its_qemu(guest: Guest, name: str) -> None:
     guest.qmp("migrate", uri=f"exec:exec {EXEC} save {name}")
     assert guest.wait_status()["status"] == "failed"
     assert_runs_on(guest)
-    assert "standard output leads back to QEMU" in guest.stderr()
+    assert "standard output is connected to QEMU" in guest.stderr()

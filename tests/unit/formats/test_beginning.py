@@ -50,7 +50,9 @@ def test_a_save_that_has_no_guest_is_told_what_it_needs(tmp_path: Path) -> None:
         done = run("save", str(tmp_path / "f"), stdin=nothing)
     assert done.returncode == 2 and b"from a script or a shell, add --qmp SOCKET" in done.stderr
     done = run("save", str(tmp_path / "f"))
-    assert done.returncode == 3 and b"hint: no byte came: QEMU has not begun; to save a guest that runs" in done.stderr
+    assert (
+        done.returncode == 3 and b"hint: no bytes arrived: QEMU has not begun; to save a running guest" in done.stderr
+    )
     assert not list(tmp_path.iterdir())
 
 

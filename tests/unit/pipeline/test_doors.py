@@ -21,7 +21,7 @@ from statepipe.formats.openpgp import ARGUMENTS, LINE, LINES, Status, judge_decr
 from statepipe.pipeline.jobs import ANSWER_LIMIT, Found, cancel, find_jobs, set_rate
 from statepipe.pipeline.runtimefolder import open_folder
 from statepipe.recovery.journal import LIMIT, read_journal
-from statepipe.recovery.resolve import _last_step
+from statepipe.recovery.resolve import last_step
 from tests.unit.formats.test_openpgp import BOB, GOOD, OPENED, PROVED
 from tests.unit.migration.test_negotiation import ODD, variants
 
@@ -99,13 +99,13 @@ def written(path: Path, *rows: Any) -> str:
 
 
 def test_an_odd_journal_is_refused_or_read(tmp_path: Path) -> None:
-    assert _last_step(read_journal(written(tmp_path / "journal", FIRST, STEP))) == (
-        "PRECOPY: the guest runs here and its memory is on its way"
+    assert last_step(read_journal(written(tmp_path / "journal", FIRST, STEP))) == (
+        "PRECOPY: the guest runs here and its memory is being sent"
     )
     refused = 0
     for rows in [*((first, STEP) for first in variants(FIRST)), *((FIRST, step) for step in variants(STEP))]:
         try:
-            last = _last_step(read_journal(written(tmp_path / "journal", *rows)))
+            last = last_step(read_journal(written(tmp_path / "journal", *rows)))
             assert last is None or isinstance(last, str)
         except StatepipeError as error:
             refused += "is not a journal of a migration" in str(error)

@@ -60,5 +60,5 @@ def test_a_guest_that_may_stand_still_is_told_of_with_what_to_type(tmp_path: Pat
     save = f"ulimit -f 8; {sys.executable} -P -m statepipe save s <stream; echo $?"
     done = subprocess.run([qemu, "-c", save], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.stdout == "1\n" and "cannot write" in done.stderr, done.stderr
-    assert ("its guest stands still; type: cont" in done.stderr) == (not opened)
+    assert ("the guest is stopped; type: cont" in done.stderr) == (not opened)
     assert not (tmp_path / "s").exists()

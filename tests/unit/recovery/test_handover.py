@@ -24,7 +24,6 @@ from statepipe.recovery.handover import (
     Event,
     Side,
     Source,
-    recovery,
 )
 
 OUT = {**STEPS, Action.SEND_ANSWER: Event.ANSWER, Action.SEND_BEGIN: Event.BEGIN}
@@ -235,7 +234,7 @@ def steps(world: World) -> Iterator[World]:
 def killed(world: World) -> World:
     """The source's coordinator is: whoever looks after it follows what it noted."""
     world = replace(world, source=None, torn=True, to_source=(), to_target=())
-    for action in recovery(world.journal):
+    for action in RECOVERY[world.journal]:
         if action is Action.RESUME:  # the guardian has waited for what became of the migration
             world = replace(world, qemu="runs") if world.qemu.startswith("cancelled") else world
         world = act_on_source(world, action)
@@ -251,7 +250,7 @@ def target_killed(world: World) -> World:
     state = world.target
     assert state is not None
     world = target_gone(world)
-    for action in recovery(state):
+    for action in RECOVERY[state]:
         world = act_on_target(world, action)
     return world
 
@@ -391,9 +390,9 @@ def test_each_state_has_its_recovery() -> None:
 def test_recovery_never_runs_a_guest_that_was_given_away(state: Source) -> None:
     nothing_to_undo = (Source.OFFERING, Source.UNTOUCHED)
     given_away = (Source.MOVED, Source.COMMITTED, Source.UNDECIDED, Source.DEAD)
-    assert (recovery(state) == ()) == (state in (*nothing_to_undo, Source.DOUBTED, *given_away))
+    assert (RECOVERY[state] == ()) == (state in (*nothing_to_undo, Source.DOUBTED, *given_away))
 
 
 @pytest.mark.parametrize("state", Destination)
 def test_recovery_runs_a_guest_only_once_it_was_given_away(state: Destination) -> None:
-    assert (recovery(state) == (Action.START,)) == (state is Destination.STARTING)
+    assert (RECOVERY[state] == (Action.START,)) == (state is Destination.STARTING)

@@ -100,7 +100,7 @@ def test_a_guest_that_stands_still_is_run_only_if_it_was_stopped_for_the_save(
 def test_a_guest_that_was_sent_is_not_run_again(server: QmpServer, known: dict[str, object]) -> None:
     """By the save that was killed, or by another client since: it may run elsewhere."""
     migration(server, "postmigrate", "completed")
-    with pytest.raises(QemuError, match="has sent all of the guest and holds it still") as caught:
+    with pytest.raises(QemuError, match="has sent all of the guest and keeps it stopped") as caught:
         recover_sender(killed(server, **known), print)
     assert caught.value.hint is not None and "only if it does not: statepipe resolve" in caught.value.hint
     commands = server.commands()
@@ -128,7 +128,7 @@ def test_before_the_last_bytes_no_migration_of_ours_has_sent_a_guest(
     if resumes:
         assert recover_source(known, print).startswith("the migration is undone")
     else:
-        with pytest.raises(QemuError, match="has sent all of the guest and holds it still"):
+        with pytest.raises(QemuError, match="has sent all of the guest and keeps it stopped"):
             recover_source(known, print)
     commands = server.commands()
     assert ("cont" in commands) == resumes
@@ -262,7 +262,7 @@ def test_of_a_migration_that_succeeded_nothing_is_said_to_be_wrong(server: QmpSe
     with guardian_of(killed(server), subprocess.PIPE) as process:
         said = process.communicate(timeout=60)[1].decode().splitlines()
     assert said[0].endswith(
-        "statepipe did not come to its end: QEMU has sent all of the guest and holds it still (postmigrate)"
+        "statepipe did not come to its end: QEMU has sent all of the guest and keeps it stopped (postmigrate)"
     )
     assert said[1].startswith("statepipe: hint: if it runs elsewhere now: statepipe resolve")
 
