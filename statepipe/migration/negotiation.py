@@ -1,14 +1,14 @@
-"""What both hosts agree on before anything moves, and all that they ever say to each other: its shapes.
+"""What both hosts agree on before anything moves, and the shapes of all messages between them.
 
-    offer     what the caller is there for, its guest and host (qemu/facts.py), how its stages are undone, and whether
-              the guest is to run
-    answer    the same facts of the other side; where it will not, the session is aborted with the reason
-    begin     the caller has compared them, and is content
-    step      an event of the two phases (recovery/handover.py), and where it ends the reason
+    offer     the caller's purpose, its guest and host (qemu/facts.py), how its stages are undone, and whether the
+              guest runs afterwards
+    answer    the same facts of the other side; if it refuses, it aborts the session with the reason
+    begin     the caller has compared them, and begins
+    step      an event of the two phases (recovery/handover.py), at an end with the reason
 
-Both sides are authenticated; still, no more is believed than must be. What is said is held against its shape here and
-nowhere else, and each thing is said when it is due: `Offer.make`, `answer` and `begin` say it, `Offer.make`, `offered`,
-`begun` and `step_of` hear it.
+Both sides are authenticated; still, no more is believed than must be. Messages are checked against their shapes here
+and nowhere else, each when it is due: `Offer.make`, `answer` and `begin` send, `Offer.make`, `offered`, `begun` and
+`step_of` receive.
 """
 
 from __future__ import annotations
@@ -27,21 +27,20 @@ from statepipe.shapes import Misshapen, Shape, check, fields, flag, just, many, 
 MIGRATE, CHECK = "migrate", "check"
 
 UNDOING = {"decompress": "decompress:memory=8M", "decrypt": "decrypt"}
-"""Stages that the other side may ask for, as words. They need no more than what this host's own configuration holds,
-and no more memory than what our own compress makes: zstd in frames of 1 MiB, xz with 4 MiB of dictionary."""
+"""Stages that the other side may ask for, as words. They need nothing but this host's own configuration, and no more
+memory than the output of our own compress does: zstd in frames of 1 MiB, xz with 4 MiB of dictionary."""
 
 STAGES = 4
-"""How many of them: compressed and encrypted, each twice. Every one takes memory here."""
+"""Most of them: compressed and encrypted, each twice. Each takes memory here."""
 
 OFFER_TIME = 30.0
-"""Seconds from the opening of a session to the whole of the offer: what it tells was gathered before, or takes a
-second."""
+"""Seconds from the opening of a session to the whole offer: its facts were gathered before, or take a second."""
 
 BEGIN_TIME = 60.0
-"""Seconds from the answer to what follows it. Two tables are compared meanwhile, and nobody is asked."""
+"""Seconds from the answer to the next message: the caller only compares two tables meanwhile, and asks nobody."""
 
 ANSWER_TIME = 600.0
-"""Seconds from the offer to the answer: a QEMU that makes its guest's memory ready beforehand takes minutes."""
+"""Seconds from the offer to the answer: a QEMU that allocates its guest's memory first takes minutes."""
 
 _REASON = text(MAX_MESSAGE)
 
@@ -61,7 +60,7 @@ STEPS: Mapping[Action, Event] = {
     Action.SEND_REFUSED: Event.REFUSED,
     Action.SEND_UNSURE: Event.UNSURE,
 }
-"""What the other side hears when an action sends."""
+"""The event of the other side when an action sends."""
 
 _OF_SOURCE = (Event.ASK, Event.GO, Event.ABORT)
 _OF_DESTINATION = (Event.READY, Event.ACCEPTED, Event.RUNNING, Event.REFUSED, Event.UNSURE)
@@ -75,12 +74,12 @@ HEARD_BY: Mapping[type[Source] | type[Destination], Shape] = {
     Source: _step(*_OF_DESTINATION),
     Destination: _step(*_OF_SOURCE),
 }
-"""What each side may be told: that a guest runs here, nobody says but who runs it."""
+"""What each side may receive: only the side that runs a guest reports that it does."""
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """`facts` are those of qemu/facts.py, `undo` names stages in the order in which they undo the caller's."""
+    """`facts` are those of qemu/facts.py; `undo` names the stages that undo the caller's, in order."""
 
     purpose: str
     facts: dict[str, Any]
@@ -89,21 +88,18 @@ class Offer:
 
     @property
     def disks(self) -> list[str]:
-        """The paths that the caller's guest has."""
+        """The paths of the caller's disks."""
         return [str(disk["path"]) for disk in self.facts["disks"]]
 
     def make(self, peer: Peer) -> dict[str, Any]:
-        """Say it; the other side's facts. Raises PeerError with its reason where it will not."""
+        """Send it, and return the other side's facts. Raises PeerError with its reason if it refuses."""
         peer.tell({"offer": self.purpose, "facts": self.facts, "undo": self.undo, "runs": self.runs})
         facts: dict[str, Any] = _heard(peer, ANSWER, "an answer to an offer", ANSWER_TIME)["facts"]
         return facts
 
 
 def begin(peer: Peer) -> Side[Source]:
-    """Tell the other host, whose answer was compared, that the guest begins to move; the source from then on.
-
-    Raises PeerError.
-    """
+    """Tell the other host that the move begins, and return the source's side from then on. Raises PeerError."""
     side = source()
     for action in side.hear(Event.ANSWER):
         assert action is Action.SEND_BEGIN
@@ -112,9 +108,9 @@ def begin(peer: Peer) -> Side[Source]:
 
 
 def offered(peer: Peer) -> tuple[Offer, Side[Destination]]:
-    """The caller's offer, and the destination from then on: QEMU is to wait, then `answer`.
+    """Return the caller's offer, and the destination's side from then on: start QEMU, then `answer`.
 
-    Raises PeerError if the message is not an offer, or if none comes within OFFER_TIME.
+    Raises PeerError if the message is not an offer, or none arrives within OFFER_TIME.
     """
     side = destination()
     message = _heard(peer, OFFER, "an offer of a guest", OFFER_TIME)
@@ -124,14 +120,14 @@ def offered(peer: Peer) -> tuple[Offer, Side[Destination]]:
 
 
 def answer(peer: Peer, facts: Mapping[str, Any]) -> None:
-    """Tell the caller what this host has; its QEMU waits for the guest. Raises PeerError."""
+    """Send what this host has, once its QEMU waits for the guest. Raises PeerError."""
     peer.tell({"facts": dict(facts)})
 
 
 def begun(peer: Peer, offer: Offer, side: Side[Destination]) -> bool:
-    """Whether the caller begins to move its guest; False if it leaves. `side` follows.
+    """Return whether the caller begins to move its guest; False if it leaves. `side` follows.
 
-    Raises PeerError for any other message, and if nothing comes within BEGIN_TIME.
+    Raises PeerError for any other message, and if none arrives within BEGIN_TIME.
     """
     if (message := peer.hear(BEGIN_TIME)) is None:
         side.hear(Event.LOST)
@@ -145,14 +141,14 @@ def begun(peer: Peer, offer: Offer, side: Side[Destination]) -> bool:
 
 
 def step_of(message: Message, side: type[Source] | type[Destination]) -> tuple[Event, PeerError | None]:
-    """The event in what `side` is told, and the reason for it. Raises PeerError for what it cannot be told."""
+    """Return the event of a message to `side`, and its reason. Raises PeerError for one that it cannot receive."""
     _checked("the other host", message, HEARD_BY[side], "a step of a migration")
     reason = message.get("reason")
     return Event[message["event"]], PeerError(f"the other host says: {told(reason)}") if reason else None
 
 
 def _heard(peer: Peer, shape: Shape, what: str, within: float) -> Message:
-    """What the other side says next. Raises PeerError when it has left, or says something else."""
+    """Return the other side's next message. Raises PeerError if it has left, or the message is another."""
     if (message := peer.hear(within)) is None:
         raise PeerError(f"{peer.name} ended the session before both hosts had agreed to the migration")
     return _checked(peer.name, message, shape, what)
