@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -10,8 +13,12 @@ import pytest
 from statepipe.ends.address import parse_address
 from statepipe.ends.net import Patience
 from statepipe.errors import InterruptedBySignal, UsageError
-from statepipe.migration.receive import AGAIN, ReceiveRequest, receive
+from statepipe.migration.negotiation import MIGRATE, Offer
+from statepipe.migration.receive import AGAIN, Host, ReceiveRequest, receive
+from statepipe.qemu.monitor import Monitor
+from statepipe.recovery.guardian import Guardian
 from statepipe.session.options import ConnectionPlan
+from tests.qmpserver import QmpServer, Raw
 
 
 def test_a_guardian_that_cannot_be_started_is_tried_again_after_a_while(tmp_path: Path) -> None:
@@ -37,3 +44,22 @@ def test_a_qemu_that_would_become_a_daemon_is_refused_before_anybody_is_waited_f
     with pytest.raises(UsageError, match="-daemonize"):
         receive(request, said.append, said.append, ["/nowhere/guardian"], ())
     assert said == [] and list(tmp_path.iterdir()) == []
+
+
+def test_a_qemu_that_refuses_to_quit_is_killed(
+    server: QmpServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its guest must never run. A program that sleeps stands for its process."""
+    monkeypatch.setattr("statepipe.migration.receive.QUIT_TIME", 50)
+    no = b'{"error": {"class": "GenericError", "desc": "no"}, "id": "%s"}\n'
+    server.answers["quit"] = lambda: Raw(no % server.identity.encode())
+    request = ReceiveRequest(ConnectionPlan(parse_address(f"unix://{tmp_path}/in"), (), Patience()), lambda words: ())
+    with subprocess.Popen(["sleep", "1000"]) as process, closing(Monitor(server.path)) as monitor:
+        host = Host(request, Offer(MIGRATE, {}), lambda text: None, Guardian([]))
+        host.monitor, host._pidfd = monitor, os.pidfd_open(process.pid)
+        try:
+            host.end()
+            assert process.wait(60) == -9
+        finally:
+            os.close(host._pidfd)
+            process.kill()
