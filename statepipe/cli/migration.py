@@ -24,7 +24,7 @@ from statepipe.units import format_size, number_in, parse_rate
 if TYPE_CHECKING:
     from statepipe.migration.migrate import MigrateRequest, Report
     from statepipe.recovery.resolve import Situation
-    from statepipe.session.options import Plan
+    from statepipe.session.options import ConnectionPlan
     from statepipe.telling import Tell
 
 Values = dict[str, Any]

@@ -245,6 +245,6 @@ def _failure(departure: Departure, state: Source, request: MigrateRequest) -> St
 
 _AGAIN = {
     True: "to try again: the same command",
-    False: "to try again: start receive there again (unless it runs with --serve), then the same command here",
+    False: "to try again: start receive there again (with --serve it still waits), then the same command here",
 }
 """By whether ssh starts the destination's side."""

@@ -30,8 +30,9 @@ from statepipe.pipeline.pipeline import Pipeline
 from statepipe.pipeline.signals import forget_late, held, ignore
 from statepipe.processes import Process, name_of_signal
 from statepipe.qemu.migration import OutgoingSocket, demand_completed, end_qemu
-from statepipe.qemu.monitor import FINAL, Monitor
+from statepipe.qemu.monitor import Monitor
 from statepipe.qemu.process import owner
+from statepipe.qemu.runstates import FINAL
 from statepipe.qemu.settings import adjust, restore_after, restored
 from statepipe.recovery.guardian import Command, Guardian
 from statepipe.recovery.undoing import Undoing, undone

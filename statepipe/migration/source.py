@@ -21,9 +21,9 @@ from statepipe.migration.peer import Peer
 from statepipe.pipeline.pipeline import NamedStage, Pipeline
 from statepipe.qemu.guest import demand_cont
 from statepipe.qemu.migration import Outgoing, OutgoingSocket, outcome, reported
-from statepipe.qemu.monitor import FINAL, Monitor
+from statepipe.qemu.monitor import Monitor
 from statepipe.qemu.pace import Pace
-from statepipe.qemu.runstates import LIVE, SENT
+from statepipe.qemu.runstates import FINAL, LIVE, SENT
 from statepipe.recovery.handover import SWITCHOVER, Action, Event, Side, Source
 from statepipe.recovery.journal import Journal
 from statepipe.stages.watch import watch

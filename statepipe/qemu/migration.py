@@ -16,8 +16,8 @@ from statepipe.ends.fd import FdSource, write_all
 from statepipe.errors import QemuError, QemuGone, QemuRefused
 from statepipe.processes import hold_if_seen
 from statepipe.qemu.holders import lock_hint
-from statepipe.qemu.monitor import FINAL, WORD, Monitor
-from statepipe.qemu.runstates import SENT
+from statepipe.qemu.monitor import WORD, Monitor
+from statepipe.qemu.runstates import FINAL, SENT
 from statepipe.stage import Buffer
 from statepipe.wakeups import polled
 

@@ -27,7 +27,7 @@ from statepipe.qemu.client import Client
 from statepipe.qemu.holders import lock_hint
 from statepipe.qemu.process import listening_qemu
 from statepipe.qemu.reach import ONE_MORE, reached, unreachable
-from statepipe.qemu.runstates import SENT
+from statepipe.qemu.runstates import FINAL, SENT
 from statepipe.shapes import Misshapen
 from statepipe.telling import Tell, nobody
 from statepipe.threads import begin, held
@@ -36,9 +36,6 @@ T = TypeVar("T")
 
 Words = Callable[[float], str] | None
 """Describes a wait of so many seconds to the user."""
-
-FINAL = ("completed", "failed", "cancelled")
-"""The statuses of a migration that has ended. Any other, also an unknown one of a later QEMU, means that it goes on."""
 
 HURRY = 0.3
 """Seconds to wait for each answer once statepipe was told to stop: all is over within one second."""

@@ -18,14 +18,18 @@ import re
 import stat
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, suppress
+from typing import TYPE_CHECKING
 
 from statepipe.errors import IntegrityError, QemuError, QemuGone
 from statepipe.formats.qemu.stream import Phase, QemuStream
 from statepipe.processes import Unavailable, output_of
-from statepipe.qemu.monitor import FINAL, Monitor
 from statepipe.qemu.process import names_open, owner, parent_pid
+from statepipe.qemu.runstates import FINAL
 from statepipe.threads import beside_if_possible
 from statepipe.wakeups import READ_SIZE, SMALL, polled
+
+if TYPE_CHECKING:  # it imports asyncio, which would delay a save without a monitor
+    from statepipe.qemu.monitor import Monitor
 
 BREAKABLE = (8, 1)
 """The first QEMU that removes the protection ("migration: stop tracking ram writes when cancelling background

@@ -23,9 +23,9 @@ from statepipe.pipeline.signals import ENDING
 from statepipe.processes import Process
 from statepipe.qemu.guest import demand_cont
 from statepipe.qemu.migration import outcome, resume_stopped
-from statepipe.qemu.monitor import FINAL, Monitor
+from statepipe.qemu.monitor import Monitor
 from statepipe.qemu.reach import parse_monitor
-from statepipe.qemu.runstates import LIVE, RUNNING, SENT
+from statepipe.qemu.runstates import FINAL, LIVE, RUNNING, SENT
 from statepipe.qemu.settings import restore
 from statepipe.qemu.snapshot import read_out, read_unasked
 from statepipe.recovery.handover import RECOVERY, Action, Destination, Source

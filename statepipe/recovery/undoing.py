@@ -13,8 +13,8 @@ from typing import Any
 
 from statepipe.errors import InterruptedBySignal, QemuError, QemuGone, StatepipeError, TruncatedError
 from statepipe.qemu.migration import Outgoing, ProcessWatch, outcome, reported, resume_stopped
-from statepipe.qemu.monitor import FINAL, Monitor
-from statepipe.qemu.runstates import LIVE
+from statepipe.qemu.monitor import Monitor
+from statepipe.qemu.runstates import FINAL, LIVE
 from statepipe.qemu.settings import are_restored
 from statepipe.recovery.guardian import Guardian, socket_of
 

@@ -25,6 +25,7 @@ from statepipe.pipeline.pipeline import NamedStage
 from statepipe.pipeline.signals import ignore
 from statepipe.qemu.guard import look_from_outside
 from statepipe.qemu.process import has_open, parent_pid, parent_qemu
+from statepipe.qemu.snapshot import part
 from statepipe.stages.packing import Packing
 from statepipe.stages.watch import LATE
 from statepipe.state.rounds import followed
@@ -75,8 +76,6 @@ def save_from_stdin(
         is_late = not stream.return_path and stream.phase in LATE
         if isinstance(error, StatepipeError) and is_late and parent_pid() is not None:
             error.advise(_IF_COMPLETED)
-        from statepipe.qemu.snapshot import part
-
         part(tell, ignore, stream)
         raise
 

@@ -139,7 +139,7 @@ KNOWN: list[tuple[str, Claim]] = [
     (HERE + r" was told to run the guest and has ended: whether the guest ran here is not known: .*", ended_here),
     (HERE + r" was told to run the guest and lives, .*: whether the guest ran here is not known: .*", lives_here),
     (r"the source keeps its guest as it was", nothing),
-    (r"before it may run there, this QEMU has to have ended", nothing),
+    (r"before it may run there, this QEMU must have ended", nothing),
     (HERE + r" was killed and has not ended yet \(it may be waiting for a disk\)", lives_here),
     (r"its guest never ran", did_not_run_here),
     # receive: what it waits for

@@ -89,7 +89,7 @@ def test_a_stalled_link_does_not_hold_the_guest_when_it_is_cancelled(
             assert moving.wait() == 143, moving.said
             hint = next(line for line in moving.said if line.startswith("statepipe: hint: "))
             assert hint.startswith("statepipe: hint: the guest is running here, as before; ")
-            again = "start receive there anew, unless it has --serve, and then the same command here"
+            again = "start receive there again (with --serve it still waits), then the same command here"
             assert hint.endswith(f"; to try again: {again}")
             assert_runs_on(source)
             assert receiving.wait() == 5
