@@ -18,7 +18,7 @@ from statepipe.recovery.handover import Destination, Source
 from statepipe.recovery.journal import read_journal
 from statepipe.telling import Tell
 
-ENDING = 10_000
+END_TIME = 10_000
 """Milliseconds in which a QEMU must end after it was told to."""
 
 HERE, ELSEWHERE = "here", "elsewhere"
@@ -116,7 +116,7 @@ def decide(qmp: str, where: str, tell: Tell) -> str:
                 end_qemu(monitor)
             if process.fd is None:
                 return f"{what} was told to end; check that its process has ended"
-            if not process.has_ended(ENDING):
+            if not process.has_ended(END_TIME):
                 hint = f"kill -9 {pid}, and check that it has ended before the guest runs elsewhere"
                 raise QemuSilent(f"{what} has not ended", hint=hint)
         return f"{what} has ended"

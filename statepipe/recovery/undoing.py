@@ -18,7 +18,7 @@ from statepipe.qemu.runstates import FINAL, LIVE
 from statepipe.qemu.settings import are_restored
 from statepipe.recovery.guardian import Guardian, socket_of
 
-ENDING = 2000
+END_TIME = 2000
 """Milliseconds in which QEMU's process ends after its monitor broke off, if it does."""
 
 
@@ -46,7 +46,7 @@ class Undoing:
     def stop_guest(self) -> None:
         """Stop the guest. Raises QemuError, after which a second call tries again."""
         self._guardian.note({"stopped": True})
-        if self.stopped is None and self._known["runs"]:
+        if self.stopped is None and self._known.get("runs"):
             self.stopped = time.monotonic()
         self._monitor.execute("stop")
 
@@ -117,7 +117,7 @@ class Undoing:
             as_before = state in LIVE if self._known["runs"] else state == self._known["was"]
             return (as_before or self._monitor.has_sent()) and are_restored(self._monitor, self._known["before"])
         except QemuGone:
-            return self._process is not None and self._process.has_ended(ENDING)
+            return self._process is not None and self._process.has_ended(END_TIME)
 
 
 def facts_of(state: str, qmp: str, was: str, before: Mapping[str, Any]) -> dict[str, Any]:
