@@ -1,29 +1,26 @@
-"""Shell completion: one table of answers, asked by three short scripts.
+"""Shell completion: three short scripts that ask statepipe itself.
 
-The scripts know nothing of the verbs. At each press of the key they run `statepipe completion --words`, with the
-words of the line behind it, the last of them being the one to complete, and offer what it prints: so they are right
-for whatever version is installed, and what is to be offered is told by the verbs' own tables.
+At each press of the key a script runs `statepipe completion --words -- WORD…` with the words of the line, the last one
+to be completed, and offers what it prints. So the answers come from the tables of the verbs that are installed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import Any
+from itertools import chain
 
-from statepipe.cli.filtertable import FILTERS
+from statepipe.cli.filtertable import CODECS, FILTERS
 from statepipe.cli.messages import clean, show
-from statepipe.cli.verb import Param, Verb
+from statepipe.cli.verb import Param, Values, Verb
 from statepipe.cli.verbs import VERBS
 from statepipe.errors import StatepipeError, UsageError
 
-Values = dict[str, Any]
-
 FILES = ":files"
-"""The answer that stands for the names of files: the shell knows them best. No verb, option or value is so called."""
+"""Stands for the names of files, which the shell completes itself. No verb, option or value has this name."""
 
 PATHS = ("FILE", "DIR", "CA", "SOCKET", "IDENTITY", "PATH")
-"""What a parameter is called whose value is a path."""
+"""The metavars of paths."""
 
 BASH = r"""# bash completion for statepipe; made by: statepipe completion bash
 _statepipe() {
@@ -86,19 +83,19 @@ SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
 
 
 def run_completion(name: str, values: Values) -> int:
-    """A shell's script, or what may stand at the end of a line."""
+    """Print a shell's script, or what the end of a line can become."""
     if values["words"]:
         if found := sorted(set(candidates(values["command"]))):
             show("\n".join(found))
         return 0
     if values["shell"] is None:
-        raise UsageError("completion of which shell?", hint=f"write one of {', '.join(SCRIPTS)}")
+        raise UsageError("completion needs the name of a shell", hint=f"give one of {', '.join(SCRIPTS)}")
     show(SCRIPTS[values["shell"]])
     return 0
 
 
 def candidates(words: Sequence[str]) -> list[str]:
-    """What the last of the words behind `statepipe` may become; FILES stands for the names of files."""
+    """Return what the last of the words after `statepipe` can become. FILES stands for the names of files."""
     *before, last = words or [""]
     verb = next((verb for verb in VERBS if before and verb.name == before[0]), None)
     if verb is None:
@@ -116,42 +113,36 @@ def _of_verb(verb: Verb, before: Sequence[str], last: str) -> Iterator[str]:
         return _values(param)
     option, equals, _ = last.partition("=")
     if equals and option in options:
-        return (value if value == FILES else f"{option}={value}" for value in _values(options[option]))
+        return _prefixed(option, options[option])
     if last.startswith("-"):
         return iter(["--help", *options])
-    if equals and ":" in option:
-        return _in_word(last)
-    return _arguments(verb, _plain(before, options))
-
-
-def _in_word(last: str) -> Iterator[str]:
-    """The values of a word's last option, as in `checksum:sha256,to=`."""
-    head, _, _ = last.rpartition("=")
-    row = next((row for row in FILTERS if row.name == last.partition(":")[0]), None)
-    key = head.partition(":")[2].rpartition(",")[2]
-    for param in row.params if row else ():
-        if f"--{key}" == param.name:
-            yield from (value if value == FILES else f"{head}={value}" for value in _values(param))
-
-
-def _plain(before: Sequence[str], options: dict[str, Param]) -> int:
-    """How many arguments, not options or values of theirs, stand there."""
-    count = 0
+    if equals and ":" in option:  # a word's last option, as in checksum:sha256,to=
+        head, _, _ = last.rpartition("=")
+        row = next((row for row in FILTERS if row.name == last.partition(":")[0]), None)
+        key = head.partition(":")[2].rpartition(",")[2]
+        return chain.from_iterable(
+            _prefixed(head, param) for param in (row.params if row else ()) if param.name == f"--{key}"
+        )
+    position = 0
     words = iter(before)
     for word in words:
         if word in options and options[word].metavar is not None:
             next(words, None)
         elif not word.startswith("-") or word == "-":
-            count += 1
-    return count
+            position += 1
+    return _arguments(verb, position)
+
+
+def _prefixed(head: str, param: Param) -> Iterator[str]:
+    return (value if value == FILES else f"{head}={value}" for value in _values(param))
 
 
 def _arguments(verb: Verb, position: int) -> Iterator[str]:
-    """The values of the argument at a position, and of the next where that one may be left out.
+    """Yield the values of the argument at a position, and of the next ones if it can be left out.
 
-    One that may be many takes all behind it, beside those that follow.
+    An argument that can be many takes every later position, beside those that follow it.
     """
-    arguments = [param for param in verb.params if not param.name.startswith("--")]
+    arguments = [param for param in verb.params if not param.names]
     many = next((at for at, param in enumerate(arguments) if param.many == "any"), len(arguments))
     for param in arguments[min(position, many) :]:
         yield from _values(param)
@@ -164,31 +155,20 @@ def _values(param: Param) -> Iterator[str]:
         yield from param.choices
     elif param.metavar in PATHS:
         yield FILES
-    elif param.metavar == "WORD":
-        yield from _words()
+    elif param.metavar == "WORD":  # filters: with a colon if something can follow, and with each option
+        for row in FILTERS:
+            yield f"{row.name}:" if row.params else row.name
+            for option in row.params:
+                if option.names:
+                    yield f"{row.name}:{option.name.removeprefix('--')}{'=' if option.metavar else ''}"
     elif param.metavar == "ID":
-        yield from _running()
+        from statepipe.pipeline.jobs import find_jobs
+
+        with suppress(StatepipeError):  # completion shows no errors
+            yield from (clean(job.id) for job in find_jobs())
     elif param.metavar == "ALGORITHM":
         from statepipe.stages.checksum import ALGORITHMS
 
         yield from ALGORITHMS
     elif param.metavar == "CODEC[:LEVEL]":
-        from statepipe.stages.codec import CODECS
-
-        yield from (codec.name for codec in CODECS)
-
-
-def _words() -> Iterator[str]:
-    """Filters as words: with a colon where something may follow, and each option of theirs."""
-    for row in FILTERS:
-        yield f"{row.name}:" if row.params else row.name
-        for param in row.params:
-            if param.name.startswith("--"):
-                yield f"{row.name}:{param.name.removeprefix('--')}{'=' if param.metavar else ''}"
-
-
-def _running() -> Iterator[str]:
-    from statepipe.pipeline.jobs import find_jobs
-
-    with suppress(StatepipeError):  # a press of a key is no place for an error
-        yield from (clean(job.id) for job in find_jobs())
+        yield from CODECS

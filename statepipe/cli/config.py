@@ -1,8 +1,8 @@
-"""What a user or a host has set once, so that it need not be typed: the codec, who may open, and with which keys.
+"""The configuration of a user or a host: the codec, the recipients, and the identities.
 
-The command line wins over the environment, the environment over the file. The file is the first there is of
-$STATEPIPE_CONFIG, config.toml in the folder of ends/config.py, ~/.config/statepipe and /etc/statepipe: a save that QEMU
-starts by exec: has QEMU's environment, which often has no home.
+The command line overrides the environment, and the environment the file. The file is $STATEPIPE_CONFIG, or the first
+that exists of config.toml in the folder of ends/config.py, ~/.config/statepipe and /etc/statepipe: a save that QEMU
+starts by exec: has QEMU's environment, often without a home.
 
     codec = "zstd:3"
     recipients = ["age1…", "gpg:KEY"]
@@ -21,20 +21,22 @@ from dataclasses import dataclass, replace
 from statepipe.descriptors import look_at
 from statepipe.ends.config import config_folder, home
 from statepipe.errors import StatepipeError, UsageError
+from statepipe.guessing import did_you_mean
 
 SYSTEM = "/etc/statepipe"
 
 SIZE_LIMIT = 1 << 20
-"""Bytes of a configuration file: a few lines, or a folder of somebody's keys in one list."""
-
+"""Most bytes of a configuration file: a few lines, or a long list of keys."""
 
 _DEEP = re.compile(rb"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*"|'[^'\n]*')[ \t]*+\.[ \t]*+){16}""")
-"""A key of so many parts: none of ours has two, and tomllib takes memory by the square of them."""
+"""A dotted key of that many parts: ours have one, and tomllib needs memory by the square of them."""
+
+_FORMAT = "the format is in man statepipe, CONFIGURATION"
 
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """The settings. `recipients` are written as for `encrypt`, `identities` are paths of files."""
+    """The settings: `recipients` as for `encrypt`, `identities` as paths of files."""
 
     codec: str | None = None
     recipients: tuple[str, ...] = ()
@@ -42,7 +44,7 @@ class Config:
 
 
 def load_config() -> Config:
-    """The settings of file and environment together. Raises StatepipeError, UsageError naming file and setting."""
+    """Return the settings of file and environment. Raises StatepipeError, UsageError naming file and setting."""
     path = _find()
     config = _read(path) if path else Config()
     if codec := os.environ.get("STATEPIPE_CODEC"):
@@ -55,13 +57,13 @@ def load_config() -> Config:
 
 
 def _find() -> str | None:
-    """The file that was named must be there; of the others the first that is."""
+    """Return the file that STATEPIPE_CONFIG names, or the first of the others that exists."""
     if named := os.environ.get("STATEPIPE_CONFIG"):
         look_at(named)
         return named
     own = home()
     folders = [os.path.join(own, ".config/statepipe"), SYSTEM] if own else [SYSTEM]
-    with suppress(StatepipeError):  # no home, and nothing in its place: then nothing was set there either
+    with suppress(StatepipeError):  # no home folder, so no settings there
         folders.insert(0, config_folder())
     paths = [os.path.join(folder, "config.toml") for folder in dict.fromkeys(folders)]
     return next((path for path in paths if os.path.exists(path)), None)
@@ -73,50 +75,38 @@ def _read(path: str) -> Config:
     try:
         with open(path, "rb") as file:
             if path != os.environ.get("STATEPIPE_CONFIG"):
-                _refuse_others(path, os.fstat(file.fileno()))
+                status = os.fstat(file.fileno())  # whoever can write it decides who can open what we save
+                if status.st_uid not in (0, os.geteuid()):
+                    hint = "remove it, or name it with STATEPIPE_CONFIG if you trust it"
+                    raise StatepipeError(f"{path} belongs to user {status.st_uid}", hint=hint)
+                if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                    raise StatepipeError(f"{path} can be written by others", hint=f"chmod go-w {shlex.quote(path)}")
             text = file.read(SIZE_LIMIT + 1)
     except OSError as error:
-        raise StatepipeError(f"cannot read {path}: {error.strerror}", hint="look at STATEPIPE_CONFIG") from error
+        raise StatepipeError(f"cannot read {path}: {error.strerror}", hint="check STATEPIPE_CONFIG") from error
     if len(text) > SIZE_LIMIT:
-        raise UsageError(f"{path} is larger than {SIZE_LIMIT} bytes: that is no configuration")
+        raise UsageError(f"{path} is larger than {SIZE_LIMIT} bytes: it is not a configuration")
     if _DEEP.search(text):
-        raise UsageError(f"{path}: a key of more than 15 parts: that is no configuration")
+        raise UsageError(f"{path}: a key has more than 15 parts: it is not a configuration")
     try:
-        return _config(path, tomllib.loads(text.decode()))
+        table = tomllib.loads(text.decode())
     except RecursionError as error:
-        raise UsageError(f"{path}: lists in lists in lists: that is no configuration") from error
-    except ValueError as error:  # what TOML and UTF-8 are refused with
-        raise UsageError(f"{path}: {error}", hint="man statepipe, CONFIGURATION, shows what it may hold") from error
-
-
-def _refuse_others(path: str, status: os.stat_result) -> None:
-    """What nobody has named must be ours or root's: who may write it decides who opens what we save."""
-    if status.st_uid not in (0, os.geteuid()):
-        hint = "remove it, or name it with STATEPIPE_CONFIG if it is meant"
-        raise StatepipeError(f"{path} belongs to user {status.st_uid}", hint=hint)
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise StatepipeError(f"{path} can be written by others", hint=f"chmod go-w {shlex.quote(path)}")
-
-
-def _config(path: str, table: dict[str, object]) -> Config:
-    for key in table:
+        raise UsageError(f"{path}: its lists are nested too deeply: it is not a configuration") from error
+    except ValueError as error:  # of TOML and UTF-8
+        raise UsageError(f"{path}: {error}", hint=_FORMAT) from error
+    for key, value in table.items():
         if key not in Config.__slots__:
-            raise UsageError(f"{path}: no setting '{key}'", hint=f"settings are {', '.join(Config.__slots__)}")
-    codec = table.get("codec")
-    if not isinstance(codec, str | None):
-        raise UsageError(f'{path}: codec is a string, as "zstd:3"')
-    recipients, identities = (_strings(path, key, table.get(key, [])) for key in ("recipients", "identities"))
-    return Config(codec, tuple(recipients), _paths(identities))
-
-
-def _strings(path: str, key: str, value: object) -> list[str]:
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return value
-    raise UsageError(f"{path}: {key} is a list of strings")
+            hint = f"{did_you_mean(key, Config.__slots__)}settings are {', '.join(Config.__slots__)}"
+            raise UsageError(f"{path}: no setting '{key}'", hint=hint)
+        if key == "codec" and not isinstance(value, str):
+            raise UsageError(f'{path}: codec must be a string, as in "zstd:3"', hint=_FORMAT)
+        if key != "codec" and not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
+            raise UsageError(f"{path}: {key} must be a list of strings", hint=_FORMAT)
+    return Config(table.get("codec"), tuple(table.get("recipients", ())), _paths(table.get("identities", [])))
 
 
 def _paths(names: list[str]) -> tuple[str, ...]:
-    """With ~ for the home. Raises UsageError for a descriptor that is not open."""
+    """Return the paths, with ~ replaced by the home. Raises UsageError for a descriptor that is not open."""
     paths = tuple(os.path.expanduser(name) for name in names if name)
     for path in paths:
         look_at(path)

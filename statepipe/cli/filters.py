@@ -1,42 +1,55 @@
-"""The verbs that are filters: standard input to standard output through stages."""
+"""The verbs that are filters: standard input or a file through stages to standard output or a file."""
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
 
 from statepipe.cli.context import context
 from statepipe.cli.filtertable import Filter, find
 from statepipe.cli.grammar import naming, parse_word
 from statepipe.cli.keys import with_defaults
-from statepipe.cli.onfiles import ON_FILES, meant, opened, require_pipes
+from statepipe.cli.messages import show
+from statepipe.cli.onfiles import (
+    ON_FILES,
+    algorithm_or_files,
+    for_each_file,
+    meant,
+    open_source,
+    opened,
+    refuse_input_as_output,
+    require_pipes,
+)
+from statepipe.cli.verb import Values
+from statepipe.errors import UsageError
 from statepipe.pipeline.pipeline import NamedStage, Pipeline
-
-Values = dict[str, Any]
 
 
 def run_filter(name: str, values: Values) -> int:
-    """One filter as a command."""
+    """Run one filter."""
     row, values = meant(find(name), values)
     stages = [_build(row, values)]
     return _run(stages, values if name in ON_FILES else {})  # the FILE of tee is not what it reads
 
 
 def run_pipe(name: str, values: Values) -> int:
-    """Several, in one process."""
+    """Run several filters in one process. Raises UsageError."""
+    if not values["words"]:
+        hint = "for example: statepipe pipe compress checksum < FILE > FILE; filters are listed by: statepipe --help"
+        raise UsageError("pipe needs at least one filter", hint=hint)
     return _run(build_words(values["words"]), {})
 
 
 def build_words(words: Sequence[str]) -> list[NamedStage]:
-    """Stages from words. Raises UsageError."""
-    return [_of_word(word) for word in words]
-
-
-def _of_word(word: str) -> NamedStage:
-    row, values = parse_word(word)
-    with naming(word):
-        return _build(row, values)
+    """Return the stages of words. Raises UsageError."""
+    stages = []
+    for word in words:
+        row, values = parse_word(word)
+        with naming(word):
+            stages.append(_build(row, values))
+    return stages
 
 
 def _build(row: Filter, values: Values) -> NamedStage:
@@ -49,3 +62,45 @@ def _run(stages: Sequence[NamedStage], values: Values) -> int:
         source, sink = opened(values, stack)
         Pipeline(source, stages, sink).run()
     return 0
+
+
+def run_checksum(name: str, values: Values) -> int:
+    """Print the digests of files, as sha256sum does; without files, or with -o, run as a filter. Raises UsageError."""
+    values = algorithm_or_files(values)
+    files = values["file"]
+    if files and values["output"] is None:
+        return _print_digests(name, values)
+    if len(files) > 1:
+        raise UsageError("-o takes one FILE, whose bytes it writes", hint="without -o, each digest is printed")
+    return run_filter(name, values | {"file": files[0] if files else None})
+
+
+def _print_digests(name: str, values: Values) -> int:
+    """Print a line for each file. With --to, the lines are written at the end, and only if every file was read."""
+    from statepipe.ends.fd import FdSink, Nowhere
+    from statepipe.ends.output import new_output
+    from statepipe.stages.checksum import Digest, line_of, lines_to
+
+    def print_line(line: str) -> None:
+        if sys.stdout.isatty():
+            show(line)  # without control characters; elsewhere the name's own bytes count
+        else:
+            FdSink(1, "standard output").write(os.fsencode(line))
+
+    write = lines_to(print_line, "standard output", new_output, values["to"])
+    lines = []
+
+    def work(path: str) -> None:
+        digest = Digest(values["algorithm"])
+        require_pipes({"file": path}, binary=False)
+        with ExitStack() as stack:
+            source = open_source(path, stack)
+            refuse_input_as_output(source.fd, "--to", values["to"])
+            Pipeline(source, [("checksum", digest)], Nowhere()).run()
+        line = line_of(digest.value, path)
+        lines.append(line) if values["to"] else write(line)
+
+    code = for_each_file(name, values["file"], work)
+    if values["to"] and not code:
+        write("".join(lines))
+    return code

@@ -1,6 +1,6 @@
-"""The table of filters: their options, and who builds each. What builds them is the library (library/filters.py).
+"""The table of filters: their options, and what builds each. The library (library/filters.py) makes the stages.
 
-The same declaration makes the command `statepipe NAME ARG --opt V` and the word `NAME:ARG,opt=V` (cli/grammar.py).
+The same row makes the command `statepipe NAME ARG --opt V` and the word `NAME:ARG,opt=V` (cli/grammar.py).
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from statepipe.cli.verb import Param
+from statepipe.cli.options import IDENTITIES, RECIPIENTS
+from statepipe.cli.verb import Param, descriptor
 from statepipe.errors import UsageError
+from statepipe.guessing import did_you_mean
 from statepipe.library import filters
 from statepipe.stage import Stage
 from statepipe.stages.context import Context
@@ -19,10 +21,19 @@ from statepipe.stages.context import Context
 Values = Mapping[str, Any]
 Build = Callable[[Values, Context], Stage]
 
+CODECS = ("zstd", "gzip", "bzip2", "xz", "lz4")
+"""The names of the codecs (stages/codec.py), which the start of a command must not import."""
+
+_CODECS = f"{', '.join(CODECS[:-1])} or {CODECS[-1]}"
+_ALGORITHMS = "sha256, sha512, sha1, md5, blake2b or blake3"
+
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """One row of the table. `build` takes the parameters' values and what the stage may use of the world."""
+    """A row of the table. `build` makes the stage from the parameters' values and a context.
+
+    `inverse` is the filter that undoes it. `keeps_bytes`: its output is its input.
+    """
 
     name: str
     help: str
@@ -33,7 +44,7 @@ class Filter:
 
 
 def _built(factory: str, **renamed: str) -> Build:
-    """What calls that factory of the library with the values that were given; `renamed`: its keywords for ours."""
+    """Return what calls the library's factory with the values that were given. `renamed` maps our keys to keywords."""
 
     def build(values: Values, context: Context) -> Stage:
         make = getattr(filters, factory)
@@ -50,18 +61,18 @@ def _checksum(values: Values, context: Context) -> Stage:
 
 
 def _progress(values: Values, context: Context) -> Stage:
-    if (fd := values["status_fd"]) is not None:
-        if not fd.isdecimal():
-            raise UsageError(f"'{fd}' is not a descriptor", hint="for example: --status-fd 3 3> FILE")
-        context.report(int(fd))
+    if values["status_fd"] is not None:
+        context.report(values["status_fd"])
     return filters.progress(size=values["size"], name=values["name"] or "", context=context)
 
 
 def _encrypt(values: Values, context: Context) -> Stage:
     from statepipe.cli.passphrases import new_passphrase, passphrase
+    from statepipe.formats.openpgp import PREFIX
 
     given = [*values["recipients"], *values["recipient"]]
-    ask = passphrase if is_openpgp(values) else new_passphrase
+    is_openpgp = values["sign"] is not None or any(text.startswith(PREFIX) for text in given)
+    ask = passphrase if is_openpgp else new_passphrase  # GnuPG's is that of a key which exists
     return filters.encrypt(
         given,
         recipients_files=values["recipients_file"],
@@ -70,14 +81,6 @@ def _encrypt(values: Values, context: Context) -> Stage:
         armor=values["armor"],
         context=context,
     )
-
-
-def is_openpgp(values: Values) -> bool:
-    """Whether what `encrypt` is told makes OpenPGP of it: a recipient of GnuPG's, or a signature."""
-    from statepipe.formats.openpgp import PREFIX
-
-    given = [*values["recipients"], *values["recipient"]]
-    return values.get("sign") is not None or any(text.startswith(PREFIX) for text in given)
 
 
 def _decrypt(values: Values, context: Context) -> Stage:
@@ -91,92 +94,56 @@ def _decrypt(values: Values, context: Context) -> Stage:
     )
 
 
-_ALGORITHM = "sha256, sha512, sha1, md5, blake2b or blake3"
-
-
-def _passphrases(ask: str) -> tuple[Param, ...]:
-    """The ways to give a passphrase: none of them on the command line or in the environment, where others see it."""
-    return (
-        Param("--passphrase", ask, short="-p"),
-        Param("--passphrase-file", "take the passphrase from the first line of FILE", "FILE"),
-        Param("--passphrase-fd", "take it from the first line that the descriptor FD gives", "FD"),
-    )
-
-
-RECIPIENTS = (
-    Param("--recipient", "who can decrypt; as often as there are recipients", "RECIPIENT", many="any", short="-r"),
-    Param("--recipients-file", "a file with a recipient in each line", "FILE", many="any", short="-R"),
-    *_passphrases("ask at the terminal, twice, for a passphrase that decrypts"),
-    Param("--sign", "with gpg:KEY: sign it with a key of yours, too", "KEY"),
-)
-"""The options of every verb that encrypts."""
-
-IDENTITIES = (
-    Param("--identity", "a file of keygen's or ssh's that holds the key", "FILE", many="any", short="-i"),
-    *_passphrases("ask at the terminal for the passphrase"),
-    Param("--signed-by", "demand a good signature, of OpenPGP, by this key", "FINGERPRINT"),
-)
-"""The options of every verb that decrypts."""
-
 FILTERS = (
     Filter(
         "compress",
-        "compress with zstd, gzip, bzip2, xz or lz4, as independent frames on all cores",
+        f"compress with {_CODECS}, on all cores",
         (
             Param(
                 "codec",
-                "the codec and its level, as in gzip:6, or zstd:auto; the default is zstd:1",
+                "the codec and its level, as in gzip:6 or zstd:auto (default: zstd:1)",
                 "CODEC[:LEVEL]",
                 many="optional",
             ),
-            Param("--adapt", "choose zstd's level from frame to frame, so that the least time is lost: zstd:auto"),
-            Param("--min", "the lowest level that zstd:auto may choose (-7)", "LEVEL"),
-            Param("--max", "the highest (19, or what fits into 256 MiB)", "LEVEL"),
-            Param(
-                "--one-frame",
-                "write zstd as one frame, for readers that stop at the first: python-zstandard's, fzstd in JavaScript",
-            ),
+            Param("--adapt", "let zstd's level follow the speed of the output, as zstd:auto does"),
+            Param("--min", "lowest level for zstd:auto (default: -7)", "LEVEL"),
+            Param("--max", "highest level for zstd:auto (default: 19, or what fits into 256 MiB)", "LEVEL"),
+            Param("--one-frame", "write zstd as a single frame, for readers that stop after the first frame"),
         ),
         _built("compress"),
         inverse="decompress",
     ),
     Filter(
         "decompress",
-        "decompress zstd, gzip, bzip2, xz or lz4, told by the first bytes, on all cores where the format allows it",
-        (
-            Param(
-                "--memory",
-                "the most that a window of zstd, or a decoder of xz, may take; the default is 128M",
-                "SIZE",
-            ),
-        ),
+        f"decompress {_CODECS}, recognised by the first bytes",
+        (Param("--memory", "most memory for zstd's window or xz's decoder (default: 128M)", "SIZE"),),
         _built("decompress"),
         inverse="compress",
     ),
     Filter(
         "encrypt",
-        "encrypt with age, for keys or for a passphrase, or with GnuPG",
+        "encrypt with age, for public keys or with a passphrase, or with GnuPG",
         (
-            Param("recipients", "age1…, a public key of ssh, or gpg:KEY: who can decrypt", "RECIPIENT", many="any"),
+            Param("recipients", "who can decrypt: age1…, a public key of ssh, or gpg:KEY", "RECIPIENT", many="any"),
             *RECIPIENTS,
-            Param("--armor", "write text, in the PEM of age or of OpenPGP", short="-a"),
+            Param("--armor", "write text (PEM) instead of bytes", short="-a"),
         ),
         _encrypt,
         inverse="decrypt",
     ),
     Filter(
         "decrypt",
-        "decrypt what age, gpg or encrypt has encrypted, armored or not",
+        "decrypt what age, GnuPG or encrypt has encrypted, as bytes or text",
         IDENTITIES,
         _decrypt,
         inverse="encrypt",
     ),
     Filter(
         "checksum",
-        "pass everything on, and write its digest in the format of sha256sum when it has all passed",
+        "pass everything on, and write its digest at the end, in the format of sha256sum",
         (
-            Param("algorithm", f"{_ALGORITHM}; the default is sha256", "ALGORITHM", default="sha256", many="optional"),
-            Param("--to", "write the digests to FILE, not to standard error (or output, of FILEs)", "FILE"),
+            Param("algorithm", f"{_ALGORITHMS} (default: sha256)", "ALGORITHM", default="sha256", many="optional"),
+            Param("--to", "file for the digests (default: standard error; of FILEs, standard output)", "FILE"),
         ),
         _checksum,
         inverse="verify",
@@ -184,15 +151,15 @@ FILTERS = (
     ),
     Filter(
         "verify",
-        "pass everything on, its end only once its digest agrees",
+        "pass everything on, but the last bytes only if the digest is right",
         (
             Param("digest", "the digest in hexadecimal", "DIGEST", many="optional"),
             Param(
                 "--from",
-                "read the digest from FILE: its first line, or of several the one that names the other FILE",
+                "file with the digest, as sha256sum writes it; of several lines, the line of the other FILE counts",
                 "FILE",
             ),
-            Param("--algorithm", f"{_ALGORITHM}; the default is sha256", "ALGORITHM"),
+            Param("--algorithm", f"{_ALGORITHMS} (default: sha256)", "ALGORITHM"),
         ),
         _built("verify", **{"from": "from_file", "file": "name"}),
         inverse="checksum",
@@ -200,12 +167,12 @@ FILTERS = (
     ),
     Filter(
         "throttle",
-        "pass everything on, no faster than a rate that can be changed meanwhile",
+        "pass everything on, at a limited rate that statepipe rate can change",
         (
-            Param("rate", "bytes or bits a second, as in 100M or 80Mbit, or unlimited", "RATE"),
+            Param("rate", "bytes or bits per second, as in 100M or 80Mbit, or unlimited", "RATE"),
             Param(
                 "--until",
-                "let go where a migration stream reaches this: its final stage, in which the guest stands still",
+                "switchover: no limit in the final phase of a migration stream, while the guest is stopped",
                 "WHAT",
                 choices=("switchover",),
             ),
@@ -215,23 +182,28 @@ FILTERS = (
     ),
     Filter(
         "progress",
-        "show on standard error how much has passed, how fast, and how long it will take",
+        "pass everything on, and show on standard error how much, how fast and how long still",
         (
-            Param("--size", "how much will pass, for the time left, as in 4G", "SIZE"),
-            Param("--name", "a name to show before the figures", "NAME"),
-            Param("--status-fd", "write the status to descriptor FD, as JSON lines, with the verdict last", "FD"),
+            Param("--size", "expected size, for the time left, as in 4G", "SIZE"),
+            Param("--name", "name to show before the figures", "NAME"),
+            Param(
+                "--status-fd",
+                "write the status and the final result as JSON lines to descriptor FD",
+                "FD",
+                type=descriptor,
+            ),
         ),
         _progress,
         keeps_bytes=True,
     ),
     Filter(
         "tee",
-        "pass everything on, and make a file of it that exists only if all of it has passed",
+        "pass everything on, and copy it to a file that exists only once it is complete",
         (
             Param("file", "the copy", "FILE"),
             Param(
                 "--on-error",
-                "what follows if the copy cannot be made: fail (default), or warn and go on without it",
+                "what to do if the copy fails: fail, or warn and go on (default: fail)",
                 "WHAT",
                 default="fail",
                 choices=("fail", "warn"),
@@ -242,21 +214,27 @@ FILTERS = (
     ),
     Filter(
         "external",
-        "pass everything through a program of your own, whose exit status is part of the verdict",
+        "pass everything through a program of your own, whose failure is a failure of the whole",
         (
             Param("command", "after --: the program and its arguments", "PROGRAM", many="any"),
-            Param("--shell", "a line for the shell instead, in which every failure counts", "LINE"),
-            Param("--may-stop", "the program may end well before its input does"),
+            Param("--shell", "command line for the shell instead, in which every failure counts", "LINE"),
+            Param("--may-stop", "allow the program to end before its input does"),
         ),
         _built("external"),
     ),
 )
-"""Every filter, in the order that the help and the manual list them."""
+"""Every filter, in the order of the help and the manual."""
 
 
 def find(name: str) -> Filter:
-    """The filter of that name. Raises UsageError."""
-    for row in FILTERS:
-        if row.name == name:
-            return row
-    raise UsageError(f"there is no filter '{name}'", hint=f"filters are {', '.join(row.name for row in FILTERS)}")
+    """Return the filter of that name. Raises UsageError."""
+    names = [row.name for row in FILTERS]
+    if name in names:
+        return FILTERS[names.index(name)]
+    first = name.partition(",")[0]
+    if first in names:
+        raise UsageError(
+            f"there is no filter '{name}'", hint=f"options follow a colon: {first}:{name[len(first) + 1 :]}"
+        )
+    hint = f"{did_you_mean(name.lower(), [*names, *CODECS])}filters are {', '.join(names)}"
+    raise UsageError(f"there is no filter '{name}'", hint=hint)

@@ -1,4 +1,4 @@
-"""The guardian's own program, which migrate, receive and save --qmp start: its words are VERB SIDE FD."""
+"""The guardian's program, which migrate, receive and save --qmp start with the arguments VERB SIDE FD."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ MINUTE = 60.0
 
 
 def main(verb: str, side: str, fd: str) -> None:
-    """Until statepipe has ended, and all is right."""
+    """Wait until statepipe has ended, and finish or undo its work if it was killed."""
 
     def speak(recover: Callable[[], str]) -> None:
         try:
-            warn(verb, f"statepipe did not come to its end: {recover()}")
-        except GuestSent as sent:  # the stream has come to its end without statepipe
-            warn(verb, f"statepipe did not come to its end: {sent}")
+            warn(verb, f"statepipe ended unexpectedly: {recover()}")
+        except GuestSent as sent:  # QEMU has sent all of it without statepipe
+            warn(verb, f"statepipe ended unexpectedly: {sent}")
             say(f"statepipe: hint: {sent.hint}")
         except (StatepipeError, OSError) as error:
-            warn(verb, f"statepipe did not come to its end, and what it left could not be set right: {error}")
+            warn(verb, f"statepipe ended unexpectedly, and its work could not be undone: {error}")
             hint = error.hint if isinstance(error, StatepipeError) else None
             say(f"statepipe: hint: {hint or 'see: statepipe resolve --help'}")
 
     told: dict[str, float] = {}
 
     def tell(text: str) -> None:
-        """It may wait for days: the same words are said once a minute. The guest does not wait for who reads them."""
+        """Say the same text at most once a minute, as this can wait for days. The guest waits for no reader of it."""
         if time.monotonic() - told.get(text, -MINUTE) >= MINUTE and is_heard(0):
             told[text] = time.monotonic()
             warn(verb, text)
@@ -41,7 +41,7 @@ def main(verb: str, side: str, fd: str) -> None:
 
 
 def run() -> NoReturn:
-    """`main` with the words of the command line, and nothing after it."""
+    """Run `main` with the arguments of the command line, and exit at once."""
     main(*sys.argv[1:])
     os._exit(0)
 

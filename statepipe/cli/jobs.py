@@ -1,4 +1,4 @@
-"""ps, rate, cancel, and the line that SIGUSR1 asks for: how far it is, for people."""
+"""ps, rate, cancel, and the line that SIGUSR1 asks for: progress for people."""
 
 from __future__ import annotations
 
@@ -12,48 +12,34 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from statepipe.cli.messages import clean, show, warn
-from statepipe.errors import StatepipeError, UsageError
+from statepipe.cli.verb import Values
+from statepipe.errors import StatepipeError
 from statepipe.pipeline.job import Job
-from statepipe.units import format_rate, format_size, parse_rate
+from statepipe.units import format_rate, format_size
 
 if TYPE_CHECKING:
     from statepipe.pipeline.jobs import Found
 
-Values = dict[str, Any]
-
 LINE = 4000
-"""Bytes of a status line at most. What fits into a page goes into a pipe that has room at once, and whole."""
+"""Most bytes of a status line. A pipe with room takes what fits into a page at once and whole."""
 
 CLEAR = "\x1b[H\x1b[J"
-"""The cursor to the top left, and all behind it blank (ECMA-48)."""
+"""Move the cursor to the top left and clear the screen (ECMA-48)."""
 
 
 def run_ps(name: str, values: Values) -> int:
-    """The running statepipes, once or again and again."""
+    """List the running statepipes, once or again and again."""
     from statepipe.pipeline.jobs import elsewhere, find_jobs
 
-    if values["seconds"] is not None and not values["watch"]:
-        raise UsageError("SECONDS goes with --watch")
-    pause = _seconds(values["seconds"] or "2")
     if notice := elsewhere():
         warn("ps", notice)
     jobs = find_jobs()
     _show(jobs, [], values)
     while values["watch"]:
-        time.sleep(pause)
+        time.sleep(values["seconds"] or 2)
         before, jobs = jobs, find_jobs()
         _show(jobs, before, values)
     return 0
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0
-    if not 0.1 <= seconds <= 86400:
-        raise UsageError(f"'{text}' is not a number of seconds", hint="write 0.1 to 86400")
-    return seconds
 
 
 def _show(jobs: Sequence[Found], before: Sequence[Found], values: Values) -> None:
@@ -69,25 +55,23 @@ COLUMNS = ("ID", "VERB", "TIME", "IN", "OUT", "RATE", "WHAT", "STAGES")
 
 
 def table(jobs: Sequence[Found], before: Sequence[Found] = ()) -> str:
-    """One line a job. The rate is that since the look `before`, or since its start."""
+    """Return a line for each job. The rate is that since the list `before`, or since the job's start."""
     earlier = {job.id: job.status for job in before}
-    lines = [COLUMNS, *(_row(job, earlier.get(job.id)) for job in jobs)]
+    lines: list[Sequence[str]] = [COLUMNS]
+    for job in jobs:
+        if (status := job.status) is None:
+            lines.append((job.id, "?", "", "", "", "", job.trouble, ""))
+            continue
+        sizes = (format_size(status["bytes_in"]), format_size(status["bytes_out"]))
+        flow = (_clock(status["seconds"]), *sizes, _rate(status, earlier.get(job.id)))
+        stages = " ".join([*_phase(status), *(stage["name"] for stage in status["stages"])])
+        lines.append([clean(cell) for cell in (job.id, status["verb"], *flow, status["what"], stages)])
     widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS) - 1)]
     return "\n".join("  ".join([*map(str.ljust, line, widths), line[-1]]).rstrip() for line in lines)
 
 
-def _row(job: Found, earlier: dict[str, Any] | None) -> tuple[str, ...]:
-    if (status := job.status) is None:
-        return (job.id, "?", "", "", "", "", job.trouble, "")
-    stages = " ".join([*_phase(status), *(stage["name"] for stage in status["stages"])])
-    sizes = (format_size(status["bytes_in"]), format_size(status["bytes_out"]))
-    row = (job.id, status["verb"], _clock(status["seconds"]), *sizes, _rate(status, earlier), status["what"], stages)
-    return tuple(map(clean, row))
-
-
 def _phase(status: dict[str, Any]) -> list[str]:
-    """Of a guest that moves: where it stands, and how much of its memory is left, changing how fast; of a tunnel, what
-    it carries."""
+    """Return a migration's phase, the memory left and how fast it changes; or a tunnel's connections."""
     if (count := status.get("connections")) is not None:
         return [f"{count} connections of {status['connections_total']} open, {status['links']} links;"]
     if (phase := status.get("phase")) is None:
@@ -113,15 +97,15 @@ def _rate(status: dict[str, Any], earlier: dict[str, Any] | None = None) -> str:
 
 
 def run_rate(name: str, values: Values) -> int:
-    """A new rate for a job's throttle."""
+    """Give a job's throttle a new rate."""
     from statepipe.pipeline.jobs import set_rate
 
-    set_rate(values["id"], parse_rate(values["rate"]))
+    set_rate(values["id"], values["rate"])
     return 0
 
 
 def run_cancel(name: str, values: Values) -> int:
-    """The end of a job."""
+    """End a job."""
     from statepipe.pipeline.jobs import cancel
 
     cancel(values["id"])
@@ -129,11 +113,11 @@ def run_cancel(name: str, values: Values) -> int:
 
 
 def tell_status(job: Job) -> None:
-    """A line on standard error, if there is room for it at once: nobody's data shall wait for who reads it."""
+    """Write a line on standard error, unless it has no room at once: the data must not wait for a reader."""
     try:
         line = f"statepipe: {job.verb}: {status_line(job.status())}"
     except StatepipeError:
-        line = f"statepipe: {job.verb or 'starting'}: no bytes are on their way now"
+        line = f"statepipe: {job.verb or 'starting'}: no bytes are being transferred now"
     poll = select.poll()
     poll.register(2, select.POLLOUT)
     if any(event & select.POLLOUT for _, event in poll.poll(0)):
@@ -142,7 +126,7 @@ def tell_status(job: Job) -> None:
 
 
 def status_line(status: dict[str, Any]) -> str:
-    """A status in one line."""
+    """Return a status in one line."""
     flow = f"{format_size(status['bytes_in'])} in, {format_size(status['bytes_out'])} out"
     stages = [f"{each['name']} {format_size(each['in'])} to {format_size(each['out'])}" for each in status["stages"]]
     moving = [text.rstrip(";") for text in _phase(status)]

@@ -1,13 +1,14 @@
-"""Who can open and with what: from options, or from the configuration where there are none, to keys and stages."""
+"""Keys and encrypting stages, from options, or else from the configuration."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from statepipe.cli.config import load_config
 from statepipe.cli.context import context
 from statepipe.cli.filtertable import find
+from statepipe.cli.verb import Values
 from statepipe.errors import NoKeyError, UsageError
 from statepipe.pipeline.pipeline import NamedStage
 
@@ -16,15 +17,13 @@ if TYPE_CHECKING:
     from statepipe.stage import Stage
     from statepipe.state.file import Keys
 
-Values = dict[str, Any]
-
 _PASSPHRASES = ("passphrase", "passphrase_file", "passphrase_fd")
 _RECIPIENTS = ("recipients", "recipient", "recipients_file", "sign", *_PASSPHRASES)
 _IDENTITIES = ("identity", *_PASSPHRASES)
 
 
 def with_defaults(name: str, values: Values) -> Values:
-    """The values of a filter, completed by what the configuration says of what was not given."""
+    """Return the values of a filter, with those of the configuration where none were given."""
     if name == "compress" and values["codec"] is None and not values["adapt"]:
         return values | {"codec": load_config().codec}
     if name == "encrypt" and not _given(values, _RECIPIENTS):
@@ -39,7 +38,7 @@ def _given(values: Values, names: Sequence[str]) -> bool:
 
 
 def seals(values: Values, words: Sequence[Values]) -> list[NamedStage]:
-    """The stages that encrypt the file of a save: of its options or its `encrypt` word, or of the configuration.
+    """Return the stages that encrypt a save's file: from its options, its `encrypt` word or the configuration.
 
     Raises UsageError.
     """
@@ -47,17 +46,17 @@ def seals(values: Values, words: Sequence[Values]) -> list[NamedStage]:
     asked = [options | {"recipients": [], "armor": False}] if _given(options, _RECIPIENTS) else []
     asked += words
     if len(asked) > 1 or (asked and values["plain"]):
-        raise UsageError("a state is encrypted once", hint="give all recipients in one place, and not --plain")
+        raise UsageError("a state is encrypted once", hint="name all recipients in one place, and leave --plain out")
     if not asked and not values["plain"] and (recipients := load_config().recipients):
         asked = [options | {"recipients": [], "recipient": list(recipients), "armor": False}]
     if any(each["armor"] for each in asked):
-        raise UsageError("a state is not armored", hint="armor has no fixed places, so its trailer would come last")
+        raise UsageError("a state cannot be armored", hint="armored text cannot be read in parts; leave --armor out")
     row = find("encrypt")
     return [(row.name, row.build(with_defaults(row.name, each), context())) for each in asked]
 
 
 def keys_of(values: Values) -> Keys:
-    """What opens an encrypted state, asked for once there is one. Asking raises NoKeyError and StatepipeError."""
+    """Return what opens an encrypted state; keys are read once the state needs one. Raises then NoKeyError."""
     from statepipe.state.file import Keys
 
     def identities() -> Sequence[Identity]:
@@ -67,7 +66,7 @@ def keys_of(values: Values) -> Keys:
         completed = with_defaults("decrypt", values)
         if not _given(completed, _IDENTITIES):
             hint = "give -i FILE, or -p for a passphrase, or name identities in the configuration"
-            raise NoKeyError(f"{values['file']} is encrypted, and there is no identity to open it", hint=hint)
+            raise NoKeyError(f"{values['file']} is encrypted, and no key was given", hint=hint)
         world = context()
         return identities(completed["identity"], passphrase(completed, world), world)
 

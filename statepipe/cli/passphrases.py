@@ -15,16 +15,13 @@ Values = Mapping[str, Any]
 
 
 def passphrase(values: Values, context: Context) -> bytes | None:
-    """The passphrase that opens something, in whichever way it is given; None if in none.
-
-    Raises UsageError, StatepipeError.
-    """
+    """Return the passphrase that opens something, or None if none was given. Raises UsageError, StatepipeError."""
     given = _given(values)
     return typed(context, "passphrase") if values["passphrase"] else given
 
 
 def new_passphrase(values: Values, context: Context) -> bytes | None:
-    """The same of one that is to be set: it is typed twice, as what was mistyped once would never open again."""
+    """Return a passphrase to encrypt with. It is typed twice: a typing error would lock the data for ever."""
     given = _given(values)
     if not values["passphrase"]:
         return given
@@ -35,26 +32,22 @@ def new_passphrase(values: Values, context: Context) -> bytes | None:
 
 
 def _given(values: Values) -> bytes | None:
-    """From a file or a descriptor, if one was given; which excludes every other way."""
-    ways = [values["passphrase"], values["passphrase_file"] is not None, values["passphrase_fd"] is not None]
-    if sum(map(bool, ways)) > 1:
-        raise UsageError("a passphrase is given in one way only")
-    if values["passphrase_file"] is not None:
-        return first_line(read_secret(values["passphrase_file"])[:PASSPHRASE_LIMIT])
-    if values["passphrase_fd"] is not None:
-        return first_line(_read_line(values["passphrase_fd"]))
-    return None
-
-
-def _read_line(text: str) -> bytes:
-    """The first line that a descriptor gives, and not a byte more: what follows is for others."""
-    if not (text.isascii() and text.isdecimal()) or int(text) < 3:
-        raise UsageError(f"'{text}' is no descriptor to take a passphrase from", hint="for example: 3, with 3< FILE")
+    """Return the passphrase from a file or a descriptor. Raises UsageError if more than one way was used."""
+    file, fd = values["passphrase_file"], values["passphrase_fd"]
+    if sum([values["passphrase"], file is not None, fd is not None]) > 1:
+        hint = "give one of -p, --passphrase-file and --passphrase-fd"
+        raise UsageError("the passphrase is given in several ways", hint=hint)
+    if file is not None:
+        return first_line(read_secret(file)[:PASSPHRASE_LIMIT])
+    if fd is None:
+        return None
+    if fd < 3:
+        raise UsageError(f"descriptor {fd} cannot give a passphrase", hint="for example: --passphrase-fd 3 3< FILE")
     line = b""
     forbid_dumps()
-    try:
-        while len(line) < PASSPHRASE_LIMIT and not line.endswith(b"\n") and (byte := os.read(int(text), 1)):
+    try:  # not a byte more than the first line: what follows is for others
+        while len(line) < PASSPHRASE_LIMIT and not line.endswith(b"\n") and (byte := os.read(fd, 1)):
             line += byte
     except OSError as error:
-        raise StatepipeError(f"cannot read the passphrase from descriptor {text}: {error.strerror}") from error
-    return line
+        raise StatepipeError(f"cannot read the passphrase from descriptor {fd}: {error.strerror}") from error
+    return first_line(line)

@@ -1,18 +1,28 @@
-"""What a verb is: its name, its parameters, and who carries it out."""
+"""What a verb is: its name, its parameters with their types, and the function that runs it."""
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+from statepipe.descriptors import demand_numbered
+from statepipe.errors import UsageError
+from statepipe.units import number_in
+
+Values = dict[str, Any]
+"""The values of a verb's parameters, by `Param.key`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Param:
-    """An argument or option of a verb. `name` begins with -- for an option; no `metavar` makes it a switch.
+    """An argument or an option of a verb. An option's `name` begins with --; without a `metavar` it is a switch.
 
-    `many`, of an argument: 'one', 'optional' (?) or 'any' (*); an option with 'any' may be given again and again.
-    `short` is an option's one letter, with its dash. `dash`, of one that takes a file's name: whether `-` stands for
-    standard input or output there.
+    `many`, of an argument: "one", "optional" or "any"; an option with "any" can be repeated. `short` is an option's
+    letter with its dash. With `dash`, `-` stands for standard input or output. `type` converts the text and raises
+    UsageError. `needs` is the option without which this one has no effect. `only` names the cases in which it may be
+    given: kinds of address, actions (verbs.py, refuse_strays).
     """
 
     name: str
@@ -20,9 +30,17 @@ class Param:
     metavar: str | None = None
     default: Any = None
     many: str = "one"
-    choices: tuple[str, ...] | None = None
+    choices: tuple[str, ...] = ()
     short: str | None = None
     dash: bool = False
+    type: Callable[[str], Any] | None = None
+    needs: str | None = None
+    only: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """The name under which `Values` has it."""
+        return self.name.removeprefix("--").replace("-", "_")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -31,10 +49,15 @@ class Param:
             return ()
         return (self.short, self.name) if self.short else (self.name,)
 
+    @property
+    def written(self) -> str:
+        """How a message names it: `--to FILE`, `FILE`."""
+        return " ".join(filter(None, (*self.names[-1:], self.metavar)))
+
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """A verb of the command line: `run` is `module:function`, which takes the parsed values."""
+    """A verb of the command line. `run` is `module:function`; the function takes the verb's name and the values."""
 
     name: str
     help: str
@@ -42,4 +65,55 @@ class Verb:
     run: str
 
 
-AS_JSON = Param("--json", "print JSON")
+def is_given(value: Any) -> bool:
+    """Return whether a value is one that somebody gave: 0 and "" are, too."""
+    return value is not None and value is not False and value != []
+
+
+def seconds(least: float = 0, most: float = 1_000_000) -> Callable[[str], float]:
+    """Return the type of a number of seconds."""
+
+    def convert(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            number = -1
+        if not least <= number <= most:
+            raise UsageError(f"'{text[:40]}' is not a number of seconds", hint=f"give one from {least:g} to {most:g}")
+        return number
+
+    return convert
+
+
+def number(least: int, most: int, of: str) -> Callable[[str], int]:
+    """Return the type of a number `of` things."""
+
+    def convert(text: str) -> int:
+        if (found := number_in(text, least, most)) is None:
+            raise UsageError(f"'{text[:40]}' is not a number of {of}", hint=f"give one from {least} to {most}")
+        return found
+
+    return convert
+
+
+def descriptor(text: str) -> int:
+    """The type of a descriptor that the caller has opened."""
+    if not (text.isascii() and text.isdecimal()):
+        raise UsageError(f"'{text[:40]}' is not a descriptor", hint="give its number: 3, with 3< FILE or 3> FILE")
+    demand_numbered(text)
+    return int(text)
+
+
+def shell_words(text: str) -> list[str]:
+    """The type of a command line, which is split as a shell does."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UsageError(f"cannot split '{text[:40]}' into words: {error}", hint="check its quotes") from error
+
+
+def moved_disk(text: str) -> str:
+    """The type of OLD=NEW."""
+    if "=" not in text.strip("="):
+        raise UsageError(f"'{text}' does not say where a disk is now", hint="write --disk OLD=NEW")
+    return text

@@ -1,161 +1,397 @@
-"""Every verb, declared once: the parser, the help, and the test of the manual all read this table.
+"""Every verb and its parameters, in the order of `statepipe --help`. Parser, help, completion and tests read this.
 
-A verb is a filter from the filters' table, or one of the commands below. `run` names the function in cli/ that
-carries it out, imported only then.
+A verb is a filter from the table of filters, or one of COMMANDS. `run` names a function in cli/, imported only when
+the verb runs.
 """
 
 from __future__ import annotations
 
-from statepipe.cli.filtertable import FILTERS, IDENTITIES, RECIPIENTS
-from statepipe.cli.hostverbs import BETWEEN_HOSTS, ON_TIMEOUT
+from dataclasses import replace
+
+from statepipe.cli import options
+from statepipe.cli.filtertable import FILTERS
 from statepipe.cli.onfiles import ON_FILES
-from statepipe.cli.verb import AS_JSON, Param, Verb
-
-THEN = ("stay", "cont", "quit")
-
-
-_WORDS = "stages, in order: NAME[:ARGUMENT][,OPTION=VALUE]…"
-_DISK = Param("--disk", "the guest's disk that was OLD at the save is NEW now", "OLD=NEW", many="any")
-_FORCE = Param(
-    "--force", "load although WHAT (a disk; cpu, smp, ram or devices) is not as it was at the save", "WHAT", many="any"
-)
-_ID = Param("id", "which one: the ID that ps shows", "ID")
-_QMP = Param("--qmp", "drive the QEMU whose monitor listens on the unix socket SOCKET", "SOCKET")
-
+from statepipe.cli.verb import Param, Verb, moved_disk, number, seconds
+from statepipe.errors import UsageError
+from statepipe.guessing import did_you_mean
+from statepipe.units import parse_rate
 
 COMMANDS = (
     Verb(
         "pipe",
-        "run several filters in one process, with one verdict",
-        (Param("words", _WORDS, "WORD", many="any"),),
+        "run several filters in one process, with one exit code",
+        (
+            Param(
+                "words",
+                "filters in order: NAME[:ARGUMENT][,OPTION=VALUE]…, as in compress checksum",
+                "WORD",
+                many="any",
+            ),
+        ),
         "statepipe.cli.filters:run_pipe",
     ),
     Verb(
         "save",
-        "save a guest to FILE: as QEMU's exec: filter, or driving QEMU with --qmp",
+        "save a guest's state to FILE: as QEMU's exec: filter, or through its monitor with --qmp",
         (
-            Param("words", "stages on the way: checksum, progress, compress:zstd:LEVEL, encrypt", "WORD", many="any"),
+            Param("words", f"{options.FILTERS}: checksum, progress, compress:zstd:LEVEL, encrypt", "WORD", many="any"),
+            Param("file", "the state file, which exists only once complete; - is standard output", "FILE", dash=True),
+            options.MONITOR,
             Param(
-                "file", "the state file, which exists only once it is complete; - is standard output", "FILE", dash=True
+                "--then",
+                "what to do with the guest after the save: stay (paused), cont or quit (default: stay)",
+                "WHAT",
+                choices=("stay", "cont", "quit"),
+                needs="--qmp",
             ),
-            _QMP,
-            Param("--then", "what becomes of the guest: stay paused (default), cont, or quit", "WHAT", choices=THEN),
-            Param("--offline", "stop the guest first: its memory is sent once"),
-            Param("--auto-converge", "slow the guest down if its memory changes faster than it is sent"),
-            Param("--timeout", "seconds that the guest's memory may take", "SECONDS"),
-            Param("--on-timeout", "what then: cancel (default), or suspend the guest", "WHAT", choices=ON_TIMEOUT),
-            Param("--live", "let the guest run on while it is saved as it is now (background-snapshot)"),
-            Param("--overwrite", "replace FILE also where what is there is no saved state"),
-            *RECIPIENTS,
+            replace(options.OFFLINE, needs="--qmp"),
+            replace(options.AUTO_CONVERGE, needs="--qmp"),
+            replace(options.MEMORY_TIMEOUT, needs="--qmp"),
+            replace(options.ON_TIMEOUT, needs="--timeout"),
+            Param("--live", "save the guest as it is now while it runs on (background-snapshot)", needs="--qmp"),
+            Param("--overwrite", "replace FILE even if it is not a saved state"),
+            *options.RECIPIENTS,
             Param("--plain", "do not encrypt, although the configuration names recipients"),
         ),
         "statepipe.cli.states:run_save",
     ),
     Verb(
         "load",
-        "load a guest from FILE: as QEMU's -incoming exec: filter, or starting or driving QEMU",
+        "load a guest's state from FILE: as QEMU's -incoming exec: filter, or into a QEMU",
         (
             Param(
                 "file",
-                "the state file, or a migration stream raw or compressed; - is standard input",
+                "the state file, or a QEMU migration stream, raw or compressed; - is standard input",
                 "FILE",
                 dash=True,
             ),
-            Param("command", "after --: the QEMU command line that the guest was started with", "QEMU", many="any"),
-            _QMP,
-            Param("--detach", "return once the guest runs, and leave QEMU to itself"),
-            Param("--timeout", "seconds until the guest has to be here; then it is given up", "SECONDS"),
-            _DISK,
-            _FORCE,
-            *IDENTITIES,
+            Param("command", options.QEMU_COMMAND, "QEMU", many="any"),
+            replace(options.MONITOR, help="unix socket of the monitor (QMP) of a QEMU that waits with -incoming defer"),
+            replace(options.DETACH, needs="QEMU"),
+            Param("--timeout", "seconds that the load may take before it is given up", "SECONDS", type=seconds()),
+            Param("--disk", "use NEW as the disk that was OLD at the save", "OLD=NEW", many="any", type=moved_disk),
+            Param(
+                "--force",
+                "load although WHAT differs from the save: a disk, or cpu, smp, ram or devices",
+                "WHAT",
+                many="any",
+            ),
+            *options.IDENTITIES,
         ),
         "statepipe.cli.states:run_load",
     ),
     Verb(
         "inspect",
-        "say what is in a state file",
+        "show what a state file contains",
         (
-            Param(
-                "file",
-                "the file; - or nothing is standard input",
-                "FILE",
-                many="optional",
-                dash=True,
-            ),
-            AS_JSON,
-            *IDENTITIES,
+            Param("file", "the file (default: standard input, as for -)", "FILE", many="optional", dash=True),
+            options.AS_JSON,
+            *options.IDENTITIES,
         ),
         "statepipe.cli.states:run_inspect",
     ),
     Verb(
         "verify-state",
-        "read a state file whole and say whether every bit of it is as it was written",
+        "read whole state files and check every byte",
         (
             Param(
                 "file",
-                "the file, or several; -, and a pipe if there is none, is standard input",
+                "the files (default: standard input if it is a pipe or a file, as for -)",
                 "FILE",
                 many="any",
                 dash=True,
             ),
-            AS_JSON,
-            *IDENTITIES,
+            options.AS_JSON,
+            *options.IDENTITIES,
         ),
         "statepipe.cli.states:run_verify",
     ),
     Verb(
         "ps",
-        "list your running statepipes, and how far each is",
+        "list your running statepipes and their progress",
         (
-            Param("seconds", "with --watch: how long between two looks; the default is 2", "SECONDS", many="optional"),
-            Param("--watch", "look again and again, until interrupted"),
-            AS_JSON,
+            Param(
+                "seconds",
+                "seconds between two lists with --watch (default: 2)",
+                "SECONDS",
+                many="optional",
+                type=seconds(0.1, 86400),
+                needs="--watch",
+            ),
+            Param("--watch", "list again and again, until interrupted"),
+            options.AS_JSON,
         ),
         "statepipe.cli.jobs:run_ps",
     ),
     Verb(
         "rate",
-        "give a running statepipe's throttle a new rate",
+        "change the rate of a running statepipe's throttle",
         (
-            _ID,
-            Param("rate", "bytes a second, as in 200M, or unlimited", "RATE"),
+            options.JOB_ID,
+            Param("rate", "bytes or bits per second, as in 200M or 80Mbit, or unlimited", "RATE", type=parse_rate),
         ),
         "statepipe.cli.jobs:run_rate",
     ),
     Verb(
         "cancel",
-        "end a running statepipe, as SIGTERM would, and wait until everything is undone",
-        (_ID,),
+        "stop a running statepipe, as SIGTERM does, and wait until everything is undone",
+        (options.JOB_ID,),
         "statepipe.cli.jobs:run_cancel",
     ),
     Verb(
         "completion",
-        "print the completion of bash, zsh or fish",
+        "print the completion script of bash, zsh or fish",
         (
-            Param("shell", "which shell", "SHELL", many="optional", choices=("bash", "zsh", "fish")),
-            Param("command", "after --: the words of a line, the last of them unfinished", "LINE", many="any"),
-            Param("--words", "print what the last word of LINE may become: what the scripts ask"),
+            Param("shell", "the shell", "SHELL", many="optional", choices=("bash", "zsh", "fish")),
+            Param("command", "after --: the words of a command line, the last one unfinished", "LINE", many="any"),
+            Param("--words", "print what the last word of LINE can become; the scripts call this"),
         ),
         "statepipe.cli.completion:run_completion",
     ),
-    *BETWEEN_HOSTS,
     Verb(
-        "keygen",
-        "make an identity that decrypts, in the format of age-keygen, and tell its recipient",
+        "send",
+        "send standard input to ADDRESS, and succeed only if the receiver did",
+        (
+            Param("words", f"{options.FILTERS}: compress:zstd:3, checksum, progress", "WORD", many="any"),
+            Param("address", "tls://HOST:PORT or HOST; ssh://HOST/PATH; tcp://HOST:PORT; unix:///PATH", "ADDRESS"),
+            options.TLS_CREDS,
+            replace(options.PEER, help=f"{options.PEER.help} (default: HOST)"),
+            options.INSECURE,
+            options.SILENCE_TIMEOUT,
+            replace(
+                options.RETRY,
+                help="seconds to wait for a receiver that does not listen yet, and with tls:// and ssh:// "
+                "to go on without a connection (default: 30)",
+            ),
+            options.LINKS,
+            options.ALSO,
+            options.BIND,
+            options.SSH_COMMAND,
+            options.REMOTE_COMMAND,
+        ),
+        "statepipe.cli.network:run_send",
+    ),
+    Verb(
+        "recv",
+        "receive one stream at ADDRESS, to standard output or into a file",
         (
             Param(
-                "--output",
-                "write to FILE, which must not be there yet, for your eyes only",
-                "FILE",
-                short="-o",
-                dash=True,
+                "address",
+                "tls://:PORT or tls://HOST:PORT, the same with tcp://, or unix:///PATH",
+                "ADDRESS",
+                many="optional",
             ),
-            Param("--pq", "make a post-quantum identity"),
-            Param("--recipients", "tell the recipients of the identities in IDENTITIES", short="-y"),
+            Param("words", f"{options.FILTERS}: decompress, checksum, progress", "WORD", many="any"),
+            Param("--output", "file that exists only once the stream is complete", "FILE", short="-o", dash=True),
+            options.TLS_CREDS,
+            options.PEER,
+            options.INSECURE,
+            options.SILENCE_TIMEOUT,
+            replace(options.RETRY, help="seconds to wait for a sender whose connection broke (default: 30)"),
+            Param("--allow-empty", "accept a stream of no bytes, with tcp:// and unix://"),
+            options.SESSION_STDIO,
+            Param("--attach", "what ssh:// starts for one more connection of the receiver ID", "ID"),
+        ),
+        "statepipe.cli.network:run_recv",
+    ),
+    Verb(
+        "migrate",
+        "move a running guest to another host, in two phases",
+        (
+            Param("words", f"{options.FILTERS}: zstd:auto, throttle:100M, checksum", "WORD", many="any"),
+            Param(
+                "uri",
+                "where statepipe receive waits: tls://HOST:PORT, HOST, unix:///PATH; or ssh://USER@HOST to start it; "
+                "a QEMU that waits: tcp://HOST:PORT or unix:///PATH; a program: exec:COMMAND; a file: file:///PATH",
+                "URI",
+            ),
+            options.MONITOR,
+            Param(
+                "--detach",
+                "return as soon as the guest's memory is being sent, and continue in the background",
+                short="-d",
+                only=options.TWO_PHASES,
+            ),
+            options.OFFLINE,
+            Param(
+                "--downtime-limit",
+                "milliseconds that the guest may be stopped at the end (default: QEMU's, 300)",
+                "MS",
+                type=number(0, 2_000_000, "milliseconds"),  # QEMU's own limit (migration/options.c)
+            ),
+            Param("--rate", "bytes or bits per second, as in 200M (default: unlimited)", "RATE", type=parse_rate),
+            options.AUTO_CONVERGE,
+            replace(options.MEMORY_TIMEOUT, only=options.TWO_PHASES),
+            replace(options.ON_TIMEOUT, only=options.TWO_PHASES),
+            Param(
+                "--switchover-timeout",
+                "seconds that the stopped guest may wait for the other host; 0 is no limit (default: 10)",
+                "SECONDS",
+                type=seconds(),
+                only=options.TWO_PHASES,
+            ),
+            Param("--quit-source", "end QEMU here once the guest runs there"),
+            Param("--force", "migrate although the comparison of the hosts fails", only=options.TWO_PHASES),
+            replace(options.JOURNAL, only=options.TWO_PHASES),
+            replace(options.STATUS_FD, only=options.TWO_PHASES),
+            options.TLS_CREDS,
+            options.PEER_OR_USER,
+            options.RETRY,
+            options.LINKS,
+            options.ALSO,
+            options.INSECURE,
+            options.BIND,
+            options.SSH_COMMAND,
+            options.REMOTE_COMMAND,
+            options.REMOTE_QEMU,
+        ),
+        "statepipe.cli.migration:run_migrate",
+    ),
+    Verb(
+        "receive",
+        "receive a guest that migrate sends, into a new QEMU or one that waits",
+        (
+            Param(
+                "address", "tls://:PORT or tls://HOST:PORT; on the same host unix:///PATH", "ADDRESS", many="optional"
+            ),
+            Param("command", options.QEMU_COMMAND, "QEMU", many="any"),
+            replace(options.MONITOR, help="unix socket of the monitor (QMP) of a QEMU that waits with -incoming defer"),
+            options.DETACH,
+            Param("--chdir", "folder to start QEMU in", "DIR"),
+            options.SESSION_STDIO,
+            Param(
+                "--serve",
+                "receive one guest after another, at most N at the same time, 1 to 1000",
+                "N",
+                type=number(1, 1000, "guests"),
+            ),
+            options.JOURNAL,
+            options.STATUS_FD,
+            options.TLS_CREDS,
+            options.PEER_OR_USER,
+            Param("--timeout", "seconds to wait for a guest (default: forever)", "SECONDS", type=seconds()),
+            options.RETRY,
+        ),
+        "statepipe.cli.migration:run_receive",
+    ),
+    Verb(
+        "check",
+        "compare this host with another and say whether a guest can migrate there",
+        (
+            Param("uri", "as for migrate: tls://HOST:PORT, HOST, unix:///PATH or ssh://USER@HOST", "URI"),
+            options.MONITOR,
+            options.AS_JSON,
+            Param("--timeout", "seconds that the check may take (default: no limit)", "SECONDS", type=seconds()),
+            options.TLS_CREDS,
+            options.PEER_OR_USER,
+            options.BIND,
+            options.SSH_COMMAND,
+            options.REMOTE_COMMAND,
+            options.REMOTE_QEMU,
+        ),
+        "statepipe.cli.migration:run_check",
+    ),
+    Verb(
+        "tunnel",
+        "carry QEMU's own connections to another host, through sessions that survive lost connections",
+        (
+            Param("come", "where connections arrive: unix:///PATH here, tls://:PORT on the other host", "FROM"),
+            Param("go", "where they are sent: tls://HOST:PORT or ssh://HOST/PATH here, unix:///PATH there", "TO"),
+            Param("--once", "end once all connections have ended"),
+            replace(options.STATUS_FD, help="write the progress each second as JSON to descriptor N"),
+            options.TLS_CREDS,
+            options.PEER,
+            options.RETRY,
+            options.LINKS,
+            options.ALSO,
+            options.SSH_COMMAND,
+            options.REMOTE_COMMAND,
+        ),
+        "statepipe.cli.migration:run_tunnel",
+    ),
+    Verb(
+        "resolve",
+        "show where a guest is after a migration broke off, or decide where it runs",
+        (
+            Param(
+                "where",
+                "here: it runs nowhere else, so run it here; elsewhere: it runs on the other host, so end this QEMU",
+                "WHERE",
+                many="optional",
+                choices=("here", "elsewhere"),
+            ),
+            options.MONITOR,
+            Param("--journal", "the journal that migrate or receive wrote", "FILE"),
+        ),
+        "statepipe.cli.migration:run_resolve",
+    ),
+    Verb(
+        "pair",
+        "make two hosts trust each other's keys, by a code that you carry from one to the other",
+        (
+            Param("address", "the listening host, HOST or HOST:PORT", "ADDRESS", many="optional", only=options.PAIRING),
+            Param("--listen", "wait for the other host, and show the code", only=options.PAIRING),
+            Param("--name", "name of the other host's pin (default: the host's own)", "NAME", only=options.PAIRING),
+            Param(
+                "--code-file",
+                "file to read the code from, or /dev/fd/N, instead of asking",
+                "FILE",
+                only=options.PAIRING,
+            ),
+            Param("--list", "print the pinned peers, one per line: name and fingerprint", only=("pair --list",)),
+            Param(
+                "--remove",
+                "remove the pin of the peer NAME, and print which key it was",
+                "NAME",
+                only=("pair --remove",),
+            ),
+        ),
+        "statepipe.cli.pair:run_pair",
+    ),
+    Verb(
+        "pki",
+        "make certificates for hosts, in folders that QEMU, libvirt and statepipe load",
+        (
+            Param("action", "init, issue, revoke or show", "ACTION", choices=("init", "issue", "revoke", "show")),
+            Param(
+                "names", "init: name of the authority; issue, revoke: names and addresses of hosts", "NAME", many="any"
+            ),
+            Param("--ca", "folder of the authority (default: ca in statepipe's configuration folder)", "CA"),
+            Param(
+                "--dir",
+                "issue: new folder for the host; revoke: folder that gets the list, too; show: folder to show",
+                "DIR",
+                only=("pki issue", "pki revoke", "pki show"),
+            ),
+            Param(
+                "--for",
+                "issue for one side: server or client (default: both)",
+                "USE",
+                choices=("server", "client"),
+                only=("pki issue",),
+            ),
+            Param(
+                "--days",
+                "days until it expires (default: 3650 for init, 397 for issue)",
+                "DAYS",
+                type=number(1, 36500, "days"),
+                only=("pki init", "pki issue"),
+            ),
+            options.AS_JSON,
+        ),
+        "statepipe.cli.pki:run_pki",
+    ),
+    Verb(
+        "keygen",
+        "make a secret key for decrypt (an age identity), and print its public key",
+        (
+            Param("--output", "new file for the secret key, which only you can read", "FILE", short="-o", dash=True),
+            Param("--pq", "make a post-quantum key"),
+            Param("--recipients", "print the public keys of the secret keys in options.IDENTITIES", short="-y"),
             Param(
                 "file",
-                "an identity file; the default, and -, is standard input",
-                "IDENTITIES",
+                "file with secret keys (default: standard input, as for -)",
+                "options.IDENTITIES",
                 many="optional",
                 dash=True,
             ),
@@ -164,25 +400,46 @@ COMMANDS = (
     ),
 )
 
-_FILTERS = tuple(
-    Verb(
-        row.name,
-        row.help,
-        (*row.params, *ON_FILES.get(row.name, ())),
-        "statepipe.cli.digests:run_checksum" if row.name == "checksum" else "statepipe.cli.filters:run_filter",
-    )
-    for row in FILTERS
+VERBS = (
+    *(
+        Verb(
+            row.name,
+            row.help,
+            (*row.params, *ON_FILES.get(row.name, ())),
+            "statepipe.cli.filters:run_checksum" if row.name == "checksum" else "statepipe.cli.filters:run_filter",
+        )
+        for row in FILTERS
+    ),
+    *COMMANDS,
 )
 
-VERBS = _FILTERS + COMMANDS
-
 EXIT_CODES = (
-    (0, "done"),
-    (1, "a failure that was foreseen: no such file, disk full, refused"),
-    (2, "the command line is wrong"),
-    (3, "integrity: corrupt, cut short, wrong digest"),
+    (0, "success"),
+    (1, "a foreseen failure: no such file, disk full, refused"),
+    (2, "wrong command line"),
+    (3, "integrity: damaged, cut short, wrong digest"),
     (4, "no key fits"),
     (5, "the peer or the network failed"),
     (6, "QEMU refused or failed"),
 )
-"""And 128 + n when signal n ended it; 141 is a reader that went away."""
+"""And 128 + n for signal n; 141 if the reader of the output is gone."""
+
+_ELSEWHERE = {
+    **{"restore": "load", "resume": "load", "dump": "save", "snapshot": "save", "list": "ps", "status": "ps"},
+    **{name: f"compress {name}" for name in ("zstd", "gzip", "bzip2", "xz", "lz4")},
+}
+"""What other programs call what we do."""
+
+
+def find_verb(name: str) -> Verb:
+    """Return the verb of that name. Raises UsageError."""
+    for verb in VERBS:
+        if verb.name == name:
+            return verb
+    if name.startswith("-"):
+        meant = did_you_mean(name.lower(), ["--help", "--version"]) or "the verb comes first, its options after it; "
+    else:
+        word = name.partition(":")[0].lower()
+        meant = did_you_mean(word, [verb.name for verb in VERBS])
+        meant = f"did you mean {_ELSEWHERE[word]}? " if word in _ELSEWHERE else meant
+    raise UsageError(f"there is no verb '{name}'", hint=f"{meant}see: statepipe --help")

@@ -268,7 +268,7 @@ def test_sigusr1_does_not_disturb_the_data() -> None:
         assert job.wait(PATIENCE) == 0
         assert out == noise
         assert job.stderr
-        told = re.compile(rb"statepipe: (pipe: (0:00:..*|no bytes are on their way now)|starting: no .*)")
+        told = re.compile(rb"statepipe: (pipe: (0:00:..*|no bytes are being transferred now)|starting: no .*)")
         lines = job.stderr.read().splitlines()
         assert lines and all(told.fullmatch(line) for line in lines)
         job.stdin = None

@@ -272,7 +272,7 @@ def test_what_cannot_be_a_code_is_asked_for_again(tmp_path: Path) -> None:
         command = f"XDG_CONFIG_HOME={tmp_path / 'other'} {EXEC} pair 127.0.0.1:{port}"
         status, seen = at_terminal(command, prompts, tmp_path)
         assert (status, collect(process)[0]) == (0, 0), seen
-    assert seen.count("a code has 6 letters and digits or more: try again") == 2
+    assert seen.count("a code has at least 6 letters and digits: try again") == 2
 
 
 @pytest.mark.parametrize(
@@ -380,7 +380,7 @@ def test_a_removed_pin_whose_key_is_still_believed_is_told(hosts: tuple[Path, Pa
     (peers / "again.pem").write_text((peers / "other.pem").read_text())
     done = on_pins(one, "--remove", "other")
     assert done.returncode == 0
-    assert "warning: the same key is pinned as again, too: who has it is still believed" in done.stderr
+    assert "warning: the same key is also pinned as again, and is still trusted under that name" in done.stderr
     assert on_pins(one, "--remove", "again").stderr == ""
 
 

@@ -198,7 +198,7 @@ def test_a_slip_saves_nothing(tmp_path: Path, arguments: list[str], status: int,
 def test_without_a_key_the_file_is_named_and_the_way_out(file: Path, verb: str) -> None:
     done = run(verb, str(file))
     assert (done.returncode, done.stdout) == (4, b"!" if verb == "load" else b"")
-    assert b"is encrypted, and there is no identity to open it" in done.stderr and b"hint: give -i FILE" in done.stderr
+    assert b"is encrypted, and no key was given" in done.stderr and b"hint: give -i FILE" in done.stderr
 
 
 def test_a_plain_file_asks_for_no_key(tmp_path: Path) -> None:

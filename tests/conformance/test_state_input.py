@@ -231,7 +231,7 @@ def in_bash(line: str, folder: Path, **options: Any) -> Done:
 def test_standard_input_is_not_two_of_several() -> None:
     done = run("verify-state", "-", "-", data=PLAIN)
     assert done.returncode == 2
-    assert_one_error(done.stderr, "verify-state", "can be read once")
+    assert_one_error(done.stderr, "verify-state", "can be read only once")
 
 
 @pytest.mark.parametrize(

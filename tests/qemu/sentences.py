@@ -105,7 +105,7 @@ HERE = r"QEMU here \(process \d+\)"
 
 KNOWN: list[tuple[str, Claim]] = [
     # migrate: how it ended
-    (r"the guest runs at \S+: [\d.]+ s, it stood still for \d+ ms", runs_there),
+    (r"the guest runs at \S+: [\d.]+ s, it was stopped for \d+ ms", runs_there),
     (r".* sent(, .* of them twice)?, \d+ rounds over .* of memory", nothing),
     (r"the guest is running here, as before", runs_here),
     (r"the guest is paused here, as before", stands_here),
@@ -195,7 +195,7 @@ KNOWN: list[tuple[str, Claim]] = [
 
 _HEAD = re.compile(r"statepipe: (?:(?:hint|migrate|receive): )?(?:(?:error|warning): )?")
 _OF_THE_OTHER = re.compile(r"(?:the other host|\S+) says: ")
-_BROKEN_OFF = re.compile(r"statepipe did not come to its end(, and what it left could not be set right)?: ")
+_BROKEN_OFF = re.compile(r"statepipe ended unexpectedly(, and its work could not be undone)?: ")
 _SPEAKS_OF_IT = re.compile(r"guest|QEMU|runs? |ran\b", re.IGNORECASE)
 
 

@@ -145,7 +145,7 @@ def test_who_was_killed_while_the_guest_is_told_to_run_has_a_guardian_that_waits
             assert "whether it does is not known here" in moving.said[-3]
             receiving.wait_said("guardian: warning: no greeting at .*: another client may be connected")
             os.kill(target.pid, signal.SIGCONT)
-            receiving.wait_said("did not come to its end: the guest runs here")
+            receiving.wait_said("ended unexpectedly: the guest runs here")
             assert receiving.wait() == -signal.SIGKILL
         assert_moved(source, target)
 

@@ -18,8 +18,8 @@ from tests.unit.migration.test_negotiation import THING
 ROOT = Path(__file__).parents[2]
 
 
-BROKE_OFF = "statepipe: guardian: warning: statepipe did not come to its end:"
-KILLED = "statepipe: receive: warning: statepipe did not come to its end:"
+BROKE_OFF = "statepipe: guardian: warning: statepipe ended unexpectedly:"
+KILLED = "statepipe: receive: warning: statepipe ended unexpectedly:"
 
 BROKEN_OFF = (1, 5)
 """The other host's exit status: it hears of the failure first, or first that nobody is there any more."""

@@ -55,7 +55,7 @@ def test_one_that_is_cancelled_runs_on(tmp_path: Path, qemu72: str) -> None:
         assert_runs_on(source)
 
 
-KILLED = "statepipe: migrate: warning: statepipe did not come to its end:"
+KILLED = "statepipe: migrate: warning: statepipe ended unexpectedly:"
 
 
 @pytest.mark.parametrize("words", [[], ["throttle:unlimited"]], ids=["QEMU sends by itself", "through us"])

@@ -102,8 +102,8 @@ def test_the_program_there_is_the_one_that_runs_here_whatever_it_calls_itself(tm
 @pytest.mark.parametrize(
     ("text", "mode", "status", "said"),
     [
-        ("qemu-system-x86_64 -m 1", 0o666, 1, "others may write"),
-        ("qemu-system-x86_64 -m 1", 0o620, 1, "others may write"),
+        ("qemu-system-x86_64 -m 1", 0o666, 1, "others can write"),
+        ("qemu-system-x86_64 -m 1", 0o620, 1, "others can write"),
         ("qemu-system-x86_64 -name 'a", 0o600, 2, "no closing quotation"),
         ("# nothing\n", 0o600, 2, "no command line"),
         ("x" * 200_000, 0o600, 1, "no command line of QEMU's needs"),
@@ -125,7 +125,7 @@ def test_a_file_that_says_nothing_or_is_not_ours_alone_starts_nothing(
 def test_a_command_line_for_there_has_no_place_elsewhere(tmp_path: Path) -> None:
     for verb, uri in (("check", "tls://there"), ("migrate", "tls://there"), ("migrate", "exec:cat")):
         done = run_statepipe(verb, "--qmp", tmp_path / "none", "--remote-qemu", tmp_path / "f", uri)
-        assert done.returncode == 2 and "--remote-qemu says what ssh:// starts" in done.stderr, done
+        assert done.returncode == 2 and "--remote-qemu FILE is for ssh:// only" in done.stderr, done
 
 
 @pytest.fixture(scope="module")

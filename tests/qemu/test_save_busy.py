@@ -49,7 +49,7 @@ def test_a_guest_that_was_stopped_to_be_saved_runs_when_it_is_loaded(
         guest.wait_ticks(2)
         done = run_statepipe("save", "--qmp", guest.socket, *words, SLOW, states / "s")
         assert done.returncode == 0, done.stderr
-        stood = re.search(r"stood still for (\d+) ms at the end; it is now postmigrate", done.stderr)
+        stood = re.search(r"was stopped for (\d+) ms at the end; it is now postmigrate", done.stderr)
         assert stood is not None and int(stood[1]) >= 500, done.stderr  # 16 MB of the last round, or all 24
         text, image = guest.serial(), guest.image
     with Guest(tmp_path, qemu=qemu72, memory=MEMORY, image=image, incoming="defer") as other:
@@ -106,11 +106,11 @@ def test_the_downtime_of_a_guest_that_was_stopped_first_is_all_of_the_time(
         receiving, port = receiver(credentials, "--qmp", target.socket)
         with receiving, mover(credentials, source, port, "--offline", "throttle:5M") as moving:
             assert (moving.wait(), receiving.wait()) == (0, 0), (moving.said, receiving.said)
-        took, stood = map(float, re.search(r": ([\d.]+) s, it stood still for (\d+) ms", moving.said[-2]).groups())  # type: ignore[union-attr]
+        took, stood = map(float, re.search(r": ([\d.]+) s, it was stopped for (\d+) ms", moving.said[-2]).groups())  # type: ignore[union-attr]
         assert stood >= 1000 * (took - 0.2) and took > 1
 
 
-ACTS = "save: warning: statepipe did not come to its end:"
+ACTS = "save: warning: statepipe ended unexpectedly:"
 """What the guardian says before all else."""
 
 
@@ -161,7 +161,7 @@ def test_a_guest_that_another_client_took_meanwhile_is_not_run_again(tmp_path: P
             finally:
                 os.kill(guardian, signal.SIGCONT)
             saving.wait_said(
-                "warning: statepipe did not come to its end: QEMU has sent all of the guest and keeps it stopped"
+                "warning: statepipe ended unexpectedly: QEMU has sent all of the guest and keeps it stopped"
             )
             saving.wait_said("hint: if it runs elsewhere now: statepipe resolve")
         assert guest.settings() == before

@@ -20,6 +20,7 @@ LAYERS = (
     "statepipe.extras",
     "statepipe.telling",
     "statepipe.units",
+    "statepipe.guessing",
     "statepipe.shapes",
     "statepipe.wakeups",
     "statepipe.descriptors",

@@ -403,7 +403,7 @@ FORGOTTEN = {
 def test_a_word_takes_no_forgotten_names_place(words: tuple[str, ...], tmp_path: Path) -> None:
     done = run(*words, data=STREAM, cwd=tmp_path)
     assert done.returncode == 2
-    assert_one_error(done.stderr, words[0], f"'{words[-1]}' is a word, and no ")
+    assert_one_error(done.stderr, words[0], f"'{words[-1]}' is a filter, and no ")
     assert FORGOTTEN[words] in done.stderr.decode().splitlines()[1]
     assert os.listdir(tmp_path) == []
 

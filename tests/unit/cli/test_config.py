@@ -54,9 +54,9 @@ def test_the_environment_wins_over_the_file(file: Path, tmp_path: Path, monkeypa
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("codec = 3", "codec is a string"),
-        ('recipients = "age1"', "recipients is a list of strings"),
-        ("identities = [1]", "identities is a list of strings"),
+        ("codec = 3", "codec must be a string"),
+        ('recipients = "age1"', "recipients must be a list of strings"),
+        ("identities = [1]", "identities must be a list of strings"),
         ('recipient = ["age1"]', "no setting 'recipient'"),
         ("codec = ", "Invalid value"),
     ],

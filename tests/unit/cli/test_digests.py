@@ -82,7 +82,7 @@ def test_an_output_is_there_whole_or_not(words: list[str], code: int, folder: Pa
         (["checksum", "sha3"], b"'sha3' is neither an algorithm nor a file that exists"),
         (["checksum", ""], b"neither an algorithm nor a FILE"),
         (["checksum", "plain", "sum", "-o", "out"], b"-o takes one FILE"),
-        (["checksum", "-", "-"], b"standard input can be read once"),
+        (["checksum", "-", "-"], b"standard input can be read only once"),
         (["verify", "--from", "sums", "sums"], b"sums has several digests, but none for sums"),
         (["verify", "--from", "sums", "0" * 64], b"and not both"),
         (["verify", "plain"], b"'plain' is not a digest"),

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from statepipe.cli.filtertable import FILTERS, Filter
 from statepipe.cli.grammar import COMMAND, parse, parse_word, parser_for
-from statepipe.cli.main import find_verb, main
+from statepipe.cli.main import main
 from statepipe.cli.verb import Param, Verb
-from statepipe.cli.verbs import VERBS
+from statepipe.cli.verbs import VERBS, find_verb
 from statepipe.errors import UsageError
 
 every_verb = pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
@@ -54,6 +54,8 @@ def given_for(param: Param, row: Filter) -> st.SearchStrategy[list[Any]]:
     """What may be said of a parameter, as often as it may be said."""
     if not param.metavar:
         return st.just([True])
+    if param.type is not None:  # what the types accept is tested below
+        return st.just([])
     values = st.sampled_from(param.choices) if param.choices else VALUES.filter(lambda value: value != "-")
     if not param.names and param.name != COMMAND:
         values = values.filter(lambda value: can_stand_alone(value, row))
@@ -222,7 +224,7 @@ INCOMPLETE = [
     ("save", [], "the following arguments are required: FILE"),
     ("load", ["--", "qemu"], "the following arguments are required: FILE"),
     ("rate", ["1"], "the following arguments are required: RATE"),
-    ("save", ["--then", "x", "f"], "argument --then: invalid choice: 'x'"),
+    ("save", ["--then", "x", "f"], "--then WHAT cannot be 'x'"),
     ("save", ["--qmp", "--then", "quit", "f"], "--qmp needs a value"),
     ("save", ["f", "--qmp"], "--qmp needs a value"),
     ("checksum", ["--to", "--", "f"], "--to needs a value"),
@@ -263,7 +265,7 @@ def test_a_dash_is_standard_input_or_output_or_is_refused(verb: Verb, param: Par
     else:
         with pytest.raises(UsageError, match=f"{param.metavar} cannot be -") as caught:
             parse(verb, line)
-        assert "written ./-" in str(caught.value.hint)
+        assert "write ./-" in str(caught.value.hint)
 
 
 @every_verb

@@ -35,7 +35,7 @@ with Guardian([sys.executable, "-P", "-m", "statepipe.cli.guarding", "test", "de
             guardian.note({"state": step, "runs": True, "peer": "y" * 300_000})
 """
 
-ENDED = "statepipe: test: warning: statepipe did not come to its end: the QEMU that waited here for the guest is ended"
+ENDED = "statepipe: test: warning: statepipe ended unexpectedly: the QEMU that waited here for the guest is ended"
 
 
 @pytest.fixture

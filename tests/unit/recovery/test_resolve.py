@@ -42,9 +42,9 @@ def test_the_guardian_does_not_wake_a_guest_that_qemu_would_die_of(server: QmpSe
 @pytest.mark.parametrize(
     ("state", "status", "words"),
     [
-        ("paused", "none", "QEMU knows of no migration. If no other QEMU is to run the guest, have this one run it:"),
+        ("paused", "none", "QEMU has no migration. If no other QEMU is to run the guest, run it in this one:"),
         ("postmigrate", "completed", "If the guest was saved to a file, there is no other QEMU: "),
-        ("postmigrate", "completed", "If it was sent to another QEMU, look there too. "),
+        ("postmigrate", "completed", "If it was sent to another QEMU, check that one, too. "),
     ],
 )
 def test_another_host_is_spoken_of_only_where_there_may_be_one(

@@ -262,7 +262,7 @@ def test_of_a_migration_that_succeeded_nothing_is_said_to_be_wrong(server: QmpSe
     with guardian_of(killed(server), subprocess.PIPE) as process:
         said = process.communicate(timeout=60)[1].decode().splitlines()
     assert said[0].endswith(
-        "statepipe did not come to its end: QEMU has sent all of the guest and keeps it stopped (postmigrate)"
+        "statepipe ended unexpectedly: QEMU has sent all of the guest and keeps it stopped (postmigrate)"
     )
     assert said[1].startswith("statepipe: hint: if it runs elsewhere now: statepipe resolve")
 

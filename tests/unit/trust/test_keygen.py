@@ -56,7 +56,7 @@ def test_the_recipients_of_a_file(tmp_path: Path, capsys: Captured) -> None:
 
 WRONG = {
     ("keygen", "key"): "keygen reads no file",
-    ("keygen", "-y", "--pq", str(agefiles.KEY_FILE)): "--pq has no place",
+    ("keygen", "-y", "--pq", str(agefiles.KEY_FILE)): "--pq and --recipients exclude each other",
     ("keygen", "-y", "/dev/null"): "/dev/null contains no identity",
 }
 
@@ -71,10 +71,10 @@ KEYS = {
     ("decrypt", "-i", "/nowhere"): (1, "cannot read /nowhere: No such file or directory"),
     ("decrypt", "-i", "/dev/zero"): (2, "/dev/zero is too large for a key file"),
     ("decrypt", "-i", "/dev/null"): (2, "/dev/null contains no identity"),
-    ("decrypt", "--passphrase-fd", "0"): (2, "'0' is no descriptor to take a passphrase from"),
+    ("decrypt", "--passphrase-fd", "0"): (2, "descriptor 0 cannot give a passphrase"),
     ("decrypt", "--passphrase-fd", "999999"): (2, "descriptor 999999 is not open"),
     ("decrypt", "--passphrase-file", "/dev/null"): (2, "the passphrase is empty"),
-    ("decrypt", "-p", "--passphrase-fd", "2"): (2, "a passphrase is given in one way only"),
+    ("decrypt", "-p", "--passphrase-fd", "2"): (2, "the passphrase is given in several ways"),
     ("encrypt",): (2, "encrypt needs a recipient"),
     ("encrypt", "-r", agefiles.RECIPIENT, "--passphrase-file", str(agefiles.KEY_FILE)): (
         2,
