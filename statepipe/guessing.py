@@ -9,7 +9,7 @@ def closest(name: str, names: Iterable[str]) -> str | None:
     """Return the most similar of the names, or None if none is similar."""
     from difflib import get_close_matches
 
-    return next(iter(get_close_matches(name, list(names), 1, 0.7)), None)
+    return next(iter(get_close_matches(name, list(names), 1, 0.65)), None)
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:

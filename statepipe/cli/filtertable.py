@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from statepipe.cli.options import IDENTITIES, RECIPIENTS
-from statepipe.cli.verb import Param, descriptor
+from statepipe.cli.verb import Param, descriptor, joined
 from statepipe.errors import UsageError
 from statepipe.guessing import did_you_mean
 from statepipe.library import filters
@@ -24,7 +24,7 @@ Build = Callable[[Values, Context], Stage]
 CODECS = ("zstd", "gzip", "bzip2", "xz", "lz4")
 """The names of the codecs (stages/codec.py), which the start of a command must not import."""
 
-_CODECS = f"{', '.join(CODECS[:-1])} or {CODECS[-1]}"
+_CODECS = joined(CODECS, "or")
 _ALGORITHMS = "sha256, sha512, sha1, md5, blake2b or blake3"
 
 
@@ -182,7 +182,7 @@ FILTERS = (
     ),
     Filter(
         "progress",
-        "pass everything on, and show on standard error how much, how fast and how long still",
+        "pass everything on, and show on standard error the amount, the rate and the time left",
         (
             Param("--size", "expected size, for the time left, as in 4G", "SIZE"),
             Param("--name", "name to show before the figures", "NAME"),

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from statepipe.cli.filtertable import CODECS, FILTERS, Filter, find
 from statepipe.cli.messages import show
-from statepipe.cli.verb import Param, Values, Verb, is_given, shell_words
+from statepipe.cli.verb import Param, Values, Verb, is_given, joined, shell_words
 from statepipe.cli.verbs import find_verb
 from statepipe.descriptors import look_at
 from statepipe.errors import UsageError
@@ -69,7 +69,10 @@ def parser_for(verb: Verb | Filter) -> Parser:
             extra |= {"action": "append", "default": []}
         elif param.many in _MANY:
             extra["nargs"] = _MANY[param.many]
-        title = " or ".join(param.only) or needs.get(param.needs or "") or param.needs or "" if param.names else ""
+        title = needs.get(param.needs or "") or param.needs or ""
+        if param.only and not any(param.name in case for case in param.only):
+            title = joined(param.only, "or")
+        title = title if param.names else ""
         if title not in groups:
             groups[title] = parser.add_argument_group(f"options with {title}")
         text = param.help.replace("%", "%%")
@@ -191,8 +194,9 @@ def refuse_strays(name: str, values: Values, case: str, hint: str | None = None)
     """Raise UsageError if a parameter was given that is not for this case, a kind of address or an action."""
     for param in find_verb(name).params:
         if param.only and case not in param.only and is_given(values.get(param.key)):
-            cases = " and ".join([", ".join(param.only[:-1]), param.only[-1]] if param.only[1:] else param.only)
-            raise UsageError(f"{param.written} is for {cases} only", hint=hint or f"see: statepipe {name} --help")
+            raise UsageError(
+                f"{param.written} is for {joined(param.only, 'and')} only", hint=hint or f"see: statepipe {name} --help"
+            )
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from statepipe.cli.messages import clean, show, warn
+from statepipe.cli.messages import INTERNAL, clean, show, warn
 from statepipe.cli.verb import Values
 from statepipe.errors import StatepipeError
 from statepipe.pipeline.job import Job
@@ -64,10 +64,15 @@ def table(jobs: Sequence[Found], before: Sequence[Found] = ()) -> str:
             continue
         sizes = (format_size(status["bytes_in"]), format_size(status["bytes_out"]))
         flow = (_clock(status["seconds"]), *sizes, _rate(status, earlier.get(job.id)))
-        stages = " ".join([*_phase(status), *(stage["name"] for stage in status["stages"])])
+        stages = " ".join([*_phase(status), *(stage["name"] for stage in _named(status))])
         lines.append([clean(cell) for cell in (job.id, status["verb"], *flow, status["what"], stages)])
     widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS) - 1)]
     return "\n".join("  ".join([*map(str.ljust, line, widths), line[-1]]).rstrip() for line in lines)
+
+
+def _named(status: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the stages that have a name which people know."""
+    return [stage for stage in status["stages"] if stage["name"] not in INTERNAL]
 
 
 def _phase(status: dict[str, Any]) -> list[str]:
@@ -128,6 +133,6 @@ def tell_status(job: Job) -> None:
 def status_line(status: dict[str, Any]) -> str:
     """Return a status in one line."""
     flow = f"{format_size(status['bytes_in'])} in, {format_size(status['bytes_out'])} out"
-    stages = [f"{each['name']} {format_size(each['in'])} to {format_size(each['out'])}" for each in status["stages"]]
+    stages = [f"{each['name']} {format_size(each['in'])} to {format_size(each['out'])}" for each in _named(status)]
     moving = [text.rstrip(";") for text in _phase(status)]
     return "; ".join([f"{_clock(status['seconds'])}, {flow}, {_rate(status)}", *moving, *stages])

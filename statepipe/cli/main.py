@@ -120,12 +120,14 @@ def _help() -> str:
     lines = [
         "usage: statepipe VERB [ARGUMENT…]",
         "",
-        "Save, load, move and tunnel the state of running QEMU guests through pipes, and report truthfully whether it",
-        "arrived.",
+        "Carry the state of running virtual machines through pipes, and report truthfully whether it arrived.",
         "",
         *(f"  {verb.name:{width}}  {verb.help}" for verb in VERBS),
         "",
-        "exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES) + "; 128+n signal n",
+        "exit codes:",
+        *(f"  {code} {meaning}" for code, meaning in EXIT_CODES),
+        "  128+n ended by signal n",
+        "",
         "More: statepipe VERB --help, and man statepipe.",
     ]
     return "\n".join(lines)

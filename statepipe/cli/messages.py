@@ -13,7 +13,7 @@ from statepipe.errors import IntegrityError, ReaderGone, StatepipeError
 _READERS = ("compress", "decompress", "encrypt", "decrypt", "verify", "pipe", "load", "inspect", "verify-state")
 """The verbs that read stored data; compress and encrypt do with -d."""
 
-_OURS = ("watch", "alone", "hold", "digest", "stream", "return path", "relay")
+INTERNAL = ("watch", "alone", "hold", "digest", "stream", "return path", "relay")
 """Stages that nobody has typed: their names tell a person nothing."""
 
 
@@ -21,7 +21,7 @@ def explain(verb: str | None, error: StatepipeError) -> None:
     """Print the error on standard error; nothing for a reader that closed our output, as with SIGPIPE."""
     if isinstance(error, ReaderGone):
         return
-    place = [part for part in (verb, error.stage) if part and part not in _OURS]
+    place = [part for part in (verb, error.stage) if part and part not in INTERNAL]
     if len(place) == 2 and place[0] == place[1]:
         place.pop()
     told = error.offset is None or f"byte {error.offset}" in str(error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,6 +68,11 @@ class Verb:
 def is_given(value: Any) -> bool:
     """Return whether a value is one that somebody gave: 0 and "" are, too."""
     return value is not None and value is not False and value != []
+
+
+def joined(names: Sequence[str], last: str) -> str:
+    """Return a list for a sentence: `a, b or c`, with `last` as its last link."""
+    return f" {last} ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)
 
 
 def seconds(least: float = 0, most: float = 1_000_000) -> Callable[[str], float]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from statepipe.cli import options
-from statepipe.cli.filtertable import FILTERS
+from statepipe.cli.filtertable import CODECS, FILTERS
 from statepipe.cli.onfiles import ON_FILES
 from statepipe.cli.verb import Param, Verb, moved_disk, number, seconds
 from statepipe.errors import UsageError
@@ -387,11 +387,11 @@ COMMANDS = (
         (
             Param("--output", "new file for the secret key, which only you can read", "FILE", short="-o", dash=True),
             Param("--pq", "make a post-quantum key"),
-            Param("--recipients", "print the public keys of the secret keys in options.IDENTITIES", short="-y"),
+            Param("--recipients", "print the public keys of the secret keys in IDENTITIES", short="-y"),
             Param(
                 "file",
                 "file with secret keys (default: standard input, as for -)",
-                "options.IDENTITIES",
+                "IDENTITIES",
                 many="optional",
                 dash=True,
             ),
@@ -426,7 +426,7 @@ EXIT_CODES = (
 
 _ELSEWHERE = {
     **{"restore": "load", "resume": "load", "dump": "save", "snapshot": "save", "list": "ps", "status": "ps"},
-    **{name: f"compress {name}" for name in ("zstd", "gzip", "bzip2", "xz", "lz4")},
+    **{name: f"compress {name}" for name in CODECS},
 }
 """What other programs call what we do."""
 

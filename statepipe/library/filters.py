@@ -131,7 +131,7 @@ def verify(
 
     if (digest is None) == (from_file is None):
         raise UsageError("verify needs the digest, or --from FILE that holds it, and not both")
-    return verify(digest if digest is not None else read_digest(str(from_file), name), algorithm)
+    return verify(digest if digest is not None else read_digest(str(from_file), name), algorithm, from_file)
 
 
 def throttle(

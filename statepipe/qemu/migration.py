@@ -135,7 +135,10 @@ def reported(figures: dict[str, Any], otherwise: str = "") -> str:
 def demand_completed(figures: dict[str, Any], otherwise: str = "it gives no reason") -> dict[str, Any]:
     """Return the figures of a migration that has ended. Raises QemuError unless it completed."""
     if figures["status"] != "completed":
-        raise QemuError(reported(figures, otherwise), hint=lock_hint(figures.get("error-desc") or ""))
+        why = figures.get("error-desc") or ""
+        far = "the QEMU at the other end could not load the guest; its own messages say why"
+        hint = lock_hint(why) or (far if "Sibling indicated error" in why else None)
+        raise QemuError(reported(figures, otherwise), hint=hint)
     return figures
 
 

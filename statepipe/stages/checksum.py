@@ -15,6 +15,7 @@ from blake3 import blake3
 
 from statepipe.descriptors import named_by
 from statepipe.errors import IntegrityError, StatepipeError, UsageError
+from statepipe.guessing import did_you_mean
 from statepipe.stage import Buffer, Stage, hold_last
 from statepipe.stages.context import NewFile
 
@@ -33,7 +34,8 @@ class Hash(Protocol):
 def new_hash(algorithm: str) -> Hash:
     """Return a new hash. Raises UsageError for an algorithm not in ALGORITHMS."""
     if algorithm not in ALGORITHMS:
-        raise UsageError(f"unknown checksum '{algorithm}'", hint=f"use one of {', '.join(ALGORITHMS)}")
+        hint = f"{did_you_mean(algorithm.lower(), ALGORITHMS)}use one of {', '.join(ALGORITHMS)}"
+        raise UsageError(f"unknown checksum '{algorithm}'", hint=hint)
     if algorithm == "blake3":
         return blake3()
     return hashlib.new(algorithm, usedforsecurity=False)
@@ -167,20 +169,27 @@ def parse_digest(text: str) -> str:
 _MAYBE_BLAKE3 = "take another copy; or if the digest is of blake3, give --algorithm blake3"
 """The hint if no algorithm was given and DEFAULT was used: only blake3's digests have the same length."""
 
+_ENDINGS = {name: name for name in ALGORITHMS} | {"b2": "blake2b", "b3": "blake3"}
+"""The algorithm that the ending of a file's name suggests."""
 
-def verify(expected: str, algorithm: str | None = None) -> Stage:
+
+def verify(expected: str, algorithm: str | None = None, path: str | None = None) -> Stage:
     """Return a stage that passes everything on, but the last buffer only if the digest of the whole stream matches.
 
-    The stage raises IntegrityError at the end if it does not, so the consumer sees no clean end. Raises UsageError for
-    a digest of a length that the algorithm does not have.
+    `path` is the file that the digest was read from; its ending can suggest an algorithm. The stage raises
+    IntegrityError at the end if the digest differs, so the consumer sees no clean end. Raises UsageError for a digest
+    of a length that the algorithm does not have.
     """
     hint = None if algorithm else _MAYBE_BLAKE3
+    which = "give the right --algorithm, or check that the digest is complete"
+    named = _ENDINGS.get((path or "").rpartition(".")[2].lower())
+    if algorithm is None and named and named != DEFAULT:
+        hint = which = f"the name of {path} suggests {named}: give --algorithm {named}"
     algorithm = algorithm or DEFAULT
     digest = Digest(algorithm)
     wanted = parse_digest(expected)
     if len(wanted) != (length := len(digest.value)):
-        what = f"the digest has {len(wanted)} digits, but {algorithm} has {length}"
-        raise UsageError(what, hint="give the right --algorithm, or check that the digest is complete")
+        raise UsageError(f"the digest has {len(wanted)} digits, but {algorithm} has {length}", hint=which)
 
     def checked(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
         yield from digest(upstream)

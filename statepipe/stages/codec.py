@@ -14,6 +14,7 @@ from typing import Protocol, cast
 from statepipe.errors import IntegrityError, TruncatedError, UsageError
 from statepipe.formats.beginning import beginning
 from statepipe.formats.zstdframe import MEMORY
+from statepipe.guessing import did_you_mean
 from statepipe.stage import Buffer, Stage, peek
 
 
@@ -75,7 +76,8 @@ def parse_codec(text: str) -> tuple[Codec, int]:
         name, level = ZSTD.name, name
     codec = next((codec for codec in CODECS if codec.name == name), None)
     if codec is None:
-        raise UsageError(f"unknown codec '{name}'", hint=f"codecs are {_names()}, as in gzip:6")
+        hint = f"{did_you_mean(name.lower(), [codec.name for codec in CODECS])}codecs are {_names()}, as in gzip:6"
+        raise UsageError(f"unknown codec '{name}'", hint=hint)
     if not level:
         return codec, codec.level
     if not _LEVEL.fullmatch(level) or int(level) not in codec.levels:

@@ -64,8 +64,8 @@ def test_tar_extracts_through_the_inverse_too(words: list[str], plain: Path, tmp
 @pytest.mark.parametrize(
     ("words", "said", "hint"),
     [
-        (["compress", "none"], "'none' is neither a codec nor a file that is there", "codecs are zstd, gzip"),
-        (["compress", "plain", "lz4"], "'plain' is no codec", "the codec comes before FILE"),
+        (["compress", "none"], "'none' is neither a codec nor a file that exists", "codecs are zstd, gzip"),
+        (["compress", "plain", "lz4"], "'plain' is not a codec", "the codec comes before FILE"),
     ],
 )
 def test_a_file_where_a_codec_is_meant_is_told_so(

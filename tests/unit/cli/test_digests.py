@@ -46,6 +46,17 @@ def test_a_digest_of_blake3_that_is_compared_as_sha256_is_explained(folder: Path
     assert main(["verify", "--from", "sum", "--algorithm", "blake3", "plain"]) == 0
 
 
+@pytest.mark.parametrize(("algorithm", "name"), [("blake3", "sum.b3"), ("md5", "sum.md5"), ("blake2b", "sum.b2")])
+def test_a_digest_s_file_can_hint_at_its_algorithm(
+    algorithm: str, name: str, folder: Path, capfdbinary: Captured
+) -> None:
+    assert main(["checksum", algorithm, "plain", "--to", name]) == 0
+    assert main(["verify", "--from", name, "plain"]) in (2, 3)
+    hint = f"hint: the name of {name} suggests {algorithm}: give --algorithm {algorithm}\n"
+    assert hint.encode() in capfdbinary.readouterr().err
+    assert main(["verify", "--from", name, "--algorithm", algorithm, "plain"]) == 0
+
+
 def test_a_file_that_cannot_be_read_is_told_and_the_others_are_read(folder: Path, capfdbinary: Captured) -> None:
     assert main(["checksum", "blake3", "./none", "plain", "--to", "sums"]) == 1
     assert not (folder / "sums").exists()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from statepipe.cli.filtertable import FILTERS, Filter
+from statepipe.cli.filtertable import CODECS, FILTERS, Filter
 from statepipe.cli.grammar import COMMAND, parse, parse_word, parser_for
 from statepipe.cli.main import main
 from statepipe.cli.verb import Param, Verb
@@ -308,3 +308,95 @@ def test_a_qemu_command_line_without_its_separator_is_told_so(words: list[str]) 
     with pytest.raises(UsageError, match="comes after --") as caught:
         parse(find_verb(verb), rest)
     assert caught.value.hint == f"write: statepipe {words[0]} {words[1]} -- {words[2]} …"
+
+
+MISSPELT = [
+    (["chcksum"], "did you mean checksum? "),
+    (["zstd"], "did you mean compress zstd? "),
+    (["compress", "--levle", "3"], "the level is part of the codec, as in zstd:3; "),
+    (["compress", "--adpt"], "did you mean --adapt? "),
+    (["compress", "ztsd:3"], "did you mean zstd? "),
+    (["checksum", "sha265"], "did you mean sha256? "),
+    (["verify", "--algorithm", "sha265", "00"], "did you mean sha256? "),
+    (["pipe", "chcksum"], "did you mean checksum? "),
+    (["pipe", "zsdt:3"], "did you mean zstd? "),
+    (["pipe", "compress,adapt"], "options follow a colon: compress:adapt"),
+    (["pipe", "compress:gzpi"], "did you mean gzip? "),
+    (["pipe", "compress:zstd:auto,mim=3"], "did you mean min? "),
+    (["pipe", "checksum:sha265"], "did you mean sha256? "),
+    (["pki", "isue"], "did you mean issue? "),
+    (["resolve", "her"], "did you mean here? "),
+    (["save", "--qmp", "S", "--then", "quite", "F"], "did you mean quit? "),
+]
+
+
+@pytest.mark.parametrize(("line", "hint"), MISSPELT, ids=[" ".join(line) for line, _ in MISSPELT])
+def test_a_misspelt_name_gets_a_suggestion(line: list[str], hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(line) == 2
+    assert f"statepipe: hint: {hint}" in capsys.readouterr().err
+
+
+REFUSED = [
+    (["send", "--timeout", "x", "h"], "--timeout SECONDS: 'x' is not a number of seconds"),
+    (["send", "--retry", "-1", "h"], "--retry SECONDS: '-1' is not a number of seconds"),
+    (["send", "--links", "17", "h"], "--links N: '17' is not a number of links"),
+    (["send", "--ssh", "a 'b", "ssh://h/f"], "--ssh COMMAND: cannot split"),
+    (["receive", "--serve", "0", "tls://:1", "--", "q"], "--serve N: '0' is not a number of guests"),
+    (["receive", "--status-fd", "x", "tls://:1", "--", "q"], "--status-fd N: 'x' is not a descriptor"),
+    (["migrate", "--qmp", "S", "--rate", "much", "h"], "--rate RATE: 'much' is not a rate"),
+    (["migrate", "--qmp", "S", "--downtime-limit", "1s", "h"], "--downtime-limit MS: '1s' is not a number of"),
+    (["pki", "init", "--days", "0"], "--days DAYS: '0' is not a number of days"),
+    (["load", "--disk", "=b", "F"], "--disk OLD=NEW: '=b' does not say where a disk is now"),
+    (["ps", "--watch", "0"], "SECONDS: '0' is not a number of seconds"),
+    (["ps", "3"], "SECONDS needs --watch"),
+    (["save", "--then", "quit", "F"], "--then WHAT needs --qmp SOCKET"),
+    (["save", "--qmp", "S", "--on-timeout", "cancel", "F"], "--on-timeout WHAT needs --timeout SECONDS"),
+    (["load", "--detach", "F"], "--detach needs QEMU"),
+    (["save", "--qmp", "S", "--live", "--then", "cont", "F"], "--live and --then exclude each other"),
+    (["send", "--links", "2", "tcp://h:1"], "--links N is for tls:// and ssh:// only"),
+    (["send", "--ssh", "ssh -v", "h"], "--ssh COMMAND is for ssh:// only"),
+    (["send", "--also", "i", "ssh://h/f"], "--also HOST is for tls:// only"),
+    (["send", "--bind", "i", "ssh://h/f"], "--bind HOST is for tls:// and tcp:// only"),
+    (["recv", "ssh://h/f", "-o", "f"], "recv does not listen at ssh://"),
+    (["migrate", "--qmp", "S", "--journal", "J", "tcp://h:1"], "--journal FILE is for tls://, ssh:// and unix:// only"),
+    (["migrate", "--qmp", "S", "--switchover-timeout", "0", "exec:x"], "--switchover-timeout SECONDS is for tls://"),
+    (["migrate", "--qmp", "S", "--detach", "tcp://h:1"], "--detach is for tls://"),
+    (["migrate", "--qmp", "S", "--rate", "1M", "file:///f"], "--rate RATE has no effect with file:///PATH"),
+    (["migrate", "--qmp", "S", "file://f"], "'file://f' is not a file"),
+    (["migrate", "--qmp", "S", "--peer", "p", "ssh://h"], "--peer NAME is for tls:// and unix:// only"),
+    (["pki", "show", "--for", "server"], "--for USE is for pki issue only"),
+    (["pair", "--list", "--name", "n"], "--name NAME is for pair --listen and pair ADDRESS only"),
+    (["pair", "--list", "--remove", "n"], "--remove NAME is for pair --remove only"),
+    (["pipe"], "pipe needs at least one filter"),
+]
+
+
+@pytest.mark.parametrize(("line", "error"), REFUSED, ids=[" ".join(line) for line, _ in REFUSED])
+def test_what_an_option_does_not_take_or_is_not_for(
+    line: list[str], error: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(line) == 2
+    said = capsys.readouterr().err
+    assert f"error: {error}" in said and "statepipe: hint: " in said
+
+
+def test_tables_that_a_start_must_not_import_are_copied_rightly() -> None:
+    from statepipe.session.protocol.frames import MAX_LINKS
+    from statepipe.stages.codec import CODECS as TABLE
+
+    assert tuple(codec.name for codec in TABLE) == CODECS
+    assert parse(find_verb("send"), ["--links", str(MAX_LINKS), "h"])["links"] == MAX_LINKS
+    with pytest.raises(UsageError):
+        parse(find_verb("send"), ["--links", str(MAX_LINKS + 1), "h"])
+
+
+def test_a_name_that_an_option_needs_is_one_of_the_verb_s() -> None:
+    for row in VERBS:
+        names = {name for param in row.params for name in (param.name, param.metavar)}
+        assert {param.needs for param in row.params if param.needs} <= names
+
+
+def test_zero_is_given() -> None:
+    assert parse(find_verb("migrate"), ["--switchover-timeout", "0", "h"])["switchover_timeout"] == 0
+    values = parse(find_verb("save"), ["--qmp", "S", "--timeout", "0", "--on-timeout", "cancel", "F"])
+    assert values["timeout"] == 0
