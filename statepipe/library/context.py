@@ -1,4 +1,4 @@
-"""What a stage of the library may use of the program that it runs in: what the caller allows, and nothing else.
+"""What a stage of the library may use of the program that it runs in: only what the caller allows.
 
 Nothing is printed unless the caller gives `messages`. Warnings go to the logger "statepipe" unless the caller gives
 `warn`. No one is asked for a passphrase unless the caller gives `ask`.

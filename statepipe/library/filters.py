@@ -1,8 +1,8 @@
-"""One factory for each filter: keywords in, a stage out. The command line builds its stages here, too.
+"""A factory for each filter: keyword arguments in, a stage out. The command line uses them, too.
 
-Sizes and rates are numbers of bytes (a second), or text as on the command line ("64M", "80Mbit"). What is wrong with
-the arguments raises UsageError at once; a file that cannot be read or made raises StatepipeError. A factory's module is
-imported when it is called. `context` is what the stage may use of the world (library/context.py).
+Sizes and rates are numbers of bytes (per second), or text as on the command line ("64M", "80Mbit"). Wrong arguments
+raise UsageError at once; a file that cannot be read or made raises StatepipeError. A factory imports its module when it
+is called. `context` is what the stage may use of the world (library/context.py).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from statepipe.stages.throttle import Throttle
 
 Passphrase = str | bytes | Secret | None
-"""A passphrase, or what gives it when everything else is known to be right."""
+"""A passphrase, or a function that returns it once all other arguments were found right."""
 
 
 def compress(
@@ -63,7 +63,7 @@ def encrypt(
 ) -> Stage:
     """Return a stage that encrypts with age ("age1…", "ssh-…", a passphrase), or with GnuPG ("gpg:KEY").
 
-    `sign` is a key of GnuPG's, whose passphrase is then meant.
+    `sign` is a GnuPG key; `passphrase` is then that of the key.
     """
     from statepipe.formats.openpgp import PREFIX
 
@@ -88,8 +88,8 @@ def decrypt(
 ) -> Stage:
     """Return a stage that decrypts age, with the keys in the files `identities` or a passphrase, or OpenPGP.
 
-    `signed_by` is the fingerprint of a key of GnuPG's whose good signature is demanded. Raises NoKeyError too, and so
-    does the stage. No byte leaves it unverified.
+    `signed_by` is the fingerprint of a GnuPG key whose good signature is required. Raises NoKeyError, and so does the
+    stage. No byte leaves it unverified.
     """
     from statepipe.stages.decrypt import decrypt
 
@@ -105,7 +105,7 @@ def checksum(
 ) -> Digest:
     """Return a stage whose `value` is the hexadecimal digest of what has passed.
 
-    At a clean end the line `DIGEST  -` is written to the file `to`, or given to `report`, where there is one.
+    At a clean end the line `DIGEST  -` is written to the file `to`, or passed to `report`, if one is given.
     """
     from statepipe.stages.checksum import Digest, checksum
 
@@ -139,7 +139,7 @@ def throttle(
 ) -> Throttle:
     """Return a stage that passes `rate` bytes a second; None is no limit. `set_rate` changes it from any thread.
 
-    With `until`, it lets go at the final stage of a migration stream, while the guest is stopped.
+    With `until`, there is no limit in the final phase of a migration stream, while the guest is stopped.
     """
     from statepipe.stages.throttle import Throttle
 
@@ -148,7 +148,7 @@ def throttle(
 
 
 def progress(*, size: int | str | None = None, name: str = "", context: Context | None = None) -> Progress:
-    """Return a stage that shows how far it is at the context's `messages`; its `facts` tell the same.
+    """Return a stage that shows its progress on the context's `messages`; its `facts` are the same figures.
 
     `size`: bytes that will pass, for the time left.
     """
@@ -160,7 +160,7 @@ def progress(*, size: int | str | None = None, name: str = "", context: Context 
 def tee(file: str, *, on_error: Literal["fail", "warn"] = "fail", context: Context | None = None) -> Stage:
     """Return a stage that also writes `file`, which exists only if all of the stream has passed.
 
-    A copy that fails is a failure of the whole, or with "warn" a warning.
+    If the copy fails, the stage fails, or with "warn" only warns.
     """
     from statepipe.stages.tee import tee
 
@@ -201,7 +201,7 @@ def several(given: str | Sequence[str]) -> list[str]:
 
 
 def secret_of(given: Passphrase) -> Secret:
-    """Return what gives the passphrase."""
+    """Return a function that returns the passphrase."""
     if callable(given):
         return given
     return lambda: given.encode() if isinstance(given, str) else given

@@ -1,7 +1,7 @@
 """Saved guests: write a state file, read one, and ask what is in it.
 
 `save` and `load` work on streams. `save_guest` and `load_guest` drive a QEMU through its QMP socket. All of them raise
-StatepipeError and its kinds, and then there is no new file, and no guest runs that did not run before.
+StatepipeError and its kinds; then there is no new file, and no guest runs that did not run before.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Path = str | os.PathLike[str]
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """A state that was saved: bytes of QEMU's stream, bytes of the file, and the guest's run state, if it is known."""
+    """A saved state: bytes of QEMU's stream, bytes of the file, and the guest's run state, if known."""
 
     bytes: int
     size: int
@@ -51,7 +51,7 @@ def save(
     stages: Sequence[NamedStage] = (),
     encrypt: Sequence[NamedStage] = (),
 ) -> Saved:
-    """Save a migration stream as a state file, which exists only once the stream was seen to be whole.
+    """Save a migration stream as a state file, which exists only once the stream is proved complete.
 
     `stages` follow the plain stream and must not change it (`checksum`, `progress`). `encrypt` is at most the stage of
     `encrypt`. Raises TruncatedError for a stream that is cut short, IntegrityError for one that is none.
@@ -76,7 +76,7 @@ def save_guest(
 ) -> Saved:
     """Save the guest behind the QMP socket `qmp`, and leave it paused, running (`cont`) or ended (`quit`).
 
-    If the save fails, the guest is as it was. Where this process is killed, a process of its own sees to that.
+    If the save fails, the guest goes on as before. If this process is killed, a guardian process restores the guest.
     """
     from statepipe.recovery.program import guard_words
     from statepipe.state.save_qmp import SaveRequest, save_by_qmp
@@ -90,10 +90,10 @@ def save_guest(
 
 
 class LoadedState:
-    """A state file as a source of QEMU's stream. Its end comes only once all of it is proved.
+    """A state file as a source of QEMU's stream, which ends only once all of it is verified.
 
-    `bytes` counts what came. `doubts` says what cannot be proved of it, None if all can. Leave it as a context manager,
-    once the pipeline has ended.
+    `bytes` counts the bytes read. `doubts` says what cannot be verified, or is None. Use it as a context manager, which
+    you leave once the pipeline has ended.
     """
 
     def __init__(self, file: StateFile, state: State) -> None:
@@ -104,7 +104,7 @@ class LoadedState:
 
     @property
     def run_state(self) -> str | None:
-        """How the guest was when it was saved; of a foreign stream it is known once that has passed."""
+        """The guest's run state at the save; of a foreign stream it is known once the stream has passed."""
         return self._state.run_state
 
     def __iter__(self) -> Iterator[Buffer]:
@@ -140,9 +140,9 @@ def load(
 ) -> LoadedState:
     """Open a state file, or a migration stream in any codec, as a source.
 
-    `disks` says which disk of the save is where now, `force` names disks to be taken as they are. Raises IntegrityError
-    and TruncatedError for a file that is damaged at either end, NoKeyError, and StatepipeError for a disk that has
-    changed since the save.
+    `disks` maps disks at the save to where they are now, `force` names disks to accept although they changed. Raises
+    IntegrityError and TruncatedError for a file that is damaged at either end, NoKeyError, and StatepipeError for a
+    disk that has changed since the save.
     """
     world = context or own_context()
     file = open_state(os.fspath(path), _keys(path, identities, passphrase, world))
@@ -184,7 +184,7 @@ def inspect(
     passphrase: Passphrase = None,
     context: Context | None = None,
 ) -> dict[str, Any]:
-    """Return what a state file says of itself, as `statepipe inspect --json` prints it. Nothing else is read."""
+    """Return what a state file contains, as `statepipe inspect --json` prints it, from its two ends alone."""
     from statepipe.state.inspect import inspect
 
     return inspect(os.fspath(path), _keys(path, identities, passphrase, context or own_context()))
@@ -197,7 +197,7 @@ def verify_state(
     passphrase: Passphrase = None,
     context: Context | None = None,
 ) -> dict[str, Any]:
-    """Read a state file whole, and return what was proved, as `statepipe verify-state --json` prints it.
+    """Read a whole state file, and return what was verified, as `statepipe verify-state --json` prints it.
 
     Raises IntegrityError or TruncatedError for a file that is not as it was written.
     """

@@ -106,7 +106,7 @@ def test_the_program_there_is_the_one_that_runs_here_whatever_it_calls_itself(tm
         ("qemu-system-x86_64 -m 1", 0o620, 1, "others can write"),
         ("qemu-system-x86_64 -name 'a", 0o600, 2, "no closing quotation"),
         ("# nothing\n", 0o600, 2, "no command line"),
-        ("x" * 200_000, 0o600, 1, "no command line of QEMU's needs"),
+        ("x" * 200_000, 0o600, 1, "it is not a QEMU command line"),
         (None, 0, 1, "No such file"),
     ],
 )
