@@ -98,8 +98,8 @@ def parse(verb: Verb | Filter, arguments: Sequence[str]) -> Values:
     for param in verb.params:
         needed = by_name[param.needs] if param.needs else None
         if needed and is_given(values[param.key]) and not is_given(values[needed.key]):
-            hint = "give QEMU's command line after --" if needed.name == COMMAND else f"add {needed.written}"
-            raise UsageError(f"{param.written} needs {needed.written}", hint=hint)
+            what = "a QEMU command line after --" if needed.name == COMMAND else needed.written
+            raise UsageError(f"{param.written} needs {what}", hint=f"see: statepipe {verb.name} --help")
     return values
 
 

@@ -351,7 +351,7 @@ REFUSED = [
     (["ps", "3"], "SECONDS needs --watch"),
     (["save", "--then", "quit", "F"], "--then WHAT needs --qmp SOCKET"),
     (["save", "--qmp", "S", "--on-timeout", "cancel", "F"], "--on-timeout WHAT needs --timeout SECONDS"),
-    (["load", "--detach", "F"], "--detach needs QEMU"),
+    (["load", "--detach", "F"], "--detach needs a QEMU command line after --"),
     (["save", "--qmp", "S", "--live", "--then", "cont", "F"], "--live and --then exclude each other"),
     (["send", "--links", "2", "tcp://h:1"], "--links N is for tls:// and ssh:// only"),
     (["send", "--ssh", "ssh -v", "h"], "--ssh COMMAND is for ssh:// only"),
