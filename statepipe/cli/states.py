@@ -82,7 +82,7 @@ def _demand_keeper(path: str, then: str | None) -> None:
     if not stat.S_ISREG(status.st_mode):
         why = "nothing tells whether what reads the pipe or device has kept the state"
     elif not status.st_nlink:
-        why = f"the file of descriptor {fd} has no name, so the state would be gone with it"
+        why = f"descriptor {fd} is a file without a name: the state would be gone with it"
     elif status.st_size:
         why = f"the file of descriptor {fd} is not empty: a state among other bytes cannot be loaded"
     if why:

@@ -114,7 +114,8 @@ def shell_words(text: str) -> list[str]:
     try:
         return shlex.split(text)
     except ValueError as error:
-        raise UsageError(f"cannot split '{text[:40]}' into words: {error}", hint="check its quotes") from error
+        what = f"the command line cannot be split into words: {str(error).lower()}"
+        raise UsageError(what, hint="check its quotes") from error
 
 
 def moved_disk(text: str) -> str:

@@ -27,7 +27,6 @@ CLOSED = [
     ["decrypt", "-i", "link"],
     ["pipe", "decrypt:passphrase-fd=3"],
     ["progress", "--status-fd", "4"],
-    ["progress", "--status-fd", "\uff14"],
     ["pipe", "progress:status-fd=3", "checksum"],
     ["verify", "--from", "/dev/fd/6"],
     ["checksum", "--to", "/dev/fd/3"],

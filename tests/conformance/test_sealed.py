@@ -181,7 +181,7 @@ def test_standard_tools_read_it(tmp_path: Path) -> None:
 SLIPS = [
     (["-r", "age1x", "--plain"], 2, "encrypted once"),
     (["-r", "age1x", "encrypt:age1y"], 2, "encrypted once"),
-    (["encrypt:armor,age1x"], 2, "not armored"),
+    (["encrypt:armor,age1x"], 2, "cannot be armored"),
     (["-r", "age1x"], 2, "age1x"),
     (["encrypt"], 2, "needs a recipient"),
 ]

@@ -68,4 +68,4 @@ def test_damage_lets_nothing_out(tmp_path: Path, state: Path, share: float, dama
 
 def test_armor_is_refused(tmp_path: Path) -> None:
     done = statepipe("save", f"encrypt:armor,gpg:{gpghome.fingerprint('alice')}", str(tmp_path / "s"), data=STREAM)
-    assert done.returncode == 2 and b"not armored" in done.stderr
+    assert done.returncode == 2 and b"cannot be armored" in done.stderr

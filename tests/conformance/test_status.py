@@ -239,7 +239,10 @@ def test_lines_go_on_while_nothing_flows() -> None:
             assert json.loads(lines.readlines()[-1])["verdict"] == "failed"
 
 
-@pytest.mark.parametrize(("fd", "words"), [("9", "not open"), ("0", "not one to write"), ("x", "is not a descriptor")])
+@pytest.mark.parametrize(
+    ("fd", "words"),
+    [("9", "not open"), ("0", "not one to write"), ("x", "is not a descriptor"), ("\uff14", "is not a descriptor")],
+)
 def test_a_descriptor_that_is_none_is_a_slip(fd: str, words: str) -> None:
     done = run("progress", "--status-fd", fd, data=DATA)
     assert (done.returncode, done.stdout, words in done.stderr.decode()) == (2, b"", True), done.stderr

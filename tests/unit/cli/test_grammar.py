@@ -340,7 +340,7 @@ REFUSED = [
     (["send", "--timeout", "x", "h"], "--timeout SECONDS: 'x' is not a number of seconds"),
     (["send", "--retry", "-1", "h"], "--retry SECONDS: '-1' is not a number of seconds"),
     (["send", "--links", "17", "h"], "--links N: '17' is not a number of links"),
-    (["send", "--ssh", "a 'b", "ssh://h/f"], "--ssh COMMAND: cannot split"),
+    (["send", "--ssh", "a 'b", "ssh://h/f"], "--ssh COMMAND: the command line cannot be split"),
     (["receive", "--serve", "0", "tls://:1", "--", "q"], "--serve N: '0' is not a number of guests"),
     (["receive", "--status-fd", "x", "tls://:1", "--", "q"], "--status-fd N: 'x' is not a descriptor"),
     (["migrate", "--qmp", "S", "--rate", "much", "h"], "--rate RATE: 'much' is not a rate"),
