@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -111,6 +110,8 @@ def descriptor(text: str) -> int:
 
 def shell_words(text: str) -> list[str]:
     """The type of a command line, which is split as a shell does."""
+    import shlex
+
     try:
         return shlex.split(text)
     except ValueError as error:
