@@ -97,13 +97,14 @@ def loaded(
     qemu: str | None = None,
     args: Sequence[str] = (),
     wrapper: Sequence[str] = (),
+    memory: int = MEMORY,
 ) -> Iterator[Guest]:
     """The guest in a QEMU that `statepipe load FILE -- QEMU…` started; the Guest's process is statepipe."""
     wrapper = [*wrapper, *statepipe_command(), "load", *options, str(saved.file), "--"]
     words = ["-pidfile", f"{folder}/pid", *args]
     image, program = saved.image, qemu or saved.qemu
     try:
-        with Guest(folder, qemu=program, memory=MEMORY, image=image, wrapper=wrapper, args=words) as guest:
+        with Guest(folder, qemu=program, memory=memory, image=image, wrapper=wrapper, args=words) as guest:
             yield guest
     finally:
         end_qemu(folder)

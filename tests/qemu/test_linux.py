@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.linux import Missing, linux_arguments
-from tests.qemu.harness import Guest, assert_continues, run_statepipe, statepipe_command
+from tests.qemu.harness import Guest, assert_continues, run_statepipe
+from tests.qemu.loading import Saved, loaded
 
 BOOT = 180
 """Seconds until its first tick at the most, on a busy machine."""
@@ -24,8 +25,7 @@ def test_linux_is_saved_and_goes_on(tmp_path: Path, qemu72: str) -> None:
         guest.wait_ticks(2, BOOT)
         done = run_statepipe("save", "--qmp", guest.socket, "--then", "quit", file)
         assert done.returncode == 0, done.stderr
-        before, image = guest.serial(), guest.image
-    loading = [*statepipe_command(), "load", str(file), "--"]
-    with Guest(tmp_path, qemu=qemu72, memory=160, image=image, args=arguments, wrapper=loading) as guest:
+        saved = Saved(file, guest.image, guest.serial(), qemu72)
+    with loaded(tmp_path, saved, args=arguments, memory=160) as guest:
         guest.wait_ticks(2)
-        assert_continues(before, guest.serial())
+        assert_continues(saved.before, guest.serial())
