@@ -1,4 +1,4 @@
-"""QEMU's command line: its options one by one, what one says, and how another such QEMU is started."""
+"""QEMU's command line: split it into options, read their values, and derive the command line of another such QEMU."""
 
 from __future__ import annotations
 
@@ -21,20 +21,18 @@ old-param one-insn-per-tb only-migratable perfmap portrait preconfig rtc-td-hack
 snapshot tdf usb version win2k-hack xen-attach xen-create xen-domid-restrict
 """
 _WITHOUT_VALUE = frozenset(_FLAGS.split())
-"""The options that take none (QEMU 2.12 to 10.0, qemu-options.hx); every other has one, which may begin with a dash."""
+"""Options without a value (QEMU 2.12 to 10.0, qemu-options.hx); any other has one, which may begin with a dash."""
 
 TAKE_JSON = ("audiodev", "blockdev", "chardev", "device", "display", "machine", "netdev", "object")
-"""Options whose value may be JSON. That of another, as -append, may begin like it, and is none."""
+"""Options whose value may be JSON. The value of another option, such as -append, only looks like JSON."""
 
 MONITOR = "statepipe-monitor"
-"""What the names of the monitors begin with that statepipe gives a QEMU."""
+"""The prefix of the names of the monitors that statepipe adds to a QEMU."""
 
 
 def parted(command: Sequence[str]) -> Iterator[tuple[str | None, list[str]]]:
-    """Each option's name, without dashes, and its words as they are; QEMU takes it with one dash or two.
-
-    The name of an image, which has no option, comes with None.
-    """
+    """Yield each option's name, without its one or two dashes, and its words unchanged; None for an image's name, which
+    needs no option."""
     rest = iter(command[1:])
     for word in rest:
         name = word[1:].removeprefix("-") if word.startswith("-") else None
@@ -46,8 +44,8 @@ _ESCAPED = re.compile(r'\\.|"', re.DOTALL)
 
 
 def json_of(text: str) -> Any:
-    """What an option's value says that is written in JSON, as QEMU reads it (qobject/json-lexer.c): strings stand in
-    single quotes, too. Raises ValueError for what is none, or nested deeper than Python goes."""
+    """Parse an option's value in JSON as QEMU does (qobject/json-lexer.c): strings may have single quotes. Raises
+    ValueError for other text, or if it is nested too deeply for Python."""
 
     def quoted(found: re.Match[str]) -> str:
         within = found[1] if found[1] is not None else found[2]
@@ -60,7 +58,7 @@ def json_of(text: str) -> Any:
 
 
 def leaves(value: Any) -> Iterator[tuple[str, Any]]:
-    """What a value of JSON comes to, each by its name as it would stand in words: `file.filename`, `server.0.host`."""
+    """Yield each value in JSON with its name as in an option without JSON: `file.filename`, `server.0.host`."""
     left = [("", value)]
     while left:
         name, each = left.pop()
@@ -75,25 +73,22 @@ def leaves(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def in_words(value: str) -> str:
-    """An option's value as it would stand in words, where it is JSON; else as it is. Raises ValueError for JSON that is
-    not understood."""
+    """Convert an option's value from JSON to words; return any other value unchanged. Raises ValueError for invalid
+    JSON."""
     if not value.startswith("{"):
         return value
-    return ",".join(f"{name}={_word(each)}".replace(",", ",,") for name, each in leaves(json_of(value)))
-
-
-def _word(value: Any) -> str:
-    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
+    rows = [(name, ("off", "on")[each] if isinstance(each, bool) else each) for name, each in leaves(json_of(value))]
+    return ",".join(f"{name}={each}".replace(",", ",,") for name, each in rows)
 
 
 def split(value: str) -> list[str]:
-    """The words of an option's value; a comma within one is written twice."""
+    """Return the words of an option's value; a doubled comma stands for a comma in a word."""
     return [word.replace("\0", ",") for word in value.replace(",,", "\0").split(",")]
 
 
 def texts(value: str) -> Iterator[str]:
-    """Whatever an option's value may name, in words or in JSON: all of it, each of its words, and what each is set to.
-    JSON that is not understood, which QEMU does not take either, names nothing."""
+    """Yield whatever an option's value, in words or JSON, may name: the whole, each word, and the value of each word.
+    Nothing for invalid JSON, which QEMU rejects too."""
     left = [value]
     while left:
         each = left.pop()
@@ -109,15 +104,13 @@ def texts(value: str) -> Iterator[str]:
 
 
 def option_of(command: Sequence[str], flag: str) -> str | None:
-    """The value of the first option `flag` (also in its --flag spelling) on the command line; None without one."""
+    """Return the value of the first option `flag` (also spelled --flag) on the command line, or None."""
     return next((words[1] for name, words in parted(command) if f"-{name}" == flag and len(words) > 1), None)
 
 
 def anew(command: Sequence[str]) -> list[str]:
-    """The command line that starts another such QEMU, to wait for this one's guest.
-
-    Without how this one got its own guest, the monitors that statepipe gave it, and what would hide it from us.
-    """
+    """Return the command line for another such QEMU that waits for this one's guest: without the way in which this one
+    got its guest, the monitors that statepipe added, and -daemonize, which would hide the process from us."""
     kept = list(command[:1])
     for name, words in parted(command):
         ours = name in ("chardev", "mon") and any(f"={MONITOR}-" in each for each in words[1:])
@@ -127,16 +120,16 @@ def anew(command: Sequence[str]) -> list[str]:
 
 
 def refuse_daemon(command: Sequence[str]) -> None:
-    """Raises UsageError for a QEMU that would leave its first process behind: nobody could see that it has ended."""
+    """Raises UsageError for a QEMU that would leave its first process: we could not see whether it has ended."""
     if any(name == "daemonize" for name, _ in parted(command)):
         raise UsageError(
-            "the QEMU command has -daemonize: whether such a QEMU has ended cannot be seen, and its guest might run on",
-            hint="leave it out; with --detach or --serve QEMU is left to itself as well, once it has its guest",
+            "the QEMU command has -daemonize: statepipe could not see whether such a QEMU has ended",
+            hint="remove it; with --detach or --serve, QEMU also continues by itself once it has its guest",
         )
 
 
 def starts_qemu(command: Sequence[str]) -> bool:
-    """Whether it starts QEMU itself, in our own view of the host: no wrapper, and no script."""
+    """Return whether the command starts QEMU itself, not a wrapper or a script, in our own view of the host."""
     program = shutil.which(command[0]) if command else None
     if program is None or not os.path.basename(program).lstrip(".").startswith("qemu"):
         return False

@@ -1,7 +1,7 @@
-"""What a QEMU says on its standard error: of one of ours passed on as it comes, and the last lines kept.
+"""The messages of a QEMU on its standard error: those of our own are passed on and the last lines kept.
 
-They are QEMU's own reason for ending, and whoever waits elsewhere, as the host that sends a guest, sees nothing else of
-it. The cause is seldom in the last line alone: "Size mismatch: pc.ram" comes first, "load of migration failed" last.
+They give QEMU's reason for ending, and a user elsewhere, such as at the host that sends a guest, sees nothing else of
+it. One line is seldom enough: "Size mismatch: pc.ram" comes first, "load of migration failed" last.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ from statepipe.threads import NoThread, join, start
 from statepipe.wakeups import Bell, polled
 
 LINES = 3
-"""That are kept: a load that fails is told in three (QEMU 7.2 to 10.0)."""
+"""Lines that are kept: QEMU 7.2 to 10.0 reports a failed load in three."""
 
 LONGEST = 1000
 """Characters of a line that are kept."""
 
-LOST = "what QEMU says once statepipe has ended will be lost"
+LOST = "QEMU's messages will be lost once statepipe has ended"
 
 PATIENCE = 1.0
-"""Seconds for the last of it once QEMU has ended; a program that it started may hold its standard error longer."""
+"""Seconds to wait for the last messages once QEMU has ended; its children may keep its standard error open longer."""
 
 
 def last_lines(lines: Iterable[bytes]) -> str:
-    """The last of them that say something, as one line; empty where none does."""
+    """Return the last lines that are not empty, joined into one."""
     texts = (line.decode(errors="replace").strip()[:LONGEST] for line in lines)
     return " / ".join(deque(filter(None, texts), LINES))
 
 
 class LastWords:
-    """Of a QEMU of ours. `fd` is its standard error, to be closed here once QEMU has it (`begin`)."""
+    """The standard error of a QEMU of ours. `begin` closes `fd`, QEMU's end of it, once QEMU has started."""
 
     def __init__(self) -> None:
-        self._bell = Bell()  # wakes whoever reads, as another does from now on
+        self._bell = Bell()  # ends the reading thread, because something else reads from now on
         self._reading, self.fd = os.pipe()
         self._last: deque[bytes] = deque(maxlen=LINES)
         self._thread = self._reader()
@@ -50,7 +50,7 @@ class LastWords:
         return threading.Thread(target=self._pass_on, name="last words", daemon=True)
 
     def begin(self) -> None:
-        """QEMU has its end."""
+        """Start to read: QEMU has its end. Raises NoThread."""
         os.close(self.fd)
         try:
             start(self._thread)
@@ -59,34 +59,42 @@ class LastWords:
             raise
 
     def drop(self) -> None:
-        """There is no QEMU."""
+        """Close both ends: QEMU could not be started."""
         os.close(self.fd)
         os.close(self._reading)
 
     def last(self) -> str:
-        """The last lines so far, all of them of a QEMU that has ended; empty where it has said nothing."""
+        """Return the last lines so far; all lines were read if QEMU has ended."""
         join(self._thread, PATIENCE)
         return last_lines(self._last)
 
     def hand_over(self, tell: Callable[[str], object]) -> None:
-        """QEMU is left to itself, and may outlive us: a program (cat) passes on what it says, and ends as it does.
+        """Start a program (cat) that passes on the messages of a QEMU that may outlive us, and ends with it.
 
-        Where there can be none, we go on, and `tell` hears what will be lost. Raises nothing: QEMU has its guest, and
-        is not ended for what becomes of its messages.
+        If that fails, our thread continues, and `tell` is told what will be lost. Raises nothing: QEMU has its guest,
+        and its messages are no reason to end it.
         """
         self._bell.ring()
-        if not join(self._thread, PATIENCE):  # it writes to who takes nothing, and goes on when that is over
-            tell(f"{LOST}: nobody reads standard error")
+        if not join(self._thread, PATIENCE):  # it is blocked in a write, and continues afterwards
+            tell(f"{LOST}: nothing reads standard error")
             return
         self._bell.hush()
         if self._reading < 0:  # QEMU has ended
             return
         try:
-            _start_relay(self._reading)
+            nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                # The shell ends at once and leaves cat to init, so that nothing has to wait for it. In the background
+                # cat would read /dev/null, unless it gets another descriptor.
+                words = ["sh", "-c", "exec 3<&0; exec cat <&3 3<&- &"]
+                process = Process(words, {0: self._reading, 1: 2, 2: nothing})
+            finally:
+                os.close(nothing)
+            process.reap()
         except (StatepipeError, OSError) as error:
             tell(f"{LOST}: {error}")
             self._thread = self._reader()
-            with suppress(NoThread):  # then what it says until we end is lost, too
+            with suppress(NoThread):  # then its messages until our end are lost too
                 start(self._thread)
         else:
             os.close(self._reading)
@@ -98,7 +106,7 @@ class LastWords:
                 os.close(self._reading)
                 self._reading = -1
                 break
-            with suppress(OSError):  # whom it is passed on to, may be gone: it is read all the same
+            with suppress(OSError):  # our standard error may be closed; the pipe must be read all the same
                 write_all(2, data)
             *lines, rest = (rest + data).split(b"\n")
             self._last.extend(filter(None, lines))
@@ -106,24 +114,11 @@ class LastWords:
         self._last.extend(filter(None, [rest]))
 
 
-def _start_relay(reading: int) -> None:
-    """The shell ends at once and leaves it to init, so that nobody need wait for it. Raises StatepipeError.
-
-    What a shell has in the background reads /dev/null, unless it is given another descriptor.
-    """
-    nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-    try:
-        process = Process(["sh", "-c", "exec 3<&0; exec cat <&3 3<&- &"], {0: reading, 1: 2, 2: nothing})
-    finally:
-        os.close(nothing)
-    process.reap()
-
-
 class Overheard:
-    """What another's QEMU, process `pid` of user `uid`, says from now on, where its standard error is a file.
+    """The messages of a foreign QEMU, process `pid` of user `uid`, from now on, if its standard error is a file.
 
-    Only our own user's is read: what we read goes to the other host, and a process of another user's may have opened a
-    file there that it may write and not read.
+    Only our own user's file is read: the lines are sent to the other host, and another user's process may have opened a
+    file that it may write but not read.
     """
 
     def __init__(self, pid: int, uid: int | None) -> None:
@@ -136,7 +131,7 @@ class Overheard:
                 self._from = os.fstat(self._fd).st_size
 
     def last(self) -> str:
-        """The last lines so far; empty where none is known."""
+        """Return the last lines so far; empty if unknown."""
         if self._fd < 0:
             return ""
         with suppress(OSError):
@@ -147,14 +142,14 @@ class Overheard:
 
     @property
     def where(self) -> str:
-        """Where a person reads all that it says."""
+        """Where the user finds all its messages."""
         if self.place == os.devnull:
-            return "its standard error is /dev/null, so what it says is lost: start it with 2> FILE"
+            return "its standard error is /dev/null, so its messages are lost: start it with 2> FILE"
         file = f", {self.place}," if self.place.startswith("/") else ""
-        return f"what it says itself is on its standard error{file} on its host"
+        return f"its own messages are on its standard error{file} on its host"
 
     def close(self) -> None:
-        """Listen no more; a second time does nothing."""
+        """Close the file; a second call does nothing."""
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = -1

@@ -189,7 +189,7 @@ KNOWN: list[tuple[str, Claim]] = [
     (r"QEMU stopped reading the guest(: .*)?", nothing),
     (r"QEMU closed the return path(: .*)?", nothing),
     (r"its own message is above", nothing),
-    (r"(what it says itself is on its standard error|all that it said is in) .*on its host", nothing),
+    (r"(its own messages are on its standard error|its messages are in) .*on its host", nothing),
 ]
 """A sentence, whole, and what has to be so when it is said. The first that fits counts."""
 

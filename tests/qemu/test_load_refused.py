@@ -174,7 +174,7 @@ def test_a_disk_that_another_qemu_writes_is_refused(tmp_path: Path, state72: Sav
         ("/nonexistent/qemu", "cannot start /nonexistent/qemu: No such file or directory"),
         ("/etc/passwd", "cannot start /etc/passwd: Permission denied"),
         ("/bin/true", "QEMU ended with status 0 while loading"),
-        ("/bin/true", "one that becomes a daemon (-daemonize) ends so"),
+        ("/bin/true", "a QEMU that becomes a daemon (-daemonize) ends like this"),
         ("/bin/cat", "QEMU ended with status 1 while loading"),
     ],
 )

@@ -41,7 +41,7 @@ FILE, NOWHERE = (), ("sh", "-c", 'exec "$@" 2>/dev/null', "sh")
     ("version", "wrapper", "why"),
     [
         ("qemu72", FILE, SIZES),
-        ("qemu72", NOWHERE, "its standard error is /dev/null, so what it says is lost"),
+        ("qemu72", NOWHERE, "its standard error is /dev/null, so its messages are lost"),
         ("qemu10", NOWHERE, "load of migration failed: Invalid argument"),
     ],
 )

@@ -114,7 +114,7 @@ CASES: list[tuple[str, Facts, Facts, str, str]] = [
     ("memory", HOST, changed(memory_free=None), WARN, "cannot be told"),
     ("-serial /l", LOGS, LOGS | {"places": [LOG]}, FAIL, "both hosts see it; QEMU there would empty or replace it"),
     ("-serial /l", LOGS, LOGS, WARN, "QEMU there has it too"),
-    ("-serial /l", HOST, LOGS | {"places": [LOG | {"busy": True}]}, FAIL, "somebody listens there"),
+    ("-serial /l", HOST, LOGS | {"places": [LOG | {"busy": True}]}, FAIL, "another process listens there"),
     ("clock", HOST, changed(clock=990.0), WARN, "10.0 s behind"),
     ("clock source", HOST, changed(clocksource="hpet"), WARN, "hpet"),
     ("TSC", HOST, changed(cpu__tsc=TSC + 500_000), OK, "2600.0 MHz on both"),

@@ -24,7 +24,7 @@ def test_who_has_the_disk_is_named(tmp_path: Path) -> None:
 def test_one_that_nobody_here_has_open_may_be_another_host_s(tmp_path: Path) -> None:
     (tmp_path / "disk").touch()
     hint = lock_hint(SAID.replace("PATH", str(tmp_path / "disk")))
-    assert hint is not None and "look on the other hosts" in hint and f"fuser -v {tmp_path}/disk" in hint
+    assert hint is not None and "check the other hosts" in hint and f"fuser -v {tmp_path}/disk" in hint
 
 
 @pytest.mark.parametrize("lock", ['"write"', '"consistent read"', 'shared "write"'])

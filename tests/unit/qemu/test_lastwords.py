@@ -61,7 +61,7 @@ def test_what_cannot_be_passed_on_ends_nothing(monkeypatch: pytest.MonkeyPatch) 
     words.begin()
     monkeypatch.setattr("os.open", no_descriptors)
     words.hand_over(told.append)
-    assert told == ["what QEMU says once statepipe has ended will be lost: [Errno 24] Too many open files"]
+    assert told == ["QEMU's messages will be lost once statepipe has ended: [Errno 24] Too many open files"]
     os.write(qemu, b"as before\n")
     os.close(qemu)
     assert words.last() == "as before"
@@ -88,9 +88,9 @@ SPEAKS = ["sh", "-c", "echo at its start >&2; echo; read line; echo $line >&2; e
 @pytest.mark.parametrize(
     ("target", "last", "where"),
     [
-        ("LOG", "why", "what it says itself is on its standard error, LOG, on its host"),
-        (os.devnull, "", "its standard error is /dev/null, so what it says is lost: start it with 2> FILE"),
-        (None, "", "what it says itself is on its standard error on its host"),
+        ("LOG", "why", "its own messages are on its standard error, LOG, on its host"),
+        (os.devnull, "", "its standard error is /dev/null, so its messages are lost: start it with 2> FILE"),
+        (None, "", "its own messages are on its standard error on its host"),
     ],
 )
 def test_of_another_s_program_is_known_what_it_says_from_now_on_to_a_file(
@@ -122,4 +122,4 @@ def test_of_a_program_that_is_gone_nothing_is_known() -> None:
     with subprocess.Popen(["true"]) as program:
         program.wait()
     with closing(Overheard(program.pid, os.geteuid())) as overheard:
-        assert (overheard.last(), overheard.where) == ("", "what it says itself is on its standard error on its host")
+        assert (overheard.last(), overheard.where) == ("", "its own messages are on its standard error on its host")

@@ -124,7 +124,7 @@ def test_what_makes_nothing_stays(words: list[str]) -> None:
 
 @pytest.mark.parametrize("value", ["{'driver': 'wav'", '{"a":' * 5000 + "1" + "}" * 5000], ids=["cut", "deep"])
 def test_json_that_nobody_understands_is_not_looked_at_with(value: str) -> None:
-    with pytest.raises(QemuError, match=r"^-audiodev .* is no JSON of QEMU's"):
+    with pytest.raises(QemuError, match=r"^-audiodev .* is not valid JSON for QEMU"):
         for_a_look(["qemu", "-audiodev", value])
 
 
@@ -170,14 +170,14 @@ def test_a_configuration_file_that_makes_nothing_is_looked_at_with(tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("text", "why"),
-    [(CONFIG, "QEMU would take of this host what these options name: -chardev file,id=c"), (None, "cannot be read")],
+    [(CONFIG, "QEMU would use files or sockets of this host: -chardev file,id=c"), (None, "cannot be read")],
 )
 def test_a_qemu_of_which_nobody_knows_what_it_makes_is_not_looked_at(
     tmp_path: Path, text: str | None, why: str
 ) -> None:
     if text is not None:
         (tmp_path / "qemu.cfg").write_text(text)
-    with pytest.raises(QemuError, match=f"-readconfig {tmp_path}/qemu.cfg is not started for a check: .*{why}"):
+    with pytest.raises(QemuError, match=f"-readconfig {tmp_path}/qemu.cfg for a check: .*{why}"):
         for_a_look(["qemu", "-readconfig", "qemu.cfg"], str(tmp_path))
 
 
@@ -197,7 +197,7 @@ def test_a_socket_that_was_bound_by_a_relative_name_is_known(tmp_path: Path) -> 
         assert listener.stdout.readline() == b"\n"
         [(_, why)] = clashes([], seen(["qemu", "-qmp", "unix:q,server=on"], View(0), str(tmp_path), held=False))
         listener.stdin.close()
-    assert why == "somebody listens there"
+    assert why == "another process listens there"
 
 
 def test_the_name_of_a_socket_that_is_gone_is_not_another_s(tmp_path: Path) -> None:
@@ -233,5 +233,5 @@ def test_a_socket_that_somebody_listens_at_is_not_to_be_had(tmp_path: Path) -> N
         assert not list(clashes([], seen(command, View(0), str(tmp_path), held=False))), "nobody listens yet"
         listener.listen()
         [(_, why)] = clashes([], seen(command, View(0), str(tmp_path), held=False))
-    assert why == "somebody listens there"
+    assert why == "another process listens there"
     assert not list(clashes([], seen(command, View(0), str(tmp_path), held=True))), "it is its own"

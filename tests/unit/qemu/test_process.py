@@ -57,7 +57,7 @@ def test_who_listens_is_only_a_process_of_the_same_user(lookalike: subprocess.Po
         ("{'type': 'tap', 'id': 'n', 'fd': '7'}", "handed descriptors"),
         ('{"type": "tap", "fds": "7:8"}', "handed descriptors"),
         ("{'driver': 'file', 'filename': '/dev/fdset/2'}", "handed descriptors"),
-        ("{'type': 'user'", "is not understood"),
+        ("{'type': 'user'", "statepipe does not understand"),
         ("{'type': 'user', 'id': 'n'}", ""),
     ],
 )
