@@ -1,14 +1,15 @@
-"""Which images a QEMU has open, and where its guest sees each: by QEMU's own word, not by its command line.
+"""The images that a QEMU has open, and where its guest sees each, as QEMU itself reports them.
 
-A device has a tree of block nodes, whose leaves are files, block devices or what a protocol reaches. Some lie at the
-top, in what the guest writes; others below them, as backing files. What no device has, as a backup's target, is none
-of the guest's.
+A device has a tree of block nodes, whose leaves are files, block devices, or images behind a protocol. The guest writes
+to those at the top; others are below them, as backing files. Nodes without a device, such as the target of a backup, do
+not belong to the guest.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,22 +24,25 @@ if TYPE_CHECKING:  # asyncio takes 60 ms, which a filter need not pay
     from statepipe.qemu.monitor import Monitor
 
 FILES = ("file", "host_device", "host_cdrom")
-"""Drivers of what has a name on the host."""
+"""Drivers of images with a name on the host."""
 
 _EMPTY = ("null-co", "null-aio")
-"""Drivers that keep nothing."""
+"""Drivers that store nothing."""
 
 _ELSEWHERE = ("nbd", "rbd", "iscsi", "ssh", "nfs", "gluster", "http", "https", "ftp", "ftps", "nvme", "vvfat")
-"""Drivers at the end of a tree, for a QEMU that does not tell its trees."""
+"""Other drivers of leaves, for a QEMU that does not report its trees."""
 
 VHOST_USER = "vhost-user"
 
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """One image. `path` is a file's in QEMU's own view of the host, absolute where that can be told; of another what
-    QEMU calls it. `devices` are the places where the guest sees it, none for what lies below another image;
-    None where nobody tells. `size`, in bytes, is QEMU's word on what is no file."""
+    """One image.
+
+    `path` of a file is its name in QEMU's view of the host, absolute if possible; of another image, QEMU's name for it.
+    `devices` are the places where the guest sees it: none for an image below another one, None if unknown. `size`, in
+    bytes, is reported by QEMU for images that are not files.
+    """
 
     path: str
     driver: str
@@ -48,20 +52,20 @@ class Image:
 
     @property
     def is_file(self) -> bool:
-        """Whether it is a file or a device of this host."""
+        """Whether it is a file or a block device of this host."""
         return self.driver in FILES
 
 
 @dataclass(frozen=True, slots=True)
 class Images:
-    """All images of a QEMU, and the files as it sees them. `complete`: what is not among them, it has not."""
+    """All images of a QEMU, and its view of the host's files. `complete`: it has no others."""
 
     rows: tuple[Image, ...]
     view: View = field(default_factory=lambda: View(0))
     complete: bool = True
 
     def find(self, path: str) -> Image | None:
-        """The image of that name, or of another name of the same file."""
+        """Return the image with that name, or with another name of the same file."""
         for row in self.rows:
             if row.path == path:
                 return row
@@ -70,51 +74,52 @@ class Images:
 
     @property
     def written(self) -> bool:
-        """Whether there is one that the guest may write to."""
+        """Whether the guest may write to any."""
         return any(not row.read_only and row.devices != () for row in self.rows)
 
     @property
     def temporary(self) -> list[str]:
-        """Files without a name that the guest writes to: an overlay of -snapshot's, or a disk that was removed."""
+        """Files without a name that the guest writes to: the overlay of -snapshot, or a disk that was removed."""
         written = (row for row in self.rows if row.is_file and row.devices and not row.read_only)
         return [row.path for row in written if self.view.lacks(row.path)]
 
     def at(self, places: tuple[str, ...]) -> list[str]:
-        """What the guest would see in these places."""
+        """Return the paths of the images that the guest sees in these places."""
         return [row.path for row in self.rows if set(row.devices or ()) & set(places)]
 
 
+Node = Mapping[str, Any]
+Edges = Mapping[str, list[tuple[str, str]]]
+"""For each node, the names of the edges that leave it and of the nodes that they lead to."""
+
+
 def images(monitor: Monitor) -> Images:
-    """Of the QEMU behind the monitor. Raises QemuError."""
+    """Return the images of the QEMU behind the monitor. Raises QemuError."""
     view = View(qemu_under(monitor.pid))
     nodes = {row["node-name"]: row for row in monitor.execute("query-named-block-nodes") if row.get("node-name")}
-    try:
-        rows = [*_trees(monitor, nodes, view), *_served(monitor)]
-    except Misshapen as error:
-        raise QemuError(f"what {monitor.place} says of its disks is not understood: {error}") from error
-    return Images(_merged(rows), view)
-
-
-def _merged(rows: Iterable[Image]) -> tuple[Image, ...]:
-    """Each image once, however many devices have opened it."""
     found: dict[tuple[str, str], Image] = {}
-    for row in rows:
-        other = found.setdefault((row.path, row.driver), row)
-        devices = None if row.devices is None else tuple(sorted({*row.devices, *(other.devices or ())}))
-        found[row.path, row.driver] = replace(row, devices=devices, read_only=row.read_only and other.read_only)
-    return tuple(found[key] for key in sorted(found))
-
-
-Node = Mapping[str, Any]
+    try:
+        for row in (*_trees(monitor, nodes, view), *_served(monitor)):  # several devices can use one image
+            other = found.setdefault((row.path, row.driver), row)
+            devices = None if row.devices is None else tuple(sorted({*row.devices, *(other.devices or ())}))
+            found[row.path, row.driver] = replace(row, devices=devices, read_only=row.read_only and other.read_only)
+    except Misshapen as error:
+        raise QemuError(f"unexpected disks reported by {monitor.place}: {error}") from error
+    return Images(tuple(found[key] for key in sorted(found)), view)
 
 
 def _trees(monitor: Monitor, nodes: Mapping[str, Node], view: View) -> Iterator[Image]:
-    """What the devices' trees end in. Raises Misshapen, QemuError."""
-    below = _children(monitor)
-    if below is None:
+    """Yield the leaves of the devices' trees. Raises Misshapen, QemuError."""
+    graph = ask(monitor, "x-debug-query-block-graph")
+    if graph is None:  # QEMU before 4.0
         leaves = [node for node in nodes.values() if node["drv"] in FILES + _ELSEWHERE]
         yield from (_image(node, view, None) for node in leaves)
         return
+    names = {node["id"]: node["name"] for node in graph["nodes"] if node["type"] == "block-driver"}
+    below: dict[str, list[tuple[str, str]]] = {}
+    for edge in graph["edges"]:
+        if edge["parent"] in names and edge["child"] in names and edge["name"] != "target":  # a job's
+            below.setdefault(names[edge["parent"]], []).append((edge["name"], names[edge["child"]]))
     found: dict[str, set[str]] = {}
     for device in monitor.execute("query-block"):
         top = device.get("inserted", {}).get("node-name")
@@ -127,26 +132,11 @@ def _trees(monitor: Monitor, nodes: Mapping[str, Node], view: View) -> Iterator[
             yield _image(nodes[name], view, tuple(sorted(places)))
 
 
-def _children(monitor: Monitor) -> dict[str, list[tuple[str, str]]] | None:
-    """For each node, the names of the edges that leave it and of the nodes that they lead to; None before QEMU 4.0."""
-    graph = ask(monitor, "x-debug-query-block-graph")
-    if graph is None:
-        return None
-    names = {node["id"]: node["name"] for node in graph["nodes"] if node["type"] == "block-driver"}
-    below: dict[str, list[tuple[str, str]]] = {}
-    for edge in graph["edges"]:
-        if edge["parent"] in names and edge["child"] in names and edge["name"] != "target":  # which is a job's
-            below.setdefault(names[edge["parent"]], []).append((edge["name"], names[edge["child"]]))
-    return below
+def _leaves(name: str, nodes: Mapping[str, Node], below: Edges, view: View) -> Iterator[tuple[str, bool]]:
+    """Yield the leaves of the tree under a node, and whether they are at its top: not behind a backing file's edge.
 
-
-def _leaves(
-    name: str, nodes: Mapping[str, Node], below: Mapping[str, list[tuple[str, str]]], view: View
-) -> Iterator[tuple[str, bool]]:
-    """The leaves of the tree under a node, and whether they are at its top: not behind a backing file's edge.
-
-    An overlay that has no name any more is -snapshot's: nobody has written to it who could have named it, and what is
-    below it counts as the top.
+    An overlay without a name belongs to -snapshot: no command line can name it, so the image below it counts as the
+    top.
     """
     edges = [edge for edge in below.get(name, []) if edge[1] in nodes]
     if not edges:
@@ -156,50 +146,35 @@ def _leaves(
     yield from own
     for edge, child in edges:
         if edge == "backing":
-            through = all(_is_unlinked(nodes[leaf], view) for leaf, _ in own)
+            files = [view.full(nodes[leaf]["file"]) if nodes[leaf]["drv"] in FILES else None for leaf, _ in own]
+            through = all(file is not None and view.lacks(file) for file in files)
             yield from ((leaf, is_top and through) for leaf, is_top in _leaves(child, nodes, below, view))
-
-
-def _is_unlinked(node: Node, view: View) -> bool:
-    full = view.full(node["file"]) if node["drv"] in FILES else None
-    return full is not None and view.lacks(full)
 
 
 def _image(node: Node, view: View, places: tuple[str, ...] | None) -> Image:
     """Raises Misshapen."""
-    read_only = bool(node.get("ro"))
+    name, read_only = node["file"], bool(node.get("ro"))
     if node["drv"] in FILES:
-        path = file_name(node["file"])
+        path = file_name(name)
         return Image(view.full(path) or path, node["drv"], places, read_only)
-    size = node.get("image", {}).get("virtual-size")
-    return Image(_plain(node["file"])[:4096], node["drv"], places, read_only, size)
-
-
-def _plain(name: str) -> str:
-    """QEMU's json: names in one order of their words."""
-    if not name.startswith("json:"):
-        return name
-    try:
-        return "json:" + json.dumps(json.loads(name[5:]), sort_keys=True)
-    except (ValueError, RecursionError):
-        return name
+    if name.startswith("json:"):
+        with suppress(ValueError, RecursionError):  # in one order of its words
+            name = "json:" + json.dumps(json.loads(name[5:]), sort_keys=True)
+    return Image(name[:4096], node["drv"], places, read_only, node.get("image", {}).get("virtual-size"))
 
 
 def _served(monitor: Monitor) -> Iterator[Image]:
-    """Disks that another process serves through vhost-user: no node of QEMU's, but a device with a socket."""
+    """Yield disks that another process serves through vhost-user. QEMU has no block node for them, only a device with
+    a socket, such as `unix:/run/disk.sock`; query-chardev does not report the path of a socket that QEMU connected to.
+    """
     for folder in ("/machine/peripheral", "/machine/peripheral-anon"):
         for row in ask(monitor, "qom-list", path=folder) or []:
-            if row["type"].startswith(("child<vhost-user-blk", "child<vhost-user-scsi")):
-                path = f"{folder}/{row['name']}"
-                yield Image(_socket(monitor, path)[:4096], VHOST_USER, (place(monitor, path),))
-
-
-def _socket(monitor: Monitor, device: str) -> str:
-    """Where it is served, as `unix:/run/disk.sock`. query-chardev tells no path of a socket that QEMU connected to."""
-    label = str(ask(monitor, "qom-get", path=device, property="chardev"))
-    address = ask(monitor, "qom-get", path=f"/chardevs/{label}", property="addr")
-    if not isinstance(address, dict):
-        return label
-    words = address.get("data", address)
-    where = words.get("path") if isinstance(words, dict) else None
-    return f"unix:{where}" if isinstance(where, str) else label
+            if not row["type"].startswith(("child<vhost-user-blk", "child<vhost-user-scsi")):
+                continue
+            path = f"{folder}/{row['name']}"
+            label = str(ask(monitor, "qom-get", path=path, property="chardev"))
+            address = ask(monitor, "qom-get", path=f"/chardevs/{label}", property="addr")
+            words = address.get("data", address) if isinstance(address, dict) else None
+            where = words.get("path") if isinstance(words, dict) else None
+            name = f"unix:{where}" if isinstance(where, str) else label
+            yield Image(name[:4096], VHOST_USER, (place(monitor, path),))

@@ -1,8 +1,8 @@
-"""What of a disk in use can be held against another host's view of it, to tell whether both see one disk.
+"""Facts about a disk in use that two hosts can compare, to decide whether both see the same disk.
 
-Its content cannot: the guest writes to it between two looks. What stands still is its format, the size that the guest
-sees, its number on its file system, where the guest sees it, and QEMU's locks on it, which are seen from every host
-that has the same file. Only what the guest does not write to is compared by what it holds.
+The content of a disk in use changes between two looks. Its format, its size for the guest, its inode, its place on the
+guest's bus and QEMU's locks on it do not; a lock is visible on every host that has the same file. Only images that the
+guest does not write to are compared by content.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import stat
 import struct
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from statepipe.imagelocks import is_image_of_qemu
@@ -22,7 +23,7 @@ from statepipe.shapes import either, fields, flag, many, maybe, text, whole
 Facts = dict[str, Any]
 
 QCOW2_SIZE = struct.Struct(">24xQ")
-"""Where a qcow2's header has the size of the disk that is in it; the file grows with what is written."""
+"""The disk's size in a qcow2 header; the file itself grows as the guest writes."""
 
 _PATH, _PLACES = text(4096), many(text(4096), most=256)
 
@@ -33,13 +34,13 @@ DISK = either(
         {"devices": _PLACES, "inode": whole(), "samples_blake3": text(128)},
     ),
 )
-"""One disk, or why it could not be looked at."""
+"""One disk, or why it could not be read."""
 
 
 def disk_facts(its: Images, names: Iterable[str] | None = None) -> list[Facts]:
-    """Of all images, or of those which another host calls by these names; with them, what is no file here.
+    """Return the facts of all images; with `names`, of the images with these names and of those that are not files.
 
-    Of no other is anything told.
+    Nothing is reported about other files, whatever a peer asks.
     """
     if names is None:
         return [_facts(row, its.view, row.path) for row in its.rows]
@@ -51,7 +52,11 @@ def disk_facts(its: Images, names: Iterable[str] | None = None) -> list[Facts]:
 def _facts(row: Image, view: View, name: str) -> Facts:
     seen: Facts = {"path": name} | ({} if row.devices is None else {"devices": list(row.devices)})
     if not row.is_file:
-        return seen | {"driver": row.driver, "size": row.size, "unknown": f"{row.driver} keeps it, no file of a host"}
+        return seen | {
+            "driver": row.driver,
+            "size": row.size,
+            "unknown": f"{row.driver} provides it, not a file of this host",
+        }
     try:
         with view.place(row.path) as place:
             return seen | glance(place, still=row.read_only)
@@ -60,36 +65,30 @@ def _facts(row: Image, view: View, name: str) -> Facts:
 
 
 def glance(place: str, *, still: bool) -> Facts:
-    """What stands still of the image of that name on this host; of one that is not written to, its samples too."""
+    """Return the facts of the image at that name on this host; with `still`, which says that nothing writes to it, also
+    the digest of its samples. `locked` is None if the file cannot be opened for writing."""
     try:
         fd = open_image(place, os.O_RDONLY)
+        try:
+            status = os.fstat(fd)
+            head = os.pread(fd, QCOW2_SIZE.size, 0)
+            kind, size = format_of(head), os.lseek(fd, 0, os.SEEK_END)
+            content = {"samples_blake3": samples(fd, size)} if still else {}
+        finally:
+            os.close(fd)
     except NoImage as error:
         return {"unknown": str(error)}
     except OSError as error:
         return {"unknown": os.strerror(error.errno or 0)}
-    try:
-        status = os.fstat(fd)
-        head = os.pread(fd, QCOW2_SIZE.size, 0)
-        kind, size = format_of(head), os.lseek(fd, 0, os.SEEK_END)
-        content = {"samples_blake3": samples(fd, size)} if still else {}
-    except OSError as error:
-        return {"unknown": os.strerror(error.errno or 0)}
-    finally:
-        os.close(fd)
     if kind == "qcow2" and len(head) == QCOW2_SIZE.size:
         size = QCOW2_SIZE.unpack(head)[0]
-    seen: Facts = {"format": kind, "size": size if kind in ("raw", "qcow2") else None, "locked": _is_locked(place)}
+    locked = None
+    with suppress(NoImage, OSError):
+        fd = open_image(place, os.O_RDWR)
+        try:
+            locked = is_image_of_qemu(fd)
+        finally:
+            os.close(fd)
+    seen: Facts = {"format": kind, "size": size if kind in ("raw", "qcow2") else None, "locked": locked}
     seen |= {"inode": status.st_ino} if stat.S_ISREG(status.st_mode) else {}
     return seen | content
-
-
-def _is_locked(path: str) -> bool | None:
-    """Whether somebody, here or on another host, holds QEMU's locks on it; None where it cannot be told."""
-    try:
-        fd = open_image(path, os.O_RDWR)
-    except (NoImage, OSError):
-        return None
-    try:
-        return is_image_of_qemu(fd)
-    finally:
-        os.close(fd)

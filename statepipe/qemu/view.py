@@ -1,10 +1,10 @@
 """The files of a host as another process sees them: in its folder, under its root, in its mount namespace.
 
-QEMU in a container calls a file by a name that leads out here to another file, or to none. What it has is reached
-through /proc/PID/root, step by step from one open folder to the next; a link in there is followed within it, as the
-process itself follows it, if it is root's, ours, that process's user's or of whom the root there belongs to: any other
-user's leads where he likes. Nothing is opened by a name of several steps: whoever is in there could put a link in the
-place of a folder meanwhile, and the kernel would follow that out here, to a file of ours.
+In a container, QEMU's name for a file leads to another file or to none out here. Its files are reached through
+/proc/PID/root, step by step from one open folder to the next. A link in there is followed inside that root, as the
+process would follow it, if it belongs to root, us, that process's user or the owner of that root; any other user could
+lead us anywhere. No name of several steps is opened: meanwhile something in there could replace a folder by a link,
+which the kernel would follow out here, to a file of ours.
 """
 
 from __future__ import annotations
@@ -14,27 +14,30 @@ import os
 import re
 import stat
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from statepipe.qemu.process import names_open, owner
 
 LINKS = 40
-"""The most links on the way to one file, as the kernel has it (path_resolution(7))."""
+"""Links on the way to one file at most, as in the kernel (path_resolution(7))."""
 
 
 class View:
-    """The files as process `pid` sees them; as we see them, where it may not be looked at or is not known (0)."""
+    """The files as process `pid` sees them; as we see them, if we may not look or the process is unknown (0)."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
-        same = _sees_what_we_see(pid)
-        self._is_known = same is not None
-        self._root = f"/proc/{pid}/root" if same is False else "/"
+        self._root, self._is_known = "/", False
+        with suppress(OSError):
+            ours, its = (os.readlink(f"/proc/{who}/ns/mnt") for who in ("self", pid))
+            if ours != its or not os.path.samefile(f"/proc/{pid}/root", "/"):
+                self._root = f"/proc/{pid}/root"
+            self._is_known = True
 
     def full(self, path: str) -> str | None:
-        """A path of its own from the root on; None for one relative to a folder that may not be looked at.
+        """Return the absolute form of the process's path; None if that is relative to a folder that we may not see.
 
-        One that has left its folder (-daemonize) has opened it before: it is told by what it has open.
+        A process that has left its folder (-daemonize) opened its files before, so the name is found among those.
         """
         if os.path.isabs(path):
             return path
@@ -49,10 +52,10 @@ class View:
         return full
 
     def real(self, path: str) -> str | None:
-        """The name without links, by which its files are compared; None for what is no file's name."""
+        """Return the path without links, to compare files; None if no file can have that name."""
         try:
             if self._root == "/":
-                return os.path.realpath(re.sub("^//+", "/", path))  # two slashes are one, but not for realpath
+                return os.path.realpath(re.sub("^//+", "/", path))  # realpath keeps two slashes
             with _Walk(self._root, {0, os.geteuid(), owner(self._pid)}) as walk:
                 walk.go(path)
                 return "/" + "/".join(walk.names)
@@ -61,8 +64,8 @@ class View:
 
     @contextmanager
     def place(self, path: str) -> Iterator[str]:
-        """Within it, the name by which we open what it calls `path`. Raises OSError where there is no such file, or a
-        folder on its way is not ours to look into."""
+        """Yield the name by which we can open the process's `path` in the context. Raises OSError if there is no such
+        file, or we may not look into a folder on the way."""
         if self._root == "/":
             yield path
             return
@@ -74,7 +77,7 @@ class View:
             yield f"/proc/self/fd/{walk.descriptor()}"
 
     def lacks(self, path: str) -> bool:
-        """Whether it was seen that no file has this name, as that of a disk that was unlinked while it was open."""
+        """Return whether it is certain that no file has this name, such as a disk that was removed while open."""
         if not (self._is_known and os.path.isabs(path)):
             return False
         try:
@@ -82,14 +85,14 @@ class View:
                 os.lstat(place)
         except FileNotFoundError:
             return True
-        except (OSError, ValueError):  # a folder that is not ours to look into
-            return False
+        except (OSError, ValueError):  # perhaps a folder that we may not look into
+            pass
         return False
 
 
 class _Walk:
-    """A way from the root of a process to one of its files. `names` are those of its components, without links; those
-    of the users `trusted`, and of the root's, are followed."""
+    """The way from the root of a process to one of its files. `names` are the components without links. Links are
+    followed if they belong to a `trusted` user or the owner of that root."""
 
     def __init__(self, root: str, trusted: Collection[int | None]) -> None:
         self.names: list[str] = []
@@ -106,8 +109,8 @@ class _Walk:
         os.close(self._opened[0])
 
     def go(self, path: str) -> None:
-        """Follow the path from the root on. What is not there has its name alone. Raises ValueError for what is no
-        file's name, OSError for too many links and a stranger's."""
+        """Follow the path from the root on; components that do not exist only get a name. Raises ValueError for a name
+        that no file can have, OSError for too many links or a link of an untrusted user."""
         left = path.split("/")[::-1]
         while left:
             name = left.pop()
@@ -119,38 +122,35 @@ class _Walk:
                 left += target.split("/")[::-1]
 
     def descriptor(self) -> int:
-        """Of the file that was come to. Raises OSError if none was."""
+        """Return the descriptor of the file that was reached. Raises OSError if there is none."""
         if self._failure is not None:
             raise self._failure
         return self._opened[-1]
 
     def _enter(self, name: str) -> str | None:
-        """One step down; where a link leads, if it is one: then none was made."""
+        """Go one step down; or return where the link with that name leads."""
         fd = None
-        if len(self._opened) > len(self.names):  # else there is nothing to look into
+        if len(self._opened) > len(self.names):  # else the folder does not exist
             try:
                 fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._opened[-1])
             except OSError as error:
                 self._failure = error
         if fd is not None and stat.S_ISLNK(os.fstat(fd).st_mode):
             try:
-                return self._link(fd)
+                self._links += 1
+                if self._links > LINKS:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+                if os.fstat(fd).st_uid not in self._trusted:
+                    raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+                return os.readlink("", dir_fd=fd)
             finally:
                 os.close(fd)
         self.names.append(name)
         self._opened += [] if fd is None else [fd]
         return None
 
-    def _link(self, fd: int) -> str:
-        self._links += 1
-        if self._links > LINKS:
-            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-        if os.fstat(fd).st_uid not in self._trusted:
-            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
-        return os.readlink("", dir_fd=fd)
-
     def _back_to(self, depth: int) -> None:
-        """Up to where so many names are left; from the root there is no way up."""
+        """Go up until `depth` names are left, but not above the root."""
         depth = max(depth, 0)
         self.names = self.names[:depth]
         for fd in self._opened[depth + 1 :]:
@@ -158,12 +158,3 @@ class _Walk:
         self._opened = self._opened[: depth + 1]
         if len(self._opened) > depth:
             self._failure = None
-
-
-def _sees_what_we_see(pid: int) -> bool | None:
-    """None where that is not known."""
-    try:
-        ours, its = (os.readlink(f"/proc/{who}/ns/mnt") for who in ("self", pid))
-        return ours == its and os.path.samefile(f"/proc/{pid}/root", "/")
-    except OSError:
-        return None

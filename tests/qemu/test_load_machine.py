@@ -101,7 +101,7 @@ def test_the_command_line_of_before_the_overlay_is_refused(tmp_path: Path, rig: 
 
 
 def test_two_disks_that_were_swapped_are_refused(tmp_path: Path, rig: Rig) -> None:
-    assert_refused(tmp_path, rig, rig.args(rig.second, rig.overlay), f"{rig.second} is at pci.0 ", "and was at pci.0 ")
+    assert_refused(tmp_path, rig, rig.args(rig.second, rig.overlay), f"{rig.second} is at pci.0 ", "but was at pci.0 ")
 
 
 def test_another_server_s_disk_is_refused(tmp_path: Path, rig: Rig) -> None:
@@ -120,7 +120,7 @@ def test_the_guest_s_own_disks_are_known_in_a_newer_qemu_too(tmp_path: Path, rig
         guest.wait_ticks(3)
         assert_continues(rig.saved.before, guest.serial())
         said = guest.stderr()
-    assert f"could not be compared, load cannot tell whether they changed: nbd+unix:///e?socket={rig.socket}" in said
+    assert f"could not be compared, so load cannot tell whether they changed: nbd+unix:///e?socket={rig.socket}" in said
     assert str(rig.second) not in said
 
 

@@ -33,7 +33,7 @@ def test_a_save_without_an_end_is_told_with_figures_and_given_up_in_time(
         before = guest.settings()
         done = run_statepipe("save", "--qmp", guest.socket, "--timeout", "8", "--auto-converge", SLOW, states / "s")
         assert done.returncode == 1, done.stderr
-        assert re.search(r"warning: round \d+, .* sent: the guest changes .* of its memory a second, and ", done.stderr)
+        assert re.search(r"warning: round \d+, .* sent: the guest changes .* of memory per second, but ", done.stderr)
         assert "error: the guest's memory was not sent within 8 s\n" in done.stderr
         assert re.search(r"hint: QEMU reports that the migration .*; the guest is running here; --offline", done.stderr)
         assert guest.settings() == before

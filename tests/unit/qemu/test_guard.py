@@ -65,12 +65,12 @@ def test_two_disks_in_each_other_s_place_are_refused(tmp_path: Path, image: Path
     twin = tmp_path / "twin"
     twin.write_bytes(image.read_bytes())
     saved = look(of(file(image), file(twin, OTHER_BUS)))
-    with pytest.raises(StatepipeError, match=r"not where the guest has them: .*image is at pci.0 03.0, and was at pci"):
+    with pytest.raises(StatepipeError, match=r"not where the guest has them: .*image is at pci.0 03.0, but was at pci"):
         judged(saved, of(file(twin), file(image, OTHER_BUS)))
 
 
 def test_an_overlay_that_came_upon_a_disk_is_refused(tmp_path: Path, image: Path) -> None:
-    with pytest.raises(StatepipeError, match=r"image lies below another image now"):
+    with pytest.raises(StatepipeError, match=r"image is now below another image"):
         judged(look(of(file(image))), of(file(tmp_path / "overlay"), file(image, ())))
 
 
@@ -99,13 +99,13 @@ def test_a_disk_is_named_from_the_folder_that_one_is_in(image: Path, monkeypatch
     assert judged(saved, of(file(new)), f"{image.name}=new") == []
     for name in ("image", "new", "./new"):
         [said] = judged(saved, of(file(new)), "./image=new", forced=(name,))
-        assert said.startswith(f"{new} is taken as it is")
+        assert said.startswith(f"{new} is accepted as it is")
 
 
 def test_what_can_be_forced_is_told_of_a_word_that_cannot(image: Path) -> None:
     with pytest.raises(StatepipeError, match="--force names yes, which is not a disk of this state") as caught:
         judged(look(of(file(image))), None, forced=("yes",))
-    assert caught.value.hint == f"its disks: {image}; of the machine: cpu, smp, ram, devices"
+    assert caught.value.hint == f"its disks: {image}; parts of the machine: cpu, smp, ram, devices"
 
 
 def test_a_disk_that_is_not_there_is_told_from_one_that_changed(image: Path) -> None:
@@ -124,7 +124,7 @@ def test_a_command_line_that_has_the_old_name_of_a_disk_is_told(image: Path) -> 
     line = ["qemu-system-x86_64", "-drive", f"if=ide,file={image},format=raw"]
     with pytest.raises(StatepipeError, match=f"QEMU's command line names {image}") as caught:
         named(saved, line, word)
-    assert str(caught.value.hint).startswith(f"name {new} there")
+    assert str(caught.value.hint).startswith(f"put {new} there")
     assert named(saved, [*line, "-drive", f"file={new}"], word) == saved, "it may be an image below the new one"
 
 
@@ -164,11 +164,11 @@ def test_of_a_large_disk_another_date_is_told_apart_from_another_content(
     monkeypatch.setattr(disks, "WHOLE", 0)
     saved = look(of(file(image)))
     touch(image)
-    with pytest.raises(StatepipeError, match="its modification time changed, its size and what was compared") as caught:
+    with pytest.raises(StatepipeError, match="its modification time changed, its size and the compared") as caught:
         judged(saved, of(file(image)))
     assert "--force DISK" in str(caught.value.hint)
     warnings = judged(saved, of(file(image)), forced=(str(image),))
-    assert len(warnings) == 1 and "as --force says" in warnings[0]
+    assert len(warnings) == 1 and "because of --force" in warnings[0]
 
 
 def test_a_medium_that_is_only_read_may_have_another_date(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:

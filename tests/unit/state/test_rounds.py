@@ -51,7 +51,7 @@ def test_rounds_that_do_not_become_shorter_are_told_with_figures(rounds: list[in
     words = [each for each in told if each]
     assert bool(words) == is_told and len(words) <= 1
     if is_told:
-        assert "round 5, 250 MiB sent: the last round took 50.0 s for 50.0 MiB, and the one before" in words[0]
+        assert "round 5, 250 MiB sent: the last round took 50.0 s for 50.0 MiB, the one before" in words[0]
         assert "migrate_set_parameter downtime-limit 5000" in words[0]
 
 
@@ -65,4 +65,4 @@ def test_a_stream_that_has_no_end_is_followed(monkeypatch: pytest.MonkeyPatch) -
             if not told.empty():
                 break
             threading.Event().wait(0.02)  # a round takes longer than a look
-    assert "s for 80.2 KiB, and the one before it sent 80.2 KiB: the guest changes" in told.get_nowait()
+    assert "s for 80.2 KiB, the one before sent 80.2 KiB: the guest changes" in told.get_nowait()
