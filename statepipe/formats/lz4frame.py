@@ -143,40 +143,34 @@ class Splitter:
         return taken
 
     def _step(self) -> Item | None:
-        while self._skip or self._begins_skipping():
+        """Return the next item, or None while part of it is missing."""
+        first = int.from_bytes(self._held[:4], "little")
+        skips = SKIPPABLE_FIRST <= first <= SKIPPABLE_LAST
+        while self._skip or (self._frame is None and skips and len(self._held) >= 8):
+            if not self._skip:
+                self._skip = int.from_bytes(self._held[4:8], "little")
+                self._take(8)
             self._skip -= len(self._take(min(self._skip, len(self._held))))
             if self._skip:
                 return None
+            first = int.from_bytes(self._held[:4], "little")
+            skips = SKIPPABLE_FIRST <= first <= SKIPPABLE_LAST
         if len(self._held) < 4:
             return None
         if self._frame is None:
-            return self._begin()
-        return self._legacy_block() if self._frame.legacy else self._block(self._frame)
+            return None if skips else self._begin(first)
+        return self._block(self._frame, first)
 
-    def _begins_skipping(self) -> bool:
-        """Return whether a skippable frame begins here, and start to skip it. Several can follow each other."""
-        if self._frame is not None or len(self._held) < 8:
-            return False
-        if not SKIPPABLE_FIRST <= int.from_bytes(self._held[:4], "little") <= SKIPPABLE_LAST:
-            return False
-        self._skip = int.from_bytes(self._held[4:8], "little")
-        self._take(8)
-        return True
-
-    def _begin(self) -> Item | None:
+    def _begin(self, magic: int) -> Item | None:
         """Read the header of the frame that begins here."""
-        magic = int.from_bytes(self._held[:4], "little")
-        if SKIPPABLE_FIRST <= magic <= SKIPPABLE_LAST:  # its size has not arrived yet
-            return None
         if magic == LEGACY_MAGIC:
             self._frame = Begin(self._start, LEGACY_BLOCK, legacy=True)
             self._take(4)
             return self._frame
         if magic != MAGIC:
             what = "trailing garbage" if self._start else "not an lz4 stream"
-            raise IntegrityError(
-                f"{what}: {bytes(self._held[:4]).hex()} does not begin an lz4 frame", offset=self._start
-            )
+            found = bytes(self._held[:4]).hex()
+            raise IntegrityError(f"{what}: {found} does not begin an lz4 frame", offset=self._start)
         parsed = parse_header(self._held, self._start)
         if parsed is None:
             return None
@@ -184,35 +178,27 @@ class Splitter:
         self._take(length)
         return self._frame
 
-    def _block(self, frame: Begin) -> Item | None:
-        word = int.from_bytes(self._held[:4], "little")
-        if not word:
-            return self._end(frame)
-        size, more = word & ~_STORED, 4 if frame.block_checksums else 0
-        if size > frame.block_size:
+    def _block(self, frame: Begin, word: int) -> Item | None:
+        """Read the block, or the end of the frame, that begins with `word`.
+
+        An older frame has no end of its own: it ends where the stream ends or another frame begins.
+        """
+        if frame.legacy and (word in (MAGIC, LEGACY_MAGIC) or SKIPPABLE_FIRST <= word <= SKIPPABLE_LAST):
+            self._frame = None
+            return End(self._start, None)
+        if not frame.legacy and not word:
+            length = 8 if frame.checksum else 4
+            if len(self._held) < length:
+                return None
+            offset, data = self._start, self._take(length)
+            self._frame = None
+            return End(offset, int.from_bytes(data[4:], "little") if frame.checksum else None)
+        size = word if frame.legacy else word & ~_STORED
+        if size > (LEGACY_BLOCK + LEGACY_BLOCK // 255 + 16 if frame.legacy else frame.block_size):
             raise IntegrityError(f"corrupt lz4 block: its size, {size} bytes, is above the limit", offset=self._start)
+        more = 4 if frame.block_checksums else 0
         if len(self._held) < 4 + size + more:
             return None
         offset, data = self._start, self._take(4 + size)[4:]
         checksum = int.from_bytes(self._take(4), "little") if more else None
-        return Block(offset, data, bool(word & _STORED), checksum)
-
-    def _end(self, frame: Begin) -> Item | None:
-        length = 8 if frame.checksum else 4
-        if len(self._held) < length:
-            return None
-        offset, data = self._start, self._take(length)
-        self._frame = None
-        return End(offset, int.from_bytes(data[4:], "little") if frame.checksum else None)
-
-    def _legacy_block(self) -> Item | None:
-        """Read a block of an older frame, which ends where the stream ends or another frame begins."""
-        size = int.from_bytes(self._held[:4], "little")
-        if size in (MAGIC, LEGACY_MAGIC) or SKIPPABLE_FIRST <= size <= SKIPPABLE_LAST:
-            self._frame = None
-            return End(self._start, None)
-        if size > LEGACY_BLOCK + LEGACY_BLOCK // 255 + 16:
-            raise IntegrityError(f"corrupt lz4 block: its size, {size} bytes, is above the limit", offset=self._start)
-        if len(self._held) < 4 + size:
-            return None
-        return Block(self._start, self._take(4 + size)[4:], stored=False, checksum=None)
+        return Block(offset, data, not frame.legacy and bool(word & _STORED), checksum)

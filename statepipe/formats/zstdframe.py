@@ -117,14 +117,11 @@ def parse_header(data: bytes | bytearray, start: int, offset: int) -> FrameHeade
     dictionary = int.from_bytes(data[position : position + dictionary_bytes], "little")
     position += dictionary_bytes
     content = int.from_bytes(data[position : position + size_bytes], "little") + (256 if size_bytes == 2 else 0)
-    window = content if single else _window(data[start + 5])
+    window = content
+    if not single:  # an exponent and a mantissa (RFC 8878 section 3.1.1.1.2)
+        base = 1 << (10 + (data[start + 5] >> 3))
+        window = base + (base >> 3) * (data[start + 5] & 7)
     return FrameHeader(length, window, content if size_bytes else None, bool(descriptor & 4), dictionary)
-
-
-def _window(descriptor: int) -> int:
-    """Return the window in bytes, from its exponent and mantissa (RFC 8878 section 3.1.1.1.2)."""
-    base = 1 << (10 + (descriptor >> 3))
-    return base + (base >> 3) * (descriptor & 7)
 
 
 class FrameSplitter:
@@ -164,7 +161,7 @@ class FrameSplitter:
     def _step(self) -> Piece | None:
         if self._skip:
             return self._skipped(*self._skip)
-        return self._walk() if self._header else self._begin()
+        return self._walk(self._header) if self._header else self._begin()
 
     def _take(self, count: int) -> bytes:
         taken = bytes(memoryview(self._held)[:count])
@@ -182,94 +179,68 @@ class FrameSplitter:
         return Skippable(self._frame_offset, magic, length, at, data)
 
     def _begin(self) -> Piece | None:
-        """At a frame's first byte: distinguish a skippable frame from a data frame."""
-        self._frame_offset = self._start
+        """At a frame's first byte: take a skippable frame, or read the header of a data frame."""
+        offset = self._frame_offset = self._start
         if len(self._held) < 4:
             return None
         magic = int.from_bytes(self._held[:4], "little")
         if SKIPPABLE_FIRST <= magic <= SKIPPABLE_LAST:
-            return self._take_skippable(magic)
-        if magic != FRAME_MAGIC:
-            what = "trailing garbage" if self._start else "not a zstd stream"
-            raise IntegrityError(
-                f"{what}: {bytes(self._held[:4]).hex()} does not begin a zstd frame", offset=self._start
-            )
-        return self._begin_frame()
-
-    def _take_skippable(self, magic: int) -> Piece | None:
-        if len(self._held) < 8:
-            return None
-        size = int.from_bytes(self._held[4:8], "little")
-        if size > KEPT_LIMIT:
+            if len(self._held) < 8:
+                return None
+            size = int.from_bytes(self._held[4:8], "little")
+            if size > KEPT_LIMIT:
+                self._take(8)
+                self._skip = magic, size, 0
+                return self._skipped(*self._skip)
+            if len(self._held) < 8 + size:
+                return None
             self._take(8)
-            self._skip = magic, size, 0
-            return self._skipped(*self._skip)
-        if len(self._held) < 8 + size:
-            return None
-        self._take(8)
-        return Skippable(self._frame_offset, magic, size, 0, self._take(size))
-
-    def _begin_frame(self) -> Piece | None:
-        header = parse_header(self._held, 0, self._frame_offset)
+            return Skippable(offset, magic, size, 0, self._take(size))
+        if magic != FRAME_MAGIC:
+            what = "trailing garbage" if offset else "not a zstd stream"
+            raise IntegrityError(f"{what}: {bytes(self._held[:4]).hex()} does not begin a zstd frame", offset=offset)
+        header = parse_header(self._held, 0, offset)
         if header is None:
             return None
         if header.dictionary:
-            raise IntegrityError(f"the frame needs dictionary {header.dictionary}", offset=self._frame_offset)
+            raise IntegrityError(f"the frame needs dictionary {header.dictionary}", offset=offset)
         if self._memory is not None and header.window > self._memory:
-            raise beyond(
-                f"the zstd frame at byte {self._frame_offset}", header.window, self._memory, self._frame_offset
-            )
-        self._header, self._next_block, self._blocks, self._end = header, header.length, 0, None
-        self._part_blocks = 0
-        return self._walk()
+            raise beyond(f"the zstd frame at byte {offset}", header.window, self._memory, offset)
+        self._header, self._next_block, self._end = header, header.length, None
+        self._blocks = self._part_blocks = 0
+        return self._walk(header)
 
-    def _walk(self) -> Piece | None:
-        """Step from block header to block header, as far as bytes have arrived."""
-        while self._end is None and not self._is_full() and len(self._held) >= self._next_block + 3:
-            self._step_block(int.from_bytes(self._held[self._next_block : self._next_block + 3], "little"))
-        if self._end is not None and len(self._held) >= self._end:
-            return self._finish(self._end)
-        return self._part() if self._is_large() else None
+    def _walk(self, header: FrameHeader) -> Piece | None:
+        """Step from block header to block header as far as bytes have arrived; return the frame or a part of it.
 
-    def _step_block(self, word: int) -> None:
-        """RFC 8878 section 3.1.1.2: last-block bit, type (1 is RLE, 3 reserved), size."""
-        kind, size = word >> 1 & 3, word >> 3
-        if kind == 3 or size > BLOCK_LIMIT:
-            raise IntegrityError("corrupt zstd block header", offset=self._start + self._next_block)
-        self._next_block += 3 + (1 if kind == 1 else size)
-        self._blocks += 1
-        self._part_blocks += 1
-        if word & 1 and self._header:
-            self._end = self._next_block + (4 if self._header.checksum else 0)
-
-    def _is_full(self) -> bool:
-        """Return whether the current part has as many blocks as a part may have. Without this limit, a small piece of a
-        malicious file could decode to gigabytes."""
-        if self._is_declared_small():
-            return False
-        return self._part_blocks * BLOCK_LIMIT > (PART_LIMIT if self._parts else WHOLE_LIMIT + BLOCK_LIMIT)
-
-    def _is_large(self) -> bool:
-        return self._parts or (not self._is_declared_small() and self._may_be_large())
-
-    def _is_declared_small(self) -> bool:
-        """Return whether the header limits the decoded size: the decoder enforces it, so blocks need not be counted.
-
-        At higher levels zstd splits a megabyte into more than a hundred small blocks. The compressed size is limited
-        too, because no compressor writes a frame so much larger than its content.
+        RFC 8878 section 3.1.1.2: a block header has a last-block bit, a type (1 is RLE, 3 reserved), and a size.
         """
-        content = self._header.content_size if self._header else None
-        return content is not None and content <= WHOLE_LIMIT and self._next_block <= WHOLE_LIMIT + BLOCK_LIMIT
-
-    def _may_be_large(self) -> bool:
-        """Decide by the header, or by the number of blocks if the header has no content size."""
-        content = self._header.content_size if self._header else None
-        return content is not None or self._blocks * BLOCK_LIMIT > WHOLE_LIMIT + BLOCK_LIMIT
-
-    def _part(self) -> Piece | None:
-        """Pass on what has arrived, up to the next block header, so that the walk can continue."""
+        while self._end is None and len(self._held) >= self._next_block + 3:
+            # Without this limit, a small piece of a malicious file could decode to gigabytes.
+            limit = PART_LIMIT if self._parts else WHOLE_LIMIT + BLOCK_LIMIT
+            if self._part_blocks * BLOCK_LIMIT > limit and not self._is_declared_small(header):
+                break
+            word = int.from_bytes(self._held[self._next_block : self._next_block + 3], "little")
+            kind, size = word >> 1 & 3, word >> 3
+            if kind == 3 or size > BLOCK_LIMIT:
+                raise IntegrityError("corrupt zstd block header", offset=self._start + self._next_block)
+            self._next_block += 3 + (1 if kind == 1 else size)
+            self._blocks += 1
+            self._part_blocks += 1
+            if word & 1:
+                self._end = self._next_block + (4 if header.checksum else 0)
+        large = self._parts
+        if not large and not self._is_declared_small(header):
+            large = header.content_size is not None or self._blocks * BLOCK_LIMIT > WHOLE_LIMIT + BLOCK_LIMIT
+        if self._end is not None and len(self._held) >= self._end:
+            data = self._take(self._end)
+            self._header, self._parts = None, False
+            if large:
+                return Part(self._frame_offset, data, last=True)
+            return Frame(self._frame_offset, data, header.content_size)
+        # Pass on what has arrived of a large frame, up to the next block header, so that the walk can continue.
         count = min(self._next_block if self._end is None else self._end, len(self._held))
-        if not count:
+        if not large or not count:
             return None
         self._parts = True
         self._part_blocks = 0
@@ -278,10 +249,11 @@ class FrameSplitter:
             self._end -= count
         return Part(self._frame_offset, self._take(count), last=False)
 
-    def _finish(self, end: int) -> Piece:
-        large, header = self._is_large(), self._header
-        data = self._take(end)
-        self._header, self._parts = None, False
-        if large or header is None:
-            return Part(self._frame_offset, data, last=True)
-        return Frame(self._frame_offset, data, header.content_size)
+    def _is_declared_small(self, header: FrameHeader) -> bool:
+        """Return whether the header limits the decoded size: the decoder enforces it, so blocks need not be counted.
+
+        At higher levels zstd splits a megabyte into more than a hundred small blocks. The compressed size is limited
+        too, because no compressor writes a frame so much larger than its content.
+        """
+        content = header.content_size
+        return content is not None and content <= WHOLE_LIMIT and self._next_block <= WHOLE_LIMIT + BLOCK_LIMIT

@@ -64,48 +64,34 @@ class Configuration:
         if not body or body + 4 + 16 > end:  # 16: the longest fixed payload; more follows any of them
             return at
         body += 4
+        number = _BE32.unpack_from(data, body)[0]
         if name == _PREFIX + "target-page-bits":
-            return self._page_bits(data, body)
+            if number not in PAGE_BITS:
+                raise IntegrityError(f"a page of 2^{number} bytes", offset=body)
+            self.page_size = 1 << number
+            return body + 4
         if name == _PREFIX + "uuid":
-            return self._uuid(data, body)
-        if name == _PREFIX + "capabilities":
-            return self._capabilities(data, body, end) or at
-        raise IntegrityError(f"unknown subsection of the configuration: {name!r}", offset=at)
-
-    def _page_bits(self, data: Buffer, at: int) -> int:
-        bits = _BE32.unpack_from(data, at)[0]
-        if bits not in PAGE_BITS:
-            raise IntegrityError(f"a page of 2^{bits} bytes", offset=at)
-        self.page_size = 1 << bits
-        return at + 4
-
-    def _uuid(self, data: Buffer, at: int) -> int:
-        digits = bytes(data[at : at + 16]).hex()
-        self.uuid = "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
-        return at + 16
-
-    def _capabilities(self, data: Buffer, at: int, end: int) -> int:
-        """Read the list of capabilities; return the position after it, or 0 if it is incomplete."""
-        count = _BE32.unpack_from(data, at)[0]
-        if count > MAX_CAPABILITIES:
-            raise IntegrityError(f"{count} capabilities, expected {MAX_CAPABILITIES} at most", offset=at)
-        names, body = [], at + 4
-        for _ in range(count):
-            name, body = name_at(data, body, end)
-            if not body:
-                return 0
+            digits = bytes(data[body : body + 16]).hex()
+            self.uuid = "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+            return body + 16
+        if name != _PREFIX + "capabilities":
+            raise IntegrityError(f"unknown subsection of the configuration: {name!r}", offset=at)
+        if number > MAX_CAPABILITIES:
+            raise IntegrityError(f"{number} capabilities, expected {MAX_CAPABILITIES} at most", offset=body)
+        names, after = list[str](), body + 4
+        for _ in range(number):
+            name, after = name_at(data, after, end)
+            if not after:
+                return at
             names.append(name)
         self.capabilities = tuple(names)
-        self._refuse_mapped_ram(at)
-        return body
-
-    def _refuse_mapped_ram(self, at: int) -> None:
-        if "mapped-ram" in self.capabilities:
+        if "mapped-ram" in names:
             raise IntegrityError(
                 "a mapped-ram stream, which needs a file: its pages have fixed offsets and cannot pass through a pipe",
-                offset=at,
+                offset=body,
                 hint="turn the capability mapped-ram off and migrate again",
             )
+        return after
 
 
 def name_at(data: Buffer, at: int, end: int) -> tuple[str, int]:

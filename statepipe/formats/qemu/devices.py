@@ -90,7 +90,12 @@ class DeviceTail:
         if finish is not None:
             return at + finish - start
         self._find_sections(self._base + len(self._window))
-        self._forget()
+        # Drop bytes that neither a candidate nor an incomplete header needs.
+        text = self._candidate.text if self._candidate else self._looked
+        keep = min(text, self._looked, self._scanned, self._base + len(self._window) - 6)
+        if keep - self._base > 1 << 16:
+            del self._window[: keep - self._base]
+            self._base = keep
         return end
 
     def _search_end(self) -> int | None:
@@ -126,67 +131,43 @@ class DeviceTail:
         self._find_sections(candidate.end)
         with memoryview(self._window) as window:
             text = bytes(window[candidate.text - self._base : candidate.end - self._base])
-        devices = self._described(text)
-        if not devices:
+        devices = _devices_in(text)
+        seen, overflow = iter(self.names), len(self.names) == MAX_SECTIONS
+        if not devices or not (overflow or all(name in seen for name in devices)):  # not the vmdesc of this stream
             return None
         self.names, self.end_mark = devices, candidate.mark
         return candidate.end
 
-    def _described(self, text: bytes) -> list[str]:
-        """Return the devices that a vmdesc lists; empty if `text` is not a vmdesc, or not the one of this stream."""
-        if not text.endswith(b"}"):
-            return []
-        names = _names_in(text) if len(text) > PARSED else _names_parsed(text)
-        seen, overflow = iter(self.names), len(self.names) == MAX_SECTIONS
-        return names if overflow or all(name in seen for name in names) else []
-
     def _find_sections(self, limit: int) -> None:
-        """Record the sections whose headers are before the stream offset `limit`."""
+        """Record the possible sections whose headers are before the stream offset `limit`."""
         pattern = _SECTION_BARE if self.bare else _SECTION
         stop = limit - self._base
         for match in pattern.finditer(self._window, self._scanned - self._base, stop):
-            if not self._section(match.start() + self._lead, match[1], match[2][0], stop):
+            at, number = match.start() + self._lead + 6, match[1]
+            state = at + match[2][0] + 8
+            name = bytes(self._window[at : min(state - 8, stop)])
+            if not name.isascii() or not name.decode("ascii").isprintable():
+                continue
+            need = state + (_GLOBALSTATE if name == b"globalstate" else 0)
+            if need > stop:  # the header is incomplete
                 self._scanned = self._base + match.start()
                 return
+            if len(self.names) < MAX_SECTIONS:
+                self.names.append(name.decode("ascii"))
+                self._ids.add(number)
+            if name == b"globalstate" and self.run_state is None:
+                self.run_state = self._window[state + 4 : need].split(b"\0")[0].decode("ascii", "replace")
         self._scanned = max(self._scanned, limit - self._lead - 5)
 
-    def _section(self, at: int, number: bytes, length: int, stop: int) -> bool:
-        """Record the possible section at `at` in the window; return False if its header is incomplete at `stop`."""
-        state = at + 6 + length + 8
-        name = bytes(self._window[at + 6 : min(at + 6 + length, stop)])
-        if not name.isascii() or not name.decode("ascii").isprintable():
-            return True
-        need = state + (_GLOBALSTATE if name == b"globalstate" else 0)
-        if need > stop:
-            return False
-        self._add(name.decode("ascii"), number)
-        if name == b"globalstate" and self.run_state is None:
-            self.run_state = self._window[state + 4 : need].split(b"\0")[0].decode("ascii", "replace")
-        return True
 
-    def _add(self, name: str, number: bytes) -> None:
-        if len(self.names) < MAX_SECTIONS:
-            self.names.append(name)
-            self._ids.add(number)
-
-    def _forget(self) -> None:
-        """Drop bytes that neither a candidate nor an incomplete header needs."""
-        text = self._candidate.text if self._candidate else self._looked
-        keep = min(text, self._looked, self._scanned, self._base + len(self._window) - 6)
-        if keep - self._base > 1 << 16:
-            del self._window[: keep - self._base]
-            self._base = keep
-
-
-def _names_parsed(text: bytes) -> list[str]:
-    """Return the devices in a vmdesc; empty if `text` is not a vmdesc."""
+def _devices_in(text: bytes) -> list[str]:
+    """Return the devices that a vmdesc lists; empty if `text` is not a vmdesc."""
+    if not text.endswith(b"}"):
+        return []
+    if len(text) > PARSED:
+        return [match[1].decode("ascii") for match in islice(_DEVICE.finditer(text), MAX_SECTIONS)]
     try:
         names = [device["name"] for device in json.loads(text)["devices"]]
     except (ValueError, LookupError, TypeError, RecursionError):
         return []
     return names if all(isinstance(name, str) for name in names) else []
-
-
-def _names_in(text: bytes) -> list[str]:
-    """Return the devices in a vmdesc that is too long to be parsed."""
-    return [match[1].decode("ascii") for match in islice(_DEVICE.finditer(text), MAX_SECTIONS)]
