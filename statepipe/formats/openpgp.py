@@ -9,6 +9,7 @@ from __future__ import annotations
 import binascii
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import dropwhile
 
 from statepipe.errors import IntegrityError, NoKeyError, StatepipeError, UsageError
 from statepipe.shapes import told
@@ -61,25 +62,17 @@ def looks_encrypted(head: bytes) -> bool:
 
 def first_tag(head: bytes) -> int | None:
     """Return the tag of the first packet, in either form of header; None if `head` does not begin with a packet."""
-    if head.lstrip().startswith(BEGIN):
-        head = _first_of_armor(head.lstrip())
+    if head.lstrip().startswith(BEGIN):  # in armor, the packets follow the headers and an empty line
+        lines = dropwhile(bytes.strip, head.lstrip().split(b"\n")[1:])
+        next(lines, b"")
+        letters = next(lines, b"").strip()[:4]
+        try:
+            head = binascii.a2b_base64(letters) if len(letters) == 4 else b""
+        except binascii.Error:
+            return None
     if not head or not head[0] & 0x80:
         return None
     return head[0] & 0x3F if head[0] & 0x40 else head[0] >> 2 & 0x0F
-
-
-def _first_of_armor(text: bytes) -> bytes:
-    """Return the first octets in armor, which follow its headers and an empty line."""
-    _, _, rest = text.partition(b"\n")
-    lines = iter(rest.split(b"\n"))
-    for line in lines:
-        if not line.strip():
-            break
-    letters = next(lines, b"").strip()[:4]
-    try:
-        return binascii.a2b_base64(letters) if len(letters) == 4 else b""
-    except binascii.Error:
-        return b""
 
 
 def literal(packet: bytes) -> tuple[bytes, bytes] | None:
@@ -133,18 +126,16 @@ class Status:
         *whole, self._rest = (self._rest + data).split(b"\n")
         self._rest = self._rest[: LINE + 1]
         for line in whole:
-            words = line[: LINE + 1].decode(errors="replace").split()
-            if words[:1] == ["[GNUPG:]"] and len(words) > 1:
-                self._take(words[1:], is_whole=len(line) <= LINE)
-
-    def _take(self, words: list[str], *, is_whole: bool) -> None:
-        wanted = ARGUMENTS.get(words[0], ())
-        given = words[1 : 1 + len(wanted)]
-        fits = len(given) == len(wanted) and all(map(re.fullmatch, wanted, given))
-        if not fits or len(self.lines) >= LINES or not (is_whole or words[0] not in ARGUMENTS):
-            self.odd = self.odd or told(" ".join(words), 80)
-        else:
-            self.lines.append(words)
+            prefix, *words = line[: LINE + 1].decode(errors="replace").split() or [""]
+            if prefix != "[GNUPG:]" or not words:
+                continue
+            wanted = ARGUMENTS.get(words[0], ())
+            given = words[1 : 1 + len(wanted)]
+            fits = len(given) == len(wanted) and all(map(re.fullmatch, wanted, given))
+            if not fits or len(self.lines) >= LINES or (len(line) > LINE and words[0] in ARGUMENTS):
+                self.odd = self.odd or told(" ".join(words), 80)
+            else:
+                self.lines.append(words)
 
     def check(self) -> None:
         """Raises StatepipeError if a line was not understood."""
@@ -213,19 +204,15 @@ def judge_encryption(status: Status, validity: Callable[[str], set[str]]) -> Non
     status.check()
     for keyword, role in (("INV_RECP", "recipient"), ("INV_SGNR", "signing key")):
         for reason, *name in status.said(keyword):
-            found = validity(" ".join(name))
-            said, hint = _REASONS.get(reason) or _unusable(found, _SECRET if keyword == "INV_SGNR" else _UNFIT)
+            found = sorted(validity(" ".join(name)))
+            other = _SECRET if keyword == "INV_SGNR" else _UNFIT
+            unusable = next((_VALIDITY[each] for each in found if each in _VALIDITY), other if found else _UNKNOWN)
+            said, hint = _REASONS.get(reason, unusable)
             raise StatepipeError(f"the {role} {' '.join(name)} {said}", hint=hint)
     _raise_agent(status)
     if any(words[0] == "0" and len(words) < 3 for words in status.said("BEGIN_ENCRYPTION")):  # neither MDC nor AEAD
         what = "gpg would write a message without integrity protection, which decrypt refuses"
         raise StatepipeError(what, hint="remove rfc2440, or another option for an old format, from gpg.conf")
-
-
-def _unusable(found: set[str], other: tuple[str, str]) -> tuple[str, str]:
-    if not found:
-        return _UNKNOWN
-    return next((_VALIDITY[each] for each in sorted(found) if each in _VALIDITY), other)
 
 
 _AGENT = {
@@ -303,10 +290,12 @@ def _raise_unopened(status: Status) -> None:
         raise IntegrityError("the message is not encrypted", hint="to read it anyway: gpg --decrypt")
     _raise_agent(status)
     keys = sorted({words[0] for words in status.said("ENC_TO")})
-    if _CIPHER_ALGO in _codes(status):
+    failed = [re.match(_NUMBER, code) for place, code, *_ in status.said("ERROR") if place == "pkdecrypt_failed"]
+    codes = [int(code[0]) & 0xFFFF for code in failed if code]  # why our keys did not open it (libgpg-error)
+    if _CIPHER_ALGO in codes:
         what = "gpg does not support the cipher of the message, or its settings disable it"
         raise StatepipeError(what, hint="check disable-cipher-algo in gpg.conf")
-    if _is_damaged(status, keys):
+    if set(codes) - {_NO_SECKEY} and _ANYBODY not in keys:
         raise IntegrityError("the session key that the message holds for a key of ours is damaged")
     if keys:
         hint = "list the keys with: gpg --list-secret-keys; import one with: gpg --import FILE"
@@ -319,18 +308,6 @@ _CIPHER_ALGO, _NO_SECKEY = 12, 17
 
 _ANYBODY = "0" * 16
 """The id of a hidden recipient: gpg tries every key, and most fail."""
-
-
-def _is_damaged(status: Status, keys: Sequence[str]) -> bool:
-    """Return whether a key that the message names is here but does not open it."""
-    others = [code for code in _codes(status) if code != _NO_SECKEY]
-    return bool(others) and _ANYBODY not in keys
-
-
-def _codes(status: Status) -> list[int]:
-    """Return why the keys that are here did not open it, as libgpg-error's numbers."""
-    said = [re.match(_NUMBER, code) for place, code, *_ in status.said("ERROR") if place == "pkdecrypt_failed"]
-    return [int(code[0]) & 0xFFFF for code in said if code]
 
 
 _WEAK = {"EXPSIG": "has expired", "EXPKEYSIG": "is by a key that has expired", "REVKEYSIG": "is by a revoked key"}

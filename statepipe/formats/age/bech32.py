@@ -34,7 +34,11 @@ def decode(text: str) -> tuple[str, bytes]:
     values = [ALPHABET.index(letter) for letter in letters]
     if _polymod([*_spread(name), *values]) != 1:
         raise ValueError("its checksum is wrong: a letter was lost or mistyped")
-    return text[: len(name)], bytes(_regroup_strictly(values[:-6]))
+    whole, left = divmod((len(values) - 6) * 5, 8)
+    groups = _regroup(values[:-6], 5, 8)
+    if left >= 5 or any(groups[whole:]):
+        raise ValueError("it has extra bits at its end")
+    return text[: len(name)], bytes(groups[:whole])
 
 
 def _polymod(values: Iterable[int]) -> int:
@@ -62,12 +66,3 @@ def _regroup(values: Iterable[int], width: int, to: int) -> list[int]:
             bits -= to
             groups.append(held >> bits & (1 << to) - 1)
     return [*groups, held << to - bits & (1 << to) - 1] if bits else groups
-
-
-def _regroup_strictly(values: list[int]) -> list[int]:
-    """Return groups of five bits as bytes. Raises ValueError unless fewer than five bits, all zero, remain."""
-    whole, left = divmod(len(values) * 5, 8)
-    groups = _regroup(values, 5, 8)
-    if left >= 5 or any(groups[whole:]):
-        raise ValueError("it has extra bits at its end")
-    return groups[:whole]

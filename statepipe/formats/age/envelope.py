@@ -70,27 +70,19 @@ def open_header(header: Header, identities: Iterable[Identity]) -> bytes:
     kinds = [stanza.kind for stanza in header.stanzas]
     if PASSPHRASE in kinds and len(kinds) > 1:
         raise HeaderError("the age header combines a passphrase with other recipients", offset=0)
-    file_key = _find_key(header, list(identities))
-    if not hmac.compare_digest(header_mac(file_key, header.covered), header.mac):
-        raise MacError("MAC mismatch: the age header was changed", offset=0)
-    return file_key
-
-
-def _find_key(header: Header, identities: Sequence[Identity]) -> bytes:
-    for identity in identities:
+    given = list(identities)
+    for identity in given:
         file_key = identity.unwrap(header.stanzas)
         if file_key is None:
             continue
         if len(file_key) != FILE_KEY_SIZE:
             raise HeaderError(f"the file key has {len(file_key)} bytes, expected {FILE_KEY_SIZE}", offset=0)
+        if not hmac.compare_digest(header_mac(file_key, header.covered), header.mac):
+            raise MacError("MAC mismatch: the age header was changed", offset=0)
         return file_key
-    raise NoKeyError("no identity opens this stream", hint=_for_whom(header, given=bool(identities)), offset=0)
-
-
-def _for_whom(header: Header, *, given: bool) -> str:
-    """Return the hint for a header that no identity opens; `given`: some were tried."""
-    kinds = sorted({stanza.kind for stanza in header.stanzas})
-    if kinds == [PASSPHRASE]:
-        return "it was encrypted with a passphrase: give it with -p or --passphrase-file"
-    what = "what was given is for none of them, give another identity with -i" if given else "give an identity with -i"
-    return f"it was encrypted for recipients of the kinds {', '.join(kinds)[:200]}: {what}"
+    hint = "it was encrypted with a passphrase: give it with -p or --passphrase-file"
+    if kinds != [PASSPHRASE]:
+        more = "what was given is for none of them, give another identity" if given else "give an identity"
+        listed = ", ".join(sorted(set(kinds)))[:200]
+        hint = f"it was encrypted for recipients of the kinds {listed}: {more} with -i"
+    raise NoKeyError("no identity opens this stream", hint=hint, offset=0)

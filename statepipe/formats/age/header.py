@@ -89,24 +89,20 @@ class StanzaParser:
     def feed(self, line: bytes) -> Stanza | None:
         """Take the next line without its line end; return the stanza that it completes or None. Raises HeaderError."""
         if self._arguments is None:
-            self._arguments = _first_line(line)
+            mark, *words = line.split(b" ")
+            if mark != b"->" or not words or not all(map(_ARGUMENT.fullmatch, words)):
+                raise HeaderError("a stanza in the age header does not begin with '-> ' and a kind")
+            self._arguments = [word.decode() for word in words]
             return None
         if len(line) > COLUMNS:
             raise HeaderError("a line of a stanza in the age header is too long")
         self._body += decode(line)
-        return self._finish(self._arguments) if len(line) < COLUMNS else None
-
-    def _finish(self, arguments: list[str]) -> Stanza:
-        stanza = Stanza(arguments[0], tuple(arguments[1:]), self._body)
+        if len(line) == COLUMNS:
+            return None
+        kind, *arguments = self._arguments
+        stanza = Stanza(kind, tuple(arguments), self._body)
         self._arguments, self._body = None, b""
         return stanza
-
-
-def _first_line(line: bytes) -> list[str]:
-    mark, *arguments = line.split(b" ")
-    if mark != b"->" or not arguments or not all(map(_ARGUMENT.fullmatch, arguments)):
-        raise HeaderError("a stanza in the age header does not begin with '-> ' and a kind")
-    return [argument.decode() for argument in arguments]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,21 +146,22 @@ class HeaderReader:
         seen = len(self._held)
         self._held += buffer
         if self._header is None:
-            self._header = self._cut_header(seen)
+            start = bytes(self._held[: len(VERSION)])
+            if not VERSION.startswith(start):
+                if start.startswith(b"age-encryption.org/"):
+                    raise HeaderError("unsupported version of age: expected v1", offset=0)
+                what = "not an age file: it does not begin with the line of age's version"
+                raise HeaderError(what, offset=0, hint="is it encrypted?")
+            # Only lines that end in `buffer` are searched.
+            mark = self._held.find(b"\n---", max(0, self._held.rfind(b"\n", 0, seen)), HEADER_LIMIT)
+            end = self._held.find(b"\n", mark + 1, HEADER_LIMIT) + 1 if mark >= 0 else 0
+            if not end and len(self._held) >= HEADER_LIMIT:
+                raise HeaderError(f"the age header is larger than {HEADER_LIMIT} bytes", offset=0)
+            if not end:
+                return None
+            self._header = parse(bytes(self._held[:end]))
+            del self._held[:end]
         return self._header if len(self._held) >= self._behind else None
-
-    def _cut_header(self, seen: int) -> Header | None:
-        """Return the header if it ends after the first `seen` bytes, or in the line that they end in; else None."""
-        _check_version(bytes(self._held[: len(VERSION)]))
-        mark = self._held.find(b"\n---", max(0, self._held.rfind(b"\n", 0, seen)), HEADER_LIMIT)
-        end = self._held.find(b"\n", mark + 1, HEADER_LIMIT) + 1 if mark >= 0 else 0
-        if not end and len(self._held) >= HEADER_LIMIT:
-            raise HeaderError(f"the age header is larger than {HEADER_LIMIT} bytes", offset=0)
-        if not end:
-            return None
-        header = parse(bytes(self._held[:end]))
-        del self._held[:end]
-        return header
 
     def close(self) -> NoReturn:
         """Report the end of the stream. Raises HeaderCut."""
@@ -172,37 +169,21 @@ class HeaderReader:
         raise HeaderCut("the stream ends inside the age header", offset=size)
 
 
-def _check_version(start: bytes) -> None:
-    if VERSION.startswith(start):
-        return
-    if start.startswith(b"age-encryption.org/"):
-        raise HeaderError("unsupported version of age: expected v1", offset=0)
-    raise HeaderError(
-        "not an age file: it does not begin with the line of age's version", offset=0, hint="is it encrypted?"
-    )
-
-
 def parse(data: bytes) -> Header:
     """Parse a whole header, from its version line to the end of its MAC's line. Raises HeaderError."""
     *lines, last = data[len(VERSION) : -1].split(b"\n")
-    stanzas = _stanzas(lines)
+    parser, stanzas = StanzaParser(), list[Stanza]()
+    for line in lines:
+        if stanza := parser.feed(line):
+            stanzas.append(stanza)
+        if len(stanzas) > STANZA_LIMIT:
+            raise HeaderError(f"the age header has more than {STANZA_LIMIT} stanzas", offset=0)
+    if not parser.between:
+        raise HeaderError("a stanza in the age header has no last line")
     if not stanzas:
         raise HeaderError("the age header has no stanza", offset=0)
     mac = decode(last[4:]) if last.startswith(b"--- ") else b""
     start = len(data) - len(last) - 1
     if len(mac) != 32:
         raise HeaderError("the age header does not end with a MAC", offset=start)
-    return Header(stanzas, data[: start + 3], mac, len(data))
-
-
-def _stanzas(lines: Iterable[bytes]) -> tuple[Stanza, ...]:
-    parser = StanzaParser()
-    found = []
-    for line in lines:
-        if stanza := parser.feed(line):
-            found.append(stanza)
-        if len(found) > STANZA_LIMIT:
-            raise HeaderError(f"the age header has more than {STANZA_LIMIT} stanzas", offset=0)
-    if not parser.between:
-        raise HeaderError("a stanza in the age header has no last line")
-    return tuple(found)
+    return Header(tuple(stanzas), data[: start + 3], mac, len(data))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from cryptography.exceptions import InvalidTag
@@ -93,18 +94,15 @@ class HybridIdentity:
 
     def unwrap(self, stanzas: Sequence[Stanza]) -> bytes | None:
         """Return the file key, or None if no stanza is for this identity. Raises HeaderError."""
-        found = (self._unwrap(stanza) for stanza in stanzas if stanza.kind == KIND)
-        return next((key for key in found if key is not None), None)
-
-    def _unwrap(self, stanza: Stanza) -> bytes | None:
-        check_stanza(stanza, 1)
-        share = decode_argument(stanza, 0, SHARE_SIZE)
-        lattice, curve = self._keys()
-        exchange(curve, share[-32:])
-        try:
-            return _suite().decrypt(share + stanza.body, MLKEM768X25519PrivateKey(lattice, curve), INFO)
-        except InvalidTag:
-            return None
+        for stanza in stanzas:
+            if stanza.kind == KIND:
+                check_stanza(stanza, 1)
+                share = decode_argument(stanza, 0, SHARE_SIZE)
+                lattice, curve = self._keys()
+                exchange(curve, share[-32:])
+                with suppress(InvalidTag):  # it is for another identity
+                    return _suite().decrypt(share + stanza.body, MLKEM768X25519PrivateKey(lattice, curve), INFO)
+        return None
 
     def _keys(self) -> tuple[MLKEM768PrivateKey, X25519PrivateKey]:
         expanded = hashlib.shake_256(self.seed).digest(96)

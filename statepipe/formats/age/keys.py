@@ -7,7 +7,7 @@ the others.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
@@ -40,44 +40,36 @@ def parse_recipient(text: str) -> Recipient | PluginKey:
     """Parse `age1…`, `age1pq1…`, `age1NAME1…`, or a line as in `id_ed25519.pub`. Raises UsageError."""
     try:
         if text.startswith("ssh-"):
-            return _parse_ssh(text)
-        return _parse_recipient(text)
+            from statepipe.formats.age.ssh import Ed25519Recipient, RsaRecipient
+            from statepipe.formats.age.sshkey import ED25519, parse_line
+
+            blob = parse_line(text)
+            if not text.startswith(f"{ED25519} "):
+                return RsaRecipient(blob)
+            login = Ed25519Recipient(blob)
+            login.check()
+            return login
+        name, data = bech32.decode(text)
+        if name == x25519.NAME:
+            usual = X25519Recipient(_sized(data, 32))
+            usual.check()
+            return usual
+        if name == HYBRID_NAME:
+            from statepipe.formats.age.hybrid import PUBLIC_SIZE, HybridRecipient
+
+            recipient = HybridRecipient(_sized(data, PUBLIC_SIZE))
+            recipient.check()
+            return recipient
+        plugin = _PLUGIN_RECIPIENT.fullmatch(name)
+        if plugin is None:
+            raise ValueError("its kind is unknown")
+        return PluginKey(plugin[1], text)
     except ValueError as error:
         shown = text if len(text) < 80 else f"{text[:60]}…"
         hint = "a recipient is age1… or an SSH public key"
         if text.upper().startswith("AGE-"):
             raise UsageError("this is a secret key, not a recipient", hint="give the public key") from None
         raise UsageError(f"'{shown}' is not a recipient: {error}", hint=hint) from error
-
-
-def _parse_ssh(text: str) -> Recipient:
-    from statepipe.formats.age.ssh import Ed25519Recipient, RsaRecipient
-    from statepipe.formats.age.sshkey import ED25519, parse_line
-
-    blob = parse_line(text)
-    if not text.startswith(f"{ED25519} "):
-        return RsaRecipient(blob)
-    recipient = Ed25519Recipient(blob)
-    recipient.check()
-    return recipient
-
-
-def _parse_recipient(text: str) -> Recipient | PluginKey:
-    name, data = bech32.decode(text)
-    if name == x25519.NAME:
-        usual = X25519Recipient(_sized(data, 32))
-        usual.check()
-        return usual
-    if name == HYBRID_NAME:
-        from statepipe.formats.age.hybrid import PUBLIC_SIZE, HybridRecipient
-
-        recipient = HybridRecipient(_sized(data, PUBLIC_SIZE))
-        recipient.check()
-        return recipient
-    plugin = _PLUGIN_RECIPIENT.fullmatch(name)
-    if plugin is None:
-        raise ValueError("its kind is unknown")
-    return PluginKey(plugin[1], text)
 
 
 def parse_identity(text: str) -> X25519Identity | HybridIdentity | PluginKey:
@@ -108,14 +100,18 @@ def parse_file(text: str, name: str, parse: Callable[[str], T], warn: Callable[[
     file of keys often holds several kinds.
     """
     found = []
-    for number, line in _lines(text):
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.startswith("#") or not (line := line.strip()):
+            continue
         place = f"line {number} of {name}"
         try:
-            found.append(_parse_line(line, place, parse))
-        except UsageError:
-            kind = _ssh_kind(line)
+            found.append(parse(line))
+        except ValueError as error:
+            raise UsageError(f"{place} is not an identity: {error}", hint="see: statepipe keygen --help") from error
+        except UsageError as error:
+            kind = None if warn is None else _ssh_kind(line)
             if warn is None or kind is None:
-                raise
+                raise UsageError(f"{place} is not a recipient of age", hint=error.hint) from error
             warn(f"{place} is skipped: age cannot encrypt for a key of the kind {kind}")
     return found
 
@@ -129,18 +125,3 @@ def _ssh_kind(line: str) -> str | None:
     except ValueError:
         return None
     return None if kind == ED25519 else kind
-
-
-def _lines(text: str) -> Iterator[tuple[int, str]]:
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip() and not line.startswith("#"):
-            yield number, line.strip()
-
-
-def _parse_line(line: str, place: str, parse: Callable[[str], T]) -> T:
-    try:
-        return parse(line)
-    except ValueError as error:
-        raise UsageError(f"{place} is not an identity: {error}", hint="see: statepipe keygen --help") from error
-    except UsageError as error:
-        raise UsageError(f"{place} is not a recipient of age", hint=error.hint) from error

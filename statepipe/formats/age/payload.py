@@ -9,6 +9,7 @@ refused. Only the last chunk may be short; it is empty only in an empty file.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidTag
@@ -56,24 +57,18 @@ def seal_chunk(key: ChaCha20Poly1305, nonce: bytes, plain: Buffer, into: memoryv
         into[:] = key.encrypt(nonce, plain, None)
 
 
-def _open_into(key: ChaCha20Poly1305, nonce: bytes, sealed: Buffer, into: Buffer) -> None:
-    if WRITES_INTO:
-        key.decrypt_into(nonce, sealed, None, into)
-    else:
-        memoryview(into)[:] = key.decrypt(nonce, sealed, None)
-
-
 def open_chunk(key: ChaCha20Poly1305, number: int, sealed: Buffer, into: Buffer) -> int | None:
     """Decrypt a chunk into `into`, which has the size of its plaintext.
 
     Return 1 if the chunk is the last one, 0 if not, None if it is damaged. A short chunk can only be the last.
     """
     for last in (0, 1) if len(sealed) == SEALED else (1,):
-        try:
-            _open_into(key, chunk_nonce(number, last), sealed, into)
-        except InvalidTag:
-            continue
-        return last
+        with suppress(InvalidTag):
+            if WRITES_INTO:
+                key.decrypt_into(chunk_nonce(number, last), sealed, None, into)
+            else:
+                memoryview(into)[:] = key.decrypt(chunk_nonce(number, last), sealed, None)
+            return last
     return None
 
 

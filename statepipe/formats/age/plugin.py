@@ -7,7 +7,7 @@ or carry the bytes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -93,52 +93,33 @@ class Answers:
 
     def __call__(self, stanza: Stanza) -> Stanza:
         """Return the answer to `stanza`. Raises StatepipeError if the plugin reports a failure."""
-        answer: Callable[[Stanza], Stanza] | None = {
-            "msg": self._tell,
-            "request-public": self._ask,
-            "request-secret": self._ask,
-            "recipient-stanza": self._take_stanza,
-            "file-key": self._take_file_key,
-            "labels": self._take_labels,
-            "error": self._fail,
-        }.get(stanza.kind)
-        return answer(stanza) if answer else UNSUPPORTED
+        if stanza.kind == "msg":
+            self.person.tell(f"{self.name}: {_text(stanza)}")
+        elif stanza.kind in ("request-public", "request-secret"):
+            answer = self.person.ask(f"{self.name}: {_text(stanza)}")
+            return Stanza("ok", (), answer.encode(errors="surrogateescape"))
+        elif stanza.kind == "recipient-stanza":
+            if len(stanza.arguments) < 2 or stanza.arguments[0] != "0":
+                raise StatepipeError(f"age-plugin-{self.name} sent a stanza for an unknown file")
+            self.found.append(Stanza(stanza.arguments[1], stanza.arguments[2:], stanza.body))
+        elif stanza.kind == "file-key":
+            if stanza.arguments != ("0",) or self.file_key is not None:
+                raise StatepipeError(f"age-plugin-{self.name} sent a key for an unknown file")
+            self.file_key = stanza.body
+        elif stanza.kind == "labels":
+            self.labels = frozenset(stanza.arguments)
+        elif stanza.kind == "error":
+            if stanza.arguments[:1] != ("stanza",):  # an error about a stanza only means damage; others are about a key
+                raise StatepipeError(f"age-plugin-{self.name} failed: {_text(stanza)}")
+        else:
+            return UNSUPPORTED
+        return OK
 
     def wrapped(self) -> Wrapped:
         """Return the result of recipient-v1. Raises StatepipeError if the plugin sent no stanza."""
         if not self.found:
             raise StatepipeError(f"age-plugin-{self.name} made no stanza for its recipient")
         return Wrapped(tuple(self.found), self.labels)
-
-    def _tell(self, stanza: Stanza) -> Stanza:
-        self.person.tell(f"{self.name}: {_text(stanza)}")
-        return OK
-
-    def _ask(self, stanza: Stanza) -> Stanza:
-        answer = self.person.ask(f"{self.name}: {_text(stanza)}")
-        return Stanza("ok", (), answer.encode(errors="surrogateescape"))
-
-    def _take_stanza(self, stanza: Stanza) -> Stanza:
-        if len(stanza.arguments) < 2 or stanza.arguments[0] != "0":
-            raise StatepipeError(f"age-plugin-{self.name} sent a stanza for an unknown file")
-        self.found.append(Stanza(stanza.arguments[1], stanza.arguments[2:], stanza.body))
-        return OK
-
-    def _take_file_key(self, stanza: Stanza) -> Stanza:
-        if stanza.arguments != ("0",) or self.file_key is not None:
-            raise StatepipeError(f"age-plugin-{self.name} sent a key for an unknown file")
-        self.file_key = stanza.body
-        return OK
-
-    def _take_labels(self, stanza: Stanza) -> Stanza:
-        self.labels = frozenset(stanza.arguments)
-        return OK
-
-    def _fail(self, stanza: Stanza) -> Stanza:
-        """Raise StatepipeError for a key that the plugin cannot use; an error about a stanza only means damage."""
-        if stanza.arguments[:1] == ("stanza",):
-            return OK
-        raise StatepipeError(f"age-plugin-{self.name} failed: {_text(stanza)}")
 
 
 def _text(stanza: Stanza) -> str:

@@ -55,12 +55,9 @@ class PassphraseIdentity:
         Raises NoKeyError for a wrong passphrase (the file has no other recipient), HeaderError, and StatepipeError
         if memory is lacking.
         """
-        for stanza in stanzas:
-            if stanza.kind == PASSPHRASE:
-                return self._unwrap(stanza)
-        return None
-
-    def _unwrap(self, stanza: Stanza) -> bytes:
+        stanza = next((each for each in stanzas if each.kind == PASSPHRASE), None)
+        if stanza is None:
+            return None
         check_stanza(stanza, 2)
         salt = decode_argument(stanza, 0, SALT_SIZE)
         work = stanza.arguments[1]

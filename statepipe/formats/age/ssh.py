@@ -78,18 +78,18 @@ class Ed25519Identity:
 
     def unwrap(self, stanzas: Sequence[Stanza]) -> bytes | None:
         """Return the file key, or None if no stanza is for this identity. Raises HeaderError."""
-        found = (self._unwrap(stanza) for stanza in stanzas if stanza.kind == ED25519)
-        return next((key for key in found if key is not None), None)
-
-    def _unwrap(self, stanza: Stanza) -> bytes | None:
-        check_stanza(stanza, 2)
-        share = decode_argument(stanza, 1, 32)
-        if stanza.arguments[0] != tag(self.blob):
-            return None
-        scalar = hashlib.sha512(self.key.private_bytes_raw()).digest()[:32]
-        shared = exchange(_tweak(self.blob), exchange(X25519PrivateKey.from_private_bytes(scalar), share))
-        ours = montgomery(read_ed25519(self.blob))
-        return unwrap(hkdf(shared, share + ours, ED25519_INFO), stanza.body)
+        for stanza in stanzas:
+            if stanza.kind == ED25519:
+                check_stanza(stanza, 2)
+                share = decode_argument(stanza, 1, 32)
+                if stanza.arguments[0] != tag(self.blob):
+                    continue
+                scalar = hashlib.sha512(self.key.private_bytes_raw()).digest()[:32]
+                shared = exchange(_tweak(self.blob), exchange(X25519PrivateKey.from_private_bytes(scalar), share))
+                ours = montgomery(read_ed25519(self.blob))
+                if file_key := unwrap(hkdf(shared, share + ours, ED25519_INFO), stanza.body):
+                    return file_key
+        return None
 
 
 def _oaep() -> padding.OAEP:
@@ -122,17 +122,16 @@ class RsaIdentity:
 
     def unwrap(self, stanzas: Sequence[Stanza]) -> bytes | None:
         """Return the file key, or None if no stanza is for this identity. Raises HeaderError."""
-        found = (self._unwrap(stanza) for stanza in stanzas if stanza.kind == RSA)
-        return next((key for key in found if key is not None), None)
-
-    def _unwrap(self, stanza: Stanza) -> bytes | None:
-        check_stanza(stanza, 1, body=None)
-        if stanza.arguments[0] != tag(self.blob):
-            return None
-        try:
-            return self.key.decrypt(stanza.body, _oaep())
-        except ValueError as error:
-            raise HeaderError("the ssh-rsa stanza for this key cannot be decrypted: it was changed") from error
+        for stanza in stanzas:
+            if stanza.kind == RSA:
+                check_stanza(stanza, 1, body=None)
+                if stanza.arguments[0] != tag(self.blob):
+                    continue
+                try:
+                    return self.key.decrypt(stanza.body, _oaep())
+                except ValueError as error:
+                    raise HeaderError("the ssh-rsa stanza for this key cannot be decrypted: it was changed") from error
+        return None
 
 
 def identity_of(key: PrivateKey) -> Ed25519Identity | RsaIdentity:

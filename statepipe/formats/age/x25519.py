@@ -65,14 +65,14 @@ class X25519Identity:
 
     def unwrap(self, stanzas: Sequence[Stanza]) -> bytes | None:
         """Return the file key, or None if no stanza is for this identity. Raises HeaderError."""
-        found = (self._unwrap(stanza) for stanza in stanzas if stanza.kind == KIND)
-        return next((key for key in found if key is not None), None)
-
-    def _unwrap(self, stanza: Stanza) -> bytes | None:
-        check_stanza(stanza, 1)
-        share = decode_argument(stanza, 0, 32)
-        shared = exchange(self._key(), share)
-        return unwrap(hkdf(shared, share + self.recipient.key, INFO), stanza.body)
+        for stanza in stanzas:
+            if stanza.kind == KIND:
+                check_stanza(stanza, 1)
+                share = decode_argument(stanza, 0, 32)
+                shared = exchange(self._key(), share)
+                if file_key := unwrap(hkdf(shared, share + self.recipient.key, INFO), stanza.body):
+                    return file_key
+        return None
 
     def _key(self) -> X25519PrivateKey:
         return X25519PrivateKey.from_private_bytes(self.secret)
