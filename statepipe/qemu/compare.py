@@ -166,10 +166,8 @@ def _disk(here: Facts, there: Facts | None) -> tuple[str, str]:
         return FAIL, "another disk: its size differs there"
     if "driver" in here and "driver" in there:
         other = "" if here["path"] == there["path"] else f", and is {there['path']} there"
-        return (
-            WARN,
-            f"{here['driver']} provides it{other}: whether both hosts use the same disk cannot be told from here",
-        )
+        reason = f"{here['driver']} provides it{other}: statepipe cannot tell whether both hosts use the same disk"
+        return WARN, reason
     if "unknown" in there:
         return FAIL, f"not available on the destination: {there['unknown']}"
     if "unknown" in here:
@@ -207,7 +205,7 @@ def _memory(source: Facts, destination: Facts) -> Rows:
         yield Finding("memory", FAIL, reason)
         return
     if free is None:
-        yield Finding("memory", WARN, "how much memory the destination has free cannot be told")
+        yield Finding("memory", WARN, "how much memory the destination has free is unknown")
     else:
         reason = f"the guest has {format_size(needed)}, the destination has {format_size(free)} free"
         yield Finding("memory", OK if free > needed else FAIL, reason)
