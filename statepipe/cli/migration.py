@@ -37,9 +37,8 @@ def run_migrate(name: str, values: Values) -> int:
     if kind == "file":
         return _save(values)
     if kind in ("exec", "tcp"):
-        refuse_strays(
-            name, values, kind, "with tls://, ssh:// and unix:// a statepipe there takes the guest in two phases"
-        )
+        hint = "with tls://, ssh:// and unix:// a statepipe there takes the guest in two phases"
+        refuse_strays(name, values, "tcp://" if kind == "tcp" else "exec:", hint)
     if values["detach"]:
         from statepipe.cli.detached import run_detached
 

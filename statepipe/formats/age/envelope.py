@@ -82,7 +82,7 @@ def open_header(header: Header, identities: Iterable[Identity]) -> bytes:
         return file_key
     hint = "it was encrypted with a passphrase: give it with -p or --passphrase-file"
     if kinds != [PASSPHRASE]:
-        more = "what was given is for none of them, give another identity" if given else "give an identity"
+        more = "none of the given keys opens it; give the right one" if given else "give an identity"
         listed = ", ".join(sorted(set(kinds)))[:200]
-        hint = f"it was encrypted for recipients of the kinds {listed}: {more} with -i"
+        hint = f"it was encrypted for recipients of the kind {listed}: {more} with -i"
     raise NoKeyError("no identity opens this stream", hint=hint, offset=0)

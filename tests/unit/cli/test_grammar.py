@@ -396,6 +396,22 @@ def test_a_name_that_an_option_needs_is_one_of_the_verb_s() -> None:
         assert {param.needs for param in row.params if param.needs} <= names
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["migrate", "--qmp", "/none/q", "--bind", "127.0.0.1", "--offline", "tcp://127.0.0.1:1"],
+        ["migrate", "--qmp", "/none/q", "--auto-converge", "--rate", "1M", "exec:cat"],
+        ["migrate", "--qmp", "/none/q", "--on-timeout", "suspend", "--timeout", "9", "file:///none/f"],
+        ["check", "--qmp", "/none/q", "--ssh", "/none/ssh", "--remote-command", "x", "ssh://h"],
+        ["save", "--qmp", "/none/q", "--then", "quit", "/none/f"],
+    ],
+)
+def test_an_option_in_its_place_is_no_slip(line: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """These fail at the monitor or the file, which are not there."""
+    assert main(line) in (1, 5, 6)
+    assert "/none" in capsys.readouterr().err
+
+
 def test_zero_is_given() -> None:
     assert parse(find_verb("migrate"), ["--switchover-timeout", "0", "h"])["switchover_timeout"] == 0
     values = parse(find_verb("save"), ["--qmp", "S", "--timeout", "0", "--on-timeout", "cancel", "F"])

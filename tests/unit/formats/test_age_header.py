@@ -131,7 +131,7 @@ def test_stanzas_of_unknown_kinds_are_passed_over() -> None:
     assert key_of([BODY, ours, Stanza("x25519", ("!",), b"")], IDENTITY) == KEY
     with pytest.raises(NoKeyError, match="no identity opens") as caught:
         key_of([BODY], IDENTITY)
-    assert "give another identity with -i" in str(caught.value.hint)
+    assert "give the right one with -i" in str(caught.value.hint)
 
 
 def test_a_changed_header_is_refused_even_with_the_right_key() -> None:
