@@ -222,5 +222,7 @@ def test_odd_statuses_are_shown_or_told_of(runtime: Path) -> None:
     with at_the_socket(runtime, say):
         for _ in odd:
             assert table(find_jobs()).isprintable() is False  # lines, and nothing that raises
-    assert "watch" in table([Found("1", RUNNING)]) and "1 connections" in table([Found("1", TUNNEL)])
+    shown = table([Found("1", RUNNING)])
+    assert "precopy" in shown and "watch" not in shown  # no stage that no user has asked for
+    assert "1 connections" in table([Found("1", TUNNEL)])
     assert len(ODD) > 20
