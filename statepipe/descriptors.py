@@ -17,10 +17,10 @@ from statepipe.errors import UsageError
 _STANDARD = {"/dev/stdin": 0, "/dev/stdout": 1, "/dev/stderr": 2}
 
 _NUMBERED = re.compile(r"/proc/(?P<process>[0-9]+)(?:/task/[0-9]+)?/fd/(?P<number>[0-9]+)", re.ASCII)
-"""What every other spelling becomes when links are resolved."""
+"""The form of every other spelling after links are resolved."""
 
 _OWN = re.compile(r"/(?:dev|proc/self|proc/thread-self)/fd/(?P<number>[0-9]{1,9})", re.ASCII)
-"""The same names where /proc is missing or belongs to another PID namespace, so that they cannot be resolved."""
+"""The same names, for a system whose /proc is missing or belongs to another PID namespace: they are not resolved."""
 
 DIGITS = 9
 """Digits of the largest descriptor number, and a few more."""
@@ -79,7 +79,7 @@ def demand_readable(fd: int, name: str) -> None:
 
 
 def demand_numbered(text: str) -> None:
-    """The same for a number as text; the option itself refuses other text. Raises UsageError."""
+    """As `demand`, for a number as text; the option itself refuses other text. Raises UsageError."""
     if len(text) > DIGITS and text.isdecimal():
         raise UsageError(f"descriptor {text[:DIGITS]}... is not open: the number is too large")
     if text.isdecimal():  # what int() accepts

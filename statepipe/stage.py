@@ -127,18 +127,14 @@ class Link:
         try:
             buffer = next(self._downstream)
         except StatepipeError as error:
-            self._sign(error)
+            # The first link that an error passes adds its stage. A signal belongs to no stage.
+            if error.stage is None and not isinstance(error, InterruptedBySignal):
+                error.stage, error.out = self.name, self.bytes
+                if error.offset is None:
+                    error.offset = getattr(self.upstream, "bytes", None)
             raise
         self.bytes += len(buffer)
         return buffer
-
-    def _sign(self, error: StatepipeError) -> None:
-        """Add the stage to an error that has none: the first link that it passes. A signal belongs to no stage."""
-        if error.stage is None and not isinstance(error, InterruptedBySignal):
-            error.stage = self.name
-            error.out = self.bytes
-            if error.offset is None:
-                error.offset = getattr(self.upstream, "bytes", None)
 
     def facts(self) -> dict[str, Any]:
         """Return the name, bytes in and out, and the stage's own facts."""

@@ -7,11 +7,11 @@ import re
 from statepipe.errors import UsageError
 
 _NUMBER = re.compile("-?[0-9]{1,18}")
-"""Longer ones are no count of anything, and int() raises ValueError for those of 4301 digits."""
+"""Longer numbers make no sense, and int() raises ValueError for those of 4301 digits."""
 
 
 def number_in(text: str, least: int, most: int) -> int | None:
-    """The number in `text`, if it is one from `least` to `most`, in ASCII digits."""
+    """Return the number in `text` if it has ASCII digits and is from `least` to `most`, else None."""
     number = int(text) if _NUMBER.fullmatch(text) else None
     return number if number is not None and least <= number <= most else None
 
@@ -28,8 +28,13 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise UsageError(f"'{text}' is not a size", hint="write a number and K, M, G or T, for example 64M")
+    return _amount(match, 1024)
+
+
+def _amount(match: re.Match[str], base: int) -> int:
+    """Return the number that matched: its digits, those after the point, and a letter for a power of `base`."""
     whole, part, letter = (group or "" for group in match.groups())
-    unit = 1 << 10 * _POWERS[letter.lower()]
+    unit = int(base ** _POWERS[letter.lower()])
     return int(whole) * unit + int(part or 0) * unit // int("1" + "0" * len(part))
 
 
@@ -44,24 +49,15 @@ def parse_rate(text: str) -> int | None:
     amount = re.sub(r"/s$", "", text.strip(), flags=re.IGNORECASE)
     if amount == "unlimited":
         return None
-    rate = _parse_bits(amount)
+    bits = _BITS.fullmatch(amount)
     try:
-        rate = parse_size(amount) if rate is None else rate
+        rate = parse_size(amount) if bits is None else _amount(bits, 1000) // 8
     except UsageError as error:
         hint = "write bytes or bits a second, for example 100M or 80Mbit, or unlimited"
         raise UsageError(f"'{text}' is not a rate", hint=hint) from error
     if not rate and set(amount) & set("123456789"):
         raise UsageError(f"'{text}' is less than a byte a second")
     return rate or None
-
-
-def _parse_bits(text: str) -> int | None:
-    match = _BITS.fullmatch(text)
-    if match is None:
-        return None
-    whole, part, letter = (group or "" for group in match.groups())
-    unit = int("1" + "000" * _POWERS[letter.lower()])
-    return (int(whole) * unit + int(part or 0) * unit // int("1" + "0" * len(part))) // 8
 
 
 def format_rate(rate: float | None) -> str:

@@ -28,7 +28,9 @@ def run_pki(name: str, values: Values) -> int:
         show(json.dumps([as_json(row) for row in rows], indent=2))
         return 0
     cells = [("NAME", "USE", "SERIAL", "UNTIL", "STATE")]
-    cells += [(clean(row.name), row.use, row.serial, f"{row.ends:%Y-%m-%d}", row.state) for row in rows]
+    for row in rows:
+        it = row.facts
+        cells.append((clean(it.name), it.use, it.serial, f"{it.ends:%Y-%m-%d}", row.state))
     widths = [max(len(line[column]) for line in cells) for column in range(4)]
     show("\n".join("  ".join([*map(str.ljust, line[:4], widths), line[4]]) for line in cells))
     return 0

@@ -67,17 +67,10 @@ def connect_first(
         awaited(RETRY_PAUSE, stop)
 
 
-@contextmanager
-def connected(address: Address, patience: Patience, bind: str | None, *, insecure: bool) -> Iterator[socket.socket]:
-    """As `connect`, for a `with` block that closes the connection."""
-    with connect(address, patience, bind, insecure=insecure) as connection:
-        yield connection
-
-
 def connect_again(
     places: Sequence[Place], seconds: float, bind: str | None, *, stop: Bell | None = None, short: bool = False
 ) -> socket.socket:
-    """As `connect`, where it was answered before: within `seconds`, with attempt after attempt at each place.
+    """Connect again to places that answered before: try them in turn, for `seconds` in total. Raises as `connect`.
 
     With `short`, neither side sends longer packets than SHORT. Raises PeerError once none is left that may be answered.
     """
@@ -87,7 +80,7 @@ def connect_again(
 def _raced(
     places: Sequence[Place], race: Race, seconds: float, patience: Patience, stop: Bell | None, *, again: bool
 ) -> socket.socket:
-    """The connection to the first that answers. Raises Unreachable, Stopped."""
+    """Return the connection to the first that answers. Raises Unreachable, Stopped."""
     with closing(race):
         connection = race.run([target for _, target in places], seconds, stop, again=again)
     if connection is None:
@@ -112,7 +105,7 @@ def listening(address: Address, *, insecure: bool, mode: int = 0o600) -> Iterato
     """Listen at all addresses of `address`'s name; an empty host means every address, IPv4 and IPv6.
 
     A unix socket gets `mode` (named.py). If systemd passed a socket, that is used, whatever the address is. Raises as
-    `connected`.
+    `connect`.
     """
     if (handed := _handed_over()) is not None:
         with handed:
@@ -120,10 +113,15 @@ def listening(address: Address, *, insecure: bool, mode: int = 0o600) -> Iterato
         return
     targets = find_targets(address, passive=True)
     _refuse_open_country(address, targets, insecure=insecure)
+    listener: ListeningSocket
     try:
-        listener: ListeningSocket = (
-            Named(address.path, mode) if address.scheme == UNIX else _listen_tcp(address, targets)
-        )
+        if address.scheme == UNIX:
+            listener = Named(address.path, mode)
+        elif not address.host and socket.has_dualstack_ipv6():
+            where = ("::", address.port)
+            listener = socket.create_server(where, family=socket.AF_INET6, backlog=BACKLOG, dualstack_ipv6=True)
+        else:
+            listener = listen_at(targets)
     except OSError as error:
         look = "ss -lxp" if address.scheme == UNIX else "ss -ltnp"
         hint = f"another process listens there; find it with: {look}" if error.errno == errno.EADDRINUSE else None
@@ -152,13 +150,6 @@ def _handed_over() -> socket.socket | None:
         raise UsageError("systemd must pass exactly one listening socket", hint="set one ListenStream=, and Accept=no")
     handed.set_inheritable(False)
     return handed
-
-
-def _listen_tcp(address: Address, targets: list[Target]) -> ListeningSocket:
-    if not address.host and socket.has_dualstack_ipv6():
-        where = ("::", address.port)
-        return socket.create_server(where, family=socket.AF_INET6, backlog=BACKLOG, dualstack_ipv6=True)
-    return listen_at(targets)
 
 
 def place_of(listener: ListeningSocket, address: Address) -> str:

@@ -13,7 +13,7 @@ from typing import Self
 
 from statepipe.errors import ReaderGone, StatepipeError
 from statepipe.stage import FLUSH, Buffer, Cancelled
-from statepipe.wakeups import READ_SIZE, Bell, enlarge_pipe
+from statepipe.wakeups import READ_SIZE, Bell, enlarge_pipe, polled
 
 
 def failure(action: str, error: OSError) -> StatepipeError:
@@ -23,7 +23,7 @@ def failure(action: str, error: OSError) -> StatepipeError:
 
 
 def reader_gone(name: str) -> ReaderGone:
-    """The error of an output whose reader has closed it."""
+    """Return the error for an output whose reader has closed it."""
     return ReaderGone(f"the reader of {name} has closed it")
 
 
@@ -53,9 +53,7 @@ class FdSource:
         self.marks_idle = idle is not None
         self._idle = idle
         self._wake = Bell()
-        self._poll = select.poll()
-        self._poll.register(fd, select.POLLIN)
-        self._poll.register(self._wake.fd, select.POLLIN)
+        self._poll = polled(fd, self._wake.fd)
         enlarge_pipe(fd)
 
     def __iter__(self) -> FdSource:

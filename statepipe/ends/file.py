@@ -51,8 +51,7 @@ class FileSink:
     """
 
     def __init__(self, path: str, mode: int = 0o600, replaceable: Replaceable | None = None) -> None:
-        self.name, self._mode = path, mode
-        self.bytes = 0
+        self.name, self.bytes = path, 0
         self._linked = False
         self._older: int | None = None
         try:
@@ -65,21 +64,18 @@ class FileSink:
         try:
             refuse_impossible(path, self._base, self._folder, replaceable)
             sweep(self._folder, stem)
-            self._fd = self._open()
+            fd = open_nameless(self._folder, mode) if self._can_name() else None
+            if fd is None:
+                flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
+                fd = os.open(self._part, flags, mode, dir_fd=self._folder)
+                self._linked = True
+            self._fd = fd
+            _if_known(lambda: fcntl.flock(self._fd, fcntl.LOCK_EX))
         except BaseException as error:
             os.close(self._folder)
             if isinstance(error, OSError):
                 raise failure(f"create {path}", error) from error
             raise
-
-    def _open(self) -> int:
-        fd = open_nameless(self._folder, self._mode) if self._can_name() else None
-        if fd is None:
-            flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
-            fd = os.open(self._part, flags, self._mode, dir_fd=self._folder)
-            self._linked = True
-        _if_known(lambda: fcntl.flock(fd, fcntl.LOCK_EX))
-        return fd
 
     def _can_name(self) -> bool:
         """Return whether a nameless file can get a name here, tested with an empty one. Raises OSError."""
@@ -111,7 +107,12 @@ class FileSink:
             if self._linked:
                 os.unlink(self._part, dir_fd=self._folder)
         self._linked = False
-        self._forget_older()
+        if self._older is not None:
+            with suppress(OSError):
+                os.unlink(self._older_name, dir_fd=self._folder)
+            with suppress(OSError):
+                os.close(self._older)
+            self._older = None
         with suppress(OSError):
             os.close(self._fd)
         os.close(self._folder)
@@ -141,7 +142,11 @@ class FileSink:
             self._keep_older()
             os.rename(self._part, self._base, src_dir_fd=self._folder, dst_dir_fd=self._folder)
             self._linked = False
-            self._sync_name()
+            try:
+                _sync(self._folder)
+            except OSError:  # the name might not survive a crash
+                self._take_back()
+                raise
         except OSError as error:
             raise failure(f"complete {self.name}", error) from error
 
@@ -152,14 +157,6 @@ class FileSink:
             self._drop()
         except OSError as error:
             raise failure(f"complete {self.name}", error) from error
-
-    def _sync_name(self) -> None:
-        """Make the name durable. If that fails, remove the name, because it might not survive a crash."""
-        try:
-            _sync(self._folder)
-        except OSError:
-            self._take_back()
-            raise
 
     def withdraw(self) -> None:
         """Remove the committed file, because another part of the work failed. Raises StatepipeError."""
@@ -193,13 +190,12 @@ class FileSink:
         except FileNotFoundError:
             os.unlink(self._base, dir_fd=self._folder)
 
-    def _forget_older(self) -> None:
-        if self._older is not None:
-            with suppress(OSError):
-                os.unlink(self._older_name, dir_fd=self._folder)
-            with suppress(OSError):
-                os.close(self._older)
-            self._older = None
+
+def write_private(path: str, data: bytes) -> None:
+    """Write a file that only its owner can read, whole or not at all. Raises StatepipeError."""
+    with FileSink(path) as sink:
+        sink.write(data)
+        sink.commit()
 
 
 def open_nameless(folder: int, mode: int = 0o600) -> int | None:
@@ -258,20 +254,14 @@ def sweep(folder: int, base: str) -> None:
     """
     ours = re.compile(re.escape(f".{base}.") + r"[0-9a-f]+(\.older)?\.part")
     for name in os.listdir(folder):
-        if ours.fullmatch(name):
-            with suppress(OSError):
-                _sweep_one(folder, name)
-
-
-def _sweep_one(folder: int, name: str) -> None:
-    if os.stat(name, dir_fd=folder, follow_symlinks=False).st_uid != os.geteuid():
-        return
-    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.unlink(name, dir_fd=folder)
-    finally:
-        os.close(fd)
+        with suppress(OSError):
+            if ours.fullmatch(name) and os.stat(name, dir_fd=folder, follow_symlinks=False).st_uid == os.geteuid():
+                fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.unlink(name, dir_fd=folder)
+                finally:
+                    os.close(fd)
 
 
 class FileSource(FdSource):
@@ -325,11 +315,11 @@ class FileSource(FdSource):
             raise failure(f"read {self.name}", error) from error
 
     def size(self) -> int:
-        """The file's size in bytes."""
+        """Return the file's size in bytes."""
         return os.fstat(self.fd).st_size
 
     def stored(self) -> int:
-        """The same as `size`: the bytes on the disk are those that are read (compare state/sealed.py)."""
+        """Return `size`: the bytes that are read are those on the disk (unlike in state/sealed.py)."""
         return self.size()
 
     def __exit__(self, *error: object) -> None:

@@ -64,9 +64,11 @@ class _SilentConnections:
         while True:
             ready = self._poll.poll(min(self._left(), NAME_LOOK * 1000))
             if not ready and not self._left():
-                raise self._nobody()
-            if not ready and not self._waiting and (lost := name_lost(self._listener)):
-                raise lost
+                if self._waiting:
+                    raise lost("the sender", TimeoutError(), 0, self._patience)
+                raise PeerError(f"no peer connected within {self._patience.silence:g} s")
+            if not ready and not self._waiting and (unreachable := name_lost(self._listener)):
+                raise unreachable
             for fd, _ in ready:
                 if fd == self._listener.fileno():
                     self._let_in()
@@ -79,11 +81,6 @@ class _SilentConnections:
             return math.inf
         since = max((came for _, _, came in self._waiting.values()), default=self._began)
         return max(since + self._patience.silence - time.monotonic(), 0) * 1000
-
-    def _nobody(self) -> PeerError:
-        if self._waiting:
-            return lost("the sender", TimeoutError(), 0, self._patience)
-        return PeerError(f"no peer connected within {self._patience.silence:g} s")
 
     def _let_in(self) -> None:
         try:

@@ -74,17 +74,14 @@ def listen_at(targets: Sequence[Target]) -> ListeningSocket:
         try:
             return _Several(targets)
         except OSError as error:
-            if error.errno != errno.EADDRINUSE or _port(targets[0]) or attempt == PORTS - 1:
+            where = targets[0][1]
+            if error.errno != errno.EADDRINUSE or attempt == PORTS - 1 or (not isinstance(where, str) and where[1]):
                 raise
     raise AssertionError("the last attempt has raised")
 
 
 def _at(family: socket.AddressFamily, where: Any) -> socket.socket:
     return socket.create_server(where, family=family, backlog=BACKLOG)
-
-
-def _port(target: Target) -> int:
-    return 0 if isinstance(target[1], str) else target[1][1]
 
 
 class _Several:

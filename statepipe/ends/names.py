@@ -34,18 +34,15 @@ def find_targets(address: Address, *, passive: bool) -> list[Target]:
     flags = socket.AI_PASSIVE if passive else 0
     try:
         found = socket.getaddrinfo(address.host or None, address.port, type=socket.SOCK_STREAM, flags=flags)
-    except (socket.gaierror, UnicodeError) as error:
-        raise _unknown(address, error) from error
+    except UnicodeError as error:
+        raise PeerError(f"cannot find {address}: it is not a valid host name", hint="check the host name") from error
+    except socket.gaierror as error:
+        what = f"cannot find {address}: {error.strerror}"
+        if error.errno == socket.EAI_AGAIN:
+            hint = "the name server does not answer: check /etc/resolv.conf, or give an IP address"
+            raise Unanswered(what, hint=hint) from error
+        raise PeerError(what, hint="check the host name") from error
     return [(family, where) for family, _, _, _, where in found]  # type: ignore[misc]
-
-
-def _unknown(address: Address, error: socket.gaierror | UnicodeError) -> PeerError:
-    if isinstance(error, UnicodeError):
-        return PeerError(f"cannot find {address}: it is not a valid host name", hint="check the host name")
-    if error.errno == socket.EAI_AGAIN:
-        hint = "the name server does not answer: check /etc/resolv.conf, or give an IP address"
-        return Unanswered(f"cannot find {address}: {error.strerror}", hint=hint)
-    return PeerError(f"cannot find {address}: {error.strerror}", hint="check the host name")
 
 
 def find_places(addresses: Sequence[Address]) -> list[Place]:

@@ -138,7 +138,7 @@ _DEAD = "the other host or the network between is down"
 
 
 def _lost(name: str, error: OSError, done: int, patience: Patience) -> PeerError:
-    """The same for a plain connection, where a silent sender is taken for a probe (ends/firstbyte.py)."""
+    """As `lost`, for a plain connection: a receiver takes a silent sender for a probe (ends/firstbyte.py)."""
     told = lost(name, error, done, patience)
     if not done and isinstance(error, ConnectionResetError):
         told.hint = "nothing was sent, and a receiver ignores such a connection unless it has --allow-empty"

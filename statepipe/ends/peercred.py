@@ -36,7 +36,7 @@ def peer_of(connection: socket.socket) -> tuple[int, int]:
 
 
 def is_ours(connection: socket.socket) -> bool:
-    """Whether the other end is of our user, or root."""
+    """Return whether the other end belongs to our user or root."""
     try:
         return peer_of(connection)[1] in (os.geteuid(), 0)
     except OSError:

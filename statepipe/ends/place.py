@@ -64,7 +64,10 @@ def _no_file(path: str) -> StatepipeError:
 
 
 def _link(folder: int, name: str, path: str) -> str | None:
-    """Return the target of a link; None if the name is not a link, or is one that only the kernel can follow."""
+    """Return the target of a link; None if the name is not a link, or is one that only the kernel can follow.
+
+    Raises OSError, and StatepipeError for an untrusted link.
+    """
     try:
         seen = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
     except FileNotFoundError:
@@ -75,15 +78,9 @@ def _link(folder: int, name: str, path: str) -> str | None:
             return None
         if status.st_dev == os.stat("/proc").st_dev:
             return None  # a link in /proc to a descriptor or a process, whose text is not a path
-        _refuse_strangers(folder, status, path)
+        if is_strangers(status, os.fstat(folder)):
+            what = f"{path} contains a link of user {status.st_uid} in a world-writable folder"
+            raise StatepipeError(what, hint="name the file itself, or save into a folder of your own")
         return os.readlink("", dir_fd=seen)
     finally:
         os.close(seen)
-
-
-def _refuse_strangers(folder: int, link: os.stat_result, path: str) -> None:
-    if is_strangers(link, os.fstat(folder)):
-        raise StatepipeError(
-            f"{path} contains a link of user {link.st_uid} in a world-writable folder",
-            hint="name the file itself, or save into a folder of your own",
-        )

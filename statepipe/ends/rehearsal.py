@@ -51,43 +51,34 @@ def refuse_impossible(path: str, base: str, folder: int, replaceable: Replaceabl
             f"{path} is a mount point and cannot be replaced",
             hint="name another file, or mount its folder: a container's -v FILE:FILE mounts only the file",
         )
-    if _is_in_use(base, folder):
-        raise StatepipeError(
-            f"{path} is a disk image that a QEMU has open: its guest would lose it",
-            hint="name another file",
-        )
-    if replaceable is not None and there.st_size:
-        _refuse_another_kind(path, base, folder, replaceable)
+    _refuse_content(path, base, folder, replaceable if there.st_size else None)
     _refuse_kept(path, base, folder, there)
 
 
-def _refuse_another_kind(path: str, base: str, folder: int, replaceable: Replaceable) -> None:
+def _refuse_content(path: str, base: str, folder: int, replaceable: Replaceable | None) -> None:
+    """Raises StatepipeError for a disk of a running guest, and UsageError for a file that may not be replaced."""
+    what = None
     try:
         seen = os.open(base, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    except OSError as error:
+        if replaceable is None:
+            return
+        if not isinstance(error, PermissionError):
+            raise
+        what = "it cannot be read to see what it is"
+    else:
         try:
-            head = os.pread(seen, HEAD, 0)
+            if is_image_of_qemu(seen):
+                what = f"{path} is a disk image that a QEMU has open: its guest would lose it"
+                raise StatepipeError(what, hint="name another file")
+            head = b"" if replaceable is None else os.pread(seen, HEAD, 0)
         finally:
             os.close(seen)
-        what = None if replaceable(head) else f"it is not a saved state: it begins {beginning(head)}"
-    except PermissionError:
-        what = "it cannot be read to see what it is"
+        if replaceable is not None and not replaceable(head):
+            what = f"it is not a saved state: it begins {beginning(head)}"
     if what is not None:
-        raise UsageError(
-            f"{path} exists already, and {what}",
-            hint="name another file, or replace it anyway with --overwrite",
-        )
-
-
-def _is_in_use(base: str, folder: int) -> bool:
-    """Return whether it is a disk of a running guest; False if it cannot be read."""
-    try:
-        seen = os.open(base, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
-    except OSError:
-        return False
-    try:
-        return bool(is_image_of_qemu(seen))
-    finally:
-        os.close(seen)
+        hint = "name another file, or replace it anyway with --overwrite"
+        raise UsageError(f"{path} exists already, and {what}", hint=hint)
 
 
 def _refuse_kept(path: str, base: str, folder: int, there: os.stat_result) -> None:

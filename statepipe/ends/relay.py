@@ -110,7 +110,11 @@ class Backflow:
     def _carry(self) -> None:
         try:
             for buffer in self._source:
-                self._hand_on(buffer)
+                try:
+                    if self._write is not None:
+                        self._write(buffer)
+                except OSError:
+                    self._write = None
         except Cancelled:
             return
         except BaseException as error:  # raised again by wait(), in the consumer's thread
@@ -118,13 +122,6 @@ class Backflow:
             self._broken()
         finally:
             self._end.tell()
-
-    def _hand_on(self, buffer: Buffer) -> None:
-        try:
-            if self._write is not None:
-                self._write(buffer)
-        except OSError:
-            self._write = None
 
     def wait(self, silence: float | None) -> None:
         """Wait until the other side ends. Raises the error of reading it, and TimeoutError after `silence` seconds."""

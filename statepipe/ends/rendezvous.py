@@ -43,11 +43,6 @@ def remove(folder: int, name: str, file: File | None) -> None:
 
 def sweep(folder: int, name: str) -> None:
     """Remove the name of a socket without a listener. A busy or stopped process still listens."""
-    if (file := _left_over(folder, name)) is not None:
-        remove(folder, name, file)
-
-
-def _left_over(folder: int, name: str) -> File | None:
     file = file_of(folder, name)
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as knock:
         if stat.S_ISSOCK(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
@@ -55,8 +50,7 @@ def _left_over(folder: int, name: str) -> File | None:
             try:
                 knock.connect(inside(folder, name))
             except ConnectionRefusedError:
-                return file
-    return None
+                remove(folder, name, file)
 
 
 def listen(folder: int, name: str, queue: int, mode: int = 0o600, path: str = "") -> tuple[socket.socket, File]:

@@ -60,7 +60,11 @@ def _reasons(failures: Sequence[Failure]) -> str:
     """Return the reasons for one address as given, with its IP addresses if they failed for different reasons."""
     where: dict[str, list[str]] = {}
     for (_, (_, target)), error in failures:
-        where.setdefault(_reason(error), []).append(target if isinstance(target, str) else target[0])
+        if isinstance(error, socket.gaierror):
+            reason = str(error.strerror)
+        else:
+            reason = os.strerror(error.errno) if error.errno else "it did not answer in time"
+        where.setdefault(reason, []).append(target if isinstance(target, str) else target[0])
     if len(where) == 1:
         return next(iter(where))
     return ", ".join(f"{reason} ({' and '.join(hosts)})" for reason, hosts in where.items())
@@ -70,9 +74,3 @@ def _number(error: OSError) -> int:
     if isinstance(error, socket.gaierror):  # of --bind: its numbers are others
         return errno.EADDRNOTAVAIL
     return error.errno or (errno.ETIMEDOUT if isinstance(error, TimeoutError) else 0)
-
-
-def _reason(error: OSError) -> str:
-    if isinstance(error, socket.gaierror):
-        return str(error.strerror)
-    return os.strerror(error.errno) if error.errno else "it did not answer in time"

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Union
 
 from statepipe.ends.address import SSH, TLS, UNIX
-from statepipe.ends.dial import connected, listening, port_of
+from statepipe.ends.dial import connect, listening, port_of
 from statepipe.ends.firstbyte import accepted
 from statepipe.ends.net import Patience, SocketSink, SocketSource, reset
 from statepipe.ends.peercred import peer_of, user_name
@@ -60,7 +60,7 @@ def connected_to(plan: ConnectionPlan) -> Iterator[socket.socket]:
         with plan.ready:
             yield plan.ready
         return
-    with connected(plan.address, plan.patience, plan.bind, insecure=plan.insecure) as connection:
+    with connect(plan.address, plan.patience, plan.bind, insecure=plan.insecure) as connection:
         yield connection
 
 

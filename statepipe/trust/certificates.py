@@ -14,6 +14,7 @@ import ipaddress
 import re
 from base64 import b64encode
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
@@ -110,7 +111,8 @@ def revoke(
     """
     builder = x509.CertificateRevocationListBuilder().issuer_name(authority.certificate.subject)
     builder = builder.last_update(now - SKEW).next_update(authority.certificate.not_valid_after_utc)
-    builder = builder.add_extension(x509.CRLNumber(_number(older) + 1), critical=False)
+    number = 0 if older is None else older.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
+    builder = builder.add_extension(x509.CRLNumber(number + 1), critical=False)
     builder = builder.add_extension(_issuer(authority), critical=False)
     for entry in older or ():
         builder = builder.add_revoked_certificate(entry)
@@ -118,11 +120,6 @@ def revoke(
         row = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now)
         builder = builder.add_revoked_certificate(row.build())
     return builder.sign(authority.key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
-
-
-def _number(crl: x509.CertificateRevocationList | None) -> int:
-    """Return a list's number, which increases with each list."""
-    return 0 if crl is None else crl.extensions.get_extension_for_class(x509.CRLNumber).value.crl_number
 
 
 def make_self(name: str) -> tuple[bytes, bytes]:
@@ -206,33 +203,25 @@ def read_authority(certificate: bytes, key: bytes, place: str) -> Authority:
 def facts(certificate: x509.Certificate) -> Facts:
     """Return the fields of a certificate; missing ones are empty."""
     common = [str(each.value) for each in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
-    names = _names(certificate)
+    names: tuple[str, ...] = ()
+    with suppress(x509.ExtensionNotFound):
+        found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        names = (*found.get_values_for_type(x509.DNSName), *map(str, found.get_values_for_type(x509.IPAddress)))
+    use = "any"
+    with suppress(x509.ExtensionNotFound):
+        if certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
+            use = "authority"
+        else:
+            usages = list(certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
+            use = "+".join(name for name, usage in USES.items() if usage in usages) or "other"
     return Facts(
         (common or list(names) or [""])[0],
         names,
-        _use(certificate),
+        use,
         f"{certificate.serial_number:x}",
         certificate.not_valid_before_utc,
         certificate.not_valid_after_utc,
     )
-
-
-def _names(certificate: x509.Certificate) -> tuple[str, ...]:
-    try:
-        found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        return ()
-    return (*found.get_values_for_type(x509.DNSName), *map(str, found.get_values_for_type(x509.IPAddress)))
-
-
-def _use(certificate: x509.Certificate) -> str:
-    try:
-        if certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
-            return "authority"
-        usages = list(certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
-    except x509.ExtensionNotFound:
-        return "any"
-    return "+".join(name for name, usage in USES.items() if usage in usages) or "other"
 
 
 def _builder(subject: x509.Name, issuer: x509.Name, now: datetime, ends: datetime) -> x509.CertificateBuilder:

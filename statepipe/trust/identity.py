@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 
 from statepipe.ends.config import config_folder
 from statepipe.ends.fd import failure
-from statepipe.ends.file import FileSink
+from statepipe.ends.file import write_private
 from statepipe.errors import IntegrityError, PeerError, StatepipeError
 from statepipe.private import forbid_dumps, refuse_open
 from statepipe.telling import Tell, nobody
@@ -59,12 +59,22 @@ class Trust:
 
     def identify(self, certificate: bytes) -> str:
         """Return the peer's name. Raises PeerError if it is unknown here, or not the peer that the user named."""
-        if self.pinned is None:
-            return _named(certificate, self.peer)
-        name = self.pinned.get(certificate)
-        if name is None:
-            raise PeerError("its certificate is not pinned here", hint="pair the two hosts: statepipe pair")
-        return name
+        if self.pinned is not None:
+            name = self.pinned.get(certificate)
+            if name is None:
+                raise PeerError("its certificate is not pinned here", hint="pair the two hosts: statepipe pair")
+            return name
+        from statepipe.trust.certificates import facts, read_certificate
+
+        try:
+            it = facts(read_certificate(ssl.DER_cert_to_PEM_cert(certificate).encode(), "the peer's certificate"))
+        except IntegrityError as error:  # OpenSSL accepted it, but its fields do not follow RFC 5280
+            raise PeerError("its certificate cannot be read", hint="issue a new one: statepipe pki issue") from error
+        names = dict.fromkeys((it.name, *it.names))
+        if self.peer is not None and self.peer.lower() not in {name.lower() for name in names}:
+            hint = "give one of the names in its certificate with --peer; list them with: statepipe pki show"
+            raise PeerError(f"its certificate is for {', '.join(names)}, not for {self.peer}", hint=hint)
+        return it.name
 
 
 class Kept:
@@ -99,15 +109,15 @@ class Kept:
         return replace(self._load(), seen=self._seen)
 
     def _look(self) -> tuple[State, ...]:
-        return tuple(_state(path) for path in self._files())
-
-
-def _state(path: str) -> State:
-    try:
-        it = os.stat(path)
-    except OSError:
-        return path, 0, 0, 0, 0
-    return path, it.st_ino, it.st_ctime_ns, it.st_mtime_ns, it.st_size
+        states: list[State] = []
+        for path in self._files():
+            try:
+                it = os.stat(path)
+            except OSError:
+                states.append((path, 0, 0, 0, 0))
+            else:
+                states.append((path, it.st_ino, it.st_ctime_ns, it.st_mtime_ns, it.st_size))
+        return tuple(states)
 
 
 def by_folder(folder: str, *, server: bool, peer: str | None = None, tell: Tell = nobody) -> Kept:
@@ -199,7 +209,11 @@ class _Pins:
         raise StatepipeError("no peer is pinned here", hint="use: statepipe pair, or --tls-creds DIR")
 
     def load(self, context: ssl.SSLContext) -> dict[bytes, str]:
-        """Make the context trust the peers; return their names by certificate. Raises StatepipeError."""
+        """Make the context trust the peers; return their names by certificate.
+
+        An unreadable pin is reported. Raises StatepipeError if it is the pin of the only peer wanted, or if none can be
+        read.
+        """
         self.demand()
         known = {}
         for path in self.files():
@@ -209,20 +223,16 @@ class _Pins:
                 context.load_verify_locations(cadata=certificate)
                 known[certificate] = name
             except (OSError, ValueError) as error:
-                self._pass_over(name, error)
+                text = f"the pinned certificate of {name} cannot be read"
+                if self._peer is not None:
+                    hint = f"copy its certificate again, or remove it and pair again: statepipe pair --remove {name}"
+                    raise StatepipeError(text, hint=hint) from error
+                if name not in self._told:
+                    self._told.add(name)
+                    self._tell(f"{text}: this peer is not trusted")
         if not known:
             raise StatepipeError("no pinned certificate can be read", hint="pair again, or use --tls-creds DIR")
         return known
-
-    def _pass_over(self, name: str, error: Exception) -> None:
-        """Report an unreadable pin. Raises StatepipeError if it is the pin of the only peer wanted."""
-        text = f"the pinned certificate of {name} cannot be read"
-        if self._peer is not None:
-            hint = f"copy its certificate again, or remove it and pair again: statepipe pair --remove {name}"
-            raise StatepipeError(text, hint=hint) from error
-        if name not in self._told:
-            self._told.add(name)
-            self._tell(f"{text}: this peer is not trusted")
 
 
 def _context(*, server: bool) -> ssl.SSLContext:
@@ -247,22 +257,6 @@ def _load_own(context: ssl.SSLContext, folder: str, certificate: str, key: str) 
         raise failure(f"read {path} and {certificate}", error) from error
 
 
-def _named(certificate: bytes, peer: str | None) -> str:
-    """Return the name of a certificate's subject. Raises PeerError if `peer` is not one of its names, or if its fields
-    do not follow RFC 5280 although OpenSSL accepted it."""
-    from statepipe.trust.certificates import facts, read_certificate
-
-    try:
-        it = facts(read_certificate(ssl.DER_cert_to_PEM_cert(certificate).encode(), "the peer's certificate"))
-    except IntegrityError as error:
-        raise PeerError("its certificate cannot be read", hint="issue a new one: statepipe pki issue") from error
-    names = dict.fromkeys((it.name, *it.names))
-    if peer is not None and peer.lower() not in {name.lower() for name in names}:
-        hint = "give one of the names in its certificate with --peer; list them with: statepipe pki show"
-        raise PeerError(f"its certificate is for {', '.join(names)}, not for {peer}", hint=hint)
-    return it.name
-
-
 # --- our own key
 
 
@@ -285,10 +279,3 @@ def own_identity() -> str:
 def own_certificate() -> str:
     """Return our own certificate in PEM, for peers to pin. Raises StatepipeError."""
     return read(os.path.join(own_identity(), "own-cert.pem"))
-
-
-def write_private(path: str, data: bytes) -> None:
-    """Write a file that only its owner can read, whole or not at all. Raises StatepipeError."""
-    with FileSink(path) as sink:
-        sink.write(data)
-        sink.commit()

@@ -14,12 +14,12 @@ from __future__ import annotations
 import selectors
 import socket
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
 from statepipe.ends.address import Address
-from statepipe.ends.dial import connected, listening, port_of
+from statepipe.ends.dial import connect, listening, port_of
 from statepipe.ends.listeners import LULL, ListeningSocket, Origin, origin
 from statepipe.ends.net import Patience, lost
 from statepipe.ends.ration import Refusals
@@ -29,7 +29,7 @@ from statepipe.telling import Tell
 from statepipe.trust.certificates import fingerprint
 from statepipe.trust.identity import own_certificate
 from statepipe.trust.pins import check_name, pinning
-from statepipe.trust.spake import CONFIRM_SIZE, DONE, HELLO_LIMIT, KEPT, READY, Pairing, Peer
+from statepipe.trust.spake import CONFIRM_SIZE, DONE, HELLO_LIMIT, KEPT, READY, Pairing, RemoteHost
 
 PATIENCE = Patience(silence=120.0)
 """Seconds that a person has to type the code on the other host."""
@@ -72,11 +72,23 @@ def pair_listening(address: Address, code: str, choose: Choose, ready: Callable[
             connections, lambda: Pairing(code, socket.gethostname(), own, first=True)
         )
         connections.keep_only(pending)
-        peer = _answer(pending, pairing, confirm)
+        connection = pending.connection
+        connection.settimeout(ANSWER.silence)
+        with _exchanging(pending.address, ANSWER):  # the code has now been tried, and is no longer valid
+            connection.sendall(_framed(pairing.hello) + confirm)
+            more = bytes(pending.said[4 + int.from_bytes(pending.said[:4], "big") :])
+            peer = pairing.take_confirm(more + _read(connection, CONFIRM_SIZE - len(more)))
         print_of_theirs = _fingerprint(peer)
         name = choose(peer.name, print_of_theirs, pending.address)
         with pinning(name, peer.certificate) as keep:
-            _keep_when_kept(pending, pairing, keep)
+            with _exchanging(pending.address, ANSWER):
+                connection.sendall(pairing.word(READY))
+                pairing.take_word(_read(connection, CONFIRM_SIZE), KEPT)
+            with held():
+                keep()
+                with suppress(OSError):  # a host that misses it starts again, and finds itself pinned here
+                    connection.sendall(pairing.word(DONE))
+                forget_late()
     return Paired(check_name(name), print_of_theirs, fingerprint(own.encode()))
 
 
@@ -190,86 +202,44 @@ def _first_hello(connections: _PendingConnections, begin: Callable[[], Pairing])
     raise PeerError(f"no host connected within {LISTENING:g} s to be paired", hint="start again on both hosts")
 
 
-def _answer(pending: _Pending, pairing: Pairing, confirm: bytes) -> Peer:
-    """Complete the exchange. Raises PeerError; the code has then been tried and is no longer valid."""
-    connection = pending.connection
-    connection.settimeout(ANSWER.silence)
-    try:
-        connection.sendall(_framed(pairing.hello) + confirm)
-        more = bytes(pending.said[4 + int.from_bytes(pending.said[:4], "big") :])
-        return pairing.take_confirm(more + _read(connection, CONFIRM_SIZE - len(more)))
-    except OSError as error:
-        raise _broken(pending.address, error, ANSWER) from error
-    except PeerError as error:
-        raise PeerError(f"{pending.address}: {error}", hint=error.hint) from error
-
-
-def _keep_when_kept(pending: _Pending, pairing: Pairing, keep: Callable[[], object]) -> None:
-    """Pin the peer after it has pinned us. Raises PeerError, and then neither side has pinned the other."""
-    connection = pending.connection
-    try:
-        connection.sendall(pairing.word(READY))
-        pairing.take_word(_read(connection, CONFIRM_SIZE), KEPT)
-    except OSError as error:
-        raise _broken(pending.address, error, ANSWER) from error
-    except PeerError as error:
-        raise PeerError(f"{pending.address}: {error}", hint=error.hint) from error
-    with held():
-        keep()
-        with suppress(OSError):  # a host that misses it starts again, and finds itself pinned here
-            connection.sendall(pairing.word(DONE))
-        forget_late()
-
-
 def pair_connecting(address: Address, ask: Callable[[], str], name: str | None) -> Paired:
     """Connect to the listening host; `ask` returns its code. Raises PeerError, StatepipeError."""
     own, called = own_certificate(), check_name(name or address.name)  # before `ask`: a code is valid for one attempt
-    with connected(address, PATIENCE, None, insecure=True) as connection:
+    with connect(address, PATIENCE, None, insecure=True) as connection:
         pairing = Pairing(ask(), socket.gethostname(), own, first=False)
-        peer = _exchange(connection, pairing, str(address))
+        with _exchanging(str(address), PATIENCE):
+            connection.sendall(_framed(pairing.hello))
+            size = int.from_bytes(_read(connection, 4), "big")
+            if size > HELLO_LIMIT:
+                raise PeerError("it does not follow the protocol of 'statepipe pair'")
+            connection.sendall(pairing.take_hello(_read(connection, size)))
+            peer = pairing.take_confirm(_read(connection, CONFIRM_SIZE))
         with pinning(called, peer.certificate) as keep:
-            _keep_with_the_other(connection, pairing, keep, str(address))
+            take_back: Callable[[], None] | None = None
+            try:  # pin the peer once it is able to pin us, and undo that unless it does
+                with _exchanging(str(address), PATIENCE):
+                    pairing.take_word(_read(connection, CONFIRM_SIZE), READY)  # a person there may choose a name for us
+                    connection.settimeout(ANSWER.silence)
+                    with held():
+                        take_back = keep()
+                    connection.sendall(pairing.word(KEPT))
+                    pairing.take_word(_read(connection, CONFIRM_SIZE), DONE)
+            except BaseException:
+                if take_back is not None:
+                    take_back()
+                raise
     return Paired(called, _fingerprint(peer), fingerprint(own.encode()))
 
 
-def _keep_with_the_other(
-    connection: socket.socket, pairing: Pairing, keep: Callable[[], Callable[[], None]], name: str
-) -> None:
-    """Pin the peer once it is able to pin us; undo that unless it does. Raises PeerError, and then it is not pinned."""
-    take_back: Callable[[], None] = _nothing
+@contextmanager
+def _exchanging(name: str, patience: Patience) -> Iterator[None]:
+    """Add the other host's name to the errors of an exchange. Raises PeerError, and then nothing is pinned here."""
     try:
-        pairing.take_word(_read(connection, CONFIRM_SIZE), READY)  # a person there may be choosing a name for us
-        connection.settimeout(ANSWER.silence)
-        with held():
-            take_back = keep()
-        connection.sendall(pairing.word(KEPT))
-        pairing.take_word(_read(connection, CONFIRM_SIZE), DONE)
-    except BaseException as error:
-        take_back()
-        if isinstance(error, OSError):
-            raise _broken(name, error, PATIENCE) from error
-        raise
-
-
-def _nothing() -> None:
-    """Does nothing: there is nothing to undo."""
-
-
-def _exchange(connection: socket.socket, pairing: Pairing, name: str) -> Peer:
-    try:
-        connection.sendall(_framed(pairing.hello))
-        size = int.from_bytes(_read(connection, 4), "big")
-        if size > HELLO_LIMIT:
-            raise PeerError(f"{name} does not follow the protocol of 'statepipe pair'")
-        connection.sendall(pairing.take_hello(_read(connection, size)))
-        return pairing.take_confirm(_read(connection, CONFIRM_SIZE))
+        yield
     except OSError as error:
-        raise _broken(name, error, PATIENCE) from error
-
-
-def _broken(name: str, error: OSError, patience: Patience) -> PeerError:
-    """Return the error for an OSError during the exchange."""
-    return PeerError(f"{lost(name, error, 0, patience)}: nothing is pinned here", hint=AGAIN)
+        raise PeerError(f"{lost(name, error, 0, patience)}: nothing is pinned here", hint=AGAIN) from error
+    except PeerError as error:
+        raise PeerError(f"{name}: {error}", hint=error.hint) from error
 
 
 def _framed(hello: bytes) -> bytes:
@@ -285,7 +255,7 @@ def _read(connection: socket.socket, size: int) -> bytes:
     return data
 
 
-def _fingerprint(peer: Peer) -> str:
+def _fingerprint(peer: RemoteHost) -> str:
     try:
         return fingerprint(peer.certificate.encode())
     except IntegrityError as error:

@@ -113,7 +113,7 @@ _PEM_LINE = re.compile(r"-----(BEGIN|END) CERTIFICATE-----|[A-Za-z0-9+/]{1,76}={
 
 
 def _bad_line(text: str) -> str:
-    """Where a file that is no certificate in PEM stops being one, as far as that can be told."""
+    """Return why a text is not a certificate in PEM, with the line if that can be found."""
     lines = text.strip().splitlines()
     bad = (number for number, line in enumerate(lines, 1) if not _PEM_LINE.fullmatch(line.strip()))
     if (number := next(bad, None)) is not None:
@@ -184,7 +184,13 @@ def pinning(name: str, certificate: str) -> Iterator[Callable[[], Callable[[], N
                     return lambda: None
                 sink = ready or opened.enter_context(_written(path, certificate))
                 sink.commit()
-            return lambda: _take_back(sink, path, certificate)
+
+            def take_back() -> None:
+                with alone(folder):
+                    if os.path.exists(path) and read(path) == certificate:  # else it was removed or replaced meanwhile
+                        sink.withdraw()
+
+            return take_back
 
         yield keep
 
@@ -196,13 +202,6 @@ def _written(path: str, certificate: str) -> Iterator[FileSink]:
         sink.write(certificate.encode())
         sink.sync()
         yield sink
-
-
-def _take_back(sink: FileSink, path: str, certificate: str) -> None:
-    """Undo a pin, unless it was removed or replaced meanwhile. Raises StatepipeError."""
-    with alone(os.path.dirname(path)):
-        if os.path.exists(path) and read(path) == certificate:
-            sink.withdraw()
 
 
 def _is_pinned(path: str, certificate: str) -> bool:

@@ -14,7 +14,7 @@ import fcntl
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -23,11 +23,12 @@ from typing import Any
 from cryptography import x509
 
 from statepipe.ends.fd import failure, write_all
-from statepipe.ends.file import FileSink, sync_folder
+from statepipe.ends.file import sync_folder, write_private
 from statepipe.errors import IntegrityError, StatepipeError
 from statepipe.private import read_private
 from statepipe.trust.certificates import (
     Authority,
+    Facts,
     facts,
     issue,
     make_authority,
@@ -55,15 +56,10 @@ FILE_LIMIT = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A certificate and its state: valid, expired, not yet valid, or revoked. `file` is its path."""
+    """A certificate in a file, and its state: valid, expired, not yet valid, or revoked."""
 
     file: str
-    name: str
-    names: tuple[str, ...]
-    use: str
-    serial: str
-    begins: datetime
-    ends: datetime
+    facts: Facts
     state: str
 
 
@@ -85,41 +81,47 @@ def issue_folder(ca: str, names: Sequence[str], folder: str, uses: Sequence[str]
     _refuse_taken(folder)  # before a certificate is signed for it
     now = datetime.now(UTC)
     with _open_authority(ca) as authority:
-        _refuse_expired(authority, ca, now)
+        if now > authority.certificate.not_valid_after_utc:
+            raise IntegrityError(f"the authority in {ca} has expired", hint="make a new one: statepipe pki init")
         files = {CA_CERT: pem(authority.certificate), CA_CRL: _read(ca, CA_CRL)}
         for use in uses:
             key = new_key()
             files[f"{use}-key.pem"] = pem_key(key)
             files[f"{use}-cert.pem"] = issue(authority, key, names, use, now + timedelta(days=days or HOST_DAYS), now)
-        _record(ca, [files[f"{use}-cert.pem"] for use in uses])
+        made = {f"{use}-cert.pem": read_certificate(files[f"{use}-cert.pem"], "the new certificate") for use in uses}
+        for name, certificate in made.items():  # before the host gets it: an unknown certificate could not be revoked
+            write_private(os.path.join(ca, ISSUED, f"{certificate.serial_number:x}.pem"), files[name])
         _make_folder(folder, files)
-    made = [(name, read_certificate(files[name], name)) for name in files if name.endswith("-cert.pem")]
-    return [_row(os.path.join(folder, name), made_one, None, now) for name, made_one in made if name != CA_CERT]
+    return [_row(os.path.join(folder, name), certificate, None, now) for name, certificate in made.items()]
 
 
 def revoke_certificates(ca: str, wanted: Sequence[str], folder: str | None) -> list[Row]:
     """Add the certificates with these names or serials to the revocation list; copy it to a host's folder if given.
 
-    Raises StatepipeError for a name without a certificate, before anything is revoked.
+    Raises StatepipeError for a name without a certificate, before anything is revoked, and for a folder that belongs to
+    another authority.
     """
     now = datetime.now(UTC)
     with _open_authority(ca) as authority:
         older = read_crl(_read(ca, CA_CRL), authority.certificate, os.path.join(ca, CA_CRL))
-        chosen = {row.serial: row for word in wanted for row in _matching(ca, word, older, now)}
+        issued = _rows(ca, older, now)
+        chosen: dict[str, Row] = {}
+        for word in wanted:
+            asked = word.lower()
+            found = [row for row in issued if asked in (row.facts.serial, row.facts.name.lower(), *row.facts.names)]
+            if not found:
+                hint = "list them with: statepipe pki show"
+                raise StatepipeError(f"no certificate was issued for '{word}'", hint=hint)
+            chosen |= {row.facts.serial: row for row in found}
         fresh = [int(serial, 16) for serial, row in chosen.items() if row.state != "revoked"]
         newer = revoke(authority, older, fresh, now)
-        _replace(os.path.join(ca, CA_CRL), newer)
+        write_private(os.path.join(ca, CA_CRL), newer)
         if folder is not None:
-            _give_list(folder, newer, authority)
+            theirs = read_certificate(_read(folder, CA_CERT), os.path.join(folder, CA_CERT))
+            if theirs != authority.certificate:
+                raise StatepipeError(f"{folder} belongs to another authority; its revocation list was not changed")
+            write_private(os.path.join(folder, CA_CRL), newer)
     return [replace(row, state="revoked") for row in chosen.values()]
-
-
-def _give_list(folder: str, crl: bytes, authority: Authority) -> None:
-    """Write the list to a host's folder. Raises StatepipeError if the folder belongs to another authority."""
-    theirs = read_certificate(_read(folder, CA_CERT), os.path.join(folder, CA_CERT))
-    if theirs != authority.certificate:
-        raise StatepipeError(f"{folder} belongs to another authority; its revocation list was not changed")
-    _replace(os.path.join(folder, CA_CRL), crl)
 
 
 def show(folder: str) -> list[Row]:
@@ -134,23 +136,10 @@ def show(folder: str) -> list[Row]:
 
 def as_json(row: Row) -> dict[str, Any]:
     """Return a row for JSON; times are in ISO 8601, UTC."""
-    return {
-        "file": row.file,
-        "name": row.name,
-        "names": list(row.names),
-        "use": row.use,
-        "serial": row.serial,
-        "not_before": row.begins.isoformat(),
-        "not_after": row.ends.isoformat(),
-        "state": row.state,
-    }
-
-
-def _matching(ca: str, word: str, crl: x509.CertificateRevocationList, now: datetime) -> list[Row]:
-    found = [row for row in _rows(ca, crl, now) if word.lower() in (row.serial, row.name.lower(), *row.names)]
-    if not found:
-        raise StatepipeError(f"no certificate was issued for '{word}'", hint="list them with: statepipe pki show")
-    return found
+    it = row.facts
+    times = {"not_before": it.begins.isoformat(), "not_after": it.ends.isoformat()}
+    known = {"name": it.name, "names": list(it.names), "use": it.use, "serial": it.serial}
+    return {"file": row.file, **known, **times, "state": row.state}
 
 
 def _rows(folder: str, crl: x509.CertificateRevocationList | None, now: datetime) -> list[Row]:
@@ -160,7 +149,7 @@ def _rows(folder: str, crl: x509.CertificateRevocationList | None, now: datetime
     base = issued if os.path.isdir(issued) else folder
     present = [name for name in places if name.endswith(".pem") and os.path.exists(os.path.join(base, name))]
     rows = [_row(os.path.join(base, name), read_certificate(_read(base, name), name), crl, now) for name in present]
-    return sorted(rows, key=lambda row: (row.name, row.use, row.begins))
+    return sorted(rows, key=lambda row: (row.facts.name, row.facts.use, row.facts.begins))
 
 
 def _row(file: str, certificate: x509.Certificate, crl: x509.CertificateRevocationList | None, now: datetime) -> Row:
@@ -172,19 +161,7 @@ def _row(file: str, certificate: x509.Certificate, crl: x509.CertificateRevocati
         state = "expired"
     elif now < it.begins:
         state = "not yet valid"
-    return Row(file, it.name, it.names, it.use, it.serial, it.begins, it.ends, state)
-
-
-def _refuse_expired(authority: Authority, ca: str, now: datetime) -> None:
-    if now > authority.certificate.not_valid_after_utc:
-        raise IntegrityError(f"the authority in {ca} has expired", hint="make a new one: statepipe pki init")
-
-
-def _record(ca: str, certificates: Sequence[bytes]) -> None:
-    """Keep a copy of each certificate, before the host receives it: an unknown certificate could not be revoked."""
-    for data in certificates:
-        serial = read_certificate(data, "the new certificate").serial_number
-        _replace(os.path.join(ca, ISSUED, f"{serial:x}.pem"), data)
+    return Row(file, it, state)
 
 
 # --- files and folders
@@ -196,30 +173,20 @@ def _open_authority(ca: str) -> Iterator[Authority]:
     try:
         lock = os.open(ca, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise _no_authority(ca, error) from error
+        what = f"cannot read an authority in {ca}: {os.strerror(error.errno or 0)}"
+        hint = "make one with 'statepipe pki init', or name its folder with --ca DIR"
+        raise StatepipeError(what, hint=hint) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield read_authority(_read(ca, CA_CERT), _read(ca, CA_KEY, read_private), ca)
+        yield read_authority(_read(ca, CA_CERT), _read(ca, CA_KEY, secret=True), ca)
     finally:
         os.close(lock)
 
 
-def _no_authority(ca: str, error: OSError) -> StatepipeError:
-    return StatepipeError(
-        f"cannot read an authority in {ca}: {os.strerror(error.errno or 0)}",
-        hint="make one with 'statepipe pki init', or name its folder with --ca DIR",
-    )
-
-
-def _public(path: str, limit: int) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(limit + 1)
-
-
-def _read(folder: str, name: str, read: Callable[[str, int], bytes] = _public) -> bytes:
+def _read(folder: str, name: str, *, secret: bool = False) -> bytes:
     path = os.path.join(folder, name)
     try:
-        data = read(path, FILE_LIMIT)
+        data = read_private(path, FILE_LIMIT, lambda data: secret)
     except OSError as error:
         raise failure(f"read {path}", error) from error
     if len(data) > FILE_LIMIT:
@@ -233,12 +200,6 @@ def _refuse_taken(folder: str) -> None:
         raise StatepipeError(f"{folder} exists already", hint="name another folder, or remove it")
 
 
-def _replace(path: str, data: bytes) -> None:
-    with FileSink(path) as sink:
-        sink.write(data)
-        sink.commit()
-
-
 def _make_folder(folder: str, files: Mapping[str, bytes], folders: Sequence[str] = ()) -> None:
     """Create a folder with these files in one step. Raises StatepipeError if it exists and is not empty."""
     _refuse_taken(folder)
@@ -248,7 +209,16 @@ def _make_folder(folder: str, files: Mapping[str, bytes], folders: Sequence[str]
         os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
         os.mkdir(part, 0o700)
         try:
-            _fill(part, files, folders)
+            for name in folders:
+                os.mkdir(os.path.join(part, name), 0o700)
+            for name, data in files.items():
+                fd = os.open(os.path.join(part, name), os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+                try:
+                    write_all(fd, data)
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+            sync_folder(part)
             os.rename(part, target)  # replaces an empty folder; fails for a file or a folder that is not empty
         except BaseException:
             with suppress(OSError):  # the first failure is the one to report
@@ -258,16 +228,3 @@ def _make_folder(folder: str, files: Mapping[str, bytes], folders: Sequence[str]
     except OSError as error:
         _refuse_taken(folder)
         raise failure(f"make {folder}", error) from error
-
-
-def _fill(part: str, files: Mapping[str, bytes], folders: Sequence[str]) -> None:
-    for name in folders:
-        os.mkdir(os.path.join(part, name), 0o700)
-    for name, data in files.items():
-        fd = os.open(os.path.join(part, name), os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-        try:
-            write_all(fd, data)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-    sync_folder(part)

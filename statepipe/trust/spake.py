@@ -55,7 +55,7 @@ def new_code() -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Peer:
+class RemoteHost:
     """The host at the other end: the name it sent, and its certificate in PEM."""
 
     name: str
@@ -74,7 +74,7 @@ class Pairing:
         self.hello = json.dumps(fields).encode()
         self._key = b""
         self._transcript = b""
-        self._peer: Peer | None = None
+        self._peer: RemoteHost | None = None
 
     def take_hello(self, data: bytes) -> bytes:
         """Take the peer's hello; return our confirmation. Raises PeerError for an invalid hello: no code was tried."""
@@ -84,12 +84,12 @@ class Pairing:
             self._key = self._spake.finish(bytes.fromhex(hello["spake2"]))
         except (Misshapen, IntegrityError, *_AMISS) as error:
             raise PeerError("the other host does not follow the protocol of 'statepipe pair'") from error
-        self._peer = Peer(hello["name"], hello["certificate"])
+        self._peer = RemoteHost(hello["name"], hello["certificate"])
         hellos = (self.hello, data) if self._label == b"A" else (data, self.hello)
         self._transcript = b"".join(sha256(hello).digest() for hello in hellos)
         return self._confirm(self._label)
 
-    def take_confirm(self, data: bytes) -> Peer:
+    def take_confirm(self, data: bytes) -> RemoteHost:
         """Take the peer's confirmation; return the peer. Raises PeerError for a wrong code."""
         if self._peer is None or not hmac.compare_digest(data, self._confirm(self._theirs)):
             hint = "start again on both hosts: each code is valid for one attempt"

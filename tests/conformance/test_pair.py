@@ -19,7 +19,7 @@ import pytest
 
 from statepipe.errors import PeerError
 from statepipe.trust.certificates import fingerprint, make_self
-from statepipe.trust.spake import CONFIRM_SIZE, KEPT, READY, Pairing, Peer, new_code
+from statepipe.trust.spake import CONFIRM_SIZE, KEPT, READY, Pairing, RemoteHost, new_code
 from tests import warm
 from tests.conformance.running import PATIENCE, STATEPIPE, started, wait
 from tests.conformance.test_plain import NOISE, collect
@@ -513,7 +513,7 @@ def attempt(code: str, other: str) -> tuple[Pairing, Pairing]:
 def test_how_the_code_is_written_does_not_matter() -> None:
     one, other = attempt("1234-5678", " 12345678\n")
     confirm, answer = one.take_hello(other.hello), other.take_hello(one.hello)
-    assert one.take_confirm(answer) == Peer("b", THEIRS) and other.take_confirm(confirm).name == "a"
+    assert one.take_confirm(answer) == RemoteHost("b", THEIRS) and other.take_confirm(confirm).name == "a"
 
 
 def test_a_certificate_changed_on_its_way_is_noticed() -> None:
