@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from statepipe.errors import QemuError, StatepipeError
+from statepipe.errors import QemuError, QemuGone, StatepipeError, TruncatedError
 from statepipe.qemu.monitor import Monitor
 from statepipe.recovery.guardian import (
     NOTE_LIMIT,
@@ -168,6 +168,61 @@ def saving(server: QmpServer, before: Mapping[str, Any] = BEFORE) -> Iterator[tu
     ):
         undoing.begin("running", before)
         yield guardian, undoing
+
+
+@pytest.mark.parametrize(
+    ("state", "status", "resumes"),
+    [
+        ("paused", "failed", True),
+        ("postmigrate", "failed", True),  # before 8.1
+        ("postmigrate", "completed", False),
+        ("io-error", "failed", False),  # not what `stop` makes of it
+        ("running", "failed", False),
+    ],
+)
+def test_a_guest_that_was_stopped_for_a_stream_is_resumed_once_that_has_failed(
+    server: QmpServer, state: str, status: str, resumes: bool
+) -> None:
+    with saving(server) as (_, undoing):
+        undoing.stop_guest()
+        undoing.migration.start(0)
+        migration(server, state, status)
+        error = StatepipeError("the disk is full", hint="make room")
+        assert undoing.undo(error) is error
+        assert error.hint is not None and error.hint.endswith(f"the guest is {state} here; make room")
+        assert f"QEMU reports that the migration {status}" in error.hint
+        commands = server.commands()
+        assert ("cont" in commands) == resumes and "migrate_cancel" not in commands
+        undoing.over()
+
+
+def test_a_guest_that_was_stopped_by_others_is_not_resumed(server: QmpServer) -> None:
+    migration(server, "paused", "failed")
+    with saving(server) as (_, undoing):
+        undoing.migration.start(0)
+        undoing.undo(StatepipeError("the disk is full"))
+        assert "cont" not in server.commands()
+        undoing.over()
+
+
+@pytest.mark.parametrize(("cancels", "status"), [(True, "active"), (False, "active"), (True, "completed")])
+def test_only_a_migration_that_is_under_way_is_cancelled(server: QmpServer, cancels: bool, status: str) -> None:
+    first = itertools.chain([{"status": status}], itertools.repeat({"status": "failed"}))
+    server.answers |= {"query-status": {"status": "running"}, "query-migrate": lambda: next(first)}
+    with saving(server) as (_, undoing):
+        undoing.migration.start(0)
+        undoing.undo(StatepipeError("the disk is full"), cancels=cancels)
+        assert ("migrate_cancel" in server.commands()) == (cancels and status == "active")
+        undoing.over()
+
+
+def test_a_stream_that_ends_with_qemu_is_reported_as_that(server: QmpServer) -> None:
+    with saving(server) as (_, undoing):
+        undoing.migration.start(0)
+        server.answers["query-migrate"] = server.breaks_off
+        cause = undoing.undo(TruncatedError("the stream is cut short", hint="perhaps it was cancelled"))
+        assert isinstance(cause, QemuGone) and cause.hint == "the stream is cut short"
+        undoing.over()
 
 
 def test_what_is_not_seen_to_be_undone_is_left_to_the_guardian(server: QmpServer) -> None:
