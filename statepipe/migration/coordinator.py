@@ -167,7 +167,7 @@ class Coordinator:
             return Event.CANCEL, self.too_slow()
         if now >= self._overdue_at:
             self._overdue_at = math.inf
-            return Event.OVERDUE, QemuSilent(self.waits_for() or "no answer came")
+            return Event.OVERDUE, QemuSilent(self.waits_for() or "no answer arrived")
         if now >= self._word_at:
             self._word_at = math.inf
             if (words := self.waits_for()) is not None:

@@ -28,9 +28,9 @@ from statepipe.qemu.monitor import Monitor
 from statepipe.qemu.process import demand_equal
 from statepipe.qemu.runstates import LIVE, MOVABLE, RUNNING
 from statepipe.qemu.settings import adjust, are_restored, put_back
-from statepipe.recovery.guardian import Command, Guardian
+from statepipe.recovery.guardian import GuardCommand, Guardian
 from statepipe.recovery.handover import Event, Source
-from statepipe.recovery.journal import Journal, Listener
+from statepipe.recovery.journal import Journal, StepListener
 from statepipe.recovery.resolve import demand_unsent, how_to_decide
 from statepipe.recovery.undoing import facts_of, settle
 from statepipe.session.options import ConnectionPlan
@@ -87,7 +87,7 @@ def check(qmp: str, plan: ConnectionPlan, remote: Sequence[str] | None, tell: Te
         return findings
 
 
-def migrate(request: MigrateRequest, warn: Tell, guard: Command, listeners: Sequence[Listener]) -> Report:
+def migrate(request: MigrateRequest, warn: Tell, guard: GuardCommand, listeners: Sequence[StepListener]) -> Report:
     """Move the guest. Raises StatepipeError, whose hint says where the guest is."""
     progress = _Progress()
     with Guardian(guard) as guardian, closing(Monitor(request.qmp, tell=warn)) as monitor:

@@ -37,9 +37,9 @@ from statepipe.qemu.places import clashes, for_a_look, seen
 from statepipe.qemu.process import Child, owner, wait_for_one
 from statepipe.qemu.settings import made_ready, restored
 from statepipe.qemu.view import View
-from statepipe.recovery.guardian import Command, Guardian
+from statepipe.recovery.guardian import GuardCommand, Guardian
 from statepipe.recovery.handover import Destination, Side
-from statepipe.recovery.journal import Journal, Listener
+from statepipe.recovery.journal import Journal, StepListener
 from statepipe.session.options import ConnectionPlan
 from statepipe.telling import Tell
 from statepipe.wakeups import polled
@@ -206,11 +206,13 @@ class Host:
             os.close(self._pidfd)
 
 
-Refused = Callable[[Exception], object]
+OnRefused = Callable[[Exception], object]
 """Reports why a visitor gave no guest. It ends nothing."""
 
 
-def receive(request: ReceiveRequest, say: Tell, refused: Refused, guard: Command, listeners: Sequence[Listener]) -> int:
+def receive(
+    request: ReceiveRequest, say: Tell, refused: OnRefused, guard: GuardCommand, listeners: Sequence[StepListener]
+) -> int:
     """Take a guest, or one after the other. Return the exit status of the QEMU that we started, 0 if we do not wait.
 
     Raises StatepipeError, and then there is no guest here. A service reports that by `refused` and waits for the next
@@ -253,9 +255,9 @@ class _Reception:
         request: ReceiveRequest,
         next_peer: Callable[[], AbstractContextManager[Peer]],
         say: Tell,
-        refused: Refused,
-        guard: Command,
-        listeners: Sequence[Listener],
+        refused: OnRefused,
+        guard: GuardCommand,
+        listeners: Sequence[StepListener],
     ) -> None:
         self._request, self._next_peer, self._say, self._guard = request, next_peer, say, guard
         self._refused, self._listeners = refused, listeners

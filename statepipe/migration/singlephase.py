@@ -34,7 +34,7 @@ from statepipe.qemu.monitor import Monitor
 from statepipe.qemu.process import owner
 from statepipe.qemu.runstates import FINAL
 from statepipe.qemu.settings import adjust, restore_after, restored
-from statepipe.recovery.guardian import Command, Guardian
+from statepipe.recovery.guardian import GuardCommand, Guardian
 from statepipe.recovery.undoing import Undoing, undone
 from statepipe.session.overunix import demand_known
 from statepipe.stages.watch import watch
@@ -104,7 +104,7 @@ def _demand_success(process: Process, name: str, hint: str | None) -> None:
         raise StatepipeError(f"{name} ended with {how}", hint=hint)
 
 
-def migrate_plainly(request: MigrateRequest, far: FarEnd, name: str, tell: Tell, guard: Command) -> Report:
+def migrate_plainly(request: MigrateRequest, far: FarEnd, name: str, tell: Tell, guard: GuardCommand) -> Report:
     """Move the guest through us to `far`, which users call `name`; `tell` hears what is waited for, and `guard` starts
     the guardian.
 
@@ -140,7 +140,7 @@ def migrate_plainly(request: MigrateRequest, far: FarEnd, name: str, tell: Tell,
     return report
 
 
-def migrate_directly(request: MigrateRequest, tell: Tell, guard: Command) -> Report:
+def migrate_directly(request: MigrateRequest, tell: Tell, guard: GuardCommand) -> Report:
     """Move the guest to the address of the request, which QEMU itself writes to. Raises StatepipeError, likewise."""
     with Guardian(guard) as guardian, closing(Monitor(request.qmp, tell=tell)) as monitor:
         was = _demand_movable(request, monitor)

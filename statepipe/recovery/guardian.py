@@ -50,9 +50,10 @@ KILLED = 10_000
 
 T = TypeVar("T")
 
-Known = Mapping[str, Any]
+Notes = Mapping[str, Any]
+"""What it was told, by name; a descriptor is under its name too."""
 
-Command = Sequence[str]
+GuardCommand = Sequence[str]
 """The program that calls `guard`, and its words; the number of the socket follows them."""
 
 LastWord = Callable[[Callable[[], str]], object]
@@ -62,7 +63,7 @@ LastWord = Callable[[Callable[[], str]], object]
 class Guardian:
     """Entering starts it with the command. Raises StatepipeError if it cannot be started."""
 
-    def __init__(self, command: Command) -> None:
+    def __init__(self, command: GuardCommand) -> None:
         self._command = command
         self._settled = self._left = False
 
@@ -89,7 +90,7 @@ class Guardian:
         """Whether it has ended before its time."""
         return self._process.has_ended()
 
-    def note(self, facts: Known, fds: Mapping[str, int] | None = None) -> None:
+    def note(self, facts: Notes, fds: Mapping[str, int] | None = None) -> None:
         """Let it know `facts`, which replace earlier ones of the same name, and give it duplicates of `fds`. Does
         nothing if it has ended.
 
@@ -145,7 +146,7 @@ def guard(fd: int, side: str, last_word: LastWord, tell: Tell) -> None:
 # --- what is safe
 
 
-def recover_source(known: Known, tell: Tell) -> str:
+def recover_source(known: Notes, tell: Tell) -> str:
     """Cancel a migration before GO, so that the guest runs on here. `known`: states, state, qmp, pidfd, runs, was,
     before. Raises StatepipeError."""
     state = Source[known["state"]]
@@ -181,7 +182,7 @@ HANDED = frozenset(state.name for state in (Source.HANDING, Source.ACCEPTED, Sou
 """States after QEMU was told to send the last bytes: before them, no migration of ours has sent a whole guest."""
 
 
-def recover_sender(known: Known, tell: Tell) -> str:
+def recover_sender(known: Notes, tell: Tell) -> str:
     """Let the guest of a stream in one phase (to a file or another QEMU) run on, if it was stopped for that.
 
     A guest that QEMU has sent stays stopped: whoever has it may run it, and another client may have sent it since.
@@ -215,11 +216,11 @@ class GuestSent(QemuError):
     """Nothing is left to restore: another QEMU, or a file, may have the guest, and a person decides."""
 
 
-def _sent(known: Known) -> GuestSent:
+def _sent(known: Notes) -> GuestSent:
     return GuestSent(f"QEMU has sent all of the guest and keeps it stopped ({SENT})", hint=how_if_sent(known["qmp"]))
 
 
-def recover_destination(known: Known, tell: Tell) -> str:
+def recover_destination(known: Notes, tell: Tell) -> str:
     """Before GO, end QEMU, so that the guest never runs here; after GO, run it, as it runs nowhere else. `known`:
     state, pid, pidfd, spare, qmp, runs. Raises StatepipeError."""
     state = Destination[known["state"]]
@@ -238,7 +239,7 @@ def recover_destination(known: Known, tell: Tell) -> str:
     return f"{state.value}; nothing is done about it"
 
 
-def _start(known: Known, tell: Tell) -> str:
+def _start(known: Notes, tell: Tell) -> str:
     """Tell QEMU again what statepipe told it, perhaps without hearing the answer."""
 
     def reached() -> Monitor:
@@ -261,7 +262,7 @@ def _start(known: Known, tell: Tell) -> str:
         raise
 
 
-RECOVERIES: Mapping[str, Callable[[Known, Tell], str]] = {
+RECOVERIES: Mapping[str, Callable[[Notes, Tell], str]] = {
     "source": recover_source,
     "destination": recover_destination,
     "sender": recover_sender,
@@ -272,7 +273,7 @@ RECOVERIES: Mapping[str, Callable[[Known, Tell], str]] = {
 # --- reaching QEMU
 
 
-def _unless_ended(known: Known, work: Callable[[], str]) -> str:
+def _unless_ended(known: Notes, work: Callable[[], str]) -> str:
     """Return the result of `work`, or that QEMU has ended: it may have been killed with statepipe. Raises
     StatepipeError."""
     try:
@@ -283,7 +284,7 @@ def _unless_ended(known: Known, work: Callable[[], str]) -> str:
         raise
 
 
-def _patient(known: Known, work: Callable[[], T]) -> T:
+def _patient(known: Notes, work: Callable[[], T]) -> T:
     """Repeat `work` for as long as QEMU lives and does not answer; each time it says so.
 
     Raises QemuGone once QEMU has ended: another QEMU may listen at its socket by now, with its own guest.
@@ -294,19 +295,19 @@ def _patient(known: Known, work: Callable[[], T]) -> T:
             return work()
 
 
-def _has_ended(known: Known) -> bool:
+def _has_ended(known: Notes) -> bool:
     """Whether its process was seen to have ended; False if the process is not known."""
     return "pidfd" in known and bool(polled(known["pidfd"]).poll(0))
 
 
-def _demand_alive(known: Known) -> None:
+def _demand_alive(known: Notes) -> None:
     """Raises QemuGone."""
     if _has_ended(known):
         raise QemuGone("QEMU here has ended")
 
 
 @contextmanager
-def _reached(known: Known, tell: Tell) -> Iterator[Monitor]:
+def _reached(known: Notes, tell: Tell) -> Iterator[Monitor]:
     """Its monitor: while its process lives, that process is what answers at its socket. Raises QemuError.
 
     If its process is not known, the socket must be the one at which it listened: another QEMU makes a new one.

@@ -19,7 +19,7 @@ from statepipe.ends.fd import failure, write_all
 from statepipe.errors import StatepipeError
 from statepipe.shapes import Misshapen, fields, one_of, parse, text, told
 
-Listener = Callable[[dict[str, Any]], None]
+StepListener = Callable[[dict[str, Any]], None]
 
 LIMIT = 1 << 20
 """Most bytes of a journal that are read: a migration has a dozen steps."""
@@ -32,7 +32,7 @@ class Journal:
     """Writes steps to a new file `path` (mode 0600), if one is named, and passes them to every listener. Raises
     StatepipeError."""
 
-    def __init__(self, path: str | None, facts: dict[str, Any], listeners: tuple[Listener, ...] = ()) -> None:
+    def __init__(self, path: str | None, facts: dict[str, Any], listeners: tuple[StepListener, ...] = ()) -> None:
         self._path = path
         self._listeners = listeners
         self._fd: int | None = None

@@ -30,7 +30,7 @@ from statepipe.qemu.process import inspect_process, qemu_under
 from statepipe.qemu.runstates import LIVE as LIVE_STATES
 from statepipe.qemu.settings import HARMLESS, adjust, restore_after, restored
 from statepipe.qemu.snapshot import may_break_off, read_out
-from statepipe.recovery.guardian import Command, Guardian
+from statepipe.recovery.guardian import GuardCommand, Guardian
 from statepipe.recovery.resolve import demand_unsent
 from statepipe.recovery.undoing import Undoing, undone
 from statepipe.stages.packing import Packing
@@ -68,7 +68,7 @@ class SaveRequest:
     replaceable: Replaceable | None = None
 
 
-def save_by_qmp(address: str, request: SaveRequest, tell: Tell, guard: Command) -> Outcome:
+def save_by_qmp(address: str, request: SaveRequest, tell: Tell, guard: GuardCommand) -> Outcome:
     """Save the guest behind the monitor at `address`; `tell` hears what is waited for.
 
     The file is begun before QEMU is told anything: if it cannot be, nothing happens. Raises StatepipeError, with the
