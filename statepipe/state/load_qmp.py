@@ -122,8 +122,11 @@ def load_into_new(path: str, command: Sequence[str], keys: Keys, said: Said, tel
     except BaseException as error:
         if child is not None and not is_loaded:
             child.end_after(error, "while loading")
-        elif child is not None and isinstance(error, StatepipeError):
-            error.advise(f"the state is loaded: look at QEMU, process {child.pid}")
+        elif child is not None:
+            if not detach:
+                child.let_be(tell.warn)  # its output goes on without us
+            if isinstance(error, StatepipeError):
+                error.advise(f"the state is loaded: look at QEMU, process {child.pid}")
         raise
 
 

@@ -152,15 +152,16 @@ def test_a_guest_that_runs_is_not_ended_because_its_run_state_cannot_be_reported
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
 
 
-def test_a_guest_that_runs_is_not_ended_because_of_what_hears_of_it(state: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("detach", [True, False])
+def test_a_guest_that_runs_is_not_ended_because_of_what_hears_of_it(state: str, detach: bool) -> None:
     """Whatever fails once it is loaded is told, with the process to look at."""
 
     def loaded(text: str) -> None:
         raise StatepipeError("no space left for a log")
 
-    with pytest.raises(StatepipeError, match="no space left for a log") as caught:
+    with pytest.raises(StatepipeError, match="no space left for a log") as caught, as_exceptions():
         tell = Telling(lambda text: None, loaded, lambda: None)
-        load_into_new(state, [*STANDIN, "calm"], NO_KEYS, Said(), tell, detach=True)
+        load_into_new(state, [*STANDIN, "calm"], NO_KEYS, Said(), tell, detach=detach)
     found = re.search(r"the state is loaded: look at QEMU, process (\d+)", caught.value.hint or "")
     assert found is not None
     os.kill(int(found[1]), signal.SIGKILL)  # it is there
