@@ -85,13 +85,13 @@ def _read(path: str) -> Config:
     except OSError as error:
         raise StatepipeError(f"cannot read {path}: {error.strerror}", hint="check STATEPIPE_CONFIG") from error
     if len(text) > SIZE_LIMIT:
-        raise UsageError(f"{path} is larger than {SIZE_LIMIT} bytes: it is not a configuration")
+        raise UsageError(f"{path} is larger than {SIZE_LIMIT} bytes: it is not a configuration", hint=_FORMAT)
     if _DEEP.search(text):
-        raise UsageError(f"{path}: a key has more than 15 parts: it is not a configuration")
+        raise UsageError(f"{path}: a key has more than 15 parts: it is not a configuration", hint=_FORMAT)
     try:
         table = tomllib.loads(text.decode())
     except RecursionError as error:
-        raise UsageError(f"{path}: its lists are nested too deeply: it is not a configuration") from error
+        raise UsageError(f"{path}: its lists are nested too deeply: it is not a configuration", hint=_FORMAT) from error
     except ValueError as error:  # of TOML and UTF-8
         raise UsageError(f"{path}: {error}", hint=_FORMAT) from error
     for key, value in table.items():

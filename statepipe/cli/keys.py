@@ -56,7 +56,7 @@ def seals(values: Values, words: Sequence[Values]) -> list[NamedStage]:
 
 
 def keys_of(values: Values) -> Keys:
-    """Return what opens an encrypted state; keys are read once the state needs one. Raises then NoKeyError."""
+    """Return what opens an encrypted state. Keys are read only if it needs them, and NoKeyError is raised then."""
     from statepipe.state.file import Keys
 
     def identities() -> Sequence[Identity]:

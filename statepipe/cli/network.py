@@ -72,9 +72,9 @@ def _warn_unless(proved: bool, name: str) -> None:
 
 
 def plan_of(name: str, address: str, words: Sequence[str], values: Values, silence: float | None) -> ConnectionPlan:
-    """Return a plan from an address, words and the options of the verb `name`. `silence`: seconds to bear it.
+    """Return a plan from an address, words and the options of the verb `name`. Raises UsageError.
 
-    Raises UsageError.
+    `silence`: seconds without a word from the peer before giving up.
     """
     from statepipe.ends.address import TLS, UNIX, parse_address
     from statepipe.ends.net import Patience

@@ -58,6 +58,7 @@ ON_FILES: Mapping[str, tuple[Param, ...]] = {
 
 _CODEC = re.compile(rf"({'|'.join(CODECS)}|auto)(:.*)?|-?\d+")
 _RECIPIENT = re.compile("age1|ssh-|gpg:")
+_VARIABLE = "check whether a variable of the shell is not set"
 
 
 def meant(row: Filter, values: Values) -> tuple[Filter, Values]:
@@ -88,7 +89,7 @@ def _codec_or_file(values: Values) -> Values:
     """Decide whether a first argument is a codec, or, unless it looks like one, a file that exists."""
     first, file = values["codec"], values["file"]
     if first == "":  # a variable of the shell that is not set: standard input is not meant
-        raise UsageError("an empty argument is neither a codec nor a FILE")
+        raise UsageError("an empty argument is neither a codec nor a FILE", hint=_VARIABLE)
     if first is None or _CODEC.fullmatch(first):
         return values
     if _is_file(first):
@@ -114,7 +115,7 @@ def algorithm_or_files(values: Values) -> Values:
     if first in ALGORITHMS:
         return values
     if not first:
-        raise UsageError("an empty argument is neither an algorithm nor a FILE")
+        raise UsageError("an empty argument is neither an algorithm nor a FILE", hint=_VARIABLE)
     if not _is_file(first):
         hint = f"{did_you_mean(first.lower(), ALGORITHMS)}algorithms are {', '.join(ALGORITHMS)}"
         raise UsageError(f"'{first}' is neither an algorithm nor a file that exists", hint=hint)
