@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import zstandard
@@ -22,6 +24,9 @@ class Contents:
     header: dict[str, Any]
     trailer: dict[str, Any]
     stream: bytes
+    outline: dict[str, Any] | None = None
+    pages: dict[tuple[str, int], int | None] | None = None
+    """By the name of a block and a page in it, its place in the stream, None for zeros; None without an index."""
 
 
 def need(holds: bool, what: str) -> None:
@@ -51,7 +56,8 @@ def read(file: bytes) -> Contents:
     need(trailer["file_blake3"] == blake3(file[: frames[-1][3]]).hexdigest(), "the digest of the file")
     if header.get("kind") == "state":
         need(trailer["blake3"] == blake3(stream).hexdigest(), "the digest of the stream")
-    return Contents(header, trailer, stream)
+    at = [frame[3] for frame in frames]
+    return Contents(header, trailer, stream, *_index(file, at, trailer.get("index", {}), len(stream)))
 
 
 def _listed(file: bytes) -> list[tuple[int, int, int]]:
@@ -100,3 +106,68 @@ def _decoded(frame: bytes) -> bytes:
         return zstandard.ZstdDecompressor(max_window_size=128 << 20).decompress(frame, read_across_frames=False)
     except zstandard.ZstdError as error:
         raise Refused(f"a frame cannot be decoded: {error}") from error
+
+
+# --- the page index
+
+
+def _index(file: bytes, at: list[int], facts: dict[str, Any], length: int) -> tuple[Any, Any]:
+    """The outline, and each page, of the frames that stand before the trailer, the last of those at `at`."""
+    if "frames" not in facts:
+        return None, None
+    need(0 < facts["frames"] <= 65 and facts["frames"] < len(at) - 1, "how many frames the index has")
+    starts = at[-1 - facts["frames"] :]
+    need(starts[-1] - starts[0] == facts["size"], "the size of the index")
+    need(blake3(file[starts[0] : starts[-1]]).hexdigest() == facts["blake3"], "the digest of the index")
+    contents = [_content(file[start:end]) for start, end in pairwise(starts)]
+    outline = json.loads(contents[0])
+    stride = outline["page_size"] + 8
+    found: dict[tuple[str, int], int | None] = {}
+    runs = [run for content in contents[1:] for run in _runs(content, stride)]
+    kinds = (sum(pages for kind, pages, _, _ in runs if kind == wanted) for wanted in (1, 0))
+    need((len(runs), *kinds) == (facts["runs"], facts["stored"], facts["zero"]), "the numbers of pages")
+    need(outline["runs"] == facts["runs"], "the number of runs")
+    for kind, pages, page, place in runs:
+        for number in range(pages):
+            key = _page(outline, page + number)
+            need(key not in found, "a page in two runs")
+            found[key] = place + number * stride if kind else None
+            need(not kind or 0 <= place <= place + number * stride + stride - 8 <= length, "a page outside the stream")
+    return outline, found
+
+
+def _content(frame: bytes) -> bytes:
+    need(frame[8:18] == b"statepipeP", "no frame of the index")
+    body = _json(frame[8:])
+    try:
+        need(0 < zstandard.frame_content_size(body) <= 1 << 20, "the size of what is in a frame of the index")
+        return zstandard.ZstdDecompressor().decompress(body, read_across_frames=False)
+    except zstandard.ZstdError as error:
+        raise Refused(f"a frame of the index cannot be decoded: {error}") from error
+
+
+def _runs(content: bytes, stride: int) -> Iterator[tuple[int, int, int, int]]:
+    """Each run of a frame: kind, pages, first page, place."""
+    count = len(content) // 18
+    need(len(content) == 18 * count and 0 < count <= 1 << 15, "a frame of runs")
+    page = place = 0
+    for run in range(count):
+        at, numbers = 0, []
+        for width in (1, 4, 5, 8):
+            data = content[at + run : at + width * count : count]
+            numbers.append(int.from_bytes(data, "little", signed=width == 8))
+            at += width * count
+        kind, pages, distance, shift = numbers
+        need(kind in (0, 1) and 0 < pages < 1 << 25, "a run")
+        page, place = page + distance, place + shift
+        yield kind, pages, page, place
+        page, place = page + pages, place + pages * (stride if kind else 9)
+
+
+def _page(outline: dict[str, Any], number: int) -> tuple[str, int]:
+    for name, length, _ in outline["blocks"]:
+        if number < length // outline["page_size"]:
+            return name, number
+        number -= length // outline["page_size"] + 1
+        need(number >= 0, "a page between two blocks")
+    raise Refused("a page outside the memory")

@@ -20,9 +20,10 @@ from statepipe.qemu.guard import Said
 from statepipe.stage import Buffer
 from statepipe.stages.checksum import Digest
 from statepipe.stages.watch import watch
-from statepipe.stages.zstd import pack
+from statepipe.stages.zstd import no_index, pack
 from statepipe.state.file import Keys, open_state
 from statepipe.state.loading import prepare
+from statepipe.state.saving import indexed
 from tests import streams
 
 META, SEEK_TABLE, DATA = 0x184D2A55, 0x184D2A5E, 0xFD2FB528
@@ -52,14 +53,19 @@ def cut(data: bytes, count: int) -> list[bytes]:
     return [part for a, b in pairwise(edges) for part in (data[a:b], b"")]
 
 
-def state_file(parts: Sequence[Buffer], *, header: dict[str, Any] | None = None, **trailer: Any) -> bytes:
-    """A state file of the stream that `parts` make; `header` and `trailer` add facts or replace them."""
+def state_file(
+    parts: Sequence[Buffer], *, header: dict[str, Any] | None = None, index: bool = False, **trailer: Any
+) -> bytes:
+    """A state file of the stream that `parts` make, with an index of its pages or, as older ones are, without;
+    `header` and `trailer` add facts or replace them."""
     stream, digest = QemuStream(), Digest("blake3")
+    stream.record_pages()
 
     def facts() -> dict[str, Any]:
         return {**stream.facts(), "disks": [], "blake3": digest.value, **trailer}
 
-    packer = pack(1, {"kind": "state", "time": 0, "writer": "a test", **(header or {})}, facts)
+    first = {"kind": "state", "time": 0, "writer": "a test", **(header or {})}
+    packer = pack(1, first, facts, (lambda: indexed(stream)) if index else no_index)
     return b"".join(packer(digest(watch(stream)(iter(parts)))))
 
 

@@ -24,7 +24,9 @@ def saved(path: str, outcome: Outcome) -> str:
 
 def verified(facts: dict[str, Any]) -> str:
     """Return a line on a file that is whole."""
-    proof = "digests, frames and stream agree" if facts["digest"] else "the stream is complete; it carries no digest"
+    proof = "the stream is complete; it carries no digest"
+    if facts["digest"]:
+        proof = "digests, frames, index and stream agree" if facts["index"] else "digests, frames and stream agree"
     return f"{clean(facts['file'])}: whole: {facts['format']}, {format_size(facts['bytes'])} of state; {proof}"
 
 
@@ -49,6 +51,8 @@ def inspected(facts: dict[str, Any]) -> str:
     kinds = [f"{count} {kind}" for kind, count in trailer.get("pages", {}).items() if count]
     if kinds and "rounds" in trailer:
         rows.append(("pages", f"{', '.join(kinds)}; {trailer['rounds']} rounds"))
+    if "index" in trailer:
+        rows.append(("index", _index(trailer["index"])))
     rows.append(("devices", len(trailer.get("devices", ())) or None))
     rows.append(("proof", f"complete by its {trailer['proof']}" if trailer.get("proof") else None))
     rows.append(("blake3", trailer.get("blake3")))
@@ -62,3 +66,11 @@ def inspected(facts: dict[str, Any]) -> str:
     if trailer.get("disks", []) is None:
         rows.append(("disks", "not known"))
     return "\n".join(f"{name + ':':12}{clean(str(value))}" for name, value in rows if value is not None)
+
+
+def _index(index: dict[str, Any]) -> str:
+    """Return what an index of pages contains, or why there is none."""
+    if "frames" not in index:
+        return f"none: {index.get('unserved', 'no reason is given')}"
+    pages, size = f"{index.get('stored')} pages stored, {index.get('zero')} zero", format_size(index.get("size", 0))
+    return f"{pages}, in {index.get('runs')} runs; {size}"

@@ -2,20 +2,21 @@
 
     skippable 0x184D2A55   header: JSON
     zstd frames            independent, content size and checksum in each
+    skippable 0x184D2A55   the index of pages, if there is one, in one frame or several
     skippable 0x184D2A55   trailer: JSON
     skippable 0x184D2A5E   the standard seek table; metadata frames are listed in it as (size, 0)
 
 To zstd(1) this is an ordinary file, and `zstd -d` returns the stream. A metadata frame's payload is `statepipe`, one
 byte for its kind, the first 16 bytes of the BLAKE3 of kind and JSON, and the JSON. The trailer holds the BLAKE3 of
 every byte of the file before it, so that any changed bit is found, even bits that zstd ignores. For a saved guest it
-holds the BLAKE3 of the stream as well. The seek table is compared whole. A file without its trailer is refused.
+holds the BLAKE3 of the stream as well, and that of the index, which is read alone. The seek table is compared whole. A
+file without its trailer is refused.
 """
 
 from __future__ import annotations
 
 import json
-import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from blake3 import blake3
 
 from statepipe.errors import IntegrityError, StatepipeError, TruncatedError
 from statepipe.formats.hardware import HARDWARE
+from statepipe.formats.seektable import LEAST_FRAME, SEEK_ENTRY_SIZE, SEEK_FOOTER_SIZE, SEEK_TABLE_LIMIT, SeekTable
 from statepipe.formats.zstdframe import KEPT_LIMIT, SEEK_TABLE_MAGIC, skippable
 from statepipe.shapes import (
     LARGEST,
@@ -39,28 +41,16 @@ from statepipe.shapes import (
     text,
     whole,
 )
-from statepipe.stage import Buffer
 
 META_MAGIC = 0x184D2A55
 VERSION = 1
-HEADER, TRAILER = b"H", b"T"
+HEADER, INDEX, TRAILER = b"H", b"P", b"T"
 
 _TAG = b"statepipe"
 _CHECK = 16
-_SEEK_ENTRY = struct.Struct("<II")
-_SEEK_FOOTER = struct.Struct("<IBI")
-_SEEK_FOOTER_MAGIC = 0x8F92EAB1
-
-SEEK_FOOTER_SIZE, SEEK_ENTRY_SIZE = _SEEK_FOOTER.size, _SEEK_ENTRY.size
 META_LIMIT = KEPT_LIMIT
 """Bytes of a metadata frame's payload at most. A header has a few KiB; with a thousand disks, a trailer has 400 KiB
 and a header's command line 150 KiB. Python needs 25 MB for a megabyte of the worst JSON."""
-
-SEEK_TABLE_LIMIT = 64 << 20
-"""Bytes of a seek table at most: one of this size describes 8 TiB in our frames."""
-
-LEAST_FRAME = 8
-"""Bytes of the shortest frame, an empty skippable one. A file has at least this many bytes per seek table entry."""
 
 Facts = dict[str, Any]
 
@@ -114,6 +104,10 @@ _HEADER = fields(
 _BLOCK = fields({"name": text(255), "length": whole()}, {"page_size": maybe(whole())})
 """A RAM block: qemu_get_counted_string gives its name 255 bytes."""
 
+_INDEX = {"frames": whole(), "size": whole(), "blake3": _DIGEST, "runs": whole(), "stored": whole(), "zero": whole()}
+IN_FRAMES = fields(_INDEX)
+"""What a trailer says of an index that the file holds; of another, it says why there is none."""
+
 _TRAILER = fields(
     {"bytes": whole(), "frames": whole(), "file_blake3": _DIGEST},
     {
@@ -135,6 +129,7 @@ _TRAILER = fields(
         "devices": many(_NAME, 100_000),
         "disks": maybe(many(_disk, 64 << 10)),
         "stopped_for_it": flag,
+        "index": fields({}, _INDEX | {"unserved": _NAME}),
     },
 )
 """The facts known after the end of the stream."""
@@ -149,13 +144,14 @@ _SHAPES: dict[bytes, Shape] = {HEADER: _HEADER, TRAILER: _TRAILER}
 
 @dataclass(frozen=True, slots=True)
 class Meta:
-    """A metadata frame: its kind (HEADER, TRAILER, or one of a later version) and its facts.
+    """A metadata frame: its kind (HEADER, INDEX, TRAILER, or one of a later version) and its facts.
 
-    `facts` is empty for an unknown kind, which is ignored.
+    A frame of another kind than HEADER and TRAILER has no facts but a `body`.
     """
 
     kind: bytes
     facts: Facts
+    body: bytes = b""
 
 
 def encode_meta(kind: bytes, facts: Facts) -> bytes:
@@ -167,12 +163,15 @@ def encode_meta(kind: bytes, facts: Facts) -> bytes:
         check(facts, _SHAPES.get(kind, anything))
     except Misshapen as error:
         raise StatepipeError(f"this guest does not fit into a state file: {error}") from error
-    text = json.dumps(facts, separators=(",", ":")).encode()
-    payload = _TAG + kind + blake3(kind + text).digest(_CHECK) + text
-    if len(payload) > META_LIMIT:
+    frame = _meta_frame(kind, json.dumps(facts, separators=(",", ":")).encode())
+    if len(frame) - LEAST_FRAME > META_LIMIT:
         largest = max(facts, key=lambda name: len(json.dumps(facts[name])))
         raise StatepipeError(f"the metadata of a state file is limited to {META_LIMIT} bytes: '{largest}' is too large")
-    return skippable(META_MAGIC, payload)
+    return frame
+
+
+def _meta_frame(kind: bytes, body: bytes) -> bytes:
+    return skippable(META_MAGIC, _TAG + kind + blake3(kind + body).digest(_CHECK) + body)
 
 
 def decode_meta(payload: bytes, offset: int) -> Meta | None:
@@ -189,7 +188,7 @@ def decode_meta(payload: bytes, offset: int) -> Meta | None:
         raise IntegrityError("the metadata does not match its checksum", offset=offset)
     shape = _SHAPES.get(kind)
     if shape is None:
-        return Meta(kind, {})
+        return Meta(kind, {}, text)
     name = "header" if kind == HEADER else "trailer"
     try:
         facts = parse(text, _VERSIONED if kind == HEADER else shape)
@@ -208,6 +207,26 @@ def check_state_trailer(facts: Facts, offset: int) -> None:
         raise IntegrityError(f"the trailer is not that of a saved state: {error}", offset=offset) from error
 
 
+def index_contents(data: bytes, facts: Facts, offset: int) -> list[bytes]:
+    """Return the contents of the frames of an index: `data`, which begins at `offset` of the file.
+
+    `facts` is what the trailer says of the index. Raises IntegrityError.
+    """
+    if blake3(data).hexdigest() != facts["blake3"]:
+        raise IntegrityError("checksum mismatch: the page index differs from the one that was written", offset=offset)
+    contents, at = [], 0
+    while at < len(data):
+        end = at + LEAST_FRAME + int.from_bytes(data[at + 4 : at + 8], "little")
+        meta = decode_meta(data[at + LEAST_FRAME : end], offset + at)
+        if int.from_bytes(data[at : at + 4], "little") != META_MAGIC or meta is None or meta.kind != INDEX:
+            raise IntegrityError("a frame that does not belong to the page index", offset=offset + at)
+        contents.append(meta.body)
+        at = end
+    if len(contents) != facts["frames"] or at != len(data):
+        raise IntegrityError("the page index does not consist of the frames that the trailer announces", offset=offset)
+    return contents
+
+
 def check_version(header: Facts) -> None:
     """Raises StatepipeError for a format version other than ours."""
     version = header.get("statepipe")
@@ -218,59 +237,30 @@ def check_version(header: Facts) -> None:
         )
 
 
-class SeekTable:
-    """The standard seek table (zstd_seekable_compression_format.md 0.1.0), filled frame by frame."""
+@dataclass(frozen=True, slots=True)
+class Indexed:
+    """An index of pages as a file holds it: what the trailer says of it, and the contents of its frames, if any."""
+
+    facts: Facts
+    contents: Iterable[bytes] = ()
+
+
+class _IndexFrames:
+    """Sums over the frames of an index, as they are written or read."""
 
     def __init__(self) -> None:
-        self._entries = bytearray()
+        self._sum = blake3()
+        self._size = self._frames = 0
 
-    def add(self, size: int, content: int) -> None:
-        """Add a frame of `size` bytes in the file that decodes to `content` bytes; 0 for metadata."""
-        self._entries += _SEEK_ENTRY.pack(size, content)
+    def add(self, frame: bytes) -> None:
+        self._sum.update(frame)
+        self._size += len(frame)
+        self._frames += 1
 
-    def encode(self) -> bytes:
-        """Return the skippable frame that ends the file."""
-        return skippable(SEEK_TABLE_MAGIC, bytes(self._entries) + self._footer())
-
-    def _footer(self) -> bytes:
-        return _SEEK_FOOTER.pack(len(self._entries) // _SEEK_ENTRY.size, 0, _SEEK_FOOTER_MAGIC)
-
-    def holds(self, part: Buffer, at: int, size: int) -> bool:
-        """Return whether this table's payload has `size` bytes and contains `part` at the offset `at`."""
-        entries, footer = len(self._entries), self._footer()
-        if size != entries + len(footer):
-            return False
-        cut = min(max(entries - at, 0), len(part))
-        head, rest = memoryview(part)[:cut], memoryview(part)[cut:]
-        with memoryview(self._entries) as ours:
-            same = ours[at : at + cut] == head
-        start = at + cut - entries
-        return same and (not rest or footer[start : start + len(rest)] == rest)
-
-
-def seek_table_size(footer: bytes) -> int | None:
-    """Return the size of the seek table's whole frame, from a file's last 9 bytes; None if it is not a table like ours.
-
-    A descriptor other than 0 means entries with checksums or a reserved bit: another program's table, or damage.
-    """
-    if len(footer) != SEEK_FOOTER_SIZE:
-        return None
-    count, descriptor, magic = _SEEK_FOOTER.unpack(footer)
-    if magic != _SEEK_FOOTER_MAGIC or descriptor:
-        return None
-    return int(count) * _SEEK_ENTRY.size + SEEK_FOOTER_SIZE + 8
-
-
-def sum_seek_table(parts: Iterable[bytes]) -> tuple[int, tuple[int, int] | None]:
-    """Return the total size in bytes of the frames in a seek table, and its last entry (size, content size) or None.
-
-    `parts` are whole entries, without the frame's header and footer.
-    """
-    total, last = 0, None
-    for part in parts:
-        for last in _SEEK_ENTRY.iter_unpack(part):
-            total += last[0]
-    return total, last
+    def facts(self) -> Facts:
+        """The sums, if there was a frame."""
+        sums = {"frames": self._frames, "size": self._size, "blake3": self._sum.hexdigest()}
+        return sums if self._frames else {}
 
 
 class Writer:
@@ -285,6 +275,7 @@ class Writer:
         self._file = blake3()
         self._bytes = 0
         self._frames = 0
+        self._index: Facts | None = None
 
     def header(self, facts: Facts) -> bytes:
         frame = encode_meta(HEADER, {"statepipe": VERSION, **facts})
@@ -305,9 +296,22 @@ class Writer:
         self._frames += 1
         return frame
 
+    def index(self, indexed: Indexed) -> Iterator[bytes]:
+        """Yield the frames of the index, which stand before the trailer."""
+        frames = _IndexFrames()
+        for content in indexed.contents:
+            frame = _meta_frame(INDEX, content)
+            frames.add(frame)
+            self._seek.add(len(frame), 0)
+            self._file.update(frame)
+            yield frame
+        self._index = indexed.facts | frames.facts()
+
     def trailer(self, facts: Facts) -> bytes:
         """Return the trailer and the seek table, which end the file."""
-        sums = {"bytes": self._bytes, "frames": self._frames, "file_blake3": self._file.hexdigest()}
+        sums: Facts = {"bytes": self._bytes, "frames": self._frames, "file_blake3": self._file.hexdigest()}
+        if self._index is not None:
+            sums["index"] = self._index
         frame = encode_meta(TRAILER, {**facts, **sums})
         self._seek.add(len(frame), 0)
         return frame + self._seek.encode()
@@ -325,6 +329,7 @@ class Checker:
         self.trailer: Facts | None = None
         self._seek = SeekTable()
         self._file = blake3()
+        self._index = _IndexFrames()
         self._bytes = self._frames = self._pieces = 0
         self._ended = False
 
@@ -344,6 +349,7 @@ class Checker:
             raise IntegrityError("a metadata frame after the trailer", offset=offset)
         if self.trailer is None:
             self._file.update(frame)
+            self._follow_index(frame if meta is not None and meta.kind == INDEX else None)
         self._seek.add(len(frame), 0)
 
     def frame(self, frame: bytes, content: int, offset: int) -> None:
@@ -355,6 +361,7 @@ class Checker:
             raise IntegrityError("a data frame after the trailer", offset=offset)
         self._seek.add(len(frame), content)
         self._file.update(frame)
+        self._follow_index(None)
         self._frames += 1
         self._bytes += content
 
@@ -382,6 +389,7 @@ class Checker:
             raise IntegrityError("metadata larger than statepipe writes", offset=offset)
         if self.trailer is not None:
             raise IntegrityError("a skippable frame after the trailer", offset=offset)
+        self._follow_index(None)
         if at == 0:
             self._seek.add(size + 8, 0)
             self._file.update(magic.to_bytes(4, "little") + size.to_bytes(4, "little"))
@@ -398,6 +406,13 @@ class Checker:
             if self.trailer.get(name) != value:
                 raise IntegrityError(f"{name}: the trailer says {self.trailer.get(name)}, found {value}", offset=offset)
 
+    def _follow_index(self, frame: bytes | None) -> None:
+        """Take a frame of the index; None for any other frame: those of the index are the last before the trailer."""
+        if frame is not None:
+            self._index.add(frame)
+        elif self._index.facts():
+            self._index = _IndexFrames()
+
     def _first_piece(self, offset: int) -> None:
         self._pieces += 1
         if self._ended:
@@ -412,4 +427,7 @@ class Checker:
             raise IntegrityError(
                 "checksum mismatch: the file's BLAKE3 differs from the one in its trailer", offset=offset
             )
+        told = facts.get("index", {})
+        if "frames" in told and {name: told.get(name) for name in ("frames", "size", "blake3")} != self._index.facts():
+            raise IntegrityError("the page index is not the one that the trailer announces", offset=offset)
         self.trailer = facts

@@ -22,19 +22,26 @@ from typing import Any
 
 import zstandard
 
-from statepipe.formats.statefile import Facts
+from statepipe.formats.statefile import Facts, Indexed
 from statepipe.stage import Buffer, Over, Stage
 from statepipe.stages.blocks import PerThread, over_blocks
 from statepipe.stages.levels import HOME, Controller, levels
-from statepipe.stages.zstd import FRAME_SIZE, Packer
+from statepipe.stages.zstd import FRAME_SIZE, Packer, no_index
 from statepipe.threads import cores
 
 Clock = Callable[[], float]
 
 
-def pack(low: int, high: int | None, clock: Clock, header: Facts, trailer: Callable[[], Facts]) -> Stage:
+def pack(
+    low: int,
+    high: int | None,
+    clock: Clock,
+    header: Facts,
+    trailer: Callable[[], Facts],
+    index: Callable[[], Indexed | None] = no_index,
+) -> Stage:
     """Return a stage as `zstd.pack` does, with levels from `low` to `high` (None: as high as memory allows)."""
-    return Packer(Adaptive(levels(low, high, cores()), FRAME_SIZE, clock), header, trailer)
+    return Packer(Adaptive(levels(low, high, cores()), FRAME_SIZE, clock), header, trailer, index)
 
 
 _SAMPLED_FROM = 5

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from statepipe.errors import UsageError
-from statepipe.formats.statefile import Facts
+from statepipe.formats.statefile import Facts, Indexed
 from statepipe.stage import Stage
 from statepipe.stages.codec import ZSTD, Codec, parse_codec
 from statepipe.units import number_in
 
-Pack = Callable[[Facts, Callable[[], Facts]], Stage]
-"""Makes a stage that writes a stream as zstd between a header and a trailer."""
+Pack = Callable[[Facts, Callable[[], Facts], Callable[[], Indexed | None]], Stage]
+"""Makes a stage that writes a stream as zstd between a header and a trailer, with an index of pages before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Compression:
 
             return in_one_frame(self.level)
         if self.level is None:
-            return self._pack(clock)({"kind": "stream"}, lambda: {})
+            return self._pack(clock)({"kind": "stream"}, lambda: {}, lambda: None)
         return self.codec.module.compress(self.level)
 
     def packing(self, clock: Callable[[], float]) -> Packing:
@@ -66,14 +66,14 @@ class Compression:
         return Packing(f"compress:{ZSTD.name}:{level}", self._pack(clock))
 
     def _pack(self, clock: Callable[[], float]) -> Pack:
-        def pack(header: Facts, trailer: Callable[[], Facts]) -> Stage:
+        def pack(header: Facts, trailer: Callable[[], Facts], index: Callable[[], Indexed | None]) -> Stage:
             if self.level is None:
                 from statepipe.stages import adapt
 
-                return adapt.pack(self.lowest, self.highest, clock, header, trailer)
+                return adapt.pack(self.lowest, self.highest, clock, header, trailer, index)
             from statepipe.stages import zstd
 
-            return zstd.pack(self.level, header, trailer)
+            return zstd.pack(self.level, header, trailer, index)
 
         return pack
 

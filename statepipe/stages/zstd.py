@@ -17,7 +17,7 @@ from typing import Any
 import zstandard
 
 from statepipe.errors import IntegrityError, TruncatedError
-from statepipe.formats.statefile import META_MAGIC, Checker, Facts, Writer
+from statepipe.formats.statefile import META_MAGIC, Checker, Facts, Indexed, Writer
 from statepipe.formats.zstdframe import (
     MEMORY,
     Frame,
@@ -41,14 +41,20 @@ def compress(level: int) -> Stage:
     return pack(level, {"kind": "stream"}, lambda: {})
 
 
-def pack(level: int, header: Facts, trailer: Callable[[], Facts]) -> Stage:
-    """Return a stage that writes the stream between `header` and `trailer()`, which is called at the end."""
+def no_index() -> None:
+    """Return no index: only the stream of a guest has one."""
+
+
+def pack(
+    level: int, header: Facts, trailer: Callable[[], Facts], index: Callable[[], Indexed | None] = no_index
+) -> Stage:
+    """Return a stage that writes the stream between `header` and `index()` and `trailer()`, called at the end."""
     contexts = PerThread(lambda: zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True))
 
     def compressed(plain: Buffer) -> tuple[bytes, int]:
         return contexts.get().compress(plain), len(plain)
 
-    return Packer(lambda upstream: over_blocks(compressed, upstream, FRAME_SIZE), header, trailer)
+    return Packer(lambda upstream: over_blocks(compressed, upstream, FRAME_SIZE), header, trailer, index)
 
 
 Frames = Callable[[Iterator[Buffer]], Iterator[tuple[bytes, int] | None]]
@@ -56,10 +62,13 @@ Frames = Callable[[Iterator[Buffer]], Iterator[tuple[bytes, int] | None]]
 
 
 class Packer:
-    """A stage that writes the frames of `frames` between `header` and `trailer()`, and reports their facts."""
+    """A stage that writes the frames of `frames` between `header` and `index()` and `trailer()`, and reports their
+    facts."""
 
-    def __init__(self, frames: Frames, header: Facts, trailer: Callable[[], Facts]) -> None:
-        self._frames, self._header, self._trailer = frames, header, trailer
+    def __init__(
+        self, frames: Frames, header: Facts, trailer: Callable[[], Facts], index: Callable[[], Indexed | None]
+    ) -> None:
+        self._frames, self._header, self._trailer, self._index = frames, header, trailer, index
 
     def facts(self) -> dict[str, Any]:
         return self._frames.facts() if isinstance(self._frames, Telling) else {}
@@ -73,6 +82,8 @@ class Packer:
                 yield writer.frame(*frame) if frame else FLUSH
         finally:
             close(frames)
+        if (indexed := self._index()) is not None:
+            yield from writer.index(indexed)
         yield writer.trailer(self._trailer())
 
 

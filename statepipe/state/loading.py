@@ -15,22 +15,24 @@ from dataclasses import dataclass
 from statepipe.errors import IntegrityError, StatepipeError, TruncatedError
 from statepipe.formats.beginning import HEAD
 from statepipe.formats.qemu.stream import Phase, QemuStream
-from statepipe.formats.statefile import (
-    HEADER,
+from statepipe.formats.seektable import (
     LEAST_FRAME,
-    META_LIMIT,
-    META_MAGIC,
     SEEK_ENTRY_SIZE,
     SEEK_FOOTER_SIZE,
     SEEK_TABLE_LIMIT,
+    seek_table_size,
+    sum_seek_table,
+)
+from statepipe.formats.statefile import (
+    HEADER,
+    META_LIMIT,
+    META_MAGIC,
     TRAILER,
     Facts,
     Meta,
     check_state_trailer,
     check_version,
     decode_meta,
-    seek_table_size,
-    sum_seek_table,
 )
 from statepipe.pipeline.pipeline import NamedStage
 from statepipe.qemu.commandline import starts_qemu
@@ -50,11 +52,15 @@ HOLD_LIMIT = 256 << 20
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """Both ends of a file: header and trailer if statepipe wrote it, else the codec of a foreign stream."""
+    """Both ends of a file: header and trailer if statepipe wrote it, else the codec of a foreign stream.
+
+    `trailer_at` is the offset of the trailer's frame.
+    """
 
     codec: str
     header: Facts | None = None
     trailer: Facts | None = None
+    trailer_at: int = 0
 
     @property
     def is_state(self) -> bool:
@@ -71,7 +77,7 @@ def read_ends(source: StateFile) -> Ends:
     header = _meta_at(source, 0)
     if header is not None and header.kind == HEADER:
         check_version(header.facts)
-    trailer = _find_trailer(source)
+    trailer, trailer_at = _find_trailer(source)
     if header is None and trailer is None:
         return Ends(demand_stream(source.name, source.tail(0, HEAD)))
     if header is None or header.kind != HEADER:
@@ -79,7 +85,7 @@ def read_ends(source: StateFile) -> Ends:
     if trailer is None:
         hint = "the file was cut short, is still being copied, or something was added to it: it cannot be trusted"
         raise TruncatedError("the trailer is missing: without it there is no state", hint=hint, offset=source.size())
-    ends = Ends("zstd", header.facts, trailer.facts)
+    ends = Ends("zstd", header.facts, trailer.facts, trailer_at)
     if ends.is_state:
         check_state_trailer(trailer.facts, source.size())
     return ends
@@ -95,23 +101,27 @@ def _meta_at(source: StateFile, offset: int, size: int | None = None) -> Meta | 
     return decode_meta(payload, offset) if len(payload) == length else None
 
 
-def _find_trailer(source: StateFile) -> Meta | None:
-    """Return the frame before the seek table if it is a trailer. Raises IntegrityError if bytes were lost or added."""
+def _find_trailer(source: StateFile) -> tuple[Meta | None, int]:
+    """Return the frame before the seek table if it is a trailer, and its offset.
+
+    Raises IntegrityError if bytes were lost or added.
+    """
     end = source.size()
     size = seek_table_size(source.tail(max(end - SEEK_FOOTER_SIZE, 0), SEEK_FOOTER_SIZE))
     if size is None or size > min(SEEK_TABLE_LIMIT, end):
-        return None
+        return None, 0
     if (size - SEEK_FOOTER_SIZE) // SEEK_ENTRY_SIZE * LEAST_FRAME > end - size + LEAST_FRAME:
-        return None  # the rest of the file has no room for so many frames
+        return None, 0  # the rest of the file has no room for so many frames
     total, last = sum_seek_table(_table_parts(source, end - size, size))
     if last is None or last[1] or last[0] > end - size:
-        return None
-    meta = _meta_at(source, end - size - last[0], last[0])
+        return None, 0
+    at = end - size - last[0]
+    meta = _meta_at(source, at, last[0])
     if meta is None or meta.kind != TRAILER:
-        return None
+        return None, 0
     if (listed := total + size) != end:
         raise IntegrityError(f"the file has {end} bytes, its seek table lists {listed}", offset=end - size)
-    return meta
+    return meta, at
 
 
 TABLE_READ = 128 << 10

@@ -16,8 +16,10 @@ from statepipe import __version__
 from statepipe.ends.fd import FdSource
 from statepipe.ends.output import Output
 from statepipe.errors import IntegrityError, QemuGone, QemuSilent, StatepipeError
+from statepipe.formats.qemu.pageframes import encode_index
 from statepipe.formats.qemu.returnpath import shut
 from statepipe.formats.qemu.stream import QemuStream
+from statepipe.formats.statefile import Indexed
 from statepipe.pipeline.pipeline import NamedStage, Pipeline
 from statepipe.pipeline.signals import forget_late, held
 from statepipe.qemu.disks import Disk
@@ -84,6 +86,7 @@ def save_stream(
     at it. Raises what any stage, the disk, `approve` or `leave` raises.
     """
     stream = QemuStream() if stream is None else stream
+    stream.record_pages()
     last: dict[str, Any] = {}
     is_saved = False
 
@@ -95,7 +98,8 @@ def save_stream(
         watcher = watch(stream, answer)
         if answer is None:
             watcher = _deserted(stream, watcher)
-        Pipeline(source, [("watch", watcher), ("alone", alone(stream)), *_stages(plan, trailer)], sink).pour()
+        stages = [("watch", watcher), ("alone", alone(stream)), *_stages(plan, trailer, lambda: indexed(stream))]
+        Pipeline(source, stages, sink).pour()
         if answer is not None:
             _refuse_more(stream, source)
         sink.sync()
@@ -118,13 +122,21 @@ def save_stream(
     return Saved(stream, sink.bytes, last["disks"])
 
 
-def _stages(plan: Plan, trailer: Callable[[], dict[str, Any]]) -> list[NamedStage]:
+def indexed(stream: QemuStream) -> Indexed:
+    """The index of a stream that has ended, whose pages were recorded, as the file holds it."""
+    index = stream.page_index()
+    if index.outline.unserved:
+        return Indexed({"unserved": index.outline.unserved})
+    return Indexed({"runs": index.runs, "stored": index.stored, "zero": index.zero}, encode_index(index))
+
+
+def _stages(plan: Plan, trailer: Callable[[], dict[str, Any]], index: Callable[[], Indexed | None]) -> list[NamedStage]:
     """Those behind watch, which stands first: what it calls the end is the end for every other stage."""
     header = {"kind": "state", "time": int(time.time()), "writer": f"statepipe {__version__}", **plan.guest}
     header["stages"] = [name for name, _ in plan.words] + [plan.packing.word]
     header["stages"] += [name for name, _ in plan.seal]
     digest = Digest("blake3")
-    packer = plan.packing.pack(header, lambda: {**trailer(), "blake3": digest.value})
+    packer = plan.packing.pack(header, lambda: {**trailer(), "blake3": digest.value}, index)
     return [*plan.words, ("digest", digest), ("compress", packer), *plan.seal]
 
 

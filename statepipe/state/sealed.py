@@ -14,7 +14,8 @@ from typing import Protocol, Self
 from statepipe.ends.file import FileSource
 from statepipe.errors import StatepipeError
 from statepipe.formats.age.envelope import Identity
-from statepipe.formats.statefile import META_LIMIT, SEEK_TABLE_LIMIT
+from statepipe.formats.seektable import SEEK_TABLE_LIMIT
+from statepipe.formats.statefile import META_LIMIT
 from statepipe.stage import Buffer, Over, Stage, cancel, chain, close
 from statepipe.stages.encrypt import decrypt
 from statepipe.state.agefile import AgeReaderAt

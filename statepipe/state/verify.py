@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from statepipe.ends.fd import Nowhere
+from statepipe.errors import IntegrityError
+from statepipe.formats.qemu.pageframes import difference
+from statepipe.formats.qemu.pages import PageIndex
 from statepipe.formats.qemu.stream import QemuStream
 from statepipe.pipeline.pipeline import NamedStage, Pipeline
 from statepipe.stages.checksum import verify
@@ -13,28 +16,47 @@ from statepipe.stages.watch import alone, ends_at, watch
 from statepipe.state.file import Keys, open_state
 from statepipe.state.inspect import name_format
 from statepipe.state.loading import Ends, read_ends
+from statepipe.state.pageindex import read_index
 
 
 def verify_state(path: str, keys: Keys) -> dict[str, Any]:
     """`file`, `size`, `bytes` of the stream, `format`, `digest` (whether one was there to compare).
 
-    The digests are compared, every frame is decoded, and the stream parsed to its end. Raises IntegrityError or
-    TruncatedError with the offset, StatepipeError if the file cannot be read, or is no state by itself.
+    The digests are compared, every frame is decoded, the stream is parsed to its end, and its pages are where the index
+    says, if the file has one. Raises IntegrityError or TruncatedError with the offset, StatepipeError if the file
+    cannot be read, or is no state by itself.
     """
     with open_state(path, keys) as source:
         ends = read_ends(source)
+        index = read_index(source, ends)
         stream = QemuStream()
+        if index is not None:
+            stream.record_pages()
         stages: list[NamedStage] = [*_decoders(ends), ("watch", watch(stream)), ("alone", alone(stream))]
         if ends.is_state and ends.trailer is not None:
             stages.append(("watch", ends_at(stream, ends.trailer["end_mark"])))
         Pipeline(source, stages, Nowhere()).pour()
+        if index is not None:
+            _compare(index, stream.page_index())
         facts = {
             "file": source.name,
             "size": source.stored(),
             "format": name_format(ends, source.sealed),
             "bytes": stream.offset,
         }
-        return facts | {"digest": ends.trailer is not None, "proof": stream.proof}
+        return facts | {"digest": ends.trailer is not None, "proof": stream.proof, "index": index is not None}
+
+
+def _compare(index: PageIndex, seen: PageIndex) -> None:
+    """Raises IntegrityError where the index of the file differs from what was seen in the stream."""
+    if found := difference(index, seen):
+        what, place = found
+        raise IntegrityError(
+            f"the page index does not describe the stream: it is wrong about {what}",
+            hint="the stream is whole; write a new file of it: zstd -dc FILE | statepipe save ANOTHER > /dev/null",
+            stage="index",
+            offset=place,
+        )
 
 
 def _decoders(ends: Ends) -> list[NamedStage]:

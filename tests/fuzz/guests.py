@@ -18,6 +18,7 @@ from blake3 import blake3
 
 from statepipe.cli.report import inspected, verified
 from statepipe.errors import StatepipeError
+from statepipe.formats.qemu.pageframes import decode_index, difference, encode_index
 from statepipe.formats.qemu.postcopy import Answers, Block
 from statepipe.formats.qemu.stream import QemuStream
 from statepipe.formats.statefile import HEADER, TRAILER
@@ -33,8 +34,9 @@ from tests.fuzz.mutation import LARGE, mutated, odd_json, portions
 
 
 def follow(data: bytes) -> None:
-    """As `watch` does; what was seen is told as JSON."""
+    """As `watch` does, and the pages are recorded; what was seen is told as JSON, and the index written and read."""
     stream = QemuStream()
+    stream.record_pages()
     try:
         for part in portions(data):
             if stream.feed(part) < len(part):
@@ -44,6 +46,9 @@ def follow(data: bytes) -> None:
     finally:
         json.dumps(stream.facts())
         assert stream.place and isinstance(stream.could_end_here, bool)
+    index = stream.page_index()
+    if index.outline.unserved is None:
+        assert difference(index, decode_index(list(encode_index(index)), 0)) is None
 
 
 @lru_cache
@@ -131,12 +136,58 @@ STREAMS = {
 }
 
 
+# --- an index of pages
+
+
+def _index_of(stream: bytes) -> list[bytes]:
+    """What is in the frames of the index of a whole stream."""
+    followed = QemuStream()
+    followed.record_pages()
+    followed.feed(stream)
+    return [zstandard.decompress(frame) for frame in encode_index(followed.page_index())]
+
+
+OUTLINE, RUNS = _index_of(
+    made.setup()
+    + made.ram(made.LAST, *(made.zero(page) for page in range(5, 40, 2)), made.ordinary(3), made.zero(2, "pc.bios"))
+    + made.ram(made.LAST, kind=3)
+    + made.devices()
+    + b"\0"
+    + made.vmdesc(*made.DEVICES)
+)
+
+
+def read_index(data: bytes) -> None:
+    """The frames of an index, each behind its length; one that is read is asked for each of its pages."""
+    frames = []
+    while data:
+        size = int.from_bytes(data[:4], "big")
+        frames.append(data[4 : 4 + size])
+        data = data[4 + size :]
+    index = decode_index(frames, 0)
+    assert difference(index, decode_index(list(encode_index(index)), 0)) is None
+    for run in index:
+        assert index.find(run.block, run.page) == run == index.find(run.block, run.page + run.pages - 1)
+    asked = index.stored_between(0, index.outline.devices[0])
+    assert sum(run.pages for run in asked) == index.stored
+
+
+def make_index(random: Random) -> bytes:
+    """Frames whose contents are changed, or whose bytes are."""
+    outline = odd_json(random, json.loads(OUTLINE)) if random.random() < 0.4 else OUTLINE
+    frames = [outline, *[RUNS] * random.choice((0, 1, 1, 1, 2))]
+    if random.random() < 0.6:
+        frames = [mutated(random, frame) if random.random() < 0.5 else frame for frame in frames]
+    packed = b"".join(len(it).to_bytes(4, "big") + it for it in map(zstandard.compress, frames))
+    return mutated(random, packed) if random.random() < 0.3 else packed
+
+
 # --- files
 
 STREAM = statefiles.noisy_stream()
-GOOD = statefiles.state_file(statefiles.cut(STREAM, 3))
+GOOD = statefiles.state_file(statefiles.cut(STREAM, 3), index=True)
 PIECES = statefiles.layout(GOOD)
-FRAMES = [(GOOD[piece.start : piece.end], piece.content) for piece in PIECES[1:] if piece.content]
+FRAMES = [(GOOD[piece.start : piece.end], piece.content) for piece in PIECES[1:-2]]
 
 
 def _facts_of(piece: statefiles.Piece) -> Any:
@@ -274,6 +325,7 @@ def make_sealed(random: Random) -> bytes:
 
 DOORS = {
     "streams": Door(follow, make_stream, STREAMS),
+    "indexes": Door(read_index, make_index),
     "states": Door(read_state, make_state),
     "sealed-states": Door(read_sealed, make_sealed),
     "requests-for-pages": Door(hear, make_answers),

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from struct import Struct
+from typing import Protocol
 
 from statepipe.errors import IntegrityError
 from statepipe.formats.qemu.configuration import name_at
@@ -66,10 +67,28 @@ class PageCounts:
     repeated: int = 0
 
 
+class Recorder(Protocol):
+    """Hears of the pages in the order of the stream: pages.py has the one there is, and what the calls mean."""
+
+    def begin(self, page_size: int) -> None: ...
+
+    def stored(self, page: int, count: int, place: int) -> None: ...
+
+    def zeros(self, page: int, count: int) -> None: ...
+
+    def give_up(self, why: str) -> None: ...
+
+
 class RamPages:
-    """Follows RAM records and counts them in `advance`; the other attributes are facts."""
+    """Follows RAM records and counts them in `advance`; the other attributes are facts.
+
+    `recorder`, if one is set before the first page, hears of the pages; `origin` is then the stream offset of the
+    buffer that `advance` gets.
+    """
 
     def __init__(self) -> None:
+        self.recorder: Recorder | None = None
+        self.origin = 0
         self.page_size = 4096
         self.host_pages = 0  # the host page sizes in use, combined with OR, from POSTCOPY_ADVISE
         self.shared = False  # x-ignore-shared: a block's guest address follows its length
@@ -85,8 +104,11 @@ class RamPages:
         self._seen: dict[str, dict[int, bytearray]] = {}
         self._parts = 0
         self._order: dict[str, int] = {}
+        self._bases: dict[str, int] = {}  # the number of each block's first page, all blocks in one row
+        self._listed_pages = 0
         self._block_name = ""  # the block that CONTINUE refers to
         self._block_pages = 0
+        self._base = 0  # of that block
         self._block_place = 0  # blocks in order, then pages in order, as one number
         self._map: dict[int, bytearray] = {}
         self._place = -1  # of the last page
@@ -134,6 +156,8 @@ class RamPages:
         count = (at - start) // stride
         self._sent(start, header & -page, count)
         self.counts.normal += count
+        if self.recorder is not None:
+            self.recorder.stored(self._base + header // page, count, self.origin + start + 8)
         return at
 
     def _zero_run(self, data: Buffer, at: int, end: int, header: int) -> int:
@@ -150,6 +174,8 @@ class RamPages:
         if count:
             self._sent(start, header & -page, count)
             self.counts.zero += count
+            if self.recorder is not None:
+                self.recorder.zeros(self._base + header // page, count)
         return at
 
     def _other(self, data: Buffer, at: int, end: int, header: int) -> int:
@@ -174,7 +200,19 @@ class RamPages:
         if not after:
             return at
         self._sent(at, address, 1)
+        if self.recorder is not None:
+            self._record(kind & ~CONTINUE, self._base + address // self.page_size, after)
         return after
+
+    def _record(self, kind: int, page: int, after: int) -> None:
+        """Report one page, whose record ends at `after`, to the recorder."""
+        assert self.recorder is not None
+        if kind == PAGE:
+            self.recorder.stored(page, 1, self.origin + after - self.page_size)
+        elif kind == ZERO:
+            self.recorder.zeros(page, 1)
+        else:
+            self.recorder.give_up(f"it has {'XBZRLE' if kind == XBZRLE else 'compressed'} pages")
 
     def _skip_body(self, data: Buffer, body: int, end: int, kind: int) -> int:
         """Count one page record by its kind; return the position after it, or 0 if its length is not in `data` yet."""
@@ -224,6 +262,7 @@ class RamPages:
         self._block_name = name
         self._block_pages = self.blocks[name].length // self.page_size
         self._block_place = self._order[name] * MAX_RAM
+        self._base = self._bases[name]
         self._map = self._seen.setdefault(name, {})
         return after
 
@@ -232,6 +271,8 @@ class RamPages:
             raise IntegrityError("a second list of RAM blocks", offset=at)
         if total > MAX_RAM:
             raise IntegrityError(f"{total} bytes of RAM are announced, more than the limit of {MAX_RAM}", offset=at)
+        if self.recorder is not None:
+            self.recorder.begin(self.page_size)
         self.total = self._unlisted = total
         self.rounds = 1
 
@@ -246,6 +287,8 @@ class RamPages:
                 raise IntegrityError(f"a list of RAM blocks with {name!r} of {length} bytes", offset=at)
             page_size = self._host_page_size(data, after + 8)
             self._order[name] = len(self.blocks)
+            self._bases[name] = self._listed_pages
+            self._listed_pages += length // self.page_size + 1  # see pages.py
             self.blocks[name] = RamBlock(name, length, page_size)
             self._unlisted -= length
             at = after + 8 + 8 * bool(page_size) + 8 * self.shared

@@ -19,6 +19,7 @@ from statepipe.errors import IntegrityError
 from statepipe.formats.beginning import SHOWN, beginning
 from statepipe.formats.qemu.configuration import SUBSECTION, Configuration, name_at
 from statepipe.formats.qemu.devices import DeviceTail
+from statepipe.formats.qemu.pages import Outline, PageIndex, PageRecorder
 from statepipe.formats.qemu.ram import RamPages
 from statepipe.stage import Buffer
 
@@ -62,9 +63,12 @@ class Sections:
         self.switchover: int | None = None
         self.end_mark: int | None = None
         self.proof: str | None = None
+        self.recorder: PageRecorder | None = None
+        self._head = 0  # the offset of what follows the configuration
+        self._devices_at = 0  # the offset of the first device
         self._step: Callable[[Buffer, int, int], int] = self._magic
         self._live: dict[int, str] = {}  # sections that were started, by number
-        self._number = 0  # of the current section
+        self._kind = self._number = self._start = 0  # of the current section: its first byte, number and offset
         self._opaque_footer = re.compile(b"")
         self._footers: bool | None = None  # whether sections have them; the first section shows it
         self._ram_ended = False
@@ -114,8 +118,7 @@ class Sections:
             if after > at:
                 self._step = self._subsections
             return after
-        self._step = self._section
-        self.phase = Phase.SETUP
+        self._begin_setup(at)
         return at
 
     def _subsections(self, data: Buffer, at: int, end: int) -> int:
@@ -123,9 +126,13 @@ class Sections:
             return self.configuration.subsection_at(data, at, end)
         self.ram.page_size = self.configuration.page_size or self.ram.page_size
         self.ram.shared = "x-ignore-shared" in self.configuration.capabilities
+        self._begin_setup(at)
+        return at
+
+    def _begin_setup(self, at: int) -> None:
         self._step = self._section
         self.phase = Phase.SETUP
-        return at
+        self._head = self.origin + at
 
     # --- between sections
 
@@ -148,7 +155,7 @@ class Sections:
         name, after = name_at(data, at + 5, end)
         if not after or after + 8 > end:
             return at
-        self._number = _BE32.unpack_from(data, at + 1)[0]
+        self._kind, self._number, self._start = data[at], _BE32.unpack_from(data, at + 1)[0], self.origin + at
         if len(self._live) + len(self.early_devices) >= MAX_EARLY:
             raise IntegrityError(f"more than {MAX_EARLY} sections before the devices", offset=at)
         if data[at] == FULL:
@@ -163,7 +170,7 @@ class Sections:
     def _live_section(self, data: Buffer, at: int, end: int) -> int:
         if at + 5 > end:
             return at
-        self._number = _BE32.unpack_from(data, at + 1)[0]
+        self._kind, self._number, self._start = data[at], _BE32.unpack_from(data, at + 1)[0], self.origin + at
         name = self._live.get(self._number)
         if name is None:
             raise IntegrityError(f"a part of section {self._number}, which never began", offset=at)
@@ -191,6 +198,7 @@ class Sections:
     # --- payloads
 
     def _ram(self, data: Buffer, at: int, end: int) -> int:
+        self.ram.origin = self.origin
         after = self.ram.advance(data, at, end)
         if self.ram.at_end:
             self._step = self._ram_footer
@@ -210,6 +218,8 @@ class Sections:
         return self._after_ram(at + 5, footer)
 
     def _after_ram(self, at: int, footer: bytes) -> int:
+        if self._kind == START:
+            self._record(self._kind, self._number, self._start, at)
         if self._ram_ended and not self.postcopy:
             return self._begin_tail(at, footer)
         self._step = self._section
@@ -223,6 +233,7 @@ class Sections:
             if follows:
                 self._footers = True
                 self._step = self._section
+                self._record(self._kind, self._number, self._start, match.end())
                 return match.end()
         return max(at, end - 4)
 
@@ -249,6 +260,7 @@ class Sections:
         if not 0 < command <= LAST_COMMAND or length != COMMAND_LENGTHS.get(command, length):
             raise IntegrityError(f"command {command} with {length} bytes", offset=at)
         after: int = at + 5 + length
+        self._record(COMMAND, command, self.origin + at, after)
         if command == OPEN_RETURN_PATH:
             self.return_path = True
         elif command == PING:
@@ -289,6 +301,7 @@ class Sections:
     def _begin_tail(self, at: int, footer: bytes) -> int:
         self._begin_switchover(at)
         self.phase = Phase.DEVICES
+        self._devices_at = self.origin + at
         self.tail = DeviceTail(self.origin + at, footer, self.early_devices)
         self._step = self._devices
         return at
@@ -303,3 +316,25 @@ class Sections:
     def accept_end(self, mark: int) -> None:
         """Accept the end mark at offset `mark` as the end of a stream without vmdesc."""
         self.end_mark, self.proof, self.phase = mark, "end mark", Phase.END
+
+    # --- the index of pages
+
+    def _record(self, kind: int, number: int, start: int, end: int) -> None:
+        """Report a section without pages, or a command, that begins at the offset `start`; `end` is in the buffer."""
+        if self.recorder is not None:
+            self.recorder.piece(kind, number, start, self.origin + end)
+
+    def page_index(self) -> PageIndex:
+        """Return what was recorded of a stream whose end was seen."""
+        assert self.recorder is not None and self.end_mark is not None
+        number = next((number for number, name in self._live.items() if name == "ram"), None)
+        if self.postcopy:
+            self.recorder.give_up("it went over to postcopy")
+        elif self.ram.shared:
+            self.recorder.give_up("memory that is shared is not in it (x-ignore-shared)")
+        elif number is None:
+            self.recorder.give_up("it has no section of RAM")
+        devices = (self._devices_at, self.end_mark)
+        blocks = tuple(self.ram.blocks.values())
+        outline = Outline(self.ram.page_size, self._footers is not False, number or 0, self._head, devices, blocks)
+        return self.recorder.finish(outline)

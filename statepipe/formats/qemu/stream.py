@@ -20,6 +20,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from statepipe.errors import IntegrityError, TruncatedError
+from statepipe.formats.qemu.pages import PageIndex, PageRecorder
 from statepipe.formats.qemu.ram import PageCounts, RamBlock
 from statepipe.formats.qemu.sections import Phase, Sections
 from statepipe.stage import Buffer
@@ -96,6 +97,14 @@ class QemuStream:
             if bare
             else None
         )
+
+    def record_pages(self) -> None:
+        """Record from now on where each page is, for `page_index`. To be called before the first byte."""
+        self._sections.recorder = self._sections.ram.recorder = PageRecorder()
+
+    def page_index(self) -> PageIndex:
+        """Return where each page of a complete stream is, if `record_pages` was called."""
+        return self._sections.page_index()
 
     def take_pings(self) -> list[int]:
         """Return the values of the PING commands since the last call. Each needs a PONG on the return path."""

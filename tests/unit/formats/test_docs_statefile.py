@@ -17,7 +17,10 @@ import pytest
 from blake3 import blake3
 
 from statepipe.errors import IntegrityError, StatepipeError
-from statepipe.formats.statefile import HEADER, META_LIMIT, SEEK_TABLE_LIMIT, TRAILER, decode_meta, encode_meta
+from statepipe.formats.qemu.pageframes import CONTENT_LIMIT, MAX_FRAMES, RUNS_IN_FRAME
+from statepipe.formats.qemu.pages import MAX_PIECES, MAX_PLACE, MAX_RUNS, MOST
+from statepipe.formats.seektable import SEEK_TABLE_LIMIT
+from statepipe.formats.statefile import HEADER, META_LIMIT, TRAILER, decode_meta, encode_meta
 from statepipe.formats.zstdframe import MEMORY, WHOLE_LIMIT, skippable
 from statepipe.stages.codec import compress, decompress
 from statepipe.stages.zstd import FRAME_SIZE
@@ -26,9 +29,10 @@ from statepipe.state.verify import verify_state
 from tests.agefiles import RECIPIENT, opened
 from tests.conformance.running import STREAM as PLAIN
 from tests.conformance.running import run
-from tests.documents import DOCS, cases, dumps, joined, keys, section, text_of
+from tests.documents import DOCS, cases, dumps, joined, keys, rows, section, text_of
 from tests.minireader import Refused, read
 from tests.statefiles import NO_KEYS, cut, load, noisy_stream, seal
+from tests.streams import record
 
 NAME = "state-file.md"
 DUMP = dumps(text_of(NAME))[0]
@@ -36,6 +40,7 @@ SAMPLE = joined(DUMP)
 OF_HEADER, OF_HARDWARE = map(keys, section(NAME, "3. The header").split("`hardware` has"))
 OF_TRAILER = keys(section(NAME, "5. The trailer"))
 OF_DISK = keys(section(NAME, "A disk"))
+OF_INDEX = keys(section(NAME, "12. The page index").split("The contents of each frame")[0])
 STREAM = noisy_stream()
 
 
@@ -55,6 +60,8 @@ def test_the_file_in_the_document_is_read_by_a_reader_made_from_the_document() -
     it = read(SAMPLE)
     assert it.header["writer"] == "statepipe 0.1.0" and it.trailer["bytes"] == len(it.stream) == 8591
     assert it.stream[it.trailer["end_mark"] :].startswith(b"\0\x06")
+    assert it.pages == {("pc.ram", 0): None, ("pc.ram", 1): it.stream.rindex(b"\x01" * 4096)}
+    assert it.outline is not None and it.outline["devices"][1] == it.trailer["end_mark"]
 
 
 def test_what_stands_beside_the_bytes_is_in_them() -> None:
@@ -90,6 +97,12 @@ def test_a_reader_made_from_the_document_reads_what_save_writes(word: str, tmp_p
     it = read(path.read_bytes())
     assert it.stream == PLAIN and it.header["stages"] == [word]
     assert set(it.header) <= set(OF_HEADER) and set(it.trailer) <= set(OF_TRAILER)
+    assert set(it.trailer["index"]) == set(OF_INDEX) - {"unserved"}
+    first, second = (PLAIN.index(record(0x08, page, "pc.ram")) + 15 for page in (0, 1))
+    zeros = {("pc.ram", page): None for page in range(2, 64)}
+    assert it.pages == {("pc.ram", 0): first, ("pc.ram", 1): second, **zeros}
+    told = section(NAME, "12. The page index").split("The contents of each frame")[1].split("The devices begin")[0]
+    assert it.outline is not None and [f"`{key}`" for key in it.outline] == [row[0] for row in rows(told)]
 
 
 def test_it_reads_what_compress_writes_which_is_no_guest() -> None:
@@ -186,6 +199,10 @@ def in_disk(facts: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
     return in_trailer({"disks": [SEEN | facts]})
 
 
+def in_index(facts: dict[str, Any]) -> tuple[bytes, dict[str, Any]]:
+    return in_trailer({"index": facts})
+
+
 PLACES = [
     pytest.param(around, name, kind, id=f"{around.__name__}-{name}")
     for around, names in (
@@ -193,6 +210,7 @@ PLACES = [
         (in_hardware, OF_HARDWARE),
         (in_trailer, OF_TRAILER),
         (in_disk, OF_DISK),
+        (in_index, OF_INDEX),
     )
     for name, kind in names.items()
 ]
@@ -232,6 +250,9 @@ def test_the_numbers_in_the_document_are_those_of_the_code() -> None:
     assert f"{META_LIMIT:,} bytes long" in text and f"1 MiB ({FRAME_SIZE:,} bytes)" in text
     assert (SEEK_TABLE_LIMIT - 17) // 8 == 8_388_605 and "8,388,605 entries" in text
     assert WHOLE_LIMIT == 8 << 20 and MEMORY == 128 << 20
+    assert f"more than {MAX_RUNS:,} runs" in text and f"more than {MAX_PIECES:,} sections" in text
+    assert f"holds runs: {RUNS_IN_FRAME:,} of them" in text and f"1 to {MAX_FRAMES}" in text
+    assert MAX_PLACE == 1 << 42 and MOST == (1 << 25) - 1 and CONTENT_LIMIT == 1 << 20
 
 
 def test_no_line_of_a_document_is_longer_than_100_columns() -> None:

@@ -58,9 +58,9 @@ def meta(file: bytes, index: int) -> dict[str, Any]:
 
 
 def test_header_data_trailer_and_seek_table_are_where_the_document_says(saved: Path) -> None:
-    for file in (saved.read_bytes(), FILE):
+    for file, index in ((saved.read_bytes(), 2), (FILE, 0)):
         magics = [piece.magic for piece in layout(file)]
-        assert magics == [META, *[DATA] * (len(magics) - 3), META, SEEK_TABLE]
+        assert magics == [META, *[DATA] * (len(magics) - 3 - index), *[META] * index, META, SEEK_TABLE]
         assert meta(file, 0)["frame"] == "H" and meta(file, -2)["frame"] == "T"
 
 
@@ -81,7 +81,8 @@ def test_header_and_trailer_tell_the_facts(saved: Path) -> None:
     assert header["writer"].startswith("statepipe ") and header["stages"] == ["compress:zstd:1"]
     assert trailer["bytes"] == len(STREAM) and trailer["blake3"] == blake3(STREAM).hexdigest()
     assert trailer["file_blake3"] == blake3(file[: layout(file)[-2].start]).hexdigest()
-    assert trailer["frames"] == len(layout(file)) - 3
+    assert trailer["frames"] == len(layout(file)) - 3 - trailer["index"]["frames"]
+    assert (trailer["index"]["stored"], trailer["index"]["zero"]) == (6, 0)
     assert (trailer["proof"], trailer["run_state"]) == ("vmdesc", "running")
     assert STREAM[trailer["end_mark"] :].startswith(b"\0\x06")
 

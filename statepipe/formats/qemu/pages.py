@@ -1,0 +1,338 @@
+"""Where in a migration stream each page of a guest is: the index that lets a guest run before its memory is loaded.
+
+All pages of all RAM blocks are numbered in one row, the blocks in the stream's order, with a number between two blocks
+that no page has: so a run never goes on into the next block. The parser reports runs of pages to a `PageRecorder`; what
+it has recorded becomes a `PageIndex`, in which each page is once. A stream may contain a page several times, and then
+its last copy counts. A page that is in no run has never been sent: it is zero.
+
+A *place* is an offset in the stream. The place of a run of stored pages is that of its first page's first byte; the
+others follow at a stride of a page and the eight bytes of a record's header. Pages of zeros need no place.
+
+The runs are in two arrays, sixteen bytes a run, since a large guest has a million: `keys` in the order of the pages,
+each with a run's first page, its length and its kind, and `places`.
+
+What recording costs, in processor time (25 saves each way, in turn, of a live guest of 256 MiB): medians of 0.753 s
+with the index and 0.759 s without, minima of 0.718 and 0.715. The parser alone: 24.2 ms and 22.7 ms for 158 MB.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, islice
+from operator import le
+from typing import NamedTuple
+
+from statepipe.formats.qemu.ram import RamBlock
+
+ZERO, STORED = 0, 1
+
+KIND_BITS, COUNT_BITS = 3, 25
+"""Of a key; the other 36 are the page's number: enough for 32 TiB of pages of 1 KiB. A longer run is kept as two."""
+KINDS, MOST = (1 << KIND_BITS) - 1, (1 << COUNT_BITS) - 1
+PAGE_SHIFT = KIND_BITS + COUNT_BITS
+
+MAX_RUNS = 1 << 21
+"""Runs that are kept at most, in 32 MiB. A Linux guest of 256 MiB that was saved live has 938: MAX_RUNS is enough for
+500 GiB of such memory."""
+
+MAX_PIECES = 1 << 13
+"""Sections and commands besides pages and devices: a guest has about four, and more where a disk has bitmaps."""
+
+MAX_NAMES = 64 << 10
+"""Characters in the names of all RAM blocks: a guest has some ten blocks, with names of some twenty characters."""
+
+WINDOW_BITS = 17
+"""Pages that are resolved at once, as a power of two: 128 KiB of memory, and at most 20 MiB for their runs."""
+
+ORDER_SHIFT = MAX_RUNS.bit_length()
+"""Bits of a run's number (`_by_place`); the other 42 are for its place: 4 TiB, and a longer stream has no index."""
+MAX_PLACE = 1 << 64 - ORDER_SHIFT
+
+
+class Run(NamedTuple):
+    """Pages in a row: so many `pages` of block number `block`, from `page` on. `place` means nothing for zeros."""
+
+    block: int
+    page: int
+    pages: int
+    kind: int
+    place: int
+
+
+class Piece(NamedTuple):
+    """A section or a command: its first byte in the stream, its number, and its bytes [start, end) of the stream."""
+
+    kind: int
+    number: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """What a load needs of a stream besides its pages.
+
+    `head`: bytes of the magic and the configuration. `pieces`: everything between them and the devices but the sections
+    that carry pages. `devices`: the bytes [start, end) behind the footer of RAM's last section, up to the end mark.
+    `ram_section` is the number of the section of RAM, `footers` whether sections have one. `unserved` says why the
+    pages cannot be served one by one, and such an index has none.
+    """
+
+    page_size: int = 4096
+    footers: bool = True
+    ram_section: int = 0
+    head: int = 0
+    devices: tuple[int, int] = (0, 0)
+    blocks: tuple[RamBlock, ...] = ()
+    pieces: tuple[Piece, ...] = ()
+    unserved: str | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PageIndex:
+    """Where each page of a stream is. Make one with `PageIndex.of`."""
+
+    outline: Outline
+    keys: array[int]
+    places: array[int]
+    bases: tuple[int, ...]
+    """The number of each block's first page, and at the end that of a block after the last one."""
+    by_place: array[int] | None = field(repr=False)
+    """The numbers of the runs by place; None if they are in that order anyway."""
+
+    @classmethod
+    def of(cls, outline: Outline, keys: array[int], places: array[int]) -> PageIndex:
+        """An index of runs that are in the order of their pages."""
+        pages = (block.length // outline.page_size + 1 for block in outline.blocks)
+        ascending = all(map(le, places, islice(places, 1, None)))
+        return cls(outline, keys, places, (0, *accumulate(pages)), None if ascending else _by_place(keys, places))
+
+    @property
+    def stride(self) -> int:
+        """Bytes from one stored page of a run to the next."""
+        return self.outline.page_size + 8
+
+    @property
+    def runs(self) -> int:
+        """How many runs there are."""
+        return len(self.keys)
+
+    @property
+    def stored(self) -> int:
+        """How many pages are stored."""
+        return sum(key >> KIND_BITS & MOST for key in self.keys if key & KINDS == STORED)
+
+    @property
+    def zero(self) -> int:
+        """How many pages are zeros that the stream mentions."""
+        return sum(key >> KIND_BITS & MOST for key in self.keys if key & KINDS == ZERO)
+
+    def block_number(self, name: str) -> int | None:
+        """The number of the block of that name."""
+        return next((number for number, block in enumerate(self.outline.blocks) if block.name == name), None)
+
+    def find(self, block: int, page: int) -> Run | None:
+        """The run that holds a page of a block; None for a page that the stream does not have: it is zero."""
+        number = self.bases[block] + page
+        at = bisect_right(self.keys, number << PAGE_SHIFT | (1 << PAGE_SHIFT) - 1) - 1
+        if at < 0:
+            return None
+        run = self._run(at)
+        return run if run.block == block and run.page <= page < run.page + run.pages else None
+
+    def stored_between(self, start: int, stop: int) -> Iterator[Run]:
+        """The stored pages whose first bytes are at places from `start` to before `stop`, by place; a run that reaches
+        further is cut."""
+        order: Iterable[int]
+        if self.by_place is None:
+            order = range(max(bisect_right(self.places, start) - 1, 0), len(self.places))
+        else:
+            first = bisect_right(self.by_place, start, key=self.places.__getitem__) - 1
+            order = islice(self.by_place, max(first, 0), None)
+        for at in order:
+            if self.places[at] >= stop:
+                return
+            run = self._run(at)
+            if run.kind == STORED:
+                skip = max(-(-(start - run.place) // self.stride), 0)
+                count = min(-(-(stop - run.place) // self.stride), run.pages) - skip
+                if count > 0:
+                    yield Run(run.block, run.page + skip, count, STORED, run.place + skip * self.stride)
+
+    def __iter__(self) -> Iterator[Run]:
+        """All runs, in the order of their pages."""
+        return map(self._run, range(len(self.keys)))
+
+    def _run(self, at: int) -> Run:
+        key = self.keys[at]
+        first = key >> PAGE_SHIFT
+        block = bisect_right(self.bases, first) - 1
+        return Run(block, first - self.bases[block], key >> KIND_BITS & MOST, key & KINDS, self.places[at])
+
+
+def _by_place(keys: array[int], places: array[int]) -> array[int]:
+    """The numbers of the stored runs by place. They are sorted part by part, since a Python integer has 36 bytes."""
+    parts = [array("Q") for _ in range(256)]
+    width = max(places, default=0) // len(parts) + 1
+    for number, place in enumerate(places):
+        if keys[number] & KINDS == STORED:
+            parts[place // width].append(place << ORDER_SHIFT | number)
+    order = array("I")
+    for part in parts:
+        order.extend(packed & (1 << ORDER_SHIFT) - 1 for packed in sorted(part))
+    return order
+
+
+class PageRecorder:
+    """Records what the parser of a stream sees, for an index. Pages are numbered in one row, block after block.
+
+    Memory is limited: where the pages are in more than `most` runs, even without those that were sent again, the
+    recorder gives up, and `unserved` says so.
+    """
+
+    def __init__(self, most: int = MAX_RUNS) -> None:
+        self.pieces: list[Piece] = []
+        self.unserved: str | None = None
+        self._stride = 0
+        self._most = most
+        self._keys, self._places = array("Q"), array("Q")
+        self._ascending = True
+        self._kind, self._first, self._place = ZERO, 0, 0  # of the run that may go on
+        self._next, self._due = 0, 0  # its next page, and where that page would be
+
+    def begin(self, page_size: int) -> None:
+        """Report the size of a page in bytes, before the first page."""
+        self._stride = page_size + 8
+
+    def stored(self, page: int, count: int, place: int) -> None:
+        """Record `count` stored pages from number `page` on, the first at `place`."""
+        if place != self._due or page != self._next or self._kind != STORED:
+            self._begin(STORED, page, place)
+        self._next = page + count
+        self._due = place + count * self._stride
+
+    def zeros(self, page: int, count: int) -> None:
+        """Record `count` pages of zeros from number `page` on."""
+        if page != self._next or self._kind != ZERO:
+            self._begin(ZERO, page, self._due)
+        self._next = page + count
+
+    def piece(self, kind: int, number: int, start: int, end: int) -> None:
+        """Record a section that carries no pages, or a command."""
+        if len(self.pieces) == MAX_PIECES:
+            self.give_up(f"it has more than {MAX_PIECES} sections before its devices")
+        else:
+            self.pieces.append(Piece(kind, number, start, end))
+
+    def give_up(self, why: str) -> None:
+        """Report why the pages cannot be served, as in "it has …". The first reason stays."""
+        self.unserved = self.unserved or why
+        self._keys, self._places = array("Q"), array("Q")
+
+    def _begin(self, kind: int, page: int, place: int) -> None:
+        self._end_run()
+        self._ascending = self._ascending and page >= self._next
+        self._kind, self._first, self._place = kind, page, place
+
+    def _end_run(self) -> None:
+        """Put the current run into the arrays."""
+        first, place, kind = self._first, self._place, self._kind
+        while (left := self._next - first) > 0:
+            count = min(left, MOST)
+            self._keys.append(first << PAGE_SHIFT | count << KIND_BITS | kind)
+            self._places.append(place)
+            first += count
+            place += count * self._stride if kind == STORED else 0
+        self._first = self._next
+        if len(self._keys) >= self._most:
+            self._shorten(self._most // 2)
+
+    def _shorten(self, most: int) -> None:
+        """Drop copies of pages that were sent again later; give up where more than `most` runs are left."""
+        if not self._ascending and not self.unserved:
+            self._keys, self._places = _last_copies(self._keys, self._places, self._stride)
+        if len(self._keys) > most:
+            self.give_up(f"its pages are in more than {most} runs")
+
+    def take(self) -> tuple[array[int], array[int]]:
+        """The keys and places of the runs, in the order of their pages, each page once."""
+        self._end_run()
+        self._shorten(self._most)
+        if self.unserved:
+            self.give_up(self.unserved)
+        return self._keys, self._places
+
+    def finish(self, outline: Outline) -> PageIndex:
+        """The index of all that was recorded. `outline` has what the parser knows besides."""
+        if outline.devices[1] >= MAX_PLACE:
+            self.give_up("it is too long")
+        if sum(len(block.name) for block in outline.blocks) > MAX_NAMES:
+            self.give_up("the names of its RAM blocks are too long")
+        keys, places = self.take()
+        return PageIndex.of(replace(outline, pieces=tuple(self.pieces), unserved=self.unserved), keys, places)
+
+
+def _last_copies(keys: array[int], places: array[int], stride: int) -> tuple[array[int], array[int]]:
+    """Runs in the order of their pages, with each page once: as the last of the given runs that has it has it.
+
+    The pages are taken by windows, so that the memory does not grow with the guest: for each, the runs in it from the
+    last to the first, and a byte for each page that one of them had.
+    """
+    numbers, ends = _by_window(keys)
+    out = PageRecorder(most=3 * len(numbers) + 1)  # each run cuts at most one older run in two
+    out.begin(stride - 8)
+    begin = 0
+    for window, end in enumerate(ends):
+        newest = _newest(keys, places, stride, window << WINDOW_BITS, reversed(numbers[begin:end]))
+        for page, count, kind, place in newest:
+            if kind == STORED:
+                out.stored(page, count, place)
+            else:
+                out.zeros(page, count)
+        begin = end
+    return out.take()
+
+
+def _by_window(keys: array[int]) -> tuple[array[int], array[int]]:
+    """The numbers of the runs in each window, one window after the other, and where in that array each window ends."""
+    windows = max((_windows(key).stop for key in keys), default=0)
+    counts = array("Q", bytes(8 * windows))
+    for key in keys:
+        for window in _windows(key):
+            counts[window] += 1
+    ends = array("Q", accumulate(counts))
+    numbers = array("I", bytes(4 * (ends[-1] if ends else 0)))
+    for number, key in enumerate(keys):
+        for window in _windows(key):
+            numbers[ends[window] - counts[window]] = number
+            counts[window] -= 1
+    return numbers, ends
+
+
+def _windows(key: int) -> range:
+    first = key >> PAGE_SHIFT
+    return range(first >> WINDOW_BITS, (first + (key >> KIND_BITS & MOST) - 1 >> WINDOW_BITS) + 1)
+
+
+def _newest(
+    keys: array[int], places: array[int], stride: int, start: int, numbers: Iterable[int]
+) -> list[tuple[int, int, int, int]]:
+    """The pages of a window, which begins at the page `start`: (page, count, kind, place) by page. Of a page that
+    several of the runs `numbers` have, the first of them counts."""
+    size = 1 << WINDOW_BITS
+    seen, found = bytearray(size), []
+    for number in numbers:
+        key = keys[number]
+        first = key >> PAGE_SHIFT
+        at, end = max(first - start, 0), min(first - start + (key >> KIND_BITS & MOST), size)
+        while (at := seen.find(0, at, end)) >= 0:
+            stop = seen.find(1, at, end)
+            stop = end if stop < 0 else stop
+            place = places[number] + (start + at - first) * stride if key & KINDS == STORED else 0
+            found.append((start + at, stop - at, key & KINDS, place))
+            seen[at:stop] = b"\x01" * (stop - at)
+            at = stop
+    return sorted(found)
