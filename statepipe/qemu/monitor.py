@@ -219,7 +219,7 @@ class Monitor:
         late = "" if command.startswith("query-") or command == "qmp_capabilities" else ", but may still execute it"
         return QemuSilent(
             f"QEMU does not answer {command}{late}",
-            hint=f"look at {self.place}, whether its guest runs and its migration settings are as before",
+            hint=f"check at {self.place} whether its guest runs and its migration settings are as before",
         )
 
     def _look(self, function: Callable[[], T]) -> T:
@@ -342,7 +342,7 @@ class Monitor:
         try:
             self._call(self._change(patience), None)
         except TimeoutError as error:
-            hint = f"look at {self.place}, whether its guest runs"
+            hint = f"check at {self.place} whether its guest runs"
             raise QemuSilent("QEMU has not finished its migration", hint=hint) from error
 
     async def _change(self, patience: float) -> None:

@@ -180,7 +180,7 @@ KNOWN: list[tuple[str, Claim]] = [
     (r"only there: .*", nothing),
     (r"(QEMU at \S+|the QEMU that was started here) has not answered [\w-]+ for \d+ s.*", nothing),
     (r"QEMU does not answer [\w-]+.*", nothing),
-    (r"look at (QEMU at \S+|the QEMU that was started here), whether its guest runs.*", nothing),
+    (r"check at (QEMU at \S+|the QEMU that was started here) whether its guest runs.*", nothing),
     (r"(QEMU at \S+|the QEMU that was started here) still reports finish-migrate: its guest is stopped", nothing),
     (r"no greeting at \S+: another client may be connected", nothing),
     (r"QEMU serves one at a time.*", nothing),

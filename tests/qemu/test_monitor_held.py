@@ -116,7 +116,7 @@ def test_a_qemu_that_stands_still_is_given_up_with_what_is_known(server: QmpServ
     first, *_, error, hint, _ = saving.said
     assert "has not answered query-migrate-capabilities for 10 s" in first
     assert "error: QEMU does not answer query-migrate-capabilities" in error
-    assert f"look at QEMU at {server.path}" in hint
+    assert f"check at QEMU at {server.path} whether" in hint
 
 
 def test_receive_does_not_wait_for_a_monitor_that_is_held(
