@@ -1,9 +1,9 @@
-"""A state that comes through a descriptor: standard input, or the /dev/fd/N of a shell's <(…).
+"""A state that is read from a descriptor: standard input, or the /dev/fd/N of a shell's <(…).
 
-A state is read at both its ends, and twice if it has no fixed places. What cannot be sought in is kept in a file
-meanwhile: one without a name, in $TMPDIR or /var/tmp, that nobody else may open and that is gone with us, however we
-end. A file that is somebody's standard input is used where it lies. What does not begin like a state is not kept: it
-may have no end.
+A state is read at both ends, and twice if it cannot be read at an offset. So what cannot be sought in is first copied
+to a file: one without a name, in $TMPDIR or /var/tmp, that nobody else may open and that is gone with us, however we
+end. A regular file that is someone's standard input is used in place. Input that does not begin like a state is not
+copied: it may never end.
 """
 
 from __future__ import annotations
@@ -23,23 +23,22 @@ from statepipe.stage import Buffer
 from statepipe.threads import held
 
 FOLDER = "/var/tmp"
-"""Where it is kept unless $TMPDIR says otherwise: it may be as large as a guest's memory, and /tmp often is memory."""
-
+"""The folder of the copy unless TMPDIR names one: it may be as large as a guest's memory, and /tmp often is memory."""
 
 SPARE = 256 << 20
-"""Bytes that are left free on the file system, or a hundredth of it where that is less: others write there too."""
+"""Bytes that are left free on the file system, or a hundredth of it if that is less: others write there too."""
 
 LOOK = 16 << 20
-"""Bytes that are kept between two looks at how much is free."""
+"""Bytes between two looks at how much is free."""
 
 Judge = Callable[[bytes], None]
-"""Raises StatepipeError for what begins with these bytes and is not to be kept."""
+"""Raises StatepipeError for input that begins with these bytes and should not be copied."""
 
 
 def from_descriptor(fd: int, name: str, judge: Judge) -> FileSource:
-    """What a descriptor of the caller's gives from where it stands; all of it is then read, if `judge` lets it.
+    """Return what the caller's descriptor `fd` has from its position on; if `judge` allows it, all of it is read.
 
-    Raises StatepipeError where it cannot be read or kept, UsageError for a terminal and for one that is not open.
+    Raises StatepipeError if it cannot be read or copied, UsageError for a terminal or a descriptor that is not open.
     """
     demand(fd)
     demand_readable(fd, name)
@@ -47,36 +46,36 @@ def from_descriptor(fd: int, name: str, judge: Judge) -> FileSource:
         raise UsageError(f"{name} is a terminal, and a state is not text", hint="name a FILE, or use a pipe")
     if stat.S_ISREG(os.fstat(fd).st_mode) and os.lseek(fd, 0, os.SEEK_CUR) == 0:
         source = FileSource(name, fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3))
-        os.lseek(fd, 0, os.SEEK_END)  # a QEMU that shares it finds no state at its monitor
+        os.lseek(fd, 0, os.SEEK_END)  # so that a QEMU that shares it does not read the state as monitor commands
         return source
-    return FileSource(name, _kept(fd, name, judge))
+    return FileSource(name, _copy(fd, name, judge))
 
 
-def _kept(fd: int, name: str, judge: Judge) -> int:
-    """A file without a name that has all of it. Raises StatepipeError."""
+def _copy(fd: int, name: str, judge: Judge) -> int:
+    """Return a file without a name that has all of the input. Raises StatepipeError."""
     folder = os.environ.get("TMPDIR") or FOLDER
+    kept, done = -1, 0
     try:
         kept = _nameless(folder)
-    except OSError as error:
-        raise _no_room(name, folder, 0, error) from error
-    done = 0
-    try:
         with FdSource(fd, name) as source:
             for buffer in _judged(source, judge):
                 if done % LOOK + len(buffer) >= LOOK:
-                    _demand_room(kept)
+                    its = os.fstatvfs(kept)
+                    if its.f_bavail * its.f_frsize < min(SPARE, its.f_blocks * its.f_frsize // 100):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 done += write_all(kept, buffer)
-    except OSError as error:
-        os.close(kept)
-        raise _no_room(name, folder, done, error) from error
-    except BaseException:
-        os.close(kept)
-        raise
+    except BaseException as error:
+        if kept >= 0:
+            os.close(kept)
+        if not isinstance(error, OSError):  # reading fails with StatepipeError
+            raise
+        hint = "a state is read at both ends, so it is copied first: set TMPDIR to a folder with room, or name a file"
+        raise StatepipeError(str(failure(f"copy {name} to {folder}", error)), hint=hint, offset=done) from error
     return kept
 
 
 def _judged(source: Iterator[Buffer], judge: Judge) -> Iterator[Buffer]:
-    """The same buffers, once their first bytes were judged: as many as there are, up to HEAD."""
+    """Yield the same bytes, once the first ones were judged: up to HEAD of them."""
     head = bytearray()
     for buffer in source:
         head += buffer
@@ -87,15 +86,8 @@ def _judged(source: Iterator[Buffer], judge: Judge) -> Iterator[Buffer]:
     yield from source
 
 
-def _demand_room(kept: int) -> None:
-    """Raises OSError where the file system is nearly full."""
-    its = os.fstatvfs(kept)
-    if its.f_bavail * its.f_frsize < min(SPARE, its.f_blocks * its.f_frsize // 100):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
 def _nameless(folder: str) -> int:
-    """A new file there, for our eyes only. Raises OSError."""
+    """Create a file without a name there, for our user alone. Raises OSError."""
     at = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fd = open_nameless(at)
@@ -109,8 +101,3 @@ def _nameless(folder: str) -> int:
         fd, path = tempfile.mkstemp(dir=folder)
         os.unlink(path)
     return fd
-
-
-def _no_room(name: str, folder: str, done: int, error: OSError) -> StatepipeError:
-    hint = "a state is read at both its ends: have TMPDIR name a folder with room for all of it, or name a file"
-    return StatepipeError(str(failure(f"keep {name} in {folder}", error)), hint=hint, offset=done)

@@ -240,8 +240,8 @@ def test_standard_input_is_not_two_of_several() -> None:
 def test_where_it_cannot_be_kept_the_place_and_the_way_out_are_told(line: str, why: str, tmp_path: Path) -> None:
     done = in_bash(f'{line}; exec "$@" verify-state -', tmp_path, input=PLAIN)
     assert (done.returncode, done.stdout) == (1, b"")
-    assert_one_error(done.stderr, "verify-state", "cannot keep standard input in", why)
-    assert b"hint: a state is read at both its ends: have TMPDIR name a folder with room" in done.stderr
+    assert_one_error(done.stderr, "verify-state", "cannot copy standard input to", why)
+    assert b"hint: a state is read at both ends, so it is copied first: set TMPDIR to a folder with room" in done.stderr
 
 
 def test_where_files_have_names_none_is_left(tmp_path: Path, spool: Path) -> None:
