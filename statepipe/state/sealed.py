@@ -1,8 +1,8 @@
-"""A saved state that is encrypted, read as if it were not: at any offset, and from its beginning to its end.
+"""Read an encrypted state as if it were not encrypted: at any offset, and from its beginning to its end.
 
-An age file is opened at any place (agefile.py), so its trailer is read before anything is let out. What has no fixed
-places (armor, OpenPGP) is decrypted twice: the first time to see both ends and that all of it opens, the second time
-for its bytes; nothing of it is ever kept on a disk.
+An age file can be decrypted at any offset (agefile.py), so its trailer is read before any byte leaves. Armor and
+OpenPGP cannot: such a file is decrypted twice, first to see both ends and that all of it decrypts, then for its bytes.
+No plaintext is ever kept on a disk.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ HEAD_LIMIT, TAIL_LIMIT = META_LIMIT + 8, META_LIMIT + SEEK_TABLE_LIMIT
 """What is kept of both ends of a file that is decrypted twice: a header, and a trailer with its seek table."""
 
 SPARE = 4 << 20
-"""Bytes more than that, after which the oldest are dropped."""
+"""Bytes above that limit after which the oldest are dropped."""
 
 
 def sealed_by_age(file: FileSource, sealed: str, identities: Sequence[Identity]) -> SealedFile:
-    """An open age file; `sealed` says whether it is armored. Raises NoKeyError, IntegrityError."""
+    """Return the plaintext of an open age file; `sealed` says if it is armored. Raises NoKeyError, IntegrityError."""
     stage = decrypt(identities)
     reader = AgeReaderAt(file, identities) if sealed == "age" else ReadThrough(file, stage)
     return SealedFile(file, sealed, stage, reader)
 
 
 def sealed_by_openpgp(file: FileSource, sealed: str, stage: Stage) -> SealedFile:
-    """An open OpenPGP file: its proof is at its end, so all of it is decrypted, and judged, before anything of it."""
+    """Return the plaintext of an open OpenPGP file. Its proof is at its end, so all of it is decrypted first."""
     return SealedFile(file, sealed, stage, ReadThrough(file, stage))
 
 
 class SealedFile:
-    """The plaintext of an encrypted file; `bytes` counts it. Raises what decrypt raises."""
+    """The plaintext of an encrypted file; `bytes` counts what was read. Raises what decrypt raises."""
 
     def __init__(self, file: FileSource, sealed: str, stage: Stage, reader: Reader) -> None:
         self.name = file.name
@@ -62,7 +62,7 @@ class SealedFile:
         cancel(self._flow)
 
     def tail(self, offset: int, size: int) -> bytes:
-        """`size` bytes of plaintext at `offset`, without moving the reading position."""
+        """Return `size` bytes of plaintext at `offset`, without moving the reading position."""
         return self._reader.read(offset, size)
 
     def size(self) -> int:
@@ -85,7 +85,7 @@ class SealedFile:
 
 
 class Reader(Protocol):
-    """Gives plaintext at any offset."""
+    """Reads plaintext at any offset."""
 
     def size(self) -> int: ...
 
@@ -93,7 +93,7 @@ class Reader(Protocol):
 
 
 class ReadThrough:
-    """Both ends of a plaintext that has no fixed places, found by decrypting all of it once."""
+    """Both ends of a plaintext that cannot be read at an offset, found by decrypting all of it once."""
 
     def __init__(self, sealed: FileSource, stage: Stage) -> None:
         self._name = sealed.name
@@ -101,21 +101,18 @@ class ReadThrough:
         self._size = 0
         with sealed.again() as file, closing(Over(file, chain(file, [("decrypt", stage)]))) as flow:
             for buffer in flow:
-                self._keep(buffer)
-
-    def _keep(self, buffer: Buffer) -> None:
-        self._size += len(buffer)
-        self._head += buffer[: HEAD_LIMIT - len(self._head)]
-        self._tail += buffer
-        if len(self._tail) > TAIL_LIMIT + SPARE:
-            del self._tail[:-TAIL_LIMIT]
+                self._size += len(buffer)
+                self._head += buffer[: HEAD_LIMIT - len(self._head)]
+                self._tail += buffer
+                if len(self._tail) > TAIL_LIMIT + SPARE:
+                    del self._tail[:-TAIL_LIMIT]
 
     def size(self) -> int:
         """Bytes of plaintext."""
         return self._size
 
     def read(self, offset: int, size: int) -> bytes:
-        """What lies there. Raises StatepipeError for what is at neither end."""
+        """Return what is there. Raises StatepipeError for a place that is at neither end."""
         end = min(offset + size, self._size)
         if end <= len(self._head):
             return bytes(self._head[offset:end])
