@@ -111,6 +111,24 @@ def seal(frames: Sequence[tuple[bytes, int]], facts: dict[str, Any]) -> bytes:
     return body + trailer + struct.pack("<II", SEEK_TABLE, len(table)) + table
 
 
+def index_frame(content: bytes, kind: bytes = b"P") -> bytes:
+    """A frame of an index, by hand."""
+    payload = b"statepipe" + kind + blake3(kind + content).digest(16) + content
+    return struct.pack("<II", META, len(payload)) + payload
+
+
+def with_index(file: bytes, frames: list[bytes], /, *behind: bytes, **told: Any) -> bytes:
+    """A file that has an index, with these frames in its place, `behind` before the trailer, and the sums that belong
+    to them; `told` is what the trailer says of the index instead (None: nothing)."""
+    pieces = layout(file)
+    trailer = json.loads(file[pieces[-2].start + 34 : pieces[-2].end])
+    joined = b"".join(frames)
+    sums = {"frames": len(frames), "size": len(joined), "blake3": blake3(joined).hexdigest()}
+    index = {key: value for key, value in (trailer["index"] | sums | told).items() if value is not None}
+    data = [(file[it.start : it.end], it.content) for it in pieces[: -2 - trailer["index"]["frames"]]]
+    return seal([*data, *((each, 0) for each in (*frames, *behind))], trailer | {"index": index})
+
+
 def unasked() -> Any:
     """For files that are not so encrypted: nobody must ask."""
     raise AssertionError("a key was asked for")

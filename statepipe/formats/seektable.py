@@ -7,7 +7,7 @@ the file, their number, a descriptor and a magic number. With it a reader finds 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from statepipe.formats.zstdframe import SEEK_TABLE_MAGIC, skippable
 from statepipe.stage import Buffer
@@ -68,13 +68,21 @@ def seek_table_size(footer: bytes) -> int | None:
     return int(count) * _SEEK_ENTRY.size + SEEK_FOOTER_SIZE + 8
 
 
+def entries_of(parts: Iterable[bytes]) -> Iterator[tuple[int, int]]:
+    """Yield the entries of a seek table: the size of each frame, and of what it decodes to.
+
+    `parts` are whole entries, without the frame's header and footer.
+    """
+    for part in parts:
+        yield from _SEEK_ENTRY.iter_unpack(part)
+
+
 def sum_seek_table(parts: Iterable[bytes]) -> tuple[int, tuple[int, int] | None]:
     """Return the total size in bytes of the frames in a seek table, and its last entry (size, content size) or None.
 
     `parts` are whole entries, without the frame's header and footer.
     """
     total, last = 0, None
-    for part in parts:
-        for last in _SEEK_ENTRY.iter_unpack(part):
-            total += last[0]
+    for last in entries_of(parts):
+        total += last[0]
     return total, last

@@ -43,7 +43,7 @@ class AgeReaderAt:
     """The plaintext of an age file, opened by the first identity that fits.
 
     Raises NoKeyError, IntegrityError with the offset in the file, and StatepipeError for armor, which cannot be read at
-    an offset. Keeps the last chunk, so that consecutive small reads open it once.
+    an offset. Keeps the last chunk, so that consecutive small reads open it once. Several threads may read.
     """
 
     def __init__(self, file: ReadableAt, identities: Iterable[Identity]) -> None:
@@ -87,16 +87,17 @@ class AgeReaderAt:
 
     def _chunks(self, numbers: range) -> Iterable[tuple[int, memoryview]]:
         """Yield consecutive chunks after one read; or the one that is kept."""
-        if numbers == range(self._kept[0], self._kept[0] + 1):
-            yield self._kept
+        kept = self._kept  # another thread may replace it
+        if numbers == range(kept[0], kept[0] + 1):
+            yield kept
             return
         start, _ = self._layout.sealed(numbers.start)
         last, size = self._layout.sealed(numbers.stop - 1)
         sealed = memoryview(self._file.tail(start, last + size - start))
         for number in numbers:
             at = (number - numbers.start) * SEALED
-            self._kept = number, self._open(number, sealed[at : at + SEALED])
-            yield self._kept
+            self._kept = kept = number, self._open(number, sealed[at : at + SEALED])
+            yield kept
 
     def _open(self, number: int, sealed: memoryview) -> memoryview:
         is_last = int(number == self._layout.chunks - 1)

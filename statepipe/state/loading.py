@@ -112,7 +112,7 @@ def _find_trailer(source: StateFile) -> tuple[Meta | None, int]:
         return None, 0
     if (size - SEEK_FOOTER_SIZE) // SEEK_ENTRY_SIZE * LEAST_FRAME > end - size + LEAST_FRAME:
         return None, 0  # the rest of the file has no room for so many frames
-    total, last = sum_seek_table(_table_parts(source, end - size, size))
+    total, last = sum_seek_table(table_parts(source, end - size, size))
     if last is None or last[1] or last[0] > end - size:
         return None, 0
     at = end - size - last[0]
@@ -128,7 +128,7 @@ TABLE_READ = 128 << 10
 """Bytes of a seek table that are in memory at once: whole entries."""
 
 
-def _table_parts(source: StateFile, start: int, size: int) -> Iterator[bytes]:
+def table_parts(source: StateFile, start: int, size: int) -> Iterator[bytes]:
     """Yield the entries of the table's frame of `size` bytes at `start`, some at a time. Raises IntegrityError."""
     at, stop = start + LEAST_FRAME, start + size - SEEK_FOOTER_SIZE
     while at < stop:
@@ -156,7 +156,7 @@ class State:
     def run_state(self) -> str | None:
         """The guest's run state when it was saved, or before if it was stopped for the save; of a foreign stream it is
         known after it has been read."""
-        if self.ends.trailer is not None:
+        if self.ends.is_state and self.ends.trailer is not None:
             return RUNNING if self.ends.trailer.get("stopped_for_it") else self.ends.trailer.get("run_state")
         return self.stream.run_state if self.stream else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from statepipe.ends.fd import Nowhere
@@ -13,7 +14,7 @@ from statepipe.pipeline.pipeline import NamedStage, Pipeline
 from statepipe.stages.checksum import verify
 from statepipe.stages.codec import RAW, decompress
 from statepipe.stages.watch import alone, ends_at, watch
-from statepipe.state.file import Keys, open_state
+from statepipe.state.file import Keys, StateFile, open_state
 from statepipe.state.inspect import name_format
 from statepipe.state.loading import Ends, read_ends
 from statepipe.state.pageindex import read_index
@@ -32,12 +33,9 @@ def verify_state(path: str, keys: Keys) -> dict[str, Any]:
         stream = QemuStream()
         if index is not None:
             stream.record_pages()
-        stages: list[NamedStage] = [*_decoders(ends), ("watch", watch(stream)), ("alone", alone(stream))]
-        if ends.is_state and ends.trailer is not None:
-            stages.append(("watch", ends_at(stream, ends.trailer["end_mark"])))
-        Pipeline(source, stages, Nowhere()).pour()
+        read_whole(source, ends, stream, behind=[("alone", alone(stream))])
         if index is not None:
-            _compare(index, stream.page_index())
+            demand_equal(index, stream.page_index())
         facts = {
             "file": source.name,
             "size": source.stored(),
@@ -47,7 +45,29 @@ def verify_state(path: str, keys: Keys) -> dict[str, Any]:
         return facts | {"digest": ends.trailer is not None, "proof": stream.proof, "index": index is not None}
 
 
-def _compare(index: PageIndex, seen: PageIndex) -> None:
+def read_whole(
+    source: StateFile,
+    ends: Ends,
+    stream: QemuStream,
+    *,
+    before: Sequence[NamedStage] = (),
+    behind: Sequence[NamedStage] = (),
+) -> None:
+    """Read an open file from its beginning to its end, and prove what can be proved of it; `stream` follows.
+
+    `before` are stages on the file's bytes, `behind` are stages behind the parser. Raises IntegrityError and
+    TruncatedError.
+    """
+    stages: list[NamedStage] = [*before] if ends.codec == RAW else [*before, ("decompress", decompress())]
+    if ends.is_state and ends.trailer is not None:
+        stages.append(("verify", verify(ends.trailer["blake3"], "blake3")))
+    stages += [("watch", watch(stream)), *behind]
+    if ends.is_state and ends.trailer is not None:
+        stages.append(("watch", ends_at(stream, ends.trailer["end_mark"])))
+    Pipeline(source, stages, Nowhere()).pour()
+
+
+def demand_equal(index: PageIndex, seen: PageIndex) -> None:
     """Raises IntegrityError where the index of the file differs from what was seen in the stream."""
     if found := difference(index, seen):
         what, place = found
@@ -57,12 +77,3 @@ def _compare(index: PageIndex, seen: PageIndex) -> None:
             stage="index",
             offset=place,
         )
-
-
-def _decoders(ends: Ends) -> list[NamedStage]:
-    if ends.codec == RAW:
-        return []
-    stages: list[NamedStage] = [("decompress", decompress())]
-    if ends.is_state and ends.trailer is not None:
-        stages.append(("verify", verify(ends.trailer["blake3"], "blake3")))
-    return stages

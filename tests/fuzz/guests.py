@@ -24,6 +24,7 @@ from statepipe.formats.qemu.stream import QemuStream
 from statepipe.formats.statefile import HEADER, TRAILER
 from statepipe.state.file import Keys
 from statepipe.state.inspect import inspect
+from statepipe.state.pagestore import open_pages
 from statepipe.state.verify import verify_state
 from tests import agefiles, statefiles
 from tests import streams as made
@@ -206,7 +207,7 @@ def meta(kind: bytes, text: bytes) -> bytes:
 
 
 def read_state(data: bytes) -> None:
-    """Every way to read a state: load, inspect for people and for programs, verify-state."""
+    """Every way to read a state: load, inspect for people and for programs, verify-state, page by page."""
     _read(data, statefiles.NO_KEYS)
 
 
@@ -223,6 +224,11 @@ def _read(data: bytes, keys: Keys) -> None:
             facts = verify_state(str(path), keys)
             json.dumps(facts)
             assert verified(facts)
+        with contextlib.suppress(StatepipeError), open_pages(str(path), keys) as store:
+            for number in range(min(store.frames, 50)):
+                with contextlib.suppress(StatepipeError):
+                    for run, data in store.pages(number):
+                        assert len(data) == run.pages * store.index.stride - 8
 
 
 def make_state(random: Random) -> bytes:

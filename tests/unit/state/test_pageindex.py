@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from blake3 import blake3
 
 from statepipe.cli.report import inspected, verified
 from statepipe.errors import IntegrityError
@@ -22,29 +21,19 @@ from statepipe.state.loading import read_ends
 from statepipe.state.pageindex import read_index
 from statepipe.state.verify import verify_state
 from tests import streams
-from tests.statefiles import META, NO_KEYS, cut, layout, load, noise, noisy_stream, seal, state_file
+from tests.statefiles import NO_KEYS, cut, index_frame, layout, load, noise, noisy_stream, state_file, with_index
 
 STREAM = noisy_stream()
 FILE = state_file(cut(STREAM, 5), index=True)
 PIECES = layout(FILE)
-DATA = [(FILE[it.start : it.end], it.content) for it in PIECES[:-4]]
 FRAMES = [FILE[it.start : it.end] for it in PIECES[-4:-2]]
 TRAILER = json.loads(FILE[PIECES[-2].start + 34 : PIECES[-2].end])
 Facts = dict[str, Any]
 
 
-def frame(content: bytes, kind: bytes = b"P") -> bytes:
-    payload = b"statepipe" + kind + blake3(kind + content).digest(16) + content
-    return struct.pack("<II", META, len(payload)) + payload
-
-
 def made(frames: list[bytes], /, *behind: bytes, **told: Any) -> bytes:
-    """FILE with these frames for its index, the sums that belong to them, and `told` of it in the trailer."""
-    joined = b"".join(frames)
-    sums = {"frames": len(frames), "size": len(joined), "blake3": blake3(joined).hexdigest()}
-    index = {key: value for key, value in (TRAILER["index"] | sums | told).items() if value is not None}
-    others = [*frames, *behind]
-    return seal([*DATA, *((each, 0) for each in others)], TRAILER | {"index": index})
+    """FILE with these frames for its index."""
+    return with_index(FILE, frames, *behind, **told)
 
 
 def index_of(stream: bytes) -> PageIndex:
@@ -104,7 +93,7 @@ def test_verify_state_names_the_place_where_the_index_is_wrong(tmp_path: Path) -
     """All sums are right, so it was written so."""
     other = index_of(STREAM)
     other.places[1] += 8
-    error = refused(tmp_path / "state", made(list(map(frame, encode_index(other)))), verify)
+    error = refused(tmp_path / "state", made(list(map(index_frame, encode_index(other)))), verify)
     assert "does not describe the stream: it is wrong about the run at page 0x1 of the RAM block 'pc.ram'" in str(error)
     assert (error.offset, error.exit_code) == (other.places[1], 3)
     assert load(tmp_path / "state").data == STREAM, "the stream is whole"
@@ -115,7 +104,7 @@ DAMAGED = {
     "a frame less": (lambda: made(FRAMES[:1], **TRAILER["index"]), "page index"),
     "no frame": (lambda: made([], **TRAILER["index"]), "page index"),
     "a frame more than told": (lambda: made(FRAMES, frames=1), "page index"),
-    "frames of no index": (lambda: made([frame(b"{}", b"Q"), FRAMES[1]]), "page index"),
+    "frames of no index": (lambda: made([index_frame(b"{}", b"Q"), FRAMES[1]]), "page index"),
     "another frame behind it": (lambda: made(FRAMES, struct.pack("<II", 0x184D2A50, 1) + b"x"), "page index"),
     "larger than the file": (lambda: made(FRAMES, size=1 << 30), "page index"),
     "no digest told": (lambda: made(FRAMES, blake3=None), "page index|blake3 is missing"),
@@ -140,5 +129,5 @@ def test_other_numbers_than_the_trailer_announces_are_refused(key: str, tmp_path
 
 def test_an_index_of_another_stream_is_refused(tmp_path: Path) -> None:
     other = index_of(STREAM.replace(streams.devices(), streams.device("rtc", 9) + streams.devices()))
-    error = refused(tmp_path / "state", made(list(map(frame, encode_index(other)))), read_alone)
+    error = refused(tmp_path / "state", made(list(map(index_frame, encode_index(other)))), read_alone)
     assert "disagree on the place of the end mark" in str(error)
