@@ -1,4 +1,4 @@
-"""A time by which a command has to be through: then it ends as by a signal, with all undone, and says so."""
+"""A time limit for a command: when it passes, the command ends as by a signal, with everything undone."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from statepipe.threads import beside
 
 @contextmanager
 def within(seconds: float | None, late: str) -> Iterator[Callable[[], None]]:
-    """Within it there are so many seconds (None: as many as it takes), until what this gives is called.
+    """Limit the context to so many seconds (None: no limit), until the function that it gives is called.
 
-    Raises StatepipeError, `late` and the seconds, once they are over.
+    Raises StatepipeError with `late` and the seconds when they have passed.
     """
     if seconds is None:
         yield lambda: None
@@ -26,7 +26,7 @@ def within(seconds: float | None, late: str) -> Iterator[Callable[[], None]]:
 
     def watch() -> None:
         over.wait(seconds)
-        with turn:  # it may be over since
+        with turn:  # it may have ended meanwhile
             if not over.is_set():
                 fell_due.set()
                 os.kill(os.getpid(), signal.SIGTERM if signal.SIGTERM in heard() else signal.SIGINT)

@@ -1,12 +1,12 @@
-"""The command that runs in this process, as a job that `statepipe ps`, `rate`, `cancel` and SIGUSR1 reach.
+"""The command that runs in this process, as a job for `statepipe ps`, `rate`, `cancel` and SIGUSR1.
 
-cli opens the job with the verb. Each pipeline is its work for as long as its bytes flow (`at_work`), and only then does
-the process listen at a socket. So a process answers exactly while it has something to report: a `load` that stays as
-QEMU's parent once the guest runs has no work any more, and cannot be cancelled by mistake.
+cli opens the job with the verb. Each pipeline is its work while its bytes flow (`at_work`), and the process listens at
+a socket only then. So it answers exactly while it has something to report: a `load` that stays as QEMU's parent when
+the guest runs has no work any more, and cannot be cancelled by mistake.
 
-A context variable holds the job, as the decimal module's holds its precision: the functions between the verb and its
-pipeline have nothing to do with it. Where it holds none, as in a test of a pipeline alone, nothing listens. A new
-thread has none; a thread that runs a pipeline of the command must run in a copy of the context.
+A context variable holds the job, because the functions between the verb and its pipeline do not need it. Without a job,
+as in a test of a pipeline, nothing listens. A new thread has none; a thread that runs a pipeline of the command must
+run in a copy of the context.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Work(Protocol):
-    """What a job does now. Both may be called from any thread."""
+    """What a job does now. Any thread may call both."""
 
     def status(self) -> dict[str, Any]: ...
 
@@ -35,7 +35,7 @@ class Work(Protocol):
 
 
 class Job:
-    """One command: its verb, what it works on, and its work of this moment, if it has any.
+    """One command: its verb, what it works on, and its present work, if any.
 
     `complain` gets the reason if the job cannot be reached.
     """
@@ -44,29 +44,29 @@ class Job:
         self.verb = self.what = ""
         self.work: Work | None = None
         self.cancelled = False
-        self.qemu: tuple[int, bool] | None = None  # whose guest's state is on its way, where we drive it: `works_for`
+        self.qemu: tuple[int, bool] | None = None  # the QEMU that we drive: `works_for`
         self._deaf = self._placed = False
         self._complain = complain
         self._listener: JobSocket | None = None
         self._reports: list[StatusLines] = []
 
     def status(self) -> dict[str, Any]:
-        """The status of its work, after `pid`, `verb`, `what`. Raises StatepipeError while it has no work."""
+        """Return `pid`, `verb`, `what` and the status of its work. Raises StatepipeError while it has no work."""
         return self._told(self._at_hand())
 
     def glance(self) -> dict[str, Any] | None:
-        """The same, or None while it has no work."""
+        """Return the same, or None while it has no work."""
         return None if (work := self.work) is None else self._told(work)
 
     def _told(self, work: Work) -> dict[str, Any]:
         return {"pid": os.getpid(), "verb": self.verb, "what": self.what, **work.status()}
 
     def set_rate(self, rate: int | None) -> None:
-        """As its work's. Raises StatepipeError."""
+        """Change the rate of its work, as Pipeline.set_rate. Raises StatepipeError."""
         self._at_hand().set_rate(rate)
 
     def cancel(self) -> None:
-        """End this process as SIGTERM would: everything is undone. Raises StatepipeError if it ignores SIGTERM."""
+        """End this process as SIGTERM would, with everything undone. Raises StatepipeError if it ignores SIGTERM."""
         self._at_hand()
         if self._deaf:
             raise StatepipeError("it was started with SIGTERM ignored", hint=f"kill -INT {os.getpid()}")
@@ -82,7 +82,7 @@ class Job:
         self._reports.append(StatusLines(fd, self.glance, before))
 
     def tell(self, facts: dict[str, Any]) -> None:
-        """Tell the reports of a step, at once."""
+        """Report a step at once."""
         for report in self._reports:
             report.tell(facts)
 
@@ -93,35 +93,29 @@ class Job:
 
     @contextmanager
     def open(self, verb: str, what: str) -> Iterator[None]:
-        """Within it, the pipelines of this thread can be asked for. `what`: file names and the like, for people."""
+        """Make the pipelines of this thread reachable during the context. `what` is for people, such as file names."""
         self.verb, self.what = verb, what
         self._deaf = signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
         token = _JOB.set(self)
         try:
-            with self._reported():
+            try:
                 yield
+            except BaseException as error:
+                self._conclude(error)
+                raise
+            self._conclude(None)
         except InterruptedBySignal as error:
             if self.cancelled and error.exit_code == 128 + signal.SIGTERM:
                 cancelled = InterruptedBySignal(signal.SIGTERM, "cancelled by statepipe cancel")
-                cancelled.hint = error.hint  # where the guest is, as after any other end
+                cancelled.hint = error.hint  # says where the guest is
                 raise cancelled from error
             raise
         finally:
             _JOB.reset(token)
             self._clear()
 
-    @contextmanager
-    def _reported(self) -> Iterator[None]:
-        """Its end is the verdict that reports tell."""
-        try:
-            yield
-        except BaseException as error:
-            self._conclude(error)
-            raise
-        self._conclude(None)
-
     def _conclude(self, error: BaseException | None) -> None:
-        """Tell the verdict. Once it is told that all is done, no signal denies it."""
+        """Report the verdict. After a report of success, signals are ignored, because they could only contradict it."""
         with held():
             for report in self._reports:
                 report.close(error)
@@ -132,7 +126,7 @@ class Job:
 
     @contextmanager
     def lay(self, work: Work) -> Iterator[None]:
-        """Within it, that is the job's work. Only a command has a job: a library must not tune the host's malloc."""
+        """Make this the job's work during the context. Only a command has a job: a library must not tune malloc."""
         from statepipe.pipeline.malloc import keep_freed_memory
 
         keep_freed_memory()
@@ -159,7 +153,7 @@ class Job:
                 if not self._placed and (notice := passed_over(self._listener.place)):
                     self._complain(notice)
                 self._placed = True
-            except OSError as error:  # no reason to fail: the data do not need it
+            except OSError as error:  # the work does not need it
                 self._complain(f"'statepipe ps' will not show this: {error.strerror or error}")
 
     def _clear(self) -> None:
@@ -175,7 +169,7 @@ _JOB: ContextVar[Job | None] = ContextVar("job", default=None)
 
 @contextmanager
 def at_work(work: Work) -> Iterator[None]:
-    """Within it, `work` is that of the command that runs here, if one does. Within itself this changes nothing."""
+    """Make `work` the work of the present command, if there is one, during the context. It may be nested."""
     if (job := _JOB.get()) is None or job.work is work:
         yield
     else:
@@ -184,31 +178,31 @@ def at_work(work: Work) -> Iterator[None]:
 
 
 def glance() -> Callable[[], dict[str, Any] | None]:
-    """What tells, from any thread, the status of the command that runs here; None where it is at nothing."""
+    """Return a function that returns the present command's status from any thread, or None while it has no work."""
     job = _JOB.get()
     return (lambda: None) if job is None else job.glance
 
 
 def report_to(fd: int) -> None:
-    """As Job.report_to, of the command that runs here. Raises StatepipeError."""
+    """Call Job.report_to of the present command. Raises StatepipeError."""
     if (job := _JOB.get()) is None:
-        raise StatepipeError("no command runs here")
+        raise StatepipeError("no statepipe command is running in this process")
     job.report_to(fd)
 
 
 def teller() -> Callable[[dict[str, Any]], None]:
-    """Job.tell of the command that runs here, for any thread."""
+    """Return Job.tell of the present command, for any thread."""
     job = _JOB.get()
     return (lambda facts: None) if job is None else job.tell
 
 
 def works_for(pid: int, *, once: bool = False) -> None:
-    """The command that runs here moves or saves the guest of that QEMU, each page `once` if it is a snapshot."""
+    """Note that the present command moves or saves the guest of that QEMU, each page `once` if it is a snapshot."""
     if (job := _JOB.get()) is not None:
         job.qemu = pid, once
 
 
 def its_qemu() -> Callable[[], tuple[int, bool] | None]:
-    """What tells, from any thread, that QEMU's process id, and whether each page leaves but once."""
+    """Return a function that returns that QEMU's process id, and whether each page is sent once, from any thread."""
     job = _JOB.get()
     return (lambda: None) if job is None else lambda: job.qemu

@@ -1,4 +1,4 @@
-"""ps, rate, cancel: ask running statepipes, each at its socket in the runtime folder."""
+"""ps, rate, cancel: send requests to running statepipes, each at its socket in the runtime folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import socket
 import struct
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,16 +35,15 @@ from statepipe.shapes import (
 )
 
 ANSWER_TIME = 5.0
-"""Seconds for an answer. One takes a millisecond; a process that is stopped (SIGSTOP) gives none."""
+"""Seconds for an answer. It takes a millisecond, but a stopped process (SIGSTOP) gives none."""
 
 ANSWER_LIMIT = 1 << 20
-"""Bytes of an answer: a status has some hundred, and some hundred a stage."""
+"""Bytes of an answer at most: a status has a few hundred, and a few hundred for each stage."""
 
 FORGOTTEN = 60.0
-"""Seconds after which a name that no process has finished making is that of a dead one."""
+"""Seconds after which an unfinished name belongs to a dead process."""
 
 _ID = re.compile(r"[1-9][0-9]{0,9}(-[1-9][0-9]?)?")
-
 
 _COUNT = whole()
 _RAM = fields(
@@ -69,7 +68,7 @@ _TUNNEL = fields({"connections": _COUNT, "connections_total": _COUNT, "links": _
 
 
 def _status(value: object, where: str) -> None:
-    """A status, as far as `ps` reads it; that of a tunnel tells of its connections."""
+    """Check a status, as far as `ps` reads it; a tunnel's contains its connections."""
     _COMMON(value, where)
     if isinstance(value, dict) and value.get("connections") is not None:
         _TUNNEL(value, where)
@@ -85,7 +84,7 @@ _ANSWER = either(
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A running statepipe. `status` is None if it gives none; then `trouble` says what it does."""
+    """A running statepipe. `status` is None if it gives none; then `trouble` says why."""
 
     id: str
     status: dict[str, Any] | None
@@ -93,54 +92,50 @@ class Found:
 
 
 def find_jobs() -> list[Found]:
-    """Every statepipe of this user that has something under way, by its ID. Raises StatepipeError.
+    """Return every statepipe of this user that is at work, by its ID. Raises StatepipeError.
 
-    Names that killed processes have left are taken away.
+    Removes the names that killed processes have left.
     """
     with _folder() as folder:
-        found = [_look(folder, name) for name in sorted(os.listdir(folder), key=_by_number) if _is_ours(folder, name)]
-    return [each for each in found if each is not None]
+        names = os.listdir(folder)
+        for name in names:
+            if name.startswith("."):  # a socket that does not listen yet
+                with suppress(OSError):
+                    found = os.stat(name, dir_fd=folder, follow_symlinks=False)
+                    if time.time() - found.st_mtime > FORGOTTEN:
+                        remove(folder, name, (found.st_dev, found.st_ino))
+        ids = sorted(filter(_ID.fullmatch, names), key=lambda name: (int(name.partition("-")[0]), name))
+        return [job for name in ids if (job := _look(folder, name)) is not None]
 
 
 def elsewhere() -> str | None:
-    """What to say of the folder that is looked in, if it is not the first that comes to mind."""
+    """Return a notice if the folder in use is not the first choice."""
     try:
         folder, path = open_runtime_folder()
-    except OSError:  # find_jobs tells
+    except OSError:  # find_jobs reports it
         return None
     os.close(folder)
     return passed_over(path)
 
 
 def set_rate(job: str, rate: int | None) -> None:
-    """Give the throttle of `job` (an ID) a rate in bytes a second; None lifts it. Raises StatepipeError."""
+    """Set the throttle of `job` (an ID) to a rate in bytes a second; None lifts it. Raises StatepipeError."""
     with _asked(job, {"do": "rate", "rate": rate}):
         return
 
 
 def cancel(job: str) -> None:
-    """End `job` (an ID), and return once its process has ended. Raises StatepipeError if it says no."""
-    with _asked(job, {"do": "cancel"}) as connection:
+    """End `job` (an ID), and return once its process has ended. Raises StatepipeError if it refuses."""
+    with _asked(job, {"do": "cancel"}) as connection, ExitStack() as opened:
         connection.settimeout(None)
-        with _process(connection) as process:
-            with suppress(ConnectionResetError):  # which is an end as well
-                connection.recv(1)
-            if process is not None:
-                select.select([process], [], [])  # its descriptors close a moment before it is gone
-
-
-@contextmanager
-def _process(connection: socket.socket) -> Iterator[int | None]:
-    """A pidfd of the process that listens at the other end; None if it cannot be seen from our pid namespace."""
-    try:
-        fd = os.pidfd_open(peer_of(connection)[0])
-    except OSError:  # also if it has ended already
-        yield None
-        return
-    try:
-        yield fd
-    finally:
-        os.close(fd)
+        process = None
+        with suppress(OSError):  # it has ended already, or is outside our pid namespace
+            process = os.pidfd_open(peer_of(connection)[0])
+            opened.callback(os.close, process)
+        with suppress(ConnectionResetError):  # this is an end too
+            connection.recv(1)
+        if process is not None:
+            select.select([process], [], [])  # its descriptors close a moment before it has ended
 
 
 @contextmanager
@@ -150,26 +145,12 @@ def _folder() -> Iterator[int]:
     except OSError as error:
         raise StatepipeError(
             f"cannot use the runtime folder {runtime_folder()}: {error.strerror}",
-            hint="set XDG_RUNTIME_DIR to a folder of yours, for the statepipe that runs too",
+            hint="set XDG_RUNTIME_DIR to a folder of yours, also for the running statepipe",
         ) from error
     try:
         yield folder
     finally:
         os.close(folder)
-
-
-def _by_number(name: str) -> tuple[int, str]:
-    return int(name.partition("-")[0]) if _ID.fullmatch(name) else 0, name
-
-
-def _is_ours(folder: int, name: str) -> bool:
-    """A name of a job. One that was begun and never finished is taken away."""
-    if name.startswith("."):
-        with suppress(OSError):
-            found = os.stat(name, dir_fd=folder, follow_symlinks=False)
-            if time.time() - found.st_mtime > FORGOTTEN:
-                remove(folder, name, (found.st_dev, found.st_ino))
-    return _ID.fullmatch(name) is not None
 
 
 def _look(folder: int, job: str) -> Found | None:
@@ -189,20 +170,20 @@ def _look(folder: int, job: str) -> Found | None:
 
 
 class _Odd(StatepipeError):
-    """It says what is no answer."""
+    """Its answer is malformed."""
 
 
 class _Silent(StatepipeError):
-    """It is there, and does not answer."""
+    """It runs, but does not answer."""
 
 
 class _No(StatepipeError):
-    """It has ended meanwhile, or says no: to a question for its status, because it is about to end."""
+    """It has ended meanwhile, or refuses: a request for its status, because it is about to end."""
 
 
 @contextmanager
 def _asked(job: str, request: dict[str, Any]) -> Iterator[socket.socket]:
-    """The connection to a job that has said yes to the request. Raises StatepipeError."""
+    """Give the connection to a job that has accepted the request. Raises StatepipeError."""
     unknown = StatepipeError(f"no running statepipe of yours has the ID '{job}'", hint="see: statepipe ps")
     if not _ID.fullmatch(job):
         raise unknown
@@ -217,10 +198,10 @@ def _asked(job: str, request: dict[str, Any]) -> Iterator[socket.socket]:
 
 
 def _connect(folder: int, job: str) -> socket.socket:
-    """Raises ConnectionRefusedError or FileNotFoundError where nobody listens, StatepipeError for any other reason."""
+    """Raises ConnectionRefusedError or FileNotFoundError if nobody listens, StatepipeError for any other reason."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        # With a timeout of Python's, connect would not wait at all where the queue is full.
+        # With a timeout of Python's, connect would not wait if the queue is full.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(ANSWER_TIME), 0))
         connection.connect(inside(folder, job))
         connection.settimeout(ANSWER_TIME)
@@ -234,33 +215,23 @@ def _connect(folder: int, job: str) -> socket.socket:
 
 
 def _ask(connection: socket.socket, job: str, request: dict[str, Any]) -> Any:
+    """Send a request and return the answer. Raises _Silent, _No, _Odd."""
+    line, deadline = bytearray(), time.monotonic() + ANSWER_TIME
     try:
         connection.sendall(json.dumps(request).encode() + b"\n")
-        answer = _line(connection)
+        while not line.endswith(b"\n") and len(line) <= ANSWER_LIMIT:
+            if (left := deadline - time.monotonic()) <= 0:
+                raise TimeoutError
+            connection.settimeout(left)
+            if not (part := connection.recv(ANSWER_LIMIT)):
+                raise ConnectionResetError
+            line += part
     except TimeoutError as error:
         raise _silent(job) from error
     except OSError as error:
         raise _No(f"{job} has just ended") from error
-    return _understand(job, answer)
-
-
-def _line(connection: socket.socket) -> bytes:
-    """A line, or so much of what is none. Raises TimeoutError if it is not there after ANSWER_TIME."""
-    line, deadline = bytearray(), time.monotonic() + ANSWER_TIME
-    while not line.endswith(b"\n") and len(line) <= ANSWER_LIMIT:
-        if (left := deadline - time.monotonic()) <= 0:
-            raise TimeoutError
-        connection.settimeout(left)
-        part = connection.recv(ANSWER_LIMIT)
-        if not part:
-            raise ConnectionResetError
-        line += part
-    return bytes(line)
-
-
-def _understand(job: str, answer: bytes) -> Any:
     try:
-        said = parse(answer if len(answer) <= ANSWER_LIMIT else b"", _ANSWER)
+        said = parse(bytes(line) if len(line) <= ANSWER_LIMIT else b"", _ANSWER)
     except Misshapen as error:
         raise _Odd(f"{job} gave an answer that this version does not know: {told(error, 200)}") from error
     if "error" in said:

@@ -1,9 +1,9 @@
-"""Answer those who ask how it goes, over a unix socket, beside the data's way.
+"""Answer requests about a job over a unix socket, while the job works.
 
-One thread waits for clients and for its own end. A request is one line of JSON, `{"do": "status"}`, and gets one in
-answer: `{"ok": …}`, or `{"error": …, "hint": …}`. The clients are the user's own processes, or root's; even so
-nothing they do is waited for: each has so many bytes and so long, and an answer that does not fit into the socket at
-once is dropped with its client.
+One thread waits for clients and for its own end. A request is one line of JSON, `{"do": "status"}`, and is answered by
+one: `{"ok": …}`, or `{"error": …, "hint": …}`. The clients are processes of the same user or root. Even so, the thread
+never waits for a client: its bytes and its time are limited, and an answer that does not fit into the socket at once is
+dropped with the client.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
 from typing import Any, Protocol
 
 from statepipe.ends.peercred import is_ours
@@ -26,23 +25,23 @@ from statepipe.threads import begin
 from statepipe.wakeups import Bell
 
 REQUEST_LIMIT = 4096
-"""Bytes; the longest request there is has sixty."""
+"""Bytes of a request at most; the longest has sixty."""
 
 REQUEST_TIME = 2.0
-"""Seconds that a client has for its request."""
+"""Seconds for a client's request."""
 
 CLIENTS = 32
-"""Clients at once."""
+"""Clients at a time."""
 
 QUEUE = 128
-"""How many more wait to be let in; those behind are told that we are busy."""
+"""Further clients that wait to be accepted; the system refuses any more."""
 
 NAMES = 99
-"""Processes of one id, in different pid namespaces, that a folder tells apart."""
+"""Processes with the same id, in different pid namespaces, that a folder can hold."""
 
 
 class Asked(Protocol):
-    """Who knows the answers. Each may raise StatepipeError."""
+    """Gives the answers. Each may raise StatepipeError."""
 
     def status(self) -> dict[str, Any]: ...
 
@@ -52,7 +51,7 @@ class Asked(Protocol):
 
 
 class _Client:
-    """One that was let in, what it has said so far, and until when it may go on."""
+    """A connected client, what it has sent so far, and its deadline."""
 
     def __init__(self, connection: socket.socket) -> None:
         connection.setblocking(False)
@@ -61,7 +60,7 @@ class _Client:
         self.until = time.monotonic() + REQUEST_TIME
 
     def hear(self) -> bool:
-        """Take what there is; False once there will be no request."""
+        """Receive what has arrived; return False if no request can follow."""
         try:
             part = self.connection.recv(REQUEST_LIMIT)
         except OSError:
@@ -92,7 +91,7 @@ class JobSocket:
         self._thread = threading.Thread(target=self._serve, name="control", daemon=True)
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
-            begin(self._thread)  # it hears no signals: they are the main thread's
+            begin(self._thread)  # it gets no signals: they are for the main thread
         except StatepipeError as error:
             self._put_away()
             raise OSError(errno.EAGAIN, str(error)) from error
@@ -100,7 +99,7 @@ class JobSocket:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def close(self) -> None:
-        """End the thread, and take the name away if it is still ours."""
+        """End the thread, and remove the name if it is still ours."""
         self._end.ring()
         self._thread.join()
         self._put_away()
@@ -115,27 +114,32 @@ class JobSocket:
 
     def _serve(self) -> None:
         while True:
-            ready = [fd for fd, _ in self._poll.poll(self._wait())]
+            ends = [client.until for client in self._clients.values()]
+            wait = max(min(ends) - time.monotonic(), 0) * 1000 + 1 if ends else None
+            ready = [fd for fd, _ in self._poll.poll(wait)]
             if self._end.fd in ready:
                 return
             for fd in ready:
-                if fd in self._clients:
-                    self._hear(self._clients[fd])
-                else:
+                if fd not in self._clients:
                     self._accept()
+                    continue
+                client = self._clients[fd]
+                goes_on = client.hear()
+                if b"\n" in client.said:
+                    connection = self._part(client)
+                    if answer(self._asked, client.said, connection):
+                        connection.detach()  # stays open until the process ends: the client waits for that
+                    connection.close()
+                elif not goes_on:
+                    self._part(client).close()
             now = time.monotonic()
             for client in [each for each in self._clients.values() if each.until <= now]:
                 self._part(client).close()
 
-    def _wait(self) -> float | None:
-        """Milliseconds until a client has had its time."""
-        ends = [client.until for client in self._clients.values()]
-        return max(min(ends) - time.monotonic(), 0) * 1000 + 1 if ends else None
-
     def _accept(self) -> None:
         try:
             connection, _ = self._socket.accept()
-        except OSError:  # it left again, or there is no descriptor to spare: then it may try again
+        except OSError:  # it has left again, or no descriptor is free: then it is accepted later
             return
         if not is_ours(connection):
             connection.close()
@@ -145,16 +149,6 @@ class JobSocket:
         if len(self._clients) == CLIENTS:
             self._poll.unregister(self._socket)
 
-    def _hear(self, client: _Client) -> None:
-        goes_on = client.hear()
-        if b"\n" in client.said:
-            connection = self._part(client)
-            if answer(self._asked, client.said, connection):
-                connection.detach()  # open as long as the process lives: its end is what the client waits for
-            connection.close()
-        elif not goes_on:
-            self._part(client).close()
-
     def _part(self, client: _Client) -> socket.socket:
         del self._clients[client.connection.fileno()]
         self._poll.unregister(client.connection)
@@ -163,23 +157,28 @@ class JobSocket:
 
 
 def answer(asked: Asked, request: bytes, connection: socket.socket) -> bool:
-    """Do what a line asks, and say how it went; True if the client waits for the end of this process.
-
-    It is told before it is cancelled, as there may be nobody to tell it afterwards.
-    """
+    """Execute the request in a line, and answer it; return whether the client waits for the end of this process."""
     import json
 
+    reply: dict[str, Any] = {"error": "this is not a request of statepipe's", "hint": None}
     try:
-        what = _understand(json.loads(request))
-        reply: dict[str, Any] = {"ok": what(asked)}
+        match json.loads(request):
+            case {"do": "status"}:
+                reply = {"ok": asked.status()}
+            case {"do": "rate", "rate": rate} if rate is None or (type(rate) is int and 0 < rate < 1 << 63):
+                asked.set_rate(rate)
+                reply = {"ok": None}
+            case {"do": "cancel"}:
+                asked.cancel()
+                reply = {"ok": CANCELLING}
     except StatepipeError as error:
         reply = {"error": str(error), "hint": error.hint}
     except (ValueError, RecursionError):
-        reply = {"error": "this is no request of statepipe's", "hint": None}
+        pass  # the reply says so
     line = json.dumps(reply).encode() + b"\n"
     try:
         return connection.send(line) == len(line) and reply.get("ok") == CANCELLING
-    except OSError:  # the client is gone, or reads nothing
+    except OSError:  # the client has left, or does not read
         return False
 
 
@@ -187,25 +186,8 @@ CANCELLING = "ending"
 """The answer to cancel."""
 
 
-def _understand(request: object) -> Callable[[Asked], object]:
-    """The request as something to do. Raises ValueError."""
-    match request:
-        case {"do": "status"}:
-            return lambda asked: asked.status()
-        case {"do": "rate", "rate": rate} if rate is None or (type(rate) is int and 0 < rate < 1 << 63):
-            return lambda asked: asked.set_rate(rate)
-        case {"do": "cancel"}:
-            return _cancel
-    raise ValueError("not one of these")
-
-
-def _cancel(asked: Asked) -> str:
-    asked.cancel()
-    return CANCELLING
-
-
 def publish(folder: int) -> tuple[socket.socket, str, File]:
-    """A socket that listens in the folder under our process id; its name there, and its file. Raises OSError."""
+    """Listen in the folder under our process id; return the socket, its name and its file. Raises OSError."""
     for number in range(1, NAMES + 1):
         name = str(os.getpid()) if number == 1 else f"{os.getpid()}-{number}"
         sweep(folder, name)
@@ -217,4 +199,4 @@ def publish(folder: int) -> tuple[socket.socket, str, File]:
         else:
             listener.setblocking(False)
             return listener, name, file
-    raise FileExistsError(f"{NAMES} processes have the id {os.getpid()}")
+    raise FileExistsError(f"{NAMES} processes have the same id {os.getpid()}")

@@ -1,8 +1,8 @@
-"""Tell malloc to keep what it has: buffers of a megabyte come and go a thousand times a second.
+"""Make malloc keep freed memory: buffers of a megabyte are allocated and freed a thousand times a second.
 
-glibc gives the top of its heap back to the kernel whenever enough of it is free, and gets it back page by page, each
-zeroed: decompressing 950 MB took 0.65 s so and 0.48 s with the memory kept (CPU 1.1 and 0.85 s). What is kept is
-bounded by what was in flight at once.
+glibc returns the free top of its heap to the kernel, and gets it back page by page, each of them zeroed: decompressing
+950 MB took 0.65 s, and 0.48 s with the memory kept (CPU 1.1 and 0.85 s). The memory that is kept is limited by what was
+in flight at the same time.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
-"""malloc.h of glibc; another C library has no mallopt, and is left as it is."""
+"""malloc.h of glibc. Other C libraries have no mallopt, and stay unchanged."""
 
 KEEP = 256 << 20
 MAPPED = 32 << 20
@@ -18,7 +18,7 @@ PAD = 4 << 20
 
 
 def keep_freed_memory() -> None:
-    """Tune this process's malloc. Not by the environment, which QEMU and other children would inherit."""
+    """Tune this process's malloc, not through the environment, which QEMU and other children would inherit."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_TRIM_THRESHOLD, KEEP)

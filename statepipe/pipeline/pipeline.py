@@ -1,8 +1,8 @@
 """Run a pipeline: a source, stages, a sink, and one verdict.
 
-The main thread pulls and writes; stages place their own threads. Whatever goes wrong, in a stage, in an end or by
-a signal, arrives here as one exception: the source is woken, every stage closed from the sink to the source, the
-sink undone, and the exception goes on to the caller. Returning is the only success.
+The main thread pulls and writes; stages place their own threads. Each failure, in a stage, in an end or by a signal,
+arrives here as one exception: the source is woken, every stage is closed from the sink to the source, the sink is
+undone, and the exception is passed to the caller. Only a return means success.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from statepipe.stage import Adjustable, Buffer, Expecting, Link, Meter, Stage, T
 
 
 class Source(Iterator[Buffer], Protocol):
-    """Where bytes enter. It has no `close`: its opener, not the chain, lets go of it when all threads are done."""
+    """Where bytes enter. It has no `close`: its opener, not the chain, closes it when all threads have ended."""
 
     bytes: int
 
@@ -29,7 +29,7 @@ class Source(Iterator[Buffer], Protocol):
 
 
 class Sink(Protocol):
-    """Where bytes leave. Leaving the context without `commit` undoes what can be undone."""
+    """Where bytes leave. An exit without `commit` undoes what can be undone."""
 
     bytes: int
 
@@ -47,14 +47,14 @@ NamedStage = tuple[str, Stage]
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a pipeline that succeeded has done. Sizes in bytes."""
+    """The result of a pipeline that succeeded. Sizes in bytes."""
 
     bytes_in: int
     bytes_out: int
 
 
 class Pipeline:
-    """A source, stages and a sink. `run` it once; what it tells meanwhile may be asked from any thread."""
+    """A source, stages and a sink, to be run once. Any thread may call `status` and `set_rate` meanwhile."""
 
     def __init__(self, source: Source, stages: Sequence[NamedStage], sink: Sink) -> None:
         self._source, self._stages, self._sink = source, stages, sink
@@ -62,14 +62,14 @@ class Pipeline:
         self._started = time.monotonic()
 
     def run(self) -> Verdict:
-        """Carry the source's bytes through the stages into the sink and commit it. Raises what any of them raises."""
+        """Move the source's bytes through the stages into the sink and commit it. Raises what any of them raises."""
         with self._sink:
             self.pour()
             self._sink.commit()
         return Verdict(self._source.bytes, self._sink.bytes)
 
     def pour(self) -> None:
-        """`run` without the sink's context and commit, for a caller whose commit depends on more than the bytes."""
+        """Do as `run` without the sink's context and commit, for a caller whose commit depends on more."""
         size = getattr(self._source, "expected", None)
         for stage in [stage for _, stage in self._stages] if size is not None else ():
             if isinstance(stage, Expecting):
@@ -80,7 +80,12 @@ class Pipeline:
         self._links = links(flow)
         try:
             with at_work(self):
-                self._carry(flow)
+                shortcut = find_shortcut(self._source, self._links, self._sink)
+                for buffer in flow:
+                    if len(buffer):
+                        self._sink.write(buffer)
+                    if shortcut is not None and shortcut.open and not shortcut.take():
+                        shortcut = None
         finally:
             try:
                 _put_away(flow)
@@ -88,16 +93,8 @@ class Pipeline:
                 _put_away(flow)
                 raise
 
-    def _carry(self, flow: Iterator[Buffer]) -> None:
-        shortcut = find_shortcut(self._source, self._links, self._sink)
-        for buffer in flow:
-            if len(buffer):
-                self._sink.write(buffer)
-            if shortcut is not None and shortcut.open and not shortcut.take():
-                shortcut = None
-
     def status(self) -> dict[str, Any]:
-        """How far it is, for JSON: seconds since the start, bytes in and out, what each stage and the sink tell."""
+        """Return the progress for JSON: seconds since the start, bytes in and out, the facts of stages and sink."""
         told = self._sink.facts() if isinstance(self._sink, Telling) else {}
         return {
             "seconds": round(time.monotonic() - self._started, 3),
@@ -108,7 +105,7 @@ class Pipeline:
         }
 
     def set_rate(self, rate: int | None) -> None:
-        """Change the rate of its throttle, in bytes a second; None lifts it. Raises StatepipeError if it has none."""
+        """Change the rate of its throttles, in bytes a second; None lifts it. Raises StatepipeError without one."""
         if not self.has_throttle:
             raise StatepipeError("there is no throttle in this pipeline", hint="start it with the word throttle:RATE")
         for stage in self._throttles():
@@ -116,7 +113,7 @@ class Pipeline:
 
     @property
     def has_throttle(self) -> bool:
-        """Whether one of its stages takes a rate."""
+        """Whether it has a throttle."""
         return bool(self._throttles())
 
     def _throttles(self) -> list[Adjustable]:
@@ -125,7 +122,7 @@ class Pipeline:
 
 
 def _put_away(flow: Iterator[Buffer]) -> None:
-    """A Ctrl-C ends our reader and us at once: the second must not find the threads half joined."""
+    """Close the chain with signals held: Ctrl-C may end our reader first, and must not interrupt the joins then."""
     with held():
         cancel(flow)
         close(flow)

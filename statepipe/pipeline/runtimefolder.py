@@ -1,7 +1,7 @@
-"""The folder where running statepipes are found: one socket each, named by its process id.
+"""The folder in which running statepipes are found: a socket for each, named by its process id.
 
-In /tmp anybody may have made the folder first. One that is another user's is never used: the next place is, and both
-who runs and who asks find it by the same rule.
+In /tmp another user may have created the folder first. Such a folder is never used, but the next place; the job and its
+client follow the same rule.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from statepipe.ends.config import home
 
 
 def runtime_folder() -> str:
-    """`$XDG_RUNTIME_DIR/statepipe`, where that variable names a folder of ours; else `/run/statepipe` for root and
+    """Return `$XDG_RUNTIME_DIR/statepipe` if that variable names a folder of ours; else `/run/statepipe` for root and
     `/tmp/statepipe-UID` for others. It need not exist.
 
-    A variable that leads into another user's folder, as after `sudo -E`, is not followed.
+    A variable that names another user's folder, as after `sudo -E`, is ignored.
     """
     uid = os.geteuid()
     base = os.environ.get("XDG_RUNTIME_DIR", "")
@@ -32,9 +32,9 @@ def _in_tmp() -> str:
 
 
 def open_runtime_folder() -> tuple[int, str]:
-    """A descriptor of runtime_folder(), made if need be, and its path. Raises OSError.
+    """Open runtime_folder(), and create it if needed; return the descriptor and the path. Raises OSError.
 
-    Where it is in /tmp, and somebody else was there first, `.cache/statepipe` in our home serves.
+    If it is in /tmp and another user was first, this is `.cache/statepipe` in our home.
     """
     path = runtime_folder()
     try:
@@ -47,14 +47,13 @@ def open_runtime_folder() -> tuple[int, str]:
 
 
 def passed_over(path: str) -> str | None:
-    """What to say of it once, if `path`, which is used, is not the place that is looked at first."""
-    return (
-        None if path == runtime_folder() else f"{runtime_folder()} is no folder of yours; {path} is used in its place"
-    )
+    """Return a notice if `path`, which is used, is not the first choice."""
+    first = runtime_folder()
+    return None if path == first else f"{first} is not a folder of yours; using {path} instead"
 
 
 def _at_home() -> str | None:
-    """None where there is no home, or it is not ours, as after `sudo`."""
+    """Return the folder in our home; None if there is no home, or it is another user's, as after `sudo`."""
     own = home()
     if own is None or _owner(own) != os.geteuid():
         return None
@@ -72,22 +71,17 @@ def _owner(path: str) -> int | None:
 
 
 def open_folder(path: str) -> int:
-    """A descriptor of the folder, which is made if need be. Raises OSError, also if it is not ours alone."""
+    """Open a folder, and create it if needed; return the descriptor. Raises OSError, also if it is another user's."""
     with suppress(FileExistsError):
         os.mkdir(path, 0o700)
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        _own(fd, path)
+        found = os.fstat(fd)
+        if found.st_uid != os.geteuid():  # in /tmp another user may have created it, to spy on us
+            raise PermissionError(errno.EPERM, f"{path} belongs to user {found.st_uid}")
+        if stat.S_IMODE(found.st_mode) != 0o700:
+            os.fchmod(fd, 0o700)
     except BaseException:
         os.close(fd)
         raise
     return fd
-
-
-def _own(fd: int, path: str) -> None:
-    """In /tmp another user may have made it first, to hear what we say."""
-    found = os.fstat(fd)
-    if found.st_uid != os.geteuid():
-        raise PermissionError(errno.EPERM, f"{path} belongs to user {found.st_uid}")
-    if stat.S_IMODE(found.st_mode) != 0o700:
-        os.fchmod(fd, 0o700)

@@ -1,16 +1,15 @@
 """Signals as exceptions, in one place.
 
-SIGINT, SIGTERM and SIGHUP end a command like any other failure: an exception in the main thread, so that every
-`finally` on the way runs, and the exit code 128 + n. One signal is enough: those that follow are ignored while
-things are put in order. `held` keeps them back over the few steps that must happen together, as between a file
-getting its name and QEMU being told of it.
+SIGINT, SIGTERM and SIGHUP end a command like any other failure: with an exception in the main thread, so that every
+`finally` runs, and the exit code 128 + n. Further signals are ignored during the clean-up. `held` blocks signals during
+steps that belong together, such as naming a file and reporting that to QEMU.
 
-Python acts on a signal between two bytecodes: one that comes in the instant before a system call, or to another
-thread, would wait as long as that call does, and a write into a full pipe may last for ever. So a thread of ours
-hears of each signal at once, by the wake-up descriptor, and sends it to the main thread again until it is acted on.
+Python handles a signal between two bytecodes: one that arrives just before a system call, or in another thread, would
+wait until that call ends, and a write into a full pipe may never end. So a thread of ours gets each signal at once
+through the wake-up descriptor, and sends it to the main thread again until it is handled.
 
-SIGUSR1 asks how it goes. That thread answers it by itself, at any time, however long the main one is busy; system
-calls that it interrupts go on as if nothing had been (SA_RESTART).
+SIGUSR1 requests a status. That thread answers it at any time, even if the main thread is busy; interrupted system calls
+continue (SA_RESTART).
 """
 
 from __future__ import annotations
@@ -36,39 +35,39 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def ignore() -> None:
-    """From now on ending signals come to nothing: it is over, and what is left is to put things in order or to tell.
+    """Ignore ending signals from now on: only the clean-up or the report is left.
 
-    Outside of `as_exceptions`, where the signals are somebody else's, this does nothing.
+    Does nothing outside `as_exceptions`, where the signals belong to the host program.
     """
     for each in _HEARD:
         signal.signal(each, signal.SIG_IGN)
 
 
 _HEARD: list[int] = []
-"""The signals that end what `as_exceptions` has around it."""
+"""The signals that end the context of `as_exceptions`."""
 
 
 def heard() -> list[int]:
-    """The signals that may end us, whether or not one has come: all but those that were ignored from the start."""
+    """Return the signals that may end us: all but those that were ignored from the start."""
     return list(_HEARD) or [each for each in ENDING if signal.getsignal(each) is not signal.SIG_IGN]
 
 
 def forget_late() -> None:
-    """Within `held`, once what was to be done is done: signals that came meanwhile came too late to deny it.
+    """Drop pending signals, within `held`, after the work is done: they came too late to undo it.
 
-    Only where signals end a command (`as_exceptions`). In a program that uses the library they are that program's.
+    Only inside `as_exceptions`: elsewhere they belong to the program that uses the library.
     """
     while _HEARD and signal.sigtimedwait(ENDING, 0) is not None:
         continue
 
 
 def _note(number: int, frame: FrameType | None) -> None:
-    """The thread of `_insisted` does the rest."""
+    """Do nothing: the thread of `_insisted` answers."""
 
 
 @contextmanager
 def as_exceptions(tell: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Within it, an ending signal raises InterruptedBySignal, and SIGUSR1 calls `tell`, from a thread of its own.
+    """During the context, an ending signal raises InterruptedBySignal, and SIGUSR1 calls `tell` in another thread.
 
     An ending signal that was ignored (nohup) stays ignored.
     """
@@ -89,27 +88,29 @@ def as_exceptions(tell: Callable[[], None] = lambda: None) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _pipe() -> tuple[int, int]:
-    """The first of the many that we make. Raises StatepipeError."""
-    try:
-        return os.pipe()
-    except OSError as error:
-        what = f"no pipe can be made here: pipe2: {error.strerror}"
-        raise StatepipeError(what, hint="look at ulimit -n, and at what the sandbox refuses") from error
-
-
 INSIST = 0.05
-"""Seconds between one attempt to interrupt the main thread and the next."""
+"""Seconds between two attempts to interrupt the main thread."""
 
 
 @contextmanager
 def _insisted(tell: Callable[[], None]) -> Iterator[None]:
-    """Within it, no system call of the main thread outlasts a signal that `_stop` is to act on."""
-    reading, writing = _pipe()
+    """During the context, no system call of the main thread outlasts a signal for `_stop`."""
+    try:
+        reading, writing = os.pipe()
+    except OSError as error:
+        what = f"cannot create a pipe: pipe2: {error.strerror}"
+        raise StatepipeError(what, hint="check 'ulimit -n' and the rules of the sandbox") from error
     os.set_blocking(writing, False)
-    done = threading.Event()
-    known = (reading, threading.get_ident(), done, tell)
-    thread = threading.Thread(target=_insist, args=known, name="signals", daemon=True)
+    main, done = threading.get_ident(), threading.Event()
+
+    def insist() -> None:
+        while number := os.read(reading, 1):  # each byte is the number of a signal that Python has noted
+            if number[0] == ASKING and signal.getsignal(ASKING) is _note:
+                tell()
+            while signal.getsignal(number[0]) is _stop and not done.wait(INSIST):  # `_stop` replaces itself
+                signal.pthread_kill(main, number[0])
+
+    thread = threading.Thread(target=insist, name="signals", daemon=True)
     start(thread)
     before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     try:
@@ -121,12 +122,3 @@ def _insisted(tell: Callable[[], None]) -> Iterator[None]:
             os.close(writing)
             thread.join()
             os.close(reading)
-
-
-def _insist(reading: int, main: int, done: threading.Event, tell: Callable[[], None]) -> None:
-    """Each byte is the number of a signal that Python has noted; acting on it puts another handler in its place."""
-    while number := os.read(reading, 1):
-        if number[0] == ASKING and signal.getsignal(ASKING) is _note:
-            tell()
-        while signal.getsignal(number[0]) is _stop and not done.wait(INSIST):
-            signal.pthread_kill(main, number[0])

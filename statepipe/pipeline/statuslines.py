@@ -1,13 +1,13 @@
 """Status for programs: a line of JSON each second to a descriptor, and one at the end with the verdict.
 
 Each line is what `ps --json` shows of this process, and `time`, in seconds since 1970; the last has `verdict` (`done`
-or `failed`), and after a failure `error`. A line with `step` is none of these: it tells a step of a migration, as its
+or `failed`), and after a failure `error`. A line with `step` is different: it reports a step of a migration, as its
 journal does. A line that had to be shortened has `shortened`.
 
-Lines are whole and do not mix with those of others who write there: none is longer than what a pipe takes at once
-(PIPE_BUF). Nobody's work waits for the reader: where there is no room, a line is left out. The verdict is never left
-out for that. In a pipe, room for it is kept free from the start; elsewhere, or where somebody else has filled the
-pipe, it waits for the reader, until a signal ends the wait.
+Lines are complete and do not mix with those of other writers: none is longer than what a pipe takes at once (PIPE_BUF).
+The work never waits for the reader: if there is no room, a line is left out. The verdict is never left out. In a pipe,
+room for it is kept free from the start; elsewhere, or if another writer has filled the pipe, it waits for the reader
+until a signal ends the wait.
 """
 
 from __future__ import annotations
@@ -30,38 +30,37 @@ from statepipe.threads import ENDING, held, start
 from statepipe.wakeups import waiting
 
 PAUSE = 1.0
-"""Seconds from line to line, also while nothing flows."""
+"""Seconds between two lines, even if no data flows."""
 
 LINE_LIMIT: int = select.PIPE_BUF
-"""Bytes: a pipe takes so many at once or none of them, and never mixes them with another writer's."""
+"""Bytes that a pipe takes all at once or not at all, and never mixes with another writer's."""
 
 ERROR_LIMIT = 2048
-"""Bytes of an error's text where the line is too long with all of it. The rest stands on standard error."""
+"""Bytes of an error's text if the line is too long with all of it. Standard error has the rest."""
 
-PATIENCE = 30.0
-"""Seconds that the verdict waits for a reader who takes nothing."""
+VERDICT_TIME = 30.0
+"""Seconds that the verdict waits for a reader that does not read."""
 
-PATIENCE_AFTER_SIGNAL = 1.0
-"""The same once a signal has ended the work: further signals come to nothing then, so none could end the wait."""
+VERDICT_TIME_AFTER_SIGNAL = 1.0
+"""The same after a signal has ended the work: further signals are ignored then, so none could end the wait."""
 
-LOOK = 50
-"""Milliseconds from one look at whether a signal has come to the next, while the verdict waits."""
+SIGNAL_CHECK = 50
+"""Milliseconds between two checks for a signal while the verdict waits."""
 
 KEPT = frozenset({"time", "pid", "verb", "verdict", "error", "shortened"})
-"""What no line is without, however little room there is."""
+"""The fields of every line, however little room there is."""
 
 PTMX = os.makedev(5, 2)
-"""The device of a terminal's other end: opening it again would make a new terminal."""
+"""The device of a terminal's other end: opening it again would create a new terminal."""
 
 Status = dict[str, Any]
 
 
 class StatusLines:
-    """Lines to descriptor `fd` of what `status` tells, if anything. Raises UsageError unless it is open for writing.
+    """Writes what `status` returns, if anything, to descriptor `fd`. Raises UsageError unless it is open for writing.
 
-    `before` is what there is to tell of work that fails before it has begun.
-
-    All of it may be called from any thread, but `begin`, `pause` and `close` from one at a time.
+    `before` is the status of work that fails before it has begun. Any thread may call the methods, but only one at a
+    time `begin`, `pause` and `close`.
     """
 
     def __init__(self, fd: int, status: Callable[[], Status | None], before: Status | None = None) -> None:
@@ -72,32 +71,32 @@ class StatusLines:
         self._thread: threading.Thread | None = None
 
     def begin(self) -> None:
-        """Work has begun: its first line, and then one each second."""
+        """Write the first line of the work, and then one each second."""
         self._over.clear()
-        self._thread = threading.Thread(target=self._go_on, name="report", daemon=True)
+        self._thread = threading.Thread(target=self._write_on, name="report", daemon=True)
         start(self._thread)
 
     def pause(self) -> None:
-        """Work has ended, for better or worse; what it came to is remembered for the last line."""
+        """Stop writing at the end of the work, and remember its status for the last line."""
         if self._thread is not None:
             self._over.set()
-            self._thread.join()  # no signal interrupts it: whoever calls holds them back
+            self._thread.join()  # no signal interrupts it: the caller holds them
             self._thread = None
             self._note()
 
     def tell(self, facts: Status) -> None:
-        """A line of its own, for a step that was taken."""
+        """Write a line for a step of the work."""
         with held():
             self._out.offer(line_of({"step": facts}))
 
     def close(self, error: BaseException | None) -> None:
-        """Tell the verdict, the last line. Call it with the ending signals held: one that is pending ends the wait."""
+        """Write the verdict, the last line. Call it with the ending signals held: a pending one ends the wait."""
         self.pause()
         verdict = {"verdict": "done"} if error is None else {"verdict": "failed", "error": str(error)}
-        patience = PATIENCE_AFTER_SIGNAL if isinstance(error, InterruptedBySignal) else PATIENCE
+        patience = VERDICT_TIME_AFTER_SIGNAL if isinstance(error, InterruptedBySignal) else VERDICT_TIME
         self._out.conclude(line_of(self._last | verdict), patience)
 
-    def _go_on(self) -> None:
+    def _write_on(self) -> None:
         while True:
             self._note()
             self._out.offer(line_of(self._last))
@@ -109,7 +108,7 @@ class StatusLines:
 
 
 def line_of(status: Status) -> bytes:
-    """A line of at most LINE_LIMIT bytes: a long error is cut, then the longest of the other figures are left out."""
+    """Return a line of at most LINE_LIMIT bytes: a long error is cut, then the longest other fields are left out."""
     told = {"time": round(time.time(), 3), **status}
     if len(line := _encoded(told)) <= LINE_LIMIT:
         return line
@@ -128,7 +127,7 @@ def _encoded(status: Status) -> bytes:
 
 
 def _cut(value: Any, limit: int) -> Any:
-    """A text cut to so many bytes of JSON. Of anything else that is longer, None."""
+    """Return a text cut to so many bytes of JSON; None for any other value that is longer."""
     if len(json.dumps(value)) <= limit:
         return value
     if not isinstance(value, str):
@@ -139,46 +138,46 @@ def _cut(value: Any, limit: int) -> Any:
 
 
 class _Out:
-    """Where lines go. No call of it waits for the reader but `conclude`, whatever the descriptor is."""
+    """The descriptor of the lines. Only `conclude` waits for its reader, whatever the descriptor is."""
 
     def __init__(self, fd: int) -> None:
-        """Raises UsageError unless it is one to write status to."""
+        """Raises UsageError unless status can be written to it."""
         self._fd = _own(fd)
         kind = os.fstat(self._fd).st_mode
         self._is_pipe = stat.S_ISFIFO(kind)
         self._socket = socket.socket(fileno=self._fd) if stat.S_ISSOCK(kind) else None
-        self._rest = b""  # of a line that was taken in part: it comes before all else
+        self._rest = b""  # of a partly written line: it must be written first
         self._lock = threading.Lock()
         self._over = self._gone = False
 
     def offer(self, line: bytes) -> None:
-        """Write it if there is room, besides that for the verdict."""
+        """Write a line if there is room for it and for the verdict."""
         with self._lock:
             if not self._over and self._push(b"") and self._has_room(line):
                 self._push(line)
 
     def conclude(self, line: bytes, patience: float) -> None:
-        """Write it as the last, once there is room, within so many seconds and before an ending signal is pending."""
+        """Write the last line once there is room, within so many seconds and until an ending signal is pending."""
         with self._lock:
             self._over = True
         until = time.monotonic() + patience
         sent = self._push(line)
         while not sent and time.monotonic() < until and not signal.sigpending() & set(ENDING):
-            if self._is_ready(LOOK):
+            if self._is_ready(SIGNAL_CHECK):
                 owed = self._rest
                 sent = self._push(b"" if owed else line)
                 if self._rest == owed and not sent:  # there is room, but not for this
-                    time.sleep(LOOK / 1000)
+                    time.sleep(SIGNAL_CHECK / 1000)
         if self._socket is not None:
             self._socket.close()
         else:
             os.close(self._fd)
 
     def _has_room(self, line: bytes) -> bool:
-        """Whether a pipe has room for it and, after it, for the verdict; of others only the attempt tells.
+        """Return whether a pipe has room for a line and then the verdict. For other files, only an attempt shows it.
 
-        A pipe holds pages. A line of ours shares the last one or takes one more, so two neighbours have more than one
-        page of bytes, and less than half of what the pipe could hold is lost between them. An empty pipe takes one.
+        A pipe consists of pages. Our line shares the last page or takes a new one, so two neighbours have more than one
+        page of bytes, and less than half of the pipe's capacity is lost between them. An empty pipe takes a line.
         """
         if not self._is_pipe:
             return True
@@ -186,51 +185,45 @@ class _Out:
         return waiting(self._fd) <= max(free, 0)
 
     def _push(self, line: bytes) -> bool:
-        """Write what is left of the line before, then `line`. True if nothing is left, or nobody is there to read.
+        """Write the rest of the previous line, then `line`. Return whether all was written, or the reader has left.
 
-        Of a line that has not begun to leave nothing is owed: it is offered anew, or left out.
+        A line of which nothing was written is not kept: the caller offers it again, or leaves it out.
         """
         if self._gone:
             return True
         taken, data = 0, self._rest + line
         try:
             if data and self._is_ready(0):
-                taken = self._write(data)
+                flags = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL  # however its other holders have set it
+                taken = os.write(self._fd, data) if self._socket is None else self._socket.send(data, flags)
         except BlockingIOError:
             taken = 0
-        except OSError:  # its reader is gone, or the disk is full
+        except OSError:  # its reader has left, or the disk is full
             self._gone = True
             return True
         self._rest = data[taken:] if taken or self._rest else b""
         return taken == len(data)
 
-    def _write(self, data: bytes) -> int:
-        if self._socket is None:
-            return os.write(self._fd, data)
-        return self._socket.send(
-            data, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-        )  # however its other holders have set it
-
     def _is_ready(self, patience: int) -> bool:
-        """Whether a write would do something at once, be it to fail; waits so many milliseconds for that."""
+        """Wait so many milliseconds; return whether a write would succeed or fail at once."""
         poll = select.poll()
         poll.register(self._fd, select.POLLOUT)
         return bool(poll.poll(patience))
 
 
 def _own(fd: int) -> int:
-    """A descriptor of the same file, which is ours and no child's. Raises UsageError unless it is one to write to.
+    """Return a descriptor of our own for the same file. Raises UsageError unless it can be written.
 
-    Whether writes to a pipe or a terminal wait belongs to the open file, which others hold too. So those are opened
-    once more, where that is allowed.
+    Whether writes to a pipe or a terminal block is a property of the open file, which others use too. So those are
+    opened again, if that is allowed.
     """
     try:
         mode = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE
     except OSError as error:
         raise UsageError(f"descriptor {fd} is not open", hint="for example: --status-fd 3 3> FILE") from error
     if fd < 2 or mode == os.O_RDONLY:
-        raise UsageError(f"descriptor {fd} is not one to write status to", hint="for example: --status-fd 3 3> FILE")
+        raise UsageError(f"cannot write the status to descriptor {fd}", hint="for example: --status-fd 3 3> FILE")
     if stat.S_ISFIFO(os.fstat(fd).st_mode) or (os.isatty(fd) and os.fstat(fd).st_rdev != PTMX):
-        with suppress(OSError):  # another user's, or its reader is gone
+        with suppress(OSError):  # it is another user's, or its reader has left
             return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)

@@ -241,7 +241,12 @@ def test_lines_go_on_while_nothing_flows() -> None:
 
 @pytest.mark.parametrize(
     ("fd", "words"),
-    [("9", "not open"), ("0", "not one to write"), ("x", "is not a descriptor"), ("\uff14", "is not a descriptor")],
+    [
+        ("9", "not open"),
+        ("0", "cannot write the status"),
+        ("x", "is not a descriptor"),
+        ("\uff14", "is not a descriptor"),
+    ],
 )
 def test_a_descriptor_that_is_none_is_a_slip(fd: str, words: str) -> None:
     done = run("progress", "--status-fd", fd, data=DATA)

@@ -142,7 +142,7 @@ GARBAGE = [
 def test_what_is_no_request_is_told_so(me: Path, request_: bytes) -> None:
     work = Work()
     with listening(work):
-        assert ask(me, request_)["error"] == "this is no request of statepipe's"
+        assert ask(me, request_)["error"] == "this is not a request of statepipe's"
         assert ask(me, b'{"do": "status"}\n')["ok"]
     assert work.rate == 1 and not work.cancelled.is_set()
 

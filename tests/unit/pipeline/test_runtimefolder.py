@@ -60,7 +60,7 @@ def test_it_is_passed_over_by_both_sides_and_that_is_said(stranger: Stranger) ->
         done = look()
         assert done.returncode == 0
         used = stranger.home / ".cache/statepipe"
-        assert f"/tmp/statepipe-{stranger.uid} is no folder of yours; {used} is used in its place" in done.stderr
+        assert f"/tmp/statepipe-{stranger.uid} is not a folder of yours; using {used} instead" in done.stderr
         assert used.stat().st_mode & 0o777 == 0o700
 
 
@@ -74,7 +74,7 @@ def test_a_file_in_its_place_is_not_called_another_user_s(stranger: Stranger) ->
     finally:
         taken.unlink()
         taken.mkdir()
-    assert done.returncode == 0 and f"{taken} is no folder of yours; " in done.stderr
+    assert done.returncode == 0 and f"{taken} is not a folder of yours; " in done.stderr
 
 
 def test_a_home_of_somebody_else_is_no_place(stranger: Stranger) -> None:
