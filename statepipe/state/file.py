@@ -1,4 +1,4 @@
-"""A saved state as a file that may be encrypted: told by its first bytes, opened only if there is need."""
+"""A saved state as a file that may be encrypted: its first bytes tell, and keys are read only if it is."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Keys:
     """What opens a file: age's identities, or a stage that decrypts OpenPGP.
 
-    Asked for only once the file turns out to be so encrypted: keys are read, and passphrases typed, for nothing else.
+    Each is called only for a file that is encrypted in that way: no other keys are read, and no passphrases asked for.
     """
 
     identities: Callable[[], Sequence[Identity]]
@@ -32,18 +32,18 @@ class Keys:
 
 
 AGE, ARMORED = b"age-encryption.org/v1\n", b"-----BEGIN AGE ENCRYPTED FILE-----"
-"""How age's two kinds of file begin (age.md). Their readers are imported only for one of them: they cost 25 ms."""
+"""How age's two kinds of file begin (age.md). Their reader is imported only for one of them: it costs 25 ms."""
 
 OPENPGP = "OpenPGP"
 
 STDIN = "-"
-"""The FILE that is standard input."""
+"""The FILE that means standard input."""
 
 
 class StateFile(Protocol):
-    """A file that is read at both its ends and from its beginning; what it gives is plain.
+    """A file that can be read at both ends and from its beginning, as plaintext.
 
-    `sealed` says how it lies on the disk ("age", "age, armored"), if it is encrypted.
+    `sealed` says how it is encrypted on the disk ("age", "age, armored"), None if it is not.
     """
 
     name: str
@@ -68,7 +68,7 @@ class StateFile(Protocol):
 
 
 def looks_saved(head: bytes) -> bool:
-    """Whether a file that begins so may be a saved state: one of ours, encrypted or not, or QEMU's own stream."""
+    """Return whether a file that begins with `head` may be a saved state: ours, encrypted or not, or QEMU's stream."""
     is_ours = head.startswith(META_MAGIC.to_bytes(4, "little"))
     return is_ours or identify(head[:4]) == RAW or _how_sealed(head) is not None
 
@@ -98,21 +98,20 @@ def _opened(path: str) -> FileSource:
     from statepipe.state.spool import from_descriptor
 
     name = "standard input" if path == STDIN else path
-    return from_descriptor(fd, name, lambda head: _demand_known(name, head))
 
+    def judge(head: bytes) -> None:
+        if _how_sealed(head) is None:
+            demand_stream(name, head)
 
-def _demand_known(name: str, head: bytes) -> None:
-    """Raises IntegrityError for what begins like nothing that is loaded: all of it need not be read to be refused."""
-    if _how_sealed(head) is None:
-        demand_stream(name, head)
+    return from_descriptor(fd, name, judge)
 
 
 def demand_stream(name: str, head: bytes) -> str:
-    """The codec of a stream, or a file of ours, that begins so. Raises IntegrityError for what is neither."""
+    """Return the codec of a stream or state file that begins with `head`. Raises IntegrityError if it is neither."""
     codec = identify(head[:4])
     if codec is None:
         what = f"it begins {beginning(head)}" if head else "it is empty"
-        hint = "statepipe loads its own files, and QEMU's migration stream raw or compressed"
+        hint = "statepipe loads its own files, and QEMU's migration streams, raw or compressed"
         raise IntegrityError(f"{name} is not a saved state: {what}", hint=hint, offset=0)
     return codec
 

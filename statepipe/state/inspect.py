@@ -1,4 +1,4 @@
-"""inspect: what a file says of itself, or, of a stream that says nothing of itself, what its structure shows."""
+"""inspect: what a state file's metadata says; of a foreign stream, which has none, what its structure shows."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from statepipe.state.loading import Ends, foreign_state, read_ends
 
 
 def inspect(path: str, keys: Keys) -> dict[str, Any]:
-    """`file`, `size` (bytes), `format`, `header`, `trailer`; for a foreign stream, read whole, `stream` instead.
+    """Return `file`, `size` (bytes), `format`, `header`, `trailer`; for a foreign stream, which is read whole, `stream`
+    instead of the last two.
 
-    Of an encrypted state no more is opened than its two ends.
-    Raises StatepipeError as opening and reading do.
+    Only the two ends of a state are decrypted. Raises StatepipeError.
     """
     with open_state(path, keys) as source:
         ends = read_ends(source)
@@ -28,6 +28,6 @@ def inspect(path: str, keys: Keys) -> dict[str, Any]:
 
 
 def name_format(ends: Ends, sealed: str | None) -> str:
-    """What to call a file of these ends, encrypted as `sealed` says."""
+    """Return the name of the format of a file with these ends, encrypted as `sealed` says."""
     name = "statepipe state" if ends.is_state else f"migration stream, {ends.codec}"
     return f"{name}, encrypted ({sealed})" if sealed else name

@@ -1,8 +1,9 @@
-"""What saving a guest has in common, however QEMU hands us its stream: the stages, the facts, the verdict.
+"""What every save has in common, however the stream arrives: the stages, the metadata, the answer to QEMU.
 
-The order that makes the verdict true: the stream is parsed to its own end, then the disks' fingerprints are taken
-(QEMU has let go of the images before it writes its end mark), then the trailer is written, the file fsynced and
-named, and only then is QEMU told `SHUT 0`. On any failure before that it is told `SHUT 1`, and the guest runs on.
+The order of steps makes the answer true: the stream is parsed to its own end; then the disks' fingerprints are taken,
+as QEMU has released the images before it writes its end mark; then the trailer is written, the file is synced and gets
+its name; and only then QEMU receives `SHUT 0`. After any failure before that it receives `SHUT 1`, and the guest runs
+on.
 """
 
 from __future__ import annotations
@@ -29,15 +30,15 @@ from statepipe.stages.packing import Packing
 from statepipe.stages.watch import Answer, alone, watch
 
 IDLE = 1000
-"""Milliseconds without a byte after which a stream without vmdesc that could end is taken to have ended."""
+"""Milliseconds without a byte after which a stream without vmdesc counts as ended, if it could end there."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to save, beside the stream: `words` are stages for the plain stream, `seal` those that encrypt the file.
+    """What to save with the stream: `words` are stages for the plain stream, `seal` those that encrypt the file.
 
-    `guest` goes into the header. `disks` is called once the stream has ended and gives the disks' fingerprints, or
-    None if they are not known; `last` gives what else is known by then.
+    `guest` is written to the header. `disks` is called after the end of the stream and returns the disks' fingerprints,
+    None if they are not known; `last` returns what else is known then.
     """
 
     packing: Packing
@@ -50,7 +51,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """A stream that is saved, the bytes of its file, and what its trailer says of the disks (None: not known)."""
+    """A saved stream, the bytes of its file, and the disks in its trailer (None: not known)."""
 
     stream: QemuStream
     size: int
@@ -58,13 +59,13 @@ class Saved:
 
 
 def demand_lasting(temporary: Sequence[str]) -> None:
-    """Raises StatepipeError for images without a name: what is in them ends with QEMU, and a state needs its disks."""
+    """Raises StatepipeError for images without a name: they are gone when QEMU ends, and a state needs its disks."""
     if temporary:
         raise StatepipeError(
             "what the guest writes to its disks is lost when its QEMU ends (-snapshot, snapshot=on): "
             + ", ".join(temporary),
-            hint="a state saved now could never be loaded: start the guest without it; or keep what was written, with "
-            "block-commit and block-job-complete in QEMU, and save then",
+            hint="a state saved now could never be loaded: start the guest without these options, or first keep what "
+            "it wrote, with block-commit and block-job-complete at QEMU's monitor",
         )
 
 
@@ -79,11 +80,11 @@ def save_stream(
 ) -> Saved:
     """Save the stream from `source` to `sink`; return once the file has its name and QEMU was answered.
 
-    Without `answer` no QEMU can be told anything: the stream then ends with its source, whatever it opened.
-    `approve` is asked after the commit, within the same hold on signals: it raises if QEMU's verdict is no, and
-    then the file is taken away again. Only a QEMU that went away without a verdict leaves the file: the guest may
-    now be in it alone. `leave` comes last, within that hold. `stream` follows what comes; the caller's, for who looks
-    at it. Raises what any stage, the disk, `approve` or `leave` raises.
+    Without `answer`, QEMU cannot be answered: the stream then ends with its source, even if it opened a return path.
+    `approve` is called after the commit, while signals are held: it raises if QEMU reports a failure, and then the file
+    is removed again. If QEMU went away without a report, the file stays: it may be the only place of the guest. `leave`
+    is called last, also while signals are held. `stream` parses the bytes; the caller may follow it. Raises what any
+    stage, the disk, `approve` or `leave` raises.
     """
     stream = QemuStream() if stream is None else stream
     stream.record_pages()
@@ -109,7 +110,7 @@ def save_stream(
             is_saved = True
             try:
                 leave()
-            finally:  # also where the guest could not be left as asked: that is what is told, and no signal
+            finally:  # if the guest cannot be left as asked, report that error rather than a signal
                 forget_late()
     except BaseException as error:
         if is_saved:
@@ -117,13 +118,17 @@ def save_stream(
         try:
             _reply(stream, answer, shut(1))
         except StatepipeError as another:
-            _add(error, f"QEMU may still wait for an answer, which could not be sent: {another}")
+            words = f"QEMU may still wait for an answer, which could not be sent: {another}"
+            if isinstance(error, StatepipeError):
+                error.advise(words)
+            else:
+                error.add_note(words)
         raise
     return Saved(stream, sink.bytes, last["disks"])
 
 
 def indexed(stream: QemuStream) -> Indexed:
-    """The index of a stream that has ended, whose pages were recorded, as the file holds it."""
+    """Return the index, as it is in the file, of a stream that has ended and whose pages were recorded."""
     index = stream.page_index()
     if index.outline.unserved:
         return Indexed({"unserved": index.outline.unserved})
@@ -131,7 +136,7 @@ def indexed(stream: QemuStream) -> Indexed:
 
 
 def _stages(plan: Plan, trailer: Callable[[], dict[str, Any]], index: Callable[[], Indexed | None]) -> list[NamedStage]:
-    """Those behind watch, which stands first: what it calls the end is the end for every other stage."""
+    """Return the stages behind watch, which is the first: its end of the stream is the end for all others."""
     header = {"kind": "state", "time": int(time.time()), "writer": f"statepipe {__version__}", **plan.guest}
     header["stages"] = [name for name, _ in plan.words] + [plan.packing.word]
     header["stages"] += [name for name, _ in plan.seal]
@@ -141,7 +146,7 @@ def _stages(plan: Plan, trailer: Callable[[], dict[str, Any]], index: Callable[[
 
 
 def _refuse_more(stream: QemuStream, source: FdSource) -> None:
-    """With a return path QEMU waits in silence now; if it does not, what was taken for the end was none."""
+    """Raises IntegrityError if QEMU does not wait in silence: then the end of the stream was not its end."""
     if stream.return_path and not source.is_quiet():
         raise IntegrityError(
             "QEMU sent more, or closed its end, after the end of its stream",
@@ -153,17 +158,17 @@ def _refuse_more(stream: QemuStream, source: FdSource) -> None:
 
 _RECORDED = (
     "the migration was cancelled, or QEMU ended, at the last moment; "
-    "of a stream that comes from a file, send standard output to /dev/null: nobody waits for an answer there"
+    "if the stream comes from a file, send standard output to /dev/null, as nobody waits for an answer"
 )
 
 MUTE = 5
-"""Times IDLE that the source may go on in silence behind the end of a stream that no QEMU can be answered."""
+"""Times IDLE that the source may stay open in silence after the end of a stream, if QEMU cannot be answered."""
 
 
 def _deserted(stream: QemuStream, watcher: Stage) -> Stage:
-    """The same watcher, for a stream whose return path leads nowhere: if QEMU itself waits there, the save fails.
+    """Return the watcher for a stream that cannot be answered: if QEMU itself waits on the return path, the save fails.
 
-    It would wait for ever, or take our end for a failure while the file says otherwise.
+    QEMU would wait for ever, or report a failure for our end although the file is complete.
     """
 
     def stage(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
@@ -177,7 +182,7 @@ def _deserted(stream: QemuStream, watcher: Stage) -> Stage:
             if mute > MUTE:
                 raise StatepipeError(
                     "QEMU waits for an answer on its return path, and standard output is not that path",
-                    hint="leave standard output to QEMU, or switch its capability return-path off",
+                    hint="do not redirect standard output, or switch QEMU's capability return-path off",
                     stage="watch",
                 )
             yield buffer
@@ -198,12 +203,6 @@ def _conclude(sink: Output, stream: QemuStream, answer: Answer | None, approve: 
         raise
 
 
-def _add(error: BaseException, advice: str) -> None:
-    """To the hint of the failure that is told."""
-    if isinstance(error, StatepipeError):
-        error.advise(advice)
-
-
 def _reply(stream: QemuStream, answer: Answer | None, message: bytes) -> bool:
-    """Tell QEMU, if it asked to be told; False if it is gone."""
+    """Answer QEMU if the stream opened a return path. Return False if QEMU is gone."""
     return answer is None or not stream.return_path or answer(message)
