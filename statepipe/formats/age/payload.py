@@ -9,7 +9,6 @@ refused. Only the last chunk may be short; it is empty only in an empty file.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidTag
@@ -63,12 +62,14 @@ def open_chunk(key: ChaCha20Poly1305, number: int, sealed: Buffer, into: Buffer)
     Return 1 if the chunk is the last one, 0 if not, None if it is damaged. A short chunk can only be the last.
     """
     for last in (0, 1) if len(sealed) == SEALED else (1,):
-        with suppress(InvalidTag):
+        try:
             if WRITES_INTO:
                 key.decrypt_into(chunk_nonce(number, last), sealed, None, into)
             else:
                 memoryview(into)[:] = key.decrypt(chunk_nonce(number, last), sealed, None)
-            return last
+        except InvalidTag:
+            continue
+        return last
     return None
 
 
