@@ -13,7 +13,7 @@ from statepipe.ends.config import config_folder
 from statepipe.errors import UsageError
 
 if TYPE_CHECKING:
-    from statepipe.trust.pki import Row
+    from statepipe.trust.pki import CertificateStatus
 
 
 def run_pki(name: str, values: Values) -> int:
@@ -36,7 +36,7 @@ def run_pki(name: str, values: Values) -> int:
     return 0
 
 
-def _init(ca: str, values: Values) -> list[Row]:
+def _init(ca: str, values: Values) -> list[CertificateStatus]:
     from statepipe.trust.pki import init
 
     if len(values["names"]) > 1:
@@ -44,7 +44,7 @@ def _init(ca: str, values: Values) -> list[Row]:
     return [init(ca, values["names"][0] if values["names"] else None, values["days"])]
 
 
-def _issue(ca: str, values: Values) -> list[Row]:
+def _issue(ca: str, values: Values) -> list[CertificateStatus]:
     from statepipe.trust.pki import issue_folder
 
     if not values["names"] or values["dir"] is None:
@@ -54,7 +54,7 @@ def _issue(ca: str, values: Values) -> list[Row]:
     return issue_folder(ca, values["names"], values["dir"], uses, values["days"])
 
 
-def _revoke(ca: str, values: Values) -> list[Row]:
+def _revoke(ca: str, values: Values) -> list[CertificateStatus]:
     from statepipe.trust.pki import CA_CRL, revoke_certificates
 
     if not values["names"]:
@@ -64,7 +64,7 @@ def _revoke(ca: str, values: Values) -> list[Row]:
     return rows
 
 
-def _show(ca: str, values: Values) -> list[Row]:
+def _show(ca: str, values: Values) -> list[CertificateStatus]:
     from statepipe.trust.pki import show as read
 
     if values["names"]:

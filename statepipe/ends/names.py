@@ -59,7 +59,7 @@ def find_places(addresses: Sequence[Address]) -> list[Place]:
     return places
 
 
-class Known:
+class LookupCache:
     """Keeps the last result of `find`. A further `ask` looks it up again in the background: the name server is often
     unreachable together with the host, and a query can then take longer than the network needs to recover."""
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from statepipe.ends.dial import connect_again, connect_first
 from statepipe.ends.listeners import ListeningSocket
-from statepipe.ends.names import Known, Place, find_places
+from statepipe.ends.names import LookupCache, Place, find_places
 from statepipe.ends.net import Patience, awaited, is_fruitless
 from statepipe.ends.ration import Ration, Refusals
 from statepipe.session.gate import Gate, TrustNow, greet
@@ -76,7 +76,7 @@ class TlsDial(Stoppable):
         super().__init__()
         self._plan, self._trust_now, self._first = plan, trust_now, True
         self._turns = itertools.count()
-        self._known = Known(partial(find_places, [plan.address, *plan.also]))
+        self._known = LookupCache(partial(find_places, [plan.address, *plan.also]))
         self._made: deque[socket.socket] = deque(maxlen=MAX_LINKS)
 
     def __call__(self) -> TlsTransport:

@@ -13,7 +13,7 @@ Secret = Callable[[], bytes | None]
 """Returns a passphrase, or None if there is none. It may ask the user, so it is called after all other checks."""
 
 
-class Output(Protocol):
+class OutputFile(Protocol):
     """A file that gets its name only by `commit`; without it, leaving the context removes every trace."""
 
     bytes: int
@@ -33,7 +33,7 @@ class NewFile(Protocol):
     Raises StatepipeError if it cannot be written.
     """
 
-    def __call__(self, path: str, mode: int = 0o600, /) -> Output: ...
+    def __call__(self, path: str, mode: int = 0o600, /) -> OutputFile: ...
 
 
 class Talking(Protocol):

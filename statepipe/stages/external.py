@@ -24,7 +24,7 @@ from statepipe.errors import StatepipeError, UsageError
 from statepipe.processes import GRACE, Process, name_of_signal
 from statepipe.stage import FLUSH, Buffer, Cancelled, Over, Stage
 from statepipe.stages.context import Context
-from statepipe.stages.feeding import Feeder, Listener, Words
+from statepipe.stages.feeding import Feeder, PipeReader, Stderr
 from statepipe.threads import held
 from statepipe.wakeups import LINGER, READ_SIZE, SMALL, Bell, enlarge_pipe, polled, waiting
 
@@ -45,7 +45,7 @@ class Ending:
 
 
 @dataclass(frozen=True, slots=True)
-class Command:
+class ExternalProgram:
     """A program to run. `arguments` returns its command line, given the descriptors of `asides` and `secrets`.
 
     The bytes that it writes to an aside are passed to that function; it can read a secret (at most a page) from its
@@ -87,10 +87,10 @@ def external(command: Sequence[str], shell: str | None, context: Context, *, may
             what = f"{title} exited with status 0, but left a part of its input unread"
             raise StatepipeError(what, hint="if it may stop before the end of its input, give --may-stop")
 
-    return running(Command(title, lambda fds: argv, say, judge, may_stop))
+    return running(ExternalProgram(title, lambda fds: argv, say, judge, may_stop))
 
 
-def running(command: Command) -> Stage:
+def running(command: ExternalProgram) -> Stage:
     """Return a stage that runs `command`, which starts when the first buffer is pulled. Raises StatepipeError."""
 
     def stage(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
@@ -103,9 +103,9 @@ def running(command: Command) -> Stage:
 class _Program:
     """A program, also before its start. Any thread may call `cancel`; only the thread that pulls may call the rest."""
 
-    def __init__(self, command: Command, upstream: Iterator[Buffer]) -> None:
+    def __init__(self, command: ExternalProgram, upstream: Iterator[Buffer]) -> None:
         self._command, self._upstream = command, upstream
-        self._words = Words(command.say)
+        self._stderr = Stderr(command.say)
         self._lock = threading.Lock()
         self._started = self._cancelled = self._well = False
         self._opened = ExitStack()
@@ -130,24 +130,24 @@ class _Program:
         opened.callback(self._bell.close)
         self._feeder = Feeder(self._upstream, self._bell)
         opened.callback(self._feeder.close)
-        self._listeners: list[Listener] = []
-        for hear in (self._words.hear, *self._command.asides):
-            listener = Listener(hear)
-            opened.callback(listener.close)
-            opened.callback(listener.finish)
-            self._listeners.append(listener)
+        self._readers: list[PipeReader] = []
+        for hear in (self._stderr.hear, *self._command.asides):
+            reader = PipeReader(hear)
+            opened.callback(reader.close)
+            opened.callback(reader.finish)
+            self._readers.append(reader)
         self._reading, output = os.pipe()
         opened.callback(os.close, self._reading)
         with ExitStack() as inherited:
             inherited.callback(os.close, output)
             enlarge_pipe(output)
-            stderr, *extra = [listener.writing for listener in self._listeners]
+            stderr, *extra = [reader.writing for reader in self._readers]
             extra += [_pipe_with(secret, inherited) for secret in self._command.secrets]
             descriptors = {0: self._feeder.reading, 1: output, 2: stderr} | {fd: fd for fd in extra}
             self._process = Process(self._command.arguments(extra), descriptors)
         opened.callback(self._end)
-        for listener in self._listeners:
-            listener.start()
+        for reader in self._readers:
+            reader.start()
         self._feeder.start()
 
     def _output(self) -> Iterator[Buffer]:
@@ -187,9 +187,9 @@ class _Program:
             read_all = not self._feeder.refuse()
             yield from self._until(lambda: not read_all or self._feeder.done)
             read_all = read_all and self._feeder.ended
-        for listener in self._listeners:
-            listener.finish()
-        self._command.judge(Ending(status, read_all, self._words.last()))
+        for reader in self._readers:
+            reader.finish()
+        self._command.judge(Ending(status, read_all, self._stderr.last()))
         self._well = True
 
     def _until(self, reached: Callable[[], bool]) -> Iterator[Buffer]:

@@ -116,14 +116,14 @@ class Feeder:
         self.reading = self._writing = -1
 
 
-class Listener:
+class PipeReader:
     """Reads a pipe in a separate thread and passes the bytes to `hear`; `writing` is for the program."""
 
     def __init__(self, hear: Callable[[bytes], None]) -> None:
         self._hear = hear
         self._reading, self.writing = os.pipe()
         self._stop = Bell()
-        self._thread = threading.Thread(target=self._listen, name="listener", daemon=True)
+        self._thread = threading.Thread(target=self._read, name="pipe reader", daemon=True)
 
     def start(self) -> None:
         """Start, after the program has got its end of the pipe."""
@@ -131,7 +131,7 @@ class Listener:
         self.writing = -1
         start(self._thread)
 
-    def _listen(self) -> None:
+    def _read(self) -> None:
         poll = polled(self._reading, self._stop.fd)
         left = PIPE_SIZE
         while left > 0:
@@ -157,7 +157,7 @@ class Listener:
         self._reading = self.writing = -1
 
 
-class Words:
+class Stderr:
     """The messages of a program: passes them on at once and keeps the last lines."""
 
     def __init__(self, pass_on: Callable[[str], object]) -> None:

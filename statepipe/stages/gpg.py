@@ -29,7 +29,7 @@ from statepipe.formats.openpgp import (
 )
 from statepipe.stage import Buffer, Over, Stage, hold_last
 from statepipe.stages.context import Context, Secret
-from statepipe.stages.external import Command, Ending, running
+from statepipe.stages.external import Ending, ExternalProgram, running
 from statepipe.stages.gpgsettings import DECRYPTING, ENCRYPTING, OVERRULED, SAMPLE, require_none
 
 _AEAD = "or it is intact and gpg only lacks the key that signed it: import that with gpg --import FILE"
@@ -157,7 +157,7 @@ def _by_gpg(options: Sequence[str], passphrase: bytes | None, judge: Callable[[S
                 raise StatepipeError("gpg left a part of its input unread")
 
         secrets = () if passphrase is None else (passphrase + b"\n",)
-        command = Command("gpg", arguments, lambda text: None, judged, asides=(status.feed,), secrets=secrets)
+        command = ExternalProgram("gpg", arguments, lambda text: None, judged, asides=(status.feed,), secrets=secrets)
         return running(command)(upstream)
 
     return stage

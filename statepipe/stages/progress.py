@@ -22,7 +22,7 @@ from statepipe.stages.eta import Remaining
 from statepipe.threads import cores
 from statepipe.units import format_size
 
-WINDOW = 3.0
+RATE_WINDOW = 3.0
 """Seconds that the current rate covers."""
 
 SETTLED = 8 << 20
@@ -61,10 +61,10 @@ class Flow:
         return self.bytes / max(self.seconds, 1e-9)
 
     def rate(self) -> float:
-        """Return the bytes a second over the last WINDOW seconds; it falls if nothing arrives."""
+        """Return the bytes a second over the last RATE_WINDOW seconds; it falls if nothing arrives."""
         with self._lock:
             now = self._clock()
-            while len(self._samples) > 1 and self._samples[1][0] <= now - WINDOW:
+            while len(self._samples) > 1 and self._samples[1][0] <= now - RATE_WINDOW:
                 self._samples.popleft()
             then, count = self._samples[0]
             return (self.bytes - count) / max(now - then, 1e-9)

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 
 from statepipe.errors import InterruptedBySignal, StatepipeError
 from statepipe.stage import Buffer, Stage
-from statepipe.stages.context import NewFile, Output
+from statepipe.stages.context import NewFile, OutputFile
 
 WARN = "warn"
 """The value of --on-error with which a failed copy is abandoned."""
@@ -25,7 +25,7 @@ def tee(path: str, new_file: NewFile, give_up: Callable[[str], None] | None = No
     """
 
     def stage(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
-        copy: Output | None = None
+        copy: OutputFile | None = None
         with ExitStack() as opened:
 
             def begin() -> None:

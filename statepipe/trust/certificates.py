@@ -53,7 +53,7 @@ class Authority:
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class CertificateFields:
     """The fields of a certificate. `serial` is in hexadecimal."""
 
     name: str
@@ -200,7 +200,7 @@ def read_authority(certificate: bytes, key: bytes, place: str) -> Authority:
     return Authority(signing, private)
 
 
-def facts(certificate: x509.Certificate) -> Facts:
+def facts(certificate: x509.Certificate) -> CertificateFields:
     """Return the fields of a certificate; missing ones are empty."""
     common = [str(each.value) for each in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
     names: tuple[str, ...] = ()
@@ -214,7 +214,7 @@ def facts(certificate: x509.Certificate) -> Facts:
         else:
             usages = list(certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
             use = "+".join(name for name, usage in USES.items() if usage in usages) or "other"
-    return Facts(
+    return CertificateFields(
         (common or list(names) or [""])[0],
         names,
         use,

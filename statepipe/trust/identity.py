@@ -39,7 +39,7 @@ _NO_CHECK_TIME = 0x200000
 """X509_V_FLAG_NO_CHECK_TIME (x509_vfy.h; Python has no name for it). A pin is valid from when it is made until it is
 removed, whatever the clock says: a host without a clock battery starts with a wrong time."""
 
-State = tuple[str, int, int, int, int]
+FileState = tuple[str, int, int, int, int]
 """A file's path, inode number, times in nanoseconds and size, to detect changes; zeros if it does not exist."""
 
 
@@ -55,7 +55,7 @@ class Trust:
     check_host: bool
     pinned: Mapping[bytes, str] | None = None
     peer: str | None = None
-    seen: tuple[State, ...] = ()
+    seen: tuple[FileState, ...] = ()
 
     def identify(self, certificate: bytes) -> str:
         """Return the peer's name. Raises PeerError if it is unknown here, or not the peer that the user named."""
@@ -108,8 +108,8 @@ class Kept:
         self._is_settled = all(time.time_ns() - changed >= SETTLED for _, _, changed, _, _ in self._seen)
         return replace(self._load(), seen=self._seen)
 
-    def _look(self) -> tuple[State, ...]:
-        states: list[State] = []
+    def _look(self) -> tuple[FileState, ...]:
+        states: list[FileState] = []
         for path in self._files():
             try:
                 it = os.stat(path)

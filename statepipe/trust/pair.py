@@ -31,7 +31,7 @@ from statepipe.trust.identity import own_certificate
 from statepipe.trust.pins import check_name, pinning
 from statepipe.trust.spake import CONFIRM_SIZE, DONE, HELLO_LIMIT, KEPT, READY, Pairing, RemoteHost
 
-PATIENCE = Patience(silence=120.0)
+TYPING = Patience(silence=120.0)
 """Seconds that a person has to type the code on the other host."""
 
 LISTENING = 300.0
@@ -205,9 +205,9 @@ def _first_hello(connections: _PendingConnections, begin: Callable[[], Pairing])
 def pair_connecting(address: Address, ask: Callable[[], str], name: str | None) -> Paired:
     """Connect to the listening host; `ask` returns its code. Raises PeerError, StatepipeError."""
     own, called = own_certificate(), check_name(name or address.name)  # before `ask`: a code is valid for one attempt
-    with connect(address, PATIENCE, None, insecure=True) as connection:
+    with connect(address, TYPING, None, insecure=True) as connection:
         pairing = Pairing(ask(), socket.gethostname(), own, first=False)
-        with _exchanging(str(address), PATIENCE):
+        with _exchanging(str(address), TYPING):
             connection.sendall(_framed(pairing.hello))
             size = int.from_bytes(_read(connection, 4), "big")
             if size > HELLO_LIMIT:
@@ -217,7 +217,7 @@ def pair_connecting(address: Address, ask: Callable[[], str], name: str | None) 
         with pinning(called, peer.certificate) as keep:
             take_back: Callable[[], None] | None = None
             try:  # pin the peer once it is able to pin us, and undo that unless it does
-                with _exchanging(str(address), PATIENCE):
+                with _exchanging(str(address), TYPING):
                     pairing.take_word(_read(connection, CONFIRM_SIZE), READY)  # a person there may choose a name for us
                     connection.settimeout(ANSWER.silence)
                     with held():

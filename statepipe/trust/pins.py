@@ -123,11 +123,11 @@ def _bad_line(text: str) -> str:
     return "it is not a certificate in PEM" if lines[-1].startswith("-----END") else f"it ends after line {len(lines)}"
 
 
-WAIT = 10.0
+LOCK_WAIT = 10.0
 """Seconds to wait while another process changes a pin or its own key. That takes milliseconds, unless the process was
 stopped."""
 
-LOOK = 0.02
+LOCK_PAUSE = 0.02
 """Seconds between two checks whether it has finished."""
 
 
@@ -142,12 +142,12 @@ def alone(folder: str) -> Iterator[None]:
     except OSError as error:
         raise failure(f"open {folder}", error) from error
     try:
-        deadline = time.monotonic() + WAIT
+        deadline = time.monotonic() + LOCK_WAIT
         while not _is_locked(fd):
             if time.monotonic() > deadline:
                 hint = f"that process may be stopped; find it with: fuser -v {folder}"
-                raise StatepipeError(f"another statepipe has held the lock on {folder} for {WAIT:g} s", hint=hint)
-            time.sleep(LOOK)
+                raise StatepipeError(f"another statepipe has held the lock on {folder} for {LOCK_WAIT:g} s", hint=hint)
+            time.sleep(LOCK_PAUSE)
         yield
     finally:
         os.close(fd)

@@ -28,7 +28,7 @@ from statepipe.errors import IntegrityError, StatepipeError
 from statepipe.private import read_private
 from statepipe.trust.certificates import (
     Authority,
-    Facts,
+    CertificateFields,
     facts,
     issue,
     make_authority,
@@ -55,15 +55,15 @@ FILE_LIMIT = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class CertificateStatus:
     """A certificate in a file, and its state: valid, expired, not yet valid, or revoked."""
 
     file: str
-    facts: Facts
+    facts: CertificateFields
     state: str
 
 
-def init(folder: str, name: str | None, days: int | None) -> Row:
+def init(folder: str, name: str | None, days: int | None) -> CertificateStatus:
     """Create an authority in a new folder. Raises StatepipeError if the folder is in use, and UsageError."""
     now = datetime.now(UTC)
     authority = make_authority(name or f"statepipe CA {secrets.token_hex(4)}", now, days or CA_DAYS)
@@ -73,10 +73,12 @@ def init(folder: str, name: str | None, days: int | None) -> Row:
         CA_CRL: revoke(authority, None, (), now),
     }
     _make_folder(folder, files, (ISSUED,))
-    return _row(os.path.join(folder, CA_CERT), authority.certificate, None, now)
+    return _status_of(os.path.join(folder, CA_CERT), authority.certificate, None, now)
 
 
-def issue_folder(ca: str, names: Sequence[str], folder: str, uses: Sequence[str], days: int | None) -> list[Row]:
+def issue_folder(
+    ca: str, names: Sequence[str], folder: str, uses: Sequence[str], days: int | None
+) -> list[CertificateStatus]:
     """Create a host's folder, with a certificate for each use. Raises StatepipeError, UsageError for a bad name."""
     _refuse_taken(folder)  # before a certificate is signed for it
     now = datetime.now(UTC)
@@ -92,10 +94,10 @@ def issue_folder(ca: str, names: Sequence[str], folder: str, uses: Sequence[str]
         for name, certificate in made.items():  # before the host gets it: an unknown certificate could not be revoked
             write_private(os.path.join(ca, ISSUED, f"{certificate.serial_number:x}.pem"), files[name])
         _make_folder(folder, files)
-    return [_row(os.path.join(folder, name), certificate, None, now) for name, certificate in made.items()]
+    return [_status_of(os.path.join(folder, name), certificate, None, now) for name, certificate in made.items()]
 
 
-def revoke_certificates(ca: str, wanted: Sequence[str], folder: str | None) -> list[Row]:
+def revoke_certificates(ca: str, wanted: Sequence[str], folder: str | None) -> list[CertificateStatus]:
     """Add the certificates with these names or serials to the revocation list; copy it to a host's folder if given.
 
     Raises StatepipeError for a name without a certificate, before anything is revoked, and for a folder that belongs to
@@ -104,8 +106,8 @@ def revoke_certificates(ca: str, wanted: Sequence[str], folder: str | None) -> l
     now = datetime.now(UTC)
     with _open_authority(ca) as authority:
         older = read_crl(_read(ca, CA_CRL), authority.certificate, os.path.join(ca, CA_CRL))
-        issued = _rows(ca, older, now)
-        chosen: dict[str, Row] = {}
+        issued = _statuses(ca, older, now)
+        chosen: dict[str, CertificateStatus] = {}
         for word in wanted:
             asked = word.lower()
             found = [row for row in issued if asked in (row.facts.serial, row.facts.name.lower(), *row.facts.names)]
@@ -124,17 +126,17 @@ def revoke_certificates(ca: str, wanted: Sequence[str], folder: str | None) -> l
     return [replace(row, state="revoked") for row in chosen.values()]
 
 
-def show(folder: str) -> list[Row]:
+def show(folder: str) -> list[CertificateStatus]:
     """Return every certificate in an authority's or a host's folder, the authority's first. Raises StatepipeError."""
     now = datetime.now(UTC)
     certificate = read_certificate(_read(folder, CA_CERT), os.path.join(folder, CA_CERT))
     crl = None
     if os.path.exists(os.path.join(folder, CA_CRL)):
         crl = read_crl(_read(folder, CA_CRL), certificate, os.path.join(folder, CA_CRL))
-    return [_row(os.path.join(folder, CA_CERT), certificate, None, now), *_rows(folder, crl, now)]
+    return [_status_of(os.path.join(folder, CA_CERT), certificate, None, now), *_statuses(folder, crl, now)]
 
 
-def as_json(row: Row) -> dict[str, Any]:
+def as_json(row: CertificateStatus) -> dict[str, Any]:
     """Return a row for JSON; times are in ISO 8601, UTC."""
     it = row.facts
     times = {"not_before": it.begins.isoformat(), "not_after": it.ends.isoformat()}
@@ -142,17 +144,21 @@ def as_json(row: Row) -> dict[str, Any]:
     return {"file": row.file, **known, **times, "state": row.state}
 
 
-def _rows(folder: str, crl: x509.CertificateRevocationList | None, now: datetime) -> list[Row]:
+def _statuses(folder: str, crl: x509.CertificateRevocationList | None, now: datetime) -> list[CertificateStatus]:
     """Return the hosts' certificates in an authority's folder, or those in a host's folder."""
     issued = os.path.join(folder, ISSUED)
     places = sorted(os.listdir(issued)) if os.path.isdir(issued) else ["server-cert.pem", "client-cert.pem"]
     base = issued if os.path.isdir(issued) else folder
     present = [name for name in places if name.endswith(".pem") and os.path.exists(os.path.join(base, name))]
-    rows = [_row(os.path.join(base, name), read_certificate(_read(base, name), name), crl, now) for name in present]
+    rows = [
+        _status_of(os.path.join(base, name), read_certificate(_read(base, name), name), crl, now) for name in present
+    ]
     return sorted(rows, key=lambda row: (row.facts.name, row.facts.use, row.facts.begins))
 
 
-def _row(file: str, certificate: x509.Certificate, crl: x509.CertificateRevocationList | None, now: datetime) -> Row:
+def _status_of(
+    file: str, certificate: x509.Certificate, crl: x509.CertificateRevocationList | None, now: datetime
+) -> CertificateStatus:
     it = facts(certificate)
     state = "valid"
     if crl is not None and crl.get_revoked_certificate_by_serial_number(certificate.serial_number) is not None:
@@ -161,7 +167,7 @@ def _row(file: str, certificate: x509.Certificate, crl: x509.CertificateRevocati
         state = "expired"
     elif now < it.begins:
         state = "not yet valid"
-    return Row(file, it, state)
+    return CertificateStatus(file, it, state)
 
 
 # --- files and folders

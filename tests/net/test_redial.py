@@ -13,7 +13,7 @@ import pytest
 
 from statepipe.ends.address import Address
 from statepipe.ends.dial import CONNECT_TIMEOUT, SHORT, connect_again, connect_first
-from statepipe.ends.names import Known, Place, find_places
+from statepipe.ends.names import LookupCache, Place, find_places
 from statepipe.ends.net import Patience, Stopped, is_fruitless, is_stuck
 from statepipe.ends.race import Race
 from statepipe.errors import PeerError
@@ -150,7 +150,7 @@ def test_names_are_looked_up_beside_what_is_known() -> None:
         assert served.wait(PATIENCE)
         return list(new)
 
-    known = Known(find)
+    known = LookupCache(find)
     assert known.ask() == known.ask() == old, "the second is answered while its question is not"
     served.set()
     while known.ask() != new:
@@ -168,7 +168,7 @@ def test_what_is_known_outlives_who_knows_no_more() -> None:
             over.set()
             raise PeerError("cannot find it") from None
 
-    known = Known(find)
+    known = LookupCache(find)
     first = known.ask()
     assert known.ask() == first and over.wait(PATIENCE) and known.ask() == first
 

@@ -240,7 +240,7 @@ BOUNDS = {
     f"at most {firstbyte.MOST} connections that have sent nothing": True,
     f"4 bytes length (1 to {spake.HELLO_LIMIT:,}), JSON": spake.CONFIRM_SIZE == 32,
     f"A waits {pair.LISTENING:g} seconds for a hello, and keeps at most {pair.VISITORS} connections": True,
-    f"B waits {pair.PATIENCE.silence:g} seconds for each answer until `ready`": True,
+    f"B waits {pair.TYPING.silence:g} seconds for each answer until `ready`": True,
     f"All other answers have {pair.ANSWER.silence:g} seconds": True,
 }
 

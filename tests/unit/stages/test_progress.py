@@ -13,7 +13,7 @@ import pytest
 
 from statepipe.stage import FLUSH, Buffer
 from statepipe.stages.eta import TAIL
-from statepipe.stages.progress import WINDOW, Flow, Progress, clock_time
+from statepipe.stages.progress import RATE_WINDOW, Flow, Progress, clock_time
 from tests import streams
 from tests.world import world
 
@@ -74,7 +74,7 @@ def test_the_rate_is_that_of_the_last_seconds() -> None:
         flow.add(5000)
     assert flow.rate() == pytest.approx(50_000, rel=0.02)
     assert flow.average() == pytest.approx(30_000, rel=0.02)
-    clock.now += 10 * WINDOW
+    clock.now += 10 * RATE_WINDOW
     assert flow.rate() < 1700
 
 
