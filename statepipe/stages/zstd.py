@@ -4,8 +4,8 @@ The stream is cut into frames of 1 MiB, each with its content size and checksum.
 written in order between a header and a trailer (formats/statefile.py), which prove that the stream is complete.
 
 Any zstd file can be read: it is cut at the ends of its frames as it arrives. Small frames are decoded on all cores and
-leave only after their checksum matches. A frame too large to keep is decoded as it arrives, and leaves unchecked until
-its end.
+leave only after their checksum matches. A frame too large to keep is decoded as it arrives; its bytes leave before its
+checksum, at its end, can be checked.
 """
 
 from __future__ import annotations
