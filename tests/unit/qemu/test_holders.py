@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from statepipe.errors import QemuError
 from statepipe.qemu.holders import lock_hint
+from statepipe.qemu.migration import demand_completed
 
 SAID = (
     """qemu-system-x86_64: -drive file=PATH: Failed to get "write" lock / Is another process using the image [PATH]?"""
@@ -44,3 +46,17 @@ def test_where_qemu_names_no_image_its_disks_are_looked_at(tmp_path: Path) -> No
 
 def test_other_words_have_no_such_hint() -> None:
     assert lock_hint("Could not open '/d': No such file or directory") is None
+
+
+WHYS = [
+    ("RP: Sibling indicated error 1", "the QEMU at the other end could not load the guest; its own messages say why"),
+    ('Failed to get "write" lock', "another process"),
+    ("Unable to write to socket", ""),
+]
+
+
+@pytest.mark.parametrize(("why", "hint"), WHYS)
+def test_a_migration_that_failed_has_a_hint_where_qemu_s_words_are_no_help(why: str, hint: str) -> None:
+    with pytest.raises(QemuError, match=why) as caught:
+        demand_completed({"status": "failed", "error-desc": why})
+    assert str(caught.value.hint or "").startswith(hint) and bool(caught.value.hint) == bool(hint)
