@@ -48,6 +48,8 @@ class Parser(argparse.ArgumentParser):
             return did_you_mean(option[1], known)
         if key := re.match(r"unrecognized arguments: ([\w-]+)=", message):
             return did_you_mean(key[1], [name.removeprefix("--") for name in known])
+        if message.endswith("--qmp"):
+            return "--qmp names the unix socket of the guest's QEMU monitor; "
         if takes_file and re.match("unrecognized arguments: (?!-)", message):
             return "give one FILE at a time; "
         return ""
@@ -69,6 +71,8 @@ def parser_for(verb: Verb | Filter) -> Parser:
             extra |= {"action": "append", "default": []}
         elif param.many in _MANY:
             extra["nargs"] = _MANY[param.many]
+        elif param.required:
+            extra["required"] = True
         title = needs.get(param.needs or "") or param.needs or ""
         if param.only and not any(param.name in case for case in param.only):
             title = joined(param.only, "or")
@@ -90,7 +94,8 @@ def parse(verb: Verb | Filter, arguments: Sequence[str]) -> Values:
             arguments, command = arguments[:at], list(arguments[at + 1 :])
         else:
             _demand_separator(verb, arguments)
-    values = vars(parser_for(verb).parse_args(_options_first(verb, arguments)))
+    parser = parser_for(verb)
+    values = vars(parser.parse_args(_options_first(verb, arguments, parser)))
     values = {param.key: _converted(param, values[param.key]) for param in verb.params}
     if command is not None:
         values[COMMAND] = command
@@ -132,8 +137,12 @@ def _demand_separator(verb: Verb | Filter, arguments: Sequence[str]) -> None:
             raise UsageError("a QEMU command line comes after --", hint=hint)
 
 
-def _options_first(verb: Verb | Filter, arguments: Sequence[str]) -> list[str]:
-    """Return the arguments with every option before `--` and all others after: argparse fails where they alternate."""
+def _options_first(verb: Verb | Filter, arguments: Sequence[str], parser: Parser) -> list[str]:
+    """Return the arguments with every option before `--` and all others after: argparse fails where they alternate.
+
+    Raises UsageError for an unknown option, which argparse reports only after all that is missing.
+    """
+    known = {"-h", "--help", *(name for param in verb.params for name in param.names)}
     taking_value = {name: param.name for param in verb.params if param.metavar is not None for name in param.names}
     named, plain = [], []
     rest = iter(arguments)
@@ -142,6 +151,8 @@ def _options_first(verb: Verb | Filter, arguments: Sequence[str]) -> list[str]:
             break
         if not _is_option(word):
             plain.append(word)
+        elif (word.partition("=")[0] if word.startswith("--") else word[:2]) not in known:
+            parser.error(f"unrecognized arguments: {word}")
         elif word not in taking_value:
             named.append(word)
         elif _is_option(value := next(rest, "--")):

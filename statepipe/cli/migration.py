@@ -42,7 +42,7 @@ def run_migrate(name: str, values: Values) -> int:
     if values["detach"]:
         from statepipe.cli.detached import run_detached
 
-        return run_detached(values, _monitor(values))
+        return run_detached(values, values["qmp"])
     from statepipe.migration.migrate import migrate
     from statepipe.migration.singlephase import migrate_directly, migrate_plainly, to_address, to_program
     from statepipe.recovery.program import guard_words
@@ -93,7 +93,7 @@ def _save(values: Values) -> int:
         what = f"{next(each for each in stray if each != 'URI')} has no effect with file:///PATH"
         raise UsageError(what, hint="leave it out; all options of a save: statepipe save --help")
     given = {key: value for key, value in values.items() if key in shared}
-    return run_save("save", parse(save, ["--qmp", _monitor(values), path]) | given)
+    return run_save("save", parse(save, ["--qmp", values["qmp"], path]) | given)
 
 
 def _request(values: Values, plan: ConnectionPlan) -> MigrateRequest:
@@ -121,7 +121,7 @@ def _request(values: Values, plan: ConnectionPlan) -> MigrateRequest:
     wait = SWITCHOVER if values["switchover_timeout"] is None else values["switchover_timeout"]
     switchover = wait + (limit or 0) / 1000 if wait else None
     return MigrateRequest(
-        _monitor(values),
+        values["qmp"],
         plan,
         tuple(undo),
         offline=values["offline"],
@@ -248,7 +248,7 @@ def run_check(name: str, values: Values) -> int:
 
     with within(values["timeout"], "the check was not complete"):
         plan = _destination(name, values, [])
-        findings = check(_monitor(values), plan, _remote_qemu(values["remote_qemu"]), _warning(name))
+        findings = check(values["qmp"], plan, _remote_qemu(values["remote_qemu"]), _warning(name))
     width = max(len(finding.what) for finding in findings)
     lines = [f"{finding.level:4}  {finding.what:{width}}  {finding.reason}" for finding in findings]
     show(json.dumps(as_rows(findings), indent=2) if values["json"] else "\n".join(map(clean, lines)))
@@ -283,9 +283,9 @@ def run_resolve(name: str, values: Values) -> int:
     from statepipe.recovery.resolve import decide, look
 
     if values["where"] is not None:
-        say(f"statepipe: resolve: {decide(_monitor(values), values['where'], _warning(name))}")
+        say(f"statepipe: resolve: {decide(values['qmp'], values['where'], _warning(name))}")
     else:
-        show(_found(look(_monitor(values), values["journal"], _warning(name)), values["qmp"]))
+        show(_found(look(values["qmp"], values["journal"], _warning(name)), values["qmp"]))
     return 0
 
 
@@ -304,13 +304,6 @@ def _found(finding: Situation, qmp: str) -> str:
         lines += ["the guest, and make sure that it has ended, as it may be about to run it; then run the guest in"]
         lines += ["the other one:", f"{command} elsewhere", f"{command} here"]
     return "\n".join(lines)
-
-
-def _monitor(values: Values) -> str:
-    """Raises UsageError."""
-    if (path := values["qmp"]) is None:
-        raise UsageError("which QEMU?", hint="name the socket of its monitor with --qmp SOCKET")
-    return str(path)
 
 
 def _warning(name: str) -> Tell:

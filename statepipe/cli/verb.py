@@ -20,8 +20,8 @@ class Param:
 
     `many`, of an argument: "one", "optional" or "any"; an option with "any" can be repeated. `short` is an option's
     letter with its dash. With `dash`, `-` stands for standard input or output. `type` converts the text and raises
-    UsageError. `needs` is the option without which this one has no effect. `only` names the cases in which it may be
-    given: kinds of address, actions (grammar.py, refuse_strays).
+    UsageError. A `required` option must be given. `needs` is the option without which this one has no effect. `only`
+    names the cases in which it may be given: kinds of address, actions (grammar.py, refuse_strays).
     """
 
     name: str
@@ -33,6 +33,7 @@ class Param:
     short: str | None = None
     dash: bool = False
     type: Callable[[str], Any] | None = None
+    required: bool = False
     needs: str | None = None
     only: tuple[str, ...] = ()
 

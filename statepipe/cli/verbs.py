@@ -205,7 +205,7 @@ COMMANDS = (
                 "a QEMU that waits: tcp://HOST:PORT or unix:///PATH; a program: exec:COMMAND; a file: file:///PATH",
                 "URI",
             ),
-            options.MONITOR,
+            replace(options.MONITOR, required=True),
             Param(
                 "--detach",
                 "return as soon as the guest's memory is being sent, and continue in the background",
@@ -279,7 +279,7 @@ COMMANDS = (
         "compare this host with another and say whether a guest can migrate there",
         (
             Param("uri", "as for migrate: tls://HOST:PORT, HOST, unix:///PATH or ssh://USER@HOST", "URI"),
-            options.MONITOR,
+            replace(options.MONITOR, required=True),
             options.AS_JSON,
             Param("--timeout", "seconds that the check may take (default: no limit)", "SECONDS", type=seconds()),
             options.TLS_CREDS,
@@ -320,7 +320,7 @@ COMMANDS = (
                 many="optional",
                 choices=("here", "elsewhere"),
             ),
-            options.MONITOR,
+            replace(options.MONITOR, required=True),
             Param("--journal", "the journal that migrate or receive wrote", "FILE"),
         ),
         "statepipe.cli.migration:run_resolve",

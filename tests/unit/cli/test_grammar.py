@@ -229,6 +229,9 @@ INCOMPLETE = [
     ("save", ["f", "--qmp"], "--qmp needs a value"),
     ("checksum", ["--to", "--", "f"], "--to needs a value"),
     ("decompress", ["f", "g"], "unrecognized arguments: g"),
+    ("migrate", ["h"], "the following arguments are required: --qmp"),
+    ("check", ["h"], "the following arguments are required: --qmp"),
+    ("resolve", ["here"], "the following arguments are required: --qmp"),
 ]
 
 
@@ -324,8 +327,9 @@ MISSPELT = [
     (["pipe", "compress:gzpi"], "did you mean gzip? "),
     (["pipe", "compress:zstd:auto,mim=3"], "did you mean min? "),
     (["pipe", "checksum:sha265"], "did you mean sha256? "),
+    (["migrate", "--qpm", "S", "h"], "did you mean --qmp? "),
     (["pki", "isue"], "did you mean issue? "),
-    (["resolve", "her"], "did you mean here? "),
+    (["resolve", "--qmp", "S", "her"], "did you mean here? "),
     (["save", "--qmp", "S", "--then", "quite", "F"], "did you mean quit? "),
 ]
 
@@ -413,6 +417,6 @@ def test_an_option_in_its_place_is_no_slip(line: list[str], capsys: pytest.Captu
 
 
 def test_zero_is_given() -> None:
-    assert parse(find_verb("migrate"), ["--switchover-timeout", "0", "h"])["switchover_timeout"] == 0
+    assert parse(find_verb("migrate"), ["--qmp", "S", "--switchover-timeout", "0", "h"])["switchover_timeout"] == 0
     values = parse(find_verb("save"), ["--qmp", "S", "--timeout", "0", "--on-timeout", "cancel", "F"])
     assert values["timeout"] == 0
