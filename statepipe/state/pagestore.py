@@ -108,7 +108,7 @@ def open_pages(path: str, keys: Keys, *, told: Tell = nobody) -> PageStore:
 
 
 def _no_index(why: str) -> PageIndex:
-    return PageIndex.of(Outline(unserved=why), array("Q"), array("Q"))
+    return PageIndex(Outline(unserved=why), array("Q"), array("Q"))
 
 
 def _unserved(source: StateFile, ends: Ends) -> str | None:

@@ -15,7 +15,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, pairwise, zip_longest
 from operator import add
 from typing import Any
 
@@ -36,6 +36,7 @@ from statepipe.formats.qemu.pages import (
     Outline,
     PageIndex,
     Piece,
+    Run,
 )
 from statepipe.formats.qemu.ram import MAX_BLOCKS, MAX_RAM, RamBlock
 from statepipe.shapes import Misshapen, Shape, fields, flag, many, maybe, parse, text, whole
@@ -173,7 +174,7 @@ def _decoded(frames: Sequence[bytes]) -> PageIndex:
         keys.extend(more.keys)
         places.extend(more.places)
     _need(len(keys) == facts["runs"], f"it has {len(keys)} runs, and {facts['runs']} are announced")
-    index = PageIndex.of(outline, keys, places)
+    index = PageIndex(outline, keys, places)
     _demand_sound(index)
     return index
 
@@ -240,13 +241,31 @@ def _demand_sound(index: PageIndex) -> None:
 
 
 def difference(index: PageIndex, other: PageIndex) -> tuple[str, int] | None:
-    """Return the first difference between two indexes of one stream, as words and a place; None if they are equal."""
+    """Return the first difference between two indexes of one stream, as words and a place; None if they are equal.
+
+    Into how many runs the pages in a row are divided makes no difference.
+    """
     if index.outline != other.outline:
         return "the sections of the stream", 0
-    for one, another in zip(index, other, strict=False):
-        if one[:4] != another[:4] or (one.kind == STORED and one.place != another.place):
-            name = index.outline.blocks[one.block].name
-            return f"the run at page {one.page:#x} of the RAM block {name!r}", one.place
-    if index.runs != other.runs:
-        return f"{index.runs} runs of pages, where the stream has {other.runs}", index.outline.devices[0]
+    for one, another in zip_longest(_joined(index), _joined(other)):
+        if one != another:
+            run = one or another
+            assert run is not None
+            return f"the run at page {run.page:#x} of the RAM block {index.outline.blocks[run.block].name!r}", run.place
     return None
+
+
+def _joined(index: PageIndex) -> Iterator[Run]:
+    """The runs, those that go on where the one before ended joined; zeros without a place."""
+    last: Run | None = None
+    for each in index:
+        run = each if each.kind == STORED else each._replace(place=0)
+        if last is not None:
+            due = last.place + last.pages * index.stride if last.kind == STORED else 0
+            if run == (last.block, last.page + last.pages, run.pages, last.kind, due):
+                last = last._replace(pages=last.pages + run.pages)
+                continue
+            yield last
+        last = run
+    if last is not None:
+        yield last
