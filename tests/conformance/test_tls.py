@@ -150,7 +150,7 @@ def test_who_speaks_no_session_is_turned_away(ca: Path) -> None:
         subprocess.run(socat(port, ca / "good"), input=NOISE, capture_output=True, timeout=PATIENCE)
         assert send(port, "--tls-creds", ca / "good", data=b"all") == (0, b"")
         status, got, said = collect(receiver)
-    assert (status, got) == (0, b"all") and b"the other side is no statepipe session" in said
+    assert (status, got) == (0, b"all") and b"the other side is not a statepipe session" in said
 
 
 # --- those who may not: a client at our gate

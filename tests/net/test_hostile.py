@@ -200,7 +200,7 @@ def test_what_comes_behind_a_handshake_does_not_count_as_part_of_it(world: World
             tls.write(bytes(HANDSHAKE_BYTES))
             connection.sendall(outgoing.read())
             rest(connection)
-        it_arrives(world, receiver, told="the other side is no statepipe session")
+        it_arrives(world, receiver, told="the other side is not a statepipe session")
 
 
 def test_a_socket_that_has_nothing_after_all_ends_no_handshake(world: World) -> None:

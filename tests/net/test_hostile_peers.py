@@ -66,11 +66,11 @@ def data(offset: int, payload: bytes) -> bytes:
 VIOLATIONS: dict[str, tuple[bytes, str]] = {
     "as long as can be said": (header(Kind.DATA, 0xFFFFFFFF), "a DATA frame of 4294967295 bytes"),
     "of no kind": (header(99, 0), "a frame of unknown kind 99"),
-    "one byte each": (b"".join(data(2 * each + 1, b"x") for each in range(MAX_PIECES + 1)), "pieces on their way"),
+    "one byte each": (b"".join(data(2 * each + 1, b"x") for each in range(MAX_PIECES + 1)), "pieces in flight"),
     # It may come before the receiver has opened its channel: then that is what is told of it.
     "ACK of what was not sent": (
         header(Kind.ACK, 0, offset=1),
-        ("it acknowledges byte 1 of channel 0", "ACK for channel 0, which there is not"),
+        ("it acknowledges byte 1 of channel 0", "ACK for channel 0, which does not exist"),
     ),
 }
 
@@ -175,10 +175,10 @@ def test_a_session_is_no_other_peers(world: World, tmp_path: Path, monkeypatch: 
             talking(world.mallory, receiver.port) as secure,
         ):
             answer = answered(secure, REPLAYS[name](party) + data(0, b"mallory"))
-            assert (answer.kind, answer.text) == (Greets.REFUSED, "this session is another peer's")
+            assert (answer.kind, answer.text) == (Greets.REFUSED, "this session belongs to another peer")
             assert rest(secure) == b""
         status, said = receiver.ended()
-    assert status == 0 and "turned away mallory: this session is another peer's" in said
+    assert status == 0 and "turned away mallory: this session belongs to another peer" in said
     assert (tmp_path / "out").read_bytes() == DATA[: 2 * MIB]
 
 

@@ -439,7 +439,7 @@ def test_a_resume_from_another_peer_is_refused() -> None:
         near.close()
         assert b"another peer" in answer
         sink.commit()
-    assert receiver.turned_away == ["this session is another peer's"]
+    assert receiver.turned_away == ["this session belongs to another peer"]
 
 
 @pytest.mark.parametrize("lacks", [1, 2, 3, 4])

@@ -201,14 +201,14 @@ def test_a_recv_is_no_tunnel_s_end(tmp_path: Path, credentials: Credentials) -> 
     words = ("recv", *credentials.of("destination"), "--output", tmp_path / "file", "tls://127.0.0.1:0")
     with Running(*words) as far:
         refused(
-            tmp_path, credentials, far, "a tunnel has called a recv: to a tunnel belongs a tunnel, to a recv a send"
+            tmp_path, credentials, far, "a tunnel connected to a recv: a tunnel needs a tunnel, a recv needs a send"
         )
         assert not far.ended()
 
 
 def test_a_receive_is_none_either(tmp_path: Path, credentials: Credentials) -> None:
     with Running("receive", *credentials.of("destination"), "tls://127.0.0.1:0", "--", "none") as far:
-        refused(tmp_path, credentials, far, "a tunnel has called a receive: .*to a receive a migrate")
+        refused(tmp_path, credentials, far, "a tunnel connected to a receive: .*a receive needs a migrate")
 
 
 def refused(folder: Path, credentials: Credentials, far: Running, reason: str) -> None:
@@ -227,8 +227,8 @@ def refused(folder: Path, credentials: Credentials, far: Running, reason: str) -
 def test_a_send_is_no_tunnel_s_end(way: Way, credentials: Credentials) -> None:
     where = f"tls://127.0.0.1:{way.rail.port}"
     done = run_statepipe("send", *credentials.of("source"), where)
-    assert done.returncode == 5 and "a send has called a tunnel" in done.stderr, done
-    way.far.wait_said("turned away .*a send has called a tunnel: to a send belongs a recv, to a tunnel a tunnel")
+    assert done.returncode == 5 and "a send connected to a tunnel" in done.stderr, done
+    way.far.wait_said("turned away .*a send connected to a tunnel: a send needs a recv, a tunnel needs a tunnel")
 
 
 # --- what it tells

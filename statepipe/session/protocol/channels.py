@@ -1,8 +1,8 @@
-"""A channel's two halves: what was written and is not acknowledged yet, and what arrived and is not taken yet.
+"""A channel's two halves: data written and not yet acknowledged, and data arrived and not yet taken.
 
-Data is cut into pieces that keep their bounds for ever: one that went over a link that died goes again, whole, over
-another. So the receiver meets a piece as a whole or not at all; one it has is a repeat and is dropped, one that
-overlaps another by a part is no repeat of ours. What either half keeps is bounded by the window, in bytes and pieces.
+Data is cut into pieces whose bounds never change: a piece that was sent over a dead link is sent again, whole, over
+another. So the receiver gets a piece completely or not at all. One that it has already is dropped; one that overlaps
+another is a violation. Both halves are limited by the window, in bytes and pieces.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from statepipe.session.protocol.frames import MAX_DATA, Frame, Kind, Violation, 
 from statepipe.stage import Buffer
 
 WINDOW = 64 << 20
-"""Bytes on their way that either side keeps: 10 Gbit/s over 50 ms of round trip."""
+"""Bytes in flight that each side keeps: 10 Gbit/s with a round trip of 50 ms."""
 
 MIN_WINDOW = MAX_DATA
 MAX_WINDOW = 1 << 30
 
 LOST = -1
-"""In place of a link's number: it died."""
+"""The link of a piece whose link has died."""
 
 MAX_PIECES = 4096
-"""Pieces on their way: of 16 KiB, they fill the default window. A piece of one byte takes 300 in memory, so without
-a bound of their own a window of them would take 20 GB."""
+"""Pieces in flight: of 16 KiB, they fill the default window. A piece of one byte takes 300 bytes of memory, so without
+this limit a window of them would take 20 GB."""
 
 ACK_PARTS = 8
-"""An ACK for each such part of the window: the sender goes on long before it stands still."""
+"""There is an ACK for each such part of the window, long before the sender has to wait."""
 
 
 class Sending(enum.Enum):
-    """Where an outgoing channel stands."""
+    """The state of an outgoing channel."""
 
     OPEN = "open"
     ENDED = "ended"
@@ -45,7 +45,7 @@ class Sending(enum.Enum):
 
 
 class Receiving(enum.Enum):
-    """Where an incoming channel stands."""
+    """The state of an incoming channel."""
 
     OPEN = "open"
     ENDED = "ended"
@@ -54,35 +54,35 @@ class Receiving(enum.Enum):
 
 OUTGOING = {
     (Sending.OPEN, Kind.ACK): Sending.OPEN,
-    (Sending.OPEN, Kind.DONE): Sending.JUDGED,  # only a failure: nobody may praise what has not ended
+    (Sending.OPEN, Kind.DONE): Sending.JUDGED,  # only a failure, as the channel has not ended
     (Sending.ENDED, Kind.ACK): Sending.ENDED,
     (Sending.ENDED, Kind.DONE): Sending.JUDGED,
     (Sending.JUDGED, Kind.ACK): Sending.JUDGED,  # overtaken on another link
     (Sending.JUDGED, Kind.DONE): Sending.JUDGED,  # a repeat
 }
-"""What may come for a channel we write, and where it leads."""
+"""The frames that may arrive for a channel that we write, and the next state."""
 
 INCOMING = {
     (Receiving.OPEN, Kind.DATA): Receiving.OPEN,
     (Receiving.OPEN, Kind.END): Receiving.ENDED,
-    (Receiving.ENDED, Kind.DATA): Receiving.ENDED,  # what END overtook on another link
+    (Receiving.ENDED, Kind.DATA): Receiving.ENDED,  # overtaken by END on another link
     (Receiving.ENDED, Kind.END): Receiving.ENDED,  # a repeat
-    (Receiving.JUDGED, Kind.DATA): Receiving.JUDGED,  # repeats, and what was under way when we gave up
+    (Receiving.JUDGED, Kind.DATA): Receiving.JUDGED,  # repeats, and data in flight when we gave up
     (Receiving.JUDGED, Kind.END): Receiving.JUDGED,
 }
-"""What may come for a channel we read, and where it leads."""
+"""The frames that may arrive for a channel that we read, and the next state."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChannelVerdict:
-    """How it ended: an exit code (errors.py), 0 for good, and a line of text."""
+    """The result of a channel: an exit code (errors.py), 0 for success, and a line of text."""
 
     code: int = 0
     text: str = ""
 
 
 def verdict_in(frame: Frame) -> ChannelVerdict:
-    """The verdict of a DONE or ABORT. Raises Violation for a code that no program ends with."""
+    """Return the verdict of a DONE or ABORT. Raises Violation for a code that is not an exit code."""
     if frame.offset > 255:
         raise Violation(f"a verdict of {frame.offset}: an exit code is 255 at most")
     return ChannelVerdict(frame.offset, printable(frame.payload))
@@ -92,7 +92,7 @@ def verdict_in(frame: Frame) -> ChannelVerdict:
 class _Piece:
     offset: int
     data: Buffer
-    link: int | None = None  # the one it went over last
+    link: int | None = None  # the one that it was last sent over
 
     @property
     def end(self) -> int:
@@ -100,7 +100,7 @@ class _Piece:
 
 
 class Outgoing:
-    """A channel we write. `written`, `acked` and `resent` count bytes; `verdict` is the far consumer's."""
+    """A channel that we write. `written`, `acked` and `resent` count bytes; `verdict` is the remote consumer's."""
 
     def __init__(self, number: int, window: int) -> None:
         self.number = number
@@ -113,11 +113,11 @@ class Outgoing:
         self._hash = blake3()
 
     def absorb(self, buffer: Buffer) -> None:
-        """Take a buffer into the digest. By the one thread that writes; needs no lock."""
+        """Add a buffer to the digest. Only the thread that writes calls this, without the lock."""
         self._hash.update(buffer)
 
     def has_room(self, count: int) -> bool:
-        """Whether that many bytes may be written now."""
+        """Return whether so many bytes may be written now."""
         return self.written + count <= self.acked + self.window and len(self._kept) < MAX_PIECES
 
     def write(self, buffer: Buffer) -> None:
@@ -129,16 +129,14 @@ class Outgoing:
 
     @property
     def waits(self) -> bool:
-        """Whether a piece is to go that the peer has room for."""
-        while self._waiting and not self._is_missing(self._waiting[0][1]):
+        """Whether there is a piece to send for which the peer has room."""
+        done = max(self.acked, self.arrived)
+        while self._waiting and (self._waiting[0][1].end <= done or self.state is Sending.JUDGED):
             heapq.heappop(self._waiting)
         return bool(self._waiting) and self._waiting[0][1].end <= self.acked + self.peer_window
 
-    def _is_missing(self, piece: _Piece) -> bool:
-        return piece.end > max(self.acked, self.arrived) and self.state is not Sending.JUDGED
-
     def pull(self, link: int) -> Frame | None:
-        """The next piece to go, over that link; None if there is none the peer has room for."""
+        """Return the next piece to send over this link; None if there is none for which the peer has room."""
         if not self.waits:
             return None
         _, piece = heapq.heappop(self._waiting)
@@ -147,20 +145,20 @@ class Outgoing:
         return Frame(Kind.DATA, self.number, piece.offset, piece.data)
 
     def lost(self, link: int) -> None:
-        """That link died: what went over it and is not acknowledged waits again."""
+        """Queue again what was sent over a dead link and is not acknowledged."""
         for piece in self._kept:
             if piece.link == link:
                 piece.link = LOST
                 heapq.heappush(self._waiting, (piece.offset, piece))
 
     def has_arrived(self, offset: int) -> bool:
-        """The peer has everything before `offset`; whether that is news. Raises Violation if it was never written."""
+        """Note that the peer has all bytes before `offset`; return whether that is new. Raises Violation."""
         self._check(offset)
         before, self.arrived = self.arrived, max(self.arrived, offset)
         return self.arrived > max(before, self.acked)
 
     def ack(self, offset: int) -> bool:
-        """The peer's consumer has taken everything before `offset`; whether that is news. Raises Violation."""
+        """Note that the peer's consumer has all bytes before `offset`; return whether that is new. Raises Violation."""
         self._check(offset)
         before, self.acked = self.acked, max(self.acked, offset)
         while self._kept and self._kept[0].end <= self.acked:
@@ -172,24 +170,24 @@ class Outgoing:
             raise Violation(f"it acknowledges byte {offset} of channel {self.number}, which has {self.written}")
 
     def end_frame(self) -> Frame:
-        """END, as often as it must be said."""
+        """Return END, which may be sent repeatedly."""
         return Frame(Kind.END, self.number, self.written, self._hash.digest())
 
     def judge(self, verdict: ChannelVerdict) -> None:
-        """Take the far consumer's verdict; the first holds. Raises Violation for praise before the end."""
+        """Take the remote consumer's verdict; the first one counts. Raises Violation for success before the end."""
         if not verdict.code and self.state is Sending.OPEN:
-            raise Violation(f"it calls channel {self.number} complete before its end")
+            raise Violation(f"it reports channel {self.number} complete before its end")
         self.verdict = self.verdict or verdict
         self.drop()
 
     def drop(self) -> None:
-        """Nothing is kept any more."""
+        """Forget all data."""
         self._kept.clear()
         self._waiting.clear()
 
 
 class Incoming:
-    """A channel we read. `arrived` and `taken` count bytes without a gap; `held` those that wait for the consumer."""
+    """A channel that we read. `arrived` and `taken` count bytes without a gap, `held` those that were not taken yet."""
 
     def __init__(self, number: int, window: int) -> None:
         self.number, self.window = number, window
@@ -206,7 +204,7 @@ class Incoming:
         self._hash = blake3()
 
     def arrive(self, offset: int, data: Buffer) -> bool:
-        """A piece came; whether the consumer has more to take now. Raises Violation."""
+        """Add a piece; return whether the consumer can take more now. Raises Violation."""
         end = offset + len(data)
         if self.state is Receiving.JUDGED or end <= self.arrived or self._early.get(offset, b"") == data:
             self.repeated += len(data)
@@ -232,7 +230,7 @@ class Incoming:
         if self.total is not None and end > self.total:
             raise self._violation(f"bytes {offset} to {end}, beyond its end at {self.total}")
         if len(self._ready) + len(self._early) >= MAX_PIECES:
-            raise self._violation(f"more than {MAX_PIECES} pieces on their way")
+            raise self._violation(f"more than {MAX_PIECES} pieces in flight")
         place = bisect_left(self._early_offsets, offset)
         before = self._early_offsets[place - 1] if place else None
         floor = self.arrived if before is None else before + len(self._early[before])
@@ -244,19 +242,19 @@ class Incoming:
         return Violation(f"channel {self.number}: it sent {what}", offset=self.taken)
 
     def end(self, total: int, digest: bytes) -> None:
-        """END came. Raises Violation if it contradicts what came before."""
+        """Note END. Raises Violation if it contradicts earlier frames."""
         known = max([self.arrived] + [each + len(self._early[each]) for each in self._early_offsets[-1:]])
         if total < known or (self.total is not None and (total, digest) != (self.total, self._digest)):
-            raise self._violation(f"an end at byte {total} that contradicts what came before")
+            raise self._violation(f"an end at byte {total} that contradicts earlier frames")
         self.total, self._digest = total, digest
 
     @property
     def is_whole(self) -> bool:
-        """The end is known and everything before it was taken."""
+        """Whether the end is known and everything before it was taken."""
         return self.taken == self.total
 
     def take(self) -> Buffer | None:
-        """The next buffer for the consumer; None if there is none yet."""
+        """Return the next buffer for the consumer; None if there is none yet."""
         if not self._ready:
             return None
         data = self._ready.popleft()
@@ -266,25 +264,27 @@ class Incoming:
         return data
 
     def absorb(self, buffer: Buffer) -> None:
-        """Take a buffer into the digest. By the one thread that takes; needs no lock."""
+        """Add a buffer to the digest. Only the thread that takes calls this, without the lock."""
         self._hash.update(buffer)
 
     def prove(self) -> None:
-        """Once whole and absorbed: raises IntegrityError unless the digest agrees."""
+        """Raises IntegrityError if the digest of the whole channel does not match."""
         if self._hash.digest() != self._digest:
-            raise IntegrityError(f"the {self.taken} bytes that came are not those that were sent", offset=self.taken)
+            raise IntegrityError(
+                f"checksum mismatch: the {self.taken} bytes received are not those that were sent", offset=self.taken
+            )
 
     def ack_due(self) -> bool:
-        """Whether the consumer has taken so much that the sender should hear of it."""
+        """Return whether the consumer has taken enough for an ACK."""
         return self.taken - self._acked >= self.window // ACK_PARTS or self._pieces >= MAX_PIECES // ACK_PARTS
 
     def ack_frame(self) -> Frame:
-        """ACK, as things are."""
+        """Return the present ACK."""
         self._acked, self._pieces = self.taken, 0
         return Frame(Kind.ACK, self.number, self.taken)
 
     def drop(self) -> None:
-        """Nothing is kept any more."""
+        """Forget all data."""
         self.held = 0
         self._ready.clear()
         self._early.clear()

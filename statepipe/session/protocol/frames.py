@@ -1,13 +1,12 @@
-"""The session's bytes on the wire: one greeting each way, then frames. wire.py says when which may come.
+"""The session's bytes on the wire: one greeting in each direction, then frames. Their order is in wire.py.
 
     greeting  magic 8, be16 version, u8 kind, u8 role, be32 link, be32 window, session 16, proof 32, 128 bytes more
     frame     u8 kind, u8 channel, be16 0, be32 length, be64 offset, payload of that length
 
-A PING's channel is 1 where its sender waits to be heard.
+A PING's channel is 1 if its sender waits for acknowledgements.
 
-Every greeting has the same length, so the bytes taken from a peer before it is known are as many as that and no more.
-A frame is read into memory of its own, the payload straight from the socket: nothing is copied, and what a
-consumer takes is what arrived.
+Every greeting has the same length, so no more bytes than that are read from a peer before it has greeted. Each frame is
+read into its own memory, directly from the socket, so nothing is copied.
 """
 
 from __future__ import annotations
@@ -20,25 +19,25 @@ from statepipe.errors import PeerError
 from statepipe.stage import Buffer
 
 MAGIC = b"\x89SPW\r\n\x1a\n"
-"""As PNG's: a terminal or a text mode between the two ends changes it."""
+"""Like PNG's: a terminal or a text mode between the two ends would change it."""
 
 VERSION = 1
 
 FRAME_SIZE = 256 << 10
-"""Bytes of data we put in a frame; what comes in smaller buffers goes as it is. It is the ends' READ_SIZE, and what
-one recv of a busy socket gives."""
+"""Bytes of data in a frame that we send; smaller buffers are sent as they are. It is the ends' READ_SIZE, and what one
+recv of a busy socket returns."""
 
 MAX_DATA = 1 << 20
-"""Bytes of data taken in a frame: a link holds one unfinished, and a dead link costs no more than one twice."""
+"""Bytes of data accepted in a frame: a link holds one incomplete frame, and a dead link costs one at most."""
 
 MAX_TEXT = 1024
-"""Bytes of a verdict's text: an error of ours is one line, of 100 to 300 bytes."""
+"""Bytes of a verdict's text; our errors are lines of 100 to 300 bytes."""
 
 MAX_CHANNELS = 16
-"""Each way. A migration has one, its return path one, multifd 2 to 8."""
+"""In each direction."""
 
 MAX_LINKS = 16
-"""At a time. One link carries 750 MB/s on the loopback, and on 2 cores a second one carries no more."""
+"""At a time. One link carries 750 MB/s on the loopback, and on 2 cores a second one adds nothing."""
 
 DIGEST_SIZE = 32
 
@@ -50,19 +49,19 @@ HEADER_SIZE = _HEADER.size
 
 
 class Violation(PeerError):
-    """The peer sent what the protocol does not allow. Its fault: what we do wrong ourselves is Misuse."""
+    """The peer sent what the protocol does not allow. (Our own mistakes are Misuse.)"""
 
 
 class Kind(enum.IntEnum):
-    """What a frame is: and what its offset and its payload are."""
+    """The kind of a frame; beside each, its offset and its payload."""
 
     DATA = 1  # where in the channel; the bytes
-    ACK = 2  # bytes the consumer has taken
-    END = 3  # bytes the channel has had; their BLAKE3
+    ACK = 2  # bytes that the consumer has taken
+    END = 3  # bytes of the whole channel; their BLAKE3
     DONE = 4  # the verdict's code; its text
     ABORT = 5  # the verdict's code; its text
     CLOSE = 6
-    PING = 7  # bytes of this link that were heard
+    PING = 7  # bytes of this link that were received
 
 
 LENGTHS = {
@@ -74,14 +73,14 @@ LENGTHS = {
     Kind.CLOSE: range(1),
     Kind.PING: range(1),
 }
-"""The payloads each kind may have."""
+"""The allowed lengths of the payload of each kind."""
 
 CHANNELS = {Kind.ABORT: 1, Kind.CLOSE: 1, Kind.PING: 2}
-"""How many channels a kind has that is not about one: 0 alone, and of PING 1, where its sender waits to be heard."""
+"""The number of channels of a kind that concerns none: only 0, and for PING 1 if its sender waits."""
 
 
 class Greets(enum.IntEnum):
-    """What a greeting is: the dialler's question, or the answer to it."""
+    """The kind of a greeting: the dialler's, or an answer to it."""
 
     NEW = 1
     RESUME = 2
@@ -90,7 +89,7 @@ class Greets(enum.IntEnum):
 
 
 class Role(enum.IntEnum):
-    """What a side is there for: a stream from it or to it, a guest that moves, a connection of other programs."""
+    """The purpose of a side: it sends or receives a stream, moves a guest, or tunnels connections of other programs."""
 
     SENDS = 1
     RECEIVES = 2
@@ -100,9 +99,10 @@ class Role(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Greeting:
-    """The first bytes of a link, each way. `proof` is the session's token in NEW, else made from it (wire.py).
+    """The first bytes of a link, in each direction. `proof` is the session's token in NEW, else made from it.
 
-    `received` is how far each channel of the other side's has arrived without a gap; `text` why it was REFUSED.
+    `received`: the bytes of each of the other side's channels that have arrived without a gap. `text`: the reason of
+    REFUSED.
     """
 
     kind: Greets
@@ -115,22 +115,22 @@ class Greeting:
     text: str = ""
 
     def encode(self) -> bytes:
-        """Its bytes on the wire."""
+        """Return its bytes on the wire."""
         more = _fit(self.text, _OFFSETS.size) if self.kind is Greets.REFUSED else _OFFSETS.pack(*self.received)
         fixed = (MAGIC, VERSION, self.kind, self.role, self.link, self.window, self.session, self.proof)
         return _GREETING.pack(*fixed, more)
 
 
 def lane(link: int) -> int:
-    """The lane of a link's number: a later link takes the place of an earlier one on its lane."""
+    """Return the lane of a link: a link replaces an earlier one of the same lane."""
     return link % MAX_LINKS
 
 
 def decode_greeting(data: Buffer) -> Greeting:
-    """The greeting in GREETING_SIZE bytes. Raises Violation."""
+    """Return the greeting in GREETING_SIZE bytes. Raises Violation."""
     magic, version, kind, role, link, window, session, proof, more = _GREETING.unpack(data)
     if magic != MAGIC:
-        raise Violation("the other side is no statepipe session", hint="use the same kind of address on both sides")
+        raise Violation("the other side is not a statepipe session", hint="use the same kind of address on both sides")
     if version != VERSION:
         raise Violation(
             f"the other side speaks session version {version}, this one {VERSION}",
@@ -144,19 +144,19 @@ def decode_greeting(data: Buffer) -> Greeting:
 
 
 def _fit(text: str, size: int) -> bytes:
-    """As UTF-8 in at most `size` bytes, no letter cut in two; a ? for the bytes of a file's name that are no UTF-8."""
+    """Return the text as at most `size` bytes of UTF-8, cut between letters; a ? replaces what is not UTF-8."""
     return text.encode(errors="replace")[:size].decode(errors="ignore").encode()
 
 
 def printable(text: bytes | bytearray | memoryview) -> str:
-    """A peer's text, fit for a terminal: escape sequences and line ends do nothing there."""
+    """Return a peer's text with escape sequences and line ends replaced, safe for a terminal."""
     letters = bytes(text).decode(errors="replace")
     return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in letters)
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One frame. What `offset` and `payload` mean depends on its kind: see Kind."""
+    """One frame. The meaning of `offset` and `payload` depends on the kind: see Kind."""
 
     kind: Kind
     channel: int = 0
@@ -164,23 +164,23 @@ class Frame:
     payload: Buffer = b""
 
     def encode(self) -> list[Buffer]:
-        """Its bytes on the wire, the payload not copied."""
+        """Return its bytes on the wire, without copying the payload."""
         header = _HEADER.pack(self.kind, self.channel, 0, len(self.payload), self.offset)
         return [header, self.payload] if len(self.payload) else [header]
 
 
 def text_frame(kind: Kind, channel: int, code: int, text: str) -> Frame:
-    """A DONE or ABORT; a text too long is cut."""
+    """Return a DONE or ABORT; a long text is cut."""
     return Frame(kind, channel, code, _fit(text, MAX_TEXT))
 
 
 def _decode_header(header: Buffer, place: int) -> tuple[Kind, int, int, int]:
-    """Kind, channel, length and offset. `place` is the header's own, in the link's bytes, for the message."""
+    """Return kind, channel, length and offset. `place` is the position of the header on the link, for messages."""
     kind, channel, zero, length, offset = _HEADER.unpack(header)
     if kind not in _KINDS or zero:
         raise Violation(f"a frame of unknown kind {kind}", offset=place)
     if channel >= (channels := CHANNELS.get(Kind(kind), MAX_CHANNELS)):
-        raise Violation(f"a {Kind(kind).name} frame for channel {channel}, of {channels} there are", offset=place)
+        raise Violation(f"a {Kind(kind).name} frame for channel {channel}; there are {channels}", offset=place)
     if length not in LENGTHS[kind]:
         raise Violation(f"a {Kind(kind).name} frame of {length} bytes", offset=place)
     if kind == Kind.CLOSE and offset:
@@ -192,9 +192,9 @@ _KINDS = set(Kind)
 
 
 class FrameReader:
-    """Cuts a link's bytes into a greeting and frames. `offset` counts what came, a greeting that another took as well.
+    """Cuts a link's bytes into a greeting and frames. `offset` counts the bytes, including a greeting read elsewhere.
 
-    The caller reads into `room()`, which is never empty, and says how much came.
+    The caller reads into `room()`, which is never empty, and reports how much it has read.
     """
 
     def __init__(self, *, greeted: bool = False) -> None:
@@ -208,16 +208,15 @@ class FrameReader:
         self._room = self._block
 
     def room(self) -> memoryview:
-        """Where the next bytes belong."""
+        """Return the memory for the next bytes."""
         return self._room
 
     def filled(self, count: int) -> Frame | Greeting | None:
-        """Count bytes that were put into `room()`; what they complete, if anything. Raises Violation."""
+        """Take note of `count` bytes in `room()`; return what they complete, if anything. Raises Violation."""
         self.offset += count
         self._room = self._room[count:]
-        return None if self._room else self._complete()
-
-    def _complete(self) -> Frame | Greeting | None:
+        if self._room:
+            return None
         block = self._block
         if self._head is not None:
             kind, channel, _, offset = self._head

@@ -1,4 +1,4 @@
-"""Where a session stands, and what may move it on: tables, so that tests and the manual read what the code runs."""
+"""The states of a session and their transitions, as tables, so that tests and documents use what the code runs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from statepipe.session.protocol.frames import GREETING_SIZE, HEADER_SIZE, FrameR
 
 
 class Misuse(Exception):
-    """Called out of turn: a bug of ours."""
+    """A call at the wrong time: a bug of ours."""
 
 
 class State(enum.Enum):
-    """Where the session stands."""
+    """The state of a session."""
 
     RUNNING = "running"
     SAID_CLOSE = "said close"
@@ -24,7 +24,7 @@ class State(enum.Enum):
 
 
 class Turn(enum.Enum):
-    """What moves the session on, apart from its channels."""
+    """What changes the state of a session, apart from its channels."""
 
     SAY_CLOSE = "say CLOSE"
     HEAR_CLOSE = "hear CLOSE"
@@ -44,11 +44,11 @@ STATES = {
     **{(each, turn): State.ABORTED for each in State for turn in (Turn.SAY_ABORT, Turn.HEAR_ABORT)},
     **{(State.ABORTED, turn): State.ABORTED for turn in Turn},
 }
-"""Every state and turn."""
+"""The next state, for every state and turn."""
 
 
 class Change(enum.Enum):
-    """What an event is about."""
+    """The kind of an event."""
 
     OPENED = "a link"
     READABLE = "more bytes, or the end, for the consumer of a channel"
@@ -60,7 +60,7 @@ class Change(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something changed. `number` is the channel's, or the link's for OPENED."""
+    """A change. `number` is the channel's, or the link's for OPENED."""
 
     change: Change
     number: int = 0
@@ -71,9 +71,9 @@ class Event:
 class LinkState:
     """One link as the machine sees it. The caller reads into `reader`.
 
-    In bytes since its beginning, the greeting's too: `said`; `owed`, up to which it must be heard (a PING need not);
-    `told`, up to which the peer says that it was. `pings` came. `heard` and `calm`: anything, and a PING of a peer that
-    waits for nothing, within this tick. The marks are where the session last went on.
+    Bytes since its beginning, including the greeting: `said` were sent; up to `owed` the peer must receive them (a PING
+    does not count); up to `told` it has reported them received. `pings` have arrived. In this tick arrived: anything
+    (`heard`), a PING of a peer that waits for nothing (`calm`). The marks are the positions at the last progress.
     """
 
     number: int
@@ -92,9 +92,9 @@ class LinkState:
 
     @property
     def facts_heard(self) -> int:
-        """Bytes that came, PINGs aside."""
+        """The bytes received, without PINGs."""
         return self.reader.offset - self.pings * HEADER_SIZE
 
     def mark(self) -> None:
-        """The session went on."""
+        """Note progress of the session."""
         self.heard_mark, self.told_mark = self.facts_heard, max(self.told, GREETING_SIZE)

@@ -1,21 +1,20 @@
-"""The session: channels of bytes over links that may die and come back, each proved to its end and judged.
+"""The session: channels of bytes over links that may fail and be replaced, each proved to its end and judged.
 
-It does no I/O: the caller moves bytes between links and `receive` / `to_send`, says when a link was lost and when a
-tick of time went by, and acts on the events. docs/protocol.md says who dials, and what
-crosses when.
+It does no I/O: the caller moves bytes between links and `receive` / `to_send`, reports lost links and ticks of time,
+and acts on the events. docs/protocol.md describes who dials, and which frames follow which.
 
-Each side numbers the channels it writes from 0: DATA and END speak of the sender's, ACK and DONE of the other's. What
-must be known in the end (ACK, END, DONE, CLOSE, ABORT) says how things stand, not what changed: after the loss of a
-link it is simply said again, and to hear it twice does no harm.
+Each side numbers the channels that it writes from 0: DATA and END refer to the sender's channels, ACK and DONE to the
+receiver's. The frames that must arrive in the end (ACK, END, DONE, CLOSE, ABORT) describe a state, not a change: after
+the loss of a link they are sent again, and a repetition does no harm.
 
-PING is a sign of life that nobody answers: each side gives one in every tick, and holds a link for dead that was silent
-for some. An answer would have to queue behind megabytes in the buffers of a slow link. A PING says how much of the link
-was heard; so each side knows whether what it says arrives.
+PING is a sign of life without an answer: each side sends one in every tick, and takes a link that was silent for some
+ticks for dead. An answer would queue behind megabytes in the buffers of a slow link. A PING contains how much of the
+link was received, so each side knows whether its frames arrive.
 
-A link that lives is not yet a session that does: a way that lets a few bytes of each link through, and swallows the
-rest, has new links for ever. `life` counts the signs that the session itself goes on (`_goes_on`, `tick`).
+A live link does not prove a live session: a path that passes a few bytes of each link and drops the rest allows new
+links forever. `life` counts the signs of progress of the session itself (`_goes_on`, `tick`).
 
-`Misuse` is our fault, `Violation` and IntegrityError are the peer's: after those `to_send` has an ABORT for it.
+`Misuse` is our fault, `Violation` and IntegrityError are the peer's: after those, `to_send` returns an ABORT.
 """
 
 from __future__ import annotations
@@ -49,13 +48,13 @@ from statepipe.session.protocol.states import STATES, Change, Event, LinkState, 
 from statepipe.stage import Buffer
 
 BATCH = 1 << 20
-"""Bytes given to a link at once: four frames for one system call. More would leave other links without any."""
+"""Bytes given to a link at once: four frames for one system call. With more, other links would get none."""
 
 
 class Wire:
-    """The machine. Not for two threads at a time, but for `Outgoing.absorb` and `Incoming.absorb`.
+    """The state machine. Only one thread at a time may use it, except `Outgoing.absorb` and `Incoming.absorb`.
 
-    The peer may write `channels` of its own; each may make us keep a window.
+    The peer may write `channels` channels; for each we may have to keep a window.
     """
 
     def __init__(self, party: Party, channels: int) -> None:
@@ -64,23 +63,23 @@ class Wire:
         self.outgoing: dict[int, Outgoing] = {}
         self.incoming: dict[int, Incoming] = {}
         self.links: dict[int, LinkState] = {}
-        self.opened = False  # some link was, once
-        self._due: dict[tuple[Kind, int], None] = {}  # what is to be said, by kind and channel, in order
+        self.opened = False  # whether any link has opened
+        self._due: dict[tuple[Kind, int], None] = {}  # the frames to send, by kind and channel, in order
         self._peer_window = party.window
-        self._abort: ChannelVerdict | None = None  # what we said
+        self._abort: ChannelVerdict | None = None  # ours
         self.life = 0
-        self._tells = False  # the peer says what it has heard; an older one does not
-        self._most_heard = self._most_told = 0  # of one link, since the session last went on
+        self._tells = False  # the peer reports what it has received; an older one does not
+        self._most_heard = self._most_told = 0  # of one link, since the last progress
 
     # --- links
 
     def dial(self, number: int) -> bytes:
-        """A link that we dialled is there: the greeting for it."""
+        """Add a link that we dialled; return its greeting."""
         self._add(LinkState(number, FrameReader(), is_open=False))
         return self.party.ask(number, self._received(), known=self.opened)
 
     def accept(self, greeting: Greeting) -> bytes:
-        """A link came whose greeting was judged (opening.Doorkeeper): the answer. Raises Violation."""
+        """Add a link whose greeting was admitted (admission.Doorkeeper); return the answer. Raises Violation."""
         check_terms(greeting.role, self.party.role, greeting.window)
         self._agree(greeting)
         self._add(LinkState(greeting.link, FrameReader(greeted=True), is_open=True))
@@ -88,9 +87,9 @@ class Wire:
 
     def _add(self, link: LinkState) -> None:
         if link.number in self.links:
-            raise Misuse(f"link {link.number} is there already")
+            raise Misuse(f"link {link.number} exists already")
         for before in [each for each in self.links if lane(each) == lane(link.number)]:
-            self.lost(before)  # who dials has given it up, long before we would notice
+            self.lost(before)  # the dialler has given it up before we would notice
         self.links[link.number] = link
         if link.is_open:
             self._say_again()
@@ -107,10 +106,10 @@ class Wire:
                 if self.outgoing[number].has_arrived(offset):
                     self._goes_on()
             elif offset:
-                raise Violation(f"it has {offset} bytes of channel {number}, which there is not")
+                raise Violation(f"it reports {offset} bytes of channel {number}, which does not exist")
 
     def lost(self, number: int) -> None:
-        """A link is no more: what it had and what must be known goes over the others, or the next."""
+        """Remove a link: its unacknowledged data and everything that must arrive is sent over another one."""
         if self.links.pop(number, None) is None:
             return
         for channel in self.outgoing.values():
@@ -128,10 +127,10 @@ class Wire:
             self._due[Kind.CLOSE, 0] = None
 
     def tick(self, limit: int) -> list[int]:
-        """A tick of time went by. The links that were silent for `limit` of them: cut these, and say `lost`.
+        """Take note of a tick; return the links that were silent for `limit` ticks: cut these, and call `lost`.
 
-        It was a sign of life if more of one link was heard, here or there, than of any since the session last went on:
-        a long frame takes its time. Or if neither side waits to be heard, and we heard that.
+        There was progress if more bytes of one link have arrived, here or there, than of any since the last progress,
+        because a long frame takes time. Or if neither side waits for acknowledgements, and a PING said so.
         """
         most_heard = max((link.facts_heard - link.heard_mark for link in self.links.values()), default=0)
         most_told = max((link.told - link.told_mark for link in self.links.values()), default=0)
@@ -146,21 +145,21 @@ class Wire:
         return [number for number, link in self.links.items() if link.silent >= limit]
 
     def _goes_on(self) -> None:
-        """Something has been said and heard, for the first time."""
+        """Note progress: something new was sent and has arrived."""
         self.life += 1
         self._most_heard = self._most_told = 0
         for link in self.links.values():
             link.mark()
 
     def waits_to_be_heard(self) -> bool:
-        """Whether there is more to say now, or what was said may be unheard. Of an older peer nobody knows."""
+        """Return whether there is more to send, or sent frames may not have arrived; False for an older peer."""
         unheard = any(link.told < link.owed for link in self.links.values())
         return self._tells and (unheard or bool(self._due) or any(each.waits for each in self.outgoing.values()))
 
     # --- what we write
 
     def open(self, number: int) -> Outgoing:
-        """A channel of ours, below MAX_CHANNELS."""
+        """Open a channel that we write, with a number below MAX_CHANNELS."""
         if number in self.outgoing or not 0 <= number < MAX_CHANNELS:
             raise Misuse(f"no channel {number} to open")
         channel = self.outgoing[number] = Outgoing(number, self.party.window)
@@ -168,13 +167,13 @@ class Wire:
         return channel
 
     def end(self, channel: Outgoing) -> None:
-        """Nothing more will be written to it, and all was absorbed."""
+        """End a channel, after everything was absorbed."""
         if channel.state is Sending.OPEN:
             channel.state = Sending.ENDED
             self._due[Kind.END, channel.number] = None
 
     def read(self, number: int) -> Incoming:
-        """The peer's channel of that number, whether or not it has begun."""
+        """Return the peer's channel of that number, whether or not it has begun."""
         if not 0 <= number < self.channels:
             raise Misuse(f"no channel {number} to read")
         if number not in self.incoming:
@@ -182,14 +181,14 @@ class Wire:
         return self.incoming[number]
 
     def take(self, channel: Incoming) -> Buffer | None:
-        """The next buffer for its consumer, which is acknowledged thereby; None if there is none yet."""
+        """Return the next buffer for the consumer, which acknowledges it; None if there is none yet."""
         data = channel.take()
         if data is not None and channel.ack_due():
             self._due[Kind.ACK, channel.number] = None
         return data
 
     def judge(self, channel: Incoming, verdict: ChannelVerdict) -> None:
-        """Tell the writer what became of it; the first verdict holds. A good one only for what was whole and proved."""
+        """Send the verdict on a channel; the first one counts. Success only for a channel that is whole and proved."""
         if not verdict.code and not channel.is_whole:
             raise Misuse("a good verdict on what is not whole")
         if channel.verdict is None:
@@ -198,19 +197,19 @@ class Wire:
             self._due[Kind.DONE, channel.number] = None
 
     def close(self) -> None:
-        """We have said and heard all we want."""
+        """Send CLOSE: we have sent and received all we want."""
         self._turn(Turn.SAY_CLOSE)
         self._due[Kind.CLOSE, 0] = None
 
     def abort(self, verdict: ChannelVerdict) -> None:
-        """Give up the whole session, and say why."""
+        """Give up the whole session with ABORT."""
         if self.state is not State.ABORTED:
             self._turn(Turn.SAY_ABORT)
             self._abort = verdict
             self._due = {(Kind.ABORT, 0): None}
 
     def forget(self) -> None:
-        """It is over, and may be remembered for long: nothing is kept but what its channels have counted."""
+        """Free the data of a session that has ended, but is remembered. The counters stay."""
         for written in self.outgoing.values():
             written.drop()
         for read in self.incoming.values():
@@ -220,11 +219,11 @@ class Wire:
         self.state = STATES[self.state, turn]
 
     def has_to_send(self) -> bool:
-        """Whether something beside data waits: what `to_send` gives first."""
+        """Return whether a frame other than DATA waits; `to_send` returns those first."""
         return bool(self._due)
 
     def to_send(self, number: int, limit: int = BATCH) -> list[Buffer]:
-        """What is to go over a link now, about `limit` bytes; empty if there is nothing."""
+        """Return what to send over a link now, about `limit` bytes; empty if there is nothing."""
         link = self.links.get(number)
         if link is None or not link.is_open:
             return []
@@ -245,7 +244,7 @@ class Wire:
         pulled = 0
         channels = [] if self.state is State.ABORTED else list(self.outgoing.values())
         while channels and pulled < limit:
-            frames = [(each, each.pull(link.number)) for each in channels]  # in turn: none starves another
+            frames = [(each, each.pull(link.number)) for each in channels]  # in turn, so that none starves
             channels = [each for each, frame in frames if frame is not None]
             yield from (frame for _, frame in frames if frame is not None)
             pulled += sum(len(frame.payload) for _, frame in frames if frame is not None)
@@ -262,7 +261,7 @@ class Wire:
         return text_frame(kind, number, verdict.code, verdict.text)
 
     def receive(self, number: int, item: Frame | Greeting) -> list[Event]:
-        """What the link's reader made of its bytes. Raises Violation, IntegrityError."""
+        """Process what the link's reader has decoded. Raises Violation, IntegrityError."""
         link = self.links.get(number)
         if link is None:
             return []
@@ -288,7 +287,7 @@ class Wire:
 
     def _on_ping(self, link: LinkState, frame: Frame) -> list[Event]:
         if frame.offset > link.said:
-            raise Violation(f"it has heard {frame.offset} bytes of a link on which {link.said} were said")
+            raise Violation(f"it reports {frame.offset} bytes of a link on which {link.said} were sent")
         self._tells = self._tells or frame.offset > 0
         link.told = max(link.told, frame.offset)
         link.pings += 1
@@ -297,7 +296,7 @@ class Wire:
 
     def _for_reading(self, frame: Frame) -> Incoming:
         if frame.channel >= self.channels:
-            raise Violation(f"{frame.kind.name} for channel {frame.channel}, of which nobody here knows")
+            raise Violation(f"{frame.kind.name} for channel {frame.channel}, which is not expected")
         channel = self.read(frame.channel)
         channel.state = INCOMING[channel.state, frame.kind]
         return channel
@@ -321,7 +320,7 @@ class Wire:
     def _for_writing(self, frame: Frame) -> Outgoing:
         channel = self.outgoing.get(frame.channel)
         if channel is None:
-            raise Violation(f"{frame.kind.name} for channel {frame.channel}, which there is not")
+            raise Violation(f"{frame.kind.name} for channel {frame.channel}, which does not exist")
         return channel
 
     def _on_ack(self, frame: Frame) -> list[Event]:

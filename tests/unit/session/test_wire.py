@@ -367,7 +367,7 @@ HOSTILE = {
     "a CLOSE of a channel": (flat(Frame(Kind.CLOSE, 1).encode()), "CLOSE frame for channel 1"),
     "a CLOSE that counts": (flat(Frame(Kind.CLOSE, 0, 1).encode()), "CLOSE frame with offset 1"),
     "a PING of a channel": (flat(Frame(Kind.PING, 2).encode()), "PING frame for channel 2"),
-    "a channel nobody reads": (flat(Frame(Kind.DATA, 1, 0, b"x").encode()), "nobody here knows"),
+    "a channel nobody reads": (flat(Frame(Kind.DATA, 1, 0, b"x").encode()), "is not expected"),
     "beyond the window": (data(MIN_WINDOW, b"x"), "beyond the window"),
     "the end of numbers": (data(2**64 - 1, b"x"), "beyond the window"),
     "overlap from before": (data(0, b"abcd") + data(2, b"cdef"), "overlap"),
@@ -461,7 +461,7 @@ def sender() -> Wire:
         (Frame(Kind.ACK, 0, 5), "acknowledges byte 5"),
         (Frame(Kind.DONE, 0, 0), "before its end"),
         (Frame(Kind.DONE, 0, 256), "verdict of 256"),
-        (Frame(Kind.DATA, 0, 0, b"x"), "nobody here knows"),
+        (Frame(Kind.DATA, 0, 0, b"x"), "is not expected"),
     ],
 )
 def test_a_hostile_receiver_is_refused(frame: Frame, reason: str) -> None:
@@ -492,7 +492,7 @@ FRESH = decode_greeting(Party(SECRETS, Role.SENDS).ask(5, (0,) * 16, known=False
 
 
 def test_a_session_is_for_who_began_it() -> None:
-    with pytest.raises(Violation, match="another peer's"):
+    with pytest.raises(Violation, match="belongs to another peer"):
         Doorkeeper(SECRETS, "alice").admit(ASKED, "mallory")
 
 
@@ -500,7 +500,7 @@ def test_a_session_is_for_who_began_it() -> None:
 def test_a_link_of_the_session_is_admitted_once(greeting: Greeting) -> None:
     door = Doorkeeper(SECRETS, "alice")
     door.admit(greeting, "alice")
-    with pytest.raises(Violation, match="link 5 was here already"):
+    with pytest.raises(Violation, match="link 5 was used before"):
         door.admit(greeting, "alice")
 
 
@@ -508,7 +508,7 @@ def test_a_number_long_past_is_refused() -> None:
     door = Doorkeeper(SECRETS, "alice")
     for link in range(1000, 3000):
         door.admit(decode_greeting(Party(SECRETS, Role.SENDS).ask(link, (0,) * 16, known=True)), "alice")
-    with pytest.raises(Violation, match="was here already"):
+    with pytest.raises(Violation, match="was used before"):
         door.admit(ASKED, "alice")
     assert len(door._seen) <= 64 * MAX_LINKS + 2
 
@@ -530,12 +530,12 @@ def test_a_proof_is_good_for_its_link_alone() -> None:
     ("answer", "reason"),
     [
         (refuse(FRESH, "go away"), "refused the link: go away"),
-        (Party(SECRETS, Role.RECEIVES).answer(6, (0,) * 16), "another greeting"),
-        (Party(Secrets(b"z" * 16, b"t" * 32), Role.RECEIVES).answer(5, (0,) * 16), "another greeting"),
+        (Party(SECRETS, Role.RECEIVES).answer(6, (0,) * 16), "a different greeting"),
+        (Party(Secrets(b"z" * 16, b"t" * 32), Role.RECEIVES).answer(5, (0,) * 16), "a different greeting"),
         (Party(Secrets(b"s" * 16, b"?" * 32), Role.RECEIVES).answer(5, (0,) * 16), "does not know"),
-        (Party(SECRETS, Role.SENDS).answer(5, (0,) * 16), "a send has called a send: to a send belongs"),
+        (Party(SECRETS, Role.SENDS).answer(5, (0,) * 16), "a send connected to a send: a send needs"),
         (Party(SECRETS, Role.RECEIVES, 1).answer(5, (0,) * 16), "a window of 1 bytes"),
-        (b"HTTP/1.1 400 Bad" + bytes(GREETING_SIZE - 16), "no statepipe session"),
+        (b"HTTP/1.1 400 Bad" + bytes(GREETING_SIZE - 16), "not a statepipe session"),
         (Party(SECRETS, Role.RECEIVES).answer(5, (0,) * 16).replace(b"\r\n\x1a\n\0\1", b"\r\n\x1a\n\0\2"), "version 2"),
         (Party(SECRETS, Role.RECEIVES).answer(5, (0,) * 16).replace(b"\0\1\3", b"\0\1\7"), "a greeting of kind 7"),
     ],
@@ -560,7 +560,7 @@ def test_one_that_comes_late_takes_nobody_s_place() -> None:
     door, ask = Doorkeeper(SECRETS, "alice"), Party(SECRETS, Role.SENDS).ask
     door.admit(decode_greeting(ask(2 * MAX_LINKS + 3, (0,) * 16, known=True)), "alice")
     door.admit(decode_greeting(ask(MAX_LINKS + 4, (0,) * 16, known=True)), "alice")
-    with pytest.raises(Late, match="a later link has taken the place of link 19"):
+    with pytest.raises(Late, match="a later link has replaced link 19"):
         door.admit(decode_greeting(ask(MAX_LINKS + 3, (0,) * 16, known=True)), "alice")
 
 
