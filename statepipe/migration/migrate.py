@@ -107,7 +107,7 @@ def migrate(request: MigrateRequest, warn: Tell, guard: GuardCommand, listeners:
             def known(before: Mapping[str, Any]) -> None:  # from now on there is something to undo
                 progress.noted = before
                 with closing(ProcessWatch(monitor.pid)) as process:
-                    guardian.note(facts_of(side.state.name, request.qmp, was, before), process.fds)
+                    guardian.note(facts_of(side.state.name, request.qmp, monitor.pid, was, before), process.fds)
 
             facts = {"side": "source", "peer": peer.name, "guest": offer.facts["guest"]}
             # what else is on and not for a single stream is off meanwhile; `tunnel` carries QEMU's own connections

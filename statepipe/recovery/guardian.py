@@ -147,8 +147,8 @@ def guard(fd: int, side: str, last_word: LastWord, tell: Tell) -> None:
 
 
 def recover_source(known: Notes, tell: Tell) -> str:
-    """Cancel a migration before GO, so that the guest runs on here. `known`: states, state, qmp, pidfd, runs, was,
-    before. Raises StatepipeError."""
+    """Cancel a migration before GO, so that the guest runs on here. `known`: states, state, qmp, pid, pidfd, socket,
+    runs, was, before. Raises StatepipeError."""
     state = Source[known["state"]]
     if state in (Source.DOUBTED, Source.COMMITTED, Source.UNDECIDED):  # GO may have been sent
         what = "the guest may run or have run on the other host, and whether it does is not known here"
@@ -186,8 +186,8 @@ def recover_sender(known: Notes, tell: Tell) -> str:
     """Let the guest of a stream in one phase (to a file or another QEMU) run on, if it was stopped for that.
 
     A guest that QEMU has sent stays stopped: whoever has it may run it, and another client may have sent it since.
-    `known`: qmp, pidfd, runs, before, `stopped` if it was; `snapshot`, the stream of one that must not be broken off.
-    Raises StatepipeError.
+    `known`: qmp, pid, pidfd, socket, runs, before, `stopped` if it was; `snapshot`, the stream of one that must not be
+    broken off. Raises StatepipeError.
     """
 
     def let_run_on() -> str:
@@ -245,7 +245,7 @@ def _start(known: Notes, tell: Tell) -> str:
     def reached() -> Monitor:
         if "spare" in known:
             return Monitor(socket.socket(fileno=os.dup(known["spare"])), known["pid"], tell)
-        return Monitor(known["qmp"], tell=tell)
+        return _connected(known, tell)
 
     def run(monitor: Monitor) -> str:
         monitor.resume()
@@ -308,17 +308,32 @@ def _demand_alive(known: Notes) -> None:
 
 @contextmanager
 def _reached(known: Notes, tell: Tell) -> Iterator[Monitor]:
-    """Its monitor: while its process lives, that process is what answers at its socket. Raises QemuError.
+    """Its monitor, closed on leaving. Raises QemuError as `_connected` does."""
+    with closing(_connected(known, tell)) as monitor:
+        yield monitor
 
-    If its process is not known, the socket must be the one at which it listened: another QEMU makes a new one.
+
+def _connected(known: Notes, tell: Tell) -> Monitor:
+    """Connect to its monitor. Raises QemuError, also if another QEMU may answer there: that has its own guest.
+
+    A QEMU that was started later with the same option takes the socket's name away from one that lives. So the process
+    that listens must be the noted one; if that is not known, the socket must be the one at which it listened.
     """
-    with closing(Monitor(known["qmp"], tell=tell)) as monitor:
+    monitor, pid = Monitor(known["qmp"], tell=tell), known.get("pid", 0)
+    try:
         _demand_alive(known)
+        if "pidfd" in known and monitor.pid != pid:
+            what = f"another process than its QEMU ({pid}) listens at {known['qmp']} now, so nothing was changed there"
+            hint = f"at a monitor of process {pid}, see whether the guest runs (info status), and let it run (cont)"
+            raise QemuError(what, hint=hint)
         if "pidfd" not in known and (known.get("socket") is None or known["socket"] != socket_of(known["qmp"])):
             what = f"which QEMU listens at {known['qmp']} is not known, so nothing was changed there"
             hint = "at QEMU's monitor, see whether the guest runs (info status); if it is yours, let it run (cont)"
             raise QemuError(what, hint=hint)
-        yield monitor
+    except BaseException:
+        monitor.close()
+        raise
+    return monitor
 
 
 def socket_of(qmp: str) -> list[int] | None:

@@ -40,7 +40,7 @@ class Undoing:
         """Note that QEMU's settings are about to be changed; `was` is the guest's run state, `before` the settings as
         `adjust` returns them."""
         self._process = ProcessWatch(self._monitor.pid)
-        self._known = facts_of("SENDING", self._qmp, was, before)
+        self._known = facts_of("SENDING", self._qmp, self._monitor.pid, was, before)
         self._guardian.note(self._known, self._process.fds)
 
     def stop_guest(self) -> None:
@@ -120,10 +120,11 @@ class Undoing:
             return self._process is not None and self._process.has_ended(END_TIME)
 
 
-def facts_of(state: str, qmp: str, was: str, before: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the guardian must know to undo changed settings: in which `state` of a journal, behind which monitor,
-    the guest's run state before and the settings as `adjust` returns them."""
-    return {"state": state, "qmp": qmp, "runs": was in LIVE, "was": was, "before": before, "socket": socket_of(qmp)}
+def facts_of(state: str, qmp: str, pid: int, was: str, before: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the guardian must know to undo changed settings: in which `state` of a journal, behind which monitor
+    and of which process, the guest's run state before and the settings as `adjust` returns them."""
+    known = {"state": state, "qmp": qmp, "pid": pid, "socket": socket_of(qmp)}
+    return known | {"runs": was in LIVE, "was": was, "before": before}
 
 
 @contextmanager

@@ -53,6 +53,24 @@ def test_a_qemu_that_may_be_another_is_left_as_it_is(
     assert not {"cont", "migrate-set-capabilities", "migrate_cancel"} & set(server.commands())
 
 
+@pytest.mark.parametrize("recover", [recover_sender, recover_source, recover_destination])
+def test_a_qemu_that_took_the_name_of_a_socket_is_left_as_it_is(server: QmpServer, recover: Callable[..., str]) -> None:
+    """The QEMU that was saved or sent lives, but another process listens at its socket's name, with another guest."""
+    migration(server, "paused", "none")
+    state = "STARTING" if recover is recover_destination else "PRECOPY"
+    with subprocess.Popen(["sleep", "600"]) as process:
+        pidfd = os.pidfd_open(process.pid)
+        try:
+            known = killed(server, stopped=True, states=[state], state=state, pid=process.pid, pidfd=pidfd)
+            with pytest.raises(QemuError, match=rf"another process than its QEMU \({process.pid}\) listens") as caught:
+                recover(known, print)
+        finally:
+            os.close(pidfd)
+            process.kill()
+    assert f"at a monitor of process {process.pid}, see whether the guest runs" in (caught.value.hint or "")
+    assert not {"cont", "migrate-set-capabilities", "migrate_cancel"} & set(server.commands())
+
+
 def test_a_socket_that_was_made_anew_is_another(tmp_path: Path) -> None:
     path = str(tmp_path / "qmp")
     with socket.socket(socket.AF_UNIX) as first:
