@@ -69,9 +69,9 @@ def must_be_given(param: Param) -> bool:
 
 
 def can_stand_alone(value: str, row: Filter) -> bool:
-    """Other values have to be named, or stand after `--`."""
+    """Other values have to be named, or stand after `--`. The comma that begins one would double the one before it."""
     options = {name.lstrip("-") for param in row.params for name in param.names}
-    return value.partition("=")[0] not in options and not value.startswith("-")
+    return value.partition("=")[0] not in options and not value.startswith(("-", ","))
 
 
 def as_word(row: Filter, things: Said) -> str:
