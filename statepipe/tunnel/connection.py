@@ -63,6 +63,10 @@ class Connection:
                 self._shut(socket.SHUT_RDWR)  # wakes a direction that still waits after the session failed
         return self._failure
 
+    def meet(self) -> None:
+        """Wait until the other end is reached, or the session has failed: `carry` reports that."""
+        self.session.wait_until(lambda: self.session.wire.opened)
+
     def refuse(self, error: StatepipeError) -> StatepipeError:
         """Report to the other end why no program could be reached here."""
         with self._inside:

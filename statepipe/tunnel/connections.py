@@ -12,6 +12,7 @@ from typing import Any
 from statepipe.ends.ration import Ration
 from statepipe.errors import PeerError, StatepipeError
 from statepipe.migration.contact import WINDOWS
+from statepipe.session.overtls import END_CHECK
 from statepipe.session.protocol.channels import MIN_WINDOW
 from statepipe.session.session import Session
 from statepipe.telling import Tell
@@ -30,10 +31,7 @@ unread, and 64 windows of 16 MiB would take 1 GiB. A host with guests can spare 
 This gives the first connection 12 MiB, which fill 1 Gbit/s over 80 ms, and the 17th 4 MiB."""
 
 PART = 16
-"""A new connection gets 1/SHARE of the remaining bytes."""
-
-DOOR = 0.25
-"""Seconds between two checks whether the tunnel has ended."""
+"""A new connection gets 1/PART of the remaining bytes."""
 
 
 def share(windows: Collection[int]) -> int:
@@ -113,7 +111,7 @@ class Connections:
         """Return whether there is room for another connection; waits a while for it."""
         self.look()
         with self._lock:
-            return self._ended.wait_for(lambda: len(self._open) < CONNECTIONS, DOOR)
+            return self._ended.wait_for(lambda: len(self._open) < CONNECTIONS, END_CHECK)
 
     def lacks(self, what: str) -> None:
         """Report a missing resource once, and wait a while for a connection to end and free it."""
@@ -121,7 +119,7 @@ class Connections:
             self._told.add(what)
             self._say(f"a connection has to wait: {what}")
         with self._lock:
-            self._ended.wait(DOOR)
+            self._ended.wait(END_CHECK)
 
     def outlast(self) -> None:
         """Wait until no connection is open."""

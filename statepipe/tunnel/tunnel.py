@@ -15,8 +15,9 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 
 from statepipe.ends.address import SSH, TLS
 from statepipe.ends.dial import connect, listening, place_of
@@ -28,14 +29,12 @@ from statepipe.errors import PeerError
 from statepipe.pipeline.job import at_work
 from statepipe.session.links import ATTEMPTS, FIRST_PAUSE, Acceptor, Dial, dialled
 from statepipe.session.options import ConnectionPlan
-from statepipe.session.overtls import TlsDial, door, timing
+from statepipe.session.overtls import END_CHECK, TlsDial, door, timing
 from statepipe.session.protocol.frames import Role
-from statepipe.session.session import Session
 from statepipe.session.transport import Transport
 from statepipe.telling import Tell
 from statepipe.transfer.endpoints import trust_of
-from statepipe.tunnel.connection import Connection
-from statepipe.tunnel.connections import CONNECTIONS, DOOR, MOST_WINDOW, Connections, share
+from statepipe.tunnel.connections import CONNECTIONS, MOST_WINDOW, Connections, share
 
 STDIO = "-"
 """FROM, if ssh:// started this process: standard input and output are the first link."""
@@ -77,11 +76,17 @@ def _near(request: TunnelRequest, listener: ListeningSocket, connections: Connec
 
     Raises NameLost if no more connections can come in, after the open ones have ended.
     """
-    make_dial = _dials(request.go)
-    listener.settimeout(DOOR)
+    plan, make_dial = request.go, _dials(request.go)
+    patience = replace(timing(plan), tell=connections.news)
+    listener.settimeout(END_CHECK)
     while (program := _accepted(listener, connections)) is not None or not connections.is_over:
         if program is not None:
-            _let_in(program, request.go, *make_dial(), connections)
+            dial, ending = make_dial()
+            window = share(connections.windows())
+            session = dialled(dial, Role.TUNNELS, str(plan.address), patience, links=plan.links, window=window)
+            connection = connections.open(session, ending)
+            connections.launch(connection, partial(connection.carry, program))
+            connection.meet()
         elif lost := name_lost(listener):
             if connections.are_open:
                 say(f"{lost}; the open connections continue, then the tunnel ends")
@@ -100,24 +105,8 @@ def _dials(plan: ConnectionPlan) -> Callable[[], tuple[Dial, AbstractContextMana
     return lambda: (_Insistent(dial := TlsDial(plan, trust)), dial)
 
 
-def _let_in(
-    program: socket.socket,
-    plan: ConnectionPlan,
-    dial: Dial,
-    ending: AbstractContextManager[object],
-    connections: Connections,
-) -> None:
-    name, links = str(plan.address), plan.links
-    window = share(connections.windows())
-    patience = replace(timing(plan), tell=connections.news)
-    session = dialled(dial, Role.TUNNELS, name, patience, links=links, window=window)
-    connection = connections.open(session, ending)
-    connections.launch(connection, lambda: connection.carry(program))
-    session.wait_until(lambda: session.wire.opened)  # if it was not, its connection reports why
-
-
 def _accepted(listener: ListeningSocket, connections: Connections) -> socket.socket | None:
-    """Return the next connection that comes in within DOOR seconds, or None."""
+    """Return the next connection that comes in within END_CHECK seconds, or None."""
     if not connections.has_room():
         return None
     try:
@@ -158,32 +147,25 @@ class _Insistent:
 
 
 def _far(request: TunnelRequest, listener: ListeningSocket, connections: Connections, say: Tell) -> None:
-    """Accept sessions from the near tunnel, and connect each to the local program."""
+    """Accept sessions from the near tunnel, and connect each to the local program, with patience."""
     turned_away, plan = Refusals(say), request.go
     patience = replace(timing(request.come), tell=connections.news)
     acceptor = Acceptor(Role.TUNNELS, patience, turned_away, again=True, many=CONNECTIONS, share=share)
     with door(listener, trust_of(request.come, server=True, say=say), acceptor, turned_away):
-        while (session := _next(acceptor)) is not None or not connections.is_over:
+        while True:
             connections.look()
-            if session is not None:
-                _go_on(plan, connections, connections.open(session))
-
-
-def _next(acceptor: Acceptor) -> Session | None:
-    with suppress(PeerError):  # none yet
-        return acceptor.wait(DOOR)
-    return None
-
-
-def _go_on(plan: ConnectionPlan, connections: Connections, connection: Connection) -> None:
-    """Connect to the local program, with patience, and carry. A refusal is passed on to the near program."""
-    try:
-        program = connect(plan.address, plan.patience, None, insecure=plan.insecure)
-    except PeerError as error:
-        failure = error
-        connections.launch(connection, lambda: connection.refuse(failure))
-        return
-    connections.launch(connection, lambda: connection.carry(program))
+            try:
+                connection = connections.open(acceptor.wait(END_CHECK))
+            except PeerError:  # none has come
+                if connections.is_over:
+                    return
+                continue
+            try:
+                program = connect(plan.address, plan.patience, None, insecure=plan.insecure)
+            except PeerError as error:  # passed on to the near program
+                connections.launch(connection, partial(connection.refuse, error))
+            else:
+                connections.launch(connection, partial(connection.carry, program))
 
 
 def _run_inside(request: TunnelRequest, connections: Connections) -> None:
