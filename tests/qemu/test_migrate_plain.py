@@ -175,7 +175,7 @@ def test_what_does_not_go_together(words: list[str]) -> None:
 
 
 def test_a_monitor_must_be_named() -> None:
-    assert "--qmp SOCKET" in run_statepipe("migrate", "localhost").stderr
+    assert "required: --qmp" in run_statepipe("migrate", "localhost").stderr
 
 
 @pytest.mark.parametrize("earlier", [False, True], ids=["the first", "after one that completed"])
