@@ -62,6 +62,8 @@ STEPS: Mapping[Action, Event] = {
 }
 """The event of the other side when an action sends."""
 
+_ENDS = (Event.ABORT, Event.REFUSED, Event.UNSURE)
+
 _OF_SOURCE = (Event.ASK, Event.GO, Event.ABORT)
 _OF_DESTINATION = (Event.READY, Event.ACCEPTED, Event.RUNNING, Event.REFUSED, Event.UNSURE)
 
@@ -141,10 +143,13 @@ def begun(peer: Peer, offer: Offer, side: Side[Destination]) -> bool:
 
 
 def step_of(message: Message, side: type[Source] | type[Destination]) -> tuple[Event, PeerError | None]:
-    """Return the event of a message to `side`, and its reason. Raises PeerError for one that it cannot receive."""
+    """Return the event of a message to `side`, and its reason, which every end has. Raises PeerError for a message that
+    it cannot receive."""
     _checked("the other host", message, HEARD_BY[side], "a step of a migration")
-    reason = message.get("reason")
-    return Event[message["event"]], PeerError(f"the other host says: {told(reason)}") if reason else None
+    event, reason = Event[message["event"]], message.get("reason")
+    if reason:
+        return event, PeerError(f"the other host says: {told(reason)}")
+    return event, PeerError("the other host gave up, without a reason") if event in _ENDS else None
 
 
 def _heard(peer: Peer, shape: Shape, what: str, within: float) -> Message:
