@@ -1,4 +1,4 @@
-"""make demo: a running guest is saved while it counts, its QEMU is killed, and the file brings it back.
+"""make demo: a running guest is saved while it counts, its QEMU is killed, and the file brings it back, twice.
 
 The guest is the one the tests use: a boot sector that counts on the serial port, keeps dirtying 16 MB, and sums
 24 MB of memory at each tick, so that SUM tells of a single changed bit. No KVM is needed.
@@ -32,9 +32,10 @@ def main() -> None:
 
 
 def story(folder: Path) -> None:
-    """Save, kill, damage, load, inspect."""
+    """Save, kill, damage, load, load lazily, inspect."""
     write_image(folder / "guest.img")
-    first, second, state = folder / "first.txt", folder / "second.txt", folder / "guest.state"
+    first, second, third = (folder / f"{name}.txt" for name in ("first", "second", "third"))
+    state = folder / "guest.state"
     say("A guest starts, and counts on its serial port.")
     with running([*qemu(folder, first), "-qmp", f"unix:{folder}/qmp,server=on,wait=off"]) as source:
         wait("20 ticks", lambda: len(ticks(first)) >= 20)
@@ -46,10 +47,22 @@ def story(folder: Path) -> None:
     damage(state, folder / "damaged.state")
     statepipe("verify-state", str(folder / "damaged.state"), expect=3)
     say("The file itself is loaded into a new QEMU, and the count goes on.")
+    began = time.monotonic()
     with running([STATEPIPE, "load", str(state), "--", *qemu(folder, second)]):
+        wait("the first tick", lambda: bool(ticks(second)))
+        ordinary = time.monotonic() - began
         wait("20 more ticks", lambda: len(ticks(second)) >= 20)
     show(second)
     judge(parse_ticks(first.read_text() + second.read_text()))
+    say("It is loaded once more, lazily: the guest runs at once, and its memory is loaded meanwhile.")
+    began = time.monotonic()
+    with running([STATEPIPE, "load", "--lazy=auto", str(state), "--", *qemu(folder, third)]):
+        wait("the first tick", lambda: bool(ticks(third)))
+        lazy = time.monotonic() - began
+        wait("20 more ticks", lambda: len(ticks(third)) >= 20)
+    show(third)
+    judge(parse_ticks(first.read_text() + third.read_text()))
+    say(f"From the command to the first tick: {ordinary:.2f} s after an ordinary load, {lazy:.2f} s after a lazy one.")
     say("What the file says of itself:")
     statepipe("inspect", str(state))
 

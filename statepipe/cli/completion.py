@@ -109,7 +109,7 @@ def _of_verb(verb: Verb, before: Sequence[str], last: str) -> Iterator[str]:
     options = {name: param for param in verb.params for name in param.names}
     if "--" in before:
         return iter([FILES])
-    if before and (param := options.get(before[-1])) is not None and param.metavar is not None:
+    if before and (param := options.get(before[-1])) is not None and param.takes_next:
         return _values(param)
     option, equals, _ = last.partition("=")
     if equals and option in options:
@@ -126,7 +126,7 @@ def _of_verb(verb: Verb, before: Sequence[str], last: str) -> Iterator[str]:
     position = 0
     words = iter(before)
     for word in words:
-        if word in options and options[word].metavar is not None:
+        if word in options and options[word].takes_next:
             next(words, None)
         elif not word.startswith("-") or word == "-":
             position += 1

@@ -71,6 +71,8 @@ def parser_for(verb: Verb | Filter) -> Parser:
             extra |= {"action": "append", "default": []}
         elif param.many in _MANY:
             extra["nargs"] = _MANY[param.many]
+            if param.names:
+                extra["const"] = param.choices[0]
         elif param.required:
             extra["required"] = True
         title = needs.get(param.needs or "") or param.needs or ""
@@ -143,7 +145,7 @@ def _options_first(verb: Verb | Filter, arguments: Sequence[str], parser: Parser
     Raises UsageError for an unknown option, which argparse reports only after all that is missing.
     """
     known = {"-h", "--help", *(name for param in verb.params for name in param.names)}
-    taking_value = {name: param.name for param in verb.params if param.metavar is not None for name in param.names}
+    taking_value = {name: param.name for param in verb.params if param.takes_next for name in param.names}
     named, plain = [], []
     rest = iter(arguments)
     for word in rest:

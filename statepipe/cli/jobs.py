@@ -76,7 +76,12 @@ def _named(status: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _phase(status: dict[str, Any]) -> list[str]:
-    """Return a migration's phase, the memory left and how fast it changes; or a tunnel's connections."""
+    """Return a migration's phase, the memory left and how fast it changes; or a tunnel's connections; or a lazy load's
+    pages and waits."""
+    if (lazy := status.get("lazy")) is not None:
+        left = "" if lazy["seconds_left"] is None else f", {lazy['seconds_left']:g} s left"
+        waits = f"waits {lazy['wait_median_ms']:g} ms (median), {lazy['wait_worst_ms']:g} ms (longest)"
+        return [f"{lazy['pages']} of {lazy['pages_total']} pages, {lazy['asked']} asked for, {waits}{left};"]
     if (count := status.get("connections")) is not None:
         return [f"{count} connections of {status['connections_total']} open, {status['links']} links;"]
     if (phase := status.get("phase")) is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from statepipe.cli.verb import Param, descriptor, number, seconds, shell_words
+from statepipe.units import parse_rate
 
 TLS = ("tls://",)
 SSH = ("ssh://",)
@@ -99,3 +100,17 @@ IDENTITIES = (
     Param("--signed-by", "fingerprint of the key whose good OpenPGP signature is required", "FINGERPRINT"),
 )
 """The options of every verb that decrypts."""
+
+LAZY = (
+    Param(
+        "--lazy",
+        "run the guest at once and load its memory meanwhile; =auto: unless that is not possible",
+        "WHEN",
+        many="optional",
+        choices=("always", "auto"),
+    ),
+    Param("--verify-first", "with --lazy: verify all of FILE first"),
+    Param("--throttle", "with --lazy: limit for memory that the guest does not wait for", "RATE", type=parse_rate),
+    Param("--resume", "continue an interrupted lazy load", needs="--qmp"),
+)
+"""Options of load for a guest that runs while its memory is loaded."""

@@ -9,6 +9,7 @@ from statepipe.cli.messages import clean
 from statepipe.units import format_size
 
 if TYPE_CHECKING:
+    from statepipe.lazy.rest import Summary
     from statepipe.state.save_qmp import Outcome
 
 
@@ -20,6 +21,13 @@ def saved(path: str, outcome: Outcome) -> str:
         f"statepipe: save: {path}: {state} of state in {size}, {total / 1000:.1f} s, "
         f"the guest was stopped for {down:.0f} ms at the end; it is now {outcome.run_state}"
     )
+
+
+def lazily_loaded(done: Summary) -> str:
+    """Return a line on a lazy load that is complete."""
+    waits = f"{done.median * 1000:.1f} ms (median) and {done.longest * 1000:.1f} ms at most"
+    asked = f"; the guest waited {done.asked} times for a page, {waits}" if done.asked else ""
+    return f"all memory is loaded: {format_size(done.bytes)} in {done.seconds:.1f} s{asked}"
 
 
 def verified(facts: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ from statepipe.errors import UsageError
 from statepipe.pipeline.pipeline import NamedStage
 
 if TYPE_CHECKING:
+    from statepipe.qemu.guard import Said
     from statepipe.stages.packing import Packing
     from statepipe.state.file import Keys
 
@@ -135,6 +136,7 @@ def run_load(name: str, values: Values) -> int:
     if values["command"] and values["qmp"]:
         hint = "leave one of them out"
         raise UsageError("a QEMU command and --qmp SOCKET exclude each other", hint=hint)
+    _demand_lazy_options(values)
     path, keys, said = values["file"], _keys_of(values), Said(values["disk"], values["force"])
 
     def loaded(state: str) -> None:
@@ -144,6 +146,10 @@ def run_load(name: str, values: Values) -> int:
         warn("load", text)
 
     with within(values["timeout"], f"{called(path)} was not loaded") as in_time:
+        if values["lazy"] or values["resume"]:
+            status = _load_lazily(values, keys, said, in_time)
+            if status is not None:
+                return status
         if not values["command"] and not values["qmp"]:
             from statepipe.state.load import load_to_stdout
 
@@ -156,6 +162,59 @@ def run_load(name: str, values: Values) -> int:
             return load_into_new(path, values["command"], keys, said, tell, detach=values["detach"])
         load_into_waiting(path, values["qmp"], keys, said, tell)
         return 0
+
+
+def _demand_lazy_options(values: Values) -> None:
+    """Raises UsageError."""
+    if values["lazy"] and not (values["command"] or values["qmp"]):
+        raise UsageError(
+            "--lazy needs a connection to QEMU in both directions, which exec: is not",
+            hint="start QEMU with load --lazy FILE -- qemu-system-…, or name its monitor with --qmp SOCKET",
+        )
+    for name in ("verify_first", "throttle"):
+        if values[name] and not (values["lazy"] or values["resume"]):
+            raise UsageError(f"--{name.replace('_', '-')} is an option of a lazy load", hint="add --lazy")
+    for name in ("lazy", "disk", "force"):
+        if values[name] and values["resume"]:
+            raise UsageError(f"--{name} and --resume exclude each other", hint="QEMU has the guest already")
+
+
+def _load_lazily(values: Values, keys: Keys, said: Said, in_time: Callable[[], None]) -> int | None:
+    """Run load --lazy or load --resume; None if --lazy=auto has to load all memory first."""
+    from statepipe.cli.report import lazily_loaded
+    from statepipe.lazy.load import load_lazily_into_new, load_lazily_into_waiting
+    from statepipe.lazy.rest import LazyOptions, LazyTelling, Summary
+    from statepipe.lazy.resume import resume_load
+    from statepipe.qemu.late_pages import NoLatePages
+
+    path = values["file"]
+
+    def warn_load(text: str) -> None:
+        warn("load", text)
+
+    def here(state: str, command: str) -> None:
+        what = f"the guest is {state} while its memory is loaded"
+        say(f"statepipe: load: {called(path)}: {what}; if this is interrupted, continue with: {command}")
+
+    def complete(done: Summary) -> None:
+        say(f"statepipe: load: {called(path)}: {lazily_loaded(done)}")
+
+    tell = LazyTelling(warn_load, here, complete, in_time)
+    options = LazyOptions(values["verify_first"], values["throttle"])
+    try:
+        if values["resume"]:
+            resume_load(path, values["qmp"], keys, tell, options)
+        elif values["qmp"]:
+            load_lazily_into_waiting(path, values["qmp"], keys, said, tell, options)
+        else:
+            return load_lazily_into_new(path, values["command"], keys, said, tell, options, detach=values["detach"])
+        return 0
+    except NoLatePages as error:
+        if values["lazy"] != "auto":
+            error.advise("or use --lazy=auto")
+            raise
+        warn_load(f"all memory is loaded first: {error}")
+        return None
 
 
 def _keys_of(values: Values) -> Keys:

@@ -18,7 +18,8 @@ Values = dict[str, Any]
 class Param:
     """An argument or an option of a verb. An option's `name` begins with --; without a `metavar` it is a switch.
 
-    `many`, of an argument: "one", "optional" or "any"; an option with "any" can be repeated. `short` is an option's
+    `many`, of an argument: "one", "optional" or "any"; an option with "any" can be repeated, and one with "optional"
+    takes a value only after `=`: without one it means the first of its `choices`. `short` is an option's
     letter with its dash. With `dash`, `-` stands for standard input or output. `type` converts the text and raises
     UsageError. A `required` option must be given. `needs` is the option without which this one has no effect. `only`
     names the cases in which it may be given: kinds of address, actions (grammar.py, refuse_strays).
@@ -41,6 +42,11 @@ class Param:
     def key(self) -> str:
         """The name under which `Values` has it."""
         return self.name.removeprefix("--").replace("-", "_")
+
+    @property
+    def takes_next(self) -> bool:
+        """Whether the value of this option is the word after it."""
+        return self.metavar is not None and self.many != "optional"
 
     @property
     def names(self) -> tuple[str, ...]:

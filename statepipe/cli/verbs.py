@@ -69,6 +69,7 @@ COMMANDS = (
             replace(options.MONITOR, help="unix socket of the monitor (QMP) of a QEMU that waits with -incoming defer"),
             replace(options.DETACH, needs="QEMU"),
             Param("--timeout", "seconds that the load may take before it is given up", "SECONDS", type=seconds()),
+            *options.LAZY,
             Param("--disk", "use NEW as the disk that was OLD at the save", "OLD=NEW", many="any", type=moved_disk),
             Param(
                 "--force",

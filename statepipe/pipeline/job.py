@@ -16,7 +16,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from statepipe.errors import InterruptedBySignal, StatepipeError
 from statepipe.pipeline.signals import forget_late, held, ignore
@@ -32,6 +32,13 @@ class Work(Protocol):
     def status(self) -> dict[str, Any]: ...
 
     def set_rate(self, rate: int | None) -> None: ...
+
+
+@runtime_checkable
+class Final(Protocol):
+    """Work that cannot be undone from some moment on. May be called from any thread."""
+
+    def demand_cancellable(self) -> None: ...
 
 
 class Job:
@@ -66,8 +73,12 @@ class Job:
         self._at_hand().set_rate(rate)
 
     def cancel(self) -> None:
-        """End this process as SIGTERM would, with everything undone. Raises StatepipeError if it ignores SIGTERM."""
-        self._at_hand()
+        """End this process as SIGTERM would, with everything undone.
+
+        Raises StatepipeError if it ignores SIGTERM, or if its work cannot be undone any more.
+        """
+        if isinstance(work := self._at_hand(), Final):
+            work.demand_cancellable()
         if self._deaf:
             raise StatepipeError("it was started with SIGTERM ignored", hint=f"kill -INT {os.getpid()}")
         self.cancelled = True

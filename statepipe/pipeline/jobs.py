@@ -50,6 +50,10 @@ _RAM = fields(
     {"remaining": _COUNT, "total": _COUNT, "dirty-sync-count": _COUNT},
     optional={"dirty-pages-rate": _COUNT, "page-size": _COUNT},
 )
+_LAZY = fields(
+    dict.fromkeys(("pages", "pages_total", "asked"), _COUNT)
+    | {"wait_median_ms": number, "wait_worst_ms": number, "seconds_left": maybe(number)}
+)
 _COMMON = fields(
     {
         "verb": text(64),
@@ -61,6 +65,7 @@ _COMMON = fields(
     },
     optional={
         "phase": text(64),
+        "lazy": _LAZY,
         "migration": fields({}, optional={"ram": _RAM, "expected-downtime": _COUNT}),
     },
 )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import signal
 import socket
 import struct
@@ -369,6 +370,17 @@ class Monitor:
             return pid if listening_qemu(pid, uid) else 0
 
         return self._look(listener) if self._pid is None else self._pid
+
+    def duplicate(self) -> socket.socket:
+        """Return a second descriptor of the connection, for a process that outlives this one. Raises QemuGone."""
+
+        def second() -> socket.socket | None:
+            peer = self._socket()
+            return None if peer is None else socket.socket(fileno=os.dup(peer.fileno()))
+
+        if (found := self._look(second)) is None:
+            raise QemuGone("the connection to QEMU's monitor has ended")
+        return found
 
     def _socket(self) -> socket.socket | None:
         """Return the client's socket. qemu.qmp has no public access to it; its send_fd_scm does the same."""

@@ -33,7 +33,7 @@ from statepipe.qemu.commandline import refuse_daemon, starts_qemu
 from statepipe.qemu.guard import Said, named_files
 from statepipe.qemu.guest import describe_guest, hardware
 from statepipe.qemu.holders import lock_hint
-from statepipe.qemu.images import images
+from statepipe.qemu.images import Images, images
 from statepipe.qemu.migration import ProcessWatch, demand_completed, end_qemu, start_incoming
 from statepipe.qemu.monitor import DYING, Monitor
 from statepipe.qemu.places import clashes, seen
@@ -95,11 +95,11 @@ def load_into_new(path: str, command: Sequence[str], keys: Keys, said: Said, tel
     try:
         with ExitStack() as opened:
             refuse_daemon(command)
-            _refuse_state_as_disk(path, command)
+            refuse_state_as_disk(path, command)
             with open_state(path, keys) as source:
                 state = _prepare_state(source, tell.warn)
                 state.refuse_changed_before(command, said)
-                _refuse_taken(command)
+                refuse_taken(command)
                 with held():  # no signal between QEMU's start and our record of it
                     child = Child(command, detach)
                     opened.enter_context(child.spare)
@@ -140,7 +140,7 @@ def _report(monitor: Monitor, tell: Telling) -> None:
         tell.warn(f"the state is loaded, but QEMU did not report the guest's run state: {error}")
 
 
-def _refuse_state_as_disk(path: str, command: Sequence[str]) -> None:
+def refuse_state_as_disk(path: str, command: Sequence[str]) -> None:
     """Raises UsageError if QEMU's command line names the state file: QEMU would write to it before it is read."""
     if path == STDIN or named_by(path) is not None or not starts_qemu(command):
         return
@@ -152,7 +152,7 @@ def _refuse_state_as_disk(path: str, command: Sequence[str]) -> None:
 _BEFORE_AGAIN = "its guest may write to its disks, so end it before the state is loaded again"
 
 
-def _refuse_taken(command: Sequence[str]) -> None:
+def refuse_taken(command: Sequence[str]) -> None:
     """Raises StatepipeError if another process listens at a socket of the command line: the new QEMU would replace it,
     and the listener may be the QEMU that still has the guest."""
     if not starts_qemu(command):
@@ -196,15 +196,7 @@ def _load(state: State, monitor: Monitor, said: Said, tell: Telling, *, runs: bo
 
     A QEMU that may run or receive another guest is left alone; one that has a part of ours can only be ended.
     """
-    monitor.demand_waiting()
-    monitor.demand_handover()
-    now = describe_guest(monitor)
-    state.refuse_other_machine(now["machine"])
-    disks = images(monitor)
-    state.refuse_changed_disks(disks, said, tell.warn)
-    process = inspect_process(qemu_under(monitor.pid))
-    has = hardware(monitor) | {"ram": now["ram"]}
-    state.refuse_other_hardware(has, process.command if process else None, said, tell.warn)
+    disks = demand_its_own(state, monitor, said, tell.warn)
     before = made_ready(monitor, ("events", "late-block-activate"))
     ours, theirs = socket.socketpair()
     try:
@@ -219,21 +211,40 @@ def _load(state: State, monitor: Monitor, said: Said, tell: Telling, *, runs: bo
         demand_completed(monitor.migration_outcome(), "its message is above")
         tell.here()  # before QEMU is told to run it: from then on it is not ended for being late
         if runs and state.run_state in RAN_AT_SAVE:
-            _run(monitor, tell.settled)
+            run_guest(monitor, tell.settled)
         else:
             tell.settled()
         return before
     except (MayRun, CutOff):
         raise
     except BaseException as error:
-        with held():
-            if isinstance(error, QemuRefused):  # its monitor does not say which disk it could not lock
-                written = [row.path for row in disks.rows if row.is_file and not row.read_only]
-                error.hint = lock_hint(str(error), written, but=monitor.pid) or error.hint
-            monitor.hurry()
-            with suppress(QemuSilent):  # the error on its way says enough
-                end_qemu(monitor)
+        end_half_loaded(error, monitor, disks)
         raise
+
+
+def demand_its_own(state: State, monitor: Monitor, said: Said, warn: Tell) -> Images:
+    """Return the images of a QEMU that waits. Raises StatepipeError unless its machine and disks are the guest's."""
+    monitor.demand_waiting()
+    monitor.demand_handover()
+    now = describe_guest(monitor)
+    state.refuse_other_machine(now["machine"])
+    disks = images(monitor)
+    state.refuse_changed_disks(disks, said, warn)
+    process = inspect_process(qemu_under(monitor.pid))
+    has = hardware(monitor) | {"ram": now["ram"]}
+    state.refuse_other_hardware(has, process.command if process else None, said, warn)
+    return disks
+
+
+def end_half_loaded(error: BaseException, monitor: Monitor, disks: Images) -> None:
+    """End a QEMU that has a part of a guest, which has not run, and complete the hint of `error`."""
+    with held():
+        if isinstance(error, QemuRefused):  # its monitor does not say which disk it could not lock
+            written = [row.path for row in disks.rows if row.is_file and not row.read_only]
+            error.hint = lock_hint(str(error), written, but=monitor.pid) or error.hint
+        monitor.hurry()
+        with suppress(QemuSilent):  # the error on its way says enough
+            end_qemu(monitor)
 
 
 def _feed(state: State, monitor: Monitor, ours: socket.socket) -> None:
@@ -249,7 +260,7 @@ def _feed(state: State, monitor: Monitor, ours: socket.socket) -> None:
             continue
 
 
-def _run(monitor: Monitor, settled: Callable[[], None]) -> None:
+def run_guest(monitor: Monitor, settled: Callable[[], None]) -> None:
     """Have QEMU run the guest, and call `settled` at its answer. Raises QemuError; CutOff if the monitor breaks off
     before that, MayRun if a signal arrives before that.
 

@@ -143,7 +143,7 @@ def test_every_verb_and_option_is_offered(verb: object) -> None:
     assert set(candidates([name, "-"])) == {"--help", *(each for param in params for each in param.names)}
     for param in params:
         if param.choices and param.name.startswith("--"):
-            assert candidates([name, param.name, ""]) == list(param.choices)
+            assert candidates([name, param.name, ""]) == (list(param.choices) if param.takes_next else [FILES])
             assert candidates([name, f"{param.name}="]) == [f"{param.name}={value}" for value in param.choices]
 
 

@@ -40,6 +40,7 @@ LAYERS = (
     "statepipe.session",
     "statepipe.recovery",
     "statepipe.state",
+    "statepipe.lazy",
     "statepipe.transfer",
     "statepipe.migration",
     "statepipe.tunnel",

@@ -1,0 +1,104 @@
+"""The keeper: a small program that keeps QEMU reachable for `load --resume` after statepipe was killed.
+
+When the connection of a lazy load ends, QEMU's main loop may be waiting for a page, with its big lock held: then its
+monitor greets a new client but answers no command, and nobody could tell QEMU to accept a new connection. It carries
+out only commands out of band, on a monitor where that was negotiated before. So the keeper holds such a monitor. When
+QEMU reports postcopy-paused, the keeper has it listen (migrate-recover) at a socket in the runtime folder, where
+`load --resume` connects.
+
+It is a program of its own, MONITOR CONTROL PATH HOW, started by its path; it imports nothing of ours, so that it is
+there before the guest is. HOW is `own` for a monitor that nobody else uses: the keeper negotiates, and stays as long as
+there is something to continue. With `shared`, it holds the monitor of statepipe, waits for statepipe's end, and frees
+the monitor once QEMU listens. A byte on CONTROL says that all is done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import socket
+import sys
+import time
+
+AGAIN = 0.05
+"""Seconds until QEMU is asked again, if it has not noticed the end of the connection yet."""
+
+GIVE_UP = 30.0
+"""Seconds that a shared monitor is held for a QEMU that does not agree to listen."""
+
+LONGEST = 4 << 20
+"""Bytes of one message of QEMU's monitor."""
+
+
+class Keeper:
+    """Holds the monitor `monitor` and has QEMU listen at `path` when it has lost its connection."""
+
+    def __init__(self, monitor: socket.socket, path: str, *, shared: bool) -> None:
+        self._monitor, self._path, self._shared = monitor, path, shared
+        self._rest = b""
+        self._due = False  # QEMU is to listen, and has not agreed yet
+        self._next = 0.0  # when it is to be asked
+        if not shared:
+            self._say({"execute": "qmp_capabilities", "arguments": {"enable": ["oob"]}})
+
+    def run(self, control: socket.socket) -> None:
+        """Until there is nothing to continue."""
+        watched, until = [control] if self._shared else [control, self._monitor], float("inf")
+        while time.monotonic() < until:
+            ready, _, _ = select.select(watched, [], [], AGAIN if self._due else None)
+            if control in ready:
+                if control.recv(1):
+                    return
+                watched = [self._monitor]
+                if self._shared:
+                    self._due, until = True, time.monotonic() + GIVE_UP
+            if self._monitor in ready and not self._hear():
+                return
+            if self._due and time.monotonic() >= self._next:
+                self._listen()
+
+    def _listen(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)
+        self._say({"exec-oob": "migrate-recover", "arguments": {"uri": f"unix:{self._path}"}, "id": "keeper"})
+        self._next = time.monotonic() + AGAIN
+
+    def _say(self, message: object) -> None:
+        self._monitor.sendall(json.dumps(message).encode() + b"\n")
+
+    def _hear(self) -> bool:
+        """Read what QEMU says; False at its end, or once all is done."""
+        data = self._monitor.recv(65536)
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if not data or len(self._rest) > LONGEST:
+            return False
+        return all(map(self._note, lines))
+
+    def _note(self, line: bytes) -> bool:
+        """Take note of a message; False once all is done."""
+        try:
+            message = json.loads(line)
+        except ValueError:  # the rest of a line whose beginning statepipe has read
+            return True
+        if message.get("id") == "keeper" and "return" in message:
+            self._due = False
+            return not self._shared
+        if message.get("event") != "MIGRATION" or self._shared:
+            return True
+        status = str(message["data"]["status"])
+        self._due = status == "postcopy-paused"
+        return status != "completed"
+
+
+def main() -> None:
+    """Run with the words of the command line."""
+    monitor, control = (socket.socket(fileno=int(word)) for word in sys.argv[1:3])
+    path, shared = sys.argv[3], sys.argv[4] == "shared"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        Keeper(monitor, path, shared=shared).run(control)
+
+
+if __name__ == "__main__":
+    main()

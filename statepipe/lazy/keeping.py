@@ -1,0 +1,141 @@
+"""How another statepipe can continue a lazy load: where it finds QEMU, and the keeper that makes QEMU answer.
+
+A QEMU that is started gets two more monitors: one at a socket in the runtime folder, and one for the keeper
+(keeper.py). A QEMU that waits has its own monitor at a socket, and the keeper holds the connection of statepipe to it.
+The socket at which QEMU then listens is named by the address of that monitor and by the state, so that no other state
+is sent there.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import socket
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from blake3 import blake3
+
+from statepipe.errors import StatepipeError
+from statepipe.lazy import keeper
+from statepipe.pipeline.runtimefolder import open_runtime_folder
+from statepipe.processes import Process
+from statepipe.qemu.monitor import Monitor
+from statepipe.telling import Tell
+
+LONGEST = 107
+"""Bytes of a unix socket's path (unix(7))."""
+
+_OWN = re.compile(r"load-[0-9]+\.qmp")
+"""The name of an own monitor's socket in the runtime folder."""
+
+
+def resume_command(path: str, address: str) -> str:
+    """Return the command that continues the load of the state at `path` into the QEMU at `address`."""
+    return f"statepipe load --resume --qmp {shlex.quote(address)} {shlex.quote(path)}"
+
+
+def _place(name: str) -> str:
+    """Return the path of a socket in the runtime folder. Raises OSError."""
+    folder, place = open_runtime_folder()
+    os.close(folder)
+    path = os.path.join(place, name)
+    if len(os.fsencode(path)) > LONGEST or "," in path:
+        raise OSError(0, f"no socket can be at {path}")
+    return path
+
+
+class OwnMonitor:
+    """One more monitor for a QEMU that is started, at a socket that outlives us.
+
+    `words` are for QEMU's command line. Without a place for a socket they are empty, and `warn` is called.
+    """
+
+    def __init__(self, warn: Tell) -> None:
+        self.words: list[str] = []
+        self.address = "SOCKET"
+        try:
+            self.address = _place(f"load-{os.getpid()}.qmp")
+        except OSError as error:
+            warn(f"the load cannot be continued if statepipe is killed before all memory is loaded: {error.strerror}")
+            return
+        self.words = ["-chardev", f"socket,id=statepipe-resume,path={self.address},server=on,wait=off"]
+        self.words += ["-mon", "chardev=statepipe-resume,mode=control"]
+
+    def remove(self) -> None:
+        """Remove the socket's name: there is nothing to continue."""
+        if self.words:
+            with suppress(OSError):  # it was never made, or QEMU has removed it
+                os.unlink(self.address)
+
+
+class Keeping:
+    """The keeper of one load, while it runs. `monitor` is a connection to QEMU's monitor; `shared`: it is also ours."""
+
+    def __init__(self, monitor: socket.socket, address: str, digest: str, warn: Tell, *, shared: bool) -> None:
+        self._control, theirs = socket.socketpair()
+        self._process: Process | None = None
+        how = "shared" if shared else "own"
+        nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            with theirs:
+                words = [sys.executable, "-I", "-S", str(Path(keeper.__file__)), str(monitor.fileno())]
+                words += [str(theirs.fileno()), _place(_name(address) + digest[:16]), how]
+                fds = (monitor.fileno(), theirs.fileno())
+                self._process = Process(words, dict.fromkeys(range(3), nothing) | {fd: fd for fd in fds})
+        except (StatepipeError, OSError) as error:
+            warn(f"if statepipe is killed while memory is loaded, perhaps nothing can continue the load: {error}")
+        finally:
+            os.close(nothing)
+
+    @classmethod
+    def beside(cls, monitor: Monitor, address: str, digest: str, warn: Tell) -> Keeping | None:
+        """Return one that takes over our own connection to the monitor at `address` when we end.
+
+        Return None for a QEMU that has a keeper since it was started.
+        """
+        with suppress(OSError):
+            if os.path.dirname(address) == os.path.dirname(_place("")) and _OWN.fullmatch(os.path.basename(address)):
+                return None
+        with monitor.duplicate() as second:
+            return cls(second, address, digest, warn, shared=True)
+
+    def done(self) -> None:
+        """Nothing is left to continue: end the keeper."""
+        with suppress(OSError):  # it has ended, with QEMU
+            self._control.sendall(b".")
+        if self._process is not None:
+            self._process.reap()
+
+    def close(self) -> None:
+        """Leave it alone. It acts if it has not heard that all is done."""
+        self._control.close()
+
+
+def _name(address: str) -> str:
+    return f"resume-{blake3(os.fsencode(os.path.realpath(address))).hexdigest()[:10]}-"
+
+
+def find_listening(address: str, digest: str) -> socket.socket | None:
+    """Connect to the QEMU whose monitor is at `address` where its keeper has it listen for the state `digest`.
+
+    Return None if it does not.
+    """
+    link = socket.socket(socket.AF_UNIX)
+    try:
+        link.connect(_place(_name(address) + digest[:16]))
+    except OSError:  # QEMU does not listen, or has ended
+        link.close()
+        return None
+    return link
+
+
+def demand_same(found: str, digest: str) -> None:
+    """Raises StatepipeError unless `found`, of the state that QEMU waits for, is the beginning of `digest`."""
+    if not digest.startswith(found):
+        raise StatepipeError(
+            "QEMU waits for the memory of another state",
+            hint=f"the blake3 of its stream begins {found}: see statepipe inspect --json FILE",
+        )

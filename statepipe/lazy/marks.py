@@ -1,0 +1,84 @@
+"""What a lazy load leaves in QEMU for the statepipe that continues it.
+
+QEMU does not know which file its pages come from. So the load leaves an object in QEMU whose name contains a digest of
+the state: `load --resume` refuses another state, which would mix the memory of two guests. A second object says that
+the guest is to run: it was saved running and QEMU was not yet told to run it, or it was stopped for a damaged page.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+from blake3 import blake3
+
+from statepipe.errors import QemuGone, QemuRefused, QemuSilent
+from statepipe.qemu.monitor import Monitor
+from statepipe.state.pagestore import PageStore
+
+STATE = "statepipe-state-"
+"""The beginning of the first object's name; 32 hexadecimal digits follow."""
+
+TO_RUN = "statepipe-to-run"
+
+
+def identity(store: PageStore) -> str:
+    """Return 32 hexadecimal digits that identify a state, however its file is compressed or encrypted."""
+    trailer = store.state.ends.trailer
+    if trailer is not None:
+        return str(trailer["blake3"])[:32]
+    digest = blake3(store.head() + store.devices())
+    return digest.update(repr(store.index.outline.blocks).encode()).hexdigest()[:32]
+
+
+class Marks:
+    """The objects in the QEMU of `monitor`. They are secrets without content, the smallest objects that QEMU has."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        self._monitor = monitor
+        self._state: str | None = None
+        self._to_run = False
+
+    def leave(self, digest: str, *, runs: bool) -> None:
+        """Leave the digest of the state, and whether the guest is to run. Raises QemuError."""
+        self._state = STATE + digest
+        self._add(self._state)
+        if runs:
+            self.to_run()
+
+    def find(self) -> str | None:
+        """Return the digest that an earlier load left, or None. Raises QemuError."""
+        names = [str(row["name"]) for row in self._monitor.execute("qom-list", path="/objects")]
+        self._to_run = TO_RUN in names
+        self._state = next((name for name in names if name.startswith(STATE)), None)
+        return None if self._state is None else self._state.removeprefix(STATE)
+
+    @property
+    def says_to_run(self) -> bool:
+        """Whether the guest is to run."""
+        return self._to_run
+
+    def to_run(self) -> None:
+        """The guest is to run once the load can continue. Raises QemuError."""
+        if not self._to_run:
+            self._to_run = True
+            self._add(TO_RUN)
+
+    def runs(self) -> None:
+        """QEMU runs the guest: nothing is left to do."""
+        if self._to_run:
+            self._remove(TO_RUN)
+            self._to_run = False
+
+    def remove(self) -> None:
+        """The load is complete, or was not begun."""
+        self.runs()
+        if self._state is not None:
+            self._remove(self._state)
+            self._state = None
+
+    def _add(self, name: str) -> None:
+        self._monitor.execute("object-add", qom_type="secret", id=name, data="")
+
+    def _remove(self, name: str) -> None:
+        with suppress(QemuGone, QemuSilent, QemuRefused):  # a name that stays does no harm
+            self._monitor.execute("object-del", id=name)

@@ -1,0 +1,159 @@
+"""The rest of a lazy load: the guest is there, and the memory that it lacks is sent until all of it is loaded.
+
+Whatever fails here, QEMU is not ended: the guest has run, and its disks have changed. The error says where the guest is
+and how to continue. If a frame is damaged, the guest is stopped, all else is sent, and QEMU waits for a good copy.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from statepipe.errors import (
+    IntegrityError,
+    QemuError,
+    QemuGone,
+    QemuSilent,
+    StatepipeError,
+)
+from statepipe.formats.qemu.postcopy import PAGE_SIZE, Shut
+from statepipe.lazy.marks import Marks
+from statepipe.lazy.server import AllSent, Damaged, Failed, Server
+from statepipe.pipeline.signals import ignore
+from statepipe.qemu.migration import demand_completed
+from statepipe.qemu.monitor import Monitor
+from statepipe.qemu.runstates import RUNNING
+from statepipe.qemu.settings import restored
+from statepipe.telling import Tell
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The figures of a complete lazy load: bytes of the pages that were sent, the number of requests, the seconds of
+    their median and longest wait, and the seconds since the guest was there."""
+
+    bytes: int
+    asked: int
+    median: float
+    longest: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class LazyOptions:
+    """Whether all of the file is verified before QEMU is reached, and how many bytes a second of memory that the guest
+    does not wait for are sent at most."""
+
+    verify_first: bool = False
+    rate: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LazyTelling:
+    """Messages of a lazy load. `here` gets the run state that QEMU reported and the command that continues the load;
+    `complete` gets the figures at the end. `settled`: QEMU answered, and no signal undoes the load from then on."""
+
+    warn: Tell
+    here: Callable[[str, str], None]
+    complete: Callable[[Summary], None]
+    settled: Callable[[], None] = ignore
+
+
+class Rest:
+    """Waits until all memory is loaded into the QEMU of `monitor`; `command` continues the load after a failure."""
+
+    def __init__(self, monitor: Monitor, tell: LazyTelling, command: str) -> None:
+        self._monitor, self._tell, self.command = monitor, tell, command
+        self._server: Server
+        self._marks: Marks
+        self._damage: Damaged | None = None
+        self._began = time.monotonic()
+
+    @contextmanager
+    def of(self, server: Server, marks: Marks) -> Iterator[None]:
+        """Within it, errors get a hint that says where the guest is and how to continue."""
+        self._server, self._marks, self._began = server, marks, time.monotonic()
+        try:
+            yield
+        except StatepipeError as error:
+            self.say_where(error, server)
+            raise
+
+    def wait(self) -> None:
+        """Wait until QEMU has all memory. Raises StatepipeError."""
+        while True:
+            news = self._server.news.get()
+            if isinstance(news, Damaged):
+                self._note_damage(news)
+            elif isinstance(news, AllSent) and self._damage is not None:
+                raise self._damage.error
+            elif isinstance(news, Shut):
+                if news.value:
+                    raise QemuError(f"QEMU failed to load the memory (SHUT {news.value})")
+                return
+            elif isinstance(news, Failed):
+                raise self._lost(news.error)
+
+    def settle(self, before: dict[str, Any]) -> None:
+        """All memory was sent: check that QEMU has it, and restore QEMU's settings. Raises QemuError."""
+        demand_completed(self._monitor.migration_outcome(), "its message is above")
+        self._marks.remove()
+        if (words := restored(self._monitor, before)) is not None:
+            self._tell.warn(words)
+        figures = self._server.figures
+        waits, sent = figures.waits, (figures.pages - figures.before) * PAGE_SIZE
+        self._tell.complete(Summary(sent, waits.count, waits.median, waits.longest, time.monotonic() - self._began))
+
+    def _lost(self, error: BaseException) -> BaseException:
+        """Return what a failure of the file or of the connection means."""
+        if not isinstance(error, OSError | EOFError):
+            return error
+        self._monitor.hurry()  # its main loop may be waiting for a page
+        try:
+            status = self._monitor.flowing()["status"]
+        except QemuGone:
+            return QemuGone("QEMU ended before all of the guest's memory was loaded")
+        except QemuSilent:
+            status = "not known"
+        return QemuError(f"QEMU closed the connection before all memory was loaded; its migration is {status}")
+
+    def _note_damage(self, damage: Damaged) -> None:
+        """Stop the guest at the first damaged frame.
+
+        If a processor waits for a page of it, QEMU may not answer until that page arrives: without KVM, `stop` waits
+        for that processor. The keeper makes QEMU listen all the same.
+        """
+        if self._damage is not None:
+            self._damage = damage if self._damage.asked is None and damage.asked is not None else self._damage
+            return
+        self._damage = damage
+        self._monitor.hurry()
+        try:
+            if self._monitor.run_state() == RUNNING:
+                self._marks.to_run()
+                self._monitor.execute("stop")
+        except QemuSilent:
+            self._tell.warn("QEMU does not answer while it waits for a damaged page")
+
+    def say_where(self, error: StatepipeError, server: Server) -> None:
+        """Add to the hint of `error` where the guest is, and how to continue."""
+        if isinstance(error, QemuGone):
+            return
+        self._monitor.hurry()  # its main loop may be waiting for a page
+        try:
+            where = f"the guest is {self._monitor.run_state()}"
+        except QemuGone:
+            error.advise("QEMU has ended")
+            return
+        except QemuSilent:
+            where = "QEMU does not answer, and its guest may be running"
+        figures = server.figures
+        loaded, total = (pages * PAGE_SIZE >> 20 for pages in (figures.pages, figures.total))
+        where = f"{where}, with {loaded} of {total} MiB of its memory loaded"
+        if self._damage is not None and (asked := self._damage.asked) is not None:
+            where += f", and waits for a page that is damaged, at {asked.page * PAGE_SIZE:#x} of {asked.block}"
+        copy = "with an undamaged copy of the state in its place, " if isinstance(error, IntegrityError) else ""
+        error.advise(f"{where}; do not end its QEMU; {copy}continue with: {self.command}")

@@ -1,0 +1,144 @@
+"""load --resume: continue a lazy load whose statepipe was killed, or that failed after the guest ran.
+
+QEMU has kept the guest (postcopy-paused): its processors wait for the pages that they lack. It gets a new connection,
+reports which pages it has, and is sent the others. The state must be the one that the load began with (marks.py).
+
+QEMU's main loop may wait for a page, too; then its monitor does not answer. So if the keeper has QEMU listen already,
+the pages are sent first, and the monitor is asked afterwards.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing, suppress
+
+from statepipe.errors import QemuError, QemuRefused, QemuSilent, StatepipeError
+from statepipe.formats.qemu import postcopy
+from statepipe.formats.qemu.postcopy import Block, Received, Resumed
+from statepipe.lazy.keeping import Keeping, demand_same, find_listening, resume_command
+from statepipe.lazy.load import open_servable
+from statepipe.lazy.marks import Marks, identity
+from statepipe.lazy.opening import blocks_of
+from statepipe.lazy.rest import LazyOptions, LazyTelling, Rest
+from statepipe.lazy.server import BUFFERED, Damaged, Failed, Server
+from statepipe.lazy.work import LazyWork
+from statepipe.pipeline.job import at_work
+from statepipe.qemu.late_pages import page_sizes
+from statepipe.qemu.monitor import Monitor
+from statepipe.state.file import Keys
+from statepipe.state.pagestore import PageStore
+
+PAUSED = "postcopy-paused"
+
+BREAKING = ("postcopy-active", "postcopy-recover")
+"""The status of a migration whose end QEMU has not noticed yet, or that another statepipe serves."""
+
+PATIENCE = 2.0
+"""Seconds that QEMU has to notice it. It takes some milliseconds."""
+
+LOOK = 0.02
+
+BEFORE = {"capabilities": {"postcopy-ram": False}, "parameters": {}}
+"""What is set in QEMU at the end. What was set before the load, only the statepipe that began it knew."""
+
+
+def resume_load(path: str, address: str, keys: Keys, tell: LazyTelling, options: LazyOptions) -> None:
+    """Send the rest of the state to the QEMU whose monitor is at `address`. Raises StatepipeError."""
+    with ExitStack() as opened:
+        store = opened.enter_context(open_servable(path, keys, tell.warn, options))
+        digest = identity(store)
+        monitor: Monitor | None = None
+        if (link := find_listening(address, digest)) is None:
+            try:
+                monitor = opened.enter_context(closing(Monitor(address, tell=tell.warn)))
+            except QemuSilent:
+                if (link := find_listening(address, digest)) is None:
+                    raise
+        blocks = _blocks(store, monitor)
+        if monitor is not None:
+            link = _recovered(monitor, digest)
+        assert link is not None
+        opened.enter_context(link)
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFERED)
+        server = opened.enter_context(closing(Server(store, link, blocks, time.monotonic)))
+        server.set_rate(options.rate)
+        opened.enter_context(at_work(LazyWork(server, lambda: True)))
+        _agree(server, blocks)
+        server.push()
+        if monitor is None:
+            monitor = opened.enter_context(closing(Monitor(address, tell=tell.warn)))
+        marks, rest = Marks(monitor), Rest(monitor, tell, resume_command(path, address))
+        with rest.of(server, marks):
+            marks.find()
+            if (keeping := Keeping.beside(monitor, address, digest, tell.warn)) is not None:
+                opened.enter_context(closing(keeping))
+            if marks.says_to_run:
+                monitor.execute("cont")
+                marks.runs()
+            tell.settled()
+            tell.here(monitor.run_state(), rest.command)
+            rest.wait()
+        server.close()
+        rest.settle(BEFORE)
+        if keeping is not None:
+            keeping.done()
+
+
+def _blocks(store: PageStore, monitor: Monitor | None) -> list[Block]:
+    """The blocks; no load begins with huge pages, so that a silent QEMU has none."""
+    sizes: Mapping[str, int] = {block.name: postcopy.PAGE_SIZE for block in store.index.outline.blocks}
+    return blocks_of(store, sizes if monitor is None else page_sizes(monitor))
+
+
+def _recovered(monitor: Monitor, digest: str) -> socket.socket:
+    """Our end of a new connection to a QEMU that waits for this state. Raises StatepipeError."""
+    deadline = time.monotonic() + PATIENCE
+    while (status := monitor.migration()["status"]) in BREAKING and time.monotonic() < deadline:
+        time.sleep(LOOK)
+    if status in BREAKING:
+        raise QemuError("another statepipe still loads this guest's memory", hint="see: statepipe ps")
+    if status != PAUSED:
+        what = f"QEMU does not wait for the rest of a guest's memory (its migration is {status})"
+        raise QemuError(what, hint="--resume is for a lazy load that was interrupted while its guest was there")
+    if (found := Marks(monitor).find()) is None:
+        raise StatepipeError("QEMU waits for memory that no statepipe has loaded: it bears no mark of a state")
+    demand_same(found, digest)
+    ours, theirs = socket.socketpair()
+    try:
+        with theirs:
+            monitor.give(theirs.fileno(), "statepipe-resume")
+            try:
+                monitor.execute("migrate-recover", uri="fd:statepipe-resume")
+            except QemuRefused:
+                with suppress(QemuRefused):
+                    monitor.execute("closefd", fdname="statepipe-resume")
+                raise
+    except BaseException:
+        ours.close()
+        raise
+    return ours
+
+
+def _agree(server: Server, blocks: Sequence[Block]) -> None:
+    """Learn which pages QEMU has, and have it continue. Raises StatepipeError."""
+    server.begin(b"".join(postcopy.recv_bitmap(block.name) for block in blocks))
+    left = {block.name for block in blocks}
+    while left:
+        news = _good(server)
+        if isinstance(news, Received):
+            server.take(news)
+            left.discard(news.block)
+    server.write(postcopy.resume())
+    while _good(server) != Resumed(1):
+        continue
+
+
+def _good(server: Server) -> object:
+    news = server.news.get()
+    if isinstance(news, Damaged | Failed):
+        if isinstance(news.error, OSError | EOFError):
+            raise QemuError("QEMU closed the new connection: its message is above") from news.error
+        raise news.error
+    return news

@@ -1,0 +1,344 @@
+"""The pages of a saved guest, served to a QEMU that runs it already.
+
+One thread hears what the guest waits for and serves it; one sends what nobody has asked for yet, in the file's order,
+so that frames are decoded one after the other. A request goes first: the other thread holds still, the page that is
+waited for is the first of its section, and what else its frame holds comes next. Little is queued in the socket
+(BUFFERED), for what is queued, a request waits behind.
+
+No page leaves twice: a destination that is given one again breaks the link off. Pages of zeros do not leave at all
+(memory that never arrived reads as zeros once the end was said), but for those that somebody waits for.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+from struct import Struct
+
+from statepipe.errors import IntegrityError
+from statepipe.formats.qemu import postcopy
+from statepipe.formats.qemu.pages import STORED, Run
+from statepipe.formats.qemu.postcopy import Answers, Asked, Block, Pong, Received, Resumed, Shut
+from statepipe.formats.qemu.ram import ORDINARY_AGAIN
+from statepipe.lazy.sent import Sent
+from statepipe.lazy.waits import Waits
+from statepipe.stage import Cancelled
+from statepipe.stages.throttle import LONGEST_WAIT, Bucket
+from statepipe.state.pagestore import FrameDamaged, Pages, PageStore
+from statepipe.threads import join, start
+
+BUFFERED = 256 << 10
+"""Bytes of the socket's buffer: the pages in it, a request waits behind (64 of them take QEMU 0.2 ms)."""
+
+SECTION = 64
+"""Pages of a section at the most: one that is on its way, a request waits for."""
+
+NEXT = 32
+"""Frames of which the rest is to come before all others, as a page of them was asked for. More of them wait their turn
+in the file's order."""
+
+READ = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Damaged:
+    """A frame that cannot be read: its pages were not sent. `error` names one of them; the guest waits for `asked`."""
+
+    error: IntegrityError
+    asked: Asked | None
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """It is over, by an error: of the file, of the link (OSError, or its end), or of the destination."""
+
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class AllSent:
+    """Everything that can be sent was sent; the end was said unless frames are damaged."""
+
+
+News = Damaged | Failed | AllSent | Pong | Received | Resumed | Shut
+
+
+@dataclass(slots=True)
+class Figures:
+    """Pages that the destination has, of the `total` that are stored; `before`: those that another statepipe sent."""
+
+    total: int
+    pages: int = 0
+    before: int = 0
+    zeros: int = 0
+    waits: Waits = field(default_factory=Waits)
+
+
+class Server:
+    """Serves the pages of `store` over `link` to a destination that has these `blocks`, in the stream's order.
+
+    `begin` with what is to be written first; `push` once the background may go. What happens is told on `news`.
+    """
+
+    def __init__(
+        self, store: PageStore, link: socket.socket, blocks: Sequence[Block], clock: Callable[[], float]
+    ) -> None:
+        self._store, self._link, self._clock = store, link, clock
+        self._index = store.index
+        self._blocks = blocks
+        self._numbers = {block.name: number for number, block in enumerate(blocks)}
+        self.sent = Sent([-(-block.length // postcopy.PAGE_SIZE) for block in blocks])
+        self.news: SimpleQueue[News] = SimpleQueue()
+        self.figures = Figures(self._index.stored)
+        outline = self._index.outline
+        self._ending = postcopy.footer(outline.ram_section) if outline.footers else b""
+        self._head = postcopy.part_head(outline.ram_section)
+        self._lock = threading.Lock()  # of the link, and of what was sent
+        self._last = -1  # the block that the last record named
+        self._ended = False  # the end was said
+        self._calm = threading.Event()  # nobody waits for a page
+        self._calm.set()
+        self._next: deque[Pages] = deque(maxlen=NEXT)
+        self._damaged: set[int] = set()
+        self._bucket = Bucket(None)
+        self._rate_changed = threading.Condition()
+        self._stopped = False
+        self._threads: list[threading.Thread] = []
+
+    # --- from the thread that decides
+
+    def begin(self, opening: bytes) -> None:
+        """Write this, and serve from now on."""
+        self._run("pages asked for", lambda: self._serve(opening))
+
+    def push(self) -> None:
+        """From now on send what nobody has asked for, too."""
+        self._run("pages", self._push)
+
+    def write(self, data: bytes) -> None:
+        """Commands between sections. Raises OSError."""
+        with self._lock:
+            self._link.sendall(data)
+
+    def take(self, received: Received) -> None:
+        """Count what the destination has as sent; before it continues."""
+        number = self._numbers[received.block]
+        self.sent.take(number, received.bitmap)
+        runs = (run for run in self._index if run.block == number and run.kind == STORED)
+        has = sum(run.pages - self.sent.lacks(number, run.page, run.pages) for run in runs)
+        self.figures.pages += has
+        self.figures.before += has
+
+    def set_rate(self, rate: int | None) -> None:
+        """Bytes a second for what nobody has asked for; None is no limit."""
+        with self._rate_changed:
+            self._bucket.set_rate(rate, self._clock())
+            self._rate_changed.notify_all()
+
+    @property
+    def rate(self) -> int | None:
+        """The rate that was set."""
+        return self._bucket.rate
+
+    def close(self) -> None:
+        """Break the link off, and wait for the threads."""
+        self._stopped = True
+        with suppress(OSError):  # the other side has, too
+            self._link.shutdown(socket.SHUT_RDWR)
+        with self._rate_changed:
+            self._rate_changed.notify_all()
+        self._calm.set()
+        for thread in self._threads:
+            join(thread)
+
+    def _run(self, name: str, work: Callable[[], None]) -> None:
+        def told() -> None:
+            try:
+                work()
+            except BaseException as error:  # passed on: the thread that decides raises it
+                self.news.put(Failed(error))
+
+        thread = threading.Thread(target=told, name=name, daemon=True)
+        self._threads.append(thread)
+        start(thread)
+
+    # --- what is asked for
+
+    def _serve(self, opening: bytes) -> None:
+        """Raises OSError, EOFError, IntegrityError."""
+        self.write(opening)
+        answers = Answers({block.name: block for block in self._blocks})
+        while data := self._link.recv(READ):
+            arrived = self._clock()
+            self._calm.clear()
+            try:
+                for answer in answers.feed(data):
+                    if isinstance(answer, Asked):
+                        self._answer(answer)
+                        self.figures.waits.add(self._clock() - arrived)
+                    else:
+                        self.news.put(answer)
+            finally:
+                self._calm.set()
+        raise EOFError
+
+    def _answer(self, asked: Asked) -> None:
+        """Send the pages, unless they have left already."""
+        block = self._numbers[asked.block]
+        page, stop = asked.page, asked.page + asked.count
+        while page < stop:
+            run = self._index.find(block, page)
+            if run is None or run.kind != STORED:
+                self._send_zero(block, page)
+            elif self.sent.lacks(block, page, 1):
+                self._send_asked(asked, run, page)
+            page += 1
+
+    def _send_zero(self, block: int, page: int) -> None:
+        with self._lock:
+            if self._ended or not self.sent.mark(block, page, 1):
+                return
+            self._write([postcopy.zero_page(self._name(block), page)])
+            self.figures.zeros += 1
+
+    def _send_asked(self, asked: Asked, run: Run, page: int) -> None:
+        """The page and those behind it, then, when nobody waits, the rest of its frame."""
+        place = run.place + (page - run.page) * self._index.stride
+        number = self._store.frame_for(place)
+        try:
+            pages = self._store.pages(number)
+            for each, data in pages:
+                if each.block == run.block and each.page <= page < each.page + each.pages:
+                    skipped = page - each.page
+                    self._send(each, data, skipped, min(each.pages - skipped, SECTION))
+                    break
+            else:  # it ends in the next frame, which is damaged
+                self._store.stream_bytes(place, place + postcopy.PAGE_SIZE)
+        except FrameDamaged as error:
+            self._damage(error, asked)
+            return
+        self._next.append(pages)
+
+    def _damage(self, error: FrameDamaged, asked: Asked | None) -> None:
+        """Report a damaged frame, once, and again if the guest waits for a page of it."""
+        if error.frame in self._damaged and asked is None:
+            return
+        self._damaged.add(error.frame)
+        what = str(error)
+        if asked is not None:
+            what += f"; it holds the page at {asked.page * postcopy.PAGE_SIZE:#x} of {asked.block}"
+        elif first := next(self._index.stored_between(*self._store.span(error.frame)), None):
+            what += f"; it holds the page at {first.page * postcopy.PAGE_SIZE:#x} of {self._blocks[first.block].name}"
+        self.news.put(Damaged(IntegrityError(what, offset=error.offset), asked))
+
+    # --- what nobody has asked for
+
+    def _push(self) -> None:
+        """Raises OSError, StatepipeError."""
+        at = 0
+        while at < self._store.frames:
+            try:
+                with closing(self._store.ahead(self._lacking(at))) as frames:
+                    for _, pages in frames:
+                        self._send_next()
+                        self._send_all(pages)
+                break
+            except FrameDamaged as error:
+                self._damage(error, None)
+                at = error.frame + 1
+        self._send_next()
+        if not self._damaged:
+            with self._lock:
+                self._ended = True
+                self._link.sendall(postcopy.ram_end(self._index.outline.ram_section, self._ending))
+        self.news.put(AllSent())
+
+    def _lacking(self, at: int) -> Iterator[int]:
+        """The frames from `at` on with pages that have not left."""
+        for number in range(at, self._store.frames):
+            start, stop = self._store.span(number)
+            stored = self._index.stored_between(start, stop)
+            if any(self.sent.lacks(run.block, run.page, run.pages) for run in stored):
+                yield number
+
+    def _send_next(self) -> None:
+        """The rest of frames of which a page was asked for."""
+        with suppress(IndexError):
+            while True:
+                self._send_all(self._next.popleft())
+
+    def _send_all(self, pages: Pages) -> None:
+        for run, data in pages:
+            for skipped in range(0, run.pages, SECTION):
+                count = min(run.pages - skipped, SECTION)
+                if self.sent.lacks(run.block, run.page + skipped, count):
+                    self._pace(count * self._index.stride)
+                    self._calm.wait()
+                    self._send(run, data, skipped, count)
+
+    def _pace(self, size: int) -> None:
+        """Wait until so many bytes may pass. Raises Cancelled."""
+        with self._rate_changed:
+            while size > 0:
+                if self._stopped:
+                    raise Cancelled
+                passed, delay = self._bucket.take(size, self._clock())
+                size -= passed
+                if not passed:
+                    self._rate_changed.wait(min(delay, LONGEST_WAIT))
+
+    # --- the link
+
+    def _send(self, run: Run, data: memoryview, skipped: int, count: int) -> None:
+        """Of so many pages of the run, those that have not left, as one section a row of them."""
+        stride = self._index.stride
+        with self._lock:
+            if self._ended:
+                return
+            for first, length in self.sent.mark(run.block, run.page + skipped, count):
+                at = (first - run.page) * stride
+                part = data[at : at + length * stride - _BETWEEN]
+                self._demand_heads(run, first, part, length)
+                self._write([postcopy.stored_head(self._name(run.block), first), part])
+                self.figures.pages += length
+
+    def _demand_heads(self, run: Run, first: int, data: memoryview, count: int) -> None:
+        """Between pages stand the heads of the next ones, as the stream has them. Raises IntegrityError if not."""
+        if count > 1:
+            size = postcopy.PAGE_SIZE
+            start = (first + 1) * size | ORDINARY_AGAIN
+            if _heads(count).unpack_from(data) != tuple(range(start, start + (count - 1) * size, size)):
+                what = f"the page index of {self._store.name} does not fit its stream, at page {first:#x} of "
+                raise IntegrityError(what + repr(self._blocks[run.block].name))
+
+    def _name(self, block: int) -> str | None:
+        """The block's name, unless the record before named it."""
+        if block == self._last:
+            return None
+        self._last = block
+        return self._blocks[block].name
+
+    def _write(self, records: Sequence[bytes | memoryview]) -> None:
+        """A section. Raises OSError."""
+        buffers = [self._head, *records, postcopy.part_end(self._ending)]
+        left = sum(map(len, buffers)) - self._link.sendmsg(buffers)
+        if left:
+            self._link.sendall(b"".join(buffers)[-left:])
+
+
+_BETWEEN = 8
+"""Bytes of a record's head."""
+
+_HEADS: dict[int, Struct] = {}
+
+
+def _heads(count: int) -> Struct:
+    """Reads the heads between so many pages."""
+    if count not in _HEADS:
+        _HEADS[count] = Struct(">" + f"{postcopy.PAGE_SIZE}xQ" * (count - 1))
+    return _HEADS[count]

@@ -1,0 +1,53 @@
+"""A lazy load as the work of its job: what `ps` and --status-fd report, and what `rate` and `cancel` change."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from statepipe.errors import StatepipeError
+from statepipe.formats.qemu.postcopy import PAGE_SIZE
+from statepipe.lazy.server import Server
+
+
+class LazyWork:
+    """Reports the figures of a server. `is_here` tells whether QEMU was told to run the guest."""
+
+    def __init__(self, server: Server, is_here: Callable[[], bool]) -> None:
+        self._server, self._is_here = server, is_here
+        self._started = time.monotonic()
+
+    def status(self) -> dict[str, Any]:
+        """Return pages loaded, asked for and to come, the waits of requests, and the seconds left, for JSON."""
+        figures, seconds = self._server.figures, time.monotonic() - self._started
+        waits = figures.waits
+        left = seconds * (figures.total - figures.pages) / figures.pages if figures.pages else None
+        return {
+            "seconds": round(seconds, 3),
+            "bytes_in": figures.pages * PAGE_SIZE,
+            "bytes_out": figures.pages * PAGE_SIZE,
+            "stages": [],
+            "phase": "memory" if self._is_here() else "devices",
+            "lazy": {
+                "pages": figures.pages,
+                "pages_total": figures.total,
+                "asked": waits.count,
+                "wait_median_ms": round(waits.median * 1000, 3),
+                "wait_worst_ms": round(waits.longest * 1000, 3),
+                "seconds_left": None if left is None else round(left, 1),
+                "rate": self._server.rate,
+            },
+        }
+
+    def set_rate(self, rate: int | None) -> None:
+        """Limit what nobody has asked for to so many bytes a second; None lifts the limit."""
+        self._server.set_rate(rate)
+
+    def demand_cancellable(self) -> None:
+        """Raises StatepipeError once the guest runs."""
+        if self._is_here():
+            raise StatepipeError(
+                "the guest runs already, and needs the rest of its memory",
+                hint="to end the guest, end its QEMU; to slow the load down: statepipe rate",
+            )

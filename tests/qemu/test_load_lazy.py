@@ -1,0 +1,410 @@
+"""load --lazy: the guest runs at once, its memory is loaded while it runs, and no failure loses either."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shlex
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests import warm
+from tests.guest import parse_ticks
+from tests.qemu.harness import Guest, assert_continues, run_statepipe, statepipe_command, wait_for
+from tests.qemu.loading import (
+    MEMORY,
+    Load,
+    Saved,
+    assert_never_ran,
+    end_qemu,
+    loaded,
+    qemu_command,
+    qemu_pid,
+    run_load,
+    save_guest,
+)
+from tests.statefiles import DATA, layout
+
+NOISE, NOISE_AT = 24 << 20, 24 << 20
+"""Bytes of memory that the guest never touches, and their address: what is loaded in the background alone."""
+
+SLOW = "2M"
+"""A rate at which these take 12 s: the load is under way whenever a test looks."""
+
+RESUME = "continue with: statepipe "
+
+
+def noise(folder: Path) -> list[str]:
+    """The option that fills them."""
+    file = folder / "noise"
+    if not file.exists():
+        file.write_bytes(random.Random(7).randbytes(NOISE))
+    return ["-device", f"loader,file={file},addr={NOISE_AT:#x},force-raw=on"]
+
+
+@pytest.fixture(scope="module")
+def noisy72(tmp_path_factory: pytest.TempPathFactory, qemu72: str) -> Saved:
+    """A guest with noise, saved by QEMU 7.2 while it ran."""
+    folder = tmp_path_factory.mktemp("noisy72")
+    return save_guest(folder, qemu72, args=noise(folder))
+
+
+@pytest.fixture(scope="module")
+def noisy10(tmp_path_factory: pytest.TempPathFactory, qemu10: str) -> Saved:
+    """The same by QEMU 10."""
+    folder = tmp_path_factory.mktemp("noisy10")
+    return save_guest(folder, qemu10, args=noise(folder))
+
+
+@pytest.fixture(params=["noisy72", "noisy10"])
+def noisy(request: pytest.FixtureRequest) -> Saved:
+    """Each of them in turn."""
+    saved: Saved = request.getfixturevalue(request.param)
+    return saved
+
+
+class Lazy:
+    """A `statepipe load --lazy FILE -- QEMU…` in progress."""
+
+    def __init__(self, folder: Path, saved: Saved, *options: str, args: Sequence[str] = ()) -> None:
+        self.folder = folder
+        self._stderr = folder / "lazy-stderr"
+        words = ["load", "--lazy", *options, str(saved.file), "--", *qemu_command(folder, saved, *args)]
+        self.restart([*statepipe_command(), *words])
+
+    def restart(self, command: Sequence[str]) -> None:
+        """Run this from now on."""
+        with self._stderr.open("w") as stderr:
+            self._process = warm.Popen(command, stdin=subprocess.DEVNULL, stderr=stderr)
+
+    @property
+    def pid(self) -> int:
+        """Of statepipe."""
+        return self._process.pid
+
+    def here(self) -> list[str]:
+        """Wait until the guest is there; the words that continue the load."""
+        said = wait_for("word of the guest", self._words)
+        return shlex.split(said[0].partition(RESUME)[2])
+
+    def _words(self) -> list[str]:
+        ended = self._process.poll()
+        said = [line for line in self.stderr().splitlines() if RESUME in line]
+        assert said or ended is None, f"it ended with {ended}: {self.stderr()}"
+        return said
+
+    def complete(self) -> None:
+        """Wait until all memory is loaded."""
+        wait_for("all memory", lambda: "all memory is loaded" in self.stderr())
+
+    def stderr(self) -> str:
+        return self._stderr.read_text(errors="replace")
+
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def status(self) -> int:
+        return self._process.wait(60)
+
+    def ticks(self) -> list[tuple[int, int]]:
+        """Of the guest here."""
+        with contextlib.suppress(FileNotFoundError):
+            return parse_ticks((self.folder / "serial").read_text())
+        return []
+
+    def wait_ticks(self, more: int) -> None:
+        target = len(self.ticks()) + more
+        wait_for(f"tick {target}", lambda: len(self.ticks()) >= target)
+
+    def __enter__(self) -> Lazy:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        end_qemu(self.folder)
+
+
+def assert_went_on(saved: Saved, lazy: Lazy) -> None:
+    """The guest counts on, without a gap, its memory unchanged."""
+    lazy.wait_ticks(2)
+    assert_continues(saved.before, (lazy.folder / "serial").read_text())
+
+
+def memory_of(guest: Guest, path: Path) -> bytes:
+    """All memory that the guest has."""
+    guest.qmp("pmemsave", val=0, size=MEMORY << 20, filename=str(path))
+    return path.read_bytes()
+
+
+# --- a load without trouble
+
+
+def test_the_guest_goes_on_and_all_memory_is_loaded(tmp_path: Path, noisy: Saved) -> None:
+    with loaded(tmp_path, noisy, "--lazy") as guest:
+        guest.wait_ticks(3)
+        wait_for("all memory", lambda: "all memory is loaded" in guest.stderr())
+        assert guest.run_state() == "running" and guest.migration()["status"] == "completed"
+        assert_continues(noisy.before, guest.serial())
+        names = [row["name"] for row in guest.qmp("qom-list", path="/objects")]
+        assert not [name for name in names if name.startswith("statepipe")], "a mark was left in QEMU"
+        on = [row["capability"] for row in guest.qmp("query-migrate-capabilities") if row["state"]]
+        assert "postcopy-ram" not in on
+        guest.qmp("quit")
+        assert guest.wait() == 0
+        first, last = guest.stderr().splitlines()
+        assert first.startswith(f"statepipe: load: {noisy.file}: the guest is running while its memory is loaded; if")
+        assert last.startswith(f"statepipe: load: {noisy.file}: all memory is loaded: ")
+
+
+def test_its_memory_is_that_of_an_ordinary_load(tmp_path: Path, noisy: Saved) -> None:
+    memories = []
+    for options in (["--lazy"], []):
+        folder = tmp_path / f"load{len(options)}"
+        folder.mkdir()
+        with loaded(folder, noisy, *options, args=["-S"]) as guest:
+            wait_for("all memory", lambda: "is loaded" in guest.stderr().rpartition("while its memory")[2])
+            assert guest.run_state() == "paused" and guest.serial() == ""
+            memories.append(memory_of(guest, folder / "memory"))
+    assert random.Random(7).randbytes(NOISE)[: NOISE // 2] in memories[0], "the noise was not loaded"
+    assert memories[0] == memories[1]
+
+
+def test_into_a_qemu_that_waits(tmp_path: Path, noisy72: Saved) -> None:
+    with Guest(tmp_path, qemu=noisy72.qemu, memory=MEMORY, image=noisy72.image, incoming="defer") as guest:
+        before = guest.settings()
+        done = run_statepipe("load", "--lazy", "--qmp", guest.socket, "--verify-first", noisy72.file)
+        assert done.returncode == 0, done.stderr
+        guest.wait_ticks(2)
+        assert_continues(noisy72.before, guest.serial())
+        assert guest.settings() == before
+
+
+@pytest.mark.parametrize("way", ["started", "waiting"])
+def test_a_paused_guest_stays_paused(tmp_path: Path, paused72: Saved, way: str) -> None:
+    """Also in a QEMU that waits without -S, which by itself would run any guest."""
+    with contextlib.ExitStack() as stack:
+        if way == "started":
+            guest = stack.enter_context(loaded(tmp_path, paused72, "--lazy"))
+            wait_for("all memory", lambda: "all memory is loaded" in guest.stderr())
+        else:
+            words = {"qemu": paused72.qemu, "memory": MEMORY, "image": paused72.image, "incoming": "defer"}
+            guest = stack.enter_context(Guest(tmp_path, **words))  # type: ignore[arg-type]
+            done = run_statepipe("load", "--lazy", "--qmp", guest.socket, paused72.file)
+            assert done.returncode == 0 and "the guest is paused while" in done.stderr, done.stderr
+        assert guest.run_state() == "paused" and guest.serial() == ""
+        guest.qmp("cont")
+        guest.wait_ticks(2)
+        assert_continues(paused72.before, guest.serial())
+
+
+def test_detached_it_returns_once_all_memory_is_loaded(tmp_path: Path, noisy72: Saved) -> None:
+    command = qemu_command(tmp_path, noisy72)
+    try:
+        done = run_statepipe("load", "--lazy", "--detach", noisy72.file, "--", *command, capture_output=False)
+        assert done.returncode == 0
+        wait_for("2 ticks", lambda: (tmp_path / "serial").read_text().count("\n") >= 2)
+        assert_continues(noisy72.before, (tmp_path / "serial").read_text())
+    finally:
+        end_qemu(tmp_path)
+
+
+def test_a_stream_of_qemus_own_is_loaded_lazily_with_the_usual_warning(tmp_path: Path, paused72: Saved) -> None:
+    with loaded(tmp_path, paused72.damaged(tmp_path, paused72.stream()), "--lazy") as guest:
+        wait_for("all memory", lambda: "all memory is loaded" in guest.stderr())
+        assert "not a state file" in guest.stderr()
+        assert guest.run_state() == "paused" and guest.serial() == ""
+
+
+# --- while it is under way
+
+
+def test_what_is_under_way_can_be_seen_slowed_down_and_not_cancelled(tmp_path: Path, noisy72: Saved) -> None:
+    with Lazy(tmp_path, noisy72, "--throttle", SLOW) as lazy:
+        lazy.here()
+        lazy.wait_ticks(2)
+        seen = run_statepipe("ps").stdout
+        assert "pages, " in seen and "asked for" in seen and "s left" in seen
+        refused = run_statepipe("cancel", str(lazy.pid))
+        assert refused.returncode == 1 and "the guest runs already" in refused.stderr
+        assert "all memory" not in lazy.stderr()
+        assert run_statepipe("rate", str(lazy.pid), "unlimited").returncode == 0
+        lazy.complete()
+        assert_went_on(noisy72, lazy)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_load_that_was_ended_is_continued(tmp_path: Path, noisy: Saved, number: signal.Signals) -> None:
+    with Lazy(tmp_path, noisy, "--throttle", SLOW) as lazy:
+        resume = lazy.here()
+        lazy.signal(number)
+        status = lazy.status()
+        if number is signal.SIGTERM:
+            assert status == 128 + signal.SIGTERM
+            assert "the guest is running, with " in lazy.stderr() and "do not end its QEMU" in lazy.stderr()
+        done = run_statepipe(*resume)
+        assert done.returncode == 0, done.stderr
+        assert "all memory is loaded" in done.stderr
+        assert_went_on(noisy, lazy)
+
+
+def test_a_load_that_is_killed_at_random_again_and_again_comes_to_its_end(tmp_path: Path, noisy72: Saved) -> None:
+    chance = random.Random(15)
+    with Lazy(tmp_path, noisy72, "--throttle", "8M") as lazy:
+        resume = lazy.here()
+        for _ in range(4):
+            lazy.wait_ticks(chance.randrange(3))
+            lazy.signal(signal.SIGKILL)
+            lazy.status()
+            lazy.restart([*statepipe_command(), *resume, "--throttle", "8M"])
+            lazy.here()
+        lazy.complete()
+        assert lazy.status() == 0
+        assert_went_on(noisy72, lazy)
+
+
+def test_another_state_or_another_qemu_is_not_continued(tmp_path: Path, noisy72: Saved, state72: Saved) -> None:
+    with Lazy(tmp_path, noisy72, "--throttle", SLOW) as lazy:
+        resume = lazy.here()
+        busy = run_statepipe(*resume)
+        assert busy.returncode == 6 and "another statepipe still loads" in busy.stderr
+        lazy.signal(signal.SIGKILL)
+        lazy.status()
+        other = run_statepipe(*[str(state72.file) if word == str(noisy72.file) else word for word in resume])
+        assert other.returncode == 1 and "QEMU waits for the memory of another state" in other.stderr
+        assert run_statepipe(*resume).returncode == 0
+        again = run_statepipe(*resume)
+        assert again.returncode == 6 and "its migration is completed" in again.stderr
+
+
+def test_a_qemu_that_ends_is_reported_as_its_parent_does(tmp_path: Path, noisy72: Saved) -> None:
+    with Lazy(tmp_path, noisy72, "--throttle", SLOW) as lazy:
+        lazy.here()
+        os.kill(qemu_pid(tmp_path) or 0, signal.SIGKILL)
+        assert lazy.status() == 128 + signal.SIGKILL
+        assert "QEMU ended before all of the guest's memory was loaded" in lazy.stderr()
+
+
+def test_ended_before_the_guest_runs_nothing_has_happened(tmp_path: Path, noisy72: Saved) -> None:
+    with Load(tmp_path, noisy72, "--lazy", noisy72.file, "--", *qemu_command(tmp_path, noisy72), delay=100) as load:
+        load.reach(0.0)
+        load.signal(signal.SIGTERM)
+        assert load.status() == 128 + signal.SIGTERM
+    assert_never_ran(tmp_path)
+
+
+# --- a file that is damaged, cut, or replaced
+
+
+def flipped(saved: Saved, folder: Path, share: float) -> Path:
+    """A copy of the state with a bit flipped in the data frame at that share of the file."""
+    file = folder / "state"
+    data = bytearray(saved.file.read_bytes())
+    goal = int(len(data) * share)
+    frame = next(piece for piece in layout(bytes(data)) if piece.magic == DATA and piece.end > goal)
+    data[(frame.start + frame.end) // 2] ^= 1
+    file.write_bytes(data)
+    return file
+
+
+def test_at_a_damaged_frame_the_guest_is_stopped_and_goes_on_from_a_good_copy(tmp_path: Path, noisy: Saved) -> None:
+    """The frame is one that the guest does not touch."""
+    file = flipped(noisy, tmp_path, 0.8)
+    with Lazy(tmp_path, Saved(file, noisy.image, noisy.before, noisy.qemu)) as lazy:
+        resume = lazy.here()
+        assert lazy.status() == 3
+        said = lazy.stderr()
+        assert f"{file}" in said and "pc.ram" in said and " 0x" in said and "the guest is paused, with " in said
+        shutil.copy(noisy.file, file)
+        done = run_statepipe(*resume)
+        assert done.returncode == 0 and "the guest is running while" in done.stderr, done.stderr
+        assert_went_on(noisy, lazy)
+
+
+def test_the_guest_waits_for_a_damaged_page_that_it_touches(tmp_path: Path, noisy72: Saved) -> None:
+    file = flipped(noisy72, tmp_path, 0.08)
+    with Lazy(tmp_path, Saved(file, noisy72.image, noisy72.before, noisy72.qemu), "--throttle", SLOW) as lazy:
+        resume = lazy.here()
+        run_statepipe("rate", str(lazy.pid), "unlimited")
+        assert lazy.status() == 3
+        assert "and waits for a page that is damaged, at 0x" in lazy.stderr()
+        shutil.copy(noisy72.file, file)
+        assert run_statepipe(*resume).returncode == 0
+        assert_went_on(noisy72, lazy)
+
+
+def test_verify_first_refuses_a_damaged_file_before_qemu_is_started(tmp_path: Path, noisy72: Saved) -> None:
+    file = flipped(noisy72, tmp_path, 0.8)
+    done = run_load(tmp_path, Saved(file, noisy72.image, noisy72.before, noisy72.qemu), "--lazy", "--verify-first")
+    assert done.returncode == 3 and not (tmp_path / "serial").exists()
+
+
+def test_a_file_that_is_cut_under_way_is_put_back_and_the_load_continued(tmp_path: Path, noisy72: Saved) -> None:
+    file = tmp_path / "state"
+    shutil.copy(noisy72.file, file)
+    with Lazy(tmp_path, Saved(file, noisy72.image, noisy72.before, noisy72.qemu), "--throttle", SLOW) as lazy:
+        resume = lazy.here()
+        os.truncate(file, file.stat().st_size // 2)
+        assert lazy.status() in (1, 3)
+        hints = [line for line in lazy.stderr().splitlines() if "hint" in line]
+        assert "of its memory loaded; do not end its QEMU" in hints[0] and RESUME in hints[0]
+        shutil.copy(noisy72.file, file)
+        assert run_statepipe(*resume).returncode == 0
+        assert_went_on(noisy72, lazy)
+
+
+# --- where memory cannot be loaded late
+
+WITHOUT = ["setpriv", "--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace"]
+"""Runs a program without the right to have userfaultfd(2); root's /dev/userfaultfd is left to it."""
+
+
+@contextmanager
+def unprivileged(folder: Path, saved: Saved, *options: str) -> Iterator[subprocess.CompletedProcess[str]]:
+    command = [*WITHOUT, *statepipe_command(), "load", *options, "--detach", str(saved.file)]
+    err = folder / "err"
+    try:
+        with err.open("w") as stderr:
+            done = subprocess.run(
+                [*command, "--", *qemu_command(folder, saved)], stdin=subprocess.DEVNULL, stderr=stderr, timeout=60
+            )
+        yield subprocess.CompletedProcess(command, done.returncode, "", err.read_text())
+    finally:
+        end_qemu(folder)
+
+
+def test_without_userfaultfd_the_message_names_the_setting(tmp_path: Path, noisy72: Saved) -> None:
+    with unprivileged(tmp_path, noisy72, "--lazy") as done:
+        assert done.returncode == 6
+        assert "sysctl vm.unprivileged_userfaultfd=1" in done.stderr and "--lazy=auto" in done.stderr
+    assert_never_ran(tmp_path)
+
+
+def test_lazy_auto_loads_all_memory_first_then(tmp_path: Path, noisy72: Saved) -> None:
+    with unprivileged(tmp_path, noisy72, "--lazy=auto") as done:
+        assert done.returncode == 0, done.stderr
+        assert "warning: all memory is loaded first: " in done.stderr
+        wait_for("2 ticks", lambda: (tmp_path / "serial").read_text().count("\n") >= 2)
+        assert_continues(noisy72.before, (tmp_path / "serial").read_text())
+
+
+def test_the_device_of_newer_kernels_is_enough_for_a_newer_qemu(tmp_path: Path, noisy10: Saved) -> None:
+    if not os.path.exists("/dev/userfaultfd"):
+        pytest.skip("this kernel has no /dev/userfaultfd")
+    with unprivileged(tmp_path, noisy10, "--lazy") as done:
+        assert done.returncode == 0, done.stderr
+        assert "all memory is loaded" in done.stderr
+
+
+def test_memory_in_a_file_on_a_disk_is_refused_before_it_is_too_late(tmp_path: Path, noisy72: Saved) -> None:
+    memory = f"memory-backend-file,id=pc.ram,size={MEMORY}M,mem-path={tmp_path}/ram,share=on"
+    done = run_load(tmp_path, noisy72, "--lazy", args=["-object", memory, "-machine", "memory-backend=pc.ram"])
+    assert done.returncode == 6 and "the guest's memory 'pc.ram' is a file on " in done.stderr, done.stderr
+    assert_never_ran(tmp_path)

@@ -1,0 +1,194 @@
+"""The server against a destination that reads what QEMU would, and asks as QEMU does."""
+
+from __future__ import annotations
+
+import random
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from struct import pack
+
+import pytest
+
+from statepipe.formats.qemu.postcopy import Block
+from statepipe.formats.qemu.stream import QemuStream
+from statepipe.lazy.server import AllSent, Damaged, Server, Shut
+from statepipe.state.pagestore import open_pages
+from tests import streams
+from tests.statefiles import DATA, NO_KEYS, cut, layout, noise, state_file
+
+PAGES = 64
+BLOCKS = [Block(name, length) for name, length in streams.BLOCKS]
+"""pc.ram of 64 pages, pc.bios of 16."""
+
+ZEROS = range(40, 50)
+
+
+def stream() -> bytes:
+    """pc.ram has noise but for ZEROS, and pages that the stream does not have; page 3 is there twice."""
+    rounds = streams.ram(noise(0, "pc.ram"), *map(noise, range(1, 40)), *map(streams.zero, ZEROS))
+    again = streams.ram(streams.ordinary(3, "pc.ram"), noise(2, "pc.bios"), noise(3), kind=3)
+    rest = streams.devices() + b"\0" + streams.vmdesc(*streams.DEVICES)
+    return streams.head() + streams.ram_start() + rounds + again + rest
+
+
+def expected() -> dict[tuple[str, int], bytes]:
+    pages = {("pc.ram", page): noise(page)[8:] for page in range(40)}
+    pages["pc.ram", 3] = streams.ordinary(3)[8:]
+    return pages | {("pc.bios", page): noise(page)[8:] for page in (2, 3)}
+
+
+class Destination:
+    """Reads sections of RAM as QEMU does after LISTEN, and fails over a page that it has."""
+
+    def __init__(self, link: socket.socket) -> None:
+        self._link, self._file = link, link.makefile("rb")
+        link.settimeout(20)
+        self.pages: dict[tuple[str, int], bytes] = {}
+        self.order: list[tuple[str, int]] = []
+        self._block = ""
+
+    def close(self) -> None:
+        self._file.close()
+
+    def ask(self, block: str, page: int) -> None:
+        self._link.sendall(pack(">HHQIB", 3, 13 + len(block), page * 4096, 4096, len(block)) + block.encode())
+
+    def section(self) -> bool:
+        """Read one; False after the last."""
+        kind = self._file.read(1)[0]
+        assert self._file.read(4) == pack(">I", streams.RAM_ID) and kind in (2, 3)
+        while not (header := int.from_bytes(self._file.read(8), "big")) & 0x10:
+            if not header & 0x20:
+                self._block = self._file.read(self._file.read(1)[0]).decode()
+            where = (self._block, header >> 12)
+            assert where not in self.pages, f"{where} came twice"
+            self.pages[where] = self._file.read(4096) if header & 0x08 else bytes(4096)
+            assert header & 0x08 or self._file.read(1) == b"\0"
+            self.order.append(where)
+        assert self._file.read(5) == streams.footer(streams.RAM_ID)
+        return kind == 2 or self._file.read(1) != b"\0"
+
+    def until(self, block: str, page: int) -> None:
+        while (block, page) not in self.pages:
+            self.section()
+
+
+def written(folder: Path, damage: bool = False) -> Path:
+    data = bytearray(state_file(cut(stream(), 8), index=True))
+    if damage:
+        frame = [piece for piece in layout(bytes(data)) if piece.magic == DATA][4]
+        data[(frame.start + frame.end) // 2] ^= 1
+    path = folder / "state"
+    path.write_bytes(data)
+    return path
+
+
+@contextmanager
+def serving(path: Path) -> Iterator[tuple[Server, Destination]]:
+    ours, theirs = socket.socketpair()
+    with (
+        ours,
+        theirs,
+        open_pages(str(path), NO_KEYS) as store,
+        closing(Server(store, ours, BLOCKS, time.monotonic)) as server,
+    ):
+        server.begin(b"OPENING!")
+        destination = Destination(theirs)
+        assert theirs.recv(8) == b"OPENING!"
+        yield server, destination
+
+
+def test_each_stored_page_comes_once_the_last_copy_of_it_and_no_zeros(tmp_path: Path) -> None:
+    with serving(written(tmp_path)) as (server, destination):
+        server.push()
+        while destination.section():
+            continue
+        assert destination.pages == expected()
+        assert server.news.get(timeout=20) == AllSent()
+        destination._link.sendall(pack(">HHI", 1, 4, 0))
+        assert server.news.get(timeout=20) == Shut(0)
+        assert server.figures.pages == len(expected()) == server.figures.total
+
+
+def test_a_page_that_is_asked_for_comes_first_and_its_frame_with_the_background(tmp_path: Path) -> None:
+    with serving(written(tmp_path)) as (server, destination):
+        destination.ask("pc.ram", 30)
+        destination.section()
+        assert destination.order[0] == ("pc.ram", 30)
+        server.push()
+        while destination.section():
+            continue
+        assert destination.pages == expected()
+        assert server.figures.waits.count == 1 and server.figures.waits.longest > 0
+
+
+@pytest.mark.parametrize("where", [("pc.ram", 44), ("pc.ram", 60), ("pc.bios", 0)])
+def test_zeros_that_are_asked_for_come_once(tmp_path: Path, where: tuple[str, int]) -> None:
+    """Also those that the stream does not have."""
+    with serving(written(tmp_path)) as (server, destination):
+        destination.ask(*where)
+        destination.until(*where)
+        assert destination.pages[where] == bytes(4096)
+        destination.ask(*where)
+        server.push()
+        while destination.section():
+            continue
+        assert destination.pages == expected() | {where: bytes(4096)}
+
+
+def test_requests_at_random_beside_the_background_never_bring_a_page_twice(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    for seed in range(20):
+        chance = random.Random(seed)
+        with serving(path) as (server, destination):
+            server.set_rate(40_000_000)
+            server.push()
+            for _ in range(30):
+                destination.ask(*chance.choice([("pc.ram", chance.randrange(64)), ("pc.bios", chance.randrange(16))]))
+            while destination.section():
+                continue
+            assert {where: data for where, data in destination.pages.items() if any(data)} == expected()
+
+
+def test_a_rate_holds_the_background_and_no_request(tmp_path: Path) -> None:
+    with serving(written(tmp_path)) as (server, destination):
+        server.set_rate(1)
+        server.push()
+        destination.ask("pc.ram", 20)
+        destination.until("pc.ram", 20)
+        server.set_rate(None)
+        while destination.section():
+            continue
+        assert destination.pages == expected()
+
+
+def test_of_a_damaged_frame_no_page_leaves_and_all_others_do(tmp_path: Path) -> None:
+    with serving(written(tmp_path, damage=True)) as (server, destination):
+        server.push()
+        told = []
+        while (news := server.news.get(timeout=20)) != AllSent():
+            told.append(news)
+        assert len(told) == 1 and isinstance(told[0], Damaged) and told[0].asked is None
+        missing = {where for where in expected() if where not in _read_so_far(destination, server)}
+        assert missing and all(block == "pc.ram" for block, _ in missing)
+        assert {where: data for where, data in expected().items() if where not in missing} == destination.pages
+        page = min(page for _, page in missing)
+        destination.ask("pc.ram", page)
+        again = server.news.get(timeout=20)
+        assert isinstance(again, Damaged) and again.asked is not None and again.asked.page == page
+
+
+def _read_so_far(destination: Destination, server: Server) -> set[tuple[str, int]]:
+    while len(destination.pages) < server.figures.pages:
+        destination.section()
+    return set(destination.pages)
+
+
+def test_the_stream_of_these_tests_is_one_of_qemus() -> None:
+    parser = QemuStream()
+    parser.feed(stream())
+    parser.close()
+    assert parser.pages.repeated == 1
