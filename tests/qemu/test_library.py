@@ -28,4 +28,5 @@ def test_a_guest_is_saved_and_loaded(tmp_path: Path, qemu: str, monkeypatch: pyt
         assert source.wait() == 0
         destination.wait_ticks(2)
         assert_continues(source.serial(), destination.serial())
-    assert statepipe.verify_state("guest.state")["digest"]
+    proved = statepipe.verify_state("guest.state")
+    assert proved["digest"] and proved["index"]

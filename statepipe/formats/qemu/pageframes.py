@@ -16,7 +16,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise, zip_longest
-from operator import add
+from operator import add, le
 from typing import Any
 
 import zstandard
@@ -214,10 +214,10 @@ def _runs(content: bytes, stride: int) -> _Runs:
     sizes = [count * (stride if kind else ZERO_STRIDE) for kind, count in zip(kinds, counts, strict=True)]
     places = list(accumulate(map(add, gaps, (0, *sizes[:-1]))))
     _need(min(places) >= 0 and max(places) < MAX_PLACE, "a page outside the stream")
-    keys = (
+    keys = [
         first << PAGE_SHIFT | count << KIND_BITS | kind
         for first, count, kind in zip(firsts, counts, kinds, strict=True)
-    )
+    ]
     return _Runs(array("Q", keys), array("Q", places))
 
 
@@ -232,11 +232,14 @@ def _demand_sound(index: PageIndex) -> None:
     for base in bases[1:]:
         at = bisect_left(keys, base << PAGE_SHIFT) - 1
         _need(at < 0 or _end(keys[at]) < base, "a run in two blocks")
-    end = index.outline.head
-    for at in index.by_place or range(len(keys)):
-        if keys[at] & KINDS != ZERO:
-            _need(places[at] >= end, "a run that overlaps another part of the stream")
-            end = places[at] + (keys[at] >> KIND_BITS & MOST) * index.stride - 8
+    end, stride = index.outline.head, index.stride
+    order = index.by_place or range(len(keys))
+    for at in range(0, len(order), RUNS_IN_FRAME):  # some at a time: a Python integer has 36 bytes
+        stored = [(keys[number], places[number]) for number in order[at : at + RUNS_IN_FRAME]]
+        stored = [each for each in stored if each[0] & KINDS != ZERO]
+        ends = [end, *(place + (key >> KIND_BITS & MOST) * stride - 8 for key, place in stored)]
+        _need(all(map(le, ends, [place for _, place in stored])), "a run that overlaps another part of the stream")
+        end = ends[-1]
     _need(end <= index.outline.devices[0], "a page outside the stream")
 
 
