@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import warm
+from tests import agefiles, warm
 from tests.guest import parse_ticks
 from tests.qemu.harness import Guest, assert_continues, run_statepipe, statepipe_command, wait_for
 from tests.qemu.loading import (
@@ -221,6 +221,24 @@ def test_a_stream_of_qemus_own_is_loaded_lazily_with_the_usual_warning(tmp_path:
         wait_for("all memory", lambda: "all memory is loaded" in guest.stderr())
         assert "not a state file" in guest.stderr()
         assert guest.run_state() == "paused" and guest.serial() == ""
+
+
+@pytest.mark.parametrize("form", ["encrypted", "zstd -19", "zstd of another make"])
+def test_other_files_of_the_same_guest(tmp_path: Path, paused72: Saved, form: str) -> None:
+    file, options = tmp_path / "state", []
+    if form == "encrypted":
+        options = ["-i", str(agefiles.KEY_FILE)]
+        file.write_bytes(agefiles.sealed(paused72.file.read_bytes()))
+    else:
+        words = ["zstd", "-q", "-19"] if form == "zstd -19" else ["zstd", "-q", "-3", "-B1M", "--no-check"]
+        file.write_bytes(subprocess.run(words, input=paused72.stream(), capture_output=True, check=True).stdout)
+    saved = Saved(file, paused72.image, paused72.before, paused72.qemu)
+    with loaded(tmp_path, saved, "--lazy=auto", *options) as guest:
+        wait_for("the guest", lambda: "is loaded" in guest.stderr().rpartition("while its memory")[2])
+        guest.qmp("cont")
+        guest.wait_ticks(2)
+        assert_continues(saved.before, guest.serial())
+        assert ("all memory is loaded: " in guest.stderr()) == (form == "encrypted"), guest.stderr()
 
 
 # --- while it is under way
