@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Any, Self
 
-from statepipe.errors import PeerError, StatepipeError
+from statepipe.errors import InterruptedBySignal, PeerError, StatepipeError
 from statepipe.session.messages import Messages
 from statepipe.session.session import FAREWELL, Session
 from statepipe.session.streams import Inlet, Outlet
@@ -110,6 +110,6 @@ def mistake(error: BaseException) -> str:
     return f"an internal error of statepipe ({type(error).__name__})"
 
 
-def _lost(error: StatepipeError) -> PeerError:
-    """Whatever ended the session, the other side cannot be reached."""
-    return error if isinstance(error, PeerError) else PeerError(str(error), hint=error.hint)
+def _lost(error: StatepipeError) -> StatepipeError:
+    """Whatever ended the session, the other side cannot be reached. A signal to us is no failure of the other side."""
+    return error if isinstance(error, PeerError | InterruptedBySignal) else PeerError(str(error), hint=error.hint)

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from statepipe.ends.config import config_folder
 from statepipe.ends.fd import failure
 from statepipe.ends.file import write_private
-from statepipe.errors import IntegrityError, PeerError, StatepipeError
+from statepipe.errors import IntegrityError, InterruptedBySignal, PeerError, StatepipeError
 from statepipe.private import forbid_dumps, refuse_open
 from statepipe.telling import Tell, nobody
 from statepipe.trust.pins import alone, make_folder, name_of, pin_files, pin_of, read, read_pem, shown
@@ -98,6 +98,8 @@ class Kept:
                 if (seen := self._look()) != self._seen or not self._is_settled:
                     self._seen = seen
                     self._trust = self._read()
+            except InterruptedBySignal:  # it belongs to no peer
+                raise
             except StatepipeError as error:
                 self._is_settled = False
                 raise PeerError(f"no peer is trusted at present: {error}", hint=error.hint) from error

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from statepipe.qemu.facts import DISKS
 from statepipe.recovery.handover import Destination, Source
 from statepipe.session.options import ConnectionPlan
 from tests.hurried import hurried
-from tests.qemu.harness import Guest, run_statepipe
+from tests.qemu.harness import Guest, run_statepipe, wait_for
 from tests.qemu.moving import Credentials, mover, receiver, waiting
 from tests.qemu.test_handover import Pair, assert_one_runs, paired
 from tests.unit.migration.test_negotiation import THING
@@ -113,6 +114,30 @@ def test_who_makes_no_offer_keeps_nobody_out(
         assert not started.exists()
         looks(guest, credentials, port)
         assert started.read_text() == "\n" and not receiving.ended()
+
+
+@pytest.mark.parametrize("serves", [[], ["--serve", "1"]], ids=["one", "service"])
+def test_a_visitor_who_says_nothing_takes_no_signal_away(
+    qemu72: str, credentials: Credentials, serves: list[str]
+) -> None:
+    receiving, port = receiver(credentials, *serves, "--", qemu72)
+    with receiving, suppress(PeerError), visiting(credentials, port) as peer:
+        peer.session.meet()
+        receiving.send(signal.SIGTERM)
+        assert receiving.wait_process(PATIENCE) == 143, receiving.said
+
+
+def test_a_signal_while_the_other_host_prepares_is_no_failure_there(
+    tmp_path: Path, guest: Guest, credentials: Credentials
+) -> None:
+    started = tmp_path / "started"
+    receiving, port = receiver(credentials, "--", "sh", "-c", 'echo >"$0"; exec sleep 600', started)
+    with receiving, mover(credentials, guest, port) as moving:
+        wait_for("the other QEMU", started.exists)
+        moving.send(signal.SIGTERM)
+        assert moving.wait() == 143, moving.said
+        assert "statepipe: hint: nothing was moved" in moving.said
+        assert guest.run_state() == "running"
 
 
 def test_a_receive_that_takes_one_guest_outlives_odd_offers(
