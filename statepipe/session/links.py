@@ -237,7 +237,9 @@ class Acceptor:
         except (OSError, PeerError, NoThread) as error:
             # A connection that merely broke is reported only before the first session: links do break.
             if not isinstance(error, Late) and (isinstance(error, Violation | NoThread) or not self._sessions):
-                self._turned_away(transport.name, error if isinstance(error, PeerError) else PeerError(str(error)))
+                known = error.strerror if isinstance(error, OSError) else None
+                told = error if isinstance(error, PeerError) else PeerError(known or str(error))
+                self._turned_away(transport.name, told)
             transport.close()
         finally:
             self._count_out(transport)

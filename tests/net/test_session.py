@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import queue
 import random
 import signal
 import socket
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from statepipe.ends.net import reset
 from statepipe.errors import IntegrityError, PeerError, StatepipeError
 from statepipe.pipeline.pipeline import Pipeline
 from statepipe.session.links import Acceptor, Dial, dialled
@@ -461,6 +463,16 @@ def test_where_no_thread_can_be_had_for_a_link_the_next_is_taken_all_the_same(
         done = subprocess.run(command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, timeout=PATIENCE)
     assert next(number) > lacks
     assert (done.returncode, receiver.sink.kept) == (0, bytes(2_000_000))
+
+
+def test_a_link_that_is_reset_is_reported_in_words() -> None:
+    told: queue.SimpleQueue[str] = queue.SimpleQueue()
+    acceptor = Acceptor(Role.RECEIVES, QUICK, lambda name, error: told.put(str(error)))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        with socket.create_connection(listener.getsockname()) as visitor:
+            acceptor.adopt(SocketTransport(listener.accept()[0], "it", "it"))
+            reset(visitor)
+        assert told.get(timeout=30) == "Connection reset by peer"
 
 
 def test_an_acceptor_waits_only_so_long() -> None:
