@@ -156,7 +156,13 @@ class Monitor:
                 if speaking is not None:
                     speaking.cancel()
 
-        future = asyncio.run_coroutine_threadsafe(bounded(), self._loop)
+        bounded_work = bounded()
+        try:
+            future = asyncio.run_coroutine_threadsafe(bounded_work, self._loop)
+        except RuntimeError as error:  # the loop is closed; a coroutine that never ran would be reported at its end
+            bounded_work.close()
+            work.close()
+            raise QemuGone(f"statepipe has disconnected from {self.place}") from error
         try:
             return future.result()
         except BaseException:

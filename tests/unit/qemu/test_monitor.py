@@ -243,6 +243,14 @@ def test_a_failure_right_after_an_answer_is_not_taken_for_another_migration(serv
             assert monitor.migration_outcome()["error-desc"] == "its own reason"
 
 
+def test_a_monitor_that_is_closed_answers_with_an_error(server: QmpServer) -> None:
+    """A thread that outlived its use hears so, and leaves no coroutine that never ran (warnings are errors here)."""
+    with closing(Monitor(server.path)) as monitor:
+        pass
+    with pytest.raises(QemuGone, match="has disconnected"):
+        monitor.execute("query-status")
+
+
 def test_a_late_answer_counts(server: QmpServer) -> None:
     told, may_answer = [], threading.Event()
     server.answers["cont"] = lambda: may_answer.wait(30) and {}
