@@ -57,7 +57,10 @@ class OwnMonitor:
         self.words: list[str] = []
         self.address = "SOCKET"
         try:
-            self.address = _place(f"load-{os.getpid()}.qmp")
+            number = os.getpid()
+            while os.path.lexists(path := _place(f"load-{number}.qmp")):  # QEMU would take it from a load that waits
+                number = int.from_bytes(os.urandom(4), "big")
+            self.address = path
         except OSError as error:
             warn(f"the load cannot be continued if statepipe is killed before all memory is loaded: {error.strerror}")
             return
