@@ -137,6 +137,10 @@ def run_load(name: str, values: Values) -> int:
         hint = "leave one of them out"
         raise UsageError("a QEMU command and --qmp SOCKET exclude each other", hint=hint)
     _demand_lazy_options(values)
+    if values["status_fd"] is not None:
+        from statepipe.pipeline.job import report_to
+
+        report_to(values["status_fd"])
     path, keys, said = values["file"], _keys_of(values), Said(values["disk"], values["force"])
 
     def loaded(state: str) -> None:

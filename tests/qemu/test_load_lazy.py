@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import shlex
@@ -316,6 +317,22 @@ def test_ended_before_the_guest_runs_nothing_has_happened(tmp_path: Path, noisy7
         load.signal(signal.SIGTERM)
         assert load.status() == 128 + signal.SIGTERM
     assert_never_ran(tmp_path)
+
+
+def test_the_status_tells_of_pages_and_waits(tmp_path: Path, noisy72: Saved) -> None:
+    with (tmp_path / "status").open("w") as status:
+        command = ["load", "--lazy", "--status-fd", str(status.fileno()), "--detach", noisy72.file, "--"]
+        try:
+            words = [*command, *qemu_command(tmp_path, noisy72)]
+            done = run_statepipe(*words, pass_fds=[status.fileno()], capture_output=False)
+            assert done.returncode == 0
+        finally:
+            end_qemu(tmp_path)
+    last = json.loads((tmp_path / "status").read_text().splitlines()[-1])
+    assert last["verdict"] == "done"
+    lazy = last["lazy"]
+    assert lazy["pages"] == lazy["pages_total"] > NOISE // 4096 and lazy["asked"] > 0
+    assert 0 < lazy["wait_median_ms"] <= lazy["wait_worst_ms"]
 
 
 # --- a file that is damaged, cut, or replaced
