@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from blake3 import blake3
-
 from statepipe.errors import QemuGone, QemuRefused, QemuSilent
 from statepipe.qemu.monitor import Monitor
 from statepipe.state.pagestore import PageStore
@@ -23,11 +21,7 @@ TO_RUN = "statepipe-to-run"
 
 def identity(store: PageStore) -> str:
     """Return 32 hexadecimal digits that identify a state, however its file is compressed or encrypted."""
-    trailer = store.state.ends.trailer
-    if trailer is not None:
-        return str(trailer["blake3"])[:32]
-    digest = blake3(store.head() + store.devices())
-    return digest.update(repr(store.index.outline.blocks).encode()).hexdigest()[:32]
+    return store.digest[:32]
 
 
 class Marks:

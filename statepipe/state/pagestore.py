@@ -35,6 +35,7 @@ from statepipe.formats.zstdframe import MEMORY, WHOLE_LIMIT, Frame, FrameSplitte
 from statepipe.pipeline.pipeline import NamedStage
 from statepipe.stage import Buffer
 from statepipe.stages.blocks import PerThread
+from statepipe.stages.checksum import Digest
 from statepipe.stages.codec import RAW, ZSTD
 from statepipe.state.file import Keys, StateFile, open_state
 from statepipe.state.loading import HOLD_LIMIT, Ends, State, prepare, table_parts
@@ -90,16 +91,18 @@ def open_pages(path: str, keys: Keys, *, told: Tell = nobody) -> PageStore:
         state = prepare(source)
         if (why := _unserved(source, state.ends)) is not None:
             return PageStore(source, state, FrameTable(), _no_index(why))
-        frames = FrameTable()
+        frames, digest = FrameTable(), ""
         if state.ends.trailer is not None:
             _listed(source, state.ends, frames)
         index = read_index(source, state.ends)
         is_scanned = index is None
         if index is None:
             told(f"{source.name} has no index of pages: it is read once before the guest can run")
-            index, stream = _scanned(source, state.ends, frames)
+            index, stream, digest = _scanned(source, state.ends, frames)
             state = replace(state, stream=stream)
-        store = PageStore(source, state, frames, index, is_scanned=is_scanned)
+        if state.ends.is_state and state.ends.trailer is not None:
+            digest = state.ends.trailer["blake3"]
+        store = PageStore(source, state, frames, index, digest, is_scanned=is_scanned)
         store.demand_sound()
         return store
     except BaseException:
@@ -141,22 +144,25 @@ def _listed(source: StateFile, ends: Ends, frames: FrameTable) -> None:
             )
 
 
-def _scanned(source: StateFile, ends: Ends, frames: FrameTable) -> tuple[PageIndex, QemuStream]:
-    """Read a file whole for its index, and for its frames if nothing lists them. Raises as `verify-state` does."""
-    stream = QemuStream()
+def _scanned(source: StateFile, ends: Ends, frames: FrameTable) -> tuple[PageIndex, QemuStream, str]:
+    """Read a file whole for its index, for the digest of its stream, and for its frames if nothing lists them.
+
+    Raises as `verify-state` does.
+    """
+    stream, digest = QemuStream(), Digest("blake3")
     stream.record_pages()
     before: list[NamedStage] = []
     if ends.trailer is None and ends.codec != RAW:
         before = [("frames", lambda upstream: _noted(upstream, frames))]
     try:
-        read_whole(source, ends, stream, before=before)
+        read_whole(source, ends, stream, before=before, behind=[] if ends.is_state else [("digest", digest)])
     except _NoFramesError as error:
-        return _no_index(str(error)), stream
+        return _no_index(str(error)), stream, ""
     if ends.codec == RAW:
         for at in range(0, stream.offset, RAW_FRAME):
             size = min(RAW_FRAME, stream.offset - at)
             frames.add(at, size, size)
-    return stream.page_index(), stream
+    return stream.page_index(), stream, digest.value
 
 
 class _NoFramesError(StatepipeError):
@@ -188,13 +194,22 @@ class _Decoded:
 class PageStore:
     """An open file, and the pages in it. Any thread may read; `with` closes it.
 
-    `is_scanned` tells that the file was read whole for its index, and so was verified whole.
+    `is_scanned` tells that the file was read whole for its index, and so was verified whole. `digest` is the BLAKE3 of
+    the stream, the same however the file is compressed or encrypted; it is empty if the state cannot be served.
     """
 
     def __init__(
-        self, source: StateFile, state: State, frames: FrameTable, index: PageIndex, *, is_scanned: bool = False
+        self,
+        source: StateFile,
+        state: State,
+        frames: FrameTable,
+        index: PageIndex,
+        digest: str = "",
+        *,
+        is_scanned: bool = False,
     ) -> None:
         self.name, self.state, self.index, self.is_scanned = source.name, state, index, is_scanned
+        self.digest = digest
         self._source, self._frames = source, frames
         self._is_raw = state.ends.codec == RAW
         self._contexts = PerThread(lambda: zstandard.ZstdDecompressor(max_window_size=MEMORY))

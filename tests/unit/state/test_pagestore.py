@@ -12,6 +12,7 @@ from random import Random
 
 import pytest
 import zstandard
+from blake3 import blake3
 
 from statepipe.errors import IntegrityError, StatepipeError, TruncatedError
 from statepipe.formats.qemu.pageframes import encode_index
@@ -101,6 +102,7 @@ def test_every_page_is_read_from_every_kind_of_file(kind: str, tmp_path: Path) -
         assert {key: page for _, pages in again for key, page in pages.items()} == EXPECTED
         assert store.head() == STREAM[: store.index.outline.head] and store.devices() == streams.devices()
         assert store.state.run_state == "running" and store.stored() == os.stat(tmp_path / "state").st_size
+        assert store.digest == blake3(STREAM).hexdigest(), "a load could not be continued from another form of the file"
         store.verify_all()
 
 
