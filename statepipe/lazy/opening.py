@@ -1,7 +1,8 @@
 """What QEMU gets before any page: the parts of the state, and the commands of a postcopy migration between them.
 
 The devices are those of the file, byte for byte. RAM's list of blocks is written anew, as it tells the sizes of pages
-at the destination; and one page is discarded, without which the destination would not begin to listen.
+at the destination; and one page is discarded, without which the destination would not begin to listen. Of the commands
+of the save, only SWITCHOVER_START (QEMU 10 and later) is kept: it prepares devices for their state.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from statepipe.formats.qemu import postcopy
 from statepipe.formats.qemu.postcopy import Block
-from statepipe.formats.qemu.sections import COMMAND, START
+from statepipe.formats.qemu.sections import COMMAND, START, SWITCHOVER_START
 from statepipe.qemu.late_pages import NoLatePages
 from statepipe.state.pagestore import PageStore
 
@@ -49,7 +50,7 @@ def opening(store: PageStore, blocks: Sequence[Block]) -> bytes:
     for piece in outline.pieces:
         if piece.kind == START and piece.number == outline.ram_section:
             parts.append(postcopy.ram_setup(outline.ram_section, blocks, ending))
-        elif piece.kind != COMMAND:
+        elif piece.kind != COMMAND or piece.number == SWITCHOVER_START:
             parts.append(store.stream_bytes(piece.start, piece.end))
     largest = max(blocks, key=lambda block: block.length)
     parts.append(postcopy.discard(largest.name, [(0, largest.page_size)]))
