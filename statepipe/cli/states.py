@@ -214,6 +214,9 @@ def _load_lazily(values: Values, keys: Keys, said: Said, in_time: Callable[[], N
             return load_lazily_into_new(path, values["command"], keys, said, tell, options, detach=values["detach"])
         return 0
     except NoLatePages as error:
+        if values["resume"]:
+            error.hint = "name the file that the load began with"  # an ordinary load would put old memory on new disks
+            raise
         if values["lazy"] != "auto":
             error.advise("or use --lazy=auto")
             raise

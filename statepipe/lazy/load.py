@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack, closing, suppress
 from queue import Empty
 
+from statepipe.descriptors import named_by
 from statepipe.errors import QemuError, QemuGone, QemuRefused
 from statepipe.formats.qemu.postcopy import LOADED, Pong, Shut
 from statepipe.lazy.keeping import Keeping, OwnMonitor, resume_command
@@ -30,12 +31,12 @@ from statepipe.pipeline.signals import held
 from statepipe.qemu.commandline import refuse_daemon
 from statepipe.qemu.guard import Said
 from statepipe.qemu.images import Images
-from statepipe.qemu.late_pages import demand_late_pages, demand_userfaultfd, page_sizes, refused
+from statepipe.qemu.late_pages import NoLatePages, demand_late_pages, demand_userfaultfd, page_sizes, refused
 from statepipe.qemu.migration import start_incoming
 from statepipe.qemu.monitor import DYING, Monitor
 from statepipe.qemu.process import Child
 from statepipe.qemu.settings import made_ready, restore_after
-from statepipe.state.file import Keys
+from statepipe.state.file import STDIN, Keys
 from statepipe.state.load_qmp import (
     RAN_AT_SAVE,
     CutOff,
@@ -164,6 +165,7 @@ def load_lazily_into_new(
     """
     refuse_daemon(command)
     refuse_state_as_disk(path, command)
+    demand_named(path)
     demand_userfaultfd(command)
     child: Child | None = None
     load: LazyLoad | None = None
@@ -207,6 +209,7 @@ def load_lazily_into_waiting(
 
     Raises StatepipeError, as `load_lazily_into_new`.
     """
+    demand_named(path)
     with ExitStack() as opened:
         store = opened.enter_context(open_servable(path, keys, tell.warn, options))
         monitor = opened.enter_context(closing(Monitor(address, tell=tell.warn)))
@@ -216,6 +219,16 @@ def load_lazily_into_waiting(
         LazyLoad(store, monitor, tell, options, resume_command(path, address)).load(said, runs=True)
         if keeping is not None:
             keeping.done()
+
+
+def demand_named(path: str) -> None:
+    """Raises NoLatePages for standard input or another descriptor: after an interruption, the guest needs the file."""
+    if path == STDIN or named_by(path) is not None:
+        name = "standard input" if path == STDIN else path
+        raise NoLatePages(
+            f"{name} cannot be loaded lazily: an interrupted load could not be continued from it",
+            hint="store the state in a file and name that",
+        )
 
 
 def open_servable(path: str, keys: Keys, warn: Tell, options: LazyOptions) -> PageStore:
