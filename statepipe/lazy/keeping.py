@@ -89,7 +89,8 @@ class Keeping:
                 fds = (monitor.fileno(), theirs.fileno())
                 self._process = Process(words, dict.fromkeys(range(3), nothing) | {fd: fd for fd in fds})
         except (StatepipeError, OSError) as error:
-            warn(f"if statepipe is killed while memory is loaded, perhaps nothing can continue the load: {error}")
+            why = error.strerror if isinstance(error, OSError) else error
+            warn(f"if statepipe is killed while memory is loaded, perhaps nothing can continue the load: {why}")
         finally:
             os.close(nothing)
 
@@ -133,6 +134,16 @@ def find_listening(address: str, digest: str) -> socket.socket | None:
         link.close()
         return None
     return link
+
+
+def other_state(address: str, digest: str) -> str | None:
+    """Return a hint if the QEMU whose monitor is at `address` was to listen for another state than `digest`."""
+    beginning = _name(address)
+    with suppress(OSError):
+        for name in os.listdir(os.path.dirname(_place(""))):
+            if name.startswith(beginning) and not digest.startswith(found := name.removeprefix(beginning)):
+                return f"QEMU may be waiting for another state, whose blake3 begins {found}"
+    return None
 
 
 def demand_same(found: str, digest: str) -> None:

@@ -14,10 +14,10 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 
-from statepipe.errors import QemuError, QemuRefused, QemuSilent, StatepipeError
+from statepipe.errors import InterruptedBySignal, QemuError, QemuRefused, QemuSilent, StatepipeError
 from statepipe.formats.qemu import postcopy
 from statepipe.formats.qemu.postcopy import Block, Received, Resumed
-from statepipe.lazy.keeping import Keeping, demand_same, find_listening, resume_command
+from statepipe.lazy.keeping import Keeping, demand_same, find_listening, other_state, resume_command
 from statepipe.lazy.load import open_servable
 from statepipe.lazy.marks import Marks, identity
 from statepipe.lazy.opening import blocks_of
@@ -46,30 +46,36 @@ BEFORE = {"capabilities": {"postcopy-ram": False}, "parameters": {}}
 
 def resume_load(path: str, address: str, keys: Keys, tell: LazyTelling, options: LazyOptions) -> None:
     """Send the rest of the state to the QEMU whose monitor is at `address`. Raises StatepipeError."""
+    command = resume_command(path, address)
     with ExitStack() as opened:
         store = opened.enter_context(open_servable(path, keys, tell.warn, options))
         digest = identity(store)
         monitor: Monitor | None = None
-        if (link := find_listening(address, digest)) is None:
-            try:
+        try:
+            if (link := find_listening(address, digest)) is None:
+                try:
+                    monitor = opened.enter_context(closing(Monitor(address, tell=tell.warn)))
+                except QemuSilent as error:
+                    if (link := find_listening(address, digest)) is None:
+                        error.advise(other_state(address, digest))
+                        raise
+            blocks = _blocks(store, monitor)
+            if monitor is not None:
+                link = _recovered(monitor, digest)
+            assert link is not None
+            opened.enter_context(link)
+            link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFERED)
+            server = opened.enter_context(closing(Server(store, link, blocks, time.monotonic)))
+            server.set_rate(options.rate)
+            opened.enter_context(at_work(LazyWork(server, lambda: True)))
+            _agree(server, blocks)
+            server.push()
+            if monitor is None:
                 monitor = opened.enter_context(closing(Monitor(address, tell=tell.warn)))
-            except QemuSilent:
-                if (link := find_listening(address, digest)) is None:
-                    raise
-        blocks = _blocks(store, monitor)
-        if monitor is not None:
-            link = _recovered(monitor, digest)
-        assert link is not None
-        opened.enter_context(link)
-        link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFERED)
-        server = opened.enter_context(closing(Server(store, link, blocks, time.monotonic)))
-        server.set_rate(options.rate)
-        opened.enter_context(at_work(LazyWork(server, lambda: True)))
-        _agree(server, blocks)
-        server.push()
-        if monitor is None:
-            monitor = opened.enter_context(closing(Monitor(address, tell=tell.warn)))
-        marks, rest = Marks(monitor), Rest(monitor, tell, resume_command(path, address))
+        except InterruptedBySignal as error:
+            error.advise(f"the guest is left as it is; continue with: {command}")
+            raise
+        marks, rest = Marks(monitor), Rest(monitor, tell, command)
         with rest.of(server, marks):
             marks.find()
             if (keeping := Keeping.beside(monitor, address, digest, tell.warn)) is not None:
@@ -139,6 +145,9 @@ def _good(server: Server) -> object:
     news = server.news.get()
     if isinstance(news, Damaged | Failed):
         if isinstance(news.error, OSError | EOFError):
-            raise QemuError("QEMU closed the new connection: its message is above") from news.error
+            raise QemuError(
+                "QEMU closed the new connection",
+                hint="see what QEMU itself reports, and with statepipe ps whether another statepipe continues the load",
+            ) from news.error
         raise news.error
     return news

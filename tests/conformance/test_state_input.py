@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gzip
 import os
 import resource
 import shutil
@@ -280,11 +279,3 @@ def test_a_guest_is_not_run_on_memory_that_would_be_gone_with_us(name: str, wher
     done = run("load", "--lazy", *([] if way else where), name, *way, data=PLAIN)
     assert done.returncode == 6
     assert_one_error(done.stderr, "load", "an interrupted load could not be continued from it")
-
-
-def test_the_rest_of_a_guest_is_not_to_be_loaded_in_another_way(tmp_path: Path) -> None:
-    file = tmp_path / "state.gz"
-    file.write_bytes(gzip.compress(STREAM))
-    done = run("load", "--resume", "--qmp", "nowhere", file)
-    assert done.returncode == 6 and b"name the file that the load began with" in done.stderr
-    assert b"without --lazy" not in done.stderr and b"--lazy=auto" not in done.stderr

@@ -1,0 +1,90 @@
+"""load --resume before it has QEMU's word: with a file that does not serve, and a monitor that does not answer."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from blake3 import blake3
+
+from statepipe.pipeline.runtimefolder import open_runtime_folder
+from tests.conformance.running import STATEPIPE, run, started, stop
+from tests.statefiles import cut, noisy_stream, state_file
+
+STREAM = noisy_stream()
+DIGEST = blake3(STREAM).hexdigest()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A state that can be served."""
+    path = tmp_path / "state"
+    path.write_bytes(state_file(cut(STREAM, 3), index=True))
+    return path
+
+
+@pytest.fixture
+def silent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """A monitor, at `qmp` in the current folder, that accepts clients and answers nothing."""
+    monkeypatch.chdir(tmp_path)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("qmp")
+        listener.listen()
+        yield listener
+
+
+def keepers_socket(digest: str) -> str:
+    """Where the keeper of the load of `digest` has the QEMU of `qmp` listen."""
+    folder, place = open_runtime_folder()
+    os.close(folder)
+    return f"{place}/resume-{blake3(os.fsencode(os.path.realpath('qmp'))).hexdigest()[:10]}-{digest[:16]}"
+
+
+def test_the_rest_of_a_guest_is_not_to_be_loaded_in_another_way(tmp_path: Path) -> None:
+    """An ordinary load would put old memory on disks that have changed since."""
+    file = tmp_path / "state.gz"
+    file.write_bytes(gzip.compress(STREAM))
+    done = run("load", "--resume", "--qmp", "nowhere", file)
+    assert done.returncode == 6 and b"name the file that the load began with" in done.stderr
+    assert b"without --lazy" not in done.stderr and b"--lazy=auto" not in done.stderr
+
+
+@pytest.mark.usefixtures("silent")
+def test_a_silent_qemu_that_waits_for_another_state_is_named_as_one(file: Path) -> None:
+    other = keepers_socket("0123456789abcdef")
+    Path(other).touch()
+    try:
+        done = run("load", "--resume", "--qmp", "qmp", file)
+    finally:
+        os.unlink(other)
+    assert done.returncode == 6
+    assert b"QEMU may be waiting for another state, whose blake3 begins 0123456789abcdef" in done.stderr
+
+
+def test_interrupted_it_says_how_to_continue(file: Path, silent: socket.socket) -> None:
+    with started([*STATEPIPE, "load", "--resume", "--qmp", "qmp", str(file)]) as process, silent.accept()[0]:
+        status, said = stop(process, signal.SIGINT)
+    assert status == 128 + signal.SIGINT
+    assert f"the guest is left as it is; continue with: statepipe load --resume --qmp qmp {file}".encode() in said
+
+
+def test_a_connection_that_qemu_closes_is_reported(file: Path, silent: socket.socket) -> None:
+    """As QEMU does when another statepipe was faster."""
+    path = keepers_socket(DIGEST)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        try:
+            with started([*STATEPIPE, "load", "--resume", "--qmp", "qmp", str(file)]) as process:
+                listener.accept()[0].close()
+                wait_status = process.wait(30)
+                said = process.stderr.read() if process.stderr else b""
+        finally:
+            os.unlink(path)
+    assert wait_status == 6
+    assert b"QEMU closed the new connection\n" in said and b"statepipe ps" in said
