@@ -105,5 +105,5 @@ class AgeReaderAt:
         if len(sealed) < TAG_SIZE or open_chunk(self._key, number, sealed, plain) != is_last:
             offset = self._layout.sealed(number)[0]
             what = "the file is cut short or damaged: its last chunk" if is_last else f"chunk {number} of the payload"
-            raise PayloadError(f"{what} does not open", offset=offset)
+            raise PayloadError(f"{what} cannot be decrypted", offset=offset)
         return plain

@@ -84,7 +84,7 @@ def read_ends(source: StateFile) -> Ends:
         raise IntegrityError("the beginning of the file is damaged: its header is missing", offset=0)
     if trailer is None:
         hint = "the file was cut short, is still being copied, or something was added to it: it cannot be trusted"
-        raise TruncatedError("the trailer is missing: without it there is no state", hint=hint, offset=source.size())
+        raise TruncatedError(f"{source.name} is incomplete: the trailer is missing", hint=hint, offset=source.size())
     ends = Ends("zstd", header.facts, trailer.facts, trailer_at)
     if ends.is_state:
         check_state_trailer(trailer.facts, source.size())

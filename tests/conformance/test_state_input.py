@@ -220,7 +220,7 @@ def test_a_shells_pipe_is_one_of_several(tmp_path: Path) -> None:
     line = '"$@" verify-state <(cat whole) - whole <(head -c 900 whole)'
     done = in_bash(line, tmp_path, input=PLAIN)
     assert done.returncode == 3 and done.stdout.count(b": whole: ") == 3, done.stderr
-    assert done.stderr.count(b"error: the trailer is missing") == 1
+    assert done.stderr.count(b" is incomplete: the trailer is missing") == 1
 
 
 def in_bash(line: str, folder: Path, **options: Any) -> Done:

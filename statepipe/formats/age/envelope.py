@@ -82,7 +82,7 @@ def open_header(header: Header, identities: Iterable[Identity]) -> bytes:
         return file_key
     hint = "it was encrypted with a passphrase: give it with -p or --passphrase-file"
     if kinds != [PASSPHRASE]:
-        more = "none of the given keys opens it; give the right one" if given else "give an identity"
+        more = "give the right one with -i" if given else "give it with -i FILE"
         listed = ", ".join(sorted(set(kinds)))[:200]
-        hint = f"it was encrypted for recipients of the kind {listed}: {more} with -i"
+        hint = f"it was encrypted for {'another' if given else 'a'} key, of the kind {listed}: {more}"
     raise NoKeyError("no identity opens this stream", hint=hint, offset=0)
