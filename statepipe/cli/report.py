@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 def saved(path: str, outcome: Outcome) -> str:
     """Return a line on a save that succeeded."""
     state, size = format_size(outcome.saved.stream.offset), format_size(outcome.saved.size)
+    now = "paused (postmigrate)" if outcome.run_state == "postmigrate" else outcome.run_state
     total, down = outcome.migration.get("total-time", 0), outcome.downtime * 1000
     return (
         f"statepipe: save: {path}: {state} of state in {size}, {total / 1000:.1f} s, "
-        f"the guest was stopped for {down:.0f} ms at the end; it is now {outcome.run_state}"
+        f"the guest was stopped for {down:.0f} ms at the end; it is now {now}"
     )
 
 

@@ -49,7 +49,7 @@ def test_a_guest_that_was_stopped_to_be_saved_runs_when_it_is_loaded(
         guest.wait_ticks(2)
         done = run_statepipe("save", "--qmp", guest.socket, *words, SLOW, states / "s")
         assert done.returncode == 0, done.stderr
-        stood = re.search(r"was stopped for (\d+) ms at the end; it is now postmigrate", done.stderr)
+        stood = re.search(r"was stopped for (\d+) ms at the end; it is now paused \(postmigrate\)", done.stderr)
         assert stood is not None and int(stood[1]) >= 500, done.stderr  # 16 MB of the last round, or all 24
         text, image = guest.serial(), guest.image
     with Guest(tmp_path, qemu=qemu72, memory=MEMORY, image=image, incoming="defer") as other:
