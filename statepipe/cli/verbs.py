@@ -34,7 +34,7 @@ COMMANDS = (
         "save",
         "save a guest's state to FILE: as QEMU's exec: filter, or through its monitor with --qmp",
         (
-            Param("words", f"{options.FILTERS}: checksum, progress, compress:zstd:LEVEL, encrypt", "WORD", many="any"),
+            Param("words", f"{options.FILTERS}: checksum, throttle, compress:zstd:LEVEL, encrypt", "WORD", many="any"),
             Param("file", "the state file, which exists only once complete; - is standard output", "FILE", dash=True),
             options.MONITOR,
             Param(
