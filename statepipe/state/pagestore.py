@@ -97,7 +97,7 @@ def open_pages(path: str, keys: Keys, *, told: Tell = nobody) -> PageStore:
         index = read_index(source, state.ends)
         is_scanned = index is None
         if index is None:
-            told(f"{source.name} has no index of pages: it is read once before the guest can run")
+            told(f"{source.name} has no index of pages: all of it is read first")
             index, stream, digest = _scanned(source, state.ends, frames)
             state = replace(state, stream=stream)
         if state.ends.is_state and state.ends.trailer is not None:
