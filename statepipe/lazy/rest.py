@@ -29,6 +29,9 @@ from statepipe.qemu.runstates import RUNNING
 from statepipe.qemu.settings import restored
 from statepipe.telling import Tell
 
+SHUTDOWN = "shutdown"
+"""The run state of a QEMU whose guest has powered off, and of one that ends because of a signal."""
+
 
 @dataclass(frozen=True, slots=True)
 class Summary:
@@ -144,7 +147,12 @@ class Rest:
             return
         self._monitor.hurry()  # its main loop may be waiting for a page
         try:
-            where = f"the guest is {self._monitor.run_state()}"
+            state = self._monitor.run_state()
+            if state == SHUTDOWN:  # after Ctrl-C, which QEMU receives as well
+                why = "QEMU is shutting down: the guest has ended, or QEMU was told to end"
+                error.advise(f"{why}; if it stays (-no-shutdown), continue with: {self.command}")
+                return
+            where = f"the guest is {state}"
         except QemuGone:
             error.advise("QEMU has ended")
             return

@@ -1,7 +1,7 @@
-"""Which pages of a guest have left: one bit a page, for each of them may leave once.
+"""Which pages of a guest were sent: one bit a page, since each page is sent only once.
 
-The bits of 4096 pages are one number, so that a run of pages costs one operation, and QEMU's own bitmap of what has
-arrived is read as it is: bit n is page n (QEMU migration/ram.c, ramblock_recv_bitmap_send).
+The bits of 4096 pages are one number, so that a run of pages costs one operation. QEMU's bitmap of the received pages
+has the same form: bit n is page n (QEMU migration/ram.c, ramblock_recv_bitmap_send).
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ PART = 4096
 
 
 class Sent:
-    """The pages of blocks of so many `pages` each, of which none has left yet.
+    """The pages of blocks with so many `pages` each; none is sent at first.
 
-    Whoever marks pages holds a lock; whether some are left may be asked by anybody.
+    The caller holds a lock for `mark` and `take`; `lacks` needs none.
     """
 
     def __init__(self, pages: Sequence[int]) -> None:
         self._parts = [[0] * -(-count // PART) for count in pages]
 
     def mark(self, block: int, first: int, count: int) -> list[tuple[int, int]]:
-        """Count these pages as sent; those of them that were not, in runs of (first, count)."""
+        """Count these pages as sent. Return those that were not sent before, as runs of (first, count)."""
         found: list[tuple[int, int]] = []
         for number, at, size in _cut(first, count):
             mask = ((1 << size) - 1) << at
@@ -38,21 +38,21 @@ class Sent:
         return found
 
     def lacks(self, block: int, first: int, count: int) -> int:
-        """How many of these pages have not left."""
+        """Return how many of these pages were not sent."""
         return sum(
             size - (self._parts[block][number] >> at & (1 << size) - 1).bit_count()
             for number, at, size in _cut(first, count)
         )
 
     def take(self, block: int, bitmap: bytes) -> None:
-        """These have arrived, says the destination, and no others."""
+        """Replace what is known of a block by the destination's bitmap of received pages."""
         size = PART // 8
         parts = self._parts[block]
         parts[:] = [int.from_bytes(bitmap[at * size : (at + 1) * size], "little") for at in range(len(parts))]
 
 
 def _cut(first: int, count: int) -> Iterator[tuple[int, int, int]]:
-    """The pages in their parts: the part's number, the first page in it, how many."""
+    """Split pages into parts: the number of the part, the first page in it, how many."""
     stop = first + count
     while first < stop:
         number, at = divmod(first, PART)
@@ -62,7 +62,7 @@ def _cut(first: int, count: int) -> Iterator[tuple[int, int, int]]:
 
 
 def _ones(bits: int) -> Iterator[tuple[int, int]]:
-    """The runs of ones in a number: (first, count)."""
+    """Return the runs of ones in a number as (first, count)."""
     while bits:
         start = (bits & -bits).bit_length() - 1
         rest = bits >> start

@@ -1,12 +1,12 @@
 """The pages of a saved guest, served to a QEMU that runs it already.
 
-One thread hears what the guest waits for and serves it; one sends what nobody has asked for yet, in the file's order,
-so that frames are decoded one after the other. A request goes first: the other thread holds still, the page that is
-waited for is the first of its section, and what else its frame holds comes next. Little is queued in the socket
-(BUFFERED), for what is queued, a request waits behind.
+One thread reads the requests of the guest and answers them. Another thread, the background, sends all other pages in
+the file's order, so that frames are decoded one after the other. A request comes first: the background pauses, the
+requested page is the first of its section, and the rest of its frame is sent next. The socket's buffer is small
+(BUFFERED), since a request waits for all that is queued in it.
 
-No page leaves twice: a destination that is given one again breaks the link off. Pages of zeros do not leave at all
-(memory that never arrived reads as zeros once the end was said), but for those that somebody waits for.
+No page is sent twice: QEMU closes the connection when it receives a page again. Pages of zeros are sent only when they
+are requested: memory that was never received reads as zeros after the end.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ from statepipe.state.pagestore import FrameDamaged, Pages, PageStore
 from statepipe.threads import join, start
 
 BUFFERED = 256 << 10
-"""Bytes of the socket's buffer: the pages in it, a request waits behind (64 of them take QEMU 0.2 ms)."""
+"""Bytes of the socket's buffer. A request waits for the pages in it; QEMU takes 0.2 ms for 64 pages."""
 
 SECTION = 64
-"""Pages of a section at the most: one that is on its way, a request waits for."""
+"""The most pages of a section. A request waits for the section that is being sent."""
 
 NEXT = 32
-"""Frames of which the rest is to come before all others, as a page of them was asked for. More of them wait their turn
-in the file's order."""
+"""How many frames, of which a page was requested, are sent before all others. Further ones are sent in the file's
+order."""
 
 READ = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
 class Damaged:
-    """A frame that cannot be read: its pages were not sent. `error` names one of them; the guest waits for `asked`."""
+    """A frame cannot be read; its pages were not sent. `error` names one of them; `asked` is the guest's request."""
 
     error: IntegrityError
     asked: Asked | None
@@ -55,14 +55,14 @@ class Damaged:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """It is over, by an error: of the file, of the link (OSError, or its end), or of the destination."""
+    """A thread of the server has failed: the file, the connection (OSError, EOFError) or the destination."""
 
     error: BaseException
 
 
 @dataclass(frozen=True, slots=True)
 class AllSent:
-    """Everything that can be sent was sent; the end was said unless frames are damaged."""
+    """All pages that can be read were sent, and the end of the stream too, unless frames are damaged."""
 
 
 News = Damaged | Failed | AllSent | Pong | Received | Resumed | Shut
@@ -70,7 +70,7 @@ News = Damaged | Failed | AllSent | Pong | Received | Resumed | Shut
 
 @dataclass(slots=True)
 class Figures:
-    """Pages that the destination has, of the `total` that are stored; `before`: those that another statepipe sent."""
+    """How many pages the destination has, of the `total` that are stored. Another statepipe sent `before` of them."""
 
     total: int
     pages: int = 0
@@ -82,7 +82,8 @@ class Figures:
 class Server:
     """Serves the pages of `store` over `link` to a destination that has these `blocks`, in the stream's order.
 
-    `begin` with what is to be written first; `push` once the background may go. What happens is told on `news`.
+    `begin` writes the first bytes and starts to answer requests; `push` starts the background. `news` reports what
+    happens.
     """
 
     def __init__(
@@ -100,8 +101,8 @@ class Server:
         self._head = postcopy.part_head(outline.ram_section)
         self._lock = threading.Lock()  # of the link, and of what was sent
         self._last = -1  # the block that the last record named
-        self._ended = False  # the end was said
-        self._calm = threading.Event()  # nobody waits for a page
+        self._ended = False  # the end was sent
+        self._calm = threading.Event()  # no request is being answered
         self._calm.set()
         self._next: deque[Pages] = deque(maxlen=NEXT)
         self._damaged: set[int] = set()
@@ -110,23 +111,23 @@ class Server:
         self._stopped = False
         self._threads: list[threading.Thread] = []
 
-    # --- from the thread that decides
+    # --- called by the main thread
 
     def begin(self, opening: bytes) -> None:
-        """Write this, and serve from now on."""
+        """Write `opening`, and answer requests from now on."""
         self._run("pages asked for", lambda: self._serve(opening))
 
     def push(self) -> None:
-        """From now on send what nobody has asked for, too."""
+        """Start the background."""
         self._run("pages", self._push)
 
     def write(self, data: bytes) -> None:
-        """Commands between sections. Raises OSError."""
+        """Write commands between sections. Raises OSError."""
         with self._lock:
             self._link.sendall(data)
 
     def take(self, received: Received) -> None:
-        """Count what the destination has as sent; before it continues."""
+        """Count the pages that the destination reports as sent. Call it before the destination continues."""
         number = self._numbers[received.block]
         self.sent.take(number, received.bitmap)
         runs = (run for run in self._index if run.block == number and run.kind == STORED)
@@ -135,7 +136,7 @@ class Server:
         self.figures.before += has
 
     def set_rate(self, rate: int | None) -> None:
-        """Bytes a second for what nobody has asked for; None is no limit."""
+        """Limit the background to so many bytes a second; None lifts the limit."""
         with self._rate_changed:
             self._bucket.set_rate(rate, self._clock())
             self._rate_changed.notify_all()
@@ -146,7 +147,7 @@ class Server:
         return self._bucket.rate
 
     def close(self) -> None:
-        """Break the link off, and wait for the threads."""
+        """Close the connection, and wait for the threads."""
         self._stopped = True
         with suppress(OSError):  # the other side has, too
             self._link.shutdown(socket.SHUT_RDWR)
@@ -160,14 +161,14 @@ class Server:
         def told() -> None:
             try:
                 work()
-            except BaseException as error:  # passed on: the thread that decides raises it
+            except BaseException as error:  # passed on: the main thread raises it
                 self.news.put(Failed(error))
 
         thread = threading.Thread(target=told, name=name, daemon=True)
         self._threads.append(thread)
         start(thread)
 
-    # --- what is asked for
+    # --- requests
 
     def _serve(self, opening: bytes) -> None:
         """Raises OSError, EOFError, IntegrityError."""
@@ -188,7 +189,7 @@ class Server:
         raise EOFError
 
     def _answer(self, asked: Asked) -> None:
-        """Send the pages, unless they have left already."""
+        """Send the requested pages that were not sent yet."""
         block = self._numbers[asked.block]
         page, stop = asked.page, asked.page + asked.count
         while page < stop:
@@ -207,7 +208,7 @@ class Server:
             self.figures.zeros += 1
 
     def _send_asked(self, asked: Asked, run: Run, page: int) -> None:
-        """The page and those behind it, then, when nobody waits, the rest of its frame."""
+        """Send the page and those that follow it. The background sends the rest of the frame next."""
         place = run.place + (page - run.page) * self._index.stride
         number = self._store.frame_for(place)
         try:
@@ -225,7 +226,7 @@ class Server:
         self._next.append(pages)
 
     def _damage(self, error: FrameDamaged, asked: Asked | None) -> None:
-        """Report a damaged frame, once, and again if the guest waits for a page of it."""
+        """Report a damaged frame once, and again for each request for a page of it."""
         if error.frame in self._damaged and asked is None:
             return
         self._damaged.add(error.frame)
@@ -236,7 +237,7 @@ class Server:
             what += f"; it holds the page at {first.page * postcopy.PAGE_SIZE:#x} of {self._blocks[first.block].name}"
         self.news.put(Damaged(IntegrityError(what, offset=error.offset), asked))
 
-    # --- what nobody has asked for
+    # --- the background
 
     def _push(self) -> None:
         """Raises OSError, StatepipeError."""
@@ -259,7 +260,7 @@ class Server:
         self.news.put(AllSent())
 
     def _lacking(self, at: int) -> Iterator[int]:
-        """The frames from `at` on with pages that have not left."""
+        """Return the frames from `at` on that have pages to send."""
         for number in range(at, self._store.frames):
             start, stop = self._store.span(number)
             stored = self._index.stored_between(start, stop)
@@ -267,7 +268,7 @@ class Server:
                 yield number
 
     def _send_next(self) -> None:
-        """The rest of frames of which a page was asked for."""
+        """Send the rest of the frames of which a page was requested."""
         with suppress(IndexError):
             while True:
                 self._send_all(self._next.popleft())
@@ -282,7 +283,7 @@ class Server:
                     self._send(run, data, skipped, count)
 
     def _pace(self, size: int) -> None:
-        """Wait until so many bytes may pass. Raises Cancelled."""
+        """Wait until the rate allows `size` bytes. Raises Cancelled."""
         with self._rate_changed:
             while size > 0:
                 if self._stopped:
@@ -295,7 +296,7 @@ class Server:
     # --- the link
 
     def _send(self, run: Run, data: memoryview, skipped: int, count: int) -> None:
-        """Of so many pages of the run, those that have not left, as one section a row of them."""
+        """Send those of `count` pages of the run that were not sent: one section for each row of them."""
         stride = self._index.stride
         with self._lock:
             if self._ended:
@@ -308,7 +309,7 @@ class Server:
                 self.figures.pages += length
 
     def _demand_heads(self, run: Run, first: int, data: memoryview, count: int) -> None:
-        """Between pages stand the heads of the next ones, as the stream has them. Raises IntegrityError if not."""
+        """Raises IntegrityError unless the header of each next page is between two pages, as in the stream."""
         if count > 1:
             size = postcopy.PAGE_SIZE
             start = (first + 1) * size | ORDINARY_AGAIN
@@ -317,14 +318,14 @@ class Server:
                 raise IntegrityError(what + repr(self._blocks[run.block].name))
 
     def _name(self, block: int) -> str | None:
-        """The block's name, unless the record before named it."""
+        """Return the block's name, or None if the last record named the same block."""
         if block == self._last:
             return None
         self._last = block
         return self._blocks[block].name
 
     def _write(self, records: Sequence[bytes | memoryview]) -> None:
-        """A section. Raises OSError."""
+        """Write a section. Raises OSError."""
         buffers = [self._head, *records, postcopy.part_end(self._ending)]
         left = sum(map(len, buffers)) - self._link.sendmsg(buffers)
         if left:
@@ -332,13 +333,13 @@ class Server:
 
 
 _BETWEEN = 8
-"""Bytes of a record's head."""
+"""Bytes of a record's header."""
 
 _HEADS: dict[int, Struct] = {}
 
 
 def _heads(count: int) -> Struct:
-    """Reads the heads between so many pages."""
+    """Return what reads the headers between `count` pages."""
     if count not in _HEADS:
         _HEADS[count] = Struct(">" + f"{postcopy.PAGE_SIZE}xQ" * (count - 1))
     return _HEADS[count]

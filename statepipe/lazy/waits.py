@@ -1,4 +1,4 @@
-"""How long requests have waited: their number, the median, the longest."""
+"""How long requests for pages waited."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from array import array
 from statistics import median
 
 LAST = 4096
-"""Waits that the median is taken of: the latest."""
+"""The median is that of so many waits, the latest."""
 
 
 class Waits:
-    """Seconds from the arrival of each request until what it asked for was handed to the kernel."""
+    """Seconds from the arrival of each request until the kernel had taken the answer."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -18,7 +18,7 @@ class Waits:
         self._last = array("d")
 
     def add(self, seconds: float) -> None:
-        """One more has been answered."""
+        """Add a request that was answered."""
         if self.count < LAST:
             self._last.append(seconds)
         else:
@@ -28,5 +28,5 @@ class Waits:
 
     @property
     def median(self) -> float:
-        """Of the latest; 0 where nobody has asked."""
+        """Median of the latest waits in seconds; 0 without requests."""
         return median(self._last) if self._last else 0.0

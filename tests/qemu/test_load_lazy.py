@@ -311,6 +311,17 @@ def test_a_qemu_that_ends_is_reported_as_its_parent_does(tmp_path: Path, noisy72
         assert "QEMU ended before all of the guest's memory was loaded" in lazy.stderr()
 
 
+def test_after_ctrl_c_a_qemu_that_ends_is_not_said_to_wait(tmp_path: Path, noisy72: Saved) -> None:
+    """At a terminal, both receive the signal."""
+    with Lazy(tmp_path, noisy72, "--throttle", SLOW) as lazy:
+        lazy.here()
+        os.kill(qemu_pid(tmp_path) or 0, signal.SIGINT)
+        lazy.signal(signal.SIGINT)
+        lazy.status()
+        assert "do not end its QEMU" not in lazy.stderr(), lazy.stderr()
+        wait_for("end of QEMU", lambda: qemu_pid(tmp_path) is None)
+
+
 def test_ended_before_the_guest_runs_nothing_has_happened(tmp_path: Path, noisy72: Saved) -> None:
     with Load(tmp_path, noisy72, "--lazy", noisy72.file, "--", *qemu_command(tmp_path, noisy72), delay=100) as load:
         load.reach(0.0)
