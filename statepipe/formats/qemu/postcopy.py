@@ -1,4 +1,4 @@
-"""Postcopy, from the side of the source: what is written to a destination that runs its guest before it has all memory.
+"""Postcopy, from the source's side: what a destination receives that runs its guest before it has all memory.
 
     QEVM, configuration                          as the state was saved
     OPEN_RETURN_PATH, PING 1, ADVISE             who answers; that pages will come late
@@ -8,10 +8,11 @@
     PART of RAM, again and again                 pages, each once, in any order
     END of RAM, EOF                              the destination answers SHUT 0
 
-A destination whose link was lost takes RECV_BITMAP for each block, answers what it has, and goes on after RESUME.
+A destination that has lost its connection receives RECV_BITMAP for each block on a new one, answers which pages it has,
+and continues after RESUME.
 
-What it says on the return path is `be16 type, be16 length, body`; `Answers` reads it. Its requests come while the
-package is still loaded, for the devices touch memory.
+Its messages on the return path are `be16 type, be16 length, body`; `Answers` reads them. It already requests pages
+while it loads the package, since the devices touch memory.
 
 Sources: QEMU migration/savevm.c (qemu_savevm_send_*, loadvm_process_command), migration/ram.c (ram_load_postcopy,
 ram_save_setup), migration/migration.c (source_return_path_thread), the same in 7.2 and 10.1.
@@ -54,7 +55,7 @@ READER_LIVES, LOADED = 1, 3
 """The values of the two PINGs: the PONG of the first proves a reader, that of the second comes just before RUN."""
 
 MOST_RANGES = 12
-"""That QEMU itself discards in one command (MAX_DISCARDS_PER_COMMAND)."""
+"""Ranges that QEMU itself discards in one command (MAX_DISCARDS_PER_COMMAND)."""
 
 MOST_PACKAGED = 0xFFFFFFFF
 """Bytes of a package (MAX_VM_CMD_PACKAGED_SIZE)."""
@@ -71,7 +72,7 @@ _BITMAP_END = 0x0123456789ABCDEF
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A block of RAM at the destination: its name, its length, and the size of what is placed at once, in bytes."""
+    """A block of RAM at the destination: its name, its length and the size of its host pages, in bytes."""
 
     name: str
     length: int
@@ -82,7 +83,7 @@ class Block:
 
 
 def command(number: int, payload: bytes = b"") -> bytes:
-    """A command between sections."""
+    """Return a command, which is sent between sections."""
     return _COMMAND.pack(COMMAND, number, len(payload)) + payload
 
 
@@ -92,24 +93,24 @@ def _name(text: str) -> bytes:
 
 
 def footer(section: int) -> bytes:
-    """What ends a section, of a machine whose sections have it (2.4 and later)."""
+    """Return the footer of a section, for machine types that have footers (2.4 and later)."""
     return bytes([FOOTER]) + _BE32.pack(section)
 
 
 def advise(blocks: Sequence[Block]) -> bytes:
-    """What opens the talk: a return path, a PING that a live reader answers, and all page sizes in one word."""
+    """Return the commands that open a return path, send the first PING, and tell all page sizes, combined with OR."""
     sizes = reduce(or_, (block.page_size for block in blocks), PAGE_SIZE)
     told = _RANGE.pack(sizes, PAGE_SIZE)
     return command(OPEN_RETURN_PATH) + ping(READER_LIVES) + command(POSTCOPY_ADVISE, told)
 
 
 def ping(value: int) -> bytes:
-    """A question that PONG answers."""
+    """Return a PING, which the destination answers with a PONG of the same value."""
     return command(PING, _BE32.pack(value))
 
 
 def ram_setup(section: int, blocks: Sequence[Block], ending: bytes) -> bytes:
-    """RAM's first section: its blocks. `ending` is its footer, or nothing."""
+    """Return RAM's START section, which lists its blocks. `ending` is its footer, or empty."""
     total = sum(block.length for block in blocks)
     listed = b"".join(
         _name(block.name)
@@ -122,7 +123,7 @@ def ram_setup(section: int, blocks: Sequence[Block], ending: bytes) -> bytes:
 
 
 def discard(block: str, ranges: Iterable[tuple[int, int]]) -> bytes:
-    """Pages that the destination is to count as not received: (first byte, bytes), at least one."""
+    """Return commands that make the destination count ranges (first byte, bytes) as not received; at least one."""
     pairs = [_RANGE.pack(*pair) for pair in ranges]
     name = block.encode()
     head = b"\0" + bytes([len(name)]) + name + b"\0"
@@ -131,7 +132,7 @@ def discard(block: str, ranges: Iterable[tuple[int, int]]) -> bytes:
 
 
 def package(devices: bytes) -> bytes:
-    """LISTEN, the devices' sections, a PING and RUN, as one command. Raises ValueError beyond MOST_PACKAGED."""
+    """Return one command with LISTEN, the devices, a PING and RUN. Raises ValueError beyond MOST_PACKAGED bytes."""
     inside = command(POSTCOPY_LISTEN) + devices + ping(LOADED) + command(POSTCOPY_RUN)
     if len(inside) > MOST_PACKAGED:
         raise ValueError(f"{len(inside)} bytes of devices do not fit into a package")
@@ -139,22 +140,22 @@ def package(devices: bytes) -> bytes:
 
 
 def part_head(section: int) -> bytes:
-    """What comes before the records of some pages."""
+    """Return the header of a PART section of RAM; records of pages follow."""
     return bytes([PART]) + _BE32.pack(section)
 
 
 def part_end(ending: bytes) -> bytes:
-    """What comes after them."""
+    """Return the end of a PART section of RAM."""
     return _BE64.pack(EOS) + ending
 
 
 def stored_head(block: str | None, page: int) -> bytes:
-    """The head of a page's record, whose 4096 bytes follow. The `block` is named where it is another than the last."""
+    """Return the header of a page's record; its 4096 bytes follow. `block` is None if the last record had the same."""
     return _record(PAGE, block, page)
 
 
 def zero_page(block: str | None, page: int) -> bytes:
-    """The whole record of a page of zeros."""
+    """Return the record of a page of zeros."""
     return _record(ZERO, block, page) + b"\0"
 
 
@@ -165,17 +166,17 @@ def _record(kind: int, block: str | None, page: int) -> bytes:
 
 
 def ram_end(section: int, ending: bytes) -> bytes:
-    """All pages have left: the end of RAM, and of the stream."""
+    """Return the END section of RAM and the end mark of the stream."""
     return bytes([END]) + _BE32.pack(section) + part_end(ending) + bytes([EOF])
 
 
 def recv_bitmap(block: str) -> bytes:
-    """Ask which pages of a block have arrived."""
+    """Return the command that asks which pages of a block the destination has."""
     return command(RECV_BITMAP, _name(block))
 
 
 def resume() -> bytes:
-    """Go on after a lost link; RESUME_ACK answers."""
+    """Return the command to continue on a new connection; RESUME_ACK answers it."""
     return command(RESUME)
 
 
@@ -183,9 +184,9 @@ def resume() -> bytes:
 
 
 def without_return_path(devices: bytes) -> bytes:
-    """The bytes after RAM's last footer up to the end mark, without the commands that would open a return path again.
+    """Return the bytes after RAM's last footer up to the end mark without the commands OPEN_RETURN_PATH and PING.
 
-    Only those that stand before the first section can be found, and no others are written there by QEMU 7.2 to 10.1.
+    Only commands before the first section are found; QEMU 7.2 to 10.1 writes none later.
     """
     kept, at = b"", 0
     while devices[at : at + 1] == bytes([COMMAND]) and at + _COMMAND.size <= len(devices):
@@ -202,21 +203,21 @@ def without_return_path(devices: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Shut:
-    """The destination has ended the return path: 0 where all is well."""
+    """The destination has closed the return path; 0 reports success."""
 
     value: int
 
 
 @dataclass(frozen=True, slots=True)
 class Pong:
-    """It has read a PING."""
+    """The destination has read a PING of this value."""
 
     value: int
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Somebody waits for these pages: the block, the first page, how many."""
+    """The guest waits for `count` pages of a block from `page` on."""
 
     block: str
     page: int
@@ -225,7 +226,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """Which pages of a block have arrived: bit n of the number, counted from the lowest, is page n."""
+    """Which pages of a block the destination has: bit n of the little-endian bitmap is page n."""
 
     block: str
     bitmap: bytes
@@ -233,7 +234,7 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """It goes on: 1."""
+    """The destination continues (1)."""
 
     value: int
 
@@ -242,10 +243,10 @@ Answer = Shut | Pong | Asked | Received | Resumed
 
 
 class Answers:
-    """Reads the return path of a destination with these `blocks`, as it comes.
+    """Parses the return path of a destination with these `blocks`, piece by piece.
 
-    Raises IntegrityError for what QEMU does not say, or for pages outside the blocks. Its memory is bounded by the
-    largest block's bitmap: one bit a page.
+    Raises IntegrityError for messages that QEMU does not send, and for pages outside the blocks. It holds at most the
+    bitmap of the largest block: one bit a page.
     """
 
     def __init__(self, blocks: Mapping[str, Block]) -> None:
@@ -254,7 +255,7 @@ class Answers:
         self._block: Block | None = None  # of the last request
 
     def feed(self, data: Buffer) -> list[Answer]:
-        """The messages that are whole now, in order."""
+        """Return the messages that are complete now, in order."""
         self._rest += data
         found: list[Answer] = []
         at = 0
@@ -265,7 +266,7 @@ class Answers:
         return found
 
     def _next(self, at: int) -> tuple[Answer, int] | None:
-        """The message at this position and the one after it; None while it is not whole."""
+        """Return the message at `at` and the position after it, or None while it is incomplete."""
         if len(self._rest) < at + _MESSAGE.size:
             return None
         kind, length = _MESSAGE.unpack_from(self._rest, at)
@@ -285,13 +286,13 @@ class Answers:
     def _demand_length(self, kind: int, length: int) -> None:
         low, high = _LENGTHS.get(kind, (1, 0))
         if not low <= length <= high:
-            raise IntegrityError(f"the destination said a message of type {kind} with {length} bytes")
+            raise IntegrityError(f"the destination sent a message of type {kind} with {length} bytes")
 
     def _named(self, body: bytes, at: int) -> Block:
         size = body[at]
         name = body[at + 1 :].decode(errors="replace")
         if len(body) != at + 1 + size or name not in self._blocks:
-            raise IntegrityError(f"the destination spoke of a RAM block {name[:80]!r}, which was not announced")
+            raise IntegrityError(f"the destination named a RAM block {name[:80]!r}, which was not announced")
         return self._blocks[name]
 
     def _asked(self, kind: int, body: bytes) -> Asked:
@@ -306,7 +307,7 @@ class Answers:
         return Asked(block.name, start // PAGE_SIZE, length // PAGE_SIZE)
 
     def _bitmap(self, block: Block, at: int) -> tuple[Received, int] | None:
-        """What follows the message: the bytes of the bitmap, the bitmap, and a mark."""
+        """Read what follows the message: the size of the bitmap, the bitmap, and an end mark."""
         if len(self._rest) < at + 8:
             return None
         size, expected = _BE64.unpack_from(self._rest, at)[0], bitmap_size(block.length)
@@ -321,7 +322,7 @@ class Answers:
 
 
 def bitmap_size(length: int) -> int:
-    """Bytes of the bitmap of a block: a bit a page, in words of 64."""
+    """Return the bytes of a block's bitmap: a bit a page, rounded up to 64 bits."""
     return (length // PAGE_SIZE + 63) // 64 * 8
 
 
@@ -333,4 +334,4 @@ _LENGTHS = {
     BITMAP: (2, 256),
     RESUME_ACK: (4, 4),
 }
-"""The fewest and most bytes of each type's body (rp_cmd_args)."""
+"""The least and most bytes of the body of each type (rp_cmd_args)."""
