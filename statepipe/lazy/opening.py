@@ -50,7 +50,10 @@ def opening(store: PageStore, blocks: Sequence[Block]) -> bytes:
     for piece in outline.pieces:
         if piece.kind == START and piece.number == outline.ram_section:
             parts.append(postcopy.ram_setup(outline.ram_section, blocks, ending))
-        elif piece.kind != COMMAND or piece.number == SWITCHOVER_START:
+        elif piece.kind == COMMAND:
+            if piece.number == SWITCHOVER_START:  # without a payload: its frame, perhaps damaged, is not read
+                parts.append(postcopy.command(SWITCHOVER_START))
+        else:
             parts.append(store.stream_bytes(piece.start, piece.end))
     largest = max(blocks, key=lambda block: block.length)
     parts.append(postcopy.discard(largest.name, [(0, largest.page_size)]))

@@ -235,7 +235,7 @@ def test_other_files_of_the_same_guest(tmp_path: Path, paused72: Saved, form: st
         file.write_bytes(subprocess.run(words, input=paused72.stream(), capture_output=True, check=True).stdout)
     saved = Saved(file, paused72.image, paused72.before, paused72.qemu)
     with loaded(tmp_path, saved, "--lazy=auto", *options) as guest:
-        wait_for("the guest", lambda: "is loaded" in guest.stderr().rpartition("while its memory")[2])
+        wait_for("the guest", lambda: any(text in guest.stderr() for text in ("memory is loaded: ", "and verified")))
         guest.qmp("cont")
         guest.wait_ticks(2)
         assert_continues(saved.before, guest.serial())
