@@ -16,7 +16,7 @@ import re
 import shlex
 import stat
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from statepipe.descriptors import look_at
 from statepipe.ends.config import config_folder, home
@@ -34,8 +34,7 @@ _DEEP = re.compile(rb"""(?<![\w-])(?:(?:[\w-]++|"[^"\n]*"|'[^'\n]*')[ \t]*+\.[ \
 _FORMAT = "the format is in man statepipe, CONFIGURATION"
 
 
-@dataclass(frozen=True, slots=True)
-class Config:
+class Config(NamedTuple):
     """The settings: `recipients` as for `encrypt`, `identities` as paths of files."""
 
     codec: str | None = None
@@ -48,11 +47,11 @@ def load_config() -> Config:
     path = _find()
     config = _read(path) if path else Config()
     if codec := os.environ.get("STATEPIPE_CODEC"):
-        config = replace(config, codec=codec)
+        config = config._replace(codec=codec)
     if recipients := os.environ.get("STATEPIPE_RECIPIENTS"):
-        config = replace(config, recipients=tuple(recipients.split()))
+        config = config._replace(recipients=tuple(recipients.split()))
     if identities := os.environ.get("STATEPIPE_IDENTITIES"):
-        config = replace(config, identities=_paths(identities.split(":")))
+        config = config._replace(identities=_paths(identities.split(":")))
     return config
 
 
@@ -95,8 +94,8 @@ def _read(path: str) -> Config:
     except ValueError as error:  # of TOML and UTF-8
         raise UsageError(f"{path}: {error}", hint=_FORMAT) from error
     for key, value in table.items():
-        if key not in Config.__slots__:
-            hint = f"{did_you_mean(key, Config.__slots__)}settings are {', '.join(Config.__slots__)}"
+        if key not in Config._fields:
+            hint = f"{did_you_mean(key, Config._fields)}settings are {', '.join(Config._fields)}"
             raise UsageError(f"{path}: no setting '{key}'", hint=hint)
         if key == "codec" and not isinstance(value, str):
             raise UsageError(f'{path}: codec must be a string, as in "zstd:3"', hint=_FORMAT)

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from statepipe.cli.options import IDENTITIES, RECIPIENTS
 from statepipe.cli.verb import Param, descriptor, joined
@@ -28,8 +27,7 @@ _CODECS = joined(CODECS, "or")
 _ALGORITHMS = "sha256, sha512, sha1, md5, blake2b or blake3"
 
 
-@dataclass(frozen=True, slots=True)
-class Filter:
+class Filter(NamedTuple):
     """A row of the table. `build` makes the stage from the parameters' values and a context.
 
     `inverse` is the filter that undoes it. `keeps_bytes`: its output is its input.

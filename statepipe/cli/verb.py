@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from statepipe.descriptors import demand_numbered
 from statepipe.errors import UsageError
@@ -61,8 +61,7 @@ class Param:
         return " ".join(filter(None, (*self.names[-1:], self.metavar)))
 
 
-@dataclass(frozen=True, slots=True)
-class Verb:
+class Verb(NamedTuple):
     """A verb of the command line. `run` is `module:function`; the function takes the verb's name and the values."""
 
     name: str

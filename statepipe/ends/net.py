@@ -15,8 +15,8 @@ import struct
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from select import POLLIN
+from typing import NamedTuple
 
 from statepipe.ends.fd import FdSource
 from statepipe.errors import PeerError
@@ -27,8 +27,7 @@ KEEP_IDLE, KEEP_INTERVAL, KEEP_COUNT = 15, 5, 4
 """TCP probes a silent connection after 15 s, and gives it up 20 s later."""
 
 
-@dataclass(frozen=True, slots=True)
-class Patience:
+class Patience(NamedTuple):
     """Limits in seconds. `silence` limits every wait for the peer (None: no limit), `retry` the time for attempts to
     connect (None if no option gave it)."""
 

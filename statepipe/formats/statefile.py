@@ -17,8 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from blake3 import blake3
 
@@ -142,8 +141,7 @@ _VERSIONED = fields({"statepipe": whole()})
 _SHAPES: dict[bytes, Shape] = {HEADER: _HEADER, TRAILER: _TRAILER}
 
 
-@dataclass(frozen=True, slots=True)
-class Meta:
+class Meta(NamedTuple):
     """A metadata frame: its kind (HEADER, INDEX, TRAILER, or one of a later version) and its facts.
 
     A frame of another kind than HEADER and TRAILER has no facts but a `body`.
@@ -237,8 +235,7 @@ def check_version(header: Facts) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Indexed:
+class Indexed(NamedTuple):
     """An index of pages as a file holds it: what the trailer says of it, and the contents of its frames, if any."""
 
     facts: Facts

@@ -7,7 +7,7 @@ later.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from statepipe.errors import UsageError
 from statepipe.formats.statefile import Facts, Indexed
@@ -19,8 +19,7 @@ Pack = Callable[[Facts, Callable[[], Facts], Callable[[], Indexed | None]], Stag
 """Makes a stage that writes a stream as zstd between a header and a trailer, with an index of pages before it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Packing:
+class Packing(NamedTuple):
     """How a state file is compressed: the word that its header has, and the function that makes the stage."""
 
     word: str
@@ -34,8 +33,7 @@ AUTO_LEVELS = range(-7, 20)
 """Levels above 19 only have larger windows, which frames of 1 MiB cannot use."""
 
 
-@dataclass(frozen=True, slots=True)
-class Compression:
+class Compression(NamedTuple):
     """A codec and its level; None for zstd at levels between `lowest` and `highest`, chosen frame by frame."""
 
     codec: Codec

@@ -88,7 +88,7 @@ def _two_phases(source: Guest, target: Guest, credentials: Credentials) -> Took:
     with receiving, mover(credentials, source, port) as moving:
         if moving.wait() or receiving.wait():
             raise Broken(f"{moving.said} {receiving.said}")
-        found = next(hit for line in moving.said if (hit := re.search(r"still for (\d+) ms", line)))
+        found = next(hit for line in moving.said if (hit := re.search(r"stopped for (\d+) ms", line)))
         return Took(source.migration()["total-time"], float(found[1]))
 
 
