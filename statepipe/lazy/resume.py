@@ -101,8 +101,9 @@ def _blocks(store: PageStore, monitor: Monitor | None) -> list[Block]:
 def _recovered(monitor: Monitor, digest: str) -> socket.socket:
     """Our end of a new connection to a QEMU that waits for this state. Raises StatepipeError."""
     deadline = time.monotonic() + PATIENCE
-    while (status := monitor.migration()["status"]) in BREAKING and time.monotonic() < deadline:
-        time.sleep(LOOK)
+    status = monitor.migration()["status"]
+    while status in BREAKING and (left := deadline - time.monotonic()) > 0:
+        status = monitor.migration_changed(status, min(left, LOOK))["status"]
     if status in BREAKING:
         raise QemuError("another statepipe still loads this guest's memory", hint="see: statepipe ps")
     if status != PAUSED:
