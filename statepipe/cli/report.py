@@ -63,7 +63,8 @@ def inspected(facts: dict[str, Any]) -> str:
     if "index" in trailer:
         rows.append(("index", _index(trailer["index"])))
     rows.append(("devices", len(trailer.get("devices", ())) or None))
-    rows.append(("proof", f"complete by its {trailer['proof']}" if trailer.get("proof") else None))
+    if proof := trailer.get("proof"):  # a damaged frame is not seen here: what is shown must not read as if it were
+        rows.append(("proof", f"complete when it was saved, by its {proof}; verify-state checks the data"))
     rows.append(("blake3", trailer.get("blake3")))
     for disk in trailer.get("disks") or []:
         what = (
