@@ -16,8 +16,8 @@ Failure = tuple[Place, OSError]
 """An address that was tried, and its error."""
 
 _HINTS = {
-    errno.ECONNREFUSED: "no program listens there: check that it is started, at this port",
-    errno.ENOENT: "no program listens there: check that it is started, with this path",
+    errno.ECONNREFUSED: "no program listens there; start statepipe recv, receive or tunnel there first, at this port",
+    errno.ENOENT: "no program listens there; start it first, with this path",
     errno.EAGAIN: "its queue of waiting connections is full; try again",
     errno.ETIMEDOUT: "a firewall drops the packets, or the host is down",
     errno.EHOSTUNREACH: "the host is down, or a firewall on the way refuses",

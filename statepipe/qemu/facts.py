@@ -19,6 +19,7 @@ from typing import Any
 from statepipe.errors import QemuError
 from statepipe.formats.hardware import CPU, CPUS, DEVICES
 from statepipe.processes import Unavailable, output_of
+from statepipe.qemu.commandline import starts_qemu
 from statepipe.qemu.guest import describe_guest, hardware
 from statepipe.qemu.images import images
 from statepipe.qemu.monitor import Monitor
@@ -81,11 +82,13 @@ def gather(monitor: Monitor, disks: Iterable[str] | None = None, own: Own | None
     get an answer that grows with its question.
     """
     command: list[str] | None = None
-    its: list[Facts] = []
-    if own is not None:
-        command, its = list(own[0]), own[1]
-    elif (process := inspect_process(pid := qemu_under(monitor.pid))) is not None:
-        command, its = list(process.command), seen(process.command, View(pid), process.folder, held=True)
+    its: list[Facts] = [] if own is None else own[1]
+    if own is not None and starts_qemu(own[0]):
+        command = list(own[0])
+    elif (process := inspect_process(pid := qemu_under(monitor.pid))) is not None:  # perhaps below a wrapper
+        command = list(process.command)
+        if own is None:
+            its = seen(command, View(pid), process.folder, held=True)
     unlinked = (word in ("-snapshot", "--snapshot") or re.search(r"\bsnapshot=on\b", word) for word in command or [])
     facts = {
         "host": platform.node(),

@@ -179,7 +179,8 @@ class TlsTransport:
             pass
         except ssl.SSLEOFError as error:
             hint = "the other side, or something between, broke the connection off: the data is not complete"
-            raise PeerError(f"{self.name} ended without a close_notify after {self.bytes} bytes", hint=hint) from error
+            what = f"{self.name} closed the connection without ending TLS, after {self.bytes} bytes"
+            raise PeerError(what, hint=hint) from error
         except ssl.SSLError as error:
             raise refused(self.name, error) from error
         self.bytes += done

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,27 @@ def test_a_look_makes_nothing(tmp_path: Path, qemu72: str, credentials: Credenti
             done = run_statepipe("check", *where)
     assert done.returncode == 0, done.stdout
     assert not list(there.iterdir())
+
+
+def test_options_that_a_wrapper_gives_to_qemu_are_compared(
+    tmp_path: Path, qemu72: str, credentials: Credentials
+) -> None:
+    """The receiver's command line names only a script: what QEMU itself was started with is what counts."""
+    there = tmp_path / "there"
+    there.mkdir()
+    with Guest(tmp_path, qemu=qemu72, dirty=0) as guest:
+        command = list(guest.command)
+        for option in ("-serial", "-qmp"):
+            while option in command:
+                at = command.index(option)
+                del command[at : at + 2]
+        script = there / "start-guest"
+        script.write_text(f'#!/bin/sh\nexec {shlex.join(command)} -serial file:{there}/log -smp 1 "$@"\n')
+        script.chmod(0o755)
+        receiving, port = receiver(credentials, "--", script)
+        with receiving:
+            where = ["--qmp", guest.socket, *credentials.of("source"), f"tls://127.0.0.1:{port}"]
+            done = run_statepipe("check", *where)
+    assert done.returncode == 0, done.stdout
+    found = next(line for line in done.stdout.splitlines() if "command line" in line)
+    assert found.split("command line")[1].strip() == "only there: -smp 1", done.stdout
