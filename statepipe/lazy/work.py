@@ -19,7 +19,7 @@ class LazyWork:
         self._started = time.monotonic()
 
     def status(self) -> dict[str, Any]:
-        """Return pages loaded, asked for and to come, the waits of requests, and the seconds left, for JSON."""
+        """Return pages loaded, asked for (of zeros, too) and to come, the waits, and the seconds left, for JSON."""
         figures, seconds = self._server.figures, time.monotonic() - self._started
         waits = figures.waits
         left = seconds * (figures.total - figures.pages) / figures.pages if figures.pages else None
@@ -32,6 +32,7 @@ class LazyWork:
             "lazy": {
                 "pages": figures.pages,
                 "pages_total": figures.total,
+                "zeros": figures.zeros,
                 "asked": waits.count,
                 "wait_median_ms": round(waits.median * 1000, 3),
                 "wait_worst_ms": round(waits.longest * 1000, 3),

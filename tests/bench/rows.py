@@ -16,6 +16,7 @@ from tests.bench.adapt import rows
 from tests.bench.data import ROOT, Inputs
 from tests.bench.encryption import decrypt, encrypt, openpgp, sealed
 from tests.bench.far import far
+from tests.bench.lazy import lazy, lazy_huge
 from tests.bench.libvirt import virsh_save
 from tests.bench.measure import Broken, Job, Series, interleave, spread
 from tests.bench.migration import migration
@@ -264,4 +265,9 @@ ROWS: dict[str, Callable[[Bench], list[Row]]] = {
     "far": far,
     "adapt": adapt,
     "migrate": migration,
+    "lazy": lazy,
+    "lazy4g": lazy_huge,
 }
+
+BY_NAME = ("lazy4g",)
+"""Rows that are run only if they are named."""

@@ -343,6 +343,7 @@ def test_the_status_tells_of_pages_and_waits(tmp_path: Path, noisy72: Saved) -> 
     assert last["verdict"] == "done"
     lazy = last["lazy"]
     assert lazy["pages"] == lazy["pages_total"] > NOISE // 4096 and lazy["asked"] > 0
+    assert 0 <= lazy["zeros"] <= lazy["asked"]
     assert 0 < lazy["wait_median_ms"] <= lazy["wait_worst_ms"]
 
 
