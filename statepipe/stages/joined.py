@@ -16,11 +16,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from statepipe.errors import IntegrityError, TruncatedError
+from statepipe.formats.zstdframe import WHOLE_LIMIT
 from statepipe.stage import FLUSH, Buffer, Over, Stage
 from statepipe.threads import ahead, parallel
-
-WHOLE_LIMIT = 8 << 20
-"""Plain bytes of a stream that is held until its checksum matches, as for zstd's frames."""
 
 STEP = 64 << 10
 """Compressed bytes given to a decoder at a time: it copies its unused bytes, and a malicious file can have a stream in

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from statepipe.errors import IntegrityError, TruncatedError
 from statepipe.formats.lz4frame import LEGACY_MAGIC, MAGIC
+from statepipe.formats.zstdframe import WHOLE_LIMIT
 from statepipe.stage import FLUSH, Buffer
 from statepipe.stages.codec import decompress
-from statepipe.stages.joined import WHOLE_LIMIT
 from statepipe.stages.lz4 import compress
 
 NOISE = random.Random(6).randbytes(100_000)

@@ -14,10 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from statepipe.errors import IntegrityError, TruncatedError
+from statepipe.formats.zstdframe import WHOLE_LIMIT
 from statepipe.stage import FLUSH, Buffer
 from statepipe.stages import gzip as gzip_stage
 from statepipe.stages.codec import decompress
-from statepipe.stages.joined import SLICE, WHOLE_LIMIT
+from statepipe.stages.joined import SLICE
 
 PLAIN = random.Random(1).randbytes(700) + b"words and words " * 200 + bytes(3000)
 MEMBER = gzip.compress(PLAIN, mtime=0)

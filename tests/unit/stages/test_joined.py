@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from statepipe.errors import IntegrityError, TruncatedError
+from statepipe.formats.zstdframe import WHOLE_LIMIT
 from statepipe.stage import FLUSH, Buffer
 from statepipe.stages.codec import decompress
-from statepipe.stages.joined import SLICE, WHOLE_LIMIT
+from statepipe.stages.joined import SLICE
 
 NOISE = random.Random(5).randbytes(3 << 20)
 
