@@ -72,7 +72,7 @@ def parser_for(verb: Verb | Filter) -> Parser:
         elif param.many in _MANY:
             extra["nargs"] = _MANY[param.many]
             if param.names:
-                extra["const"] = param.choices[0]
+                extra["const"] = param.bare
         elif param.required:
             extra["required"] = True
         title = needs.get(param.needs or "") or param.needs or ""

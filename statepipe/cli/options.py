@@ -101,16 +101,28 @@ IDENTITIES = (
 )
 """The options of every verb that decrypts."""
 
+LEARN = "10"
+"""Seconds of --learn."""
+
 LAZY = (
     Param(
         "--lazy",
         "run the guest at once and load its memory meanwhile; =auto: unless that is not possible",
         "WHEN",
         many="optional",
+        bare="always",
         choices=("always", "auto"),
     ),
     Param("--verify-first", "with --lazy: verify all of FILE first"),
     Param("--throttle", "with --lazy: limit for memory that the guest does not wait for", "RATE", type=parse_rate),
+    Param(
+        "--learn",
+        f"with --lazy: learn for SECONDS (default: {LEARN}) which memory the next lazy load sends first",
+        "SECONDS",
+        many="optional",
+        bare=LEARN,
+        type=seconds(0, 3600),
+    ),
     Param("--resume", "continue an interrupted lazy load", needs="--qmp"),
 )
 """Options of load for a guest that runs while its memory is loaded."""

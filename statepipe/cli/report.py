@@ -28,7 +28,14 @@ def lazily_loaded(done: Summary) -> str:
     """Return a line on a lazy load that is complete."""
     waits = f"{done.median * 1000:.1f} ms (median) and {done.longest * 1000:.1f} ms at most"
     asked = f"; the guest waited {done.asked} times for a page, {waits}" if done.asked else ""
-    return f"all memory is loaded: {format_size(done.bytes)} in {done.seconds:.1f} s{asked}"
+    first = f", {format_size(done.first)} of it before the guest ran" if done.first else ""
+    return f"all memory is loaded: {format_size(done.bytes)} in {done.seconds:.1f} s{first}{asked}"
+
+
+def learned_set(path: str, size: int, is_full: bool) -> str:
+    """Return a line on a working set that was learned."""
+    limit = "; it touched more, which is too much to send first" if is_full else ""
+    return f"{path}: the guest touched {format_size(size)} first; the next lazy load sends that before it runs{limit}"
 
 
 def verified(facts: dict[str, Any]) -> str:

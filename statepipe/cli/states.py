@@ -175,6 +175,8 @@ def _demand_lazy_options(values: Values) -> None:
             "--lazy needs a connection to QEMU in both directions, which exec: is not",
             hint="start QEMU with load --lazy FILE -- qemu-system-…, or name its monitor with --qmp SOCKET",
         )
+    if values["learn"] is not None and not values["lazy"]:
+        raise UsageError("--learn is an option of a lazy load", hint="add --lazy")
     for name in ("verify_first", "throttle"):
         if values[name] and not (values["lazy"] or values["resume"]):
             raise UsageError(f"--{name.replace('_', '-')} is an option of a lazy load", hint="add --lazy")
@@ -185,7 +187,7 @@ def _demand_lazy_options(values: Values) -> None:
 
 def _load_lazily(values: Values, keys: Keys, said: Said, in_time: Callable[[], None]) -> int | None:
     """Run load --lazy or load --resume; None if --lazy=auto has to load all memory first."""
-    from statepipe.cli.report import lazily_loaded
+    from statepipe.cli.report import lazily_loaded, learned_set
     from statepipe.lazy.load import load_lazily_into_new, load_lazily_into_waiting
     from statepipe.lazy.rest import LazyOptions, LazyTelling, Summary
     from statepipe.lazy.resume import resume_load
@@ -203,8 +205,11 @@ def _load_lazily(values: Values, keys: Keys, said: Said, in_time: Callable[[], N
     def complete(done: Summary) -> None:
         say(f"statepipe: load: {called(path)}: {lazily_loaded(done)}")
 
-    tell = LazyTelling(warn_load, here, complete, in_time)
-    options = LazyOptions(values["verify_first"], values["throttle"])
+    def learned(written: str, size: int, is_full: bool) -> None:
+        say(f"statepipe: load: {learned_set(written, size, is_full)}")
+
+    tell = LazyTelling(warn_load, here, complete, learned, in_time)
+    options = LazyOptions(values["verify_first"], values["throttle"], values["learn"])
     try:
         if values["resume"]:
             resume_load(path, values["qmp"], keys, tell, options)

@@ -19,10 +19,10 @@ class Param:
     """An argument or an option of a verb. An option's `name` begins with --; without a `metavar` it is a switch.
 
     `many`, of an argument: "one", "optional" or "any"; an option with "any" can be repeated, and one with "optional"
-    takes a value only after `=`: without one it means the first of its `choices`. `short` is an option's
-    letter with its dash. With `dash`, `-` stands for standard input or output. `type` converts the text and raises
-    UsageError. A `required` option must be given. `needs` is the option without which this one has no effect. `only`
-    names the cases in which it may be given: kinds of address, actions (grammar.py, refuse_strays).
+    takes a value only after `=`: without one it means `bare`. `short` is an option's letter with its dash. With `dash`,
+    `-` stands for standard input or output. `type` converts the text and raises UsageError. A `required` option must be
+    given. `needs` is the option without which this one has no effect. `only` names the cases in which it may be given:
+    kinds of address, actions (grammar.py, refuse_strays).
     """
 
     name: str
@@ -30,6 +30,7 @@ class Param:
     metavar: str | None = None
     default: Any = None
     many: str = "one"
+    bare: str = ""
     choices: tuple[str, ...] = ()
     short: str | None = None
     dash: bool = False

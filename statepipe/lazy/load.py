@@ -22,10 +22,12 @@ from statepipe.errors import QemuError, QemuGone, QemuRefused
 from statepipe.formats.qemu.postcopy import LOADED, Pong, Shut
 from statepipe.lazy.keeping import Keeping, OwnMonitor, resume_command
 from statepipe.lazy.marks import Marks, identity
-from statepipe.lazy.opening import blocks_of, demand_servable, opening
+from statepipe.lazy.opening import blocks_of, demand_servable, held_back, opening
+from statepipe.lazy.pageset import PageSet
 from statepipe.lazy.rest import LazyOptions, LazyTelling, Rest
 from statepipe.lazy.server import BUFFERED, Damaged, Failed, News, Server
 from statepipe.lazy.work import LazyWork
+from statepipe.lazy.workingset import read_working_set
 from statepipe.pipeline.job import at_work
 from statepipe.pipeline.signals import held
 from statepipe.qemu.commandline import refuse_daemon
@@ -54,6 +56,9 @@ from statepipe.wakeups import polled
 LOOK = 0.002
 """Seconds between two queries of the run state once the devices are loaded: RUN follows at once."""
 
+HEAD_START = 1.0
+"""Seconds that a guest has the processors for itself if its working set was sent before it ran."""
+
 CAPABILITIES = ("events", "late-block-activate", "postcopy-ram")
 
 
@@ -79,8 +84,14 @@ class LazyLoad:
         disks = demand_its_own(state, monitor, said, self._tell.warn)
         demand_late_pages(monitor)
         blocks = blocks_of(self._store, page_sizes(monitor))
-        first = opening(self._store, blocks)
+        first = read_working_set(self._store, blocks, self._tell.warn)
+        if first is not None:
+            first.remove(*held_back(blocks))
+        commands = opening(self._store, blocks, first)
         runs = runs and state.run_state in RAN_AT_SAVE
+        learn = self._options.learn if runs else None
+        if learn != self._options.learn:
+            self._tell.warn("nothing is learned, as the guest is paused")
         try:
             before = made_ready(monitor, CAPABILITIES)
         except QemuRefused as error:
@@ -103,17 +114,28 @@ class LazyLoad:
             server = Server(self._store, link, blocks, time.monotonic)
             server.set_rate(self._options.rate)
             with at_work(LazyWork(server, lambda: self.is_here)), closing(server):
-                self._run_early(server, first, disks, marks, runs=runs)
+                if learn is not None:
+                    server.learn(first)
+                self._run_early(server, commands, first, disks, marks, runs=runs)
                 with self._rest.of(server, marks):
                     self._tell.here(monitor.run_state(), self._rest.command)
-                    server.push()
+                    server.push(after=HEAD_START if learn is None and runs and first is not None else learn or 0)
                     self._rest.wait()
         self._rest.settle(before)
 
-    def _run_early(self, server: Server, first: bytes, disks: Images, marks: Marks, *, runs: bool) -> None:
+    def _run_early(
+        self,
+        server: Server,
+        commands: tuple[bytes, bytes],
+        first: PageSet | None,
+        disks: Images,
+        marks: Marks,
+        *,
+        runs: bool,
+    ) -> None:
         """Have QEMU load the devices and run the guest. Raises StatepipeError."""
         try:
-            server.begin(first)
+            server.begin(*commands, first)
             self._await_run(server)
             if runs:
                 run_guest(self._monitor, self._answered)

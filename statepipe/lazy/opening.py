@@ -1,17 +1,23 @@
-"""What QEMU gets before any page: the parts of the state, and the commands of a postcopy migration between them.
+"""What QEMU gets before its guest runs: the parts of the state, and the commands of a postcopy migration between them.
 
 The devices are those of the file, byte for byte. RAM's list of blocks is written anew, as it tells the sizes of pages
-at the destination; and one page is discarded, without which the destination would not begin to listen. Of the commands
-of the save, only SWITCHOVER_START (QEMU 10 and later) is kept: it prepares devices for their state.
+at the destination. Of the commands of the save, only SWITCHOVER_START (QEMU 10 and later) is kept: it prepares devices
+for their state.
+
+The pages of the working set may stand in the middle: QEMU loads them as an ordinary migration does. Then all other
+pages are discarded: where the kernel gave QEMU a huge page for one of them, the pages around it read as zeros and would
+never be asked for (seen: QEMU fails over the first of them that arrives). At least one page has to be discarded in any
+case: otherwise QEMU would not begin to listen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from statepipe.formats.qemu import postcopy
 from statepipe.formats.qemu.postcopy import Block
 from statepipe.formats.qemu.sections import COMMAND, START, SWITCHOVER_START
+from statepipe.lazy.pageset import PageSet, Runs
 from statepipe.qemu.late_pages import NoLatePages
 from statepipe.state.pagestore import PageStore
 
@@ -42,8 +48,19 @@ def blocks_of(store: PageStore, sizes: Mapping[str, int]) -> list[Block]:
 WITHOUT = "load it without --lazy"
 
 
-def opening(store: PageStore, blocks: Sequence[Block]) -> bytes:
-    """Everything up to the command that has the destination run the guest."""
+def held_back(blocks: Sequence[Block]) -> tuple[int, int]:
+    """Return the page that is never sent before the guest runs, as (number of the block, page).
+
+    It is the first of the largest block: of a PC, the interrupt table of real mode, which a running guest hardly needs.
+    """
+    return max(range(len(blocks)), key=lambda number: blocks[number].length), 0
+
+
+def opening(store: PageStore, blocks: Sequence[Block], first: PageSet | None) -> tuple[bytes, bytes]:
+    """Return what stands before and after the pages of `first`; the second has the destination run the guest.
+
+    `first` lacks the page of `held_back`.
+    """
     outline = store.index.outline
     ending = postcopy.footer(outline.ram_section) if outline.footers else b""
     parts = [store.head(), postcopy.advise(blocks)]
@@ -55,6 +72,23 @@ def opening(store: PageStore, blocks: Sequence[Block]) -> bytes:
                 parts.append(postcopy.command(SWITCHOVER_START))
         else:
             parts.append(store.stream_bytes(piece.start, piece.end))
-    largest = max(blocks, key=lambda block: block.length)
-    parts.append(postcopy.discard(largest.name, [(0, largest.page_size)]))
-    return b"".join([*parts, postcopy.package(postcopy.without_return_path(store.devices()))])
+    return b"".join(parts), _discards(blocks, first) + postcopy.package(postcopy.without_return_path(store.devices()))
+
+
+def _discards(blocks: Sequence[Block], first: PageSet | None) -> bytes:
+    """Return the commands that discard all pages that were not sent."""
+    if first is None:
+        number, page = held_back(blocks)
+        return postcopy.discard(blocks[number].name, [(page * postcopy.PAGE_SIZE, postcopy.PAGE_SIZE)])
+    return b"".join(
+        postcopy.discard(blocks[number].name, _gaps(runs, blocks[number].length)) for number, runs in first.runs()
+    )
+
+
+def _gaps(runs: Runs, length: int) -> Iterator[tuple[int, int]]:
+    """Return what is between the runs of a block of `length` bytes, as (first byte, bytes)."""
+    end = 0
+    for first, count in [*runs, (length // postcopy.PAGE_SIZE, 0)]:
+        if first > end:
+            yield end * postcopy.PAGE_SIZE, (first - end) * postcopy.PAGE_SIZE
+        end = first + count

@@ -21,7 +21,8 @@ from statepipe.errors import (
 )
 from statepipe.formats.qemu.postcopy import PAGE_SIZE, Shut
 from statepipe.lazy.marks import Marks
-from statepipe.lazy.server import AllSent, Damaged, Failed, Server
+from statepipe.lazy.server import AllSent, Damaged, Failed, Learned, Server
+from statepipe.lazy.workingset import Recorder
 from statepipe.pipeline.signals import ignore
 from statepipe.qemu.migration import demand_completed
 from statepipe.qemu.monitor import Monitor
@@ -35,10 +36,11 @@ SHUTDOWN = "shutdown"
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The figures of a complete lazy load: bytes of the pages that were sent, the number of requests, the seconds of
-    their median and longest wait, and the seconds since the guest was there."""
+    """The figures of a complete lazy load: bytes of the pages that were sent, and those sent before the guest ran; the
+    number of requests, the seconds of their median and longest wait, and the seconds since the guest was there."""
 
     bytes: int
+    first: int
     asked: int
     median: float
     longest: float
@@ -47,21 +49,24 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class LazyOptions:
-    """Whether all of the file is verified before QEMU is reached, and how many bytes a second of memory that the guest
-    does not wait for are sent at most."""
+    """Whether all of the file is verified before QEMU is reached; how many bytes a second of memory that the guest does
+    not wait for are sent at most; and for how many seconds the working set is learned, if it is."""
 
     verify_first: bool = False
     rate: int | None = None
+    learn: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class LazyTelling:
     """Messages of a lazy load. `here` gets the run state that QEMU reported and the command that continues the load;
-    `complete` gets the figures at the end. `settled`: QEMU answered, and no signal undoes the load from then on."""
+    `complete` gets the figures at the end. `settled`: QEMU answered, and no signal undoes the load from then on.
+    `learned` gets the path of the working set, the bytes of its pages, and whether it was limited to these."""
 
     warn: Tell
     here: Callable[[str, str], None]
     complete: Callable[[Summary], None]
+    learned: Callable[[str, int, bool], None]
     settled: Callable[[], None] = ignore
 
 
@@ -93,12 +98,23 @@ class Rest:
                 self._note_damage(news)
             elif isinstance(news, AllSent) and self._damage is not None:
                 raise self._damage.error
+            elif isinstance(news, Learned):
+                self._keep(news.recorder)
             elif isinstance(news, Shut):
                 if news.value:
                     raise QemuError(f"QEMU failed to load the memory (SHUT {news.value})")
                 return
             elif isinstance(news, Failed):
                 raise self._lost(news.error)
+
+    def _keep(self, recorder: Recorder) -> None:
+        """Write the working set that was recorded. Without it, the load goes on all the same."""
+        try:
+            path = recorder.write()
+        except StatepipeError as error:
+            self._tell.warn(f"the working set was not written: {error}")
+        else:
+            self._tell.learned(path, len(recorder.pages) * PAGE_SIZE, recorder.is_full)
 
     def settle(self, before: dict[str, Any]) -> None:
         """All memory was sent: check that QEMU has it, and restore QEMU's settings. Raises QemuError."""
@@ -108,7 +124,10 @@ class Rest:
             self._tell.warn(words)
         figures = self._server.figures
         waits, sent = figures.waits, (figures.pages - figures.before) * PAGE_SIZE
-        self._tell.complete(Summary(sent, waits.count, waits.median, waits.longest, time.monotonic() - self._began))
+        first = figures.first * PAGE_SIZE
+        self._tell.complete(
+            Summary(sent, first, waits.count, waits.median, waits.longest, time.monotonic() - self._began)
+        )
 
     def _lost(self, error: BaseException) -> BaseException:
         """Return what a failure of the file or of the connection means."""

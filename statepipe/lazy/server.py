@@ -5,6 +5,9 @@ the file's order, so that frames are decoded one after the other. A request come
 requested page is the first of its section, and the rest of its frame is sent next. The socket's buffer is small
 (BUFFERED), since a request waits for all that is queued in it.
 
+Pages of the working set are sent before the guest runs. While a new one is learned, the background waits, and a request
+brings the pages that it names and no others: so all that the guest touches is seen.
+
 No page is sent twice: QEMU closes the connection when it receives a page again. Pages of zeros are sent only when they
 are requested: memory that was never received reads as zeros after the end.
 """
@@ -25,8 +28,9 @@ from statepipe.formats.qemu import postcopy
 from statepipe.formats.qemu.pages import STORED, Run
 from statepipe.formats.qemu.postcopy import Answers, Asked, Block, Pong, Received, Resumed, Shut
 from statepipe.formats.qemu.ram import ORDINARY_AGAIN
-from statepipe.lazy.sent import Sent
+from statepipe.lazy.pageset import PageSet
 from statepipe.lazy.waits import Waits
+from statepipe.lazy.workingset import Recorder, located, page_set
 from statepipe.stage import Cancelled
 from statepipe.stages.throttle import LONGEST_WAIT, Bucket
 from statepipe.state.pagestore import FrameDamaged, Pages, PageStore
@@ -41,6 +45,9 @@ SECTION = 64
 NEXT = 32
 """How many frames, of which a page was requested, are sent before all others. Further ones are sent in the file's
 order."""
+
+RECORDS = 256
+"""The most runs of a section that is sent before the guest runs; sendmsg(2) takes two buffers for each, 1024 in all."""
 
 READ = 64 << 10
 
@@ -65,16 +72,25 @@ class AllSent:
     """All pages that can be read were sent, and the end of the stream too, unless frames are damaged."""
 
 
-News = Damaged | Failed | AllSent | Pong | Received | Resumed | Shut
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """The time to learn is over: the pages that the guest asked for, and those that were sent first."""
+
+    recorder: Recorder
+
+
+News = Damaged | Failed | AllSent | Learned | Pong | Received | Resumed | Shut
 
 
 @dataclass(slots=True)
 class Figures:
-    """How many pages the destination has, of the `total` that are stored. Another statepipe sent `before` of them."""
+    """How many pages the destination has, of the `total` that are stored. Another statepipe sent `before` of them;
+    `first` were sent before the guest ran."""
 
     total: int
     pages: int = 0
     before: int = 0
+    first: int = 0
     zeros: int = 0
     waits: Waits = field(default_factory=Waits)
 
@@ -93,7 +109,7 @@ class Server:
         self._index = store.index
         self._blocks = blocks
         self._numbers = {block.name: number for number, block in enumerate(blocks)}
-        self.sent = Sent([-(-block.length // postcopy.PAGE_SIZE) for block in blocks])
+        self.sent = page_set(blocks)
         self.news: SimpleQueue[News] = SimpleQueue()
         self.figures = Figures(self._index.stored)
         outline = self._index.outline
@@ -106,6 +122,7 @@ class Server:
         self._calm.set()
         self._next: deque[Pages] = deque(maxlen=NEXT)
         self._damaged: set[int] = set()
+        self._recorder: Recorder | None = None
         self._bucket = Bucket(None)
         self._rate_changed = threading.Condition()
         self._stopped = False
@@ -113,13 +130,17 @@ class Server:
 
     # --- called by the main thread
 
-    def begin(self, opening: bytes) -> None:
-        """Write `opening`, and answer requests from now on."""
-        self._run("pages asked for", lambda: self._serve(opening))
+    def begin(self, opening: bytes, package: bytes = b"", first: PageSet | None = None) -> None:
+        """Write `opening`, the pages of `first` and `package`, and answer requests from now on."""
+        self._run("pages asked for", lambda: self._serve(opening, package, first))
 
-    def push(self) -> None:
-        """Start the background."""
-        self._run("pages", self._push)
+    def learn(self, known: PageSet | None) -> None:
+        """Record the pages that are asked for, besides those `known`. Call it before `begin`."""
+        self._recorder = Recorder(self._store, self._blocks, known)
+
+    def push(self, after: float = 0) -> None:
+        """Start the background after so many seconds. If the server learns, it does so until then."""
+        self._run("pages", lambda: self._push(after))
 
     def write(self, data: bytes) -> None:
         """Write commands between sections. Raises OSError."""
@@ -170,9 +191,12 @@ class Server:
 
     # --- requests
 
-    def _serve(self, opening: bytes) -> None:
+    def _serve(self, opening: bytes, package: bytes, first: PageSet | None) -> None:
         """Raises OSError, EOFError, IntegrityError."""
         self.write(opening)
+        if first is not None:
+            self._send_first(first)
+        self.write(package)
         answers = Answers({block.name: block for block in self._blocks})
         while data := self._link.recv(READ):
             arrived = self._clock()
@@ -193,6 +217,8 @@ class Server:
         block = self._numbers[asked.block]
         page, stop = asked.page, asked.page + asked.count
         while page < stop:
+            if (recorder := self._recorder) is not None:
+                recorder.add(block, page)
             run = self._index.find(block, page)
             if run is None or run.kind != STORED:
                 self._send_zero(block, page)
@@ -202,13 +228,17 @@ class Server:
 
     def _send_zero(self, block: int, page: int) -> None:
         with self._lock:
-            if self._ended or not self.sent.mark(block, page, 1):
+            if self._ended or not self.sent.add(block, page, 1):
                 return
-            self._write([postcopy.zero_page(self._name(block), page)])
+            self._write(self._zero_records(block, page))
             self.figures.zeros += 1
 
     def _send_asked(self, asked: Asked, run: Run, page: int) -> None:
-        """Send the page and those that follow it. The background sends the rest of the frame next."""
+        """Send the page and those that follow it. The background sends the rest of the frame next.
+
+        While the server learns, only the page is sent.
+        """
+        most = SECTION if self._recorder is None else 1
         place = run.place + (page - run.page) * self._index.stride
         number = self._store.frame_for(place)
         try:
@@ -216,14 +246,15 @@ class Server:
             for each, data in pages:
                 if each.block == run.block and each.page <= page < each.page + each.pages:
                     skipped = page - each.page
-                    self._send(each, data, skipped, min(each.pages - skipped, SECTION))
+                    self._send(each, data, skipped, min(each.pages - skipped, most))
                     break
             else:  # it ends in the next frame, which is damaged
                 self._store.stream_bytes(place, place + postcopy.PAGE_SIZE)
         except FrameDamaged as error:
             self._damage(error, asked)
             return
-        self._next.append(pages)
+        if self._recorder is None:
+            self._next.append(pages)
 
     def _damage(self, error: FrameDamaged, asked: Asked | None) -> None:
         """Report a damaged frame once, and again for each request for a page of it."""
@@ -237,10 +268,43 @@ class Server:
             what += f"; it holds the page at {first.page * postcopy.PAGE_SIZE:#x} of {self._blocks[first.block].name}"
         self.news.put(Damaged(IntegrityError(what, offset=error.offset), asked))
 
+    # --- the working set
+
+    def _send_first(self, pages: PageSet) -> None:
+        """Send these pages, in the file's order, so that each frame is decoded once. Raises OSError, StatepipeError."""
+        numbers, zeros = located(self._store, pages)
+        with closing(self._store.ahead(numbers)) as frames:
+            for _, found in frames:
+                records = []
+                for run, data in found:
+                    for first, count in pages.among(run.block, run.page, run.pages):
+                        self.sent.add(run.block, first, count)
+                        records.append(self._records(run, data, first, count))
+                        self.figures.pages += count
+                self._write_first(records)
+        self.figures.first = self.figures.pages
+        for block, page in zeros:
+            self.sent.add(block, page, 1)
+        self._write_first([self._zero_records(*zero) for zero in zeros])
+        self.figures.zeros += len(zeros)
+        self._last = -1  # QEMU loads what follows in another way
+
+    def _write_first(self, records: Sequence[Sequence[bytes | memoryview]]) -> None:
+        with self._lock:
+            for at in range(0, len(records), RECORDS):
+                self._write([buffer for each in records[at : at + RECORDS] for buffer in each])
+
     # --- the background
 
-    def _push(self) -> None:
+    def _push(self, after: float) -> None:
         """Raises OSError, StatepipeError."""
+        with self._rate_changed:
+            self._rate_changed.wait_for(lambda: self._stopped, after)
+        if self._stopped:
+            raise Cancelled
+        if self._recorder is not None:
+            self.news.put(Learned(self._recorder))
+            self._recorder = None
         at = 0
         while at < self._store.frames:
             try:
@@ -297,16 +361,22 @@ class Server:
 
     def _send(self, run: Run, data: memoryview, skipped: int, count: int) -> None:
         """Send those of `count` pages of the run that were not sent: one section for each row of them."""
-        stride = self._index.stride
         with self._lock:
             if self._ended:
                 return
-            for first, length in self.sent.mark(run.block, run.page + skipped, count):
-                at = (first - run.page) * stride
-                part = data[at : at + length * stride - _BETWEEN]
-                self._demand_heads(run, first, part, length)
-                self._write([postcopy.stored_head(self._name(run.block), first), part])
+            for first, length in self.sent.add(run.block, run.page + skipped, count):
+                self._write(self._records(run, data, first, length))
                 self.figures.pages += length
+
+    def _records(self, run: Run, data: memoryview, first: int, count: int) -> list[bytes | memoryview]:
+        """Return the records of `count` pages of the run from `first` on. Raises IntegrityError."""
+        at = (first - run.page) * self._index.stride
+        part = data[at : at + count * self._index.stride - _BETWEEN]
+        self._demand_heads(run, first, part, count)
+        return [postcopy.stored_head(self._name(run.block), first), part]
+
+    def _zero_records(self, block: int, page: int) -> list[bytes | memoryview]:
+        return [postcopy.zero_page(self._name(block), page)]
 
     def _demand_heads(self, run: Run, first: int, data: memoryview, count: int) -> None:
         """Raises IntegrityError unless the header of each next page is between two pages, as in the stream."""

@@ -32,6 +32,7 @@ class LazyWork:
             "lazy": {
                 "pages": figures.pages,
                 "pages_total": figures.total,
+                "pages_first": figures.first,
                 "zeros": figures.zeros,
                 "asked": waits.count,
                 "wait_median_ms": round(waits.median * 1000, 3),

@@ -22,6 +22,7 @@ from statepipe.formats.qemu.pageframes import decode_index, difference, encode_i
 from statepipe.formats.qemu.postcopy import Answers, Block
 from statepipe.formats.qemu.stream import QemuStream
 from statepipe.formats.statefile import HEADER, TRAILER
+from statepipe.formats.workingset import build_working_set, parse_working_set
 from statepipe.state.file import Keys
 from statepipe.state.inspect import inspect
 from statepipe.state.pagestore import open_pages
@@ -303,6 +304,29 @@ def make_answers(random: Random) -> bytes:
     return mutated(random, data) if random.random() < 0.6 else data
 
 
+# --- a working set
+
+HAVING = {"pc.ram": 1 << 18, "pc.bios": 64}
+WORKING_SET = build_working_set("ab" * 32, [("pc.ram", [(3, 4), (192, 3), (4096, 1)]), ("pc.bios", [(0, 64)])])
+
+
+def read_set(data: bytes) -> None:
+    """One that is read has runs in order, inside their blocks, and is written again as it says."""
+    found = parse_working_set(data, "ab" * 32, HAVING)
+    for name, runs in found.items():
+        edges = [edge for first, count in runs for edge in (first, first + count)]
+        assert edges == sorted(edges) and all(count > 0 for _, count in runs)
+        assert not edges or edges[-1] <= HAVING[name]
+    again = build_working_set("ab" * 32, found.items())
+    assert parse_working_set(again, "ab" * 32, HAVING) == {name: runs for name, runs in found.items() if runs}
+
+
+def make_set(random: Random) -> bytes:
+    if random.random() < 0.5:
+        return odd_json(random, json.loads(WORKING_SET))
+    return mutated(random, WORKING_SET)
+
+
 # --- encrypted ones
 
 
@@ -335,4 +359,5 @@ DOORS = {
     "states": Door(read_state, make_state),
     "sealed-states": Door(read_sealed, make_sealed),
     "requests-for-pages": Door(hear, make_answers),
+    "working-sets": Door(read_set, make_set),
 }

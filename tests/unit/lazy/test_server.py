@@ -8,14 +8,17 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from queue import Empty
 from struct import pack
 
 import pytest
 
 from statepipe.formats.qemu.postcopy import Block
 from statepipe.formats.qemu.stream import QemuStream
-from statepipe.lazy.server import AllSent, Damaged, Server, Shut
-from statepipe.state.pagestore import open_pages
+from statepipe.lazy.pageset import PageSet
+from statepipe.lazy.server import AllSent, Damaged, Failed, Learned, Server, Shut
+from statepipe.lazy.workingset import page_set
+from statepipe.state.pagestore import FrameDamaged, open_pages
 from tests import streams
 from tests.statefiles import DATA, NO_KEYS, cut, layout, noise, state_file
 
@@ -71,6 +74,10 @@ class Destination:
         assert self._file.read(5) == streams.footer(streams.RAM_ID)
         return kind == 2 or self._file.read(1) != b"\0"
 
+    def is_package(self) -> bool:
+        """Whether the package follows; then it is read."""
+        return self._file.peek(1)[:1] == b"P" and self._file.read(8) == b"PACKAGE!"
+
     def until(self, block: str, page: int) -> None:
         while (block, page) not in self.pages:
             self.section()
@@ -86,8 +93,17 @@ def written(folder: Path, damage: bool = False) -> Path:
     return path
 
 
+def a_set(*pages: tuple[str, int]) -> PageSet:
+    """These pages."""
+    found = page_set(BLOCKS)
+    for name, page in pages:
+        found.add([block.name for block in BLOCKS].index(name), page, 1)
+    return found
+
+
 @contextmanager
-def serving(path: Path) -> Iterator[tuple[Server, Destination]]:
+def serving(path: Path, *pages: tuple[str, int], learns: bool = False) -> Iterator[tuple[Server, Destination]]:
+    """With `pages`, these are sent before the package; the test reads them and it."""
     ours, theirs = socket.socketpair()
     with (
         ours,
@@ -95,7 +111,10 @@ def serving(path: Path) -> Iterator[tuple[Server, Destination]]:
         open_pages(str(path), NO_KEYS) as store,
         closing(Server(store, ours, BLOCKS, time.monotonic)) as server,
     ):
-        server.begin(b"OPENING!")
+        first = a_set(*pages) if pages else None
+        if learns:
+            server.learn(first)
+        server.begin(b"OPENING!", b"PACKAGE!" if pages else b"", first)
         destination = Destination(theirs)
         assert theirs.recv(8) == b"OPENING!"
         yield server, destination
@@ -179,6 +198,71 @@ def test_of_a_damaged_frame_no_page_leaves_and_all_others_do(tmp_path: Path) -> 
         destination.ask("pc.ram", page)
         again = server.news.get(timeout=20)
         assert isinstance(again, Damaged) and again.asked is not None and again.asked.page == page
+
+
+# --- the working set
+
+FIRST = [("pc.ram", page) for page in (0, 3, 7, 8, 9, 30, 44, 45, 63)] + [("pc.bios", 2), ("pc.bios", 9)]
+"""Pages in several frames, zeros of the stream, and pages that it does not have."""
+
+
+def test_a_working_set_comes_before_the_package_zeros_too_and_never_again(tmp_path: Path) -> None:
+    with serving(written(tmp_path), *FIRST) as (server, destination):
+        while not destination.is_package():
+            destination.section()
+        zeros = {where: bytes(4096) for where in FIRST if where not in expected()}
+        assert destination.pages == {where: (expected() | zeros)[where] for where in FIRST}
+        assert server.figures.first == server.figures.pages == len(FIRST) - len(zeros)
+        for where in FIRST:
+            destination.ask(*where)
+        server.push()
+        while destination.section():
+            continue
+        assert destination.pages == expected() | zeros
+
+
+def test_a_page_of_a_working_set_whose_frame_is_damaged_ends_the_load(tmp_path: Path) -> None:
+    """Also one that begins in a good frame and ends in the damaged one: it is not sent as zeros instead."""
+    path, failed = written(tmp_path, damage=True), 0
+    for where in expected():
+        with serving(path, where) as (server, destination):
+            try:
+                news = server.news.get(timeout=0.05)
+            except Empty:
+                destination.section()
+                assert destination.is_package() and destination.pages == {where: expected()[where]}
+                continue
+            assert isinstance(news, Failed) and isinstance(news.error, FrameDamaged)
+            assert not destination.order
+            failed += 1
+    assert 2 <= failed < len(expected()) / 2
+
+
+def test_while_it_learns_a_request_brings_its_page_alone(tmp_path: Path) -> None:
+    with serving(written(tmp_path), ("pc.ram", 12), learns=True) as (server, destination):
+        while not destination.is_package():
+            destination.section()
+        asked = [("pc.ram", 30), ("pc.ram", 31), ("pc.ram", 44), ("pc.bios", 2)]
+        for where in asked:
+            destination.ask(*where)
+            destination.section()
+            assert destination.order[-1] == where
+        assert len(destination.order) == 1 + len(asked)
+        server.push(after=0)
+        while destination.section():
+            continue
+        news = server.news.get(timeout=20)
+        assert isinstance(news, Learned)
+        assert dict(news.recorder.pages.runs()) == dict(a_set(("pc.ram", 12), *asked).runs())
+        assert destination.pages == expected() | {("pc.ram", 44): bytes(4096)}
+
+
+def test_a_load_that_ends_while_it_learns_does_not_wait(tmp_path: Path) -> None:
+    with serving(written(tmp_path), learns=True) as (server, destination):
+        server.push(after=3600)
+        destination.ask("pc.ram", 1)
+        destination.until("pc.ram", 1)
+    assert destination.order == [("pc.ram", 1)]
 
 
 def _read_so_far(destination: Destination, server: Server) -> set[tuple[str, int]]:
