@@ -109,7 +109,9 @@ def look(images: Images) -> list[Disk]:
 
 
 def _seen(path: str, view: View) -> Disk:
-    """Return what the file with that name in this view looks like."""
+    """Return what the file with that name in this view looks like; it is known only if QEMU has that file open."""
+    if view.has_replaced(path):
+        return {"path": path, "unknown": "it was replaced: QEMU has another file open than the one with this name now"}
     try:
         with view.place(path) as place:
             return fingerprint(path, place)
@@ -177,7 +179,7 @@ def judge(saved: Iterable[Disk] | None, images: Images | None, word: Word, warn:
     `images` are those of the QEMU that is to load the state. None: no QEMU is available, and the files with those names
     are examined. `live`: the guest ran on while it was saved, and has probably changed the disks itself.
     """
-    lacking, elsewhere, gone, changed = [], [], [], []
+    lacking, elsewhere, gone, replaced, changed = [], [], [], [], []
     for disk in saved or ():
         now = word.now(disk)
         if word.forces(disk):
@@ -193,6 +195,8 @@ def judge(saved: Iterable[Disk] | None, images: Images | None, word: Word, warn:
             elsewhere.append(where)
         elif images is None and "unknown" not in disk and _is_absent(now):
             gone.append(now)
+        elif row is not None and images is not None and row.is_file and images.view.has_replaced(row.path):
+            replaced.append(row.path)
         elif difference := _change(disk, row, images, now, warn):
             changed.append(difference)
     said, hints = [], []
@@ -205,6 +209,9 @@ def judge(saved: Iterable[Disk] | None, images: Images | None, word: Word, warn:
     if gone:
         said.append(f"disks that the guest had are not there: {', '.join(gone)}")
         hints.append(f"for one that was moved, put its new place on QEMU's command line and give --disk {gone[0]}=NEW")
+    if replaced:
+        said.append(f"QEMU has other files open than those with these names now: {', '.join(replaced)}")
+        hints.append("they were replaced after QEMU had opened them: end that QEMU, and start it again")
     if changed and live:
         said.append(f"disks changed since the state was saved, as its guest ran on (save --live): {'; '.join(changed)}")
         hints.append(_AS_THEY_WERE)

@@ -184,6 +184,17 @@ def names_open(pid: int) -> list[str]:
         return []
 
 
+def files_open(pid: int) -> list[os.stat_result]:
+    """Return the status of each regular file and block device that the process has open; nothing if we may not look."""
+    found = []
+    with suppress(OSError):
+        for _, mode, fd in _open_files(pid):
+            if stat.S_ISREG(mode) or stat.S_ISBLK(mode):
+                with suppress(FileNotFoundError):  # closed meanwhile
+                    found.append(os.stat(f"/proc/{pid}/fd/{fd}"))
+    return found
+
+
 def has_open(pid: int, fd: int) -> bool:
     """Return whether the process has an end of the same pipe or socket open as our descriptor `fd`."""
     with suppress(OSError):

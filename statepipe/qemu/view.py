@@ -16,7 +16,7 @@ import stat
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 
-from statepipe.qemu.process import names_open, owner
+from statepipe.qemu.process import files_open, names_open, owner
 
 LINKS = 40
 """Links on the way to one file at most, as in the kernel (path_resolution(7))."""
@@ -76,6 +76,21 @@ class View:
                 raise OSError(errno.EINVAL, os.strerror(errno.EINVAL)) from error
             yield f"/proc/self/fd/{walk.descriptor()}"
 
+    def has_replaced(self, path: str) -> bool:
+        """Return whether it is certain that the process has another file open than the one with this name now.
+
+        For a path that the process did open, such as a disk: a copy was put in its place by a rename, for example.
+        """
+        opened = files_open(self._pid) if self._is_known else []
+        if not opened:
+            return False
+        try:
+            with self.place(path) as place:
+                now = os.stat(place)
+        except (OSError, ValueError):  # whoever reads it says what is wrong
+            return False
+        return not any(_is_same(now, each) for each in opened)
+
     def lacks(self, path: str) -> bool:
         """Return whether it is certain that no file has this name, such as a disk that was removed while open."""
         if not (self._is_known and os.path.isabs(path)):
@@ -88,6 +103,13 @@ class View:
         except (OSError, ValueError):  # perhaps a folder that we may not look into
             pass
         return False
+
+
+def _is_same(one: os.stat_result, other: os.stat_result) -> bool:
+    """Return whether both are the same file, or nodes of the same block device."""
+    if stat.S_ISBLK(one.st_mode) and stat.S_ISBLK(other.st_mode):
+        return one.st_rdev == other.st_rdev
+    return os.path.samestat(one, other)
 
 
 class _Walk:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import socket
 import tempfile
 from pathlib import Path
@@ -78,6 +80,22 @@ def test_a_damaged_state_never_runs_and_ends_qemu(
         assert "byte " in done.stderr
         guest.wait(10)
         assert guest.serial() == ""
+
+
+def test_a_disk_that_was_replaced_under_a_waiting_qemu_is_refused(tmp_path: Path, state72: Saved) -> None:
+    """A copy with the right content now has the name of the disk, but QEMU would write to the file that it opened."""
+    opened = state72.image.with_suffix(".opened")
+    with waiting(tmp_path, state72) as guest:
+        os.replace(state72.image, opened)
+        try:
+            shutil.copy2(opened, state72.image)
+            done = run_statepipe("load", "--qmp", guest.socket, state72.file)
+        finally:
+            os.replace(opened, state72.image)
+        assert done.returncode == 1 and f"these names now: {state72.image}" in done.stderr, done.stderr
+        assert "start it again" in done.stderr
+        assert guest.run_state() == NOT_STARTED
+        assert run_statepipe("load", "--qmp", guest.socket, state72.file).returncode == 0
 
 
 def test_another_machine_never_runs(tmp_path: Path, state: Saved) -> None:

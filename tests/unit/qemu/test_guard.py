@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from statepipe.qemu import disks
 from statepipe.qemu.disks import fingerprint
 from statepipe.qemu.guard import Said, judge, look, look_from_outside, named, unknown
 from statepipe.qemu.images import Image, Images
+from statepipe.qemu.view import View
 
 Disk = dict[str, Any]
 BUS = ("pci.0 02.0",)
@@ -51,6 +53,25 @@ def touch(path: Path) -> None:
 def test_a_disk_as_it_was_is_taken_without_a_word(image: Path) -> None:
     its = of(file(image))
     assert judged(look(its), its) == []
+
+
+def test_a_disk_that_was_replaced_after_qemu_opened_it_is_refused(tmp_path: Path, image: Path) -> None:
+    """By a copy that nobody could tell from it. This process stands for QEMU: it has the earlier file open."""
+    saved = look(of(file(image)))
+    its = Images((file(image),), View(os.getpid()))
+    with image.open("rb"):
+        assert judged(saved, its) == []
+        copy = tmp_path / "copy"
+        shutil.copy2(image, copy)
+        copy.replace(image)
+        assert judged(saved, of(file(image))) == []
+        with pytest.raises(StatepipeError, match=f"other files open than those with these names now: {image}") as told:
+            judged(saved, its)
+        assert "start it again" in (told.value.hint or "")
+        assert judged(saved, its, forced=(str(image),))[0].startswith(f"{image} is accepted as it is")
+        assert look(its)[0]["unknown"].startswith("it was replaced: QEMU has another file open")
+    with image.open("rb"):
+        assert judged(saved, its) == []
 
 
 def test_another_file_in_a_disk_s_place_is_named_and_its_place(tmp_path: Path, image: Path) -> None:
