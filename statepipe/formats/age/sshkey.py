@@ -26,6 +26,9 @@ SMALLEST_MODULUS = 2048
 LARGEST_MODULUS = 16384
 """Bits at most, as in OpenSSH: more would only cost time."""
 
+LARGEST_EXPONENT = 2**31 - 1
+"""The largest public exponent, as in age, whose library refuses larger ones."""
+
 PARTS = 16
 """Strings in a public key at most: our kinds have two or three, an SSH certificate eleven or more."""
 
@@ -79,7 +82,7 @@ def read_ed25519(blob: Blob) -> bytes:
 
 
 def read_rsa(blob: Blob) -> RSAPublicKey:
-    """Return the key. Raises ValueError for a size that is not supported."""
+    """Return the key. Raises ValueError for a size that is not supported, and for numbers that no RSA key has."""
     parts = _strings(blob)
     if len(parts) != 3:
         raise ValueError("not an RSA key")
@@ -88,6 +91,8 @@ def read_rsa(blob: Blob) -> RSAPublicKey:
         raise ValueError(
             f"an RSA key of {modulus.bit_length()} bits; {SMALLEST_MODULUS} to {LARGEST_MODULUS} are supported"
         )
+    if not modulus % 2 or exponent > LARGEST_EXPONENT:  # cryptography fails only when such a key is used
+        raise ValueError("not an RSA key that can be used: its numbers are wrong")
     return RSAPublicNumbers(exponent, modulus).public_key()
 
 

@@ -28,6 +28,7 @@ from statepipe.formats.age.header import (
 from statepipe.formats.age.hybrid import HybridIdentity
 from statepipe.formats.age.keys import parse_file, parse_identity, parse_recipient
 from statepipe.formats.age.scrypt import PassphraseIdentity, PassphraseRecipient
+from statepipe.formats.age.ssh import RsaRecipient
 from statepipe.formats.age.x25519 import X25519Identity
 
 KEY = bytes(16)
@@ -298,6 +299,24 @@ def test_an_ssh_key_that_cannot_be_encrypted_for_is_passed_over_in_a_file(line: 
 def test_a_line_that_is_damaged_is_not_passed_over(line: str) -> None:
     with pytest.raises(UsageError, match="line 1 of keys is not a recipient"):
         parse_file(line, "keys", parse_recipient, print)
+
+
+def ssh_rsa(exponent: int, modulus: int) -> str:
+    """A line of `id_rsa.pub` with these numbers."""
+    parts = (b"ssh-rsa", *(n.to_bytes(n.bit_length() // 8 + 1, "big") for n in (exponent, modulus)))
+    blob = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
+    return f"ssh-rsa {base64.b64encode(blob).decode()}"
+
+
+@pytest.mark.parametrize(
+    ("exponent", "modulus"),
+    [(65537, 2**2047 + 2), (2**31 + 1, 2**2047 + 1), (2**80 + 1, 2**4095 + 1), (2, 2**2047 + 1), (1, 2**2047 + 1)],
+    ids=["even modulus", "large exponent", "larger than the cipher takes", "even exponent", "exponent of one"],
+)
+def test_an_rsa_key_with_numbers_that_no_key_has_is_refused_before_it_is_used(exponent: int, modulus: int) -> None:
+    assert isinstance(parse_recipient(ssh_rsa(65537, 2**2047 + 1)), RsaRecipient)
+    with pytest.raises(UsageError):
+        parse_recipient(ssh_rsa(exponent, modulus))
 
 
 def test_a_wrong_passphrase_is_called_that() -> None:
