@@ -77,7 +77,7 @@ class Session:
     def __exit__(self, *error: object) -> None:
         with self.lock:
             if self._has_aborted:  # closing a socket with unread bytes resets it, and a reset overtakes our reason
-                self._idle.wait_for(lambda: not self._transports, FAREWELL)
+                self._idle.wait_for(lambda: not self.links, FAREWELL)
             self.failure = self.failure or PeerError(f"the session with {self.name} has ended")
             self.stopped.set()
             for transport in self._transports.values():
@@ -185,7 +185,7 @@ class Session:
                 self._last_sign += max(now - before - self.timing.tick, 0)
                 before = now
                 for number in self.wire.tick(self.timing.limit):
-                    self.last_trouble = PeerError(f"a link was silent for {self.timing.tick * self.timing.limit:g} s")
+                    self.last_trouble = self._silence(number)
                     self._lose(number)
                     self._has_waited = True
                 self._sendable.notify_all()
@@ -195,6 +195,14 @@ class Session:
             if is_running:
                 self._news.look(self.timing.tick, cause, heard=heard)
             self._give_up_if_alone()
+
+    def _silence(self, number: int) -> PeerError:
+        """Return the error of a link that is silent."""
+        seconds = self.timing.tick * self.timing.limit
+        if self.wire.links[number].is_open:
+            return PeerError(f"a link was silent for {seconds:g} s")
+        what = f"{self.name} accepted a connection, but did not begin the session within {seconds:g} s"
+        return PeerError(what, hint="check that it is statepipe that listens there, and is not stopped")
 
     def _give_up_if_alone(self) -> None:
         """Fail after `retry` seconds without progress.

@@ -386,6 +386,34 @@ def test_a_peer_that_is_gone_before_the_session_began_is_given_up() -> None:
             session.meet()
 
 
+def test_a_peer_that_never_greets_is_not_waited_for_at_the_end() -> None:
+    """No link is open that could carry our reason, so leaving the session does not wait for one."""
+    here, far = socket.socketpair()
+    with far:
+        with dialled(lambda: SocketTransport(here, "far", "far"), Role.SENDS, "far", Timing()) as session:
+            assert far.recv(1)  # its link is there
+            session.fail(PeerError("ended"))
+            began = time.monotonic()
+        assert time.monotonic() - began < FAREWELL
+
+
+def test_a_peer_that_accepts_connections_and_never_greets_is_named() -> None:
+    timing = Timing(tick=0.02, limit=2, retry=PATIENCE)
+    with contextlib.ExitStack() as mute:
+
+        def dial() -> SocketTransport:
+            here, far = socket.socketpair()
+            mute.enter_context(far)
+            return SocketTransport(here, "far", "far")
+
+        with (
+            dialled(dial, Role.SENDS, "far", timing) as session,
+            pytest.raises(PeerError, match=r"^far accepted a connection, but did not begin the session") as told,
+        ):
+            session.meet()
+        assert "statepipe that listens" in (told.value.hint or "")
+
+
 def test_nobody_at_home_is_said_at_once() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
