@@ -22,12 +22,11 @@ from statepipe.errors import QemuError, QemuGone, QemuRefused
 from statepipe.formats.qemu.postcopy import LOADED, Pong, Shut
 from statepipe.lazy.keeping import Keeping, OwnMonitor, resume_command
 from statepipe.lazy.marks import Marks, identity
-from statepipe.lazy.opening import blocks_of, demand_servable, held_back, opening
-from statepipe.lazy.pageset import PageSet
+from statepipe.lazy.opening import blocks_of, demand_servable, opening
 from statepipe.lazy.rest import LazyOptions, LazyTelling, Rest
 from statepipe.lazy.server import BUFFERED, Damaged, Failed, News, Server
 from statepipe.lazy.work import LazyWork
-from statepipe.lazy.workingset import read_working_set
+from statepipe.lazy.workingset import FirstPages, first_pages
 from statepipe.pipeline.job import at_work
 from statepipe.pipeline.signals import held
 from statepipe.qemu.commandline import refuse_daemon
@@ -63,15 +62,22 @@ CAPABILITIES = ("events", "late-block-activate", "postcopy-ram")
 
 
 class LazyLoad:
-    """One lazy load into the QEMU of `monitor`; `command` continues it after a failure.
+    """One lazy load into the QEMU of `monitor`, with the pages of `first` before its guest runs; `command` continues it
+    after a failure.
 
     `is_here` becomes true when QEMU may have run the guest: then QEMU must not be ended.
     """
 
     def __init__(
-        self, store: PageStore, monitor: Monitor, tell: LazyTelling, options: LazyOptions, command: str
+        self,
+        store: PageStore,
+        first: FirstPages | None,
+        monitor: Monitor,
+        tell: LazyTelling,
+        options: LazyOptions,
+        command: str,
     ) -> None:
-        self._store, self._monitor, self._tell, self._options = store, monitor, tell, options
+        self._store, self._first, self._monitor, self._tell, self._options = store, first, monitor, tell, options
         self._rest = Rest(monitor, tell, command)
         self.is_here = False
 
@@ -84,9 +90,7 @@ class LazyLoad:
         disks = demand_its_own(state, monitor, said, self._tell.warn)
         demand_late_pages(monitor)
         blocks = blocks_of(self._store, page_sizes(monitor))
-        first = read_working_set(self._store, blocks, self._tell.warn)
-        if first is not None:
-            first.remove(*held_back(blocks))
+        first = None if self._first is None else self._first.pages
         commands = opening(self._store, blocks, first)
         runs = runs and state.run_state in RAN_AT_SAVE
         learn = self._options.learn if runs else None
@@ -116,7 +120,7 @@ class LazyLoad:
             with at_work(LazyWork(server, lambda: self.is_here)), closing(server):
                 if learn is not None:
                     server.learn(first)
-                self._run_early(server, commands, first, disks, marks, runs=runs)
+                self._run_early(server, commands, disks, marks, runs=runs)
                 with self._rest.of(server, marks):
                     self._tell.here(monitor.run_state(), self._rest.command)
                     server.push(after=HEAD_START if learn is None and runs and first is not None else learn or 0)
@@ -124,18 +128,11 @@ class LazyLoad:
         self._rest.settle(before)
 
     def _run_early(
-        self,
-        server: Server,
-        commands: tuple[bytes, bytes],
-        first: PageSet | None,
-        disks: Images,
-        marks: Marks,
-        *,
-        runs: bool,
+        self, server: Server, commands: tuple[bytes, bytes], disks: Images, marks: Marks, *, runs: bool
     ) -> None:
         """Have QEMU load the devices and run the guest. Raises StatepipeError."""
         try:
-            server.begin(*commands, first)
+            server.begin(*commands, self._first)
             self._await_run(server)
             if runs:
                 run_guest(self._monitor, self._answered)
@@ -197,13 +194,14 @@ def load_lazily_into_new(
             store = opened.enter_context(open_servable(path, keys, tell.warn, options))
             store.state.refuse_changed_before(command, said)
             refuse_taken(command)
+            first = opened.enter_context(first_pages(store, tell.warn))
             with held():  # a QEMU that was started must be known to us
                 child = Child([*command, *own.words], detach)
                 opened.enter_context(child.spare)
             keeping = Keeping(child.spare, own.address, identity(store), tell.warn, shared=False)
             opened.enter_context(closing(keeping))
             monitor = opened.enter_context(closing(Monitor(child.monitor, child.pid, tell.warn)))
-            load = LazyLoad(store, monitor, tell, options, resume_command(path, own.address))
+            load = LazyLoad(store, first, monitor, tell, options, resume_command(path, own.address))
             load.load(said, runs=not child.stays_paused)
             keeping.done()
     except BaseException as error:
@@ -234,11 +232,13 @@ def load_lazily_into_waiting(
     demand_named(path)
     with ExitStack() as opened:
         store = opened.enter_context(open_servable(path, keys, tell.warn, options))
+        first = opened.enter_context(first_pages(store, tell.warn))
         monitor = opened.enter_context(closing(Monitor(address, tell=tell.warn)))
         keeping = Keeping.beside(monitor, address, identity(store), tell.warn)
         if keeping is not None:
             opened.enter_context(closing(keeping))
-        LazyLoad(store, monitor, tell, options, resume_command(path, address)).load(said, runs=True)
+        load = LazyLoad(store, first, monitor, tell, options, resume_command(path, address))
+        load.load(said, runs=True)
         if keeping is not None:
             keeping.done()
 

@@ -18,6 +18,7 @@ from statepipe.formats.qemu import postcopy
 from statepipe.formats.qemu.postcopy import Block
 from statepipe.formats.qemu.sections import COMMAND, START, SWITCHOVER_START
 from statepipe.lazy.pageset import PageSet, Runs
+from statepipe.lazy.workingset import held_back
 from statepipe.qemu.late_pages import NoLatePages
 from statepipe.state.pagestore import PageStore
 
@@ -48,19 +49,8 @@ def blocks_of(store: PageStore, sizes: Mapping[str, int]) -> list[Block]:
 WITHOUT = "load it without --lazy"
 
 
-def held_back(blocks: Sequence[Block]) -> tuple[int, int]:
-    """Return the page that is never sent before the guest runs, as (number of the block, page).
-
-    It is the first of the largest block: of a PC, the interrupt table of real mode, which a running guest hardly needs.
-    """
-    return max(range(len(blocks)), key=lambda number: blocks[number].length), 0
-
-
 def opening(store: PageStore, blocks: Sequence[Block], first: PageSet | None) -> tuple[bytes, bytes]:
-    """Return what stands before and after the pages of `first`; the second has the destination run the guest.
-
-    `first` lacks the page of `held_back`.
-    """
+    """Return what stands before and after the pages of `first`; the second has the destination run the guest."""
     outline = store.index.outline
     ending = postcopy.footer(outline.ram_section) if outline.footers else b""
     parts = [store.head(), postcopy.advise(blocks)]
@@ -72,13 +62,15 @@ def opening(store: PageStore, blocks: Sequence[Block], first: PageSet | None) ->
                 parts.append(postcopy.command(SWITCHOVER_START))
         else:
             parts.append(store.stream_bytes(piece.start, piece.end))
-    return b"".join(parts), _discards(blocks, first) + postcopy.package(postcopy.without_return_path(store.devices()))
+    return b"".join(parts), _discards(store, blocks, first) + postcopy.package(
+        postcopy.without_return_path(store.devices())
+    )
 
 
-def _discards(blocks: Sequence[Block], first: PageSet | None) -> bytes:
+def _discards(store: PageStore, blocks: Sequence[Block], first: PageSet | None) -> bytes:
     """Return the commands that discard all pages that were not sent."""
     if first is None:
-        number, page = held_back(blocks)
+        number, page = held_back(store)
         return postcopy.discard(blocks[number].name, [(page * postcopy.PAGE_SIZE, postcopy.PAGE_SIZE)])
     return b"".join(
         postcopy.discard(blocks[number].name, _gaps(runs, blocks[number].length)) for number, runs in first.runs()

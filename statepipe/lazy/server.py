@@ -30,7 +30,7 @@ from statepipe.formats.qemu.postcopy import Answers, Asked, Block, Pong, Receive
 from statepipe.formats.qemu.ram import ORDINARY_AGAIN
 from statepipe.lazy.pageset import PageSet
 from statepipe.lazy.waits import Waits
-from statepipe.lazy.workingset import Recorder, located, page_set
+from statepipe.lazy.workingset import FirstPages, Recorder, page_set
 from statepipe.stage import Cancelled
 from statepipe.stages.throttle import LONGEST_WAIT, Bucket
 from statepipe.state.pagestore import FrameDamaged, Pages, PageStore
@@ -109,7 +109,7 @@ class Server:
         self._index = store.index
         self._blocks = blocks
         self._numbers = {block.name: number for number, block in enumerate(blocks)}
-        self.sent = page_set(blocks)
+        self.sent = page_set(store)
         self.news: SimpleQueue[News] = SimpleQueue()
         self.figures = Figures(self._index.stored)
         outline = self._index.outline
@@ -130,13 +130,13 @@ class Server:
 
     # --- called by the main thread
 
-    def begin(self, opening: bytes, package: bytes = b"", first: PageSet | None = None) -> None:
+    def begin(self, opening: bytes, package: bytes = b"", first: FirstPages | None = None) -> None:
         """Write `opening`, the pages of `first` and `package`, and answer requests from now on."""
         self._run("pages asked for", lambda: self._serve(opening, package, first))
 
     def learn(self, known: PageSet | None) -> None:
         """Record the pages that are asked for, besides those `known`. Call it before `begin`."""
-        self._recorder = Recorder(self._store, self._blocks, known)
+        self._recorder = Recorder(self._store, known)
 
     def push(self, after: float = 0) -> None:
         """Start the background after so many seconds. If the server learns, it does so until then."""
@@ -191,7 +191,7 @@ class Server:
 
     # --- requests
 
-    def _serve(self, opening: bytes, package: bytes, first: PageSet | None) -> None:
+    def _serve(self, opening: bytes, package: bytes, first: FirstPages | None) -> None:
         """Raises OSError, EOFError, IntegrityError."""
         self.write(opening)
         if first is not None:
@@ -270,23 +270,18 @@ class Server:
 
     # --- the working set
 
-    def _send_first(self, pages: PageSet) -> None:
-        """Send these pages, in the file's order, so that each frame is decoded once. Raises OSError, StatepipeError."""
-        numbers, zeros = located(self._store, pages)
-        with closing(self._store.ahead(numbers)) as frames:
-            for _, found in frames:
-                records = []
-                for run, data in found:
-                    for first, count in pages.among(run.block, run.page, run.pages):
-                        self.sent.add(run.block, first, count)
-                        records.append(self._records(run, data, first, count))
-                        self.figures.pages += count
-                self._write_first(records)
+    def _send_first(self, first: FirstPages) -> None:
+        """Raises OSError, StatepipeError."""
+        for chosen in first.frames():
+            for run, _, page, count in chosen:
+                self.sent.add(run.block, page, count)
+                self.figures.pages += count
+            self._write_first([self._records(*each) for each in chosen])
         self.figures.first = self.figures.pages
-        for block, page in zeros:
+        for block, page in first.zeros:
             self.sent.add(block, page, 1)
-        self._write_first([self._zero_records(*zero) for zero in zeros])
-        self.figures.zeros += len(zeros)
+        self._write_first([self._zero_records(*zero) for zero in first.zeros])
+        self.figures.zeros += len(first.zeros)
         self._last = -1  # QEMU loads what follows in another way
 
     def _write_first(self, records: Sequence[Sequence[bytes | memoryview]]) -> None:

@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 
 from statepipe.ends.file import FileSink
 from statepipe.errors import StatepipeError
-from statepipe.formats.qemu.pages import STORED
-from statepipe.formats.qemu.postcopy import PAGE_SIZE, Block
+from statepipe.formats.qemu.pages import STORED, Run
+from statepipe.formats.qemu.postcopy import PAGE_SIZE
 from statepipe.formats.workingset import LIMIT, MAGIC, MOST_PAGES, build_working_set, parse_working_set
 from statepipe.lazy.pageset import PageSet
 from statepipe.state.pagestore import PageStore
 from statepipe.telling import Tell
+from statepipe.threads import ahead
+
+READ_AHEAD = 48 << 20
+"""Bytes of decoded frames that wait for QEMU."""
 
 
 def beside(path: str) -> str:
@@ -26,14 +31,14 @@ def beside(path: str) -> str:
     return path + ".working-set"
 
 
-def page_set(blocks: Sequence[Block]) -> PageSet:
-    """Return an empty set of the pages of these blocks."""
-    return PageSet([block.length // PAGE_SIZE for block in blocks])
+def page_set(store: PageStore) -> PageSet:
+    """Return an empty set of the pages of a state."""
+    return PageSet([block.length // PAGE_SIZE for block in store.index.outline.blocks])
 
 
-def read_working_set(store: PageStore, blocks: Sequence[Block], warn: Tell) -> PageSet | None:
-    """Return the working set of a state with these blocks; None without one, or, after a warning, if it is unfit."""
-    path = beside(store.name)
+def read_working_set(store: PageStore, warn: Tell) -> PageSet | None:
+    """Return the working set of a state; None without one, or, after a warning, if it does not fit the state."""
+    path, blocks = beside(store.name), store.index.outline.blocks
     try:
         data = _content(path)
         if data is None:
@@ -42,11 +47,20 @@ def read_working_set(store: PageStore, blocks: Sequence[Block], warn: Tell) -> P
     except StatepipeError as error:
         warn(f"{path} is ignored: {error}; load with --learn to write a new one, or remove it")
         return None
-    found = page_set(blocks)
+    found = page_set(store)
     for number, block in enumerate(blocks):
         for first, count in named.get(block.name, ()):
             found.add(number, first, count)
     return found
+
+
+def held_back(store: PageStore) -> tuple[int, int]:
+    """Return the page that is never sent before the guest runs, as (number of the block, page).
+
+    It is the first of the largest block: of a PC, the interrupt table of real mode, which a running guest hardly needs.
+    """
+    blocks = store.index.outline.blocks
+    return max(range(len(blocks)), key=lambda number: blocks[number].length), 0
 
 
 def _content(path: str) -> bytes | None:
@@ -68,14 +82,14 @@ def _open_at_once(path: str, flags: int) -> int:
 
 
 class Recorder:
-    """Records the pages of a state that a guest with these blocks asks for, besides those `known` already.
+    """Records the pages of a state that a guest asks for, besides those `known` already.
 
     There are MOST_PAGES at most: the first ones count.
     """
 
-    def __init__(self, store: PageStore, blocks: Sequence[Block], known: PageSet | None) -> None:
-        self._store, self._blocks = store, blocks
-        self.pages = page_set(blocks)
+    def __init__(self, store: PageStore, known: PageSet | None) -> None:
+        self._store = store
+        self.pages = page_set(store)
         for block, runs in known.runs() if known is not None else ():
             for first, count in runs:
                 self.pages.add(block, first, count)
@@ -96,7 +110,7 @@ class Recorder:
         path = beside(self._store.name)
         if (older := _content(path)) and not older.startswith(MAGIC):
             raise StatepipeError(f"{path} is not a working set, and is not replaced")
-        names = [block.name for block in self._blocks]
+        names = [block.name for block in self._store.index.outline.blocks]
         with FileSink(path) as sink:
             runs = ((names[block], found) for block, found in self.pages.runs())
             sink.write(build_working_set(self._store.digest, runs))
@@ -104,7 +118,56 @@ class Recorder:
         return path
 
 
-def located(store: PageStore, pages: PageSet) -> tuple[list[int], list[tuple[int, int]]]:
+@contextmanager
+def first_pages(store: PageStore, warn: Tell) -> Iterator[FirstPages | None]:
+    """Read the working set of a state, if there is one, and its pages from then on."""
+    pages = read_working_set(store, warn)
+    if pages is None:
+        yield None
+        return
+    pages.remove(*held_back(store))
+    with closing(FirstPages(store, pages)) as first:
+        yield first
+
+
+Chosen = tuple[Run, memoryview, int, int]
+"""Stored pages to be sent first: a run, its bytes, and of its pages the first one and how many."""
+
+
+class FirstPages:
+    """The pages of a state that are sent before the guest runs. They are read from now on, while QEMU starts."""
+
+    def __init__(self, store: PageStore, pages: PageSet) -> None:
+        self._store, self.pages = store, pages
+        self.zeros: list[tuple[int, int]] = []
+        size = store.span(store.frames - 1)[1] // store.frames
+        self._frames = ahead(self._read(), READ_AHEAD // size + 1)
+        next(self._frames)
+
+    def frames(self) -> Iterator[list[Chosen]]:
+        """Return the stored pages, frame by frame. After that, `zeros` has the others, as (block, page).
+
+        Raises StatepipeError.
+        """
+        return self._frames
+
+    def close(self) -> None:
+        """End the reading."""
+        self._frames.close()
+
+    def _read(self) -> Iterator[list[Chosen]]:
+        yield []  # at once: whoever waits for it has the reading begin
+        numbers, self.zeros = _located(self._store, self.pages)
+        with closing(self._store.ahead(numbers)) as frames:
+            for _, found in frames:
+                yield [
+                    (run, data, first, count)
+                    for run, data in found
+                    for first, count in self.pages.among(run.block, run.page, run.pages)
+                ]
+
+
+def _located(store: PageStore, pages: PageSet) -> tuple[list[int], list[tuple[int, int]]]:
     """Return where these pages are: the frames that hold them, in order, and those that are zeros, as (block, page).
 
     A frame in which a page only ends is among them: if it is damaged, reading it says so.

@@ -17,7 +17,7 @@ from statepipe.formats.qemu.postcopy import Block
 from statepipe.formats.qemu.stream import QemuStream
 from statepipe.lazy.pageset import PageSet
 from statepipe.lazy.server import AllSent, Damaged, Failed, Learned, Server, Shut
-from statepipe.lazy.workingset import page_set
+from statepipe.lazy.workingset import FirstPages
 from statepipe.state.pagestore import FrameDamaged, open_pages
 from tests import streams
 from tests.statefiles import DATA, NO_KEYS, cut, layout, noise, state_file
@@ -95,7 +95,7 @@ def written(folder: Path, damage: bool = False) -> Path:
 
 def a_set(*pages: tuple[str, int]) -> PageSet:
     """These pages."""
-    found = page_set(BLOCKS)
+    found = PageSet([block.length // 4096 for block in BLOCKS])
     for name, page in pages:
         found.add([block.name for block in BLOCKS].index(name), page, 1)
     return found
@@ -111,9 +111,9 @@ def serving(path: Path, *pages: tuple[str, int], learns: bool = False) -> Iterat
         open_pages(str(path), NO_KEYS) as store,
         closing(Server(store, ours, BLOCKS, time.monotonic)) as server,
     ):
-        first = a_set(*pages) if pages else None
+        first = FirstPages(store, a_set(*pages)) if pages else None
         if learns:
-            server.learn(first)
+            server.learn(first.pages if first else None)
         server.begin(b"OPENING!", b"PACKAGE!" if pages else b"", first)
         destination = Destination(theirs)
         assert theirs.recv(8) == b"OPENING!"

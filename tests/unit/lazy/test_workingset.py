@@ -10,14 +10,10 @@ from pathlib import Path
 import pytest
 
 from statepipe.errors import StatepipeError
-from statepipe.formats.qemu.postcopy import Block
 from statepipe.lazy.pageset import PageSet
 from statepipe.lazy.workingset import Recorder, page_set, read_working_set
 from statepipe.state.pagestore import PageStore, open_pages
-from tests import streams
 from tests.statefiles import NO_KEYS, cut, noisy_stream, state_file
-
-BLOCKS = [Block(name, length) for name, length in streams.BLOCKS]
 
 
 @pytest.fixture
@@ -30,7 +26,7 @@ def store(tmp_path: Path) -> Iterator[PageStore]:
 
 def recorded(store: PageStore, *pages: int, known: PageSet | None = None) -> Recorder:
     """A recorder that these pages of the first block were asked of."""
-    recorder = Recorder(store, BLOCKS, known)
+    recorder = Recorder(store, known)
     for page in pages:
         recorder.add(0, page)
     return recorder
@@ -39,7 +35,7 @@ def recorded(store: PageStore, *pages: int, known: PageSet | None = None) -> Rec
 def read(store: PageStore) -> tuple[PageSet | None, list[str]]:
     """The set that is found, and the warnings."""
     said: list[str] = []
-    return read_working_set(store, BLOCKS, said.append), said
+    return read_working_set(store, said.append), said
 
 
 def test_what_was_learned_is_read_again_and_added_to(store: PageStore) -> None:
@@ -121,7 +117,7 @@ def test_the_set_of_another_state_is_replaced(store: PageStore) -> None:
 
 def test_of_too_many_pages_the_first_ones_count(store: PageStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("statepipe.lazy.workingset.MOST_PAGES", 4)
-    known = page_set(BLOCKS)
+    known = page_set(store)
     known.add(0, 20, 2)
     recorder = recorded(store, 30, 20, 31, known=known)
     assert recorder.is_full
