@@ -62,7 +62,7 @@ class Move:
 
 
 @contextlib.contextmanager
-def move(folder: Path, qemu: str, certificates: Credentials, retry: int) -> Iterator[Move]:
+def move(folder: Path, qemu: str, certificates: Credentials, retry: int, *more: str) -> Iterator[Move]:
     """A quarter of the guest has crossed."""
     with contextlib.ExitStack() as stack:
         here, there = stack.enter_context(two_hosts())
@@ -75,7 +75,7 @@ def move(folder: Path, qemu: str, certificates: Credentials, retry: int) -> Iter
         reading, writing = os.pipe()
         steps = stack.enter_context(os.fdopen(reading))
         words = ("migrate", *certificates.of("source"), *patience, "--qmp", source.socket, "--status-fd", writing)
-        words = (*words, "throttle:4M", f"tls://{there.ip4}:{PORT}")
+        words = (*words, *more, "throttle:4M", f"tls://{there.ip4}:{PORT}")
         moving = stack.enter_context(Running(*words, on=here, pass_fds=[writing]))
         os.close(writing)
         source.wait_transferred(3 << 20)
@@ -121,7 +121,24 @@ def test_a_black_hole_in_precopy_leaves_the_guest_where_it_is(
 def test_a_cable_that_is_out_in_the_final_stage_costs_its_time_alone(
     tmp_path: Path, qemu72: str, certificates: Credentials
 ) -> None:
-    with move(tmp_path, qemu72, certificates, 60) as it:
+    """As long as the guest may be stopped for it."""
+    with move(tmp_path, qemu72, certificates, 60, "--switchover-timeout", "60") as it:
         it.wait_step("HANDING")
         it.cut(10)
         assert_through(it)
+
+
+@pytest.mark.faults
+def test_a_cable_that_is_out_for_longer_than_the_guest_may_be_stopped_leaves_it_where_it_is(
+    tmp_path: Path, qemu72: str, certificates: Credentials
+) -> None:
+    with move(tmp_path, qemu72, certificates, 60, "--switchover-timeout", "5") as it:
+        it.wait_step("HANDING")
+        it.cut(10)
+        assert it.moving.wait() == 1, it.moving.said
+        assert "the switchover took longer than 5 s" in "".join(it.moving.said)
+        assert "the guest is running here" in it.moving.said[-2]
+        assert_runs_on(it.source)
+        assert_unbroken(it.source.ticks())
+        assert it.receiving.wait() == 5, it.receiving.said
+        assert it.target.ended() and not it.target.ticks()
