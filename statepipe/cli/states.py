@@ -190,7 +190,6 @@ def _load_lazily(values: Values, keys: Keys, said: Said, in_time: Callable[[], N
     from statepipe.cli.report import lazily_loaded, learned_set
     from statepipe.lazy.load import load_lazily_into_new, load_lazily_into_waiting
     from statepipe.lazy.rest import LazyOptions, LazyTelling, Summary
-    from statepipe.lazy.resume import resume_load
     from statepipe.qemu.late_pages import NoLatePages
 
     path = values["file"]
@@ -212,6 +211,8 @@ def _load_lazily(values: Values, keys: Keys, said: Said, in_time: Callable[[], N
     options = LazyOptions(values["verify_first"], values["throttle"], values["learn"])
     try:
         if values["resume"]:
+            from statepipe.lazy.resume import resume_load
+
             resume_load(path, values["qmp"], keys, tell, options)
         elif values["qmp"]:
             load_lazily_into_waiting(path, values["qmp"], keys, said, tell, options)

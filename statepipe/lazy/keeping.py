@@ -15,6 +15,7 @@ import socket
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
@@ -22,8 +23,10 @@ from statepipe.errors import StatepipeError
 from statepipe.lazy import keeper
 from statepipe.pipeline.runtimefolder import open_runtime_folder
 from statepipe.processes import Process
-from statepipe.qemu.monitor import Monitor
 from statepipe.telling import Tell
+
+if TYPE_CHECKING:  # it takes 25 ms, in which a QEMU can start
+    from statepipe.qemu.monitor import Monitor
 
 LONGEST = 107
 """Bytes of a unix socket's path (unix(7))."""

@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing, suppress
 from queue import Empty
+from typing import TYPE_CHECKING
 
 from statepipe.descriptors import named_by
 from statepipe.errors import QemuError, QemuGone, QemuRefused
@@ -34,8 +35,7 @@ from statepipe.qemu.guard import Said
 from statepipe.qemu.images import Images
 from statepipe.qemu.late_pages import NoLatePages, demand_late_pages, demand_userfaultfd, page_sizes, refused
 from statepipe.qemu.migration import start_incoming
-from statepipe.qemu.monitor import DYING, Monitor
-from statepipe.qemu.process import Child
+from statepipe.qemu.process import DYING, Child
 from statepipe.qemu.settings import made_ready, restore_after
 from statepipe.state.file import STDIN, Keys
 from statepipe.state.load_qmp import (
@@ -51,6 +51,9 @@ from statepipe.state.load_qmp import (
 from statepipe.state.pagestore import PageStore, open_pages
 from statepipe.telling import Tell
 from statepipe.wakeups import polled
+
+if TYPE_CHECKING:  # it takes 25 ms, in which a QEMU can start
+    from statepipe.qemu.monitor import Monitor
 
 LOOK = 0.002
 """Seconds between two queries of the run state once the devices are loaded: RUN follows at once."""
@@ -198,9 +201,11 @@ def load_lazily_into_new(
             with held():  # a QEMU that was started must be known to us
                 child = Child([*command, *own.words], detach)
                 opened.enter_context(child.spare)
+            from statepipe.qemu.monitor import Monitor
+
+            monitor = opened.enter_context(closing(Monitor(child.monitor, child.pid, tell.warn)))
             keeping = Keeping(child.spare, own.address, identity(store), tell.warn, shared=False)
             opened.enter_context(closing(keeping))
-            monitor = opened.enter_context(closing(Monitor(child.monitor, child.pid, tell.warn)))
             load = LazyLoad(store, first, monitor, tell, options, resume_command(path, own.address))
             load.load(said, runs=not child.stays_paused)
             keeping.done()
@@ -229,6 +234,8 @@ def load_lazily_into_waiting(
 
     Raises StatepipeError, as `load_lazily_into_new`.
     """
+    from statepipe.qemu.monitor import Monitor
+
     demand_named(path)
     with ExitStack() as opened:
         store = opened.enter_context(open_servable(path, keys, tell.warn, options))

@@ -8,10 +8,13 @@ the guest is to run: it was saved running and QEMU was not yet told to run it, o
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from statepipe.errors import QemuGone, QemuRefused, QemuSilent
-from statepipe.qemu.monitor import Monitor
 from statepipe.state.pagestore import PageStore
+
+if TYPE_CHECKING:  # it takes 25 ms, in which a QEMU can start
+    from statepipe.qemu.monitor import Monitor
 
 STATE = "statepipe-state-"
 """The beginning of the first object's name; 32 hexadecimal digits follow."""

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from statepipe.errors import (
     IntegrityError,
@@ -25,10 +25,12 @@ from statepipe.lazy.server import AllSent, Damaged, Failed, Learned, Server
 from statepipe.lazy.workingset import Recorder
 from statepipe.pipeline.signals import ignore
 from statepipe.qemu.migration import demand_completed
-from statepipe.qemu.monitor import Monitor
 from statepipe.qemu.runstates import RUNNING
 from statepipe.qemu.settings import restored
 from statepipe.telling import Tell
+
+if TYPE_CHECKING:  # it takes 25 ms, in which a QEMU can start
+    from statepipe.qemu.monitor import Monitor
 
 SHUTDOWN = "shutdown"
 """The run state of a QEMU whose guest has powered off, and of one that ends because of a signal."""

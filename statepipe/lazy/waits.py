@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from array import array
-from statistics import median
 
 LAST = 4096
 """The median is that of so many waits, the latest."""
@@ -29,4 +28,4 @@ class Waits:
     @property
     def median(self) -> float:
         """Median of the latest waits in seconds; 0 without requests."""
-        return median(self._last) if self._last else 0.0
+        return sorted(self._last)[len(self._last) // 2] if self._last else 0.0  # `statistics` takes 3 ms to import

@@ -23,7 +23,8 @@ from statepipe.errors import InterruptedBySignal, PeerError, QemuError, QemuGone
 from statepipe.migration.negotiation import STEPS, step_of
 from statepipe.migration.peer import PARTING, Message, Peer
 from statepipe.qemu.migration import ProcessWatch
-from statepipe.qemu.monitor import DYING, Monitor
+from statepipe.qemu.monitor import Monitor
+from statepipe.qemu.process import DYING
 from statepipe.recovery.handover import HURRIED, SWITCHOVER, Action, Destination, Event, Side, Source
 from statepipe.recovery.journal import Journal
 from statepipe.shapes import told

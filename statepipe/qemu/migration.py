@@ -10,19 +10,24 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import suppress
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from statepipe.ends.fd import FdSource, write_all
 from statepipe.errors import QemuError, QemuGone, QemuRefused
 from statepipe.processes import hold_if_seen
 from statepipe.qemu.holders import lock_hint
-from statepipe.qemu.monitor import WORD, Monitor
 from statepipe.qemu.runstates import FINAL, SENT
 from statepipe.stage import Buffer
 from statepipe.wakeups import polled
 
+if TYPE_CHECKING:  # it takes 25 ms, in which a QEMU can start
+    from statepipe.qemu.monitor import Monitor
+
 FD_NAME = "statepipe"
 """The name of the descriptor in QEMU; the next one that is handed over under this name replaces it."""
+
+PATIENCE = 10.0
+"""Seconds after which a QEMU that reports no event is asked again."""
 
 _OUTCOMES = {"completed": "completed", "failed": "failed", "cancelled": "was cancelled"}
 
@@ -109,7 +114,7 @@ def start_incoming(monitor: Monitor, theirs: socket.socket, *, stays: bool = Fal
         monitor.execute("migrate-incoming", uri=uri)
 
 
-def outcome(monitor: Monitor, patience: float = WORD, *, cancels: bool = False) -> dict[str, Any]:
+def outcome(monitor: Monitor, patience: float = PATIENCE, *, cancels: bool = False) -> dict[str, Any]:
     """Return query-migrate's answer once the migration has ended; at once if there was none ("none").
 
     With `cancels`, first cancel it if it is under way; not once an event has reported that ours broke off: then it is

@@ -44,10 +44,6 @@ HURRY = 0.3
 LOOK_AGAIN = 0.05
 """Seconds between two queries for changes that no event reports."""
 
-DYING = 5000
-"""Milliseconds to wait for the end of a QEMU whose monitor has closed. A large one closes its monitor first, and takes
-a second or two to free its memory."""
-
 UNLOCK = 5.0
 """Seconds to retry `cont` while another QEMU holds a disk's lock: a killed one holds it until it is reaped."""
 

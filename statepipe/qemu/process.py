@@ -119,6 +119,10 @@ def _rights(pid: int | str) -> dict[str, str]:
     return {name: value.strip() for name, _, value in (row.partition(":") for row in rows)}
 
 
+DYING = 5000
+"""Milliseconds to wait for the end of a QEMU whose monitor has closed. A large one closes its monitor first, and takes
+a second or two to free its memory."""
+
 COMMAND_LIMIT = 128 << 10
 """Bytes of a command line at most: those of large guests have ten thousand, and a process can fake any length."""
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from statepipe.errors import InterruptedBySignal, QemuError, QemuGone, StatepipeError
-from statepipe.qemu.monitor import Monitor
+
+if TYPE_CHECKING:  # it takes 25 ms, in which a QEMU can start
+    from statepipe.qemu.monitor import Monitor
 
 HARMLESS = (
     *("auto-converge", "dirty-bitmaps", "dirty-limit", "events", "late-block-activate", "rdma-pin-all", "return-path"),

@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from statepipe.descriptors import named_by
 from statepipe.ends.fd import FdSink
@@ -35,15 +35,17 @@ from statepipe.qemu.guest import describe_guest, hardware
 from statepipe.qemu.holders import lock_hint
 from statepipe.qemu.images import Images, images
 from statepipe.qemu.migration import ProcessWatch, demand_completed, end_qemu, start_incoming
-from statepipe.qemu.monitor import DYING, Monitor
 from statepipe.qemu.places import clashes, seen
-from statepipe.qemu.process import Child, inspect_process, qemu_under
+from statepipe.qemu.process import DYING, Child, inspect_process, qemu_under
 from statepipe.qemu.runstates import LIVE, UNRUN
 from statepipe.qemu.settings import made_ready, restore_after, restored
 from statepipe.qemu.view import View
 from statepipe.state.file import STDIN, Keys, StateFile, open_state
 from statepipe.state.loading import State, prepare
 from statepipe.telling import Tell
+
+if TYPE_CHECKING:  # it takes 25 ms, in which a QEMU can start
+    from statepipe.qemu.monitor import Monitor
 
 RAN_AT_SAVE = (*LIVE, None)
 """A machine type older than 2.4 does not save its run state; QEMU itself then assumes that it was running."""
@@ -103,6 +105,8 @@ def load_into_new(path: str, command: Sequence[str], keys: Keys, said: Said, tel
                 with held():  # no signal between QEMU's start and our record of it
                     child = Child(command, detach)
                     opened.enter_context(child.spare)
+                from statepipe.qemu.monitor import Monitor
+
                 monitor = opened.enter_context(closing(Monitor(child.monitor, child.pid, tell.warn)))
                 try:
                     _load(state, monitor, said, telling, runs=not child.stays_paused)
@@ -170,6 +174,8 @@ def load_into_waiting(path: str, address: str, keys: Keys, said: Said, tell: Tel
 
     Raises StatepipeError; then QEMU was told to quit, unless it has ended by itself or was told to run the guest.
     """
+    from statepipe.qemu.monitor import Monitor
+
     with open_state(path, keys) as source:
         state = _prepare_state(source, tell.warn)
         with closing(Monitor(address, tell=tell.warn)) as monitor:
