@@ -1,13 +1,9 @@
-"""The table of codecs: names, levels, magics; and what hostile files of each may take of memory."""
+"""The table of codecs: names, levels, magics."""
 
 from __future__ import annotations
 
-import bz2
 import gzip
-import lzma
-import subprocess
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import lz4.frame
@@ -108,7 +104,8 @@ def test_a_bare_stream_is_raw_and_other_bytes_are_nothing() -> None:
 def test_what_is_in_no_codec_is_refused(data: bytes) -> None:
     with pytest.raises(IntegrityError, match="not a compressed stream") as caught:
         list(decompress()(iter([data])))
-    assert caught.value.offset == 0 and "zstd, gzip, bzip2, xz and lz4" in str(caught.value.hint)
+    *names, last = (codec.name for codec in CODECS)
+    assert caught.value.offset == 0 and f"{', '.join(names)} and {last}" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize("parts", [[], [FLUSH], [b"", FLUSH]])
@@ -139,32 +136,3 @@ def test_skippable_frames_alone_are_an_empty_zstd_file() -> None:
 def test_nothing_else_hides_behind_a_skippable_frame() -> None:
     with pytest.raises(IntegrityError, match="not begin a zstd frame"):
         list(decompress()(iter([skippable(4) + gzip.compress(b"it")])))
-
-
-# VmHWM, for ru_maxrss is inherited: it would be the test runner's.
-MEASURE = """
-import re, sys
-from statepipe.stages.codec import decompress
-data = sys.stdin.buffer.read()
-total = 0
-for part in decompress()(data[i:i + 262144] for i in range(0, len(data), 262144)):
-    total += len(part)
-print(total, int(re.search(r"VmHWM:\\s*(\\d+)", open("/proc/self/status").read())[1]) // 1024)
-"""
-
-ZEROS = bytes(32 << 20)
-BOMBS: dict[str, Callable[[bytes], bytes]] = {
-    "gzip": gzip.compress,
-    "bzip2": bz2.compress,
-    "xz": lambda data: lzma.compress(data, preset=1),
-    "lz4": lambda data: lz4.frame.compress(data, block_size=7, block_linked=False),
-    "lz4, linked": lambda data: lz4.frame.compress(data, block_size=7),
-}
-
-
-@pytest.mark.parametrize("pack", BOMBS.values(), ids=BOMBS)
-def test_bombs_of_hundreds_of_mebibytes_stay_within_their_bounds(pack: Callable[[bytes], bytes]) -> None:
-    done = subprocess.run([sys.executable, "-c", MEASURE], input=pack(ZEROS) * 8, capture_output=True, check=True)
-    total, resident = map(int, done.stdout.split())
-    assert total == 8 * len(ZEROS)
-    assert resident < 150, f"{resident} MiB"

@@ -16,7 +16,7 @@ from tests.agefiles import KEY_FILE, RECIPIENT
 from tests.documents import rows, section, text_of
 from tests.streams import whole
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 BLOCKS = re.findall(r"^```python( \w+)?\n(.*?)^```$", text_of("api.md"), re.DOTALL | re.MULTILINE)
 EXAMPLES = [code for mark, code in BLOCKS if not mark]
 
