@@ -32,9 +32,9 @@ NEED_NONE = {"Hash"}
 """The name of a protocol with the two methods of every hash says it all."""
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_what_others_use_is_described(module: str) -> None:
-    assert set(public_without_docstring(MODULES[module])) <= NEED_NONE
+def test_what_others_use_is_described() -> None:
+    silent = [(module, name) for module, source in MODULES.items() for name in public_without_docstring(source)]
+    assert [(module, name) for module, name in silent if name not in NEED_NONE] == []
 
 
 def test_the_check_finds_who_is_silent() -> None:

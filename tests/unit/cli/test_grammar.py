@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,7 @@ from statepipe.cli.main import main
 from statepipe.cli.verb import Param, Verb
 from statepipe.cli.verbs import VERBS, find_verb
 from statepipe.errors import UsageError
-
-every_verb = pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
+from tests.unit.cases import case
 
 VALUES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=12)
 
@@ -110,9 +110,10 @@ def test_a_word_and_a_command_line_say_the_same(case: tuple[Filter, Said, dict[s
 BARE = [row for row in FILTERS if not any(map(must_be_given, row.params))]
 
 
-@pytest.mark.parametrize("row", BARE, ids=lambda row: row.name)
-def test_a_bare_word_is_a_bare_command(row: Filter) -> None:
-    assert parse_word(row.name) == parse_word(f"{row.name}:") == (row, parse(row, []))
+def test_a_bare_word_is_a_bare_command() -> None:
+    for row in BARE:
+        with case(row.name):
+            assert parse_word(row.name) == parse_word(f"{row.name}:") == (row, parse(row, []))
 
 
 NO_PASSPHRASE = {"passphrase": False, "passphrase_file": None, "passphrase_fd": None}
@@ -148,9 +149,10 @@ WORDS = {
 }
 
 
-@pytest.mark.parametrize("word", WORDS)
-def test_a_word(word: str) -> None:
-    assert parse_word(word)[1] == WORDS[word]
+def test_a_word() -> None:
+    for word in WORDS:
+        with case(word):
+            assert parse_word(word)[1] == WORDS[word]
 
 
 BAD_WORDS = {
@@ -165,12 +167,13 @@ BAD_WORDS = {
 }
 
 
-@pytest.mark.parametrize("word", BAD_WORDS)
-def test_a_word_that_is_none(word: str) -> None:
-    with pytest.raises(UsageError) as caught:
-        parse_word(word)
-    assert str(caught.value).startswith(BAD_WORDS[word])
-    assert caught.value.hint
+def test_a_word_that_is_none() -> None:
+    for word in BAD_WORDS:
+        with case(word):
+            with pytest.raises(UsageError) as caught:
+                parse_word(word)
+            assert str(caught.value).startswith(BAD_WORDS[word])
+            assert caught.value.hint
 
 
 def test_a_word_can_not_ask_for_help() -> None:
@@ -206,12 +209,12 @@ def test_a_name_that_looks_like_an_option_stands_after_the_dashes() -> None:
     assert (values["file"], values["json"]) == ("--json", True)
 
 
-@every_verb
-@pytest.mark.parametrize("line", [["--no-such"], ["--no-such=x"], ["-z"]], ids=" ".join)
-def test_an_unknown_option(verb: Verb, line: list[str]) -> None:
-    with pytest.raises(UsageError) as caught:
-        parse(verb, ["FILE", *line])
-    assert caught.value.hint == f"see: statepipe {verb.name} --help"
+def test_an_unknown_option() -> None:
+    for verb, word in product(VERBS, ("--no-such", "--no-such=x", "-z")):
+        with case(verb.name, word):
+            with pytest.raises(UsageError) as caught:
+                parse(verb, ["FILE", word])
+            assert caught.value.hint == f"see: statepipe {verb.name} --help"
 
 
 def test_options_are_not_abbreviated() -> None:
@@ -254,27 +257,31 @@ PATHS = ("FILE", "DIR", "CA", "IDENTITY", "IDENTITIES")
 DASHES = [(row, param) for row in VERBS for param in row.params if param.metavar in PATHS]
 
 
-@pytest.mark.parametrize(("verb", "param"), DASHES, ids=[f"{row.name} {param.name}" for row, param in DASHES])
-def test_a_dash_is_standard_input_or_output_or_is_refused(verb: Verb, param: Param) -> None:
+def test_a_dash_is_standard_input_or_output_or_is_refused() -> None:
     """Never a file that is called so."""
-    others = [
-        (each.choices or [each.metavar])[0] for each in verb.params if must_be_given(each) and each.name != param.name
-    ]
-    line = [*(str(other) for other in others), *param.names[-1:], "-"]
-    line += ["--qmp", "S"] if any(each.name == "--qmp" for each in verb.params) else []
-    if param.dash:
-        given = parse(verb, line).values()
-        assert any("-" in value if isinstance(value, list) else value == "-" for value in given)
-    else:
-        with pytest.raises(UsageError, match=f"{param.metavar} cannot be -") as caught:
-            parse(verb, line)
-        assert "write ./-" in str(caught.value.hint)
+    for verb, param in DASHES:
+        with case(verb.name, param.name):
+            others = [
+                (each.choices or [each.metavar])[0]
+                for each in verb.params
+                if must_be_given(each) and each.name != param.name
+            ]
+            line = [*(str(other) for other in others), *param.names[-1:], "-"]
+            line += ["--qmp", "S"] if any(each.name == "--qmp" for each in verb.params) else []
+            if param.dash:
+                given = parse(verb, line).values()
+                assert any("-" in value if isinstance(value, list) else value == "-" for value in given)
+            else:
+                with pytest.raises(UsageError, match=f"{param.metavar} cannot be -") as caught:
+                    parse(verb, line)
+                assert "write ./-" in str(caught.value.hint)
 
 
-@every_verb
-def test_help_names_every_parameter(verb: Verb) -> None:
-    text = parser_for(verb).format_help()
-    assert all((param.name if param.name.startswith("--") else param.metavar) in text for param in verb.params)
+def test_help_names_every_parameter() -> None:
+    for verb in VERBS:
+        with case(verb.name):
+            text = parser_for(verb).format_help()
+            assert all((param.name if param.name.startswith("--") else param.metavar) in text for param in verb.params)
 
 
 WRONG_WORDS = [
@@ -289,18 +296,20 @@ WRONG_WORDS = [
 ]
 
 
-@pytest.mark.parametrize("verb", [verb.name for verb in VERBS if any(p.metavar == "WORD" for p in verb.params)])
-@pytest.mark.parametrize(("word", "reason"), WRONG_WORDS)
 def test_what_is_wrong_with_a_word_names_it_whatever_the_verb(
-    verb: str, word: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Also what only the stage's making finds out."""
     address = f"unix://{tmp_path}/socket"
-    behind = {"pipe": [word], "save": [word, str(tmp_path / "state")], "send": [word, address], "recv": [address, word]}
-    behind["migrate"] = ["--qmp", str(tmp_path / "monitor"), word, "localhost"]
-    assert main([verb, *behind[verb]]) == 2
-    said = capsys.readouterr().err
-    assert f"in the word '{word}': " in said and reason in said
+    verbs = [verb.name for verb in VERBS if any(p.metavar == "WORD" for p in verb.params)]
+    for verb, (word, reason) in product(verbs, WRONG_WORDS):
+        behind = {"pipe": [word], "save": [word, str(tmp_path / "state")]}
+        behind |= {"send": [word, address], "recv": [address, word]}
+        behind["migrate"] = ["--qmp", str(tmp_path / "monitor"), word, "localhost"]
+        with case(verb, word):
+            assert main([verb, *behind[verb]]) == 2
+            said = capsys.readouterr().err
+            assert f"in the word '{word}': " in said and reason in said
 
 
 @pytest.mark.parametrize(

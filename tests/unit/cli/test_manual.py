@@ -19,6 +19,7 @@ from statepipe.cli.grammar import parse, parse_word
 from statepipe.cli.main import main
 from statepipe.cli.verb import Param, Verb
 from statepipe.cli.verbs import EXIT_CODES, VERBS
+from tests.unit.cases import case
 
 ROOT = Path(__file__).parents[3]
 MANUAL = ROOT / "man"
@@ -32,8 +33,6 @@ SOURCE = "".join(OWN.values())
 README = (ROOT / "README.md").read_text()
 GENERAL = {"--help", "--version", "--percent"}
 """Options of the program itself, which main.py knows without a table."""
-
-each_verb = pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.name)
 
 
 # --- reading mdoc, as much of it as the page uses
@@ -98,39 +97,45 @@ def examples() -> list[str]:
 # --- verbs and their parameters
 
 
-@each_verb
-def test_synopsis_has_the_parameters_of_the_table(verb: Verb) -> None:
-    written = [word for word in synopsis(verb) if word not in ("--", "...")]
-    assert sorted(written) == sorted(word for param in verb.params for word in words_of(param))
+def test_synopsis_has_the_parameters_of_the_table() -> None:
+    for verb in VERBS:
+        with case(verb.name):
+            written = [word for word in synopsis(verb) if word not in ("--", "...")]
+            assert sorted(written) == sorted(word for param in verb.params for word in words_of(param))
 
 
-@each_verb
-def test_synopsis_gives_arguments_in_the_order_that_they_are_parsed_in(verb: Verb) -> None:
-    arguments = [param.metavar for param in verb.params if not param.name.startswith("--")]
-    assert [word for word in synopsis(verb) if word in arguments][-len(arguments) :] == arguments or not arguments
+def test_synopsis_gives_arguments_in_the_order_that_they_are_parsed_in() -> None:
+    for verb in VERBS:
+        with case(verb.name):
+            arguments = [param.metavar for param in verb.params if not param.name.startswith("--")]
+            told = [word for word in synopsis(verb) if word in arguments]
+            assert told[-len(arguments) :] == arguments or not arguments
 
 
-@each_verb
-def test_each_parameter_is_explained_and_no_other(verb: Verb) -> None:
-    assert items(verb) == {words_of(param) for param in verb.params}
+def test_each_parameter_is_explained_and_no_other() -> None:
+    for verb in VERBS:
+        with case(verb.name):
+            assert items(verb) == {words_of(param) for param in verb.params}
 
 
-@each_verb
-def test_choices_and_defaults_are_told(verb: Verb) -> None:
-    text = part("Ss", verb.name, page_of(verb))
-    for param in verb.params:
-        for value in [*(param.choices or ()), *([param.default] if param.default else [])]:
-            assert f".Ql {value}" in text, f"{verb.name} {param.name}: {value}"
+def test_choices_and_defaults_are_told() -> None:
+    for verb in VERBS:
+        with case(verb.name):
+            text = part("Ss", verb.name, page_of(verb))
+            for param in verb.params:
+                for value in [*(param.choices or ()), *([param.default] if param.default else [])]:
+                    assert f".Ql {value}" in text, f"{verb.name} {param.name}: {value}"
 
 
-@each_verb
-def test_what_may_be_given_again_is_said_to_be(verb: Verb) -> None:
+def test_what_may_be_given_again_is_said_to_be() -> None:
     """At the option itself, or at that of the verb to which it refers."""
-    explained = re.split(r"^\.It ", part("Ss", verb.name, page_of(verb)), flags=re.MULTILINE)
-    for param in verb.params:
-        if param.names and param.many == "any":
-            [text] = [each for each in explained if tuple(marked(each.split("\n")[0])) == words_of(param)]
-            assert re.search("again|As for", text), f"{verb.name} {param.name}"
+    for verb in VERBS:
+        with case(verb.name):
+            explained = re.split(r"^\.It ", part("Ss", verb.name, page_of(verb)), flags=re.MULTILINE)
+            for param in verb.params:
+                if param.names and param.many == "any":
+                    [text] = [each for each in explained if tuple(marked(each.split("\n")[0])) == words_of(param)]
+                    assert re.search("again|As for", text), f"{verb.name} {param.name}"
 
 
 def test_each_verb_has_one_synopsis_and_a_place_in_the_overview() -> None:
@@ -195,21 +200,23 @@ def test_there_are_examples_of_each_way_to_save_and_load() -> None:
     assert {line.split()[0] for line in examples()} >= {"save", "load", "pipe", "inspect", "verify-state", "checksum"}
 
 
-@pytest.mark.parametrize("line", examples())
-def test_every_example_is_a_command_line_that_parses(line: str) -> None:
-    name, *arguments = shlex.split(line)
-    verb = next(verb for verb in VERBS if verb.name == name)
-    for word in parse(verb, arguments).get("words") or ():
-        parse_word(word)
+def test_every_example_is_a_command_line_that_parses() -> None:
+    for line in examples():
+        with case(line):
+            name, *arguments = shlex.split(line)
+            verb = next(verb for verb in VERBS if verb.name == name)
+            for word in parse(verb, arguments).get("words") or ():
+                parse_word(word)
 
 
-@each_verb
-def test_help_tells_the_same_options_as_the_table(verb: Verb, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as left:
-        main([verb.name, "--help"])
-    assert left.value.code == 0
-    options = re.findall(r"^  (?:-\w(?: [A-Z]+)?, )?(--[a-z-]+)", capsys.readouterr().out, re.MULTILINE)
-    assert sorted(options) == sorted(["--help", *(p.name for p in verb.params if p.name.startswith("--"))])
+def test_help_tells_the_same_options_as_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in VERBS:
+        with case(verb.name):
+            with pytest.raises(SystemExit) as left:
+                main([verb.name, "--help"])
+            assert left.value.code == 0
+            options = re.findall(r"^  (?:-\w(?: [A-Z]+)?, )?(--[a-z-]+)", capsys.readouterr().out, re.MULTILINE)
+            assert sorted(options) == sorted(["--help", *(p.name for p in verb.params if p.name.startswith("--"))])
 
 
 def test_help_lists_every_verb_and_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
@@ -229,12 +236,13 @@ def readme_examples() -> list[str]:
     return [line.strip().replace("…", "x") for line in lines]
 
 
-@pytest.mark.parametrize("line", readme_examples())
-def test_readme_s_examples_parse(line: str) -> None:
-    name, *arguments = shlex.split(line)
-    verb = next(verb for verb in VERBS if verb.name == name)
-    for word in parse(verb, arguments).get("words") or ():
-        parse_word(word)
+def test_readme_s_examples_parse() -> None:
+    for line in readme_examples():
+        with case(line):
+            name, *arguments = shlex.split(line)
+            verb = next(verb for verb in VERBS if verb.name == name)
+            for word in parse(verb, arguments).get("words") or ():
+                parse_word(word)
 
 
 def test_readme_has_examples_of_the_main_verbs() -> None:
@@ -255,16 +263,16 @@ def test_readme_has_100_columns_and_leads_to_documents_that_exist() -> None:
 # --- the page itself
 
 
-@pytest.mark.parametrize("page", OWN)
-def test_every_reference_to_a_section_leads_somewhere(page: str) -> None:
-    headings = {plain(name) for name in re.findall(r"^\.S[hs] (.+)$", OWN[page], re.MULTILINE)}
-    assert set(re.findall(r"^\.Sx (.+?)(?: [.,;)])?$", OWN[page], re.MULTILINE)) <= headings
+def test_every_reference_to_a_section_leads_somewhere() -> None:
+    for page in OWN:
+        with case(page):
+            headings = {plain(name) for name in re.findall(r"^\.S[hs] (.+)$", OWN[page], re.MULTILINE)}
+            assert set(re.findall(r"^\.Sx (.+?)(?: [.,;)])?$", OWN[page], re.MULTILINE)) <= headings
 
 
-@pytest.mark.parametrize("page", OWN)
-def test_mandoc_finds_nothing_to_warn_of(page: str) -> None:
+def test_mandoc_finds_nothing_to_warn_of() -> None:
     if shutil.which("mandoc") is None:
         pytest.skip("mandoc is not installed: tools/setup test")
-    command = ["mandoc", "-Tlint", "-W", "warning", MANUAL / page]
+    command = ["mandoc", "-Tlint", "-W", "warning", *(MANUAL / page for page in OWN)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "")
