@@ -270,11 +270,10 @@ def worlds() -> set[World]:
     return explore()
 
 
-def at_rest(worlds: set[World]) -> Iterator[World]:
+@pytest.fixture(scope="module")
+def at_rest(worlds: set[World]) -> list[World]:
     """Those in which all has been said and done."""
-    for world in worlds:
-        if not any(after != world for after in progress(world)):
-            yield world
+    return [world for world in worlds if not any(after != world for after in progress(world))]
 
 
 RUNNING = ("runs", "resuming", "cancelled", "cancelled late")
@@ -319,9 +318,9 @@ def test_what_an_end_says_of_a_qemu_is_so(worlds: set[World]) -> None:
         assert world.target is not Destination.STRAYED or world.ran, world
 
 
-def test_a_guest_is_lost_only_with_the_qemu_that_held_it(worlds: set[World]) -> None:
+def test_a_guest_is_lost_only_with_the_qemu_that_held_it(at_rest: list[World]) -> None:
     """Where all has been said and done, one guest runs; or what is said is that nobody can know; or its QEMU died."""
-    for world in at_rest(worlds):
+    for world in at_rest:
         running = [world.qemu, world.other].count("runs")
         killed_late = world.source is None and world.journal in (Source.COMMITTED, Source.UNDECIDED)
         told = killed_late or world.source in (Source.UNDECIDED, Source.UNANSWERED)
@@ -330,14 +329,14 @@ def test_a_guest_is_lost_only_with_the_qemu_that_held_it(worlds: set[World]) -> 
         assert running == 1 or told or stands or died or world.ran, world
 
 
-def test_a_guest_that_stands_still_here_was_not_given_away(worlds: set[World]) -> None:
-    for world in at_rest(worlds):
+def test_a_guest_that_stands_still_here_was_not_given_away(at_rest: list[World]) -> None:
+    for world in at_rest:
         if world.source is Source.KEPT and world.qemu == "handed" and not world.astray:
             assert world.other not in ("runs", "starting") and not world.ran, world
 
 
-def test_nobody_waits_for_ever(worlds: set[World]) -> None:
-    for world in at_rest(worlds):
+def test_nobody_waits_for_ever(at_rest: list[World]) -> None:
+    for world in at_rest:
         assert world.source is None or Side(world.source, SOURCE).ended, world
         assert world.target is None or Side(world.target, DESTINATION).ended, world
 
@@ -369,12 +368,12 @@ def test_before_it_begins_nothing_can_touch_the_guest(worlds: set[World]) -> Non
             assert world.qemu in ("runs", "dead") and not world.sent and not world.ran, world
 
 
-def test_a_check_leaves_its_guest_and_no_qemu(worlds: set[World]) -> None:
+def test_a_check_leaves_its_guest_and_no_qemu(at_rest: list[World]) -> None:
     """It leaves where a migration begins: to the tables, a source that was cancelled."""
-    for world in at_rest(worlds):
+    for world in at_rest:
         if world.source is Source.UNTOUCHED and world.target is not None:
             assert world.target is Destination.DECLINED and world.other in ("none", "dead"), world
-    assert any(world.source is Source.UNTOUCHED and world.target is Destination.DECLINED for world in at_rest(worlds))
+    assert any(world.source is Source.UNTOUCHED and world.target is Destination.DECLINED for world in at_rest)
 
 
 def test_from_go_on_a_signal_takes_nothing_back() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import inf
 
 import pytest
@@ -94,43 +95,49 @@ class Run:
 
 
 def simulate(world: World, frames: int, ladder: Sequence[int] = LADDER, until: float = inf) -> Run:
-    """Frames in order through the pool, each started by the first free worker once it has a place in flight."""
-    controller = Controller(tuple(ladder), world.workers)
+    """Frames in order through the pool, each started by the first free worker once it has a place in flight.
+
+    Where there is but one level, no controller is asked: it costs most of the time that this takes.
+    """
+    controller = Controller(tuple(ladder), world.workers) if len(ladder) > 1 else None
     pipe, run = Pipe(world.sink), Run(0.0)
     free = [0.0] * world.workers
     taken: list[float] = []
-    news: list[tuple[float, int, Callable[[], None]]] = []
+    news: list[News] = []
     came = put = 0.0
+    level, spent = ladder[0], FRAME / world.rate(ladder[0])
     for number in range(frames):
         wanted = max(came, taken[number - world.workers - 4] if number >= world.workers + 4 else 0.0)
         came = wanted + FRAME / world.source
         start = max(heapq.heappop(free), came)
-        news.append((came, 2 * number, lambda waited=came - wanted: controller.came(FRAME, waited)))  # type: ignore[misc]
-        for at, _, tell in take_until(news, start):
-            tell()
-            run.levels.append((at, controller.level))
+        if controller:
+            heapq.heappush(news, (came, 2 * number, partial(controller.came, FRAME, came - wanted)))
+            for at, _, tell in take_until(news, start):
+                tell()
+                run.levels.append((at, controller.level))
         if start > until:
             break
-        level, spent = work(world, controller)
+        if controller:
+            level, spent = work(world, controller)
         done = start + spent
         heapq.heappush(free, done)
         taken.append(max(done, put))
-        before, put = taken[-1], pipe.write(taken[-1], world.packed(level))
-        news.append((put, 2 * number + 1, went(controller, put, world.packed(level), put - before)))
+        size = world.packed(level)
+        before, put = taken[-1], pipe.write(taken[-1], size)
+        if controller:
+            heapq.heappush(news, (put, 2 * number + 1, partial(controller.went, put, size, put - before)))
     run.seconds = pipe.empty()
     return run
 
 
-def take_until(news: list[tuple[float, int, Callable[[], None]]], now: float) -> Iterator[tuple]:  # type: ignore[type-arg]
-    """What happened up to `now`, in its order."""
-    for each in sorted(news, key=lambda each: each[:2]):
-        if each[0] <= now:
-            news.remove(each)
-            yield each
+News = tuple[float, int, Callable[[], None]]
+"""When it happens, a number of its own, and what tells the controller."""
 
 
-def went(controller: Controller, now: float, size: int, seconds: float) -> Callable[[], None]:
-    return lambda: controller.went(now, size, seconds)
+def take_until(news: list[News], now: float) -> Iterator[News]:
+    """What happened up to `now`, in its order, out of a heap."""
+    while news and news[0][0] <= now:
+        yield heapq.heappop(news)
 
 
 def work(world: World, controller: Controller) -> tuple[int, float]:
