@@ -24,17 +24,29 @@ PATHS = ("FILE", "DIR", "CA", "SOCKET", "IDENTITY", "PATH")
 
 BASH = r"""# bash completion for statepipe; made by: statepipe completion bash
 _statepipe() {
-    local line cur=${COMP_LINE:0:COMP_POINT} words
+    local line rest=${COMP_LINE:0:COMP_POINT} blanks file at words=()
     COMPREPLY=()
-    # Readline breaks words at : and =, which belong to ours: so the line is taken apart at blanks.
-    read -ra words <<<"$cur"
-    case $cur in *[[:blank:]]) words+=("") ;; esac
-    cur=${words[-1]}
+    # Bash takes a line apart at blanks outside quotes, but also at : and =, which belong to our words.
+    for ((at = 0; at <= COMP_CWORD; at++)); do
+        blanks=${rest%%[![:blank:]]*}
+        rest=${rest#"$blanks"}
+        if [[ -n $blanks || $at == 0 ]]; then words+=(""); fi
+        if ((at < COMP_CWORD)); then
+            words[-1]+=${COMP_WORDS[at]}
+            rest=${rest#"${COMP_WORDS[at]}"}
+        fi
+    done
+    words[-1]+=$rest
+    case $rest in
+    [\"\']*) file=${rest:1} ;;
+    *) file=${rest##*[:=]} file=${file//\\/} ;;
+    esac
+    local cur=${words[-1]}
     local broken=${cur%"${cur##*[:=]}"}
     while IFS= read -r line; do
         case $line in
         :files) compopt -o filenames 2>/dev/null
-            while IFS= read -r line; do COMPREPLY+=("$line"); done < <(compgen -f -- "${cur##*[:=]}") ;;
+            while IFS= read -r line; do COMPREPLY+=("$line"); done < <(compgen -f -- "$file") ;;
         *) COMPREPLY+=("${line#"$broken"}") ;;
         esac
     done < <("${words[0]}" completion --words -- "${words[@]:1}" 2>/dev/null)
@@ -63,10 +75,12 @@ if [ "$funcstack[1]" = "_statepipe" ]; then _statepipe "$@"; else compdef _state
 
 FISH = r"""# fish completion for statepipe; made by: statepipe completion fish
 function __statepipe_complete
-    set -l words (commandline -opc) (commandline -ct)
+    set -l raw (commandline -ct)
+    # A quote in it may still be open.
+    set -l cur (string unescape -- $raw; or string unescape -- $raw\'; or string unescape -- $raw\")
+    set -l words (commandline -opc) "$cur"
     for line in ($words[1] completion --words -- $words[2..-1] 2>/dev/null)
         if test "$line" = ":files"
-            set -l cur (commandline -ct)
             set -l head (string match -r '^.*=' -- $cur)
             for path in (__fish_complete_path (string replace -r '^.*=' '' -- $cur))
                 echo "$head$path"

@@ -79,13 +79,19 @@ LINES = [
     ("statepipe pipe compress:zstd:3 prog\tname=x\r", "GOT[pipe compress:zstd:3 progress:name=x]"),
     ("statepipe pipe checksum:to=vm1.st\t\r", "GOT[pipe checksum:to=vm1.state]"),
     ("statepipe pki rev\tnode\r", "GOT[pki revoke node]"),
+    ("statepipe inspect my\\ st\t\r", "GOT[inspect my state]"),
+    ("statepipe inspect 'my st\t\r", "GOT[inspect my state]"),
+    ("statepipe pipe checksum:to=my\\ s\t\r", "GOT[pipe checksum:to=my state]"),
+    ("statepipe save --qmp='my state' --th\tquit vm\r", "GOT[save --qmp=my state --then quit vm]"),
 ]
+"""The file `stop` begins like the second word of `my state`."""
 
 
 @pytest.mark.parametrize("shell", START)
 def test_the_key_completes(shell: str, tmp_path: Path) -> None:
     need(shell)
-    (tmp_path / "vm1.state").touch()
+    for name in ("vm1.state", "my state", "stop"):
+        (tmp_path / name).touch()
     with terminal(shell, tmp_path) as fd:
         for typed, ran in LINES:
             os.write(fd, typed.encode())
@@ -108,13 +114,17 @@ FISH = [
     ("statepipe pipe checksum:to=vm1.s", ["checksum:to=vm1.state"]),
     ("statepipe pipe decompress verify:f", ["verify:from="]),
     ("statepipe pki rev", ["revoke"]),
+    ("statepipe inspect my\\ st", ["my state"]),
+    ("statepipe inspect 'my st", ["my state"]),
+    ("statepipe save --qmp=my\\ st", ["--qmp=my state"]),
 ]
 
 
 @pytest.mark.parametrize(("line", "offered"), FISH)
 def test_fish_completes(line: str, offered: list[str], tmp_path: Path) -> None:
     need("fish")
-    (tmp_path / "vm1.state").touch()
+    for name in ("vm1.state", "my state", "stop"):
+        (tmp_path / name).touch()
     (tmp_path / "script").write_text(SCRIPTS["fish"])
     asked = ["fish", "--no-config", "-c", 'source script; complete -C "$argv[1]"', line]
     done = subprocess.run(asked, cwd=tmp_path, env=environment(tmp_path), capture_output=True, timeout=PATIENCE)
