@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -135,7 +136,7 @@ def _demand_separator(verb: Verb | Filter, arguments: Sequence[str]) -> None:
     """Raise UsageError for a QEMU command line without the `--` before it: its options would be taken for ours."""
     for before, word in pairwise(arguments):
         if os.path.basename(word).startswith("qemu-system") and not before.startswith("-"):
-            hint = f"write: statepipe {verb.name} {before} -- {word} …"
+            hint = f"write: statepipe {verb.name} {shlex.quote(before)} -- {shlex.quote(word)} …"
             raise UsageError("a QEMU command line comes after --", hint=hint)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 from datetime import datetime
 
@@ -27,7 +28,8 @@ def run_keygen(name: str, values: Values) -> int:
         write_new(output, text) if output is not None else show(text)
         return 0
     if file is not None:
-        hint = f"to print the public keys in it: keygen -y {file}; for a new key in a file: keygen -o FILE"
+        again = f"statepipe keygen -y {shlex.quote(file)}"
+        hint = f"to print the public keys in it: {again}; for a new key in a file: statepipe keygen -o FILE"
         raise UsageError("keygen reads no file when it makes a key", hint=hint)
     identity = generate(postquantum=values["pq"])
     text = identity_file(identity, datetime.now().astimezone())

@@ -21,6 +21,7 @@ import errno
 import fcntl
 import os
 import re
+import shlex
 import stat
 from collections.abc import Callable
 from contextlib import suppress
@@ -341,7 +342,8 @@ class AnyFile(FdSource):
             raise failure(f"open {path}", _as_os_error(error)) from error
         if stat.S_ISDIR(os.fstat(fd).st_mode):
             os.close(fd)
-            raise StatepipeError(f"{path} is a folder", hint=f"pipe a folder through tar: tar -c {path} | statepipe …")
+            hint = f"pipe a folder through tar: tar -c {shlex.quote(path)} | statepipe …"
+            raise StatepipeError(f"{path} is a folder", hint=hint)
         super().__init__(fd, path)
 
     def __exit__(self, *error: object) -> None:

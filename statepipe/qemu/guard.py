@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -208,7 +209,8 @@ def judge(saved: Iterable[Disk] | None, images: Images | None, word: Word, warn:
         hints.append("give the disks in the order of the guest's own command line")
     if gone:
         said.append(f"disks that the guest had are not there: {', '.join(gone)}")
-        hints.append(f"for one that was moved, put its new place on QEMU's command line and give --disk {gone[0]}=NEW")
+        moved = f"--disk {shlex.quote(gone[0])}=NEW"
+        hints.append(f"for one that was moved, put its new place on QEMU's command line and give {moved}")
     if replaced:
         said.append(f"QEMU has other files open than those with these names now: {', '.join(replaced)}")
         hints.append("they were replaced after QEMU had opened them: end that QEMU, and start it again")

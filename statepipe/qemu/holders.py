@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -29,8 +30,8 @@ def lock_hint(words: str, files: Sequence[str] = (), but: int = 0) -> str | None
             return f"{path} is open in {', '.join(found[:SHOWN])}: end that first, if it runs the guest"
     if image is None:
         return "another process has a disk of this guest open: end the QEMU that runs it; lslocks lists processes"
-    path = image[1]
-    return f"statepipe cannot see which process has {path} open: check the other hosts, and as root: fuser -v {path}"
+    find = f"check the other hosts, and as root: fuser -v {shlex.quote(image[1])}"
+    return f"statepipe cannot see which process has {image[1]} open: {find}"
 
 
 def _holders(path: str, but: int) -> Iterator[str]:

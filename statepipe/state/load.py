@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import select
+import shlex
 import stat
 from collections.abc import Callable
 from contextlib import suppress
@@ -67,10 +68,11 @@ def _refuse_other_reader(path: str) -> None:
         what = "standard output is the same as standard error, perhaps a log"
     else:
         return
+    command = f"statepipe load {shlex.quote(path)}"
     raise UsageError(
         f"{what}, but QEMU should read the guest from it",
-        hint=f"to start QEMU: statepipe load {path} -- qemu-system-…; from QEMU: "
-        f'-incoming "exec:exec statepipe load {path}"; for a file: > FILE',
+        hint=f"to start QEMU: {command} -- qemu-system-…; from QEMU: -incoming {shlex.quote(f'exec:exec {command}')}; "
+        "for a file: > FILE",
     )
 
 

@@ -12,6 +12,7 @@ end of the input is waited for.
 from __future__ import annotations
 
 import os
+import shlex
 import stat
 from collections.abc import Sequence
 
@@ -51,7 +52,7 @@ def save_from_stdin(
         if os.isatty(0):
             raise UsageError(
                 "standard input is a terminal, not a migration stream",
-                hint=f'at the monitor: migrate "exec:exec statepipe save {path}"; from a shell: add --qmp SOCKET',
+                hint=f"at the monitor: {_at_monitor(path)}; from a shell: add --qmp SOCKET",
             )
         demand_readable(0, "standard input")
         _refuse_qemu_as_reader(path)
@@ -78,6 +79,12 @@ def save_from_stdin(
             error.advise(_IF_COMPLETED)
         part(tell, ignore, stream)
         raise
+
+
+def _at_monitor(path: str) -> str:
+    """Return what to type at QEMU's monitor, which may run in another folder. A shell reads the inner command."""
+    command = f"exec:exec statepipe save {shlex.quote(os.path.abspath(path))}"
+    return 'migrate "{}"'.format(command.replace("\\", r"\\").replace('"', r"\""))
 
 
 _BY_MONITOR = "to save a running guest from a script or a shell, add --qmp SOCKET"

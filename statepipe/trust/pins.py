@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -145,7 +146,7 @@ def alone(folder: str) -> Iterator[None]:
         deadline = time.monotonic() + LOCK_WAIT
         while not _is_locked(fd):
             if time.monotonic() > deadline:
-                hint = f"that process may be stopped; find it with: fuser -v {folder}"
+                hint = f"that process may be stopped; find it with: fuser -v {shlex.quote(folder)}"
                 raise StatepipeError(f"another statepipe has held the lock on {folder} for {LOCK_WAIT:g} s", hint=hint)
             time.sleep(LOCK_PAUSE)
         yield
