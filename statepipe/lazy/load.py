@@ -93,8 +93,7 @@ class LazyLoad:
         disks = demand_its_own(state, monitor, said, self._tell.warn)
         demand_late_pages(monitor)
         blocks = blocks_of(self._store, page_sizes(monitor))
-        first = None if self._first is None else self._first.pages
-        commands = opening(self._store, blocks, first)
+        commands = opening(self._store, blocks)
         runs = runs and state.run_state in RAN_AT_SAVE
         learn = self._options.learn if runs else None
         if learn != self._options.learn:
@@ -122,11 +121,11 @@ class LazyLoad:
             server.set_rate(self._options.rate)
             with at_work(LazyWork(server, lambda: self.is_here)), closing(server):
                 if learn is not None:
-                    server.learn(first)
+                    server.learn(self._first)
                 self._run_early(server, commands, disks, marks, runs=runs)
                 with self._rest.of(server, marks):
                     self._tell.here(monitor.run_state(), self._rest.command)
-                    server.push(after=HEAD_START if learn is None and runs and first is not None else learn or 0)
+                    server.push(after=HEAD_START if learn is None and runs and self._first is not None else learn or 0)
                     self._rest.wait()
         self._rest.settle(before)
 

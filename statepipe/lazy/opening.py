@@ -4,20 +4,19 @@ The devices are those of the file, byte for byte. RAM's list of blocks is writte
 at the destination. Of the commands of the save, only SWITCHOVER_START (QEMU 10 and later) is kept: it prepares devices
 for their state.
 
-The pages of the working set may stand in the middle: QEMU loads them as an ordinary migration does. Then all other
-pages are discarded: where the kernel gave QEMU a huge page for one of them, the pages around it read as zeros and would
-never be asked for (seen: QEMU fails over the first of them that arrives). At least one page has to be discarded in any
-case: otherwise QEMU would not begin to listen.
+One page is discarded, without which QEMU would not begin to listen. The pages of the working set follow, and QEMU loads
+them as an ordinary migration does. From the discard on, QEMU has no huge pages. Pages that came before it might be in
+one, and then the pages around them would read as zeros and never be asked for (seen: QEMU fails over the first of them
+that arrives).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from statepipe.formats.qemu import postcopy
 from statepipe.formats.qemu.postcopy import Block
 from statepipe.formats.qemu.sections import COMMAND, START, SWITCHOVER_START
-from statepipe.lazy.pageset import PageSet, Runs
 from statepipe.lazy.workingset import held_back
 from statepipe.qemu.late_pages import NoLatePages
 from statepipe.state.pagestore import PageStore
@@ -49,8 +48,8 @@ def blocks_of(store: PageStore, sizes: Mapping[str, int]) -> list[Block]:
 WITHOUT = "load it without --lazy"
 
 
-def opening(store: PageStore, blocks: Sequence[Block], first: PageSet | None) -> tuple[bytes, bytes]:
-    """Return what stands before and after the pages of `first`; the second has the destination run the guest."""
+def opening(store: PageStore, blocks: Sequence[Block]) -> tuple[bytes, bytes]:
+    """Return what stands before and after the first pages; the second has the destination run the guest."""
     outline = store.index.outline
     ending = postcopy.footer(outline.ram_section) if outline.footers else b""
     parts = [store.head(), postcopy.advise(blocks)]
@@ -62,25 +61,6 @@ def opening(store: PageStore, blocks: Sequence[Block], first: PageSet | None) ->
                 parts.append(postcopy.command(SWITCHOVER_START))
         else:
             parts.append(store.stream_bytes(piece.start, piece.end))
-    return b"".join(parts), _discards(store, blocks, first) + postcopy.package(
-        postcopy.without_return_path(store.devices())
-    )
-
-
-def _discards(store: PageStore, blocks: Sequence[Block], first: PageSet | None) -> bytes:
-    """Return the commands that discard all pages that were not sent."""
-    if first is None:
-        number, page = held_back(store)
-        return postcopy.discard(blocks[number].name, [(page * postcopy.PAGE_SIZE, postcopy.PAGE_SIZE)])
-    return b"".join(
-        postcopy.discard(blocks[number].name, _gaps(runs, blocks[number].length)) for number, runs in first.runs()
-    )
-
-
-def _gaps(runs: Runs, length: int) -> Iterator[tuple[int, int]]:
-    """Return what is between the runs of a block of `length` bytes, as (first byte, bytes)."""
-    end = 0
-    for first, count in [*runs, (length // postcopy.PAGE_SIZE, 0)]:
-        if first > end:
-            yield end * postcopy.PAGE_SIZE, (first - end) * postcopy.PAGE_SIZE
-        end = first + count
+    number, page = held_back(store)
+    parts.append(postcopy.discard(blocks[number].name, [(page * postcopy.PAGE_SIZE, postcopy.PAGE_SIZE)]))
+    return b"".join(parts), postcopy.package(postcopy.without_return_path(store.devices()))

@@ -28,7 +28,6 @@ from statepipe.formats.qemu import postcopy
 from statepipe.formats.qemu.pages import STORED, Run
 from statepipe.formats.qemu.postcopy import Answers, Asked, Block, Pong, Received, Resumed, Shut
 from statepipe.formats.qemu.ram import ORDINARY_AGAIN
-from statepipe.lazy.pageset import PageSet
 from statepipe.lazy.waits import Waits
 from statepipe.lazy.workingset import FirstPages, Recorder, page_set
 from statepipe.stage import Cancelled
@@ -134,9 +133,9 @@ class Server:
         """Write `opening`, the pages of `first` and `package`, and answer requests from now on."""
         self._run("pages asked for", lambda: self._serve(opening, package, first))
 
-    def learn(self, known: PageSet | None) -> None:
-        """Record the pages that are asked for, besides those `known`. Call it before `begin`."""
-        self._recorder = Recorder(self._store, known)
+    def learn(self, first: FirstPages | None) -> None:
+        """Record the pages that are asked for, besides those of `first`. Call it before `begin`."""
+        self._recorder = Recorder(self._store, None if first is None else first.pages)
 
     def push(self, after: float = 0) -> None:
         """Start the background after so many seconds. If the server learns, it does so until then."""

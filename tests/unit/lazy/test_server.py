@@ -113,7 +113,7 @@ def serving(path: Path, *pages: tuple[str, int], learns: bool = False) -> Iterat
     ):
         first = FirstPages(store, a_set(*pages)) if pages else None
         if learns:
-            server.learn(first.pages if first else None)
+            server.learn(first)
         server.begin(b"OPENING!", b"PACKAGE!" if pages else b"", first)
         destination = Destination(theirs)
         assert theirs.recv(8) == b"OPENING!"
