@@ -127,11 +127,13 @@ class Process:
             self.pidfd = -1
 
 
-def output_of(command: Sequence[str], within: float, most: int = 1 << 20) -> tuple[int, bytes]:
+def output_of(
+    command: Sequence[str], within: float, most: int = 1 << 20, *, with_errors: bool = False
+) -> tuple[int, bytes]:
     """Run a short program without input. Return its exit status and its standard output.
 
-    Its standard error is dropped. Raises Unavailable if it cannot be started, takes more than `within` seconds, or
-    writes more than `most` bytes.
+    Its standard error is dropped, or is a part of the output `with_errors`. Raises Unavailable if it cannot be started,
+    takes more than `within` seconds, or writes more than `most` bytes.
     """
     written, deadline = bytearray(), time.monotonic() + within
     with ExitStack() as opened:
@@ -140,7 +142,7 @@ def output_of(command: Sequence[str], within: float, most: int = 1 << 20) -> tup
         reading, writing = os.pipe()
         opened.callback(os.close, reading)
         try:
-            process = Process(command, {0: nothing, 1: writing, 2: nothing})
+            process = Process(command, {0: nothing, 1: writing, 2: writing if with_errors else nothing})
         finally:
             os.close(writing)
         opened.callback(process.reap)

@@ -126,3 +126,10 @@ LAZY = (
     Param("--resume", "continue an interrupted lazy load", needs="--qmp"),
 )
 """Options of load for a guest that runs while its memory is loaded."""
+
+CLONE = Param(
+    "--clone",
+    "leave the disks unchanged: put a new overlay for each that the guest writes into DIR",
+    "DIR",
+    needs="QEMU",
+)

@@ -7,6 +7,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from statepipe.cli.config import load_config
@@ -22,6 +23,7 @@ from statepipe.pipeline.pipeline import NamedStage
 
 if TYPE_CHECKING:
     from statepipe.qemu.guard import Said
+    from statepipe.qemu.overlays import Clone
     from statepipe.stages.packing import Packing
     from statepipe.state.file import Keys
 
@@ -132,6 +134,7 @@ def run_load(name: str, values: Values) -> int:
     """Load a guest: a filter of QEMU's -incoming exec:, or into a QEMU that is started or that waits."""
     from statepipe.pipeline.deadline import within
     from statepipe.qemu.guard import Said
+    from statepipe.qemu.overlays import Clone
 
     if values["command"] and values["qmp"]:
         hint = "leave one of them out"
@@ -145,13 +148,15 @@ def run_load(name: str, values: Values) -> int:
 
     def loaded(state: str) -> None:
         say(f"statepipe: load: {called(path)} is loaded and verified; the guest is {state}")
+        _say_where(clone)
 
     def warn_load(text: str) -> None:
         warn("load", text)
 
-    with within(values["timeout"], f"{called(path)} was not loaded") as in_time:
+    deadline = within(values["timeout"], f"{called(path)} was not loaded")
+    with closing(Clone(values["clone"])) as clone, deadline as in_time:
         if values["lazy"] or values["resume"]:
-            status = _load_lazily(values, keys, said, in_time)
+            status = _load_lazily(values, keys, said, in_time, clone)
             if status is not None:
                 return status
         if not values["command"] and not values["qmp"]:
@@ -163,7 +168,7 @@ def run_load(name: str, values: Values) -> int:
 
         tell = Telling(warn_load, loaded, in_time)
         if values["command"]:
-            return load_into_new(path, values["command"], keys, said, tell, detach=values["detach"])
+            return load_into_new(path, values["command"], keys, said, tell, clone, detach=values["detach"])
         load_into_waiting(path, values["qmp"], keys, said, tell)
         return 0
 
@@ -185,7 +190,12 @@ def _demand_lazy_options(values: Values) -> None:
             raise UsageError(f"--{name} and --resume exclude each other", hint="QEMU has the guest already")
 
 
-def _load_lazily(values: Values, keys: Keys, said: Said, in_time: Callable[[], None]) -> int | None:
+def _say_where(clone: Clone) -> None:
+    if clone.where:
+        say(f"statepipe: load: {clone.where}")
+
+
+def _load_lazily(values: Values, keys: Keys, said: Said, in_time: Callable[[], None], clone: Clone) -> int | None:
     """Run load --lazy or load --resume; None if --lazy=auto has to load all memory first."""
     from statepipe.cli.report import lazily_loaded, learned_set
     from statepipe.lazy.load import load_lazily_into_new, load_lazily_into_waiting
@@ -200,6 +210,7 @@ def _load_lazily(values: Values, keys: Keys, said: Said, in_time: Callable[[], N
     def here(state: str, command: str) -> None:
         what = f"the guest is {state} while its memory is loaded"
         say(f"statepipe: load: {called(path)}: {what}; if this is interrupted, continue with: {command}")
+        _say_where(clone)
 
     def complete(done: Summary) -> None:
         say(f"statepipe: load: {called(path)}: {lazily_loaded(done)}")
@@ -217,7 +228,8 @@ def _load_lazily(values: Values, keys: Keys, said: Said, in_time: Callable[[], N
         elif values["qmp"]:
             load_lazily_into_waiting(path, values["qmp"], keys, said, tell, options)
         else:
-            return load_lazily_into_new(path, values["command"], keys, said, tell, options, detach=values["detach"])
+            detach = values["detach"]
+            return load_lazily_into_new(path, values["command"], keys, said, tell, options, clone, detach=detach)
         return 0
     except NoLatePages as error:
         if values["resume"]:

@@ -70,6 +70,7 @@ COMMANDS = (
             replace(options.DETACH, needs="QEMU"),
             Param("--timeout", "seconds that the load may take before it is given up", "SECONDS", type=seconds()),
             *options.LAZY,
+            options.CLONE,
             replace(options.STATUS_FD, help="write the progress each second as JSON to descriptor N"),
             Param("--disk", "use NEW as the disk that was OLD at the save", "OLD=NEW", many="any", type=moved_disk),
             Param(

@@ -35,6 +35,7 @@ from statepipe.qemu.guard import Said
 from statepipe.qemu.images import Images
 from statepipe.qemu.late_pages import NoLatePages, demand_late_pages, demand_userfaultfd, page_sizes, refused
 from statepipe.qemu.migration import start_incoming
+from statepipe.qemu.overlays import Clone
 from statepipe.qemu.process import DYING, Child
 from statepipe.qemu.settings import made_ready, restore_after
 from statepipe.state.file import STDIN, Keys
@@ -44,8 +45,8 @@ from statepipe.state.load_qmp import (
     MayRun,
     demand_its_own,
     end_half_loaded,
+    ready,
     refuse_state_as_disk,
-    refuse_taken,
     run_guest,
 )
 from statepipe.state.pagestore import PageStore, open_pages
@@ -79,9 +80,11 @@ class LazyLoad:
         tell: LazyTelling,
         options: LazyOptions,
         command: str,
+        clone: Clone,
     ) -> None:
         self._store, self._first, self._monitor, self._tell, self._options = store, first, monitor, tell, options
         self._rest = Rest(monitor, tell, command)
+        self._clone = clone
         self.is_here = False
 
     def load(self, said: Said, *, runs: bool) -> None:
@@ -90,7 +93,7 @@ class LazyLoad:
         Raises StatepipeError; NoLatePages if QEMU cannot do it, and then nothing has changed.
         """
         monitor, state = self._monitor, self._store.state
-        disks = demand_its_own(state, monitor, said, self._tell.warn)
+        disks = demand_its_own(state, monitor, said, self._tell.warn, self._clone)
         demand_late_pages(monitor)
         blocks = blocks_of(self._store, page_sizes(monitor))
         commands = opening(self._store, blocks)
@@ -177,9 +180,18 @@ class LazyLoad:
 
 
 def load_lazily_into_new(
-    path: str, command: Sequence[str], keys: Keys, said: Said, tell: LazyTelling, options: LazyOptions, *, detach: bool
+    path: str,
+    command: Sequence[str],
+    keys: Keys,
+    said: Said,
+    tell: LazyTelling,
+    options: LazyOptions,
+    clone: Clone,
+    *,
+    detach: bool,
 ) -> int:
-    """Load the state lazily into a QEMU started by `command`; stay until QEMU exits and return its exit status.
+    """Load the state lazily into a QEMU started by `command`; stay until QEMU exits and return its exit status. `clone`
+    has the overlays over its disks.
 
     With `detach`, return 0 once all memory is loaded. Raises StatepipeError: QEMU is then ended, unless the hint says
     where the guest is; NoLatePages where only an ordinary load is possible.
@@ -195,8 +207,8 @@ def load_lazily_into_new(
         with ExitStack() as opened:
             store = opened.enter_context(open_servable(path, keys, tell.warn, options))
             store.state.refuse_changed_before(command, said)
-            refuse_taken(command)
             first = opened.enter_context(first_pages(store, tell.warn))
+            command = ready(command, clone)
             with held():  # a QEMU that was started must be known to us
                 child = Child([*command, *own.words], detach)
                 opened.enter_context(child.spare)
@@ -205,16 +217,19 @@ def load_lazily_into_new(
             monitor = opened.enter_context(closing(Monitor(child.monitor, child.pid, tell.warn)))
             keeping = Keeping(child.spare, own.address, identity(store), tell.warn, shared=False)
             opened.enter_context(closing(keeping))
-            load = LazyLoad(store, first, monitor, tell, options, resume_command(path, own.address))
+            load = LazyLoad(store, first, monitor, tell, options, resume_command(path, own.address), clone)
             load.load(said, runs=not child.stays_paused)
             keeping.done()
     except BaseException as error:
-        if child is None:
-            raise
         if load is None or not load.is_here:
-            child.end_after(error, "while loading")
-            own.remove()
+            clone.undo(tell.warn)
+            if child is not None:
+                child.end_after(error, "while loading")
+                own.remove()
             raise
+        assert child is not None
+        if isinstance(error, MayRun | CutOff):
+            error.advise(clone.where)
         if not (isinstance(error, QemuGone) and polled(child.ending).poll(DYING)):
             child.let_be(tell.warn)
             raise
@@ -243,7 +258,7 @@ def load_lazily_into_waiting(
         keeping = Keeping.beside(monitor, address, identity(store), tell.warn)
         if keeping is not None:
             opened.enter_context(closing(keeping))
-        load = LazyLoad(store, first, monitor, tell, options, resume_command(path, address))
+        load = LazyLoad(store, first, monitor, tell, options, resume_command(path, address), Clone())
         load.load(said, runs=True)
         if keeping is not None:
             keeping.done()

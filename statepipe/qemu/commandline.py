@@ -128,10 +128,16 @@ def refuse_daemon(command: Sequence[str]) -> None:
         )
 
 
+def program_of(command: Sequence[str]) -> str | None:
+    """Return the program of a command if it is a QEMU by its name; perhaps a script that starts one."""
+    program = shutil.which(command[0]) if command else None
+    return program if program and os.path.basename(program).lstrip(".").startswith("qemu") else None
+
+
 def starts_qemu(command: Sequence[str]) -> bool:
     """Return whether the command starts QEMU itself, not a wrapper or a script, in our own view of the host."""
-    program = shutil.which(command[0]) if command else None
-    if program is None or not os.path.basename(program).lstrip(".").startswith("qemu"):
+    program = program_of(command)
+    if program is None:
         return False
     try:
         with open(os.open(program, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:

@@ -26,12 +26,26 @@ def lock_hint(words: str, files: Sequence[str] = (), but: int = 0) -> str | None
         return None
     image = _IMAGE.search(words)
     for path in [image[1]] if image else files:
-        if found := list(_holders(path, but)):
-            return f"{path} is open in {', '.join(found[:SHOWN])}: end that first, if it runs the guest"
+        if held := _held(path, but):
+            return held
     if image is None:
         return "another process has a disk of this guest open: end the QEMU that runs it; lslocks lists processes"
-    find = f"check the other hosts, and as root: fuser -v {shlex.quote(image[1])}"
-    return f"statepipe cannot see which process has {image[1]} open: {find}"
+    return _unseen(image[1])
+
+
+def holder_hint(path: str) -> str:
+    """Return what to do about a disk that another process has locked."""
+    return _held(path, 0) or _unseen(path)
+
+
+def _held(path: str, but: int) -> str | None:
+    found = list(_holders(path, but))
+    return f"{path} is open in {', '.join(found[:SHOWN])}: end that first, if it runs the guest" if found else None
+
+
+def _unseen(path: str) -> str:
+    find = f"check the other hosts, and as root: fuser -v {shlex.quote(path)}"
+    return f"statepipe cannot see which process has {path} open: {find}"
 
 
 def _holders(path: str, but: int) -> Iterator[str]:

@@ -83,6 +83,17 @@ class Images:
         written = (row for row in self.rows if row.is_file and row.devices and not row.read_only)
         return [row.path for row in written if self.view.lacks(row.path)]
 
+    def through(self, overlays: Mapping[str, str]) -> Images:
+        """Return the same without these overlays, path to base: the guest sees each base in its overlay's place."""
+        over = {base: row for path, base in overlays.items() if (row := self.find(path)) is not None}
+        bases = {row: over[base] for base in over if (row := self.find(base)) is not None}
+        rows = tuple(
+            replace(row, devices=bases[row].devices, read_only=bases[row].read_only) if row in bases else row
+            for row in self.rows
+            if row not in over.values()
+        )
+        return replace(self, rows=rows)
+
     def at(self, places: tuple[str, ...]) -> list[str]:
         """Return the paths of the images that the guest sees in these places."""
         return [row.path for row in self.rows if set(row.devices or ()) & set(places)]

@@ -1,4 +1,4 @@
-"""Find the unix sockets of this host at which a process listens.
+"""Find the unix sockets and the ports of this host at which a process listens.
 
 /proc/net/unix has only the name under which a socket was bound, which may be relative to an unknown folder; the
 kernel's sock_diag(7) has the inode of its file.
@@ -106,3 +106,66 @@ def _records(header: struct.Struct, data: bytes) -> Iterator[tuple[tuple[int, ..
             return
         yield fields, data[header.size : fields[0]]
         data = data[-(-fields[0] // 4) * 4 :]
+
+
+ANY = frozenset((bytes(4), bytes(16)))
+"""0.0.0.0 and ::."""
+
+_MAPPED = bytes(10) + b"\xff\xff"
+"""How an IPv6 address begins that is an IPv4 address."""
+
+_NAMES = {"": ANY, "localhost": frozenset((b"\x7f\0\0\1", bytes(15) + b"\1"))}
+
+
+@dataclass(frozen=True, slots=True)
+class BoundPort:
+    """A port at which a process listens: `tcp` or `udp`, its address in 4 or 16 bytes, and its number."""
+
+    kind: str
+    address: bytes
+    number: int
+
+    def is_at(self, kind: str, host: str, number: int) -> bool:
+        """Return whether another process can therefore not listen there too.
+
+        A socket at `::` is taken to have IPv4 as well, as is usual. A name other than localhost is not resolved: QEMU
+        itself fails if its port is taken.
+        """
+        if (self.kind, self.number) != (kind, number):
+            return False
+        wanted = _NAMES.get(host) or frozenset(_packed(host))
+        return any(
+            mine in (self.address, bytes(len(self.address))) or self.address in (bytes(16), bytes(len(mine)))
+            for mine in wanted
+        )
+
+
+def _packed(host: str) -> Iterator[bytes]:
+    for family in (socket.AF_INET, socket.AF_INET6):
+        with suppress(OSError):
+            yield socket.inet_pton(family, host)
+
+
+def ports_bound() -> frozenset[BoundPort]:
+    """Return all ports at which a process listens in our network namespace; nothing if we may not look."""
+    return frozenset(each for kind in ("tcp", "udp") for suffix in ("", "6") for each in _ports(kind, suffix))
+
+
+_STATES = {"tcp": "0A", "udp": "07"}
+"""TCP_LISTEN, and what a UDP socket that is not connected has, TCP_CLOSE."""
+
+
+def _ports(kind: str, suffix: str) -> Iterator[BoundPort]:
+    """Yield the rows of /proc/net/tcp and its like, which has the sockets that listen first."""
+    with suppress(OSError), open(f"/proc/net/{kind}{suffix}") as file:
+        next(file, None)
+        for row in file:
+            _, local, _, state, *_ = row.split()
+            if state != _STATES[kind]:
+                if kind == "tcp":
+                    return
+                continue
+            words, _, number = local.partition(":")
+            raw = bytes.fromhex(words)
+            address = b"".join(struct.pack("=I", each) for (each,) in struct.iter_unpack(">I", raw))
+            yield BoundPort(kind, address.removeprefix(_MAPPED), int(number, 16))

@@ -48,10 +48,12 @@ _NULL, _NONE = "null", "none"
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A file or socket, and the option that names it."""
+    """A file or socket, and the option that names it. `is_written`: two QEMUs would destroy what the other writes; they
+    would not in a log to which both append, nor in private memory."""
 
     path: str
     option: str
+    is_written: bool = True
 
 
 _ON = ("on", "yes", "y", "true")
@@ -76,7 +78,7 @@ def places(command: Sequence[str]) -> Iterator[Place]:
     for name, words in parted(command):
         value = words[1] if len(words) > 1 else ""
         kind, its = _words_of(f",{value}" if name in ("trace", "spice") else value)
-        option, found = f"-{name}", list[str | None]()
+        option, found, is_written = f"-{name}", list[str | None](), name not in ("mem-path", "writeconfig")
         if name in (*_LINES, *_MONITORS):
             kind, _, rest = value.removeprefix("mon:").partition(":")
             if kind in ("file", "pipe") and rest:
@@ -87,6 +89,7 @@ def places(command: Sequence[str]) -> Iterator[Place]:
             if kind in ("file", "pipe") or (kind == "socket" and _SERVER.search(value)):
                 found = [its.get("path")]
             found.append(its.get("logfile"))
+            is_written = not {its.get("append"), its.get("logappend")} & {*_ON}
         elif name in ("pidfile", "D", "writeconfig", "mem-path"):
             found = [value]
         elif name == "trace":
@@ -105,7 +108,8 @@ def places(command: Sequence[str]) -> Iterator[Place]:
             found = [its.get("addr") or None]
         elif name == "object" and (key := {"memory-backend-file": "mem-path", "filter-dump": "file"}.get(kind)):
             option, found = f"-object {kind}", [its.get(key)]
-        yield from (Place(path, option) for path in found if path is not None)
+            is_written = kind == "filter-dump" or its.get("share") in _ON
+        yield from (Place(path, option, is_written) for path in found if path is not None)
 
 
 def for_a_look(command: Sequence[str], folder: str = "") -> list[str]:

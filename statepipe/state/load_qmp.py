@@ -35,10 +35,11 @@ from statepipe.qemu.guest import describe_guest, hardware
 from statepipe.qemu.holders import lock_hint
 from statepipe.qemu.images import Images, images
 from statepipe.qemu.migration import ProcessWatch, demand_completed, end_qemu, start_incoming
-from statepipe.qemu.places import clashes, seen
+from statepipe.qemu.overlays import Clone
 from statepipe.qemu.process import DYING, Child, inspect_process, qemu_under
 from statepipe.qemu.runstates import LIVE, UNRUN
 from statepipe.qemu.settings import made_ready, restore_after, restored
+from statepipe.qemu.taken import taken
 from statepipe.qemu.view import View
 from statepipe.state.file import STDIN, Keys, StateFile, open_state
 from statepipe.state.loading import State, prepare
@@ -75,11 +76,13 @@ class CutOff(QemuGone):
     """QEMU was told to run the guest, and its monitor broke off while its process lives: so it is not ended."""
 
 
-def load_into_new(path: str, command: Sequence[str], keys: Keys, said: Said, tell: Telling, *, detach: bool) -> int:
+def load_into_new(
+    path: str, command: Sequence[str], keys: Keys, said: Said, tell: Telling, clone: Clone, *, detach: bool
+) -> int:
     """Load the state into a QEMU started by `command`; wait until that ends and return its exit status.
 
-    `said` is what the user says of the disks. With `detach`, return 0 once the guest is loaded. Raises StatepipeError;
-    then that QEMU has ended, unless the guest was loaded or QEMU was told to run it, which the hint says.
+    `said` is about the disks, `clone` has the overlays over them. With `detach`, return 0 once it is loaded. Raises
+    StatepipeError; then that QEMU has ended, unless it has the guest or was told to run it, which the hint says.
     """
     child: Child | None = None
     stays = is_loaded = False
@@ -93,7 +96,6 @@ def load_into_new(path: str, command: Sequence[str], keys: Keys, said: Said, tel
             stays = True
 
     telling = replace(tell, here=here, settled=tell.settled if detach else lambda: None)  # else QEMU gets the signals
-
     try:
         with ExitStack() as opened:
             refuse_daemon(command)
@@ -101,7 +103,7 @@ def load_into_new(path: str, command: Sequence[str], keys: Keys, said: Said, tel
             with open_state(path, keys) as source:
                 state = _prepare_state(source, tell.warn)
                 state.refuse_changed_before(command, said)
-                refuse_taken(command)
+                command = ready(command, clone)
                 with held():  # no signal between QEMU's start and our record of it
                     child = Child(command, detach)
                     opened.enter_context(child.spare)
@@ -109,7 +111,7 @@ def load_into_new(path: str, command: Sequence[str], keys: Keys, said: Said, tel
 
                 monitor = opened.enter_context(closing(Monitor(child.monitor, child.pid, tell.warn)))
                 try:
-                    _load(state, monitor, said, telling, runs=not child.stays_paused)
+                    _load(state, monitor, said, telling, clone, runs=not child.stays_paused)
                 except QemuGone:
                     if not stays:
                         raise
@@ -121,16 +123,18 @@ def load_into_new(path: str, command: Sequence[str], keys: Keys, said: Said, tel
     except (MayRun, CutOff) as late:
         if child is not None:
             child.let_be(tell.warn)
-            late.advise(f"look at QEMU, process {child.pid}: {_BEFORE_AGAIN}: kill {child.pid}")
+            late.advise(f"look at QEMU, process {child.pid}: {_BEFORE_AGAIN}: kill {child.pid}", clone.where)
         raise
     except BaseException as error:
-        if child is not None and not is_loaded:
-            child.end_after(error, "while loading")
+        if not is_loaded:
+            clone.undo(tell.warn)
+            if child is not None:
+                child.end_after(error, "while loading")
         elif child is not None:
             if not detach:
                 child.let_be(tell.warn)  # its output goes on without us
             if isinstance(error, StatepipeError):
-                error.advise(f"the state is loaded: look at QEMU, process {child.pid}")
+                error.advise(f"the state is loaded: look at QEMU, process {child.pid}", clone.where)
         raise
 
 
@@ -156,17 +160,18 @@ def refuse_state_as_disk(path: str, command: Sequence[str]) -> None:
 _BEFORE_AGAIN = "its guest may write to its disks, so end it before the state is loaded again"
 
 
-def refuse_taken(command: Sequence[str]) -> None:
-    """Raises StatepipeError if another process listens at a socket of the command line: the new QEMU would replace it,
-    and the listener may be the QEMU that still has the guest."""
-    if not starts_qemu(command):
-        return
-    rows = seen(command, View(0), os.getcwd(), held=False)
-    if taken := [f"{row['path']} ({row['option']})" for row, _ in clashes([], rows)]:
+def ready(command: Sequence[str], clone: Clone) -> list[str]:
+    """Return the command line for a new QEMU, once its overlays are there.
+
+    Raises StatepipeError for sockets, ports, files and interfaces that others have: the new QEMU would take them away,
+    and from the QEMU that still has the guest perhaps. A script may start QEMU in another namespace, but not a clone.
+    """
+    if (clone.is_wanted or starts_qemu(command)) and (found := taken(command, os.getcwd())):
         raise StatepipeError(
-            f"QEMU is not started: it would replace sockets at which another process listens: {', '.join(taken)}",
-            hint="if that is the QEMU whose guest was saved, end it; else name another socket",
+            f"QEMU is not started: {'; '.join(found)}",
+            hint="if that is the QEMU whose guest was saved, end it; else name others",
         )
+    return clone.of(command)
 
 
 def load_into_waiting(path: str, address: str, keys: Keys, said: Said, tell: Telling) -> None:
@@ -180,7 +185,7 @@ def load_into_waiting(path: str, address: str, keys: Keys, said: Said, tell: Tel
         state = _prepare_state(source, tell.warn)
         with closing(Monitor(address, tell=tell.warn)) as monitor:
             try:
-                before = _load(state, monitor, said, tell, runs=True)
+                before = _load(state, monitor, said, tell, Clone(), runs=True)
             except (MayRun, CutOff) as late:
                 late.advise(f"look: statepipe resolve --qmp {shlex.quote(address)}; {_BEFORE_AGAIN}")
                 raise
@@ -197,12 +202,12 @@ def _prepare_state(source: StateFile, warn: Tell) -> State:
     return state
 
 
-def _load(state: State, monitor: Monitor, said: Said, tell: Telling, *, runs: bool) -> dict[str, Any]:
+def _load(state: State, monitor: Monitor, said: Said, tell: Telling, clone: Clone, *, runs: bool) -> dict[str, Any]:
     """Load it, and run it if it ran; return QEMU's migration settings as they were before. Raises StatepipeError.
 
     A QEMU that may run or receive another guest is left alone; one that has a part of ours can only be ended.
     """
-    disks = demand_its_own(state, monitor, said, tell.warn)
+    disks = demand_its_own(state, monitor, said, tell.warn, clone)
     before = made_ready(monitor, ("events", "late-block-activate"))
     ours, theirs = socket.socketpair()
     try:
@@ -228,13 +233,14 @@ def _load(state: State, monitor: Monitor, said: Said, tell: Telling, *, runs: bo
         raise
 
 
-def demand_its_own(state: State, monitor: Monitor, said: Said, warn: Tell) -> Images:
-    """Return the images of a QEMU that waits. Raises StatepipeError unless its machine and disks are the guest's."""
+def demand_its_own(state: State, monitor: Monitor, said: Said, warn: Tell, clone: Clone) -> Images:
+    """Return the images of a QEMU that waits, without overlays. Raises StatepipeError unless its machine and disks are
+    the guest's."""
     monitor.demand_waiting()
     monitor.demand_handover()
     now = describe_guest(monitor)
     state.refuse_other_machine(now["machine"])
-    disks = images(monitor)
+    disks = clone.through(images(monitor))
     state.refuse_changed_disks(disks, said, warn)
     process = inspect_process(qemu_under(monitor.pid))
     has = hardware(monitor) | {"ram": now["ram"]}

@@ -15,6 +15,7 @@ import pytest
 from statepipe.errors import InterruptedBySignal, QemuError, QemuGone, StatepipeError
 from statepipe.pipeline.signals import as_exceptions
 from statepipe.qemu.guard import Said
+from statepipe.qemu.overlays import Clone
 from statepipe.state.load_qmp import Telling, load_into_new, load_into_waiting
 from tests import standin
 from tests.qmpserver import SILENT, QmpServer, Raw
@@ -85,7 +86,7 @@ def test_a_qemu_that_was_told_to_run_its_guest_stays(
 @ROWS
 def test_so_does_one_of_our_own_that_is_left_to_itself(state: str, now: str, is_kept: bool, said: str | None) -> None:
     with pytest.raises(InterruptedBySignal) as caught, as_exceptions():
-        load_into_new(state, [*STANDIN, now], NO_KEYS, Said(), NOBODY, detach=True)
+        load_into_new(state, [*STANDIN, now], NO_KEYS, Said(), NOBODY, Clone(), detach=True)
     hint = ended(signal.SIGTERM, said, caught.value)
     if is_kept:
         found = re.search(r"look at QEMU, process (\d+): .*: kill (\d+)$", hint)
@@ -127,7 +128,7 @@ def test_one_whose_monitor_breaks_off_as_it_runs_its_guest_stays(
 @pytest.mark.usefixtures("soon")
 def test_one_of_our_own_whose_monitor_breaks_off_stays_if_it_lives(state: str) -> None:
     with pytest.raises(QemuGone) as caught:
-        load_into_new(state, [*STANDIN, "broken"], NO_KEYS, Said(), NOBODY, detach=True)
+        load_into_new(state, [*STANDIN, "broken"], NO_KEYS, Said(), NOBODY, Clone(), detach=True)
     found = re.search(r"it may run at any moment; look at QEMU, process (\d+): ", caught.value.hint or "")
     assert found is not None
     os.kill(int(found[1]), signal.SIGKILL)  # it is there
@@ -136,7 +137,7 @@ def test_one_of_our_own_whose_monitor_breaks_off_stays_if_it_lives(state: str) -
 
 def test_one_that_has_ended_as_it_was_told_to_run_its_guest_is_said_to_have_ended(state: str) -> None:
     with pytest.raises(QemuError, match="QEMU ended with status 3 while loading"):
-        load_into_new(state, [*STANDIN, "ended"], NO_KEYS, Said(), NOBODY, detach=True)
+        load_into_new(state, [*STANDIN, "ended"], NO_KEYS, Said(), NOBODY, Clone(), detach=True)
 
 
 def test_a_guest_that_runs_is_not_ended_because_its_run_state_cannot_be_reported(state: str, tmp_path: Path) -> None:
@@ -145,7 +146,7 @@ def test_a_guest_that_runs_is_not_ended_because_its_run_state_cannot_be_reported
     script = tmp_path / "qemu"
     script.write_text(f'#!/bin/sh\necho $$ > {tmp_path}/pid\nexec {" ".join(STANDIN)} "$@"\n')
     script.chmod(0o700)
-    assert load_into_new(state, [str(script), "odd"], NO_KEYS, Said(), tell, detach=True) == 0
+    assert load_into_new(state, [str(script), "odd"], NO_KEYS, Said(), tell, Clone(), detach=True) == 0
     assert [text for text in told if "the state is loaded, but QEMU did not report the guest's run state" in text]
     pid = int((tmp_path / "pid").read_text())
     os.kill(pid, signal.SIGKILL)  # it is there
@@ -161,7 +162,7 @@ def test_a_guest_that_runs_is_not_ended_because_of_what_hears_of_it(state: str, 
 
     with pytest.raises(StatepipeError, match="no space left for a log") as caught, as_exceptions():
         tell = Telling(lambda text: None, loaded, lambda: None)
-        load_into_new(state, [*STANDIN, "calm"], NO_KEYS, Said(), tell, detach=detach)
+        load_into_new(state, [*STANDIN, "calm"], NO_KEYS, Said(), tell, Clone(), detach=detach)
     found = re.search(r"the state is loaded: look at QEMU, process (\d+)", caught.value.hint or "")
     assert found is not None
     os.kill(int(found[1]), signal.SIGKILL)  # it is there
