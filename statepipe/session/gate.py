@@ -49,7 +49,15 @@ def greet(
     name, trust = f"tls://{host}", trust_now()
     handshake = Handshake(connection, trust.context, host if trust.check_host else None, server=False)
     shake_hands(handshake, name, within, stop)
-    return handshake.transport(name, trust.identify(handshake.certificate()), patience)
+    return handshake.transport(name, _identified(handshake, trust, trust_now, name), patience)
+
+
+def _identified(handshake: Handshake, trust: Trust, trust_now: TrustNow, name: str) -> str:
+    """Return who the peer of a complete handshake is, which began with `trust`. Raises PeerError if that has changed
+    since: the peer may have been removed."""
+    if trust.seen != trust_now().seen:
+        raise PeerError(f"the trusted peers changed during the handshake with {name}", hint="try again")
+    return trust.identify(handshake.certificate())
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,9 +152,7 @@ class Gate:
         try:
             if not handshake.go_on():
                 return None
-            if visitor.trust.seen != self._trust_now().seen:
-                raise PeerError("the trusted peers changed during its handshake", hint="it may try again")
-            identity = visitor.trust.identify(handshake.certificate())
+            identity = _identified(handshake, visitor.trust, self._trust_now, "it")
             self._forget(handshake)
             self._has_admitted = True
             return handshake.transport(identity, identity, self._patience)

@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+import socket
+import ssl
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from statepipe.ends.net import Patience
+from statepipe.errors import PeerError
+from statepipe.session.gate import greet
+from statepipe.trust.identity import by_pins
 from tests import warm
 from tests.conformance.running import PATIENCE, STATEPIPE, started, wait_until_read
 from tests.conformance.test_tls import pki
-from tests.net.homes import DATA, MIB, Receiver, World, clone, finish, sending, world_in
+from tests.net.homes import (
+    DATA,
+    MIB,
+    Receiver,
+    World,
+    clone,
+    connect,
+    finish,
+    hello,
+    receiving,
+    rest,
+    sending,
+    world_in,
+)
 from tests.net.relay import Faults, relay
 
 RETRY = "2"
@@ -63,6 +83,42 @@ def test_a_peer_that_is_pinned_while_it_listens_is_let_in(hosts: World, tmp_path
             finish(sender, DATA[:MIB])
         assert receiver.ended()[0] == 0
     assert out.read_bytes() == DATA[:MIB]
+
+
+def test_a_client_that_is_unpinned_during_its_handshake_is_turned_away(hosts: World, tmp_path: Path) -> None:
+    with receiving(hosts, tmp_path / "out") as receiver, connect(receiver.port) as plain:
+        first, tls, incoming, outgoing = hello(hosts.friend.context())
+        plain.sendall(first)
+        incoming.write(plain.recv(1 << 16))
+        hosts.here.unpin(hosts.friend)
+        tls.do_handshake()
+        plain.sendall(outgoing.read())
+        assert b"turned away 127.0.0.1: the trusted peers changed" in receiver.process.stderr.readline()
+        rest(plain)
+
+
+def test_a_server_that_is_unpinned_during_its_handshake_is_not_trusted(
+    hosts: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(hosts.friend.base))
+    settings = hosts.here.base / "statepipe"
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(settings / "own-cert.pem", settings / "own-key.pem")
+    trust = by_pins("127.0.0.1", server=False)
+
+    def serve(listener: socket.socket) -> None:
+        connection = listener.accept()[0]
+        connection.recv(1, socket.MSG_PEEK)  # the client has begun, with its pin
+        pin = hosts.friend.base / "statepipe" / "peers" / "127.0.0.1.pem"
+        pin.rename(pin.with_name("another.pem"))
+        with context.wrap_socket(connection, server_side=True) as secure:
+            rest(secure)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
+        served = pool.submit(serve, listener)
+        with connect(listener.getsockname()[1]) as plain, pytest.raises(PeerError, match=r"no .*peer"):
+            greet(plain, trust, "127.0.0.1", Patience())
+        served.result(PATIENCE)
 
 
 def test_hosts_that_are_clones_of_each_other_are_all_let_in(hosts: World, tmp_path: Path) -> None:
