@@ -13,6 +13,7 @@ import pytest
 
 from tests.disks import loop_disk, tmpfs
 from tests.qemu.harness import Guest
+from tests.qemu.lazily import noise
 from tests.qemu.loading import Saved, save_guest
 from tests.qemu.moving import Credentials
 from tests.qemu.saving import Save
@@ -113,6 +114,27 @@ def state10(tmp_path_factory: pytest.TempPathFactory, qemu10: str) -> Saved:
 def paused72(tmp_path_factory: pytest.TempPathFactory, qemu72: str) -> Saved:
     """A guest saved by QEMU 7.2 while it was paused."""
     return save_guest(tmp_path_factory.mktemp("paused72"), qemu72, paused=True)
+
+
+@pytest.fixture(scope="session")
+def noisy72(tmp_path_factory: pytest.TempPathFactory, qemu72: str) -> Saved:
+    """A guest with noise, saved by QEMU 7.2 while it ran."""
+    folder = tmp_path_factory.mktemp("noisy72")
+    return save_guest(folder, qemu72, args=noise(folder))
+
+
+@pytest.fixture(scope="session")
+def noisy10(tmp_path_factory: pytest.TempPathFactory, qemu10: str) -> Saved:
+    """The same by QEMU 10."""
+    folder = tmp_path_factory.mktemp("noisy10")
+    return save_guest(folder, qemu10, args=noise(folder))
+
+
+@pytest.fixture(params=["noisy72", "noisy10"])
+def noisy(request: pytest.FixtureRequest) -> Saved:
+    """Each of them in turn."""
+    saved: Saved = request.getfixturevalue(request.param)
+    return saved
 
 
 @pytest.fixture(params=["state72", "state10"])

@@ -6,19 +6,19 @@ import contextlib
 import json
 import os
 import random
-import shlex
+import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests import agefiles, warm
-from tests.guest import parse_ticks
+from tests import agefiles
 from tests.qemu.harness import Guest, assert_continues, run_statepipe, statepipe_command, wait_for
+from tests.qemu.lazily import NOISE, RESUME, SLOW, Lazy, assert_went_on, memory_of
 from tests.qemu.loading import (
     MEMORY,
     Load,
@@ -29,121 +29,8 @@ from tests.qemu.loading import (
     qemu_command,
     qemu_pid,
     run_load,
-    save_guest,
 )
 from tests.statefiles import DATA, layout
-
-NOISE, NOISE_AT = 24 << 20, 24 << 20
-"""Bytes of memory that the guest never touches, and their address: what is loaded in the background alone."""
-
-SLOW = "2M"
-"""A rate at which these take 12 s: the load is under way whenever a test looks."""
-
-RESUME = "continue with: statepipe "
-
-
-def noise(folder: Path) -> list[str]:
-    """The option that fills them."""
-    file = folder / "noise"
-    if not file.exists():
-        file.write_bytes(random.Random(7).randbytes(NOISE))
-    return ["-device", f"loader,file={file},addr={NOISE_AT:#x},force-raw=on"]
-
-
-@pytest.fixture(scope="module")
-def noisy72(tmp_path_factory: pytest.TempPathFactory, qemu72: str) -> Saved:
-    """A guest with noise, saved by QEMU 7.2 while it ran."""
-    folder = tmp_path_factory.mktemp("noisy72")
-    return save_guest(folder, qemu72, args=noise(folder))
-
-
-@pytest.fixture(scope="module")
-def noisy10(tmp_path_factory: pytest.TempPathFactory, qemu10: str) -> Saved:
-    """The same by QEMU 10."""
-    folder = tmp_path_factory.mktemp("noisy10")
-    return save_guest(folder, qemu10, args=noise(folder))
-
-
-@pytest.fixture(params=["noisy72", "noisy10"])
-def noisy(request: pytest.FixtureRequest) -> Saved:
-    """Each of them in turn."""
-    saved: Saved = request.getfixturevalue(request.param)
-    return saved
-
-
-class Lazy:
-    """A `statepipe load --lazy FILE -- QEMU…` in progress."""
-
-    def __init__(self, folder: Path, saved: Saved, *options: str, args: Sequence[str] = ()) -> None:
-        self.folder = folder
-        self._stderr = folder / "lazy-stderr"
-        words = ["load", "--lazy", *options, str(saved.file), "--", *qemu_command(folder, saved, *args)]
-        self.restart([*statepipe_command(), *words])
-
-    def restart(self, command: Sequence[str]) -> None:
-        """Run this from now on."""
-        with self._stderr.open("w") as stderr:
-            self._process = warm.Popen(command, stdin=subprocess.DEVNULL, stderr=stderr)
-
-    @property
-    def pid(self) -> int:
-        """Of statepipe."""
-        return self._process.pid
-
-    def here(self) -> list[str]:
-        """Wait until the guest is there; the words that continue the load."""
-        said = wait_for("word of the guest", self._words)
-        return shlex.split(said[0].partition(RESUME)[2])
-
-    def _words(self) -> list[str]:
-        ended = self._process.poll()
-        said = [line for line in self.stderr().splitlines() if RESUME in line]
-        assert said or ended is None, f"it ended with {ended}: {self.stderr()}"
-        return said
-
-    def complete(self) -> None:
-        """Wait until all memory is loaded."""
-        wait_for("all memory", lambda: "all memory is loaded" in self.stderr())
-
-    def stderr(self) -> str:
-        return self._stderr.read_text(errors="replace")
-
-    def signal(self, number: signal.Signals) -> None:
-        self._process.send_signal(number)
-
-    def status(self) -> int:
-        return self._process.wait(60)
-
-    def ticks(self) -> list[tuple[int, int]]:
-        """Of the guest here."""
-        with contextlib.suppress(FileNotFoundError):
-            return parse_ticks((self.folder / "serial").read_text())
-        return []
-
-    def wait_ticks(self, more: int) -> None:
-        target = len(self.ticks()) + more
-        wait_for(f"tick {target}", lambda: len(self.ticks()) >= target)
-
-    def __enter__(self) -> Lazy:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._process.kill()
-        self._process.wait()
-        end_qemu(self.folder)
-
-
-def assert_went_on(saved: Saved, lazy: Lazy) -> None:
-    """The guest counts on, without a gap, its memory unchanged."""
-    lazy.wait_ticks(2)
-    assert_continues(saved.before, (lazy.folder / "serial").read_text())
-
-
-def memory_of(guest: Guest, path: Path) -> bytes:
-    """All memory that the guest has."""
-    guest.qmp("pmemsave", val=0, size=MEMORY << 20, filename=str(path))
-    return path.read_bytes()
-
 
 # --- a load without trouble
 
@@ -171,7 +58,7 @@ def test_its_memory_is_that_of_an_ordinary_load(tmp_path: Path, noisy: Saved) ->
         folder = tmp_path / f"load{len(options)}"
         folder.mkdir()
         with loaded(folder, noisy, *options, args=["-S"]) as guest:
-            wait_for("all memory", lambda: "is loaded" in guest.stderr().rpartition("while its memory")[2])
+            wait_for("all memory", lambda: re.search("all memory is loaded|loaded and verified", guest.stderr()))
             assert guest.run_state() == "paused" and guest.serial() == ""
             memories.append(memory_of(guest, folder / "memory"))
     assert random.Random(7).randbytes(NOISE)[: NOISE // 2] in memories[0], "the noise was not loaded"
