@@ -103,6 +103,9 @@ def lives_here(scene: Scene) -> bool:
 
 HERE = r"QEMU here \(process \d+\)"
 
+OWN = "(: its own messages .*)?"
+"""What may follow: where QEMU's standard error is."""
+
 KNOWN: list[tuple[str, Claim]] = [
     # migrate: how it ended
     (r"the guest runs at \S+: [\d.]+ s, it was stopped for \d+ ms", runs_there),
@@ -169,8 +172,8 @@ KNOWN: list[tuple[str, Claim]] = [
     (r"nothing is done about it", nothing),
     # why, and nothing of where
     (r"the switchover took longer than [\d.]+ s: .*", nothing),
-    (r"QEMU here has ended", ended_here),
-    (r"QEMU has ended before its guest could run", ended_here),
+    (r"QEMU here has ended" + OWN, ended_here),
+    (r"QEMU has ended before its guest could run" + OWN, ended_here),
     (r"\S+ has not reported yet whether it has the whole guest", nothing),
     (r"the guest runs as soon as it can, perhaps when a disk answers", nothing),
     (r"QEMU has not finished its migration", nothing),
