@@ -16,6 +16,7 @@ from statepipe.qemu.disks import NoImage, open_image
 from statepipe.qemu.holders import holder_hint
 from statepipe.qemu.images import Images
 from statepipe.telling import Tell
+from statepipe.threads import held
 
 PATIENCE = 60.0
 """Seconds that qemu-img may take; it writes 200 KB, in 20 ms on a local disk."""
@@ -57,8 +58,9 @@ class Clone:
 
     def _make_folder(self, folder: str) -> None:
         try:
-            os.mkdir(folder, 0o700)
-            self._has_made_folder = True
+            with held():  # a signal must not come between it and our record of it
+                os.mkdir(folder, 0o700)
+                self._has_made_folder = True
         except FileExistsError:
             pass  # a file of that name fails at its first overlay
         except OSError as error:
@@ -66,14 +68,16 @@ class Clone:
             raise StatepipeError(f"cannot make the folder {folder}: {error.strerror}", hint=hint) from error
 
     def _make(self, tool: str, overlay: Overlay) -> None:
+        new = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:  # so that an existing file is never replaced, and only its user may read what the guest writes
-            os.close(os.open(overlay.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+            with held():
+                os.close(os.open(overlay.path, new, 0o600))
+                self._made.append(overlay.path)
         except FileExistsError as error:
             hint = "it may have what another clone has written: name another folder with --clone, or remove it"
             raise StatepipeError(f"{overlay.path} exists already", hint=hint) from error
         except OSError as error:
             raise StatepipeError(f"cannot make the overlay {overlay.path}: {error.strerror}") from error
-        self._made.append(overlay.path)
         self._deny_writing(overlay.base)
         words = [tool, "create", "-q", "-f", "qcow2", "-F", overlay.format, "-b", overlay.base, overlay.path]
         status, said = output_of(words, PATIENCE, with_errors=True)
@@ -83,16 +87,17 @@ class Clone:
             raise StatepipeError(f"{TOOL} could not make an overlay over {overlay.base}: {text}", hint=hint)
 
     def _deny_writing(self, base: str) -> None:
-        """Lock a disk before the disk guard compares it. QEMU takes its own lock when the guest runs, too late for the
-        guard; and a lazy QEMU 7.2 runs the guest even if it did not get that."""
+        """Lock an image before the disk guard compares it. QEMU takes its own lock when the guest runs, too late for
+        the guard; and a lazy QEMU 7.2 runs the guest even if it did not get that."""
         try:
             self._locks.append(open_image(base, os.O_RDONLY))
         except (OSError, NoImage) as error:
             why = error.strerror if isinstance(error, OSError) else str(error)
             hint = "check the name, and who may read it"
-            raise StatepipeError(f"no overlay over {base}: it cannot be read: {why}", hint=hint) from error
+            raise StatepipeError(f"{base} cannot be the base of a clone: cannot read it: {why}", hint=hint) from error
         if not deny_writing(self._locks[-1]):
-            raise StatepipeError(f"no overlay over {base}: another process writes to it", hint=holder_hint(base))
+            what = f"{base} cannot be the base of a clone: another process writes to it"
+            raise StatepipeError(what, hint=holder_hint(base))
 
     def close(self) -> None:
         """Let others write to the disks, as far as QEMU itself does."""
@@ -107,7 +112,8 @@ class Clone:
     def through(self, images: Images) -> Images:
         """Return QEMU's images as the disk guard compares them: each disk in the place of its overlay.
 
-        Raises StatepipeError if the guest would write to another image: a script may change QEMU's options.
+        From here on nobody can write to any image below them. Raises StatepipeError if somebody does already, or if
+        the guest would write to another image: a script may change QEMU's options.
         """
         if self.is_wanted:
             ours = {row for each in self._overlays if (row := images.find(each.path)) is not None}
@@ -117,6 +123,9 @@ class Clone:
                     f"QEMU has disks that the guest would write to, and that have no overlay: {', '.join(others)}",
                     hint="give all of QEMU's options on the command line: a script may not add or change them",
                 )
+            for row in images.rows:
+                if row.is_file and row.devices == ():
+                    self._deny_writing(row.path)
         return images.through({each.path: each.base for each in self._overlays})
 
     @property

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
+import struct
 from pathlib import Path
 
 import pytest
@@ -70,7 +72,9 @@ def test_a_folder_that_cannot_be_removed_is_told_of(tmp_path: Path, command: lis
 @needs_tool
 def test_a_disk_that_cannot_be_read_is_named(tmp_path: Path, command: list[str]) -> None:
     os.unlink(tmp_path / "a")
-    with pytest.raises(StatepipeError, match=f"no overlay over {tmp_path}/a: it cannot be read: No such file"):
+    with pytest.raises(
+        StatepipeError, match=f"{tmp_path}/a cannot be the base of a clone: cannot read it: No such file"
+    ):
         Clone(f"{tmp_path}/c").of(command)
 
 
@@ -101,6 +105,33 @@ def test_only_a_qemu_s_options_are_changed(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="sh is not a QEMU"):
         Clone(f"{tmp_path}/c").of(["sh", "start"])
     assert Clone().of(["sh", "start"]) == ["sh", "start"]
+
+
+def written_elsewhere(path: Path) -> int:
+    """Lock an image as a QEMU does that writes to it; the descriptor."""
+    fd = os.open(path, os.O_RDWR)
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack("hhqqi", fcntl.F_RDLCK, os.SEEK_SET, 101, 1, 0))
+    return fd
+
+
+@needs_tool
+@pytest.mark.parametrize("first", [True, False])
+def test_no_clone_has_a_disk_that_is_written(tmp_path: Path, command: list[str], first: bool) -> None:
+    clone = Clone(f"{tmp_path}/c")
+    if first:
+        fd = written_elsewhere(tmp_path / "b")
+        with pytest.raises(StatepipeError, match=f"{tmp_path}/b cannot be the base of a clone") as error:
+            clone.of(command)
+        assert f"(process {os.getpid()})" in (error.value.hint or "")
+        os.close(fd)
+    clone.undo(fail)
+    clone.of(command)
+    shared = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 201, 1, 0)
+    with (tmp_path / "b").open("r+b") as file:  # as a QEMU looks that is about to write
+        assert struct.unpack("hhqqi", fcntl.fcntl(file, fcntl.F_OFD_GETLK, shared))[0] == fcntl.F_RDLCK
+        clone.close()
+        assert struct.unpack("hhqqi", fcntl.fcntl(file, fcntl.F_OFD_GETLK, shared))[0] == fcntl.F_UNLCK
+    clone.undo(fail)
 
 
 @needs_tool
