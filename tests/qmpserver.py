@@ -135,11 +135,13 @@ class QmpServer:
             self.fds += fds
             if not data:
                 return
-            buffer += data.lstrip(b" ") if not buffer else data
-            with suppress(ValueError):
-                request = json.loads(buffer)
-                buffer = b""
-                self._answer(peer, request)
+            buffer = (buffer + data).lstrip()
+            with suppress(ValueError):  # the rest of it is still to come
+                while buffer:
+                    text = buffer.decode()
+                    request, end = json.JSONDecoder().raw_decode(text)
+                    buffer = text[end:].lstrip().encode()
+                    self._answer(peer, request)
 
     def _answer(self, peer: socket.socket, request: dict[str, Any]) -> None:
         command, self.identity = request["execute"], str(request.get("id"))

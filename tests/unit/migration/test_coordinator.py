@@ -31,6 +31,12 @@ def server(server: QmpServer) -> QmpServer:
 
 def arrived(server: QmpServer, *says: Event) -> Arrival:
     """The half that hears so much of a source which leaves then, at its end."""
+
+    def end() -> None:
+        """As QEMU when it ends: else whoever follows its migration would wait as long as it may."""
+        server.answers["query-migrate"] = {"status": "failed"}
+        server.event("failed")
+
     with two_ends(QUICK) as (source, destination, _), closing(Monitor(server.path)) as monitor:
         for event in says:
             source.tell({"event": event.name})
@@ -39,7 +45,7 @@ def arrived(server: QmpServer, *says: Event) -> Arrival:
         side = handover.destination()
         for event in (Event.OFFER, Event.BEGIN):
             side.hear(event)
-        half = Arrival(monitor, destination, [], Journal(None, {}, ()), lambda: None, side=side, runs=True)
+        half = Arrival(monitor, destination, [], Journal(None, {}, ()), end, side=side, runs=True)
         ended = half.run()
         assert ended is (Destination.UNSURE if half.ran else Destination.ENDED)
         return half
