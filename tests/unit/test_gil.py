@@ -98,7 +98,7 @@ CALLS = {
     "zstd decompressobj": lambda: zstandard.ZstdDecompressor().decompressobj().decompress(made(zstandard.compress)),
     "ISA-L compress": lambda: igzip_lib.compress(text(), 2, igzip_lib.COMP_DEFLATE, igzip_lib.MEM_LEVEL_SMALL),
     "ISA-L decompress": lambda: igzip_lib.IgzipDecompressor().decompress(made(igzip_lib.compress)),
-    "ISA-L crc32": lambda: isal_zlib.crc32(text() * 8),
+    "ISA-L crc32": lambda: isal_zlib.crc32(text() * 3),
     "libdeflate": lambda: deflate.deflate_compress(noise(), 6),
     "bzip2 compress": lambda: bz2.compress(noise()[:900_000]),
     "bzip2 decompress": lambda: bz2.BZ2Decompressor().decompress(made(bz2.compress)),
@@ -114,7 +114,7 @@ CALLS = {
     "ChaCha20-Poly1305 encrypt": lambda: ChaCha20Poly1305(bytes(32)).encrypt(bytes(12), text(), None),
     "ChaCha20-Poly1305 encrypt_into": seal_into,
     "ChaCha20-Poly1305 decrypt_into": open_into,
-    "scrypt": lambda: Scrypt(bytes(16), 32, 1 << 17, 8, 1).derive(b"x"),
+    "scrypt": lambda: Scrypt(bytes(16), 32, 1 << 15, 8, 1).derive(b"x"),
 }
 
 

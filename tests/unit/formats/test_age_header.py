@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from statepipe.errors import NoKeyError, StatepipeError, UsageError
-from statepipe.formats.age import bech32
+from statepipe.formats.age import bech32, envelope
 from statepipe.formats.age.armor import BEGIN, END, Armor, ArmorError, Dearmor
 from statepipe.formats.age.envelope import MacError, open_header, seal
 from statepipe.formats.age.header import (
@@ -107,8 +107,16 @@ def test_too_many_stanzas_are_not_tried() -> None:
     small = [Stanza("x", (), b"")] * (STANZA_LIMIT + 1)
     with pytest.raises(HeaderError, match="stanzas"):
         parse(written(small, bytes(32)))
+
+
+@pytest.mark.parametrize(("limit", "value"), [("STANZA_LIMIT", 30), ("HEADER_LIMIT", 3000)])
+def test_too_many_recipients_are_refused(limit: str, value: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the limits of a reader, here smaller: to wrap a key for thousands takes seconds."""
+    assert (envelope.STANZA_LIMIT, envelope.HEADER_LIMIT) == (STANZA_LIMIT, HEADER_LIMIT)
+    monkeypatch.setattr(envelope, limit, value)
+    assert len(seal(KEY, [IDENTITY.recipient] * 29)) < 3000
     with pytest.raises(UsageError, match="too many recipients"):
-        seal(KEY, [IDENTITY.recipient] * (HEADER_LIMIT // 90))
+        seal(KEY, [IDENTITY.recipient] * 31)
 
 
 def test_a_cut_header_says_where_it_ends() -> None:

@@ -152,7 +152,7 @@ def test_any_window_is_read(log: int) -> None:
 
 
 def test_a_large_frame_is_streamed() -> None:
-    size = 200 << 20
+    size = 5 * WHOLE_LIMIT
     data = tool("sh", "-c", f"head -c {size} /dev/zero | zstd --long=31 -cq")
     kinds = {type(piece) for piece in split(data)}
     assert kinds == {Part}

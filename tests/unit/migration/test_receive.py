@@ -14,15 +14,18 @@ from statepipe.ends.address import parse_address
 from statepipe.ends.net import Patience
 from statepipe.errors import InterruptedBySignal, UsageError
 from statepipe.migration.negotiation import MIGRATE, Offer
-from statepipe.migration.receive import AGAIN, Host, ReceiveRequest, receive
+from statepipe.migration.receive import Host, ReceiveRequest, receive
 from statepipe.qemu.monitor import Monitor
 from statepipe.recovery.guardian import Guardian
 from statepipe.session.options import ConnectionPlan
 from tests.qmpserver import QmpServer, Raw
 
 
-def test_a_guardian_that_cannot_be_started_is_tried_again_after_a_while(tmp_path: Path) -> None:
+def test_a_guardian_that_cannot_be_started_is_tried_again_after_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its program is gone, as in the midst of an upgrade."""
+    monkeypatch.setattr("statepipe.migration.receive.AGAIN", 0.1)
     refused: list[tuple[float, str]] = []
 
     def note(error: Exception) -> None:
@@ -34,7 +37,7 @@ def test_a_guardian_that_cannot_be_started_is_tried_again_after_a_while(tmp_path
     with pytest.raises(InterruptedBySignal):
         receive(ReceiveRequest(plan, lambda words: (), guests=1), lambda text: None, note, ["/nowhere/guardian"], ())
     assert all("/nowhere/guardian" in words for _, words in refused)
-    assert refused[1][0] - refused[0][0] >= AGAIN
+    assert refused[1][0] - refused[0][0] >= 0.1
 
 
 def test_a_qemu_that_would_become_a_daemon_is_refused_before_anybody_is_waited_for(tmp_path: Path) -> None:
