@@ -9,7 +9,7 @@ from statepipe.cli.messages import clean
 from statepipe.units import format_size
 
 if TYPE_CHECKING:
-    from statepipe.lazy.rest import Summary
+    from statepipe.lazy.telling import Summary
     from statepipe.state.save_qmp import Outcome
 
 

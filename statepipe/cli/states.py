@@ -199,7 +199,7 @@ def _load_lazily(values: Values, keys: Keys, said: Said, in_time: Callable[[], N
     """Run load --lazy or load --resume; None if --lazy=auto has to load all memory first."""
     from statepipe.cli.report import lazily_loaded, learned_set
     from statepipe.lazy.load import load_lazily_into_new, load_lazily_into_waiting
-    from statepipe.lazy.rest import LazyOptions, LazyTelling, Summary
+    from statepipe.lazy.telling import LazyOptions, LazyTelling, Summary
     from statepipe.qemu.late_pages import NoLatePages
 
     path = values["file"]

@@ -7,9 +7,8 @@ and how to continue. If a frame is damaged, the guest is stopped, all else is se
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from statepipe.errors import (
@@ -22,54 +21,17 @@ from statepipe.errors import (
 from statepipe.formats.qemu.postcopy import PAGE_SIZE, Shut
 from statepipe.lazy.marks import Marks
 from statepipe.lazy.server import AllSent, Damaged, Failed, Learned, Server
+from statepipe.lazy.telling import LazyTelling, Summary
 from statepipe.lazy.workingset import Recorder
-from statepipe.pipeline.signals import ignore
 from statepipe.qemu.migration import demand_completed
 from statepipe.qemu.runstates import RUNNING
 from statepipe.qemu.settings import restored
-from statepipe.telling import Tell
 
 if TYPE_CHECKING:  # it takes 25 ms, in which a QEMU can start
     from statepipe.qemu.monitor import Monitor
 
 SHUTDOWN = "shutdown"
 """The run state of a QEMU whose guest has powered off, and of one that ends because of a signal."""
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """The figures of a complete lazy load: bytes of the pages that were sent, and those sent before the guest ran; the
-    number of requests, the seconds of their median and longest wait, and the seconds since the guest was there."""
-
-    bytes: int
-    first: int
-    asked: int
-    median: float
-    longest: float
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class LazyOptions:
-    """Whether all of the file is verified before QEMU is reached; how many bytes a second of memory that the guest does
-    not wait for are sent at most; and for how many seconds the working set is learned, if it is."""
-
-    verify_first: bool = False
-    rate: int | None = None
-    learn: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class LazyTelling:
-    """Messages of a lazy load. `here` gets the run state that QEMU reported and the command that continues the load;
-    `complete` gets the figures at the end. `settled`: QEMU answered, and no signal undoes the load from then on.
-    `learned` gets the path of the working set, the bytes of its pages, and whether it was limited to these."""
-
-    warn: Tell
-    here: Callable[[str, str], None]
-    complete: Callable[[Summary], None]
-    learned: Callable[[str, int, bool], None]
-    settled: Callable[[], None] = ignore
 
 
 class Rest:

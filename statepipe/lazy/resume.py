@@ -18,16 +18,18 @@ from statepipe.errors import InterruptedBySignal, QemuError, QemuRefused, QemuSi
 from statepipe.formats.qemu import postcopy
 from statepipe.formats.qemu.postcopy import Block, Received, Resumed
 from statepipe.lazy.keeping import Keeping, demand_same, find_listening, other_state, resume_command
-from statepipe.lazy.load import open_servable
+from statepipe.lazy.loading import servable
 from statepipe.lazy.marks import Marks, identity
 from statepipe.lazy.opening import blocks_of
-from statepipe.lazy.rest import LazyOptions, LazyTelling, Rest
+from statepipe.lazy.rest import Rest
 from statepipe.lazy.server import BUFFERED, Damaged, Failed, Server
+from statepipe.lazy.telling import LazyOptions, LazyTelling
 from statepipe.lazy.work import LazyWork
 from statepipe.pipeline.job import at_work
 from statepipe.qemu.late_pages import page_sizes
 from statepipe.qemu.monitor import Monitor
-from statepipe.state.file import Keys
+from statepipe.state.file import Keys, open_state
+from statepipe.state.loading import prepare
 from statepipe.state.pagestore import PageStore
 
 PAUSED = "postcopy-paused"
@@ -48,7 +50,7 @@ def resume_load(path: str, address: str, keys: Keys, tell: LazyTelling, options:
     """Send the rest of the state to the QEMU whose monitor is at `address`. Raises StatepipeError."""
     command = resume_command(path, address)
     with ExitStack() as opened:
-        store = opened.enter_context(open_servable(path, keys, tell.warn, options))
+        store = servable(prepare(opened.enter_context(open_state(path, keys))), tell.warn, options)
         digest = identity(store)
         monitor: Monitor | None = None
         try:

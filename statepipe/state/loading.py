@@ -42,7 +42,7 @@ from statepipe.qemu.guest import changed_words, changes
 from statepipe.qemu.images import Images
 from statepipe.qemu.runstates import RUNNING
 from statepipe.stages.checksum import verify
-from statepipe.stages.codec import RAW, decompress
+from statepipe.stages.codec import RAW, ZSTD, decompress
 from statepipe.stages.watch import LATE, ends_at, hold, watch
 from statepipe.state.file import StateFile, demand_stream
 
@@ -159,6 +159,26 @@ class State:
         if self.ends.is_state and self.ends.trailer is not None:
             return RUNNING if self.ends.trailer.get("stopped_for_it") else self.ends.trailer.get("run_state")
         return self.stream.run_state if self.stream else None
+
+    @property
+    def unserved(self) -> str | None:
+        """Why the file cannot be read at an offset, or has no pages that can; None as far as both ends tell."""
+        source, ends = self.source, self.ends
+        if source.sealed not in (None, "age"):
+            return f"it is encrypted ({source.sealed}), and can only be read from its beginning"
+        if ends.codec not in (RAW, ZSTD.name):
+            return f"it is compressed with {ends.codec}, and can only be read from its beginning"
+        return self._index.get("unserved")
+
+    @property
+    def is_indexed(self) -> bool:
+        """Whether the file says where its pages are: else all of it is read to find them."""
+        return self.unserved is None and "frames" in self._index
+
+    @property
+    def _index(self) -> Facts:
+        """What the trailer says of the index; empty if it says nothing."""
+        return (self.ends.trailer or {}).get("index") or {} if self.ends.is_state else {}
 
     @property
     def is_live(self) -> bool:

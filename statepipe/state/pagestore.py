@@ -36,7 +36,7 @@ from statepipe.pipeline.pipeline import NamedStage
 from statepipe.stage import Buffer
 from statepipe.stages.blocks import PerThread
 from statepipe.stages.checksum import Digest
-from statepipe.stages.codec import RAW, ZSTD
+from statepipe.stages.codec import RAW
 from statepipe.state.file import Keys, StateFile, open_state
 from statepipe.state.loading import HOLD_LIMIT, Ends, State, prepare, table_parts
 from statepipe.state.pageindex import read_index
@@ -88,40 +88,35 @@ def open_pages(path: str, keys: Keys, *, told: Tell = nobody) -> PageStore:
     """
     source = open_state(path, keys)
     try:
-        state = prepare(source)
-        if (why := _unserved(source, state.ends)) is not None:
-            return PageStore(source, state, FrameTable(), _no_index(why))
-        frames, digest = FrameTable(), ""
-        if state.ends.trailer is not None:
-            _listed(source, state.ends, frames)
-        index = read_index(source, state.ends)
-        is_scanned = index is None
-        if index is None:
-            told(f"{source.name} has no index of pages: all of it is read first")
-            index, stream, digest = _scanned(source, state.ends, frames)
-            state = replace(state, stream=stream)
-        if state.ends.is_state and state.ends.trailer is not None:
-            digest = state.ends.trailer["blake3"]
-        store = PageStore(source, state, frames, index, digest, is_scanned=is_scanned)
-        store.demand_sound()
-        return store
+        return pages_of(prepare(source), told=told)
     except BaseException:
         source.__exit__()
         raise
 
 
+def pages_of(state: State, *, told: Tell = nobody) -> PageStore:
+    """Return the pages of a state that is open, and stays open if this raises: as `open_pages`."""
+    source = state.source
+    if (why := state.unserved) is not None:
+        return PageStore(source, state, FrameTable(), _no_index(why))
+    frames, digest = FrameTable(), ""
+    if state.ends.trailer is not None:
+        _listed(source, state.ends, frames)
+    index = read_index(source, state.ends)
+    is_scanned = index is None
+    if index is None:
+        told(f"{source.name} has no index of pages: all of it is read first")
+        index, stream, digest = _scanned(source, state.ends, frames)
+        state = replace(state, stream=stream)
+    if state.ends.is_state and state.ends.trailer is not None:
+        digest = state.ends.trailer["blake3"]
+    store = PageStore(source, state, frames, index, digest, is_scanned=is_scanned)
+    store.demand_sound()
+    return store
+
+
 def _no_index(why: str) -> PageIndex:
     return PageIndex(Outline(unserved=why), array("Q"), array("Q"))
-
-
-def _unserved(source: StateFile, ends: Ends) -> str | None:
-    """Why a file cannot be read at an offset, or has no pages that can."""
-    if source.sealed not in (None, "age"):
-        return f"it is encrypted ({source.sealed}), and can only be read from its beginning"
-    if ends.codec not in (RAW, ZSTD.name):
-        return f"it is compressed with {ends.codec}, and can only be read from its beginning"
-    told = (ends.trailer or {}).get("index") if ends.is_state else None
-    return told.get("unserved") if told else None
 
 
 def _listed(source: StateFile, ends: Ends, frames: FrameTable) -> None:

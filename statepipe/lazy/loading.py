@@ -1,0 +1,177 @@
+"""A lazy load into a QEMU that has been reached: it gets the devices, runs the guest, and then gets its memory.
+
+No answer of QEMU's monitor is awaited while QEMU loads the devices: it holds its big lock, and the devices touch memory
+that the server has to send first.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from contextlib import closing, suppress
+from queue import Empty
+from typing import TYPE_CHECKING
+
+from statepipe.errors import QemuError, QemuRefused
+from statepipe.formats.qemu.postcopy import LOADED, Pong, Shut
+from statepipe.lazy.marks import Marks, identity
+from statepipe.lazy.opening import blocks_of, demand_servable, opening
+from statepipe.lazy.rest import Rest
+from statepipe.lazy.server import BUFFERED, Damaged, Failed, News, Server
+from statepipe.lazy.telling import LazyOptions, LazyTelling
+from statepipe.lazy.work import LazyWork
+from statepipe.lazy.workingset import FirstPages
+from statepipe.pipeline.job import at_work
+from statepipe.qemu.guard import Said
+from statepipe.qemu.images import Images
+from statepipe.qemu.late_pages import demand_late_pages, page_sizes, refused
+from statepipe.qemu.migration import start_incoming
+from statepipe.qemu.overlays import Clone
+from statepipe.qemu.settings import made_ready, restore_after
+from statepipe.state.load_qmp import (
+    RAN_AT_SAVE,
+    CutOff,
+    MayRun,
+    demand_its_own,
+    end_half_loaded,
+    run_guest,
+)
+from statepipe.state.loading import State
+from statepipe.state.pagestore import PageStore, pages_of
+from statepipe.telling import Tell
+
+if TYPE_CHECKING:  # it takes 25 ms, in which a QEMU can start
+    from statepipe.qemu.monitor import Monitor
+
+LOOK = 0.002
+"""Seconds between two queries of the run state once the devices are loaded: RUN follows at once."""
+
+HEAD_START = 1.0
+"""Seconds that a guest has the processors for itself if its working set was sent before it ran."""
+
+CAPABILITIES = ("events", "late-block-activate", "postcopy-ram")
+
+
+class LazyLoad:
+    """One lazy load into the QEMU of `monitor`, with the pages of `first` before its guest runs; `command` continues it
+    after a failure.
+
+    `is_here` becomes true when QEMU may have run the guest: then QEMU must not be ended.
+    """
+
+    def __init__(
+        self,
+        store: PageStore,
+        first: FirstPages | None,
+        monitor: Monitor,
+        tell: LazyTelling,
+        options: LazyOptions,
+        command: str,
+        clone: Clone,
+    ) -> None:
+        self._store, self._first, self._monitor, self._tell, self._options = store, first, monitor, tell, options
+        self._rest = Rest(monitor, tell, command)
+        self._clone = clone
+        self.is_here = False
+
+    def load(self, said: Said, *, runs: bool) -> None:
+        """Load all of the guest, and run it early if it ran when it was saved and `runs`.
+
+        Raises StatepipeError; NoLatePages if QEMU cannot do it, and then nothing has changed.
+        """
+        monitor, state = self._monitor, self._store.state
+        disks = demand_its_own(state, monitor, said, self._tell.warn, self._clone)
+        demand_late_pages(monitor)
+        blocks = blocks_of(self._store, page_sizes(monitor))
+        commands = opening(self._store, blocks)
+        runs = runs and state.run_state in RAN_AT_SAVE
+        learn = self._options.learn if runs else None
+        if learn != self._options.learn:
+            self._tell.warn("nothing is learned, as the guest is paused")
+        try:
+            before = made_ready(monitor, CAPABILITIES)
+        except QemuRefused as error:
+            raise refused(error) from error
+        marks = Marks(monitor)
+        link: socket.socket | None = None
+        try:
+            marks.leave(identity(self._store), runs=runs)
+            monitor.execute("stop")  # as -S does: otherwise QEMU would run also a guest that was paused
+            link, theirs = socket.socketpair()
+            start_incoming(monitor, theirs)
+        except BaseException as error:
+            if link is not None:
+                link.close()
+            marks.remove()
+            restore_after(error, monitor, before)
+            raise
+        with link:
+            link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFERED)
+            server = Server(self._store, link, blocks, time.monotonic)
+            server.set_rate(self._options.rate)
+            with at_work(LazyWork(server, lambda: self.is_here)), closing(server):
+                if learn is not None:
+                    server.learn(self._first)
+                self._run_early(server, commands, disks, marks, runs=runs)
+                with self._rest.of(server, marks):
+                    self._tell.here(monitor.run_state(), self._rest.command)
+                    server.push(after=HEAD_START if learn is None and runs and self._first is not None else learn or 0)
+                    self._rest.wait()
+        self._rest.settle(before)
+
+    def _run_early(
+        self, server: Server, commands: tuple[bytes, bytes], disks: Images, marks: Marks, *, runs: bool
+    ) -> None:
+        """Have QEMU load the devices and run the guest. Raises StatepipeError."""
+        try:
+            server.begin(*commands, self._first)
+            self._await_run(server)
+            if runs:
+                run_guest(self._monitor, self._answered)
+                marks.runs()
+            else:
+                self._answered()
+        except (MayRun, CutOff) as error:
+            self.is_here = True
+            self._rest.say_where(error, server)
+            raise
+        except BaseException as error:
+            if not self.is_here:
+                server.close()
+                end_half_loaded(error, self._monitor, disks)
+            raise
+
+    def _answered(self) -> None:
+        self.is_here = True
+        self._tell.settled()
+
+    def _await_run(self, server: Server) -> None:
+        """Wait until QEMU has loaded the devices and has left the state inmigrate. Raises StatepipeError."""
+        while (news := server.news.get()) != Pong(LOADED):
+            self._demand_good(news)
+        while self._monitor.run_state() == "inmigrate":
+            with suppress(Empty):
+                self._demand_good(server.news.get(timeout=LOOK))
+
+    def _demand_good(self, news: News) -> None:
+        """Raises StatepipeError for news that end a load before the guest runs."""
+        if isinstance(news, Damaged):
+            raise news.error
+        if isinstance(news, Failed):
+            if not isinstance(news.error, OSError | EOFError):
+                raise news.error
+            figures = self._monitor.migration_outcome()
+            raise QemuError(f"QEMU refused the state: {figures.get('error-desc', figures['status'])}")
+        if isinstance(news, Shut):
+            raise QemuError(f"QEMU failed to load the devices (SHUT {news.value})")
+
+
+def servable(state: State, warn: Tell, options: LazyOptions) -> PageStore:
+    """Return the pages of a state, which can be sent one by one. Raises StatepipeError, NoLatePages."""
+    store = pages_of(state, told=warn)
+    if store.state.doubts:
+        warn(store.state.doubts)
+    demand_servable(store)
+    if options.verify_first:
+        store.verify_all()
+    return store
