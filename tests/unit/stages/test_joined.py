@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from statepipe.errors import IntegrityError, TruncatedError
 from statepipe.formats.zstdframe import WHOLE_LIMIT
 from statepipe.stage import FLUSH, Buffer
-from statepipe.stages import joined
+from statepipe.stages import joined, xz
 from statepipe.stages.codec import decompress
 from statepipe.stages.joined import SLICE
 
@@ -72,7 +72,8 @@ def test_a_beginning_inside_a_stream_is_none(pack: Callable[[bytes], bytes], inn
 def test_streams_too_large_to_keep(pack: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     """By what they decode to, by their own size, and small ones around them."""
     monkeypatch.setattr(joined, "WHOLE_LIMIT", 1 << 20)  # more of it proves no more, and takes longer
-    large, small = NOISE * (2 if pack is PACK["xz"] else 1), NOISE[:100]  # of xz, 4 MiB are kept, else 1 or 2
+    monkeypatch.setattr(xz, "BLOCK_SIZE", 1 << 20)
+    large, small = NOISE[: 9 << 18], NOISE[:100]  # what is kept of a stream is now 1 MiB, or 2 of gzip
     zeros = bytes(joined.WHOLE_LIMIT + 1)
     data = pack(small) + pack(large) + pack(small) + pack(zeros) + pack(small)
     assert decode(pieces(data, 1 << 18)) == small + large + small + zeros + small
