@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from statepipe.errors import IntegrityError, TruncatedError
 from statepipe.extras import extra
+from statepipe.formats.zstdframe import SKIPPABLE_FIRST, SKIPPABLE_LAST
 from statepipe.stage import Buffer
 
 with extra("lz4"):
@@ -19,7 +20,6 @@ with extra("lz4"):
 
 MAGIC = 0x184D2204
 LEGACY_MAGIC = 0x184C2102
-SKIPPABLE_FIRST, SKIPPABLE_LAST = 0x184D2A50, 0x184D2A5F
 
 LEGACY_BLOCK = 8 << 20
 """Decoded bytes in a block of an older frame."""

@@ -35,6 +35,11 @@ class SeekTable:
         """Add a frame of `size` bytes in the file that decodes to `content` bytes; 0 for metadata."""
         self._entries += _SEEK_ENTRY.pack(size, content)
 
+    @property
+    def size(self) -> int:
+        """The size of the whole frame in bytes."""
+        return len(self._entries) + SEEK_FOOTER_SIZE + 8
+
     def encode(self) -> bytes:
         """Return the skippable frame that ends the file."""
         return skippable(SEEK_TABLE_MAGIC, bytes(self._entries) + self._footer())

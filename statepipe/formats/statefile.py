@@ -318,12 +318,14 @@ class Checker:
     """Checks a container as it is read, and proves that it is whole. No I/O: the reader passes every piece, in order.
 
     Raises IntegrityError or TruncatedError where the file contradicts itself. A stream whose first frame is not
-    our header is not checked, and `header` stays None.
+    our header is not checked, and `header` stays None. `table_limit`: bytes of the largest seek table that a file may
+    end with; it also limits what is kept of a stream that never ends.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, table_limit: int = SEEK_TABLE_LIMIT) -> None:
         self.header: Facts | None = None
         self.trailer: Facts | None = None
+        self._table_limit = table_limit
         self._seek = SeekTable()
         self._file = blake3()
         self._index = _IndexFrames()
@@ -344,10 +346,12 @@ class Checker:
             self._take_trailer(meta.facts, offset)
         elif self.trailer is not None:
             raise IntegrityError("a metadata frame after the trailer", offset=offset)
+        if self.header is None:
+            return
         if self.trailer is None:
             self._file.update(frame)
             self._follow_index(frame if meta is not None and meta.kind == INDEX else None)
-        self._seek.add(len(frame), 0)
+        self._list(len(frame), 0, offset)
 
     def frame(self, frame: bytes, content: int, offset: int) -> None:
         """Take a data frame, before or after it is decoded; `content` is its decoded size in bytes."""
@@ -356,7 +360,7 @@ class Checker:
             return
         if self.trailer is not None:
             raise IntegrityError("a data frame after the trailer", offset=offset)
-        self._seek.add(len(frame), content)
+        self._list(len(frame), content, offset)
         self._file.update(frame)
         self._follow_index(None)
         self._frames += 1
@@ -388,7 +392,7 @@ class Checker:
             raise IntegrityError("a skippable frame after the trailer", offset=offset)
         self._follow_index(None)
         if at == 0:
-            self._seek.add(size + 8, 0)
+            self._list(size + 8, 0, offset)
             self._file.update(magic.to_bytes(4, "little") + size.to_bytes(4, "little"))
         self._file.update(data)
 
@@ -409,6 +413,12 @@ class Checker:
             self._index.add(frame)
         elif self._index.facts():
             self._index = _IndexFrames()
+
+    def _list(self, size: int, content: int, offset: int) -> None:
+        """Add a frame to the seek table that must follow. Raises IntegrityError if no table may list so many."""
+        self._seek.add(size, content)
+        if self._seek.size > self._table_limit:
+            raise IntegrityError("more frames than statepipe writes into a file", offset=offset)
 
     def _first_piece(self, offset: int) -> None:
         self._pieces += 1

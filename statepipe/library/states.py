@@ -1,7 +1,8 @@
 """Saved guests: write a state file, read one, and ask what is in it.
 
 `save` and `load` work on streams. `save_guest` and `load_guest` drive a QEMU through its QMP socket. All of them raise
-StatepipeError and its kinds; then there is no new file, and no guest runs that did not run before.
+StatepipeError and its kinds; then there is no new file, and no guest runs that did not run before, unless the error's
+hint says that QEMU was told to run it.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def save(
     """Save a migration stream as a state file, which exists only once the stream is proved complete.
 
     `stages` follow the plain stream and must not change it (`checksum`, `progress`). `encrypt` is at most the stage of
-    `encrypt`. Raises TruncatedError for a stream that is cut short, IntegrityError for one that is none.
+    `encrypt`. Raises TruncatedError for a stream that is cut short, IntegrityError for anything else.
     """
     from statepipe.state.saving import Plan, save_stream
 
@@ -167,7 +168,8 @@ def load_guest(
 ) -> None:
     """Load a state into the QEMU behind the QMP socket `qmp`, which was started with `-incoming defer`.
 
-    The guest runs afterwards if it ran when it was saved. If the load fails, that QEMU is told to quit.
+    The guest runs afterwards if it ran when it was saved. If the load fails, a QEMU that has received nothing
+    still waits; otherwise it is told to quit, unless it was told to run the guest.
     """
     from statepipe.state.load_qmp import Telling, load_into_waiting
 

@@ -13,7 +13,7 @@ from typing import Protocol, cast
 
 from statepipe.errors import IntegrityError, TruncatedError, UsageError
 from statepipe.formats.beginning import beginning
-from statepipe.formats.zstdframe import MEMORY
+from statepipe.formats.zstdframe import MEMORY, SKIPPABLE_FIRST, SKIPPABLE_LAST
 from statepipe.guessing import did_you_mean
 from statepipe.stage import Buffer, Stage, peek
 
@@ -44,7 +44,7 @@ class Codec:
 RAW = "raw"
 """The name that `identify` returns for a bare migration stream."""
 
-SKIPPABLE_MAGICS = tuple(bytes((low, 0x2A, 0x4D, 0x18)) for low in range(0x50, 0x60))
+SKIPPABLE_MAGICS = tuple(magic.to_bytes(4, "little") for magic in range(SKIPPABLE_FIRST, SKIPPABLE_LAST + 1))
 """Skippable frames, with which our files begin."""
 
 CODECS = (

@@ -137,7 +137,7 @@ class Throttle:
         try:
             self._stream.feed(buffer)
         except IntegrityError as error:
-            self._warn(f"throttle keeps its rate to the end, because this is not a migration stream: {error}")
+            self._warn(f"throttle keeps its rate to the end, because the stream cannot be followed: {error}")
             self._stream = None
             return
         if self._stream.switchover is not None:

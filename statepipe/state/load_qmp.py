@@ -177,7 +177,8 @@ def ready(command: Sequence[str], clone: Clone) -> list[str]:
 def load_into_waiting(path: str, address: str, keys: Keys, said: Said, tell: Telling) -> None:
     """Load the state into the QEMU behind the monitor at `address`, started with `-incoming defer`.
 
-    Raises StatepipeError; then QEMU was told to quit, unless it has ended by itself or was told to run the guest.
+    Raises StatepipeError. Then a QEMU that has received nothing still waits; otherwise it was told to quit, unless it
+    has ended by itself or was told to run the guest.
     """
     from statepipe.qemu.monitor import Monitor
 

@@ -12,7 +12,8 @@ import pytest
 from blake3 import blake3
 
 from statepipe.errors import IntegrityError, StatepipeError
-from statepipe.formats.statefile import Writer, decode_meta, encode_meta
+from statepipe.formats.seektable import SEEK_ENTRY_SIZE, SEEK_FOOTER_SIZE
+from statepipe.formats.statefile import HEADER, META_MAGIC, Checker, Writer, decode_meta, encode_meta
 from statepipe.formats.zstdframe import skippable
 from statepipe.stage import FLUSH
 from statepipe.stages.prove import Proof
@@ -137,6 +138,24 @@ def grown(*extra: bytes) -> bytes:
     frames = [(FILE[piece.start : piece.end], piece.content) for piece in layout(FILE)[:-2]]
     facts = {key: value for key, value in meta(FILE, -2).items() if key != "frame"}
     return seal([*frames, *((frame, 0) for frame in extra)], facts)
+
+
+@pytest.mark.parametrize("kind", ["metadata", "data", "skippable"])
+def test_frames_without_end_are_not_all_kept(kind: str) -> None:
+    """Only as many as the largest seek table lists: each takes eight bytes of memory, and can be eight bytes long."""
+    room = 3
+    checker = Checker(8 + room * SEEK_ENTRY_SIZE + SEEK_FOOTER_SIZE)
+    header, empty = encode_meta(HEADER, {"statepipe": 1}), skippable(META_MAGIC, b"")
+    checker.meta(header[8:], header, 0)
+    take = {
+        "metadata": lambda: checker.meta(b"", empty, 9),
+        "data": lambda: checker.frame(b"a frame", 0, 9),
+        "skippable": lambda: checker.skipped(META_MAGIC - 1, 0, 0, b"", 9),
+    }[kind]
+    for _ in range(room - 1):
+        take()
+    with pytest.raises(IntegrityError, match="more frames than statepipe writes"):
+        take()
 
 
 def test_a_file_of_a_later_version_is_refused_by_that_name(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def test_what_is_no_migration_stream_keeps_its_rate() -> None:
     stage = Throttle(1000, world(said, clock=lambda: next(ticks) * 0.01), until_switchover=True)
     out = list(stage(iter([b"no stream " * 10, b"more"])))
     assert b"".join(out) == b"no stream " * 10 + b"more" and len(out) > 3
-    assert said.getvalue().count("not a migration stream") == 1
+    assert said.getvalue().count("the stream cannot be followed") == 1
     assert stage.facts() == {"rate": 1000}
 
 
