@@ -16,9 +16,19 @@ from pathlib import Path
 import pytest
 
 from tests import agefiles
-from tests.qemu.harness import run_statepipe, wait_for
+from tests.qemu.harness import Guest, assert_continues, run_statepipe, wait_for
 from tests.qemu.lazily import NOISE, Lazy, assert_went_on, memory_of
-from tests.qemu.loading import MEMORY, Saved, assert_never_ran, end_qemu, loaded, qemu_command, run_load
+from tests.qemu.loading import (
+    MEMORY,
+    Load,
+    Saved,
+    assert_never_ran,
+    end_qemu,
+    loaded,
+    qemu_command,
+    qemu_pid,
+    run_load,
+)
 from tests.statefiles import DATA, layout
 
 FILLED = 8
@@ -206,6 +216,33 @@ def test_killed_after_pages_were_sent_first_it_is_continued(tmp_path: Path, nois
         done = run_statepipe(*resume)
         assert done.returncode == 0, done.stderr
         assert_went_on(saved, lazy)
+
+
+def test_ended_while_pages_are_sent_first_nothing_has_happened(tmp_path: Path, noisy72: Saved) -> None:
+    saved = copied(noisy72, tmp_path)
+    learn(tmp_path, saved)
+    rewrite(saved, everything)
+    with Load(tmp_path, saved, "--lazy", saved.file, "--", *qemu_command(tmp_path, saved), delay=500) as load:
+        wait_for("QEMU", lambda: qemu_pid(tmp_path))
+        load.signal(signal.SIGTERM)
+        assert load.status() == 128 + signal.SIGTERM
+    assert "while its memory is loaded" not in load.stderr()
+    assert_never_ran(tmp_path)
+
+
+def test_into_a_qemu_that_waits_with_shared_memory(tmp_path: Path, noisy: Saved) -> None:
+    """The kernel may give huge pages to it, too."""
+    saved = copied(noisy, tmp_path)
+    learn(tmp_path, saved)
+    rewrite(saved, every_other_page)
+    memory = ["-object", f"memory-backend-memfd,id=pc.ram,size={MEMORY}M", "-machine", "memory-backend=pc.ram"]
+    words = {"qemu": saved.qemu, "memory": MEMORY, "image": saved.image, "args": memory, "incoming": "defer"}
+    with Guest(tmp_path, **words) as guest:  # type: ignore[arg-type]
+        done = run_statepipe("load", "--lazy", LEARN, "--qmp", guest.socket, saved.file)
+        assert done.returncode == 0, done.stderr
+        assert "of it before the guest ran" in done.stderr and "the guest touched " in done.stderr
+        guest.wait_ticks(2)
+        assert_continues(saved.before, guest.serial())
 
 
 def test_a_damaged_frame_of_the_set_refuses_the_load_before_the_guest_runs(tmp_path: Path, noisy72: Saved) -> None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from queue import Empty
+from select import select
 from struct import pack
 
 import pytest
@@ -226,16 +226,23 @@ def test_a_page_of_a_working_set_whose_frame_is_damaged_ends_the_load(tmp_path: 
     path, failed = written(tmp_path, damage=True), 0
     for where in expected():
         with serving(path, where) as (server, destination):
-            try:
-                news = server.news.get(timeout=0.05)
-            except Empty:
+            if _arrives(server, destination):
                 destination.section()
                 assert destination.is_package() and destination.pages == {where: expected()[where]}
                 continue
+            news = server.news.get()
             assert isinstance(news, Failed) and isinstance(news.error, FrameDamaged)
             assert not destination.order
             failed += 1
     assert 2 <= failed < len(expected()) / 2
+
+
+def _arrives(server: Server, destination: Destination) -> bool:
+    """Wait for bytes (True) or for news."""
+    while server.news.empty():
+        if select([destination._link], [], [], 0.01)[0]:
+            return True
+    return False
 
 
 def test_while_it_learns_a_request_brings_its_page_alone(tmp_path: Path) -> None:
