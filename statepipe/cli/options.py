@@ -117,11 +117,12 @@ LAZY = (
     Param("--throttle", "with --lazy: limit for memory that the guest does not wait for", "RATE", type=parse_rate),
     Param(
         "--learn",
-        f"with --lazy: learn for SECONDS (default: {LEARN}) which memory the next lazy load sends first",
+        f"learn for SECONDS (default: {LEARN}) which memory the next lazy load sends first",
         "SECONDS",
         many="optional",
         bare=LEARN,
         type=seconds(0, 3600),
+        needs="--lazy",
     ),
     Param("--resume", "continue an interrupted lazy load", needs="--qmp"),
 )

@@ -180,8 +180,6 @@ def _demand_lazy_options(values: Values) -> None:
             "--lazy needs a connection to QEMU in both directions, which exec: is not",
             hint="start QEMU with load --lazy FILE -- qemu-system-…, or name its monitor with --qmp SOCKET",
         )
-    if values["learn"] is not None and not values["lazy"]:
-        raise UsageError("--learn is an option of a lazy load", hint="add --lazy")
     for name in ("verify_first", "throttle"):
         if values[name] and not (values["lazy"] or values["resume"]):
             raise UsageError(f"--{name.replace('_', '-')} is an option of a lazy load", hint="add --lazy")

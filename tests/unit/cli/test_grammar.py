@@ -365,6 +365,8 @@ REFUSED = [
     (["save", "--then", "quit", "F"], "--then WHAT needs --qmp SOCKET"),
     (["save", "--qmp", "S", "--on-timeout", "cancel", "F"], "--on-timeout WHAT needs --timeout SECONDS"),
     (["load", "--detach", "F"], "--detach needs a QEMU command line after --"),
+    (["load", "--learn", "F", "--", "q"], "--learn SECONDS needs --lazy WHEN"),
+    (["load", "--lazy", "--learn=soon", "F", "--", "q"], "--learn SECONDS: 'soon' is not a number of seconds"),
     (["save", "--qmp", "S", "--live", "--then", "cont", "F"], "--live and --then exclude each other"),
     (["send", "--links", "2", "tcp://h:1"], "--links N is for tls:// and ssh:// only"),
     (["send", "--ssh", "ssh -v", "h"], "--ssh COMMAND is for ssh:// only"),
