@@ -309,9 +309,17 @@ class FileSource(FdSource):
         return self.size() - self._at
 
     def tail(self, offset: int, size: int) -> bytes:
-        """Return `size` bytes at `offset`, without moving the reading position. Raises StatepipeError."""
+        """Return `size` bytes at `offset`, or fewer at the end of the file, without moving the reading position.
+
+        Raises StatepipeError.
+        """
         try:
-            return os.pread(self.fd, size, offset)
+            data = os.pread(self.fd, size, offset)
+            while 0 < len(data) < size:  # a disk error follows, or the end
+                if not (more := os.pread(self.fd, size - len(data), offset + len(data))):
+                    break
+                data += more
+            return data
         except OSError as error:
             raise failure(f"read {self.name}", error) from error
 
@@ -322,6 +330,10 @@ class FileSource(FdSource):
     def stored(self) -> int:
         """Return `size`: the bytes that are read are those on the disk (unlike in state/sealed.py)."""
         return self.size()
+
+    def has_name(self) -> bool:
+        """Return False once the file was removed, or another one has taken its name."""
+        return os.fstat(self.fd).st_nlink > 0
 
     def __exit__(self, *error: object) -> None:
         os.close(self.fd)

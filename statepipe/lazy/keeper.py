@@ -9,7 +9,10 @@ QEMU reports postcopy-paused, the keeper has it listen (migrate-recover) at a so
 It is a program of its own, MONITOR CONTROL PATH HOW, started by its path; it imports nothing of ours, so that it is
 there before the guest is. HOW is `own` for a monitor that nobody else uses: the keeper negotiates, and stays as long as
 there is something to continue. With `shared`, it holds the monitor of statepipe, waits for statepipe's end, and frees
-the monitor once QEMU listens. A byte on CONTROL says that all is done.
+the monitor once QEMU listens. A byte on CONTROL says that all is done; one from the keeper says that it has negotiated.
+
+If statepipe is killed before it has sent anything, there is nothing to continue: a QEMU of its own is told to quit, and
+a shared monitor is freed at once.
 """
 
 from __future__ import annotations
@@ -28,6 +31,9 @@ AGAIN = 0.05
 GIVE_UP = 30.0
 """Seconds that a shared monitor is held for a QEMU that does not agree to listen."""
 
+ENDED = ("none", "completed", "failed")
+"""The status of a migration that has not begun, or that is over."""
+
 LONGEST = 4 << 20
 """Bytes of one message of QEMU's monitor."""
 
@@ -35,16 +41,17 @@ LONGEST = 4 << 20
 class Keeper:
     """Holds the monitor `monitor` and has QEMU listen at `path` when it has lost its connection."""
 
-    def __init__(self, monitor: socket.socket, path: str, *, shared: bool) -> None:
-        self._monitor, self._path, self._shared = monitor, path, shared
+    def __init__(self, monitor: socket.socket, control: socket.socket, path: str, *, shared: bool) -> None:
+        self._monitor, self._control, self._path, self._shared = monitor, control, path, shared
         self._rest = b""
         self._due = False  # QEMU is to listen, and has not agreed yet
         self._next = 0.0  # when it is to be asked
         if not shared:
-            self._say({"execute": "qmp_capabilities", "arguments": {"enable": ["oob"]}})
+            self._say({"execute": "qmp_capabilities", "arguments": {"enable": ["oob"]}, "id": "ready"})
 
-    def run(self, control: socket.socket) -> None:
+    def run(self) -> None:
         """Until there is nothing to continue."""
+        control = self._control
         watched, until = [control] if self._shared else [control, self._monitor], float("inf")
         while time.monotonic() < until:
             ready, _, _ = select.select(watched, [], [], AGAIN if self._due else None)
@@ -52,6 +59,7 @@ class Keeper:
                 if control.recv(1):
                     return
                 watched = [self._monitor]
+                self._say({"execute": "query-migrate", "id": "left"})
                 if self._shared:
                     self._due, until = True, time.monotonic() + GIVE_UP
             if self._monitor in ready and not self._hear():
@@ -85,6 +93,15 @@ class Keeper:
         if message.get("id") == "keeper" and "return" in message:
             self._due = False
             return not self._shared
+        if message.get("id") == "ready" and "return" in message:
+            with contextlib.suppress(OSError):  # statepipe has ended
+                self._control.send(b"+")
+        if message.get("id") == "left" and "return" in message:
+            status = message["return"].get("status", "none")
+            if status == "none" and not self._shared:
+                self._say({"execute": "quit"})
+                return True  # QEMU forgets the commands of a client that leaves
+            return status not in ENDED
         if message.get("event") != "MIGRATION" or self._shared:
             return True
         status = str(message["data"]["status"])
@@ -97,7 +114,7 @@ def main() -> None:
     monitor, control = (socket.socket(fileno=int(word)) for word in sys.argv[1:3])
     path, shared = sys.argv[3], sys.argv[4] == "shared"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        Keeper(monitor, path, shared=shared).run(control)
+        Keeper(monitor, control, path, shared=shared).run()
 
 
 if __name__ == "__main__":

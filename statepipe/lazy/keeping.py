@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import socket
+import stat
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -24,15 +25,23 @@ from statepipe.lazy import keeper
 from statepipe.pipeline.runtimefolder import open_runtime_folder
 from statepipe.processes import Process
 from statepipe.telling import Tell
+from statepipe.threads import held
 
 if TYPE_CHECKING:  # it takes 25 ms, in which a QEMU can start
     from statepipe.qemu.monitor import Monitor
+
+PATIENCE = 10.0
+"""Seconds that the keeper has to negotiate. It takes 20 ms, most of them Python's start."""
 
 LONGEST = 107
 """Bytes of a unix socket's path (unix(7))."""
 
 _OWN = re.compile(r"load-[0-9]+\.qmp")
 """The name of an own monitor's socket in the runtime folder."""
+
+
+_LEFT = re.compile(r"load-[0-9]+\.qmp|resume-[0-9a-f]{10}-[0-9a-f]{16}")
+"""The names of all sockets of lazy loads there."""
 
 
 def resume_command(path: str, address: str) -> str:
@@ -50,6 +59,25 @@ def _place(name: str) -> str:
     return path
 
 
+def sweep() -> None:
+    """Remove the sockets in the runtime folder whose QEMU was killed, and could not remove them.
+
+    A live one must not be connected to: QEMU would take that for the connection that it waits for. So a socket of
+    another type is tried, for which the kernel reports EPROTOTYPE, and ECONNREFUSED if the socket has no owner.
+    """
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        folder = os.path.dirname(_place(""))
+        for name in filter(_LEFT.fullmatch, os.listdir(folder)):
+            path = os.path.join(folder, name)
+            try:
+                if stat.S_ISSOCK(os.lstat(path).st_mode):
+                    other.connect(path)
+            except ConnectionRefusedError:
+                os.unlink(path)
+            except OSError:  # it has an owner, or is gone
+                continue
+
+
 class OwnMonitor:
     """One more monitor for a QEMU that is started, at a socket that outlives us.
 
@@ -59,6 +87,7 @@ class OwnMonitor:
     def __init__(self, warn: Tell) -> None:
         self.words: list[str] = []
         self.address = "SOCKET"
+        sweep()
         try:
             number = os.getpid()
             while os.path.lexists(path := _place(f"load-{number}.qmp")):  # QEMU would take it from a load that waits
@@ -71,16 +100,18 @@ class OwnMonitor:
         self.words += ["-mon", "chardev=statepipe-resume,mode=control"]
 
     def remove(self) -> None:
-        """Remove the socket's name: there is nothing to continue."""
+        """Remove the socket's name, and that of a QEMU that was ended while it listened."""
         if self.words:
             with suppress(OSError):  # it was never made, or QEMU has removed it
                 os.unlink(self.address)
+        sweep()
 
 
 class Keeping:
     """The keeper of one load, while it runs. `monitor` is a connection to QEMU's monitor; `shared`: it is also ours."""
 
     def __init__(self, monitor: socket.socket, address: str, digest: str, warn: Tell, *, shared: bool) -> None:
+        self._warn, self._is_own = warn, not shared
         self._control, theirs = socket.socketpair()
         self._process: Process | None = None
         how = "shared" if shared else "own"
@@ -109,6 +140,17 @@ class Keeping:
         with monitor.duplicate() as second:
             return cls(second, address, digest, warn, shared=True)
 
+    def await_ready(self) -> None:
+        """Wait until the keeper of a started QEMU has negotiated. Once the guest runs, QEMU may not answer that."""
+        if self._process is not None and self._is_own:
+            self._control.settimeout(PATIENCE)
+            try:
+                ready = self._control.recv(1)
+            except OSError:
+                ready = b""
+            if not ready:
+                self._warn("if statepipe is killed while memory is loaded, perhaps nothing can continue the load")
+
     def done(self) -> None:
         """Nothing is left to continue: end the keeper."""
         with suppress(OSError):  # it has ended, with QEMU
@@ -125,14 +167,18 @@ def _name(address: str) -> str:
     return f"resume-{blake3(os.fsencode(os.path.realpath(address))).hexdigest()[:10]}-"
 
 
-def find_listening(address: str, digest: str) -> socket.socket | None:
+def find_listening(address: str, digest: str, first: bytes) -> socket.socket | None:
     """Connect to the QEMU whose monitor is at `address` where its keeper has it listen for the state `digest`.
 
-    Return None if it does not.
+    `first`, which is short, is written in one step with that, which no signal interrupts. Return None if QEMU does not
+    listen.
     """
     link = socket.socket(socket.AF_UNIX)
     try:
-        link.connect(_place(_name(address) + digest[:16]))
+        with held():
+            link.connect(_place(_name(address) + digest[:16]))
+            with suppress(OSError):  # whoever reads from it finds it closed
+                link.sendall(first)
     except OSError:  # QEMU does not listen, or has ended
         link.close()
         return None

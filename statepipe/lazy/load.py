@@ -20,7 +20,7 @@ from statepipe.descriptors import named_by
 from statepipe.errors import QemuGone
 from statepipe.lazy.keeping import Keeping, OwnMonitor, resume_command
 from statepipe.lazy.telling import LazyOptions, LazyTelling
-from statepipe.pipeline.signals import held
+from statepipe.pipeline.signals import held, ignore
 from statepipe.qemu.commandline import refuse_daemon
 from statepipe.qemu.guard import Said
 from statepipe.qemu.late_pages import NoLatePages, demand_userfaultfd
@@ -76,9 +76,9 @@ def load_lazily_into_new(
             monitor = opened.enter_context(closing(Monitor(child.monitor, child.pid, tell.warn)))
             keeping = Keeping(child.spare, own.address, store.digest, tell.warn, shared=False)
             opened.enter_context(closing(keeping))
-            load = LazyLoad(store, first, monitor, tell, options, resume_command(path, own.address), clone)
-            load.load(said, runs=not child.stays_paused)
-            keeping.done()
+            done = ignore if detach else child.pass_signals_on
+            load = LazyLoad(store, first, monitor, tell, options, resume_command(path, own.address), clone, done)
+            load.load(said, keeping, runs=not child.stays_paused)
     except BaseException as error:
         if child is None or load is None or not load.is_here:
             clone.undo(tell.warn)
@@ -118,9 +118,7 @@ def load_lazily_into_waiting(
         if keeping is not None:
             opened.enter_context(closing(keeping))
         load = LazyLoad(store, first, monitor, tell, options, resume_command(path, address), Clone())
-        load.load(said, runs=True)
-        if keeping is not None:
-            keeping.done()
+        load.load(said, keeping, runs=True)
 
 
 def demand_named(path: str) -> None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Callable
 from contextlib import closing, suppress
 from queue import Empty
 from typing import TYPE_CHECKING
 
-from statepipe.errors import QemuError, QemuRefused
+from statepipe.errors import QemuError, QemuRefused, StatepipeError
 from statepipe.formats.qemu.postcopy import LOADED, Pong, Shut
+from statepipe.lazy.keeping import Keeping
 from statepipe.lazy.marks import Marks, identity
 from statepipe.lazy.opening import blocks_of, demand_servable, opening
 from statepipe.lazy.rest import Rest
@@ -22,6 +24,7 @@ from statepipe.lazy.telling import LazyOptions, LazyTelling
 from statepipe.lazy.work import LazyWork
 from statepipe.lazy.workingset import FirstPages
 from statepipe.pipeline.job import at_work
+from statepipe.pipeline.signals import held, ignore
 from statepipe.qemu.guard import Said
 from statepipe.qemu.images import Images
 from statepipe.qemu.late_pages import demand_late_pages, page_sizes, refused
@@ -56,7 +59,8 @@ class LazyLoad:
     """One lazy load into the QEMU of `monitor`, with the pages of `first` before its guest runs; `command` continues it
     after a failure.
 
-    `is_here` becomes true when QEMU may have run the guest: then QEMU must not be ended.
+    `is_here` becomes true when QEMU may have run the guest: then QEMU must not be ended. `done` is called once all
+    memory is loaded, when a signal has nothing left to interrupt.
     """
 
     def __init__(
@@ -68,14 +72,15 @@ class LazyLoad:
         options: LazyOptions,
         command: str,
         clone: Clone,
+        done: Callable[[], None] = ignore,
     ) -> None:
         self._store, self._first, self._monitor, self._tell, self._options = store, first, monitor, tell, options
-        self._rest = Rest(monitor, tell, command)
+        self._rest = Rest(store, monitor, tell, command, done)
         self._clone = clone
         self.is_here = False
 
-    def load(self, said: Said, *, runs: bool) -> None:
-        """Load all of the guest, and run it early if it ran when it was saved and `runs`.
+    def load(self, said: Said, keeping: Keeping | None, *, runs: bool) -> None:
+        """Load all of the guest, and run it early if it ran when it was saved and `runs`. `keeping` is its keeper.
 
         Raises StatepipeError; NoLatePages if QEMU cannot do it, and then nothing has changed.
         """
@@ -95,7 +100,7 @@ class LazyLoad:
         marks = Marks(monitor)
         link: socket.socket | None = None
         try:
-            marks.leave(identity(self._store), runs=runs)
+            marks.leave(identity(self._store), before, runs=runs)
             monitor.execute("stop")  # as -S does: otherwise QEMU would run also a guest that was paused
             link, theirs = socket.socketpair()
             start_incoming(monitor, theirs)
@@ -110,14 +115,18 @@ class LazyLoad:
             server = Server(self._store, link, blocks, time.monotonic)
             server.set_rate(self._options.rate)
             with at_work(LazyWork(server, lambda: self.is_here)), closing(server):
+                if keeping is not None:
+                    keeping.await_ready()
                 if learn is not None:
                     server.learn(self._first)
                 self._run_early(server, commands, disks, marks, runs=runs)
                 with self._rest.of(server, marks):
-                    self._tell.here(monitor.run_state(), self._rest.command)
-                    server.push(after=HEAD_START if learn is None and runs and self._first is not None else learn or 0)
-                    self._rest.wait()
-        self._rest.settle(before)
+                    with held():
+                        late = HEAD_START if learn is None and runs and self._first is not None else learn or 0
+                        server.push(after=late)
+                    self._rest.finish(before)
+        if keeping is not None:
+            keeping.done()
 
     def _run_early(
         self, server: Server, commands: tuple[bytes, bytes], disks: Images, marks: Marks, *, runs: bool
@@ -131,14 +140,13 @@ class LazyLoad:
                 marks.runs()
             else:
                 self._answered()
-        except (MayRun, CutOff) as error:
-            self.is_here = True
-            self._rest.say_where(error, server)
-            raise
         except BaseException as error:
+            self.is_here = self.is_here or isinstance(error, MayRun | CutOff)
             if not self.is_here:
                 server.close()
                 end_half_loaded(error, self._monitor, disks)
+            elif isinstance(error, StatepipeError):
+                self._rest.say_where(error, server)
             raise
 
     def _answered(self) -> None:

@@ -7,12 +7,13 @@ and how to continue. If a frame is damaged, the guest is stopped, all else is se
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from statepipe.errors import (
     IntegrityError,
+    InterruptedBySignal,
     QemuError,
     QemuGone,
     QemuSilent,
@@ -23,9 +24,12 @@ from statepipe.lazy.marks import Marks
 from statepipe.lazy.server import AllSent, Damaged, Failed, Learned, Server
 from statepipe.lazy.telling import LazyTelling, Summary
 from statepipe.lazy.workingset import Recorder
+from statepipe.pipeline.signals import ignore
 from statepipe.qemu.migration import demand_completed
 from statepipe.qemu.runstates import RUNNING
-from statepipe.qemu.settings import restored
+from statepipe.qemu.settings import restore_after, restored
+from statepipe.state.pagestore import PageStore
+from statepipe.threads import LIMITS
 
 if TYPE_CHECKING:  # it takes 25 ms, in which a QEMU can start
     from statepipe.qemu.monitor import Monitor
@@ -35,13 +39,17 @@ SHUTDOWN = "shutdown"
 
 
 class Rest:
-    """Waits until all memory is loaded into the QEMU of `monitor`; `command` continues the load after a failure."""
+    """Waits until all memory of `store` is loaded into the QEMU of `monitor`; `command` continues the load after a
+    failure. `done` is called at the end, when a signal has nothing left to interrupt."""
 
-    def __init__(self, monitor: Monitor, tell: LazyTelling, command: str) -> None:
-        self._monitor, self._tell, self.command = monitor, tell, command
+    def __init__(
+        self, store: PageStore, monitor: Monitor, tell: LazyTelling, command: str, done: Callable[[], None] = ignore
+    ) -> None:
+        self._store, self._monitor, self._tell, self.command, self._done = store, monitor, tell, command, done
         self._server: Server
         self._marks: Marks
         self._damage: Damaged | None = None
+        self._has_all = False
         self._began = time.monotonic()
 
     @contextmanager
@@ -53,6 +61,33 @@ class Rest:
         except StatepipeError as error:
             self.say_where(error, server)
             raise
+        except MemoryError as error:
+            short = StatepipeError("there is not enough memory", hint=LIMITS)
+            self.say_where(short, server)
+            raise short from error
+
+    def finish(self, before: Mapping[str, Any]) -> None:
+        """Report where the guest is, wait until QEMU has all memory, and restore `before`. Raises StatepipeError.
+
+        If the file was removed meanwhile, nobody but this process can continue: a signal then counts only at the end.
+        """
+        late: InterruptedBySignal | None = None
+        is_told = False
+        while not self._has_all:
+            try:
+                if not is_told:
+                    is_told = True
+                    self._tell.here(self._monitor.run_state(), self.command)
+                self.wait()
+            except InterruptedBySignal as error:
+                if self._store.has_name():
+                    raise
+                late = error
+                what = f"{self._store.name} was removed, and only this process can still read it"
+                self._tell.warn(f"{error}: not before all memory is loaded, as {what}")
+        self.settle(before)
+        if late is not None:
+            raise late
 
     def wait(self) -> None:
         """Wait until QEMU has all memory. Raises StatepipeError."""
@@ -67,6 +102,7 @@ class Rest:
             elif isinstance(news, Shut):
                 if news.value:
                     raise QemuError(f"QEMU failed to load the memory (SHUT {news.value})")
+                self._has_all = True
                 return
             elif isinstance(news, Failed):
                 raise self._lost(news.error)
@@ -80,12 +116,19 @@ class Rest:
         else:
             self._tell.learned(path, len(recorder.pages) * PAGE_SIZE, recorder.is_full)
 
-    def settle(self, before: dict[str, Any]) -> None:
-        """All memory was sent: check that QEMU has it, and restore QEMU's settings. Raises QemuError."""
-        demand_completed(self._monitor.migration_outcome(), "its message is above")
-        self._marks.remove()
-        if (words := restored(self._monitor, before)) is not None:
-            self._tell.warn(words)
+    def settle(self, before: Mapping[str, Any]) -> None:
+        """All memory was sent: check that QEMU has it, and restore QEMU's settings. Raises StatepipeError."""
+        try:
+            demand_completed(self._monitor.migration_outcome(), "its message is above")
+            self._marks.remove()
+            if (words := restored(self._monitor, before)) is not None:
+                self._tell.warn(words)
+            self._done()
+        except InterruptedBySignal as error:
+            self._monitor.hurry()
+            self._marks.remove()
+            restore_after(error, self._monitor, before)
+            raise
         figures = self._server.figures
         waits, sent = figures.waits, (figures.pages - figures.before) * PAGE_SIZE
         first = figures.first * PAGE_SIZE
@@ -136,6 +179,9 @@ class Rest:
                 error.advise(f"{why}; if it stays (-no-shutdown), continue with: {self.command}")
                 return
             where = f"the guest is {state}"
+            if self._has_all:
+                error.advise(f"{where}, with all of its memory loaded")
+                return
         except QemuGone:
             error.advise("QEMU has ended")
             return

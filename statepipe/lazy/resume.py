@@ -5,13 +5,16 @@ reports which pages it has, and is sent the others. The state must be the one th
 
 QEMU's main loop may wait for a page, too; then its monitor does not answer. So if the keeper has QEMU listen already,
 the pages are sent first, and the monitor is asked afterwards.
+
+QEMU 7.2 crashes, and loses the guest, if a new connection ends before it was told to continue (seen: SIGSEGV in
+qemu_get_byte). So all that it is told is written at once, before anything can interrupt us.
 """
 
 from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing, suppress
 
 from statepipe.errors import InterruptedBySignal, QemuError, QemuRefused, QemuSilent, StatepipeError
@@ -26,11 +29,9 @@ from statepipe.lazy.server import BUFFERED, Damaged, Failed, Server
 from statepipe.lazy.telling import LazyOptions, LazyTelling
 from statepipe.lazy.work import LazyWork
 from statepipe.pipeline.job import at_work
-from statepipe.qemu.late_pages import page_sizes
 from statepipe.qemu.monitor import Monitor
 from statepipe.state.file import Keys, open_state
 from statepipe.state.loading import prepare
-from statepipe.state.pagestore import PageStore
 
 PAUSED = "postcopy-paused"
 
@@ -42,9 +43,6 @@ PATIENCE = 2.0
 
 LOOK = 0.02
 
-BEFORE = {"capabilities": {"postcopy-ram": False}, "parameters": {}}
-"""What is set in QEMU at the end. What was set before the load, only the statepipe that began it knew."""
-
 
 def resume_load(path: str, address: str, keys: Keys, tell: LazyTelling, options: LazyOptions) -> None:
     """Send the rest of the state to the QEMU whose monitor is at `address`. Raises StatepipeError."""
@@ -53,18 +51,17 @@ def resume_load(path: str, address: str, keys: Keys, tell: LazyTelling, options:
         store = servable(prepare(opened.enter_context(open_state(path, keys))), tell.warn, options)
         digest = identity(store)
         monitor: Monitor | None = None
+        blocks = blocks_of(store, {block.name: postcopy.PAGE_SIZE for block in store.index.outline.blocks})
+        first = b"".join([*(postcopy.recv_bitmap(block.name) for block in blocks), postcopy.resume()])
         try:
-            if (link := find_listening(address, digest)) is None:
+            if (link := find_listening(address, digest, first)) is None:
                 try:
                     monitor = opened.enter_context(closing(Monitor(address, tell=tell.warn)))
+                    link = _recovered(monitor, digest, first)
                 except QemuSilent as error:
-                    if (link := find_listening(address, digest)) is None:
+                    if (link := find_listening(address, digest, first)) is None:
                         error.advise(other_state(address, digest))
                         raise
-            blocks = _blocks(store, monitor)
-            if monitor is not None:
-                link = _recovered(monitor, digest)
-            assert link is not None
             opened.enter_context(link)
             link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFERED)
             server = opened.enter_context(closing(Server(store, link, blocks, time.monotonic)))
@@ -77,7 +74,7 @@ def resume_load(path: str, address: str, keys: Keys, tell: LazyTelling, options:
         except InterruptedBySignal as error:
             error.advise(f"the guest is left as it is; continue with: {command}")
             raise
-        marks, rest = Marks(monitor), Rest(monitor, tell, command)
+        marks, rest = Marks(monitor), Rest(store, monitor, tell, command)
         with rest.of(server, marks):
             marks.find()
             if (keeping := Keeping.beside(monitor, address, digest, tell.warn)) is not None:
@@ -86,22 +83,13 @@ def resume_load(path: str, address: str, keys: Keys, tell: LazyTelling, options:
                 monitor.execute("cont")
                 marks.runs()
             tell.settled()
-            tell.here(monitor.run_state(), rest.command)
-            rest.wait()
-        server.close()
-        rest.settle(BEFORE)
+            rest.finish(marks.before)
         if keeping is not None:
             keeping.done()
 
 
-def _blocks(store: PageStore, monitor: Monitor | None) -> list[Block]:
-    """The blocks; no load begins with huge pages, so that a silent QEMU has none."""
-    sizes: Mapping[str, int] = {block.name: postcopy.PAGE_SIZE for block in store.index.outline.blocks}
-    return blocks_of(store, sizes if monitor is None else page_sizes(monitor))
-
-
-def _recovered(monitor: Monitor, digest: str) -> socket.socket:
-    """Our end of a new connection to a QEMU that waits for this state. Raises StatepipeError."""
+def _recovered(monitor: Monitor, digest: str, first: bytes) -> socket.socket:
+    """Our end of a new connection, with `first` in it, to a QEMU that waits for this state. Raises StatepipeError."""
     deadline = time.monotonic() + PATIENCE
     status = monitor.migration()["status"]
     while status in BREAKING and (left := deadline - time.monotonic()) > 0:
@@ -116,6 +104,7 @@ def _recovered(monitor: Monitor, digest: str) -> socket.socket:
     demand_same(found, digest)
     ours, theirs = socket.socketpair()
     try:
+        ours.sendall(first)
         with theirs:
             monitor.give(theirs.fileno(), "statepipe-resume")
             try:
@@ -131,17 +120,14 @@ def _recovered(monitor: Monitor, digest: str) -> socket.socket:
 
 
 def _agree(server: Server, blocks: Sequence[Block]) -> None:
-    """Learn which pages QEMU has, and have it continue. Raises StatepipeError."""
-    server.begin(b"".join(postcopy.recv_bitmap(block.name) for block in blocks))
+    """Wait until QEMU has reported which pages it has, and continues. Raises StatepipeError."""
+    server.begin(b"")
     left = {block.name for block in blocks}
-    while left:
-        news = _good(server)
+    while (news := _good(server)) != Resumed(1):
         if isinstance(news, Received):
-            server.take(news)
             left.discard(news.block)
-    server.write(postcopy.resume())
-    while _good(server) != Resumed(1):
-        continue
+    if left:
+        raise QemuError(f"QEMU continues, but has not reported which pages of {', '.join(left)} it has")
 
 
 def _good(server: Server) -> object:

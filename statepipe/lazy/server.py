@@ -146,8 +146,8 @@ class Server:
         with self._lock:
             self._link.sendall(data)
 
-    def take(self, received: Received) -> None:
-        """Count the pages that the destination reports as sent. Call it before the destination continues."""
+    def _take(self, received: Received) -> None:
+        """Count the pages that the destination reports as sent."""
         number = self._numbers[received.block]
         self.sent.take(number, received.bitmap)
         runs = (run for run in self._index if run.block == number and run.kind == STORED)
@@ -206,6 +206,8 @@ class Server:
                         self._answer(answer)
                         self.figures.waits.add(self._clock() - arrived)
                     else:
+                        if isinstance(answer, Received):  # requests for other pages may follow at once
+                            self._take(answer)
                         self.news.put(answer)
             finally:
                 self._calm.set()

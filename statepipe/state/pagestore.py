@@ -401,6 +401,10 @@ class PageStore:
         """Bytes of the file on the disk."""
         return self._source.stored()
 
+    def has_name(self) -> bool:
+        """Return False once the file was removed, or another one has taken its name: then only we can read it."""
+        return self._source.has_name()
+
     def __enter__(self) -> Self:
         return self
 

@@ -73,6 +73,10 @@ class SealedFile:
         """Bytes on the disk."""
         return self._file.stored()
 
+    def has_name(self) -> bool:
+        """Return False once the file was removed."""
+        return self._file.has_name()
+
     def __enter__(self) -> Self:
         return self
 

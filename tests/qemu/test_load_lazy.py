@@ -7,7 +7,6 @@ import json
 import os
 import random
 import re
-import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ import pytest
 
 from tests import agefiles
 from tests.qemu.harness import Guest, assert_continues, run_statepipe, statepipe_command, wait_for
-from tests.qemu.lazily import NOISE, RESUME, SLOW, Lazy, assert_went_on, memory_of
+from tests.qemu.lazily import NOISE, SLOW, Lazy, assert_went_on, memory_of
 from tests.qemu.loading import (
     MEMORY,
     Load,
@@ -30,7 +29,6 @@ from tests.qemu.loading import (
     qemu_pid,
     run_load,
 )
-from tests.statefiles import DATA, layout
 
 # --- a load without trouble
 
@@ -232,66 +230,6 @@ def test_the_status_tells_of_pages_and_waits(tmp_path: Path, noisy72: Saved) -> 
     assert lazy["pages"] == lazy["pages_total"] > NOISE // 4096 and lazy["asked"] > 0
     assert 0 <= lazy["zeros"] <= lazy["asked"]
     assert 0 < lazy["wait_median_ms"] <= lazy["wait_worst_ms"]
-
-
-# --- a file that is damaged, cut, or replaced
-
-
-def flipped(saved: Saved, folder: Path, share: float) -> Path:
-    """A copy of the state with a bit flipped in the data frame at that share of the file."""
-    file = folder / "state"
-    data = bytearray(saved.file.read_bytes())
-    goal = int(len(data) * share)
-    frame = next(piece for piece in layout(bytes(data)) if piece.magic == DATA and piece.end > goal)
-    data[(frame.start + frame.end) // 2] ^= 1
-    file.write_bytes(data)
-    return file
-
-
-def test_at_a_damaged_frame_the_guest_is_stopped_and_goes_on_from_a_good_copy(tmp_path: Path, noisy: Saved) -> None:
-    """The frame is one that the guest does not touch."""
-    file = flipped(noisy, tmp_path, 0.8)
-    with Lazy(tmp_path, Saved(file, noisy.image, noisy.before, noisy.qemu)) as lazy:
-        resume = lazy.here()
-        assert lazy.status() == 3
-        said = lazy.stderr()
-        assert f"{file}" in said and "pc.ram" in said and " 0x" in said and "the guest is paused, with " in said
-        shutil.copy(noisy.file, file)
-        done = run_statepipe(*resume)
-        assert done.returncode == 0 and "the guest is running while" in done.stderr, done.stderr
-        assert_went_on(noisy, lazy)
-
-
-def test_the_guest_waits_for_a_damaged_page_that_it_touches(tmp_path: Path, noisy72: Saved) -> None:
-    file = flipped(noisy72, tmp_path, 0.08)
-    with Lazy(tmp_path, Saved(file, noisy72.image, noisy72.before, noisy72.qemu), "--throttle", SLOW) as lazy:
-        resume = lazy.here()
-        run_statepipe("rate", str(lazy.pid), "unlimited")
-        assert lazy.status() == 3
-        assert "and waits for a page that is damaged, at 0x" in lazy.stderr()
-        shutil.copy(noisy72.file, file)
-        assert run_statepipe(*resume).returncode == 0
-        assert_went_on(noisy72, lazy)
-
-
-def test_verify_first_refuses_a_damaged_file_before_qemu_is_started(tmp_path: Path, noisy72: Saved) -> None:
-    file = flipped(noisy72, tmp_path, 0.8)
-    done = run_load(tmp_path, Saved(file, noisy72.image, noisy72.before, noisy72.qemu), "--lazy", "--verify-first")
-    assert done.returncode == 3 and not (tmp_path / "serial").exists()
-
-
-def test_a_file_that_is_cut_under_way_is_put_back_and_the_load_continued(tmp_path: Path, noisy72: Saved) -> None:
-    file = tmp_path / "state"
-    shutil.copy(noisy72.file, file)
-    with Lazy(tmp_path, Saved(file, noisy72.image, noisy72.before, noisy72.qemu), "--throttle", SLOW) as lazy:
-        resume = lazy.here()
-        os.truncate(file, file.stat().st_size // 2)
-        assert lazy.status() in (1, 3)
-        hints = [line for line in lazy.stderr().splitlines() if "hint" in line]
-        assert "of its memory loaded; do not end its QEMU" in hints[0] and RESUME in hints[0]
-        shutil.copy(noisy72.file, file)
-        assert run_statepipe(*resume).returncode == 0
-        assert_went_on(noisy72, lazy)
 
 
 # --- where memory cannot be loaded late

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -230,6 +231,36 @@ def test_both_ends_of_a_file_can_be_looked_at(old: Path) -> None:
     with FileSource(str(old)) as source:
         assert (source.size(), source.tail(4, 3), source.tail(8, 99), source.tail(99, 1)) == (11, b"old", b"one", b"")
         assert b"".join(source) == b"the old one"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_read_that_the_disk_cuts_short_is_not_the_end(
+    old: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    """A disk error in the middle shows only at the next read."""
+    pread = os.pread
+
+    def short(fd: int, size: int, offset: int) -> bytes:
+        if fails and offset >= 6:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return pread(fd, min(size, 3), offset)
+
+    with FileSource(str(old)) as source:
+        monkeypatch.setattr(os, "pread", short)
+        if fails:
+            with pytest.raises(StatepipeError, match="Input/output error"):
+                source.tail(0, 11)
+        else:
+            assert source.tail(1, 99) == b"he old one"
+
+
+def test_a_file_knows_when_its_name_is_gone(old: Path) -> None:
+    with FileSource(str(old)) as source:
+        assert source.has_name()
+        os.replace(old, old.with_suffix(".new"))
+        assert source.has_name()
+        old.with_suffix(".new").unlink()
+        assert not source.has_name()
 
 
 def test_a_nameless_file_is_nowhere(tmp_path: Path) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
 
-from statepipe.lazy.keeping import OwnMonitor
+from statepipe.lazy.keeping import OwnMonitor, sweep
 
 
 def test_no_load_takes_the_socket_of_another_that_had_its_process_number(
@@ -22,3 +23,25 @@ def test_no_load_takes_the_socket_of_another_that_had_its_process_number(
     assert second.address != first.address and f"path={second.address}," in second.words[1]
     second.remove()
     assert Path(first.address).exists()
+
+
+def test_sockets_without_an_owner_are_removed_and_no_other_is_connected_to(runtime: Path) -> None:
+    runtime.mkdir(mode=0o700)
+    dead = [runtime / name for name in ("load-1.qmp", f"resume-{0:010}-{0:016}")]
+    for path in dead:
+        with socket.socket(socket.AF_UNIX) as owner:
+            owner.bind(str(path))
+    other, file = runtime / "17", runtime / "load-2.qmp"
+    file.touch()
+    with socket.socket(socket.AF_UNIX) as stranger:
+        stranger.bind(str(other))
+    with socket.socket(socket.AF_UNIX) as bound, socket.socket(socket.AF_UNIX) as listener:
+        bound.bind(str(runtime / "load-3.qmp"))
+        listener.bind(str(runtime / f"resume-{1:010}-{1:016}"))
+        listener.listen()
+        listener.setblocking(False)
+        sweep()
+        assert not any(path.exists() for path in dead)
+        assert len(list(runtime.iterdir())) == 4
+        with pytest.raises(BlockingIOError):
+            listener.accept()

@@ -1,0 +1,145 @@
+"""load --lazy whose file, disk, memory or QEMU fails: it says where the guest is, and the guest goes on."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.qemu.harness import run_statepipe, statepipe_command, wait_for
+from tests.qemu.lazily import RESUME, SLOW, Lazy, assert_went_on
+from tests.qemu.loading import Saved, assert_never_ran, run_load
+from tests.statefiles import DATA, layout
+
+# --- a file that is damaged, cut, or replaced
+
+
+def flipped(saved: Saved, folder: Path, share: float) -> Path:
+    """A copy of the state with a bit flipped in the data frame at that share of the file."""
+    file = folder / "state"
+    data = bytearray(saved.file.read_bytes())
+    goal = int(len(data) * share)
+    frame = next(piece for piece in layout(bytes(data)) if piece.magic == DATA and piece.end > goal)
+    data[(frame.start + frame.end) // 2] ^= 1
+    file.write_bytes(data)
+    return file
+
+
+def test_at_a_damaged_frame_the_guest_is_stopped_and_goes_on_from_a_good_copy(tmp_path: Path, noisy: Saved) -> None:
+    """The frame is one that the guest does not touch."""
+    file = flipped(noisy, tmp_path, 0.8)
+    with Lazy(tmp_path, Saved(file, noisy.image, noisy.before, noisy.qemu)) as lazy:
+        resume = lazy.here()
+        assert lazy.status() == 3
+        said = lazy.stderr()
+        assert f"{file}" in said and "pc.ram" in said and " 0x" in said and "the guest is paused, with " in said
+        shutil.copy(noisy.file, file)
+        done = run_statepipe(*resume)
+        assert done.returncode == 0 and "the guest is running while" in done.stderr, done.stderr
+        assert_went_on(noisy, lazy)
+
+
+def test_the_guest_waits_for_a_damaged_page_that_it_touches(tmp_path: Path, noisy72: Saved) -> None:
+    file = flipped(noisy72, tmp_path, 0.08)
+    with Lazy(tmp_path, Saved(file, noisy72.image, noisy72.before, noisy72.qemu), "--throttle", SLOW) as lazy:
+        resume = lazy.here()
+        run_statepipe("rate", str(lazy.pid), "unlimited")
+        assert lazy.status() == 3
+        assert "and waits for a page that is damaged, at 0x" in lazy.stderr()
+        shutil.copy(noisy72.file, file)
+        assert run_statepipe(*resume).returncode == 0
+        assert_went_on(noisy72, lazy)
+
+
+def test_verify_first_refuses_a_damaged_file_before_qemu_is_started(tmp_path: Path, noisy72: Saved) -> None:
+    file = flipped(noisy72, tmp_path, 0.8)
+    done = run_load(tmp_path, Saved(file, noisy72.image, noisy72.before, noisy72.qemu), "--lazy", "--verify-first")
+    assert done.returncode == 3 and not (tmp_path / "serial").exists()
+
+
+def test_a_file_that_is_cut_under_way_is_put_back_and_the_load_continued(tmp_path: Path, noisy72: Saved) -> None:
+    file = tmp_path / "state"
+    shutil.copy(noisy72.file, file)
+    with Lazy(tmp_path, Saved(file, noisy72.image, noisy72.before, noisy72.qemu), "--throttle", SLOW) as lazy:
+        resume = lazy.here()
+        os.truncate(file, file.stat().st_size // 2)
+        assert lazy.status() in (1, 3)
+        hints = [line for line in lazy.stderr().splitlines() if "hint" in line]
+        assert "of its memory loaded; do not end its QEMU" in hints[0] and RESUME in hints[0]
+        shutil.copy(noisy72.file, file)
+        assert run_statepipe(*resume).returncode == 0
+        assert_went_on(noisy72, lazy)
+
+
+def own_copy(saved: Saved, folder: Path) -> Saved:
+    """The same guest in a file that the test may change."""
+    return Saved(Path(shutil.copy(saved.file, folder / "state")), saved.image, saved.before, saved.qemu)
+
+
+def unlinked(file: Path) -> None:
+    file.unlink()
+
+
+def replaced(file: Path) -> None:
+    other = file.with_suffix(".other")
+    other.write_bytes(b"another state")
+    os.replace(other, file)
+
+
+@pytest.mark.parametrize("change", [unlinked, replaced])
+def test_a_file_that_was_removed_is_loaded_to_its_end(
+    tmp_path: Path, noisy72: Saved, change: Callable[[Path], None]
+) -> None:
+    """Only the running statepipe can still read it: so it does not end before the guest has its memory."""
+    saved = own_copy(noisy72, tmp_path)
+    with Lazy(tmp_path, saved, "--throttle", SLOW) as lazy:
+        lazy.here()
+        change(saved.file)
+        lazy.signal(signal.SIGTERM)
+        wait_for("word", lambda: "not before all memory is loaded" in lazy.stderr(), 20)
+        assert run_statepipe("rate", str(lazy.pid), "unlimited").returncode == 0
+        assert lazy.status() == 128 + signal.SIGTERM
+        assert "with all of its memory loaded" in lazy.stderr(), lazy.stderr()
+        assert RESUME not in lazy.stderr().partition("stopped by")[2]
+        assert_went_on(noisy72, lazy)
+
+
+def test_a_file_that_is_overwritten_under_way(tmp_path: Path, noisy72: Saved) -> None:
+    saved = own_copy(noisy72, tmp_path)
+    with Lazy(tmp_path, saved, "--throttle", SLOW) as lazy:
+        resume = lazy.here()
+        with saved.file.open("r+b") as file:
+            file.seek(saved.file.stat().st_size // 2)
+            file.write(bytes(saved.file.stat().st_size // 2))
+        run_statepipe("rate", str(lazy.pid), "unlimited")
+        assert lazy.status() == 3, lazy.stderr()
+        assert "the guest is paused, with " in lazy.stderr()
+        again = run_statepipe(*resume)
+        assert again.returncode == 3
+        shutil.copy(noisy72.file, saved.file)
+        assert run_statepipe(*resume).returncode == 0
+        assert_went_on(noisy72, lazy)
+
+
+@pytest.mark.parametrize("when", ["1+", "5+", "9+", "14+"])
+def test_a_disk_that_fails(tmp_path: Path, noisy72: Saved, when: str) -> None:
+    """Before the guest runs, and while its memory is loaded."""
+    file = noisy72.file
+    strace = ["strace", "-D", "-f", "-qq", "-o", "/dev/null", "-P", str(file), "-e", "trace=pread64"]
+    program = [*strace, "-e", f"inject=pread64:error=EIO:when={when}", *statepipe_command()]
+    with Lazy(tmp_path, noisy72, program=program) as lazy:
+        status = lazy.status()
+        said = lazy.stderr()
+        assert status == 1 and f"cannot read {file}: Input/output error" in said, said
+        if RESUME in said:
+            assert "the guest is running, with" in said or "its guest may be running, with" in said
+            done = run_statepipe(*shlex.split(said.rstrip().rpartition(RESUME)[2]))
+            assert done.returncode == 0, done.stderr
+            assert_went_on(noisy72, lazy)
+        else:
+            assert_never_ran(tmp_path)
