@@ -18,6 +18,8 @@ from statepipe.stages.codec import compress
 from statepipe.state.verify import verify_state
 from tests.qemu.harness import run_statepipe, statepipe_command
 from tests.statefiles import NO_KEYS, cut, load, noisy_stream, state_file
+from tests.unit.formats.test_statefile_damage import FILE as WHOLE
+from tests.unit.formats.test_statefile_damage import flipped, swap_frames
 
 STREAM = noisy_stream()
 FILE = state_file(cut(STREAM, 3))
@@ -130,6 +132,26 @@ def test_the_command_exits_with_3_for_what_is_no_saved_state(tmp_path: Path, ver
     assert done.stdout == (POISON if verb == "load" else b"")
     assert done.stderr.splitlines()[0].startswith(f"statepipe: {verb}: ".encode())
     assert b"Traceback" not in done.stderr
+
+
+DAMAGED = [
+    *(WHOLE[:-1], WHOLE[: len(WHOLE) // 2], flipped(WHOLE, 200 * 8), flipped(WHOLE, len(WHOLE) * 4), swap_frames(2, 3)),
+]
+
+
+@pytest.mark.parametrize("verb", ["load", "verify-state"])
+@pytest.mark.parametrize("data", DAMAGED)
+def test_the_command_exits_with_3_and_says_where(tmp_path: Path, verb: str, data: bytes) -> None:
+    path = tmp_path / "state"
+    path.write_bytes(data)
+    done = run_statepipe(verb, path, text=False)
+    said = done.stderr.decode()
+    assert done.returncode == 3, said
+    assert said.startswith(f"statepipe: {verb}: ") and "error: " in said and "byte " in said
+    assert "Traceback" not in said and len(said.splitlines()) <= 2
+    if verb == "verify-state":
+        assert done.stdout == b""
+    assert b"\0\x06\0\0" not in done.stdout
 
 
 def test_a_failed_load_leaves_a_file_as_it_is(tmp_path: Path) -> None:

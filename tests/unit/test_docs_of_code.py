@@ -98,3 +98,8 @@ def test_a_document_s_links_lead_somewhere(document: Path) -> None:
         target = document.parent / name if name else document
         assert target.is_file(), name
         assert not anchor or anchor in anchors(target.read_text()), anchor
+
+
+@each_document
+def test_no_line_of_a_document_is_longer_than_100_columns(document: Path) -> None:
+    assert [line for line in document.read_text().splitlines() if len(line) > 100] == []

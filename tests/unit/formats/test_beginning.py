@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from statepipe.ends.address import parse_address
 from statepipe.errors import UsageError
 from statepipe.formats.beginning import beginning
-from tests.conformance.running import run
 
 BEGINNINGS = [
     (b"\x1f\x8b\x08\0", "like gzip"),
@@ -27,33 +24,6 @@ BEGINNINGS = [
 @pytest.mark.parametrize(("head", "words"), BEGINNINGS)
 def test_bytes_are_told_by_what_they_begin_like(head: bytes, words: str) -> None:
     assert beginning(head) == words
-
-
-@pytest.mark.parametrize("verb", ["inspect", "verify-state", "load"])
-def test_a_file_that_is_no_state_is_told_so(tmp_path: Path, verb: str) -> None:
-    (tmp_path / "f").write_bytes(b"QFI\xfb\0\0\0\3")
-    done = run(verb, str(tmp_path / "f"))
-    assert done.returncode == 3
-    assert f"{tmp_path}/f is not a saved state: it begins like a disk image in qcow2 (".encode() in done.stderr
-
-
-def test_what_is_in_a_compressed_file_is_told_so(tmp_path: Path) -> None:
-    (tmp_path / "f").write_bytes(run("compress", "gzip", data=b"root:x:0:0:root").stdout)
-    done = run("inspect", str(tmp_path / "f"))
-    assert done.returncode == 3
-    assert b"not a QEMU migration stream: it begins with the text 'root:x:0:0:root' (" in done.stderr
-
-
-def test_a_save_that_has_no_guest_is_told_what_it_needs(tmp_path: Path) -> None:
-    """A script's standard input is /dev/null, or a pipe that ends at once."""
-    with open("/dev/null", "rb") as nothing:
-        done = run("save", str(tmp_path / "f"), stdin=nothing)
-    assert done.returncode == 2 and b"from a script or a shell, add --qmp SOCKET" in done.stderr
-    done = run("save", str(tmp_path / "f"))
-    assert (
-        done.returncode == 3 and b"hint: no bytes arrived: QEMU has not begun; to save a running guest" in done.stderr
-    )
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

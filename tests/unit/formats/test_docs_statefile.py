@@ -26,13 +26,9 @@ from statepipe.stages.codec import compress, decompress
 from statepipe.stages.zstd import FRAME_SIZE
 from statepipe.state.inspect import inspect
 from statepipe.state.verify import verify_state
-from tests.agefiles import RECIPIENT, opened
-from tests.conformance.running import STREAM as PLAIN
-from tests.conformance.running import run
-from tests.documents import DOCS, cases, dumps, joined, keys, rows, section, text_of
+from tests.documents import cases, dumps, joined, keys, section, text_of
 from tests.minireader import Refused, read
 from tests.statefiles import NO_KEYS, cut, load, noisy_stream, seal
-from tests.streams import record
 
 NAME = "state-file.md"
 DUMP = dumps(text_of(NAME))[0]
@@ -90,21 +86,6 @@ def test_every_flip_of_a_bit_is_refused() -> None:
 # --- files that are written today
 
 
-@pytest.mark.parametrize("word", ["compress:zstd:-7", "compress:zstd:1", "compress:zstd:19", "compress:zstd:auto"])
-def test_a_reader_made_from_the_document_reads_what_save_writes(word: str, tmp_path: Path) -> None:
-    path = tmp_path / "state"
-    assert run("save", word, str(path), data=PLAIN).returncode == 0
-    it = read(path.read_bytes())
-    assert it.stream == PLAIN and it.header["stages"] == [word]
-    assert set(it.header) <= set(OF_HEADER) and set(it.trailer) <= set(OF_TRAILER)
-    assert set(it.trailer["index"]) == set(OF_INDEX) - {"unserved"}
-    first, second = (PLAIN.index(record(0x08, page, "pc.ram")) + 15 for page in (0, 1))
-    zeros = {("pc.ram", page): None for page in range(2, 64)}
-    assert it.pages == {("pc.ram", 0): first, ("pc.ram", 1): second, **zeros}
-    told = section(NAME, "12. The page index").split("The contents of each frame")[1].split("The devices begin")[0]
-    assert it.outline is not None and [f"`{key}`" for key in it.outline] == [row[0] for row in rows(told)]
-
-
 def test_it_reads_what_compress_writes_which_is_no_guest() -> None:
     it = read(b"".join(compress("zstd:3")(iter(cut(STREAM, 4)))))
     assert it.stream == STREAM and it.header == {"statepipe": 1, "kind": "stream"}
@@ -117,13 +98,6 @@ def test_it_skips_what_a_later_writer_may_add() -> None:
     more = [encode_meta(b"I", {"pages": []}), skippable(0x184D2A50, b"another's")]
     file = seal([(each, 0) for each in (first, *more)], {})
     assert read(file).stream == b"".join(decompress()(iter([file]))) == b""
-
-
-def test_an_encrypted_state_is_a_state_file_in_an_age_file(tmp_path: Path) -> None:
-    path = tmp_path / "state"
-    assert run("save", "-r", RECIPIENT, str(path), data=PLAIN).returncode == 0
-    it = read(opened(path.read_bytes()))
-    assert it.stream == PLAIN and it.header["stages"] == ["compress:zstd:1", "encrypt"]
 
 
 @pytest.mark.parametrize("codec", ["gzip", "bzip2", "xz", "lz4"])
@@ -253,8 +227,3 @@ def test_the_numbers_in_the_document_are_those_of_the_code() -> None:
     assert f"more than {MAX_RUNS:,} runs" in text and f"more than {MAX_PIECES:,} sections" in text
     assert f"holds runs: {RUNS_IN_FRAME:,} of them" in text and f"1 to {MAX_FRAMES}" in text
     assert MAX_PLACE == 1 << 42 and MOST == (1 << 25) - 1 and CONTENT_LIMIT == 1 << 20
-
-
-def test_no_line_of_a_document_is_longer_than_100_columns() -> None:
-    for path in DOCS.glob("*.md"):
-        assert [line for line in path.read_text().splitlines() if len(line) > 100] == []

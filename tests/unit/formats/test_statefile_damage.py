@@ -21,7 +21,6 @@ from statepipe.formats.zstdframe import skippable
 from statepipe.stages.codec import compress, decompress
 from statepipe.state.inspect import inspect
 from statepipe.state.verify import verify_state
-from tests.qemu.harness import run_statepipe
 from tests.statefiles import NO_KEYS, cut, layout, load, noisy_stream, seal, seek_entries, state_file
 from tests.streams import whole
 
@@ -274,26 +273,6 @@ def test_an_end_mark_that_is_elsewhere_is_refused(tmp_path: Path, wrong: int) ->
     frames = [(FILE[piece.start : piece.end], piece.content) for piece in layout(FILE)[:-2]]
     data = seal(frames, {"end_mark": wrong, "blake3": blake3(STREAM).hexdigest()})
     assert f"not where the trailer says, at byte {wrong}" in str(assert_damaged(tmp_path / "state", data))
-
-
-# --- the command line
-
-
-@pytest.mark.parametrize("verb", ["load", "verify-state"])
-@pytest.mark.parametrize(
-    "data", [FILE[:-1], FILE[: len(FILE) // 2], flipped(FILE, 200 * 8), flipped(FILE, len(FILE) * 4), swap_frames(2, 3)]
-)
-def test_the_command_exits_with_3_and_says_where(tmp_path: Path, verb: str, data: bytes) -> None:
-    path = tmp_path / "state"
-    path.write_bytes(data)
-    done = run_statepipe(verb, path, text=False)
-    said = done.stderr.decode()
-    assert done.returncode == 3, said
-    assert said.startswith(f"statepipe: {verb}: ") and "error: " in said and "byte " in said
-    assert "Traceback" not in said and len(said.splitlines()) <= 2
-    if verb == "verify-state":
-        assert done.stdout == b""
-    assert b"\0\x06\0\0" not in done.stdout
 
 
 def test_inspect_trusts_nothing_of_a_file_without_its_end(tmp_path: Path) -> None:
