@@ -99,18 +99,18 @@ def cloned(command: Sequence[str], folder: str) -> tuple[list[str], list[Overlay
     nodes = Nodes(command)
     whole = any(name == "snapshot" for name, _ in parted(command))
     for at, (name, words) in enumerate(parted(command)):
-        value = words[1] if len(words) > 1 else ""
-        if name in _PLAIN and not whole:
-            image = words[-1]
-            if words != [""]:
-                overlay = made.over(words[0], _file(words[0], image), None)
+        if name is not None and len(words) < 2:  # a flag, or one whose value is missing, which QEMU rejects
+            pass
+        elif name in _PLAIN:
+            if words[-1] and not whole:
+                overlay = made.over(words[0], _file(words[0], words[-1]), None)
                 words = ["-drive", _joined([*_PLAIN[name].split(","), "format=qcow2", f"file={overlay.path}"])]
         elif name == "drive":
             words = [words[0], _drive(made, words, whole=whole)]
         elif name == "blockdev":
             words = list(_blockdev(made, words, nodes, nodes.at.get(at)))
         else:
-            _refuse_other_disk(name, value, command)
+            _refuse_other_disk(name, words[-1], command)
         kept += words
     return kept, made.overlays
 

@@ -184,6 +184,8 @@ def test_a_node_keeps_its_options_below_the_overlay(before: list[str], after: li
         ["-blockdev", '{"driver":"nbd","node-name":"d","read-only":true,"server":{"type":"unix","path":"/s"}}'],
         ["-blockdev", "driver=null-co,node-name=d,size=1G"],
         ["-device", "virtio-blk-pci,drive=d"],
+        ["-hda", ""],
+        *([option] for option in ("-drive", "-blockdev", "-hda", "-device", "-set", "-readconfig")),
         ["-append", "root=/dev/sda -drive file=/d"],
         ["-set", "device.net0.mac=52:54:00:12:34:56"],
     ],
