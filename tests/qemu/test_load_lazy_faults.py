@@ -6,14 +6,15 @@ import os
 import shlex
 import shutil
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.qemu.harness import run_statepipe, statepipe_command, wait_for
+from tests.qemu.harness import Guest, run_statepipe, statepipe_command, wait_for
 from tests.qemu.lazily import RESUME, SLOW, Lazy, assert_went_on
-from tests.qemu.loading import Saved, assert_never_ran, run_load
+from tests.qemu.loading import MEMORY, Saved, assert_never_ran, run_load
 from tests.statefiles import DATA, layout
 
 # --- a file that is damaged, cut, or replaced
@@ -143,3 +144,22 @@ def test_a_disk_that_fails(tmp_path: Path, noisy72: Saved, when: str) -> None:
             assert_went_on(noisy72, lazy)
         else:
             assert_never_ran(tmp_path)
+
+
+def test_settings_of_qemu_are_restored_by_whoever_continues(tmp_path: Path, noisy72: Saved) -> None:
+    """They are kept in QEMU: only the statepipe that was killed had seen them."""
+    with Guest(tmp_path, qemu=noisy72.qemu, memory=MEMORY, image=noisy72.image, incoming="defer") as guest:
+        guest.capabilities(multifd=True, late_block_activate=True)
+        before = guest.settings()
+        words = ["load", "--lazy", "--throttle", SLOW, "--qmp", guest.socket, str(noisy72.file)]
+        load = subprocess.Popen([*statepipe_command(), *words], stdin=subprocess.DEVNULL)
+        try:
+            wait_for("the guest", lambda: guest.run_state() == "running")
+            assert guest.settings() != before
+        finally:
+            load.kill()
+            load.wait()
+        done = run_statepipe("load", "--resume", "--qmp", guest.socket, noisy72.file)
+        assert done.returncode == 0, done.stderr
+        assert guest.settings() == before
+        assert not [row for row in guest.qmp("qom-list", path="/objects") if row["name"].startswith("statepipe")]

@@ -1,0 +1,82 @@
+"""load --lazy of guests with several blocks of memory of all kinds and several processors."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.qemu.harness import assert_continues, wait_for
+from tests.qemu.loading import MEMORY, Saved, assert_never_ran, loaded, run_load, save_guest
+
+SIZE = f"size={MEMORY}M"
+MACHINES = {
+    "q35": ["-M", "q35", "-smp", "4", "-device", "virtio-vga", "-device", "virtio-net-pci"],
+    "memfd": [
+        "-object",
+        f"memory-backend-memfd,id=m,{SIZE}",
+        "-M",
+        "q35,memory-backend=m",
+        "-device",
+        "virtio-gpu-pci",
+    ],
+    "two nodes": [
+        *("-object", f"memory-backend-ram,id=a,size={MEMORY // 2}M", "-numa", "node,memdev=a"),
+        *("-object", f"memory-backend-memfd,id=b,size={MEMORY // 2}M,share=on", "-numa", "node,memdev=b"),
+    ],
+    "file in memory": [
+        "-object",
+        f"memory-backend-file,id=m,{SIZE},mem-path=TMPFS/ram,share=on",
+        "-M",
+        "pc,memory-backend=m",
+    ],
+    "nvdimm": [
+        *("-M", "pc,nvdimm=on", "-m", f"{MEMORY},slots=1,maxmem=1G"),
+        *("-object", "memory-backend-ram,id=n,size=16M", "-device", "nvdimm,memdev=n"),
+    ],
+}
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_machines(tmp_path: Path, qemu72: str, machine: str) -> None:
+    """Each has several blocks of RAM."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        args = [word.replace("TMPFS", folder) for word in MACHINES[machine]]
+        saved = save_guest(tmp_path, qemu72, args=args)
+        with loaded(tmp_path, saved, "--lazy", args=args) as guest:
+            wait_for("all memory", lambda: "all memory is loaded" in guest.stderr())
+            guest.wait_ticks(2)
+            assert_continues(saved.before, guest.serial())
+
+
+@pytest.fixture
+def huge_pages() -> Iterator[None]:
+    """128 MiB of them."""
+    count = Path("/proc/sys/vm/nr_hugepages")
+    before = count.read_text()
+    try:
+        count.write_text("64")
+    except PermissionError:
+        pytest.skip("only root can reserve huge pages")
+    try:
+        if int(count.read_text()) < MEMORY // 2:
+            pytest.skip("this host has no room for huge pages")
+        yield
+    finally:
+        count.write_text(before)
+
+
+@pytest.mark.usefixtures("huge_pages")
+def test_huge_pages_are_refused_before_qemu_has_received_anything(tmp_path: Path, state72: Saved) -> None:
+    memory = f"memory-backend-memfd,id=pc.ram,{SIZE},hugetlb=on,hugetlbsize=2M,share=on"
+    args = ["-object", memory, "-machine", "memory-backend=pc.ram"]
+    done = run_load(tmp_path, state72, "--lazy", args=args)
+    assert done.returncode == 6 and "'pc.ram' is in pages of 2048 KiB" in done.stderr, done.stderr
+    assert "without huge pages" in done.stderr and "--lazy=auto" in done.stderr
+    assert_never_ran(tmp_path)
+    with loaded(tmp_path, state72, "--lazy=auto", args=args) as guest:
+        guest.wait_ticks(2)
+        assert "warning: all memory is loaded first: the guest's memory 'pc.ram'" in guest.stderr()
+        assert_continues(state72.before, guest.serial())
