@@ -180,7 +180,7 @@ def judge(saved: Iterable[Disk] | None, images: Images | None, word: Word, warn:
     `images` are those of the QEMU that is to load the state. None: no QEMU is available, and the files with those names
     are examined. `live`: the guest ran on while it was saved, and has probably changed the disks itself.
     """
-    lacking, elsewhere, gone, replaced, changed = [], [], [], [], []
+    lacking, elsewhere, gone, locked, replaced, changed = [], [], [], [], [], []
     for disk in saved or ():
         now = word.now(disk)
         if word.forces(disk):
@@ -194,6 +194,8 @@ def judge(saved: Iterable[Disk] | None, images: Images | None, word: Word, warn:
                 lacking.append(f"{now}{place}")
         elif row is not None and (where := _moved_on_the_bus(disk, row)):
             elsewhere.append(where)
+        elif row is not None and images is not None and disk.get("devices") and _is_unwritable(disk, row, images):
+            locked.append(row.path)
         elif images is None and "unknown" not in disk and _is_absent(now):
             gone.append(now)
         elif row is not None and images is not None and row.is_file and images.view.has_replaced(row.path):
@@ -211,6 +213,9 @@ def judge(saved: Iterable[Disk] | None, images: Images | None, word: Word, warn:
         said.append(f"disks that the guest had are not there: {', '.join(gone)}")
         moved = f"--disk {shlex.quote(gone[0])}=NEW"
         hints.append(f"for one that was moved, put its new place on QEMU's command line and give {moved}")
+    if locked:
+        said.append(f"disks that the guest could write to are read-only now: {', '.join(locked)}")
+        hints.append("the guest's writes would fail: remove readonly=on from QEMU's command line")
     if replaced:
         said.append(f"QEMU has other files open than those with these names now: {', '.join(replaced)}")
         hints.append("they were replaced after QEMU had opened them: end that QEMU, and start it again")
@@ -230,6 +235,13 @@ def judge(saved: Iterable[Disk] | None, images: Images | None, word: Word, warn:
 _AS_THEY_WERE = (
     "give QEMU a snapshot of them from the moment when that save began, and --disk OLD=NEW if it has another name"
 )
+
+
+def _is_unwritable(disk: Disk, row: Image, images: Images) -> bool:
+    """Return whether the guest could write to this disk and cannot now, neither to an overlay in its place
+    (-snapshot)."""
+    in_place = [each for each in images.rows if set(each.devices or ()) & set(row.devices or ())]
+    return row.read_only and not disk.get("read_only") and all(each.read_only for each in in_place)
 
 
 def _is_absent(path: str) -> bool:

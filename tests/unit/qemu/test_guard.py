@@ -74,6 +74,16 @@ def test_a_disk_that_was_replaced_after_qemu_opened_it_is_refused(tmp_path: Path
         assert judged(saved, its) == []
 
 
+def test_a_disk_that_became_read_only_is_refused_unless_an_overlay_is_in_its_place(tmp_path: Path, image: Path) -> None:
+    saved, locked = look(of(file(image))), file(image, read_only=True)
+    with pytest.raises(StatepipeError, match=f"could write to are read-only now: {image}") as told:
+        judged(saved, of(locked))
+    assert "remove readonly=on" in (told.value.hint or "")
+    assert judged(saved, of(locked), forced=(str(image),))
+    assert judged(saved, of(locked, file(tmp_path / "overlay"))) == []
+    assert judged(look(of(locked)), of(locked)) == []
+
+
 def test_another_file_in_a_disk_s_place_is_named_and_its_place(tmp_path: Path, image: Path) -> None:
     other = tmp_path / "other"
     other.write_bytes(image.read_bytes())
