@@ -6,7 +6,7 @@ import random
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from select import select
 from struct import pack
@@ -109,15 +109,20 @@ def serving(path: Path, *pages: tuple[str, int], learns: bool = False) -> Iterat
         ours,
         theirs,
         open_pages(str(path), NO_KEYS) as store,
-        closing(Server(store, ours, BLOCKS, time.monotonic)) as server,
     ):
+        server = Server(store, ours, BLOCKS, time.monotonic)
         first = FirstPages(store, a_set(*pages)) if pages else None
         if learns:
             server.learn(first)
-        server.begin(b"OPENING!", b"PACKAGE!" if pages else b"", first)
-        destination = Destination(theirs)
-        assert theirs.recv(8) == b"OPENING!"
-        yield server, destination
+        try:
+            server.begin(b"OPENING!", b"PACKAGE!" if pages else b"", first)
+            destination = Destination(theirs)
+            assert theirs.recv(8) == b"OPENING!"
+            yield server, destination
+        finally:
+            server.close()
+            if first is not None:
+                first.close()
 
 
 def test_each_stored_page_comes_once_the_last_copy_of_it_and_no_zeros(tmp_path: Path) -> None:
