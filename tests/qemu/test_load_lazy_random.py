@@ -109,7 +109,7 @@ def test_kills_at_random_points(tmp_path: Path, qmp_folder: Path, noisy: Saved, 
                 lazy.signal(signal.SIGKILL)
                 lazy.status()
             status = lazy.status()
-            if status == 0 or "its migration is completed" in lazy.stderr():
+            if status == 0 or lazy.ticks():  # or all was loaded before the kill, and is compared as well
                 assert_went_on(noisy, lazy)
                 assert unchanging(memory_at(qmp, folder / "memory")) == expected, f"point {number}"
                 (folder / "memory").unlink()
