@@ -46,9 +46,11 @@ class Move:
 
     def kill_target_qemu(self) -> None:
         self.target.kill()
+        self.target.wait()  # until then it may look alive
 
     def kill_source_qemu(self) -> None:
         self.source.kill()
+        self.source.wait()
 
     def black_hole(self) -> None:
         self.rail.faults.clear.clear()
