@@ -12,7 +12,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from typing import Any, NoReturn
 
@@ -51,12 +51,15 @@ class Parser(argparse.ArgumentParser):
             return did_you_mean(key[1], [name.removeprefix("--") for name in known])
         if message.endswith("--qmp"):
             return "--qmp names the unix socket of the guest's QEMU monitor; "
+        if message.endswith(" FILE") and any(action.metavar == "QEMU" for action in self._get_positional_actions()):
+            return f"write: {self.prog} FILE -- qemu-system-x86_64 …; "
         if takes_file and re.match("unrecognized arguments: (?!-)", message):
             return "give one FILE at a time; "
         return ""
 
     def print_help(self, file: object = None) -> None:
-        show(self.format_help())
+        # argparse writes an optional value as another word, which it would not be
+        show(re.sub(r"(--[\w-]+) \[([A-Z]+)\]", r"\1[=\2]", self.format_help()))
 
 
 def parser_for(verb: Verb | Filter) -> Parser:
@@ -99,6 +102,7 @@ def parse(verb: Verb | Filter, arguments: Sequence[str]) -> Values:
             _demand_separator(verb, arguments)
     parser = parser_for(verb)
     values = vars(parser.parse_args(_options_first(verb, arguments, parser)))
+    _demand_no_strays(verb, arguments, values.get(COMMAND), command is not None)
     values = {param.key: _converted(param, values[param.key]) for param in verb.params}
     if command is not None:
         values[COMMAND] = command
@@ -138,6 +142,21 @@ def _demand_separator(verb: Verb | Filter, arguments: Sequence[str]) -> None:
         if os.path.basename(word).startswith("qemu-system") and not before.startswith("-"):
             hint = f"write: statepipe {verb.name} {shlex.quote(before)} -- {shlex.quote(word)} …"
             raise UsageError("a QEMU command line comes after --", hint=hint)
+
+
+def _demand_no_strays(verb: Verb | Filter, arguments: Sequence[str], strays: list[str] | None, separated: bool) -> None:
+    """Raise UsageError for `strays`, words that stand where only a command line after `--` may follow."""
+    is_qemu = any(param.name == COMMAND and param.metavar == "QEMU" for param in verb.params)
+    if not strays or not (separated or is_qemu):
+        return
+    hint = f"see: statepipe {verb.name} --help"
+    optional = {name: param for param in verb.params if param.many == "optional" for name in param.names}
+    for before, word in pairwise(arguments):
+        if (param := optional.get(before)) is not None:
+            with suppress(UsageError):
+                _converted(param, word)
+                hint = f"the value of {before} follows an equals sign: {before}={word}"
+    raise UsageError(f"'{strays[0]}' is one argument too many", hint=hint)
 
 
 def _options_first(verb: Verb | Filter, arguments: Sequence[str], parser: Parser) -> list[str]:

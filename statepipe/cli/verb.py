@@ -58,7 +58,9 @@ class Param:
 
     @property
     def written(self) -> str:
-        """How a message names it: `--to FILE`, `FILE`."""
+        """How a message names it: `--to FILE`, `--lazy[=WHEN]`, `FILE`."""
+        if self.names and self.many == "optional":
+            return f"{self.name}[={self.metavar}]"
         return " ".join(filter(None, (*self.names[-1:], self.metavar)))
 
 

@@ -349,6 +349,26 @@ def test_a_misspelt_name_gets_a_suggestion(line: list[str], hint: str, capsys: p
     assert f"statepipe: hint: {hint}" in capsys.readouterr().err
 
 
+MISPLACED = [
+    (["load", "--lazy", "auto", "F", "--", "q"], "the value of --lazy follows an equals sign: --lazy=auto"),
+    (["load", "--lazy", "--learn", "5", "F", "--qmp", "S"], "the value of --learn follows an equals sign: --learn=5"),
+    (["load", "--lazy", "--", "F", "q"], "write: statepipe load FILE -- qemu-system-x86_64 …"),
+]
+
+
+@pytest.mark.parametrize(("line", "hint"), MISPLACED, ids=[" ".join(line) for line, _ in MISPLACED])
+def test_a_misplaced_word_gets_its_place(line: list[str], hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(line) == 2
+    assert f"statepipe: hint: {hint}" in capsys.readouterr().err
+
+
+def test_help_writes_an_optional_value_as_it_is_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(find_verb("load"), ["--help"])
+    shown = capsys.readouterr().out
+    assert "[--lazy[=WHEN]]" in shown and "  --learn[=SECONDS]" in shown
+
+
 REFUSED = [
     (["send", "--timeout", "x", "h"], "--timeout SECONDS: 'x' is not a number of seconds"),
     (["send", "--retry", "-1", "h"], "--retry SECONDS: '-1' is not a number of seconds"),
@@ -365,8 +385,12 @@ REFUSED = [
     (["save", "--then", "quit", "F"], "--then WHAT needs --qmp SOCKET"),
     (["save", "--qmp", "S", "--on-timeout", "cancel", "F"], "--on-timeout WHAT needs --timeout SECONDS"),
     (["load", "--detach", "F"], "--detach needs a QEMU command line after --"),
-    (["load", "--learn", "F", "--", "q"], "--learn SECONDS needs --lazy WHEN"),
-    (["load", "--lazy", "--learn=soon", "F", "--", "q"], "--learn SECONDS: 'soon' is not a number of seconds"),
+    (["load", "--learn", "F", "--", "q"], "--learn[=SECONDS] needs --lazy[=WHEN]"),
+    (["load", "--lazy", "--learn=soon", "F", "--", "q"], "--learn[=SECONDS]: 'soon' is not a number of seconds"),
+    (["load", "F", "G", "--", "q"], "'G' is one argument too many"),
+    (["load", "--qmp", "S", "F", "G"], "'G' is one argument too many"),
+    (["receive", "tls://:1", "q"], "'q' is one argument too many"),
+    (["external", "a", "--", "b"], "'a' is one argument too many"),
     (["save", "--qmp", "S", "--live", "--then", "cont", "F"], "--live and --then exclude each other"),
     (["send", "--links", "2", "tcp://h:1"], "--links N is for tls:// and ssh:// only"),
     (["send", "--ssh", "ssh -v", "h"], "--ssh COMMAND is for ssh:// only"),
