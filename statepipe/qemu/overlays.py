@@ -117,13 +117,13 @@ class Clone:
         """
         if self.is_wanted:
             ours = {row for each in self._overlays if (row := images.find(each.path)) is not None}
-            written = (row for row in images.rows if row.devices != () and not row.read_only and row not in ours)
-            if others := [row.path for row in written if not images.view.lacks(row.path)]:
+            named = [row for row in images.rows if row not in ours and not images.view.lacks(row.path)]
+            if others := [row.path for row in named if row.devices != () and not row.read_only]:
                 raise StatepipeError(
                     f"QEMU has disks that the guest would write to, and that have no overlay: {', '.join(others)}",
                     hint="give all of QEMU's options on the command line: a script may not add or change them",
                 )
-            for row in images.rows:
+            for row in named:
                 if row.is_file and row.devices == ():
                     self._deny_writing(row.path)
         return images.through({each.path: each.base for each in self._overlays})

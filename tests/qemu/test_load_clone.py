@@ -138,6 +138,25 @@ def test_a_clone_writes_to_overlays_of_every_kind_of_disk(tmp_path: Path, disks:
             assert_has(overlay, number)
 
 
+@each_way
+@pytest.mark.parametrize("more", ["", ",snapshot=on"], ids=["written", "temporary"])
+def test_a_disk_that_no_device_uses_prevents_nothing(tmp_path: Path, state: Saved, way: list[str], more: str) -> None:
+    """QEMU takes its lock on it when the guest runs, and names the temporary overlay of the other."""
+    unused, folder = tmp_path / "unused.img", tmp_path / "clones"
+    unused.write_bytes(bytes(1 << 20))
+    args = ["-drive", f"file={unused},format=raw,if=none,id=u{more}"]
+    with loaded(tmp_path, state, *way, "--clone", str(folder), args=args) as guest:
+        guest.wait_ticks(2)
+        assert_continues(state.before, guest.serial())
+        if not more:
+            write(guest, "u", 1)
+        guest.qmp("quit")
+        guest.wait()
+    assert unused.read_bytes() == bytes(1 << 20)
+    if not more:
+        assert_has(folder / "unused.img.qcow2", 1)
+
+
 def test_ten_guests_run_from_one_state_at_once(tmp_path: Path, state: Saved) -> None:
     before = hashlib.sha256(state.image.read_bytes()).hexdigest()
     folders = [tmp_path / str(number) for number in range(GUESTS)]
