@@ -294,7 +294,9 @@ def _found(finding: Situation, qmp: str) -> str:
     rows += [("journal", finding.step)] if finding.step else []
     lines = [f"{name + ':':12}{clean(value)}" for name, value in rows]
     command = f"    statepipe resolve --qmp {shlex.quote(qmp)}"
-    if finding.run_state == "paused" and finding.migration == "none" and not finding.step:
+    if finding.lacking:
+        lines += ["", f"Not all of the guest's memory is here: {clean(finding.lacking)}"]
+    elif finding.run_state == "paused" and finding.migration == "none" and not finding.step:
         lines += ["", "QEMU has no migration. If no other QEMU is to run the guest, run it in this one:"]
         lines += [f"{command} here"]
     elif finding.run_state != "running":

@@ -14,14 +14,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from statepipe.errors import QemuGone, QemuRefused, QemuSilent
+from statepipe.qemu.late_pages import MARK
 from statepipe.shapes import Misshapen, fields, flag, parse, table, text
 from statepipe.state.pagestore import PageStore
 
 if TYPE_CHECKING:  # it takes 25 ms, in which a QEMU can start
     from statepipe.qemu.monitor import Monitor
-
-STATE = "statepipe-state-"
-"""The beginning of the first object's name; 32 hexadecimal digits follow."""
 
 TO_RUN = "statepipe-to-run"
 
@@ -56,7 +54,7 @@ class Marks:
 
     def leave(self, digest: str, before: Mapping[str, Any], *, runs: bool) -> None:
         """Leave the digest of the state, the settings to restore, and whether the guest is to run. Raises QemuError."""
-        self._state = STATE + digest
+        self._state = MARK + digest
         self._add(self._state)
         self.before, self._has_before = before, True
         self._add(BEFORE, json.dumps(before))
@@ -72,8 +70,8 @@ class Marks:
             with suppress(Misshapen):
                 said = self._monitor.execute("qom-get", path=f"/objects/{BEFORE}", property="data")
                 self.before = parse(str(said)[:LONGEST], _SETTINGS)
-        self._state = next((name for name in names if name.startswith(STATE)), None)
-        return None if self._state is None else self._state.removeprefix(STATE)
+        self._state = next((name for name in names if name.startswith(MARK)), None)
+        return None if self._state is None else self._state.removeprefix(MARK)
 
     @property
     def says_to_run(self) -> bool:

@@ -22,6 +22,9 @@ from statepipe.qemu.view import View
 if TYPE_CHECKING:  # asyncio takes 60 ms, which a filter need not pay
     from statepipe.qemu.monitor import Monitor
 
+MARK = "statepipe-state-"
+"""The beginning of the name of an object that a lazy load leaves in QEMU; 32 hexadecimal digits of the state follow."""
+
 CAP_SYS_PTRACE = 1 << 19
 """capabilities(7): whoever has it may have userfaultfd."""
 
@@ -98,6 +101,15 @@ def _file_system(view: View, path: str) -> str | None:
             if fields.split()[2] == number:
                 return kind.split()[0]
     return None
+
+
+def comes_late(monitor: Monitor) -> str | None:
+    """Return the first digits of the state whose memory QEMU still lacks; "" if it lacks memory and no lazy load of
+    ours began that; None if it does not lack any. Raises QemuError."""
+    if not str(monitor.migration()["status"]).startswith("postcopy-"):
+        return None
+    names = (str(row["name"]) for row in monitor.execute("qom-list", path="/objects"))
+    return next((name.removeprefix(MARK) for name in names if name.startswith(MARK)), "")
 
 
 def page_sizes(monitor: Monitor) -> dict[str, int]:

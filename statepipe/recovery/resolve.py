@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from statepipe.errors import QemuError, QemuSilent
+from statepipe.qemu.late_pages import comes_late
 from statepipe.qemu.migration import ProcessWatch, end_qemu, outcome
 from statepipe.qemu.monitor import LOOK_AGAIN, Monitor
 from statepipe.qemu.runstates import LIVE, SENT
@@ -65,12 +66,14 @@ def how_if_sent(qmp: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """QEMU's run state and what it means, its migration's status, and the journal's last step, if one was given."""
+    """QEMU's run state and what it means, its migration's status, the journal's last step, if one was given, and what
+    to do about memory that QEMU lacks."""
 
     run_state: str
     meaning: str
     migration: str
     step: str | None
+    lacking: str | None
 
 
 def look(qmp: str, journal: str | None, tell: Tell) -> Situation:
@@ -78,7 +81,25 @@ def look(qmp: str, journal: str | None, tell: Tell) -> Situation:
     step = None if journal is None else last_step(read_journal(journal))
     with closing(Monitor(qmp, tell=tell)) as monitor:
         state = monitor.run_state()
-        return Situation(state, _MEANINGS.get(state, "its guest does not run"), monitor.migration()["status"], step)
+        meaning = _MEANINGS.get(state, "its guest does not run")
+        return Situation(state, meaning, monitor.migration()["status"], step, _how_to_complete(monitor, qmp))
+
+
+def _how_to_complete(monitor: Monitor, qmp: str) -> str | None:
+    """Return what a person does about a guest whose memory is not complete; None about any other."""
+    if (digest := comes_late(monitor)) is None:
+        return None
+    if not digest:
+        return "each of two QEMUs has a part of the guest (postcopy): end neither, and continue that migration"
+    command = f"statepipe load --resume --qmp {shlex.quote(qmp)} FILE"
+    state = f"the state whose blake3 begins {digest[:16]}"
+    return f"unless a statepipe loads it now (see statepipe ps), continue with {state}: {command}; do not end this QEMU"
+
+
+def _demand_complete(monitor: Monitor, qmp: str) -> None:
+    """Raises QemuError for a guest that lacks memory: it cannot run without, and its disks are newer than its state."""
+    if hint := _how_to_complete(monitor, qmp):
+        raise QemuError("not all of the guest's memory is here", hint=hint)
 
 
 def last_step(rows: list[dict[str, Any]]) -> str | None:
@@ -102,6 +123,7 @@ def decide(qmp: str, where: str, tell: Tell) -> str:
             if state == "inmigrate":  # a guest that is on its way here cannot be taken back from here
                 hint = "only the other QEMU can run it: statepipe resolve --qmp SOCKET here, on that host"
                 raise QemuError("the guest has not arrived completely", hint=hint)
+            _demand_complete(monitor, qmp)
             outcome(monitor, LOOK_AGAIN, cancels=True)  # its settings are not ours: it may send no event
             monitor.wait_until_running()
             if monitor.run_state() not in LIVE:
@@ -110,6 +132,7 @@ def decide(qmp: str, where: str, tell: Tell) -> str:
         if state in LIVE:
             hint = "if it runs elsewhere as well, stop one of the two by hand: both use its disks"
             raise QemuError(f"the guest is {state} here", hint=hint)
+        _demand_complete(monitor, qmp)
         pid, what = monitor.pid, f"the QEMU that held the guest ({state})"
         with closing(ProcessWatch(pid)) as process:
             with suppress(QemuSilent):

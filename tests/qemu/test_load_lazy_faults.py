@@ -39,6 +39,10 @@ def test_at_a_damaged_frame_the_guest_is_stopped_and_goes_on_from_a_good_copy(tm
         assert lazy.status() == 3
         said = lazy.stderr()
         assert f"{file}" in said and "pc.ram" in said and " 0x" in said and "the guest is paused, with " in said
+        for where in ([], ["elsewhere"], ["here"]):
+            looked = run_statepipe("resolve", "--qmp", resume[resume.index("--qmp") + 1], *where)
+            assert looked.returncode == (6 if where else 0), looked.stderr
+            assert f"statepipe {shlex.join(resume[:-1])} FILE" in looked.stdout + looked.stderr
         shutil.copy(noisy.file, file)
         done = run_statepipe(*resume)
         assert done.returncode == 0 and "the guest is running while" in done.stderr, done.stderr

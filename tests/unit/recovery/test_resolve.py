@@ -55,3 +55,29 @@ def test_another_host_is_spoken_of_only_where_there_may_be_one(
     said = capsys.readouterr().out
     assert words in said and f"statepipe resolve --qmp {server.path} here" in said
     assert ("another QEMU" in said) == (status == "completed") and "other host too" not in said
+
+
+@pytest.mark.parametrize(
+    ("objects", "words"),
+    [
+        (["statepipe-state-0123456789abcdef0123456789abcdef"], "statepipe load --resume --qmp {qmp} FILE"),
+        ([], "each of two QEMUs has a part of the guest (postcopy): end neither"),
+    ],
+)
+def test_a_guest_that_lacks_memory_is_neither_run_nor_ended(
+    server: QmpServer, capsys: pytest.CaptureFixture[str], objects: list[str], words: str
+) -> None:
+    """Its disks are newer than the state that it came from: without this QEMU it would be lost."""
+    server.answers |= {
+        "query-status": {"status": "paused"},
+        "query-migrate": {"status": "postcopy-paused"},
+        "qom-list": [{"name": name, "type": "child<secret>"} for name in objects],
+    }
+    words = words.format(qmp=server.path)
+    assert main(["resolve", "--qmp", server.path]) == 0
+    shown = capsys.readouterr().out
+    assert words in shown and "load the file" not in shown and "elsewhere" not in shown
+    for where in ("here", "elsewhere"):
+        assert main(["resolve", "--qmp", server.path, where]) == 6
+        assert words in capsys.readouterr().err
+    assert not {"quit", "cont", "migrate_cancel"} & set(server.commands())
