@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -31,7 +32,7 @@ class Clone:
     """
 
     def __init__(self, folder: str | None = None) -> None:
-        self._folder = folder
+        self._folder = None if folder is None else os.path.realpath(folder)
         self._overlays: list[Overlay] = []
         self._made: list[str] = []
         self._has_made_folder = False
@@ -62,10 +63,11 @@ class Clone:
                 os.mkdir(folder, 0o700)
                 self._has_made_folder = True
         except FileExistsError:
-            pass  # a file of that name fails at its first overlay
+            pass
         except OSError as error:
             hint = "name a folder that can be made, or one that exists"
             raise StatepipeError(f"cannot make the folder {folder}: {error.strerror}", hint=hint) from error
+        _demand_unshared(folder)
 
     def _make(self, tool: str, overlay: Overlay) -> None:
         new = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -151,3 +153,33 @@ class Clone:
             except OSError as error:
                 warn(f"the folder {self._folder} stays: {error.strerror}")
         self._overlays = []
+
+
+def _demand_unshared(folder: str) -> None:
+    """Raises StatepipeError if another user can rename files in this folder, or a folder on the way to it.
+
+    Overlays are opened by name, by qemu-img and by QEMU. That user could put a link in an overlay's place, and have us
+    write to any of our files (seen: qemu-img emptied one). Whoever became root by sudo is trusted, as in git. `folder`
+    is absolute and without links.
+    """
+    trusted = {0, os.geteuid()}
+    if os.geteuid() == 0 and (sudo := os.environ.get("SUDO_UID", "")).isdecimal():
+        trusted.add(int(sudo))
+    at, below = folder, ""
+    while at != below:
+        try:
+            status = os.lstat(at)
+        except OSError as error:
+            raise StatepipeError(f"cannot look at the folder {at}: {error.strerror}") from error
+        why = ""
+        if not stat.S_ISDIR(status.st_mode):
+            why = f"{at} is not a folder"
+        elif status.st_uid not in trusted:
+            why = f"{at} belongs to user {status.st_uid}, who could replace them"
+        elif status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
+            why = f"every user can write to {at}, and could replace them"
+        if why:
+            raise StatepipeError(
+                f"no overlays can be in {folder}: {why}", hint="name a folder of your own with --clone"
+            )
+        at, below = os.path.dirname(at), at

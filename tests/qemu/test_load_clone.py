@@ -424,8 +424,51 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, state72: Saved) -
     file = tmp_path / "file"
     file.touch()
     done = run_load(tmp_path, state72, "--clone", file)
-    assert done.returncode == 1 and "Not a directory" in done.stderr
+    assert done.returncode == 1 and f"{file} is not a folder" in done.stderr
     assert file.read_bytes() == b""
+
+
+STRANGER = 65534
+
+
+@pytest.mark.parametrize(
+    ("uid", "mode", "below", "said"),
+    [
+        (STRANGER, 0o755, "", "belongs to user 65534, who could replace them"),
+        (STRANGER, 0o755, "clones", "belongs to user 65534, who could replace them"),
+        (0, 0o777, "", "every user can write to "),
+        (0, 0o777, "clones", "every user can write to "),
+    ],
+)
+def test_a_folder_in_which_another_user_can_replace_overlays_is_refused(
+    tmp_path: Path, state72: Saved, uid: int, mode: int, below: str, said: str
+) -> None:
+    """That user could put a link to one of our files in the place of an overlay."""
+    shared, link = tmp_path / "shared", tmp_path / "link"
+    shared.mkdir()
+    link.symlink_to(shared)
+    if uid and os.geteuid():
+        pytest.skip("only root can give a folder away")
+    if uid:
+        os.chown(shared, uid, uid)
+    shared.chmod(mode)
+    done = run_load(tmp_path, state72, "--clone", link / below)
+    assert done.returncode == 1 and said in done.stderr and str(shared) in done.stderr, done.stderr
+    assert "hint: name a folder of your own with --clone" in done.stderr
+    assert not list(shared.iterdir())
+    assert_never_ran(tmp_path)
+
+
+def test_a_folder_of_the_user_of_sudo_is_used(tmp_path: Path, state72: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    if os.geteuid():
+        pytest.skip("only root can give a folder away")
+    home = tmp_path / "home"
+    home.mkdir()
+    os.chown(home, STRANGER, STRANGER)
+    monkeypatch.setenv("SUDO_UID", str(STRANGER))
+    with loaded(tmp_path, state72, "--clone", str(home / "clones")) as guest:
+        guest.wait_ticks(1)
+    assert (home / "clones" / f"{state72.image.name}.qcow2").exists()
 
 
 # --- what tells clones apart
