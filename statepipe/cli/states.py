@@ -216,7 +216,11 @@ def _load_lazily(values: Values, keys: Keys, said: Said, in_time: Callable[[], N
     def learned(written: str, size: int, is_full: bool) -> None:
         say(f"statepipe: load: {learned_set(written, size, is_full)}")
 
-    tell = LazyTelling(warn_load, here, complete, learned, in_time)
+    def nothing_left(state: str) -> None:
+        what = "nothing is left to continue: this QEMU has all of its guest's memory"
+        say(f"statepipe: load: {called(path)}: {what}, and the guest is {state}")
+
+    tell = LazyTelling(warn_load, here, complete, learned, nothing_left, in_time)
     options = LazyOptions(values["verify_first"], values["throttle"], values["learn"])
     try:
         if values["resume"]:

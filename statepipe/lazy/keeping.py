@@ -134,9 +134,8 @@ class Keeping:
 
         Return None for a QEMU that has a keeper since it was started.
         """
-        with suppress(OSError):
-            if os.path.dirname(address) == os.path.dirname(_place("")) and _OWN.fullmatch(os.path.basename(address)):
-                return None
+        if _is_own(address):
+            return None
         with monitor.duplicate() as second:
             return cls(second, address, digest, warn, shared=True)
 
@@ -161,6 +160,21 @@ class Keeping:
     def close(self) -> None:
         """Leave it alone. It acts if it has not heard that all is done."""
         self._control.close()
+
+
+def _is_own(address: str) -> bool:
+    """Whether a load has given this monitor to the QEMU that it started."""
+    folder, name = os.path.split(address)
+    with suppress(OSError):
+        return folder == os.path.dirname(_place("")) and _OWN.fullmatch(name) is not None
+    return False
+
+
+def removed(address: str) -> str | None:
+    """Return a hint if an own monitor's socket is not there any more."""
+    if _is_own(address) and not os.path.lexists(address):
+        return "a load removes this socket once all memory is loaded, or QEMU has ended: nothing is left to continue"
+    return None
 
 
 def _name(address: str) -> str:

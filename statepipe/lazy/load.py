@@ -5,6 +5,7 @@ page is sent when the guest touches it, and the others in the background (rest.p
 guest, every failure ends QEMU, and the guest has not run. From then on the guest changes its disks, so QEMU is never
 ended.
 
+The keeper (keeper.py) is started before QEMU: whenever statepipe is killed, it ends a QEMU that has received nothing.
 QEMU takes as long to start as we take to import what is needed only then. So it is started as soon as both ends of the
 file are verified, and its disks; the index and the devices are verified while it starts. A file that has to be read
 whole is read before.
@@ -12,6 +13,7 @@ whole is read before.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING
@@ -66,16 +68,14 @@ def load_lazily_into_new(
             pages = _pages(opened, state, tell, options) if options.verify_first or not state.is_indexed else None
             state.refuse_changed_before(command, said)
             command = ready(command, clone)
+            digest = state.digest if pages is None else pages[0].digest
             with held():  # a QEMU that was started must be known to us
-                child = Child([*command, *own.words], detach)
-                opened.enter_context(child.spare)
+                keeping, child = _kept(opened, [*command, *own.words], own.address, digest, tell, detach=detach)
             from statepipe.lazy.loading import LazyLoad
             from statepipe.qemu.monitor import Monitor
 
             store, first = pages or _pages(opened, state, tell, options)
             monitor = opened.enter_context(closing(Monitor(child.monitor, child.pid, tell.warn)))
-            keeping = Keeping(child.spare, own.address, store.digest, tell.warn, shared=False)
-            opened.enter_context(closing(keeping))
             done = ignore if detach else child.pass_signals_on
             load = LazyLoad(store, first, monitor, tell, options, resume_command(path, own.address), clone, done)
             load.load(said, keeping, runs=not child.stays_paused)
@@ -129,6 +129,17 @@ def demand_named(path: str) -> None:
             f"{name} cannot be loaded lazily: an interrupted load could not be continued from it",
             hint="store the state in a file and name that",
         )
+
+
+def _kept(
+    opened: ExitStack, command: Sequence[str], address: str, digest: str, tell: LazyTelling, *, detach: bool
+) -> tuple[Keeping, Child]:
+    """Start QEMU, and before it its keeper: whenever we are killed, that one ends a QEMU that has received nothing."""
+    spare = socket.socketpair()
+    keeping = opened.enter_context(closing(Keeping(spare[0], address, digest, tell.warn, shared=False)))
+    child = Child(command, detach, spare=spare)
+    opened.enter_context(child.spare)
+    return keeping, child
 
 
 def _pages(

@@ -120,9 +120,9 @@ class Rest:
         """All memory was sent: check that QEMU has it, and restore QEMU's settings. Raises StatepipeError."""
         try:
             demand_completed(self._monitor.migration_outcome(), "its message is above")
-            self._marks.remove()
             if (words := restored(self._monitor, before)) is not None:
                 self._tell.warn(words)
+            self._marks.remove()  # the last step: --resume does these if we are killed
             self._done()
         except InterruptedBySignal as error:
             self._monitor.hurry()

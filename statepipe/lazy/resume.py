@@ -3,6 +3,9 @@
 QEMU has kept the guest (postcopy-paused): its processors wait for the pages that they lack. It gets a new connection,
 reports which pages it has, and is sent the others. The state must be the one that the load began with (marks.py).
 
+If statepipe was killed after the last page, QEMU has all memory. What the load had still to do is done then: run the
+guest, and restore QEMU's settings.
+
 QEMU's main loop may wait for a page, too; then its monitor does not answer. So if the keeper has QEMU listen already,
 the pages are sent first, and the monitor is asked afterwards.
 
@@ -20,7 +23,7 @@ from contextlib import ExitStack, closing, suppress
 from statepipe.errors import InterruptedBySignal, QemuError, QemuRefused, QemuSilent, StatepipeError
 from statepipe.formats.qemu import postcopy
 from statepipe.formats.qemu.postcopy import Block, Received, Resumed
-from statepipe.lazy.keeping import Keeping, demand_same, find_listening, other_state, resume_command
+from statepipe.lazy.keeping import Keeping, demand_same, find_listening, other_state, removed, resume_command
 from statepipe.lazy.loading import servable
 from statepipe.lazy.marks import Marks, identity
 from statepipe.lazy.opening import blocks_of
@@ -30,10 +33,11 @@ from statepipe.lazy.telling import LazyOptions, LazyTelling
 from statepipe.lazy.work import LazyWork
 from statepipe.pipeline.job import at_work
 from statepipe.qemu.monitor import Monitor
+from statepipe.qemu.settings import restored
 from statepipe.state.file import Keys, open_state
 from statepipe.state.loading import prepare
 
-PAUSED = "postcopy-paused"
+PAUSED, COMPLETED = "postcopy-paused", "completed"
 
 BREAKING = ("postcopy-active", "postcopy-recover")
 """The status of a migration whose end QEMU has not noticed yet, or that another statepipe serves."""
@@ -57,11 +61,17 @@ def resume_load(path: str, address: str, keys: Keys, tell: LazyTelling, options:
             if (link := find_listening(address, digest, first)) is None:
                 try:
                     monitor = opened.enter_context(closing(Monitor(address, tell=tell.warn)))
-                    link = _recovered(monitor, digest, first)
+                    if (status := _settled_status(monitor)) == COMPLETED:
+                        _end_complete(monitor, digest, tell)
+                        return
+                    link = _recovered(monitor, status, digest, first)
                 except QemuSilent as error:
                     if (link := find_listening(address, digest, first)) is None:
                         error.advise(other_state(address, digest))
                         raise
+                except QemuError as error:
+                    error.advise(removed(address))
+                    raise
             opened.enter_context(link)
             link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFERED)
             server = opened.enter_context(closing(Server(store, link, blocks, time.monotonic)))
@@ -88,12 +98,34 @@ def resume_load(path: str, address: str, keys: Keys, tell: LazyTelling, options:
             keeping.done()
 
 
-def _recovered(monitor: Monitor, digest: str, first: bytes) -> socket.socket:
-    """Our end of a new connection, with `first` in it, to a QEMU that waits for this state. Raises StatepipeError."""
+def _settled_status(monitor: Monitor) -> str:
+    """Return the status of the migration, once QEMU has had time to notice the end of its connection."""
     deadline = time.monotonic() + PATIENCE
-    status = monitor.migration()["status"]
+    status = str(monitor.migration()["status"])
     while status in BREAKING and (left := deadline - time.monotonic()) > 0:
-        status = monitor.migration_changed(status, min(left, LOOK))["status"]
+        status = str(monitor.migration_changed(status, min(left, LOOK))["status"])
+    return status
+
+
+def _end_complete(monitor: Monitor, digest: str, tell: LazyTelling) -> None:
+    """QEMU has all memory: do what the interrupted load had still to do. Raises StatepipeError.
+
+    Without a mark, nothing is left, and QEMU does not know from which state it was loaded.
+    """
+    marks = Marks(monitor)
+    if (found := marks.find()) is not None:
+        demand_same(found, digest)
+        if marks.says_to_run:
+            monitor.execute("cont")
+        if (words := restored(monitor, marks.before)) is not None:
+            tell.warn(words)
+        marks.remove()
+    tell.settled()
+    tell.nothing_left(monitor.run_state())
+
+
+def _recovered(monitor: Monitor, status: str, digest: str, first: bytes) -> socket.socket:
+    """Our end of a new connection, with `first` in it, to a QEMU that waits for this state. Raises StatepipeError."""
     if status in BREAKING:
         raise QemuError("another statepipe still loads this guest's memory", hint="see: statepipe ps")
     if status != PAUSED:

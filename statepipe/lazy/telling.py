@@ -36,10 +36,12 @@ class LazyOptions:
 class LazyTelling:
     """Messages of a lazy load. `here` gets the run state that QEMU reported and the command that continues the load;
     `complete` gets the figures at the end. `settled`: QEMU answered, and no signal undoes the load from then on.
-    `learned` gets the path of the working set, the bytes of its pages, and whether it was limited to these."""
+    `learned` gets the path of the working set, the bytes of its pages, and whether it was limited to these.
+    `nothing_left` gets the run state: there was nothing to continue, as QEMU has all memory."""
 
     warn: Tell
     here: Callable[[str, str], None]
     complete: Callable[[Summary], None]
     learned: Callable[[str, int, bool], None]
+    nothing_left: Callable[[str], None]
     settled: Callable[[], None] = ignore

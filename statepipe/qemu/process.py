@@ -300,19 +300,27 @@ def _unstartable(running: Running) -> str | None:
 class Child:
     """A QEMU started paused, waiting for an incoming migration, with monitors for us.
 
-    `monitor` is our end of its monitor's socket, `spare` that of a second one, for a process that outlives us. `folder`
-    is its working folder, `log` a file for its messages. Raises QemuError if it cannot be started, UsageError for a
+    `monitor` is our end of its monitor's socket, `spare` that of a second one, for a process that outlives us; a pair
+    `spare`, ours and QEMU's, is for a process that has it already. `folder` is its working folder, `log` a file for its
+    messages. Raises QemuError if it cannot be started, UsageError for a
     command with -incoming.
     """
 
-    def __init__(self, command: Sequence[str], detach: bool, folder: str | None = None, log: str | None = None) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        detach: bool,
+        folder: str | None = None,
+        log: str | None = None,
+        spare: tuple[socket.socket, socket.socket] | None = None,
+    ) -> None:
         if _has_option(command, "-incoming"):
             raise UsageError("the QEMU command has its own -incoming", hint="leave it out: statepipe adds it")
         self._log = log
         self._words = None if log is not None else LastWords()
         self.stays_paused = _has_option(command, "-S")
-        (self.monitor, theirs), (self.spare, spare) = socket.socketpair(), socket.socketpair()
-        with theirs, spare, ExitStack() as opened:
+        (self.monitor, theirs), (self.spare, its_spare) = socket.socketpair(), spare or socket.socketpair()
+        with theirs, its_spare, ExitStack() as opened:
             fds = {0: 0, 1: 1, 2: 2 if self._words is None else self._words.fd}
             if log is not None:
                 flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -320,7 +328,7 @@ class Child:
                 opened.callback(os.close, said)
                 fds |= {1: said, 2: said}
             words = [*command, "-S", "-incoming", "defer"]
-            for name, fd in ((f"{MONITOR}-0", theirs.fileno()), (f"{MONITOR}-1", spare.fileno())):
+            for name, fd in ((f"{MONITOR}-0", theirs.fileno()), (f"{MONITOR}-1", its_spare.fileno())):
                 words += ["-chardev", f"socket,id={name},fd={fd}", "-mon", f"chardev={name},mode=control"]
                 fds[fd] = fd
             try:

@@ -176,6 +176,12 @@ class State:
         return self.unserved is None and "frames" in self._index
 
     @property
+    def digest(self) -> str:
+        """The BLAKE3 of the stream, as the trailer says; empty if it says nothing."""
+        trailer = self.ends.trailer if self.ends.is_state else None
+        return "" if trailer is None else str(trailer["blake3"])
+
+    @property
     def _index(self) -> Facts:
         """What the trailer says of the index; empty if it says nothing."""
         return (self.ends.trailer or {}).get("index") or {} if self.ends.is_state else {}

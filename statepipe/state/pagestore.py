@@ -108,9 +108,7 @@ def pages_of(state: State, *, told: Tell = nobody) -> PageStore:
         told(f"{source.name} has no index of pages: all of it is read first")
         index, stream, digest = _scanned(source, state.ends, frames)
         state = replace(state, stream=stream)
-    if state.ends.is_state and state.ends.trailer is not None:
-        digest = state.ends.trailer["blake3"]
-    store = PageStore(source, state, frames, index, digest, is_scanned=is_scanned)
+    store = PageStore(source, state, frames, index, state.digest or digest, is_scanned=is_scanned)
     store.demand_sound()
     return store
 
