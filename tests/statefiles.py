@@ -174,7 +174,7 @@ def load(path: Path, *, keys: Keys = NO_KEYS) -> Loaded:
             state = prepare(source)
             state.refuse_changed_disks(None, Said(), lambda text: None)
             doubts = state.doubts
-            Pipeline(source, state.stages, sink).pour()
+            Pipeline(source, state.stages(), sink).pour()
     except StatepipeError as error:
         return Loaded(bytes(sink.data), error, doubts)
     return Loaded(bytes(sink.data), None, doubts)

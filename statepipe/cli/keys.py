@@ -10,10 +10,10 @@ from statepipe.cli.context import context
 from statepipe.cli.filtertable import find
 from statepipe.cli.verb import Values
 from statepipe.errors import NoKeyError, UsageError
-from statepipe.pipeline.pipeline import NamedStage
 
 if TYPE_CHECKING:
     from statepipe.formats.age.envelope import Identity
+    from statepipe.pipeline.pipeline import NamedStage
     from statepipe.stage import Stage
     from statepipe.state.file import Keys
 

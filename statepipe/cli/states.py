@@ -11,7 +11,6 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from statepipe.cli.config import load_config
-from statepipe.cli.filters import build_words
 from statepipe.cli.grammar import parse_word, refuse_word
 from statepipe.cli.keys import keys_of, seals
 from statepipe.cli.messages import say, show, warn
@@ -19,9 +18,9 @@ from statepipe.cli.onfiles import called, for_each_file
 from statepipe.cli.verb import Values
 from statepipe.descriptors import named_by
 from statepipe.errors import UsageError
-from statepipe.pipeline.pipeline import NamedStage
 
 if TYPE_CHECKING:
+    from statepipe.pipeline.pipeline import NamedStage
     from statepipe.qemu.guard import Said
     from statepipe.qemu.overlays import Clone
     from statepipe.stages.packing import Packing
@@ -110,6 +109,7 @@ def _save_words(words: Sequence[str]) -> tuple[Packing, list[NamedStage], list[V
 
     Raises UsageError for a word that save does not take.
     """
+    from statepipe.cli.filters import build_words
     from statepipe.stages.packing import choose
 
     _, chosen = parse_word("compress")

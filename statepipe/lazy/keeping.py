@@ -15,7 +15,6 @@ import socket
 import stat
 import sys
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from blake3 import blake3
@@ -118,7 +117,7 @@ class Keeping:
         nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         try:
             with theirs:
-                words = [sys.executable, "-I", "-S", str(Path(keeper.__file__)), str(monitor.fileno())]
+                words = [sys.executable, "-I", "-S", keeper.__file__, str(monitor.fileno())]
                 words += [str(theirs.fileno()), _place(_name(address) + digest[:16]), how]
                 fds = (monitor.fileno(), theirs.fileno())
                 self._process = Process(words, dict.fromkeys(range(3), nothing) | {fd: fd for fd in fds})

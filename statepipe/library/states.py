@@ -101,7 +101,7 @@ class LoadedState:
         self.bytes = 0
         self.doubts = state.doubts
         self._file, self._state = file, state
-        self._flow = stage.chain(file, state.stages)
+        self._flow = stage.chain(file, state.stages())
 
     @property
     def run_state(self) -> str | None:

@@ -7,7 +7,8 @@ import re
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path
+
+from statepipe.processes import read_text
 
 _LOCK = re.compile(r'Failed to get (?:shared )?"[^"]+" lock')
 _IMAGE = re.compile(r"using the image \[(.+?)\]\?")
@@ -60,6 +61,6 @@ def _holders(path: str, but: int) -> Iterator[str]:
             for fd in os.listdir(f"/proc/{pid}/fd"):
                 with suppress(OSError):
                     if os.path.samestat(os.stat(f"/proc/{pid}/fd/{fd}"), wanted):
-                        name = Path(f"/proc/{pid}/comm").read_text(errors="replace").strip()
+                        name = read_text(f"/proc/{pid}/comm", "replace").strip()
                         yield f"{name} (process {pid})"
                         break

@@ -10,10 +10,10 @@ import os
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from statepipe.errors import QemuError, QemuRefused, StatepipeError
+from statepipe.processes import read_text
 from statepipe.qemu.commandline import starts_qemu
 from statepipe.qemu.devices import ask
 from statepipe.qemu.process import qemu_under
@@ -62,9 +62,9 @@ def demand_userfaultfd(command: Sequence[str]) -> None:
 def _is_allowed() -> bool:
     """Whether the kernel lets us, as far as that can be read."""
     try:
-        if Path(ALLOWED).read_text().strip() != "0":
+        if read_text(ALLOWED).strip() != "0":
             return True
-        rights = re.search(r"^CapEff:\s*([0-9a-f]+)", Path("/proc/self/status").read_text(), re.MULTILINE)
+        rights = re.search(r"^CapEff:\s*([0-9a-f]+)", read_text("/proc/self/status"), re.MULTILINE)
     except OSError:
         return True
     return rights is None or bool(int(rights[1], 16) & CAP_SYS_PTRACE)
@@ -96,7 +96,7 @@ def _file_system(view: View, path: str) -> str | None:
     with suppress(OSError), view.place(full) as place:
         device = os.stat(place).st_dev
         number = f"{os.major(device)}:{os.minor(device)}"
-        for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines():
+        for line in read_text("/proc/self/mountinfo", "replace").splitlines():
             fields, _, kind = line.partition(" - ")
             if fields.split()[2] == number:
                 return kind.split()[0]

@@ -13,7 +13,8 @@ import struct
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
+
+from statepipe.processes import read_text
 
 NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY = 4, 20
 
@@ -71,7 +72,7 @@ def listened_at() -> Listened:
         return Listened(files=frozenset(_files()))
     names: frozenset[str] = frozenset()
     with suppress(OSError):  # a name proves less than a file: a socket that is gone may have had it
-        lines = Path("/proc/net/unix").read_text(errors="surrogateescape").splitlines()
+        lines = read_text("/proc/net/unix", "surrogateescape").splitlines()
         rows = [line.split(maxsplit=7) for line in lines]
         names = frozenset(row[7] for row in rows if len(row) == 8 and row[3] == "00010000")  # __SO_ACCEPTCON
     return Listened(names)

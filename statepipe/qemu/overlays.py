@@ -7,17 +7,20 @@ import shutil
 import stat
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from statepipe.errors import StatepipeError, UsageError
 from statepipe.imagelocks import deny_writing
 from statepipe.processes import output_of
-from statepipe.qemu.clone import Overlay, cloned
 from statepipe.qemu.commandline import program_of
 from statepipe.qemu.disks import NoImage, open_image
 from statepipe.qemu.holders import holder_hint
-from statepipe.qemu.images import Images
 from statepipe.telling import Tell
 from statepipe.threads import held
+
+if TYPE_CHECKING:
+    from statepipe.qemu.clone import Overlay
+    from statepipe.qemu.images import Images
 
 PATIENCE = 60.0
 """Seconds that qemu-img may take; it writes 200 KB, in 20 ms on a local disk."""
@@ -47,6 +50,8 @@ class Clone:
         if program is None:
             hint = "give QEMU's own command line after --, without another program before it"
             raise UsageError(f"--clone changes QEMU's options, and {command[0]} is not a QEMU", hint=hint)
+        from statepipe.qemu.clone import cloned  # it takes 4 ms, in which a QEMU can start
+
         words, self._overlays = cloned(command, self._folder)
         if self._overlays:
             tool = shutil.which(TOOL) or shutil.which(TOOL, path=os.path.dirname(program))

@@ -18,10 +18,9 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from statepipe.errors import QemuError, QemuGone, StatepipeError, UsageError
-from statepipe.processes import Process
+from statepipe.processes import Process, read_text
 from statepipe.qemu.commandline import MONITOR, TAKE_JSON, anew, in_words, option_of, parted
 from statepipe.qemu.holders import lock_hint
 from statepipe.qemu.lastwords import LastWords, last_lines
@@ -70,7 +69,7 @@ def parent_pid() -> int | None:
     if is_qemu(pid):
         return pid
     try:
-        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        pid = int(read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()[1])
     except OSError:
         return None
     return pid if is_qemu(pid) else None
@@ -92,7 +91,7 @@ def qemu_under(pid: int) -> int:
         if is_qemu(each):
             return each
         with suppress(OSError):
-            found += map(int, Path(f"/proc/{each}/task/{each}/children").read_text().split())
+            found += map(int, read_text(f"/proc/{each}/task/{each}/children").split())
     return pid
 
 
@@ -115,7 +114,7 @@ def owner(pid: int) -> int | None:
 
 def _rights(pid: int | str) -> dict[str, str]:
     """Return the rows of proc_pid_status(5). Raises OSError."""
-    rows = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
+    rows = read_text(f"/proc/{pid}/status", "replace").splitlines()
     return {name: value.strip() for name, _, value in (row.partition(":") for row in rows)}
 
 
@@ -140,10 +139,10 @@ def inspect_process(pid: int) -> Running | None:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
             line = file.read(COMMAND_LIMIT + 1)
         program, folder = (os.readlink(f"/proc/{pid}/{name}") for name in ("exe", "cwd"))
-        mapped = Path(f"/proc/{pid}/maps").read_text(errors="surrogateescape")
+        mapped = read_text(f"/proc/{pid}/maps", "surrogateescape")
         written = []
         for target, mode, fd in _open_files(pid):
-            rows = Path(f"/proc/{pid}/fdinfo/{fd}").read_text().splitlines()
+            rows = read_text(f"/proc/{pid}/fdinfo/{fd}").splitlines()
             flags = next((int(row.split()[1], 8) for row in rows if row.startswith("flags:")), os.O_RDONLY)
             if flags & os.O_ACCMODE == os.O_RDWR:
                 written.append((target, mode))
@@ -268,7 +267,8 @@ def _user(number: int) -> str:
 def _label(pid: int | str) -> bytes:
     """Return the label of AppArmor or SELinux; empty without either."""
     try:
-        return Path(f"/proc/{pid}/attr/current").read_bytes()
+        with open(f"/proc/{pid}/attr/current", "rb") as file:
+            return file.read()
     except OSError as error:
         if error.errno in (errno.EINVAL, errno.ENOENT):
             return b""
@@ -403,8 +403,8 @@ class Child:
     def last_words(self) -> str:
         """The last lines of its messages, once it has ended; empty if unknown."""
         if self._log is not None:
-            with suppress(OSError):
-                return last_lines(Path(self._log).read_bytes().splitlines())
+            with suppress(OSError), open(self._log, "rb") as file:
+                return last_lines(file.read().splitlines())
             return ""
         return "" if self._words is None else self._words.last()
 

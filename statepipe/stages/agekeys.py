@@ -14,9 +14,7 @@ from statepipe.formats.age.envelope import Identity, Recipient
 from statepipe.formats.age.header import VERSION
 from statepipe.formats.age.keys import PluginKey, parse_file, parse_identity, parse_recipient
 from statepipe.private import forbid_dumps, read_private
-from statepipe.stages.ageplugin import PluginIdentity, PluginRecipient
 from statepipe.stages.context import Context, Secret
-from statepipe.stages.encrypt import decrypt
 
 KEY_FILE_LIMIT = 1 << 20
 """Bytes of a key file: 500 post-quantum recipients."""
@@ -38,7 +36,7 @@ def recipients(keys: Sequence[str], files: Sequence[str], secret: Secret, contex
             hint = "write one recipient on each line: age1… or an ssh public key"
             raise UsageError(f"{path} contains no recipient", hint=hint)
         parsed += listed
-    found: list[Recipient] = [PluginRecipient(key, context) if isinstance(key, PluginKey) else key for key in parsed]
+    found = [_recipient(key, context) for key in parsed]
     passphrase = secret()
     if passphrase is not None:
         from statepipe.formats.age.scrypt import PassphraseRecipient
@@ -67,6 +65,8 @@ def read_identities(path: str, context: Context) -> list[Identity]:
     """
     data = _read(path, _is_secret)
     if _is_encrypted(data):
+        from statepipe.stages.encrypt import decrypt
+
         passphrase = typed(context, f"passphrase of {path}")
         try:
             data = b"".join(decrypt([_by_passphrase(passphrase)])(iter([data])))
@@ -91,7 +91,23 @@ def parse_identities(data: bytes, path: str, context: Context) -> Iterator[Ident
     if not keys:
         raise UsageError(f"{path} contains no identity")
     for key in keys:
-        yield PluginIdentity(key, context) if isinstance(key, PluginKey) else key
+        yield _identity(key, context)
+
+
+def _recipient(key: Recipient | PluginKey, context: Context) -> Recipient:
+    if isinstance(key, PluginKey):
+        from statepipe.stages.ageplugin import PluginRecipient
+
+        return PluginRecipient(key, context)
+    return key
+
+
+def _identity(key: Identity | PluginKey, context: Context) -> Identity:
+    if isinstance(key, PluginKey):
+        from statepipe.stages.ageplugin import PluginIdentity  # it takes 3 ms
+
+        return PluginIdentity(key, context)
+    return key
 
 
 def _by_passphrase(passphrase: bytes) -> Identity:

@@ -23,7 +23,7 @@ def inspect(path: str, keys: Keys) -> dict[str, Any]:
             return facts | {"header": ends.header, "trailer": ends.trailer}
         state = foreign_state(source, ends)
         assert state.stream is not None
-        Pipeline(source, state.stages, Nowhere()).pour()
+        Pipeline(source, state.stages(), Nowhere()).pour()
         return facts | {"stream": state.stream.facts()}
 
 

@@ -51,7 +51,7 @@ def load_to_stdout(path: str, keys: Keys, said: Said, warn: Callable[[str], None
             state.refuse_other_hardware(None, running.command if running else None, said, warn)
             if state.doubts:
                 warn(state.doubts)
-            Pipeline(source, state.stages, sink).run()
+            Pipeline(source, state.stages(), sink).run()
     except BaseException:  # also a signal, or a bug: QEMU waits all the same
         poison(sink)
         raise

@@ -27,7 +27,6 @@ from statepipe.errors import (
     StatepipeError,
     UsageError,
 )
-from statepipe.pipeline.pipeline import Pipeline
 from statepipe.pipeline.signals import held, ignore
 from statepipe.qemu.commandline import refuse_daemon, starts_qemu
 from statepipe.qemu.guard import Said, named_files
@@ -262,8 +261,10 @@ def end_half_loaded(error: BaseException, monitor: Monitor, disks: Images) -> No
 
 def _feed(state: State, monitor: Monitor, ours: socket.socket) -> None:
     """Write the stream to QEMU, then read its return path until it closes it: else QEMU might fail to write it."""
+    from statepipe.pipeline.pipeline import Pipeline
+
     try:
-        Pipeline(state.source, state.stages, FdSink(ours.fileno(), "the migration socket")).pour()
+        Pipeline(state.source, state.stages(), FdSink(ours.fileno(), "the migration socket")).pour()
     except ReaderGone as error:
         figures = monitor.migration_outcome()
         raise QemuError(f"QEMU refused the state: {figures.get('error-desc', figures['status'])}") from error

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from statepipe.errors import IntegrityError, StatepipeError, TruncatedError
 from statepipe.formats.beginning import HEAD
-from statepipe.formats.qemu.stream import Phase, QemuStream
 from statepipe.formats.seektable import (
     LEAST_FRAME,
     SEEK_ENTRY_SIZE,
@@ -34,17 +34,18 @@ from statepipe.formats.statefile import (
     check_version,
     decode_meta,
 )
-from statepipe.pipeline.pipeline import NamedStage
 from statepipe.qemu.commandline import starts_qemu
 from statepipe.qemu.disks import Disk
 from statepipe.qemu.guard import Said, Warn, judge, named, unknown
 from statepipe.qemu.guest import changed_words, changes
 from statepipe.qemu.images import Images
 from statepipe.qemu.runstates import RUNNING
-from statepipe.stages.checksum import verify
 from statepipe.stages.codec import RAW, ZSTD, decompress
-from statepipe.stages.watch import LATE, ends_at, hold, watch
 from statepipe.state.file import StateFile, demand_stream
+
+if TYPE_CHECKING:  # what reads a whole stream takes 10 ms, which a lazy load need not pay
+    from statepipe.formats.qemu.stream import QemuStream
+    from statepipe.pipeline.pipeline import NamedStage
 
 HOLD_LIMIT = 256 << 20
 """Most bytes of device state that are held back: a bare PC has 100 KB, a big GPU some tens of MB."""
@@ -141,16 +142,22 @@ def table_parts(source: StateFile, start: int, size: int) -> Iterator[bytes]:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A state ready to be loaded: its source, its stages, and what is not proved of it.
+    """A state ready to be loaded: its source, and what is not proved of it. `stream` follows a foreign stream.
 
     Its disks are checked later, when it is known which QEMU it is for: `refuse_changed_disks`.
     """
 
     source: StateFile
-    stages: list[NamedStage]
     doubts: str | None
     ends: Ends
     stream: QemuStream | None
+
+    def stages(self) -> list[NamedStage]:
+        """Return new stages, which decode the source, verify it, and hold its end back."""
+        if self.ends.is_state and self.ends.trailer is not None:
+            return _own_stages(self.ends.trailer)
+        assert self.stream is not None
+        return _foreign_stages(self.stream, self.ends.codec)
 
     @property
     def run_state(self) -> str | None:
@@ -247,12 +254,16 @@ def prepare(source: StateFile) -> State:
     ends = read_ends(source)
     if not ends.is_state or ends.trailer is None:
         return foreign_state(source, ends)
-    return State(source, _own_stages(ends.trailer), unknown(ends.trailer.get("disks")), ends, None)
+    return State(source, unknown(ends.trailer.get("disks")), ends, None)
 
 
 def _own_stages(trailer: Facts) -> list[NamedStage]:
     """Return the stages of a state file. The trailer's end mark is that of a whole file; in a damaged one, QEMU may
     find another before it."""
+    from statepipe.formats.qemu.stream import Phase, QemuStream
+    from statepipe.stages.checksum import verify
+    from statepipe.stages.watch import ends_at, hold, watch
+
     stream, end_mark = QemuStream(), int(trailer["end_mark"])
 
     def late(offset: int) -> bool:
@@ -269,10 +280,16 @@ def _own_stages(trailer: Facts) -> list[NamedStage]:
 
 def foreign_state(source: StateFile, ends: Ends) -> State:
     """Return the state of a foreign stream, whose end the parser must see before QEMU does."""
-    stream = QemuStream()
-    stages: list[NamedStage] = [] if ends.codec == RAW else [("decompress", decompress())]
-    stages += [("watch", watch(stream)), ("hold", hold(lambda offset: stream.phase in LATE, HOLD_LIMIT))]
+    from statepipe.formats.qemu.stream import QemuStream
+
     unproved = "its disks are" if ends.trailer else "its pages and its disks are"
     what = f"{source.name} is a {ends.codec} stream, not a state file"
     doubts = f"{what}: its structure is checked, but that {unproved} unchanged cannot be proved"
-    return State(source, stages, doubts, ends, stream)
+    return State(source, doubts, ends, QemuStream())
+
+
+def _foreign_stages(stream: QemuStream, codec: str) -> list[NamedStage]:
+    from statepipe.stages.watch import LATE, hold, watch
+
+    stages: list[NamedStage] = [] if codec == RAW else [("decompress", decompress())]
+    return [*stages, ("watch", watch(stream)), ("hold", hold(lambda offset: stream.phase in LATE, HOLD_LIMIT))]

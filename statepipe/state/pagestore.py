@@ -22,28 +22,28 @@ from collections import OrderedDict
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import zstandard
 
 from statepipe.ends.file import FileSource
 from statepipe.errors import IntegrityError, StatepipeError, TruncatedError
 from statepipe.formats.qemu.pages import STORED, Outline, PageIndex, Run
-from statepipe.formats.qemu.stream import QemuStream
 from statepipe.formats.seektable import SEEK_FOOTER_SIZE, entries_of, seek_table_size
 from statepipe.formats.zstdframe import MEMORY, WHOLE_LIMIT, Frame, FrameSplitter, Part, parse_header
-from statepipe.pipeline.pipeline import NamedStage
 from statepipe.stage import Buffer
 from statepipe.stages.blocks import PerThread
-from statepipe.stages.checksum import Digest
 from statepipe.stages.codec import RAW
 from statepipe.state.file import Keys, StateFile, open_state
 from statepipe.state.loading import HOLD_LIMIT, Ends, State, prepare, table_parts
 from statepipe.state.pageindex import read_index
-from statepipe.state.verify import demand_equal, read_whole
 from statepipe.telling import Tell, nobody
 from statepipe.threads import cores, parallel
 from statepipe.units import format_size
+
+if TYPE_CHECKING:  # what reads a whole stream takes 10 ms, which a lazy load need not pay
+    from statepipe.formats.qemu.stream import QemuStream
+    from statepipe.pipeline.pipeline import NamedStage
 
 RAW_FRAME = 1 << 20
 """Bytes of a stream that is not compressed which are read at once."""
@@ -142,6 +142,10 @@ def _scanned(source: StateFile, ends: Ends, frames: FrameTable) -> tuple[PageInd
 
     Raises as `verify-state` does.
     """
+    from statepipe.formats.qemu.stream import QemuStream
+    from statepipe.stages.checksum import Digest
+    from statepipe.state.verify import read_whole
+
     stream, digest = QemuStream(), Digest("blake3")
     stream.record_pages()
     before: list[NamedStage] = []
@@ -389,6 +393,9 @@ class PageStore:
     def verify_all(self) -> None:
         """Read and verify the whole file, if it was not yet. Raises as `verify-state` does."""
         if not self.is_scanned and self.index.outline.unserved is None:
+            from statepipe.formats.qemu.stream import QemuStream
+            from statepipe.state.verify import demand_equal, read_whole
+
             stream = QemuStream()
             stream.record_pages()
             read_whole(self._source, self.state.ends, stream)

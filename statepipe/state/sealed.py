@@ -7,7 +7,7 @@ No plaintext is ever kept on a disk.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from typing import Protocol, Self
 
@@ -17,7 +17,6 @@ from statepipe.formats.age.envelope import Identity
 from statepipe.formats.seektable import SEEK_TABLE_LIMIT
 from statepipe.formats.statefile import META_LIMIT
 from statepipe.stage import Buffer, Over, Stage, cancel, chain, close
-from statepipe.stages.encrypt import decrypt
 from statepipe.state.agefile import AgeReaderAt
 
 HEAD_LIMIT, TAIL_LIMIT = META_LIMIT + 8, META_LIMIT + SEEK_TABLE_LIMIT
@@ -29,7 +28,12 @@ SPARE = 4 << 20
 
 def sealed_by_age(file: FileSource, sealed: str, identities: Sequence[Identity]) -> SealedFile:
     """Return the plaintext of an open age file; `sealed` says if it is armored. Raises NoKeyError, IntegrityError."""
-    stage = decrypt(identities)
+
+    def stage(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
+        from statepipe.stages.encrypt import decrypt  # it takes 6 ms, which a lazy load need not pay
+
+        yield from decrypt(identities)(upstream)
+
     reader = AgeReaderAt(file, identities) if sealed == "age" else ReadThrough(file, stage)
     return SealedFile(file, sealed, stage, reader)
 
