@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -29,10 +30,15 @@ CLEAR = "\x1b[H\x1b[J"
 
 def run_ps(name: str, values: Values) -> int:
     """List the running statepipes, once or again and again."""
+    from statepipe.lazy.keeping import interrupted
     from statepipe.pipeline.jobs import elsewhere, find_jobs
 
     if notice := elsewhere():
         warn("ps", notice)
+    for address, digest in interrupted():
+        command = f"statepipe load --resume --qmp {shlex.quote(address)} FILE"
+        what = f"a lazy load was interrupted; continue with the state whose blake3 begins {digest}: {command}"
+        warn("ps", what)
     jobs = find_jobs()
     _show(jobs, [], values)
     while values["watch"]:
@@ -64,7 +70,7 @@ def table(jobs: Sequence[Found], before: Sequence[Found] = ()) -> str:
             continue
         sizes = (format_size(status["bytes_in"]), format_size(status["bytes_out"]))
         flow = (_clock(status["seconds"]), *sizes, _rate(status, earlier.get(job.id)))
-        stages = " ".join([*_phase(status), *(stage["name"] for stage in _named(status))])
+        stages = " ".join([*_phase(status), *(stage["name"] for stage in _named(status))]).removesuffix(";")
         lines.append([clean(cell) for cell in (job.id, status["verb"], *flow, status["what"], stages)])
     widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS) - 1)]
     return "\n".join("  ".join([*map(str.ljust, line, widths), line[-1]]).rstrip() for line in lines)

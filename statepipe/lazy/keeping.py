@@ -23,6 +23,7 @@ from statepipe.errors import StatepipeError
 from statepipe.lazy import keeper
 from statepipe.pipeline.runtimefolder import open_runtime_folder
 from statepipe.processes import Process
+from statepipe.qemu.holders import OWN_MONITOR
 from statepipe.telling import Tell
 from statepipe.threads import held
 
@@ -95,8 +96,8 @@ class OwnMonitor:
         except OSError as error:
             warn(f"the load cannot be continued if statepipe is killed before all memory is loaded: {error.strerror}")
             return
-        self.words = ["-chardev", f"socket,id=statepipe-resume,path={self.address},server=on,wait=off"]
-        self.words += ["-mon", "chardev=statepipe-resume,mode=control"]
+        self.words = ["-chardev", f"socket,id={OWN_MONITOR},path={self.address},server=on,wait=off"]
+        self.words += ["-mon", f"chardev={OWN_MONITOR},mode=control"]
 
     def remove(self) -> None:
         """Remove the socket's name, and that of a QEMU that was ended while it listened."""
@@ -208,10 +209,22 @@ def other_state(address: str, digest: str) -> str | None:
     return None
 
 
+def interrupted() -> list[tuple[str, str]]:
+    """Return what says that a QEMU waits for the rest of a guest's memory: the address of its monitor, or SOCKET if it
+    is not one that we gave it, and the first digits of the state's digest."""
+    sweep()
+    names: list[str] = []
+    with suppress(OSError):
+        names = os.listdir(os.path.dirname(_place("")))
+    own = {_name(path): path for path in map(_place, filter(_OWN.fullmatch, names))}
+    left = (name.rpartition("-") for name in sorted(names) if _LEFT.fullmatch(name) and not _OWN.fullmatch(name))
+    return [(own.get(f"{beginning}-", "SOCKET"), digest) for beginning, _, digest in left]
+
+
 def demand_same(found: str, digest: str) -> None:
     """Raises StatepipeError unless `found`, of the state that QEMU waits for, is the beginning of `digest`."""
     if not digest.startswith(found):
         raise StatepipeError(
             "QEMU waits for the memory of another state",
-            hint=f"the blake3 of its stream begins {found}: see statepipe inspect --json FILE",
+            hint=f"give the one whose blake3 begins {found}: statepipe inspect FILE shows it",
         )

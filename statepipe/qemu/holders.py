@@ -14,6 +14,11 @@ _LOCK = re.compile(r'Failed to get (?:shared )?"[^"]+" lock')
 _IMAGE = re.compile(r"using the image \[(.+?)\]\?")
 """block/file-posix.c; the second only on its standard error."""
 
+OWN_MONITOR = "statepipe-resume"
+"""The id of the monitor that `load --lazy` gives a QEMU that it starts, for the statepipe that continues."""
+
+_OWN = re.compile(rf"socket,id={OWN_MONITOR},path=([^,]+),.*")
+
 SHOWN = 3
 """Processes that are named at most."""
 
@@ -40,8 +45,27 @@ def holder_hint(path: str) -> str:
 
 
 def _held(path: str, but: int) -> str | None:
-    found = list(_holders(path, but))
-    return f"{path} is open in {', '.join(found[:SHOWN])}: end that first, if it runs the guest" if found else None
+    found = dict(_holders(path, but))
+    for pid, who in found.items():
+        if monitor := _lazy_monitor(pid):
+            look = f"statepipe resolve --qmp {shlex.quote(monitor)}"
+            what = "which may have the guest of an interrupted lazy load; do not end it"
+            return f"{path} is open in {who}, {what}: {look}"
+    those = "that" if len(found) == 1 else "those"
+    names = ", ".join(list(found.values())[:SHOWN])
+    return f"{path} is open in {names}: end {those} first, if the guest runs there" if found else None
+
+
+def _lazy_monitor(pid: int) -> str | None:
+    """Return the monitor that a lazy load gave the QEMU `pid`, if it is there. It is removed once all is loaded."""
+    try:
+        words = read_text(f"/proc/{pid}/cmdline", "surrogateescape").split("\0")
+    except OSError:  # it has ended
+        return None
+    for found in filter(None, map(_OWN.fullmatch, words)):
+        if os.path.lexists(found[1]):
+            return str(found[1])
+    return None
 
 
 def _unseen(path: str) -> str:
@@ -49,9 +73,9 @@ def _unseen(path: str) -> str:
     return f"statepipe cannot see which process has {path} open: {find}"
 
 
-def _holders(path: str, but: int) -> Iterator[str]:
-    """Yield the processes other than `but` that have the file open, as `qemu-system-x86_64 (process 123)`, as far as we
-    may look."""
+def _holders(path: str, but: int) -> Iterator[tuple[int, str]]:
+    """Yield the processes other than `but` that have the file open, each also as `qemu-system-x86_64 (process 123)`, as
+    far as we may look."""
     try:
         wanted = os.stat(path)
     except (OSError, ValueError):
@@ -62,5 +86,5 @@ def _holders(path: str, but: int) -> Iterator[str]:
                 with suppress(OSError):
                     if os.path.samestat(os.stat(f"/proc/{pid}/fd/{fd}"), wanted):
                         name = read_text(f"/proc/{pid}/comm", "replace").strip()
-                        yield f"{name} (process {pid})"
+                        yield pid, f"{name} (process {pid})"
                         break

@@ -93,7 +93,7 @@ def _how_to_complete(monitor: Monitor, qmp: str) -> str | None:
         return "each of two QEMUs has a part of the guest (postcopy): end neither, and continue that migration"
     command = f"statepipe load --resume --qmp {shlex.quote(qmp)} FILE"
     state = f"the state whose blake3 begins {digest[:16]}"
-    return f"unless a statepipe loads it now (see statepipe ps), continue with {state}: {command}; do not end this QEMU"
+    return f"do not end this QEMU; unless a statepipe loads it now (see statepipe ps), continue with {state}: {command}"
 
 
 def _demand_complete(monitor: Monitor, qmp: str) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shlex
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -166,8 +167,11 @@ def test_a_load_that_was_ended_is_continued(tmp_path: Path, noisy: Saved, number
         if number is signal.SIGTERM:
             assert status == 128 + signal.SIGTERM
             assert "the guest is running, with " in lazy.stderr() and "do not end its QEMU" in lazy.stderr()
+        shown = f"statepipe {shlex.join(resume[:-1])} FILE"
+        wait_for("QEMU to listen", lambda: shown in run_statepipe("ps", "--json").stderr)
         done = run_statepipe(*resume)
         assert done.returncode == 0, done.stderr
+        assert shown not in run_statepipe("ps").stderr
         assert "all memory is loaded" in done.stderr
         assert_went_on(noisy, lazy)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 
-from statepipe.lazy.keeping import OwnMonitor, sweep
+from statepipe.lazy.keeping import OwnMonitor, interrupted, sweep
 
 
 def test_no_load_takes_the_socket_of_another_that_had_its_process_number(
@@ -45,3 +47,14 @@ def test_sockets_without_an_owner_are_removed_and_no_other_is_connected_to(runti
         assert len(list(runtime.iterdir())) == 4
         with pytest.raises(BlockingIOError):
             listener.accept()
+
+
+def test_a_load_is_interrupted_where_qemu_listens(runtime: Path) -> None:
+    runtime.mkdir(mode=0o700)
+    monitor = runtime / "load-1.qmp"
+    mine = blake3(os.fsencode(monitor)).hexdigest()[:10]
+    with ExitStack() as opened:
+        for name in ("load-1.qmp", f"resume-{mine}-{1:016}", f"resume-{0:010}-{2:016}", "17"):
+            opened.enter_context(socket.socket(socket.AF_UNIX)).bind(str(runtime / name))
+        assert sorted(interrupted()) == sorted([(str(monitor), f"{1:016}"), ("SOCKET", f"{2:016}")])
+    assert interrupted() == []

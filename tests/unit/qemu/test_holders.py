@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,24 @@ def test_who_has_the_disk_is_named(tmp_path: Path) -> None:
     with open(tmp_path / "disk"):
         hint = lock_hint(SAID.replace("PATH", str(tmp_path / "disk")))
     assert hint is not None and f"{tmp_path}/disk is open in " in hint and f"(process {os.getpid()})" in hint
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_qemu_that_a_lazy_load_may_have_left_is_not_to_be_ended(tmp_path: Path, is_there: bool) -> None:
+    """Its guest would be lost: its disks are newer than the state by then."""
+    disk, monitor = tmp_path / "disk", tmp_path / "load-1.qmp"
+    disk.touch()
+    if is_there:
+        monitor.touch()
+    words = ["-chardev", f"socket,id=statepipe-resume,path={monitor},server=on,wait=off"]
+    with disk.open("a") as out:  # sh waits for its standard input
+        process = subprocess.Popen(["sh", "-c", "read x", "sh", *words], stdin=subprocess.PIPE, stdout=out)
+    with process:
+        hint = lock_hint(SAID.replace("PATH", str(disk)))
+        assert process.stdin is not None
+        process.stdin.close()
+    assert hint is not None and f"(process {process.pid})" in hint
+    assert (f"do not end it: statepipe resolve --qmp {monitor}" in hint) == is_there
 
 
 def test_one_that_nobody_here_has_open_may_be_another_host_s(tmp_path: Path) -> None:
