@@ -56,7 +56,7 @@ class Keeper:
         while time.monotonic() < until:
             ready, _, _ = select.select(watched, [], [], AGAIN if self._due else None)
             if control in ready:
-                if control.recv(1):
+                if self._is_done():
                     return
                 watched = [self._monitor]
                 self._say({"execute": "query-migrate", "id": "left"})
@@ -66,6 +66,13 @@ class Keeper:
                 return
             if self._due and time.monotonic() >= self._next:
                 self._listen()
+
+    def _is_done(self) -> bool:
+        """Whether statepipe says so; else it has ended."""
+        try:
+            return bool(self._control.recv(1))
+        except ConnectionResetError:  # it was killed before it had read our byte
+            return False
 
     def _listen(self) -> None:
         with contextlib.suppress(FileNotFoundError):

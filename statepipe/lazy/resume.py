@@ -70,7 +70,7 @@ def resume_load(path: str, address: str, keys: Keys, tell: LazyTelling, options:
                         error.advise(other_state(address, digest))
                         raise
                 except QemuError as error:
-                    error.advise(removed(address))
+                    error.hint = removed(address) or error.hint
                     raise
             opened.enter_context(link)
             link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFERED)

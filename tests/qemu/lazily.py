@@ -113,3 +113,16 @@ def memory_of(guest: Guest, path: Path) -> bytes:
     """All memory that the guest has."""
     guest.qmp("pmemsave", val=0, size=MEMORY << 20, filename=str(path))
     return path.read_bytes()
+
+
+def processes_with(word: str) -> list[str]:
+    """The command lines with this in them."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = entry.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if word in line:
+            found.append(line)
+    return found

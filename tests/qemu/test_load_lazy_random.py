@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.qemu.harness import Qmp, run_statepipe, statepipe_command, wait_for
-from tests.qemu.lazily import Lazy, assert_went_on
-from tests.qemu.loading import MEMORY, Saved, end_qemu, loaded
+from tests.qemu.lazily import Lazy, assert_went_on, processes_with
+from tests.qemu.loading import MEMORY, Saved, loaded
 
 CHANGES = (range(0, 256), range(2560, 3072))
 """Pages that the guest writes to: those of its stack and of its devices, and 2 MB in which each tick leaves its number.
@@ -87,39 +87,105 @@ def test_loads_in_a_row_with_random_pauses(tmp_path: Path, qmp_folder: Path, noi
         (folder / "memory").unlink()
 
 
-@pytest.mark.parametrize("points", [pytest.param(50, marks=pytest.mark.faults)])
-def test_kills_at_random_points(tmp_path: Path, qmp_folder: Path, noisy: Saved, points: int) -> None:
-    """Of the first statepipe and of those that continue; before the guest ran, QEMU ends and the load begins again."""
+ENDED, LACKING, COMPLETE = "QEMU ended", "memory lacking", "memory complete"
+
+
+def seen_after_kill(lazy: Lazy, qmp: Path, runtime: Path) -> str:
+    """Which case a kill has made, by QEMU's process, its monitor, and the socket at which the keeper has it listen."""
+
+    def look() -> str | None:
+        if not processes_with(f"{lazy.folder}/pid"):
+            return ENDED
+        try:
+            monitor = Qmp(qmp, 2)
+        except TimeoutError:  # its main loop waits for a page
+            return LACKING if list(runtime.glob("resume-*")) else None
+        except OSError:  # it starts, or ends
+            return None
+        try:
+            status = monitor.execute("query-migrate").get("status")
+        except TimeoutError:
+            return LACKING if list(runtime.glob("resume-*")) else None
+        except OSError:
+            return None
+        finally:
+            monitor.close()
+        return {"postcopy-paused": LACKING, "completed": COMPLETE}.get(status)
+
+    return wait_for("end of QEMU, or guest in it", look, 20)
+
+
+def kill_at_random(lazy: Lazy, chance: random.Random, *, resumed: bool = False) -> int:
+    """From its first instant to some time after the last page; its status."""
+    if resumed or chance.random() < 0.6:
+        time.sleep(chance.uniform(0, chance.choice([0.3, 1.5])))
+    else:
+        lazy.here()
+        time.sleep(chance.uniform(0, 0.5))
+    lazy.signal(signal.SIGKILL)
+    return lazy.status()
+
+
+def assert_never_ran(lazy: Lazy, runtime: Path, resume: list[str]) -> None:
+    """QEMU and its keeper are gone, and nothing can be continued."""
+    assert not lazy.ticks()
+    wait_for("end of the keeper", lambda: not processes_with(str(runtime)))
+    done = run_statepipe(*resume)
+    assert done.returncode == 6, done.stderr
+
+
+def assert_nothing_left(lazy: Lazy, resume: list[str], said: str) -> None:
+    """--resume says so; if the load had removed its monitor's socket, it had said that all memory is loaded."""
+    is_there = Path(resume[resume.index("--qmp") + 1]).exists()
+    done = run_statepipe(*resume)
+    assert "nothing is left to continue" in done.stderr, done.stderr
+    if is_there:
+        assert done.returncode == 0 and "the guest is running" in done.stderr, done.stderr
+    else:
+        assert done.returncode == 6 and "all memory is loaded" in said, done.stderr + said
+
+
+def assert_nothing_stays(qmp: Path) -> None:
+    """The guest runs, QEMU has its settings of before, and no object of ours."""
+    monitor = Qmp(qmp, 60)
+    try:
+        assert monitor.execute("query-status")["status"] == "running"
+        states = {row["capability"]: row["state"] for row in monitor.execute("query-migrate-capabilities")}
+        assert not states["postcopy-ram"] and not states["late-block-activate"]
+        assert not [row for row in monitor.execute("qom-list", path="/objects") if row["name"].startswith("statepipe-")]
+    finally:
+        monitor.close()
+
+
+@pytest.mark.parametrize("points", [3, pytest.param(50, marks=pytest.mark.faults)])
+def test_kills_at_random_points(tmp_path: Path, qmp_folder: Path, runtime: Path, noisy: Saved, points: int) -> None:
+    """Of the first statepipe and of those that continue: each case is seen, and keeps what it promises."""
     expected = ordinary_memory(tmp_path / "ordinary", noisy)
-    outcomes = {"never ran": 0, "continued": 0}
+    outcomes: Counter[str] = Counter()
     for number in range(points):
         chance = random.Random(f"{number} {noisy.qemu}")
         folder = tmp_path / str(number)
         folder.mkdir()
-        with monitored(folder, noisy, qmp_folder, "--throttle", chance.choice(["8M", "30M", "100M"])) as (lazy, qmp):
-            resume = [*statepipe_command(), "load", "--resume", "--qmp", own_monitor(lazy), str(noisy.file)]
-            time.sleep(chance.uniform(0, 1.2))
-            lazy.signal(signal.SIGKILL)
-            lazy.status()
-            while True:
-                lazy.restart([*resume, "--throttle", "20M"])
-                time.sleep(chance.uniform(0, 1.5))
-                if chance.random() < 0.5:
-                    break
-                lazy.signal(signal.SIGKILL)
-                lazy.status()
-            status = lazy.status()
-            if status == 0 or lazy.ticks():  # or all was loaded before the kill, and is compared as well
+        with monitored(folder, noisy, qmp_folder, "--throttle", chance.choice(["8M", "100M", "1G"])) as (lazy, qmp):
+            resume = ["load", "--resume", "--qmp", f"{runtime}/load-{lazy.pid}.qmp", str(noisy.file)]
+            kill_at_random(lazy, chance)
+            case, status = seen_after_kill(lazy, qmp, runtime), -signal.SIGKILL
+            outcomes[case] += 1
+            while case is LACKING and status:
+                lazy.restart([*statepipe_command(), *resume, "--throttle", "20M"])
+                status = kill_at_random(lazy, chance, resumed=True) if chance.random() < 0.5 else lazy.status()
+                assert status in (0, -signal.SIGKILL), lazy.stderr()
+                if status:
+                    case = seen_after_kill(lazy, qmp, runtime)
+                    outcomes[f"{case} after a kill of --resume"] += 1
+                    assert case is not ENDED, lazy.stderr()
+            if case is ENDED:
+                assert_never_ran(lazy, runtime, resume)
+            else:
+                if case is COMPLETE:
+                    assert_nothing_left(lazy, resume, lazy.stderr())
                 assert_went_on(noisy, lazy)
+                assert_nothing_stays(qmp)
                 assert unchanging(memory_at(qmp, folder / "memory")) == expected, f"point {number}"
                 (folder / "memory").unlink()
-                outcomes["continued"] += 1
-            else:
-                end_qemu(folder)  # killed before the keeper began, it leaves a QEMU that waits, paused
-                assert not lazy.ticks()
-                outcomes["never ran"] += 1
-        print(f"point {number}: {outcomes}", flush=True)
-
-
-def own_monitor(lazy: Lazy) -> str:
-    return f"{os.environ['XDG_RUNTIME_DIR']}/statepipe/load-{lazy.pid}.qmp"
+        print(f"point {number}: {case}; all: {dict(outcomes)}", flush=True)

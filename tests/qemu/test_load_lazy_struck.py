@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.qemu.harness import Guest, assert_continues, run_statepipe, wait_for
-from tests.qemu.lazily import RESUME, SLOW, Lazy
+from tests.qemu.lazily import RESUME, SLOW, Lazy, processes_with
 from tests.qemu.loading import MEMORY, Saved, end_qemu, qemu_command, qemu_pid
 from tests.qemu.striking import steps_of, striking
 
@@ -32,6 +32,7 @@ EVERY = {
     ("started", TERM, "after Rest.settle"): COMPLETE,
     ("started", KILL, "before Child"): NEVER_RAN,
     ("started", KILL, "after Child"): NEVER_RAN,
+    ("started", KILL, "before Monitor.execute stop"): NEVER_RAN,
     ("started", KILL, "after Server.begin"): NEVER_RAN,
     ("started", KILL, "before Monitor.execute cont"): CONTINUED,
     ("started", KILL, "before Rest.settle"): COMPLETE,
@@ -150,6 +151,7 @@ class StruckWaiting(Struck):
         assert self.guest.migration()["status"] == "none"
         return WAITS
 
+
 @contextmanager
 def struck(
     way: str, folder: Path, saved: Saved, runtime: Path, number: signal.Signals, step: str
@@ -175,19 +177,6 @@ def struck(
             yield it, words
     finally:
         it.end()
-
-
-def processes_with(word: str) -> list[str]:
-    """The command lines with this in them."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = entry.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if word in line:
-            found.append(line)
-    return found
 
 
 @pytest.mark.parametrize(("way", "number", "step"), EVERY)

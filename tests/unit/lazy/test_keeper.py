@@ -1,0 +1,33 @@
+"""The keeper of a lazy load whose statepipe is killed before QEMU has received anything."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+
+from statepipe.lazy.keeper import Keeper
+
+
+@pytest.mark.parametrize("is_read", [True, False], ids=["its byte was read", "its byte was not read"])
+def test_a_qemu_that_has_received_nothing_is_told_to_quit(tmp_path: Path, is_read: bool) -> None:
+    """The kernel reports a connection whose other end was closed with unread bytes as reset."""
+    qemu, monitor = socket.socketpair()
+    ours, control = socket.socketpair()
+    with qemu, monitor, control, qemu.makefile("r") as heard:
+        qemu.settimeout(10)
+        keeper = threading.Thread(target=Keeper(monitor, control, str(tmp_path / "socket"), shared=False).run)
+        keeper.start()
+        with ours:
+            assert json.loads(heard.readline())["execute"] == "qmp_capabilities"
+            qemu.sendall(b'{"return": {}, "id": "ready"}\n')
+            assert ours.recv(1, 0 if is_read else socket.MSG_PEEK) == b"+"
+        assert json.loads(heard.readline())["execute"] == "query-migrate"
+        qemu.sendall(b'{"return": {}, "id": "left"}\n')
+        assert json.loads(heard.readline())["execute"] == "quit"
+        qemu.shutdown(socket.SHUT_WR)
+        keeper.join(10)
+        assert not keeper.is_alive()
