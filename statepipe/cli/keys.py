@@ -9,6 +9,7 @@ from statepipe.cli.config import load_config
 from statepipe.cli.context import context
 from statepipe.cli.filtertable import find
 from statepipe.cli.verb import Values
+from statepipe.descriptors import named_by
 from statepipe.errors import NoKeyError, UsageError
 
 if TYPE_CHECKING:
@@ -53,6 +54,16 @@ def seals(values: Values, words: Sequence[Values]) -> list[NamedStage]:
         raise UsageError("a state cannot be armored", hint="armored text cannot be read in parts; leave --armor out")
     row = find("encrypt")
     return [(row.name, row.build(with_defaults(row.name, each), context())) for each in asked]
+
+
+def words_of_keys(values: Values) -> list[str]:
+    """Return the words by which another command finds the same keys. It has none of our descriptors: instead of a
+    passphrase from one, it asks for it."""
+    words = [word for path in values["identity"] if named_by(path) is None for word in ("-i", path)]
+    file = values["passphrase_file"]
+    if file is not None and named_by(file) is None:
+        return [*words, "--passphrase-file", file]
+    return [*words, *(["-p"] if _given(values, _PASSPHRASES) else [])]
 
 
 def keys_of(values: Values) -> Keys:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from statepipe.cli.config import load_config
 from statepipe.cli.grammar import parse_word, refuse_word
-from statepipe.cli.keys import keys_of, seals
+from statepipe.cli.keys import keys_of, seals, words_of_keys
 from statepipe.cli.messages import say, show, warn
 from statepipe.cli.onfiles import called, for_each_file
 from statepipe.cli.verb import Values
@@ -221,7 +221,7 @@ def _load_lazily(values: Values, keys: Keys, said: Said, in_time: Callable[[], N
         say(f"statepipe: load: {called(path)}: {what}, and the guest is {state}")
 
     tell = LazyTelling(warn_load, here, complete, learned, nothing_left, in_time)
-    options = LazyOptions(values["verify_first"], values["throttle"], values["learn"])
+    options = LazyOptions(values["verify_first"], values["throttle"], values["learn"], words_of_keys(values))
     try:
         if values["resume"]:
             from statepipe.lazy.resume import resume_load

@@ -14,6 +14,7 @@ import shlex
 import socket
 import stat
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -44,9 +45,10 @@ _LEFT = re.compile(r"load-[0-9]+\.qmp|resume-[0-9a-f]{10}-[0-9a-f]{16}")
 """The names of all sockets of lazy loads there."""
 
 
-def resume_command(path: str, address: str) -> str:
-    """Return the command that continues the load of the state at `path` into the QEMU at `address`."""
-    return f"statepipe load --resume --qmp {shlex.quote(address)} {shlex.quote(path)}"
+def resume_command(path: str, address: str, keys: Sequence[str]) -> str:
+    """Return the command that continues the load of the state at `path` into the QEMU at `address`, with the words
+    that name its keys."""
+    return shlex.join(["statepipe", "load", "--resume", "--qmp", address, *keys, path])
 
 
 def _place(name: str) -> str:

@@ -77,7 +77,9 @@ def load_lazily_into_new(
             store, first = pages or _pages(opened, state, tell, options)
             monitor = opened.enter_context(closing(Monitor(child.monitor, child.pid, tell.warn)))
             done = ignore if detach else child.pass_signals_on
-            load = LazyLoad(store, first, monitor, tell, options, resume_command(path, own.address), clone, done)
+            load = LazyLoad(
+                store, first, monitor, tell, options, resume_command(path, own.address, options.keys), clone, done
+            )
             load.load(said, keeping, runs=not child.stays_paused)
     except BaseException as error:
         if child is None or load is None or not load.is_here:
@@ -117,7 +119,7 @@ def load_lazily_into_waiting(
         keeping = Keeping.beside(monitor, address, store.digest, tell.warn)
         if keeping is not None:
             opened.enter_context(closing(keeping))
-        load = LazyLoad(store, first, monitor, tell, options, resume_command(path, address), Clone())
+        load = LazyLoad(store, first, monitor, tell, options, resume_command(path, address, options.keys), Clone())
         load.load(said, keeping, runs=True)
 
 

@@ -19,6 +19,7 @@ import socket
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing, suppress
+from queue import Empty
 
 from statepipe.errors import InterruptedBySignal, QemuError, QemuRefused, QemuSilent, StatepipeError
 from statepipe.formats.qemu import postcopy
@@ -36,6 +37,7 @@ from statepipe.qemu.monitor import Monitor
 from statepipe.qemu.settings import restored
 from statepipe.state.file import Keys, open_state
 from statepipe.state.loading import prepare
+from statepipe.telling import Tell
 
 PAUSED, COMPLETED = "postcopy-paused", "completed"
 
@@ -50,7 +52,7 @@ LOOK = 0.02
 
 def resume_load(path: str, address: str, keys: Keys, tell: LazyTelling, options: LazyOptions) -> None:
     """Send the rest of the state to the QEMU whose monitor is at `address`. Raises StatepipeError."""
-    command = resume_command(path, address)
+    command = resume_command(path, address, options.keys)
     with ExitStack() as opened:
         store = servable(prepare(opened.enter_context(open_state(path, keys))), tell.warn, options)
         digest = identity(store)
@@ -77,7 +79,7 @@ def resume_load(path: str, address: str, keys: Keys, tell: LazyTelling, options:
             server = opened.enter_context(closing(Server(store, link, blocks, time.monotonic)))
             server.set_rate(options.rate)
             opened.enter_context(at_work(LazyWork(server, lambda: True)))
-            _agree(server, blocks)
+            _agree(server, blocks, tell.warn)
             server.push()
             if monitor is None:
                 monitor = opened.enter_context(closing(Monitor(address, tell=tell.warn)))
@@ -151,19 +153,30 @@ def _recovered(monitor: Monitor, status: str, digest: str, first: bytes) -> sock
     return ours
 
 
-def _agree(server: Server, blocks: Sequence[Block]) -> None:
-    """Wait until QEMU has reported which pages it has, and continues. Raises StatepipeError."""
+def _agree(server: Server, blocks: Sequence[Block], warn: Tell) -> None:
+    """Wait until QEMU has reported which pages it has, and continues. Raises StatepipeError.
+
+    A QEMU that does not answer, perhaps because it was stopped, is waited for: it has been told to continue, and a
+    connection that ends earlier could do harm.
+    """
     server.begin(b"")
     left = {block.name for block in blocks}
-    while (news := _good(server)) != Resumed(1):
+    try:
+        news = _good(server, PATIENCE)
+    except Empty:
+        warn("QEMU does not answer at its new connection, and is waited for; a signal ends that, and harms nothing")
+        news = _good(server)
+    while news != Resumed(1):
         if isinstance(news, Received):
             left.discard(news.block)
+        news = _good(server)
     if left:
         raise QemuError(f"QEMU continues, but has not reported which pages of {', '.join(left)} it has")
 
 
-def _good(server: Server) -> object:
-    news = server.news.get()
+def _good(server: Server, patience: float | None = None) -> object:
+    """Return the next news. Raises Empty if there is none within `patience` seconds, StatepipeError."""
+    news = server.news.get(timeout=patience)
     if isinstance(news, Damaged | Failed):
         if isinstance(news.error, OSError | EOFError):
             raise QemuError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from statepipe.pipeline.signals import ignore
@@ -25,11 +25,13 @@ class Summary:
 @dataclass(frozen=True, slots=True)
 class LazyOptions:
     """Whether all of the file is verified before QEMU is reached; how many bytes a second of memory that the guest does
-    not wait for are sent at most; and for how many seconds the working set is learned, if it is."""
+    not wait for are sent at most; and for how many seconds the working set is learned, if it is. `keys` are the words
+    of a command line that name the keys of an encrypted state."""
 
     verify_first: bool = False
     rate: int | None = None
     learn: float | None = None
+    keys: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -176,6 +176,45 @@ def test_a_load_that_was_ended_is_continued(tmp_path: Path, noisy: Saved, number
         assert_went_on(noisy, lazy)
 
 
+def test_the_command_that_continues_names_the_keys_again(tmp_path: Path, noisy72: Saved) -> None:
+    keys, file = tmp_path / "my keys", tmp_path / "sealed"
+    keys.write_bytes(agefiles.KEY_FILE.read_bytes())
+    keys.chmod(0o600)
+    file.write_bytes(agefiles.sealed(noisy72.file.read_bytes()))
+    sealed = Saved(file, noisy72.image, noisy72.before, noisy72.qemu)
+    with Lazy(tmp_path, sealed, "--throttle", SLOW, "-i", str(keys)) as lazy:
+        resume = lazy.here()
+        lazy.signal(signal.SIGKILL)
+        lazy.status()
+        done = run_statepipe(*resume)
+        assert done.returncode == 0 and "all memory is loaded" in done.stderr, done.stderr
+        assert_went_on(sealed, lazy)
+
+
+def test_a_qemu_that_was_stopped_is_waited_for_and_said_to_be(tmp_path: Path, noisy72: Saved) -> None:
+    with Lazy(tmp_path, noisy72, "--throttle", SLOW) as lazy:
+        resume = lazy.here()
+        lazy.signal(signal.SIGKILL)
+        lazy.status()
+        listens = f"statepipe {shlex.join(resume[:-1])} FILE"
+        wait_for("QEMU to listen", lambda: listens in run_statepipe("ps", "--json").stderr)
+        pid = qemu_pid(tmp_path)
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            lazy.restart([*statepipe_command(), *resume])
+            wait_for("warning", lambda: "QEMU does not answer at its new connection" in lazy.stderr())
+            lazy.signal(signal.SIGINT)
+            assert lazy.status() == 128 + signal.SIGINT
+            assert f"continue with: statepipe {shlex.join(resume)}" in lazy.stderr()
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        wait_for("QEMU to listen", lambda: listens in run_statepipe("ps", "--json").stderr)
+        done = run_statepipe(*resume)
+        assert done.returncode == 0 and "all memory is loaded" in done.stderr, done.stderr
+        assert_went_on(noisy72, lazy)
+
+
 def test_a_load_that_is_killed_at_random_again_and_again_comes_to_its_end(tmp_path: Path, noisy72: Saved) -> None:
     chance = random.Random(15)
     with Lazy(tmp_path, noisy72, "--throttle", "8M") as lazy:
