@@ -41,6 +41,9 @@ _SECRET = ("encrypt", "key-secret")
 _ELSEWHERE = ("vhost-user-blk", "vhost-user-scsi", "vhost-scsi")
 """Devices whose disk another process or the kernel writes."""
 
+_PERSISTENT, _STORES = ("nvdimm", "virtio-pmem", "cxl-type3"), ("memdev", "persistent-memdev", "lsa")
+"""Devices whose disk is the file of a memory backend, and their properties that name it."""
+
 _AS_IT_IS = "if the guest only reads it, make it read-only; else load without --clone, or give it a copy of the disk"
 
 HEAD = 80
@@ -193,7 +196,7 @@ def _refuse_other_disk(name: str | None, value: str, command: Sequence[str]) -> 
         kind, words = _device(value)
         if kind.startswith(_ELSEWHERE):
             _refuse(option, "another process writes this disk, and QEMU cannot put an overlay over it")
-        if kind == "nvdimm" and _is_shared_file(words.get("memdev"), command):
+        if kind.startswith(_PERSISTENT) and any(_is_shared_file(words.get(key), command) for key in _STORES):
             _refuse(option, "the guest writes this memory to its file, which cannot have an overlay")
 
 

@@ -232,6 +232,17 @@ def test_what_is_not_written_stays(words: list[str]) -> None:
             ["-object", "memory-backend-file,id=m,share=on,mem-path=/n", "-device", "nvdimm,memdev=m"],
             "writes this memory",
         ),
+        (
+            ["-object", "memory-backend-file,id=m,share=on,mem-path=/n", "-device", "virtio-pmem-pci,memdev=m"],
+            "writes this memory",
+        ),
+        (
+            [
+                *("-object", '{"qom-type": "memory-backend-file", "id": "m", "share": true, "mem-path": "/n"}'),
+                *("-device", '{"driver": "cxl-type3", "persistent-memdev": "m"}'),
+            ],
+            "writes this memory",
+        ),
         (["-set", "drive.d.file=/d"], "does not follow -set"),
         (["-readconfig", "/none"], "the file cannot be read"),
     ],
