@@ -158,7 +158,7 @@ def test_one_that_is_ended_at_any_point(
     """The other one hears why, or that there is no link any more; the older file stays."""
     out, point = tmp_path / "out", random.Random(f"{side} {number} {seed}").randrange(4 * len(NOISE))
     out.write_bytes(b"older")
-    words = ["--tls-creds", folder, "--retry", "0.5"]
+    words = ["--tls-creds", folder, "--retry", "2" if number is signal.SIGKILL else "20"]  # to be waited for
     with receiving(*words, "-o", out) as (receiver, port), started(sender(port, *words)) as sending:
         thread = feed(sending, NOISE * 8, keep_open=True)
         wait(receiver, lambda: nameless(receiver, out) >= point)
