@@ -73,9 +73,14 @@ def _unseen(path: str) -> str:
     return f"statepipe cannot see which process has {path} open: {find}"
 
 
+def _parent(pid: int) -> int:
+    """Return the parent of a process. Raises OSError."""
+    return int(read_text(f"/proc/{pid}/stat", "replace").rpartition(")")[2].split()[1])
+
+
 def _holders(path: str, but: int) -> Iterator[tuple[int, str]]:
-    """Yield the processes other than `but` that have the file open, each also as `qemu-system-x86_64 (process 123)`, as
-    far as we may look."""
+    """Yield the processes other than `but` and our children that have the file open, each also as `qemu-system-x86_64
+    (process 123)`, as far as we may look."""
     try:
         wanted = os.stat(path)
     except (OSError, ValueError):
@@ -85,6 +90,8 @@ def _holders(path: str, but: int) -> Iterator[tuple[int, str]]:
             for fd in os.listdir(f"/proc/{pid}/fd"):
                 with suppress(OSError):
                     if os.path.samestat(os.stat(f"/proc/{pid}/fd/{fd}"), wanted):
+                        if _parent(pid) == os.getpid():  # a QEMU that was started for this load
+                            break
                         name = read_text(f"/proc/{pid}/comm", "replace").strip()
                         yield pid, f"{name} (process {pid})"
                         break

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,10 +36,14 @@ def test_a_qemu_that_a_lazy_load_may_have_left_is_not_to_be_ended(tmp_path: Path
     with disk.open("a") as out:  # sh waits for its standard input
         process = subprocess.Popen(["sh", "-c", "read x", "sh", *words], stdin=subprocess.PIPE, stdout=out)
     with process:
-        hint = lock_hint(SAID.replace("PATH", str(disk)))
+        program = "import sys; from statepipe.qemu.holders import lock_hint; print(lock_hint(sys.argv[1]))"
+        asked = [sys.executable, "-c", program, SAID.replace("PATH", str(disk))]
+        hint = subprocess.run(asked, capture_output=True, check=True, text=True).stdout
+        ours = lock_hint(asked[-1])
         assert process.stdin is not None
         process.stdin.close()
-    assert hint is not None and f"(process {process.pid})" in hint
+    assert f"(process {process.pid})" in hint
+    assert ours is not None and f"(process {process.pid})" not in ours  # a child of ours was started for this load
     assert (f"do not end it: statepipe resolve --qmp {monitor}" in hint) == is_there
 
 
