@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -57,12 +58,13 @@ def seals(values: Values, words: Sequence[Values]) -> list[NamedStage]:
 
 
 def words_of_keys(values: Values) -> list[str]:
-    """Return the words by which another command finds the same keys. It has none of our descriptors: instead of a
-    passphrase from one, it asks for it."""
-    words = [word for path in values["identity"] if named_by(path) is None for word in ("-i", path)]
+    """Return the words by which another command, in any folder, finds the same keys. It has none of our descriptors:
+    instead of a passphrase from one, it asks for it."""
+    named = [os.path.abspath(path) for path in values["identity"] if named_by(path) is None]
+    words = [word for path in named for word in ("-i", path)]
     file = values["passphrase_file"]
     if file is not None and named_by(file) is None:
-        return [*words, "--passphrase-file", file]
+        return [*words, "--passphrase-file", os.path.abspath(file)]
     return [*words, *(["-p"] if _given(values, _PASSPHRASES) else [])]
 
 

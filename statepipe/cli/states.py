@@ -175,17 +175,20 @@ def run_load(name: str, values: Values) -> int:
 
 def _demand_lazy_options(values: Values) -> None:
     """Raises UsageError."""
-    if values["lazy"] and not (values["command"] or values["qmp"]):
+    if values["lazy"] == "always" and not (values["command"] or values["qmp"]):
         raise UsageError(
-            "--lazy needs a connection to QEMU in both directions, which exec: is not",
-            hint="start QEMU with load --lazy FILE -- qemu-system-…, or name its monitor with --qmp SOCKET",
+            _ONE_WAY, hint="start QEMU with load --lazy FILE -- qemu-system-…, or name its monitor with --qmp SOCKET"
         )
     for name in ("verify_first", "throttle"):
         if values[name] and not (values["lazy"] or values["resume"]):
             raise UsageError(f"--{name.replace('_', '-')} is an option of a lazy load", hint="add --lazy")
     for name in ("lazy", "disk", "force"):
         if values[name] and values["resume"]:
-            raise UsageError(f"--{name} and --resume exclude each other", hint="QEMU has the guest already")
+            hint = f"leave --{name} out: QEMU has the guest already"
+            raise UsageError(f"--{name} and --resume exclude each other", hint=hint)
+
+
+_ONE_WAY = "--lazy needs a connection to QEMU in both directions, which exec: is not"
 
 
 def _say_where(clone: Clone) -> None:
@@ -227,6 +230,8 @@ def _load_lazily(values: Values, keys: Keys, said: Said, in_time: Callable[[], N
             from statepipe.lazy.resume import resume_load
 
             resume_load(path, values["qmp"], keys, tell, options)
+        elif not (values["command"] or values["qmp"]):
+            raise NoLatePages(_ONE_WAY)
         elif values["qmp"]:
             load_lazily_into_waiting(path, values["qmp"], keys, said, tell, options)
         else:

@@ -47,8 +47,8 @@ _LEFT = re.compile(r"load-[0-9]+\.qmp|resume-[0-9a-f]{10}-[0-9a-f]{16}")
 
 def resume_command(path: str, address: str, keys: Sequence[str]) -> str:
     """Return the command that continues the load of the state at `path` into the QEMU at `address`, with the words
-    that name its keys."""
-    return shlex.join(["statepipe", "load", "--resume", "--qmp", address, *keys, path])
+    that name its keys. It may be typed in another folder."""
+    return shlex.join(["statepipe", "load", "--resume", "--qmp", address, *keys, os.path.abspath(path)])
 
 
 def _place(name: str) -> str:

@@ -192,5 +192,5 @@ class Rest:
         where = f"{where}, with {loaded} of {total} MiB of its memory loaded"
         if self._damage is not None and (asked := self._damage.asked) is not None:
             where += f", and waits for a page that is damaged, at {asked.page * PAGE_SIZE:#x} of {asked.block}"
-        copy = "with an undamaged copy of the state in its place, " if isinstance(error, IntegrityError) else ""
+        copy = "replace the file by an undamaged copy, and " if isinstance(error, IntegrityError) else ""
         error.advise(f"{where}; do not end its QEMU; {copy}continue with: {self.command}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import stat
 from collections.abc import Sequence
@@ -71,6 +72,8 @@ class Clone:
             pass
         except OSError as error:
             hint = "name a folder that can be made, or one that exists"
+            if isinstance(error, FileNotFoundError):
+                hint = f"make the folder that it is to be in: mkdir -p {shlex.quote(os.path.dirname(folder))}"
             raise StatepipeError(f"cannot make the folder {folder}: {error.strerror}", hint=hint) from error
         _demand_unshared(folder)
 

@@ -1,4 +1,4 @@
-"""load --resume before it has QEMU's word: with a file that does not serve, and a monitor that does not answer."""
+"""load --lazy and --resume without QEMU's word: a file that does not serve, a monitor that does not answer, none."""
 
 from __future__ import annotations
 
@@ -52,6 +52,13 @@ def test_the_rest_of_a_guest_is_not_to_be_loaded_in_another_way(tmp_path: Path) 
     done = run("load", "--resume", "--qmp", "nowhere", file)
     assert done.returncode == 6 and b"name the file that the load began with" in done.stderr
     assert b"without --lazy" not in done.stderr and b"--lazy=auto" not in done.stderr
+
+
+def test_where_no_qemu_can_be_asked_all_memory_is_loaded_first(file: Path) -> None:
+    """As QEMU's exec: filter."""
+    done = run("load", "--lazy=auto", file)
+    assert done.returncode == 0 and done.stdout == STREAM
+    assert b"warning: all memory is loaded first: --lazy needs a connection to QEMU in both" in done.stderr
 
 
 @pytest.mark.usefixtures("silent")

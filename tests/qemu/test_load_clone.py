@@ -421,6 +421,7 @@ def test_a_full_folder_is_named(tmp_path: Path, state72: Saved, small_disk: Call
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, state72: Saved) -> None:
     done = run_load(tmp_path, state72, "--clone", tmp_path / "none" / "clones")
     assert done.returncode == 1 and f"cannot make the folder {tmp_path}/none/clones: No such file" in done.stderr
+    assert f"mkdir -p {tmp_path}/none\n" in done.stderr
     file = tmp_path / "file"
     file.touch()
     done = run_load(tmp_path, state72, "--clone", file)

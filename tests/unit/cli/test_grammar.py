@@ -387,6 +387,8 @@ REFUSED = [
     (["load", "--detach", "F"], "--detach needs a QEMU command line after --"),
     (["load", "--learn", "F", "--", "q"], "--learn[=SECONDS] needs --lazy[=WHEN]"),
     (["load", "--lazy", "--learn=soon", "F", "--", "q"], "--learn[=SECONDS]: 'soon' is not a number of seconds"),
+    (["load", "--lazy", "F"], "--lazy needs a connection to QEMU in both directions"),
+    (["load", "--lazy", "--resume", "--qmp", "S", "F"], "--lazy and --resume exclude each other"),
     (["load", "F", "G", "--", "q"], "'G' is one argument too many"),
     (["load", "--qmp", "S", "F", "G"], "'G' is one argument too many"),
     (["receive", "tls://:1", "q"], "'q' is one argument too many"),
