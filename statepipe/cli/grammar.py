@@ -111,7 +111,8 @@ def parse(verb: Verb | Filter, arguments: Sequence[str]) -> Values:
         needed = by_name[param.needs] if param.needs else None
         if needed and is_given(values[param.key]) and not is_given(values[needed.key]):
             what = "a QEMU command line after --" if needed.name == COMMAND else needed.written
-            raise UsageError(f"{param.written} needs {what}", hint=f"see: statepipe {verb.name} --help")
+            hint = "statepipe ps shows the whole command; " if param.name == "--resume" else ""
+            raise UsageError(f"{param.written} needs {what}", hint=f"{hint}see: statepipe {verb.name} --help")
     return values
 
 

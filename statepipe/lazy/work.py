@@ -22,7 +22,10 @@ class LazyWork:
         """Return pages loaded, asked for (of zeros, too) and to come, the waits, and the seconds left, for JSON."""
         figures, seconds = self._server.figures, time.monotonic() - self._started
         waits = figures.waits
-        left = seconds * (figures.total - figures.pages) / figures.pages if figures.pages else None
+        sent, lacking, rate = figures.pages - figures.before, figures.total - figures.pages, self._server.rate
+        left = seconds * lacking / sent if sent else None
+        if left is not None and rate:  # what the guest asked for came faster, and it asks most at the start
+            left = max(left, lacking * PAGE_SIZE / rate)
         return {
             "seconds": round(seconds, 3),
             "bytes_in": figures.pages * PAGE_SIZE,
@@ -38,7 +41,7 @@ class LazyWork:
                 "wait_median_ms": round(waits.median * 1000, 3),
                 "wait_worst_ms": round(waits.longest * 1000, 3),
                 "seconds_left": None if left is None else round(left, 1),
-                "rate": self._server.rate,
+                "rate": rate,
             },
         }
 

@@ -55,7 +55,7 @@ def demand_userfaultfd(command: Sequence[str]) -> None:
     if not starts_qemu(command) or _is_allowed() or os.access(DEVICE, os.R_OK | os.W_OK):
         return
     raise NoLatePages(
-        "the kernel lets this user have no userfaultfd, without which memory cannot come late", hint=SETTING
+        "the kernel lets this user have no userfaultfd, which lazy loading needs", hint=SETTING
     )
 
 
@@ -80,7 +80,7 @@ def demand_late_pages(monitor: Monitor) -> None:
                 what = f"the guest's memory {row['name']!r} is a file on {kind or 'an unknown file system'}: {path}"
                 raise NoLatePages(
                     what,
-                    hint="memory can come late only in anonymous memory, a memfd, or a file on tmpfs or hugetlbfs",
+                    hint="lazy loading needs memory without a file, in a memfd, or in a file on tmpfs",
                 )
     for folder in ("/machine/peripheral", "/machine/peripheral-anon"):
         for row in ask(monitor, "qom-list", path=folder) or []:

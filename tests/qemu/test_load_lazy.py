@@ -150,6 +150,10 @@ def test_what_is_under_way_can_be_seen_slowed_down_and_not_cancelled(tmp_path: P
         lazy.wait_ticks(2)
         seen = run_statepipe("ps").stdout
         assert "pages, " in seen and "asked for" in seen and "s left" in seen
+        jobs = {job["id"]: job for job in json.loads(run_statepipe("ps", "--json").stdout)}
+        figures = jobs[str(lazy.pid)]["lazy"]
+        lacking = (figures["pages_total"] - figures["pages"]) * 4096
+        assert figures["rate"] == 2 << 20 and figures["seconds_left"] >= round(lacking / figures["rate"], 1)
         refused = run_statepipe("cancel", str(lazy.pid))
         assert refused.returncode == 1 and "the guest runs already" in refused.stderr
         assert "all memory" not in lazy.stderr()

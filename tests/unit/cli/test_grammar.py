@@ -352,6 +352,7 @@ def test_a_misspelt_name_gets_a_suggestion(line: list[str], hint: str, capsys: p
 MISPLACED = [
     (["load", "--lazy", "auto", "F", "--", "q"], "the value of --lazy follows an equals sign: --lazy=auto"),
     (["load", "--lazy", "--learn", "5", "F", "--qmp", "S"], "the value of --learn follows an equals sign: --learn=5"),
+    (["load", "--resume", "F"], "statepipe ps shows the whole command; "),
     (["load", "--lazy", "--", "F", "q"], "write: statepipe load FILE -- qemu-system-x86_64 …"),
 ]
 
