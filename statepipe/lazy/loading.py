@@ -85,9 +85,10 @@ class LazyLoad:
         Raises StatepipeError; NoLatePages if QEMU cannot do it, and then nothing has changed.
         """
         monitor, state = self._monitor, self._store.state
-        disks = demand_its_own(state, monitor, said, self._tell.warn, self._clone)
-        demand_late_pages(monitor)
-        blocks = blocks_of(self._store, page_sizes(monitor))
+        with monitor.remembered():
+            disks = demand_its_own(state, monitor, said, self._tell.warn, self._clone)
+            demand_late_pages(monitor)
+            blocks = blocks_of(self._store, page_sizes(monitor))
         commands = opening(self._store, blocks)
         runs = runs and state.run_state in RAN_AT_SAVE
         learn = self._options.learn if runs else None

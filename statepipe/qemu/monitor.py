@@ -16,8 +16,8 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Coroutine, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from qemu.qmp import ExecInterruptedError, ExecuteError, QMPError, Runstate
@@ -84,6 +84,7 @@ class Monitor:
     def __init__(self, address: str | socket.socket, pid: int | None = None, tell: Tell = nobody) -> None:
         self._pid, self._tell = pid, tell
         self._hurried = False
+        self._known: dict[str, Any] | None = None  # answers, while they are remembered
         self._limits: set[asyncio.Timeout] = set()
         self._spoken = -WORD
         self.place = f"QEMU at {address}" if isinstance(address, str) else "the QEMU that was started here"
@@ -194,7 +195,21 @@ class Monitor:
 
         Raises QemuRefused with QEMU's message, QemuSilent without an answer in time (BOUNDS), QemuGone if QEMU ends.
         """
-        return self._execute(command, BOUNDS.get(command, ANSWER), arguments)
+        if self._known is None:
+            return self._execute(command, BOUNDS.get(command, ANSWER), arguments)
+        asked = f"{command} {sorted(arguments.items())}"
+        if asked not in self._known:
+            self._known[asked] = self._execute(command, ANSWER, arguments)
+        return self._known[asked]
+
+    @contextmanager
+    def remembered(self) -> Iterator[None]:
+        """Send no query twice in this context, in which nothing may change: each answer takes 0.7 ms."""
+        self._known = {}
+        try:
+            yield
+        finally:
+            self._known = None
 
     def _execute(self, command: str, within: float | None, arguments: Mapping[str, object]) -> Any:
         words = {name.replace("_", "-"): value for name, value in arguments.items()}

@@ -295,3 +295,16 @@ def test_a_monitor_that_failed_leaves_no_thread(qmp_folder: Path) -> None:
         left = [thread.name for thread in threading.enumerate() if thread not in before]
         assert not [name for name in left if "(serve)" not in name]  # the server's own may end later
         assert not any(thread.name == "monitor" for thread in threading.enumerate())
+
+
+def test_in_a_context_that_remembers_no_query_is_sent_twice(server: QmpServer) -> None:
+    with closing(Monitor(server.path)) as monitor:
+        server.commands()
+        with monitor.remembered():
+            for _ in range(2):
+                assert monitor.execute("qom-get", path="/machine", property="type") == "pc-machine"
+                assert monitor.execute("qom-get", path="/machine", property="tsc-frequency") == 0
+                assert monitor.run_state() == "paused"
+            assert server.commands() == ["qom-get", "qom-get", "query-status"]
+        server.answers["query-status"] = {"status": "running"}
+        assert monitor.run_state() == "running"
