@@ -9,7 +9,7 @@ in parts, for a streaming decoder.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from statepipe.errors import IntegrityError, TruncatedError
 from statepipe.stage import Buffer
@@ -39,8 +39,7 @@ KEPT_LIMIT = 1 << 20
 arrive."""
 
 
-@dataclass(frozen=True, slots=True)
-class Skippable:
+class Skippable(NamedTuple):
     """A skippable frame, or a piece of one: metadata for programs that know its magic.
 
     `length` is the size of the whole payload; `data` is the part of it that begins at offset `at`. Only a payload
@@ -54,8 +53,7 @@ class Skippable:
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(NamedTuple):
     """A whole frame, and the number of bytes that it decodes to if its header says so."""
 
     offset: int
@@ -63,8 +61,7 @@ class Frame:
     content_size: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """A part of a frame that is too large to keep; `last` marks the final part."""
 
     offset: int
@@ -88,8 +85,7 @@ def beyond(what: str, needed: int | None, memory: int, offset: int) -> Integrity
     return IntegrityError(f"{what} needs {lacking}, of {format_size(memory)} allowed", hint=hint, offset=offset)
 
 
-@dataclass(frozen=True, slots=True)
-class FrameHeader:
+class FrameHeader(NamedTuple):
     """The fields in a frame's first 2 to 18 bytes (RFC 8878 section 3.1.1.1). Sizes in bytes."""
 
     length: int

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from statepipe.pipeline.signals import ignore
 from statepipe.telling import Tell
 
 
-@dataclass(frozen=True, slots=True)
-class Summary:
+class Summary(NamedTuple):
     """The figures of a complete lazy load: bytes of the pages that were sent, and those sent before the guest ran; the
     number of requests, the seconds of their median and longest wait, and the seconds since the guest was there."""
 
@@ -22,8 +21,7 @@ class Summary:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class LazyOptions:
+class LazyOptions(NamedTuple):
     """Whether all of the file is verified before QEMU is reached; how many bytes a second of memory that the guest does
     not wait for are sent at most; and for how many seconds the working set is learned, if it is. `keys` are the words
     of a command line that name the keys of an encrypted state."""
@@ -34,8 +32,7 @@ class LazyOptions:
     keys: Sequence[str] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class LazyTelling:
+class LazyTelling(NamedTuple):
     """Messages of a lazy load. `here` gets the run state that QEMU reported and the command that continues the load;
     `complete` gets the figures at the end. `settled`: QEMU answered, and no signal undoes the load from then on.
     `learned` gets the path of the working set, the bytes of its pages, and whether it was limited to these.

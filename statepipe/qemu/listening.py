@@ -12,7 +12,7 @@ import socket
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from statepipe.processes import read_text
 
@@ -36,8 +36,7 @@ PATIENCE = 5.0
 """Seconds to wait for the kernel's next answer, which normally arrives at once."""
 
 
-@dataclass(frozen=True, slots=True)
-class Bound:
+class Bound(NamedTuple):
     """A socket's file: the lower 32 bits of its inode, its device (major, minor), and the last part of the name under
     which it was bound."""
 
@@ -46,12 +45,11 @@ class Bound:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class Listened:
+class Listened(NamedTuple):
     """The listening sockets: their files, or only names if the kernel does not report files."""
 
-    names: frozenset[str] = field(default_factory=frozenset)
-    files: frozenset[Bound] = field(default_factory=frozenset)
+    names: frozenset[str] = frozenset()
+    files: frozenset[Bound] = frozenset()
 
     def has(self, path: str, status: os.stat_result) -> bool:
         """Return whether a process listens at the socket with that path.
@@ -118,8 +116,7 @@ _MAPPED = bytes(10) + b"\xff\xff"
 _NAMES = {"": ANY, "localhost": frozenset((b"\x7f\0\0\1", bytes(15) + b"\1"))}
 
 
-@dataclass(frozen=True, slots=True)
-class BoundPort:
+class BoundPort(NamedTuple):
     """A port at which a process listens: `tcp` or `udp`, its address in 4 or 16 bytes, and its number."""
 
     kind: str
