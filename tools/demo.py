@@ -77,7 +77,7 @@ def qemu(folder: Path, serial: Path) -> list[str]:
 @contextlib.contextmanager
 def running(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
     """A process that is gone afterwards, whatever happens. SIGTERM, so that statepipe ends its QEMU as well."""
-    print("  $", shlex.join(command), flush=True)
+    print("  $", shlex.join(command).replace(STATEPIPE, "statepipe"), flush=True)
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
         yield process

@@ -57,7 +57,7 @@ COMMANDS = (
     ),
     Verb(
         "load",
-        "load a guest's state from FILE: as QEMU's -incoming exec: filter, or into a QEMU",
+        "load a guest from FILE: into a QEMU that it starts or that waits, or as QEMU's exec: filter",
         (
             Param(
                 "file",
