@@ -115,6 +115,7 @@ class LazyLoad:
             link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFERED)
             server = Server(self._store, link, blocks, time.monotonic)
             server.set_rate(self._options.rate)
+            server.at_damage(monitor.hurry)  # QEMU may not answer until it gets that page
             with at_work(LazyWork(server, lambda: self.is_here)), closing(server):
                 if keeping is not None:
                     keeping.await_ready()
@@ -143,12 +144,15 @@ class LazyLoad:
                 self._answered()
         except BaseException as error:
             self.is_here = self.is_here or isinstance(error, MayRun | CutOff)
+            cause = self._rest.cause_of(error, server) if isinstance(error, StatepipeError) else error
             if not self.is_here:
                 server.close()
-                end_half_loaded(error, self._monitor, disks)
-            elif isinstance(error, StatepipeError):
-                self._rest.say_where(error, server)
-            raise
+                end_half_loaded(cause, self._monitor, disks)
+            elif isinstance(cause, StatepipeError):
+                self._rest.say_where(cause, server)
+            if cause is error:
+                raise
+            raise cause from error
 
     def _answered(self) -> None:
         self.is_here = True

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from queue import Empty
 from typing import TYPE_CHECKING, Any
 
 from statepipe.errors import (
@@ -28,6 +29,7 @@ from statepipe.pipeline.signals import ignore
 from statepipe.qemu.migration import demand_completed
 from statepipe.qemu.runstates import RUNNING
 from statepipe.qemu.settings import restore_after, restored
+from statepipe.state.load_qmp import CutOff
 from statepipe.state.pagestore import PageStore
 from statepipe.threads import LIMITS
 
@@ -59,8 +61,11 @@ class Rest:
         try:
             yield
         except StatepipeError as error:
-            self.say_where(error, server)
-            raise
+            cause = self.cause_of(error, server)
+            self.say_where(cause, server)
+            if cause is error:
+                raise
+            raise cause from error
         except MemoryError as error:
             short = StatepipeError("there is not enough memory", hint=LIMITS)
             self.say_where(short, server)
@@ -77,7 +82,7 @@ class Rest:
             try:
                 if not is_told:
                     is_told = True
-                    self._tell.here(self._monitor.run_state(), self.command)
+                    self._announce()
                 self.wait()
             except InterruptedBySignal as error:
                 if self._store.has_name():
@@ -88,6 +93,14 @@ class Rest:
         self.settle(before)
         if late is not None:
             raise late
+
+    def _announce(self) -> None:
+        """Report that the guest is there. If QEMU's main loop waits for a damaged page, the error reports it."""
+        try:
+            self._tell.here(self._monitor.run_state(), self.command)
+        except QemuSilent:
+            if not self._server.has_damage:
+                raise
 
     def wait(self) -> None:
         """Wait until QEMU has all memory. Raises StatepipeError."""
@@ -166,6 +179,17 @@ class Rest:
                 self._monitor.execute("stop")
         except QemuSilent:
             self._tell.warn("QEMU does not answer while it waits for a damaged page")
+
+    def cause_of(self, error: StatepipeError, server: Server) -> StatepipeError:
+        """Return the damage for which QEMU's main loop waits if `error` says that QEMU did not answer."""
+        if isinstance(error, QemuSilent | CutOff):
+            with suppress(Empty):
+                while self._damage is None:
+                    news = server.news.get_nowait()
+                    self._damage = news if isinstance(news, Damaged) else None
+            if self._damage is not None:
+                return self._damage.error
+        return error
 
     def say_where(self, error: StatepipeError, server: Server) -> None:
         """Add to the hint of `error` where the guest is, and how to continue."""

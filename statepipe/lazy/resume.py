@@ -86,6 +86,7 @@ def resume_load(path: str, address: str, keys: Keys, tell: LazyTelling, options:
         except InterruptedBySignal as error:
             error.advise(f"the guest is left as it is; continue with: {command}")
             raise
+        server.at_damage(monitor.hurry)
         marks, rest = Marks(monitor), Rest(store, monitor, tell, command)
         with rest.of(server, marks):
             marks.find()

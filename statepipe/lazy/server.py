@@ -121,6 +121,7 @@ class Server:
         self._calm.set()
         self._next: deque[Pages] = deque(maxlen=NEXT)
         self._damaged: set[int] = set()
+        self._at_damage: Callable[[], None] = lambda: None
         self._recorder: Recorder | None = None
         self._bucket = Bucket(None)
         self._rate_changed = threading.Condition()
@@ -128,6 +129,17 @@ class Server:
         self._threads: list[threading.Thread] = []
 
     # --- called by the main thread
+
+    def at_damage(self, do: Callable[[], None]) -> None:
+        """Have `do` called at each damaged frame, by any thread, while the main thread may be waiting for QEMU."""
+        self._at_damage = do
+        if self._damaged:
+            do()
+
+    @property
+    def has_damage(self) -> bool:
+        """Whether a damaged frame was found."""
+        return bool(self._damaged)
 
     def begin(self, opening: bytes, package: bytes = b"", first: FirstPages | None = None) -> None:
         """Write `opening`, the pages of `first` and `package`, and answer requests from now on."""
@@ -268,6 +280,7 @@ class Server:
         elif first := next(self._index.stored_between(*self._store.span(error.frame)), None):
             what += f"; it holds the page at {first.page * postcopy.PAGE_SIZE:#x} of {self._blocks[first.block].name}"
         self.news.put(Damaged(IntegrityError(what, offset=error.offset), asked))
+        self._at_damage()
 
     # --- the working set
 

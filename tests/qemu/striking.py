@@ -3,7 +3,8 @@
     python -m tests.qemu.striking SIGNAL STEP RECORD -- VERB …
 
 A step is a call that the main thread makes, before it begins or after it has returned: "before Monitor.execute cont".
-RECORD gets each step that was reached, one a line.
+RECORD gets each step that was reached, one a line. With SIGSTOP, the main thread alone stops, until there is a file
+beside RECORD whose name ends in .go.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from functools import wraps
 from importlib import import_module
@@ -49,6 +51,7 @@ class Striker:
     def __init__(self, number: signal.Signals, step: str, record: str) -> None:
         self._number, self._step = number, step
         self._record = os.open(record, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        self._go = Path(f"{record}.go")
         self._has_struck = False
 
     def reach(self, step: str) -> None:
@@ -58,7 +61,10 @@ class Striker:
         os.write(self._record, f"{step}\n".encode())
         if step == self._step and not self._has_struck:
             self._has_struck = True
-            os.kill(os.getpid(), self._number)
+            if self._number is not signal.SIGSTOP:
+                os.kill(os.getpid(), self._number)
+            while self._number is signal.SIGSTOP and not self._go.exists():
+                time.sleep(0.01)
 
     def around(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, with a step before it and one after it."""

@@ -14,7 +14,8 @@ import pytest
 
 from tests.qemu.harness import Guest, run_statepipe, statepipe_command, wait_for
 from tests.qemu.lazily import RESUME, SLOW, Lazy, assert_went_on
-from tests.qemu.loading import MEMORY, Saved, assert_never_ran, run_load
+from tests.qemu.loading import MEMORY, Saved, assert_never_ran, qemu_pid, run_load
+from tests.qemu.striking import steps_of, striking
 from tests.statefiles import DATA, layout
 
 # --- a file that is damaged, cut, or replaced
@@ -59,6 +60,34 @@ def test_the_guest_waits_for_a_damaged_page_that_it_touches(tmp_path: Path, nois
         shutil.copy(noisy72.file, file)
         assert run_statepipe(*resume).returncode == 0
         assert_went_on(noisy72, lazy)
+
+
+def test_qemu_does_not_answer_while_the_guest_waits_for_a_damaged_page(tmp_path: Path, noisy72: Saved) -> None:
+    """From its answer to `cont` on: the damage is reported, and not the silence. Its main loop can wait for that page,
+    too; here it is stopped."""
+    file, record = flipped(noisy72, tmp_path, 0.08), tmp_path / "record"
+    saved = Saved(file, noisy72.image, noisy72.before, noisy72.qemu)
+    with Lazy(tmp_path, saved, program=striking(signal.SIGSTOP, "after Monitor.execute cont", record)) as lazy:
+        wait_for("cont", lambda: "after Monitor.execute cont" in steps_of(record))
+        pid = wait_for("QEMU", lambda: qemu_pid(tmp_path))
+        wait_for("a page that does not come", lambda: all(waits_for_a_page(pid) for _ in range(200)))
+        os.kill(pid, signal.SIGSTOP)
+        Path(f"{record}.go").touch()
+        try:
+            wait_for("word", lambda: "QEMU does not answer while it waits for a damaged page" in lazy.stderr(), 25)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert lazy.status() == 3, lazy.stderr()
+        said = lazy.stderr()
+        assert f"{file}" in said and "and waits for a page that is damaged, at 0x" in said, said
+        shutil.copy(noisy72.file, file)
+        assert run_statepipe(*shlex.split(said.rpartition(RESUME)[2].splitlines()[0])).returncode == 0
+        assert_went_on(noisy72, lazy)
+
+
+def waits_for_a_page(pid: int) -> bool:
+    """Whether a thread of this QEMU does: the kernel's function in which it sleeps says so."""
+    return any("handle_userfault" in task.read_text() for task in Path(f"/proc/{pid}/task").glob("*/wchan"))
 
 
 def test_verify_first_refuses_a_damaged_file_before_qemu_is_started(tmp_path: Path, noisy72: Saved) -> None:
