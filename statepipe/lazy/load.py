@@ -67,7 +67,7 @@ def load_lazily_into_new(
             state = prepare(opened.enter_context(open_state(path, keys)))
             pages = _pages(opened, state, tell, options) if options.verify_first or not state.is_indexed else None
             state.refuse_changed_before(command, said)
-            command = ready(command, clone)
+            command = ready(command, clone, opened)
             digest = state.digest if pages is None else pages[0].digest
             with held():  # a QEMU that was started must be known to us
                 keeping, child = _kept(opened, [*command, *own.words], own.address, digest, tell, detach=detach)

@@ -40,6 +40,7 @@ from statepipe.qemu.runstates import LIVE, UNRUN
 from statepipe.qemu.settings import made_ready, restore_after, restored
 from statepipe.qemu.taken import taken
 from statepipe.qemu.view import View
+from statepipe.state.claims import claim
 from statepipe.state.file import STDIN, Keys, StateFile, open_state
 from statepipe.state.loading import State, prepare
 from statepipe.telling import Tell
@@ -102,7 +103,7 @@ def load_into_new(
             with open_state(path, keys) as source:
                 state = _prepare_state(source, tell.warn)
                 state.refuse_changed_before(command, said)
-                command = ready(command, clone)
+                command = ready(command, clone, opened)
                 with held():  # no signal between QEMU's start and our record of it
                     child = Child(command, detach)
                     opened.enter_context(child.spare)
@@ -159,17 +160,21 @@ def refuse_state_as_disk(path: str, command: Sequence[str]) -> None:
 _BEFORE_AGAIN = "its guest may write to its disks, so end it before the state is loaded again"
 
 
-def ready(command: Sequence[str], clone: Clone) -> list[str]:
-    """Return the command line for a new QEMU, once its overlays are there.
+def ready(command: Sequence[str], clone: Clone, opened: ExitStack) -> list[str]:
+    """Return the command line for a new QEMU, once its overlays are there. No other load takes what that QEMU will make
+    until `opened` ends.
 
     Raises StatepipeError for sockets, ports, files and interfaces that others have: the new QEMU would take them away,
     and from the QEMU that still has the guest perhaps. A script may start QEMU in another namespace, but not a clone.
     """
-    if (clone.is_wanted or starts_qemu(command)) and (found := taken(command, os.getcwd())):
-        raise StatepipeError(
-            f"QEMU is not started: {'; '.join(found)}",
-            hint="if that is the QEMU whose guest was saved, end it; else name others",
-        )
+    if clone.is_wanted or starts_qemu(command):
+        claimed = claim(command, os.getcwd(), opened)  # first: until the other QEMU has made them, nobody sees them
+        if found := taken(command, os.getcwd()):
+            hint = "if that is the QEMU whose guest was saved, end it; else name others"
+            raise StatepipeError(f"QEMU is not started: {'; '.join(found)}", hint=hint)
+        if claimed:
+            what = f"another load starts a QEMU with the same files: {', '.join(claimed)}"
+            raise StatepipeError(f"QEMU is not started: {what}", hint="name others")
     return clone.of(command)
 
 

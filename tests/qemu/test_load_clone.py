@@ -292,6 +292,30 @@ def test_what_two_clones_would_share_is_named_with_its_options(tmp_path: Path, s
         guest.wait_ticks(1)
 
 
+@each_way
+def test_of_two_loads_that_start_at_once_one_gets_the_sockets_and_logs(
+    tmp_path: Path, state72: Saved, way: list[str]
+) -> None:
+    """Before the first QEMU has made them, only the claim of its load shows that they are taken."""
+    shared = ["-chardev", f"file,id=l,path={tmp_path}/log", "-monitor", f"unix:{tmp_path}/m,server=on,wait=off"]
+    with ExitStack() as stack:
+        loads = {}
+        for name in ("1", "2"):
+            (folder := tmp_path / name).mkdir()
+            stack.callback(end_qemu, folder)
+            words = ["load", *way, "--detach", "--clone", str(folder / "disks"), str(state72.file)]
+            command = [*statepipe_command(), *words, "--", *qemu_command(folder, state72, *shared)]
+            with (folder / "stderr").open("w") as stderr:
+                loads[folder] = warm.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr)
+        status = {folder: load.wait(60) for folder, load in loads.items()}
+        said = {folder: (folder / "stderr").read_text() for folder in loads}
+        assert sorted(status.values()) == [0, 1], said
+        refused = next(folder for folder in loads if status[folder])
+        assert "QEMU is not started: " in said[refused], said
+        assert f"{tmp_path}/m (-monitor)" in said[refused] and f"{tmp_path}/log (-chardev)" in said[refused], said
+        assert not (refused / "disks").exists() and not (refused / "serial").exists()
+
+
 def test_an_interface_that_another_qemu_has_is_named(tmp_path: Path, state72: Saved) -> None:
     if not os.access("/dev/net/tun", os.W_OK) or os.geteuid():
         pytest.skip("no tap can be made here")
