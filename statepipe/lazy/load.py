@@ -69,10 +69,10 @@ def load_lazily_into_new(
             state.refuse_changed_before(command, said)
             command = ready(command, clone, opened)
             digest = state.digest if pages is None else pages[0].digest
-            with held():  # a QEMU that was started must be known to us
+            with held():  # a QEMU that was started must be known to us; enum makes a TypeError of a signal in an import
                 keeping, child = _kept(opened, [*command, *own.words], own.address, digest, tell, detach=detach)
-            from statepipe.lazy.loading import LazyLoad
-            from statepipe.qemu.monitor import Monitor
+                from statepipe.lazy.loading import LazyLoad
+                from statepipe.qemu.monitor import Monitor
 
             store, first = pages or _pages(opened, state, tell, options)
             monitor = opened.enter_context(closing(Monitor(child.monitor, child.pid, tell.warn)))

@@ -104,10 +104,10 @@ def load_into_new(
                 state = _prepare_state(source, tell.warn)
                 state.refuse_changed_before(command, said)
                 command = ready(command, clone, opened)
-                with held():  # no signal between QEMU's start and our record of it
+                with held():  # no signal between QEMU's start and our record of it, nor in an import (enum, TypeError)
                     child = Child(command, detach)
                     opened.enter_context(child.spare)
-                from statepipe.qemu.monitor import Monitor
+                    from statepipe.qemu.monitor import Monitor
 
                 monitor = opened.enter_context(closing(Monitor(child.monitor, child.pid, tell.warn)))
                 try:
