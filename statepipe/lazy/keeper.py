@@ -9,10 +9,12 @@ QEMU reports postcopy-paused, the keeper has it listen (migrate-recover) at a so
 It is a program of its own, MONITOR CONTROL PATH HOW, started by its path; it imports nothing of ours, so that it is
 there before the guest is. HOW is `own` for a monitor that nobody else uses: the keeper negotiates, and stays as long as
 there is something to continue. With `shared`, it holds the monitor of statepipe, waits for statepipe's end, and frees
-the monitor once QEMU listens. A byte on CONTROL says that all is done; one from the keeper says that it has negotiated.
+the monitor once QEMU listens. On CONTROL, statepipe says K with QEMU's pidfd before QEMU loads the devices, R before
+the guest may run, and a dot when all is done; the keeper says once that it has negotiated.
 
-If statepipe is killed before it has sent anything, there is nothing to continue: a QEMU of its own is told to quit, and
-a shared monitor is freed at once.
+If statepipe is killed before R, there is nothing to continue, since the guest has not run. After K, the keeper kills
+QEMU, which fails by then, and may hang over it (seen on 7.2: no `quit` reaches it). Before K, a QEMU that statepipe has
+started is told to quit, and a shared monitor is freed at once.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import contextlib
 import json
 import os
 import select
+import signal
 import socket
 import sys
 import time
@@ -46,6 +49,7 @@ class Keeper:
         self._rest = b""
         self._due = False  # QEMU is to listen, and has not agreed yet
         self._next = 0.0  # when it is to be asked
+        self._failing: int | None = None  # the pidfd of a QEMU that cannot go on without statepipe
         if not shared:
             self._say({"execute": "qmp_capabilities", "arguments": {"enable": ["oob"]}, "id": "ready"})
 
@@ -56,8 +60,13 @@ class Keeper:
         while time.monotonic() < until:
             ready, _, _ = select.select(watched, [], [], AGAIN if self._due else None)
             if control in ready:
-                if self._is_done():
+                if (word := self._told()) == b".":
                     return
+                if word:
+                    continue
+                if self._failing is not None:
+                    with contextlib.suppress(ProcessLookupError):
+                        signal.pidfd_send_signal(self._failing, signal.SIGKILL)
                 watched = [self._monitor]
                 self._say({"execute": "query-migrate", "id": "left"})
                 if self._shared:
@@ -67,12 +76,17 @@ class Keeper:
             if self._due and time.monotonic() >= self._next:
                 self._listen()
 
-    def _is_done(self) -> bool:
-        """Whether statepipe says so; else it has ended."""
+    def _told(self) -> bytes:
+        """Return what statepipe says; nothing if it has ended."""
         try:
-            return bool(self._control.recv(1))
+            word, fds, _, _ = socket.recv_fds(self._control, 1, 1)
         except ConnectionResetError:  # it was killed before it had read our byte
-            return False
+            return b""
+        if word == b"K":
+            self._failing = fds[0]
+        elif word == b"R":
+            self._failing = None
+        return word
 
     def _listen(self) -> None:
         with contextlib.suppress(FileNotFoundError):

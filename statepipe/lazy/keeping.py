@@ -23,8 +23,9 @@ from blake3 import blake3
 from statepipe.errors import StatepipeError
 from statepipe.lazy import keeper
 from statepipe.pipeline.runtimefolder import open_runtime_folder
-from statepipe.processes import Process
+from statepipe.processes import Process, hold_if_seen
 from statepipe.qemu.holders import OWN_MONITOR
+from statepipe.qemu.process import is_qemu, qemu_under
 from statepipe.telling import Tell
 from statepipe.threads import held
 
@@ -140,6 +141,20 @@ class Keeping:
             return None
         with monitor.duplicate() as second:
             return cls(second, address, digest, warn, shared=True)
+
+    def will_load(self, pid: int) -> None:
+        """QEMU is to load devices: if we end before `may_run` is called, the keeper kills it. `pid` is QEMU, a program
+        that has started it, or 0: then it is not killed."""
+        pid = qemu_under(pid)
+        if is_qemu(pid) and (pidfd := hold_if_seen(pid)) is not None:
+            with suppress(OSError):  # there is no keeper
+                socket.send_fds(self._control, [b"K"], [pidfd])
+            os.close(pidfd)
+
+    def may_run(self) -> None:
+        """QEMU is to run the guest: from now on, it is not ended."""
+        with suppress(OSError):
+            self._control.sendall(b"R")
 
     def await_ready(self) -> None:
         """Wait until the keeper of a started QEMU has negotiated. Once the guest runs, QEMU may not answer that."""

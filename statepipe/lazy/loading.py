@@ -119,9 +119,10 @@ class LazyLoad:
             with at_work(LazyWork(server, lambda: self.is_here)), closing(server):
                 if keeping is not None:
                     keeping.await_ready()
+                    keeping.will_load(monitor.pid)
                 if learn is not None:
                     server.learn(self._first)
-                self._run_early(server, commands, disks, marks, runs=runs)
+                self._run_early(server, commands, disks, marks, keeping, runs=runs)
                 with self._rest.of(server, marks):
                     with held():
                         late = HEAD_START if learn is None and runs and self._first is not None else learn or 0
@@ -131,12 +132,21 @@ class LazyLoad:
             keeping.done()
 
     def _run_early(
-        self, server: Server, commands: tuple[bytes, bytes], disks: Images, marks: Marks, *, runs: bool
+        self,
+        server: Server,
+        commands: tuple[bytes, bytes],
+        disks: Images,
+        marks: Marks,
+        keeping: Keeping | None,
+        *,
+        runs: bool,
     ) -> None:
         """Have QEMU load the devices and run the guest. Raises StatepipeError."""
         try:
             server.begin(*commands, self._first)
             self._await_run(server)
+            if keeping is not None:
+                keeping.may_run()
             if runs:
                 run_guest(self._monitor, self._answered)
                 marks.runs()

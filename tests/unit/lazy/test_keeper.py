@@ -1,9 +1,12 @@
-"""The keeper of a lazy load whose statepipe is killed before QEMU has received anything."""
+"""The keeper of a lazy load whose statepipe is killed before the guest runs."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
+import subprocess
 import threading
 from pathlib import Path
 
@@ -28,6 +31,30 @@ def test_a_qemu_that_has_received_nothing_is_told_to_quit(tmp_path: Path, is_rea
         assert json.loads(heard.readline())["execute"] == "query-migrate"
         qemu.sendall(b'{"return": {}, "id": "left"}\n')
         assert json.loads(heard.readline())["execute"] == "quit"
+        qemu.shutdown(socket.SHUT_WR)
+        keeper.join(10)
+        assert not keeper.is_alive()
+
+
+@pytest.mark.parametrize("may_run", [False, True])
+def test_a_qemu_that_loads_devices_is_killed_unless_its_guest_may_run(tmp_path: Path, may_run: bool) -> None:
+    qemu, monitor = socket.socketpair()
+    ours, control = socket.socketpair()
+    with qemu, monitor, control, qemu.makefile("r") as heard, subprocess.Popen(["sleep", "60"]) as process:
+        qemu.settimeout(10)
+        keeper = threading.Thread(target=Keeper(monitor, control, str(tmp_path / "socket"), shared=True).run)
+        keeper.start()
+        pidfd = os.pidfd_open(process.pid)
+        with ours:
+            socket.send_fds(ours, [b"K"], [pidfd])
+            if may_run:
+                ours.sendall(b"R")
+        assert json.loads(heard.readline())["execute"] == "query-migrate"
+        if may_run:
+            assert process.poll() is None
+            process.kill()
+        assert process.wait(10) == -signal.SIGKILL
+        os.close(pidfd)
         qemu.shutdown(socket.SHUT_WR)
         keeper.join(10)
         assert not keeper.is_alive()
