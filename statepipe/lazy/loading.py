@@ -18,7 +18,7 @@ from statepipe.formats.qemu.postcopy import LOADED, Pong, Shut
 from statepipe.lazy.keeping import Keeping
 from statepipe.lazy.marks import Marks, identity
 from statepipe.lazy.opening import blocks_of, demand_servable, opening
-from statepipe.lazy.rest import Rest
+from statepipe.lazy.rest import STOP, Rest
 from statepipe.lazy.server import BUFFERED, Damaged, Failed, News, Server
 from statepipe.lazy.telling import LazyOptions, LazyTelling
 from statepipe.lazy.work import LazyWork
@@ -115,7 +115,7 @@ class LazyLoad:
             link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFERED)
             server = Server(self._store, link, blocks, time.monotonic)
             server.set_rate(self._options.rate)
-            server.at_damage(monitor.hurry)  # QEMU may not answer until it gets that page
+            server.at_damage(lambda: monitor.hurry(STOP))  # QEMU may not answer until it gets that page
             with at_work(LazyWork(server, lambda: self.is_here)), closing(server):
                 if keeping is not None:
                     keeping.await_ready()

@@ -36,6 +36,10 @@ from statepipe.threads import LIMITS
 if TYPE_CHECKING:  # it takes 25 ms, in which a QEMU can start
     from statepipe.qemu.monitor import Monitor
 
+STOP = 2.0
+"""Seconds that QEMU has for each answer once a frame is damaged. Without KVM and on a busy host, `stop` takes tenths of
+a second; if QEMU waits for a page of that frame, it does not answer at all."""
+
 SHUTDOWN = "shutdown"
 """The run state of a QEMU whose guest has powered off, and of one that ends because of a signal."""
 
@@ -172,7 +176,7 @@ class Rest:
             self._damage = damage if self._damage.asked is None and damage.asked is not None else self._damage
             return
         self._damage = damage
-        self._monitor.hurry()
+        self._monitor.hurry(STOP)
         try:
             if self._monitor.run_state() == RUNNING:
                 self._marks.to_run()

@@ -28,7 +28,7 @@ from statepipe.lazy.keeping import Keeping, demand_same, find_listening, other_s
 from statepipe.lazy.loading import servable
 from statepipe.lazy.marks import Marks, identity
 from statepipe.lazy.opening import blocks_of
-from statepipe.lazy.rest import Rest
+from statepipe.lazy.rest import STOP, Rest
 from statepipe.lazy.server import BUFFERED, Damaged, Failed, Server
 from statepipe.lazy.telling import LazyOptions, LazyTelling
 from statepipe.lazy.work import LazyWork
@@ -86,7 +86,7 @@ def resume_load(path: str, address: str, keys: Keys, tell: LazyTelling, options:
         except InterruptedBySignal as error:
             error.advise(f"the guest is left as it is; continue with: {command}")
             raise
-        server.at_damage(monitor.hurry)
+        server.at_damage(lambda: monitor.hurry(STOP))
         marks, rest = Marks(monitor), Rest(store, monitor, tell, command)
         with rest.of(server, marks):
             marks.find()

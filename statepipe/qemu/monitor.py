@@ -83,7 +83,7 @@ class Monitor:
 
     def __init__(self, address: str | socket.socket, pid: int | None = None, tell: Tell = nobody) -> None:
         self._pid, self._tell = pid, tell
-        self._hurried = False
+        self._most = math.inf  # seconds of any wait
         self._known: dict[str, Any] | None = None  # answers, while they are remembered
         self._limits: set[asyncio.Timeout] = set()
         self._spoken = -WORD
@@ -134,7 +134,7 @@ class Monitor:
     def _call(self, work: Coroutine[Any, Any, T], within: float | None, words: Words = None, word: float = WORD) -> T:
         """Run `work` in the monitor's thread and return its result.
 
-        Raises TimeoutError after `within` seconds, or HURRY after `hurry`. Reports `words` of the seconds so far after
+        Raises TimeoutError after `within` seconds, or those of `hurry`. Reports `words` of the seconds so far after
         `word` seconds and again.
         """
 
@@ -143,8 +143,8 @@ class Monitor:
             try:
                 async with asyncio.timeout(None) as limit:
                     self._limits.add(limit)
-                    allowed = HURRY if self._hurried else within
-                    limit.reschedule(None if allowed is None else self._loop.time() + allowed)
+                    allowed = self._most if within is None else min(within, self._most)
+                    limit.reschedule(None if allowed == math.inf else self._loop.time() + allowed)
                     try:
                         return await work
                     finally:
@@ -177,12 +177,13 @@ class Monitor:
             await asyncio.sleep(3 * seconds)
             seconds *= 4
 
-    def hurry(self) -> None:
-        """Limit every wait, also those of other threads, to HURRY from now on: statepipe was told to stop."""
+    def hurry(self, most: float = HURRY) -> None:
+        """Limit every wait, also those of other threads, to `most` seconds from now on: statepipe was told to stop, or
+        QEMU may not answer."""
 
         def cut_short() -> None:
-            self._hurried = True
-            soon = self._loop.time() + HURRY
+            self._most = min(most, self._most)
+            soon = self._loop.time() + self._most
             for limit in self._limits:
                 if not limit.expired() and (limit.when() or math.inf) > soon:
                     limit.reschedule(soon)
@@ -325,7 +326,7 @@ class Monitor:
         """
         began = time.monotonic()
         while self.run_state() == "finish-migrate":
-            if time.monotonic() - began > (UNLOCK if self._hurried else SETTLE):
+            if time.monotonic() - began > (SETTLE if self._most == math.inf else UNLOCK):
                 raise QemuSilent(f"{self.place} still reports finish-migrate: its guest is stopped")
             self._await_change(LOOK_AGAIN)
 
