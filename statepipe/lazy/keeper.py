@@ -6,8 +6,8 @@ out only commands out of band, on a monitor where that was negotiated before. So
 QEMU reports postcopy-paused, the keeper has it listen (migrate-recover) at a socket in the runtime folder, where
 `load --resume` connects.
 
-It is a program of its own, MONITOR CONTROL PATH HOW, started by its path; it imports nothing of ours, so that it is
-there before the guest is. HOW is `own` for a monitor that nobody else uses: the keeper negotiates, and stays as long as
+It is a program of its own, with arguments MONITOR CONTROL PATH HOW. It imports nothing of statepipe, so it is ready
+before the guest runs. HOW is `own` for a monitor that nobody else uses: the keeper negotiates, and stays as long as
 there is something to continue. With `shared`, it holds the monitor of statepipe, waits for statepipe's end, and frees
 the monitor once QEMU listens. On CONTROL, statepipe says K with QEMU's pidfd before QEMU loads the devices, R before
 the guest may run, and a dot when all is done; the keeper says once that it has negotiated.
@@ -54,7 +54,7 @@ class Keeper:
             self._say({"execute": "qmp_capabilities", "arguments": {"enable": ["oob"]}, "id": "ready"})
 
     def run(self) -> None:
-        """Until there is nothing to continue."""
+        """Serve until nothing is left to continue."""
         control = self._control
         watched, until = [control] if self._shared else [control, self._monitor], float("inf")
         while time.monotonic() < until:
@@ -98,7 +98,7 @@ class Keeper:
         self._monitor.sendall(json.dumps(message).encode() + b"\n")
 
     def _hear(self) -> bool:
-        """Read what QEMU says; False at its end, or once all is done."""
+        """Read messages of QEMU. Return False once QEMU has ended or all is done."""
         data = self._monitor.recv(65536)
         *lines, self._rest = (self._rest + data).split(b"\n")
         if not data or len(self._rest) > LONGEST:
@@ -106,7 +106,7 @@ class Keeper:
         return all(map(self._note, lines))
 
     def _note(self, line: bytes) -> bool:
-        """Take note of a message; False once all is done."""
+        """Handle one message of QEMU. Return False once all is done."""
         try:
             message = json.loads(line)
         except ValueError:  # the rest of a line whose beginning statepipe has read

@@ -1,9 +1,9 @@
-"""How another statepipe can continue a lazy load: where it finds QEMU, and the keeper that makes QEMU answer.
+"""What another statepipe needs to continue a lazy load: a monitor to find QEMU, and the keeper, so that QEMU answers.
 
-A QEMU that is started gets two more monitors: one at a socket in the runtime folder, and one for the keeper
-(keeper.py). A QEMU that waits has its own monitor at a socket, and the keeper holds the connection of statepipe to it.
-The socket at which QEMU then listens is named by the address of that monitor and by the state, so that no other state
-is sent there.
+A QEMU that we start gets two more monitors: one at a socket in the runtime folder, and one for the keeper (keeper.py).
+A QEMU that waits has a monitor at a socket already, and the keeper shares our connection to it. After an interruption,
+QEMU listens at a socket whose name contains digests of that monitor's address and of the state, so that nobody sends
+another state there.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class OwnMonitor:
 
 
 class Keeping:
-    """The keeper of one load, while it runs. `monitor` is a connection to QEMU's monitor; `shared`: it is also ours."""
+    """Starts the keeper of one load, and talks to it. `monitor` is its connection to QEMU; if `shared`, also ours."""
 
     def __init__(self, monitor: socket.socket, address: str, digest: str, warn: Tell, *, shared: bool) -> None:
         self._warn, self._is_own = warn, not shared
@@ -168,14 +168,14 @@ class Keeping:
                 self._warn("if statepipe is killed while memory is loaded, perhaps nothing can continue the load")
 
     def done(self) -> None:
-        """Nothing is left to continue: end the keeper."""
+        """End the keeper: all memory is loaded, and nothing is left to continue."""
         with suppress(OSError):  # it has ended, with QEMU
             self._control.sendall(b".")
         if self._process is not None:
             self._process.reap()
 
     def close(self) -> None:
-        """Leave it alone. It acts if it has not heard that all is done."""
+        """Disconnect from the keeper. Unless `done` was called, it then makes QEMU listen, or ends it."""
         self._control.close()
 
 

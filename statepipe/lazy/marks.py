@@ -79,19 +79,19 @@ class Marks:
         return self._to_run
 
     def to_run(self) -> None:
-        """The guest is to run once the load can continue. Raises QemuError."""
+        """Note that the guest is to run once the load can continue. Raises QemuError."""
         if not self._to_run:
             self._to_run = True
             self._add(TO_RUN)
 
     def runs(self) -> None:
-        """QEMU runs the guest: nothing is left to do."""
+        """Remove that note: QEMU runs the guest."""
         if self._to_run:
             self._remove(TO_RUN)
             self._to_run = False
 
     def remove(self) -> None:
-        """The load is complete, or was not begun."""
+        """Remove all objects: the load is complete, or did not begin."""
         self.runs()
         if self._has_before:
             self._remove(BEFORE)

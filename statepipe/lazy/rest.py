@@ -1,7 +1,7 @@
-"""The rest of a lazy load: the guest is there, and the memory that it lacks is sent until all of it is loaded.
+"""The second part of a lazy load: the guest runs, and the memory that it still lacks is sent.
 
-Whatever fails here, QEMU is not ended: the guest has run, and its disks have changed. The error says where the guest is
-and how to continue. If a frame is damaged, the guest is stopped, all else is sent, and QEMU waits for a good copy.
+No failure here ends QEMU: the guest has run, and its disks have changed. The error says whether the guest runs, and how
+to continue. If a frame is damaged, the guest is stopped, all other pages are sent, and QEMU waits for a good copy.
 """
 
 from __future__ import annotations

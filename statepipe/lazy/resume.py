@@ -3,8 +3,8 @@
 QEMU has kept the guest (postcopy-paused): its processors wait for the pages that they lack. It gets a new connection,
 reports which pages it has, and is sent the others. The state must be the one that the load began with (marks.py).
 
-If statepipe was killed after the last page, QEMU has all memory. What the load had still to do is done then: run the
-guest, and restore QEMU's settings.
+If statepipe was killed after the last page, QEMU has all memory. Then the steps that the load did not reach are done:
+run the guest, and restore QEMU's settings.
 
 QEMU's main loop may wait for a page, too; then its monitor does not answer. So if the keeper has QEMU listen already,
 the pages are sent first, and the monitor is asked afterwards.
@@ -111,7 +111,7 @@ def _settled_status(monitor: Monitor) -> str:
 
 
 def _end_complete(monitor: Monitor, digest: str, tell: LazyTelling) -> None:
-    """QEMU has all memory: do what the interrupted load had still to do. Raises StatepipeError.
+    """Do the steps that the interrupted load did not reach, once QEMU has all memory. Raises StatepipeError.
 
     Without a mark, nothing is left, and QEMU does not know from which state it was loaded.
     """

@@ -1,4 +1,4 @@
-"""What a lazy load is told, and whom it tells what."""
+"""The options of a lazy load, and the functions that it calls to report what happens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A lazy load as the work of its job: what `ps` and --status-fd report, and what `rate` and `cancel` change."""
+"""What a lazy load reports to `ps` and --status-fd, and how it answers `rate` and `cancel`."""
 
 from __future__ import annotations
 
