@@ -189,16 +189,21 @@ def test_of_an_encrypted_state(tmp_path: Path, noisy72: Saved) -> None:
     assert done.asked < pages / 10 and done.first >= FILLED
 
 
+def kill_and_continue(saved: Saved, lazy: Lazy) -> None:
+    """Kill statepipe once the guest runs, and continue with the command that it has printed."""
+    resume = lazy.here()
+    lazy.wait_ticks(1)
+    lazy.signal(signal.SIGKILL)
+    lazy.status()
+    done = run_statepipe(*resume)
+    assert done.returncode == 0, done.stderr
+    assert_went_on(saved, lazy)
+
+
 def test_killed_while_it_learns_it_is_continued_and_nothing_is_written(tmp_path: Path, noisy: Saved) -> None:
     saved = copied(noisy, tmp_path)
     with Lazy(tmp_path, saved, "--learn=600") as lazy:
-        resume = lazy.here()
-        lazy.wait_ticks(1)
-        lazy.signal(signal.SIGKILL)
-        lazy.status()
-        done = run_statepipe(*resume)
-        assert done.returncode == 0, done.stderr
-        assert_went_on(saved, lazy)
+        kill_and_continue(saved, lazy)
     assert not working_set(saved).exists()
 
 
@@ -209,13 +214,7 @@ def test_killed_after_pages_were_sent_first_it_is_continued(tmp_path: Path, nois
     folder = tmp_path / "again"
     folder.mkdir()
     with Lazy(folder, saved, "--throttle", "2M") as lazy:
-        resume = lazy.here()
-        lazy.wait_ticks(1)
-        lazy.signal(signal.SIGKILL)
-        lazy.status()
-        done = run_statepipe(*resume)
-        assert done.returncode == 0, done.stderr
-        assert_went_on(saved, lazy)
+        kill_and_continue(saved, lazy)
 
 
 def test_ended_while_pages_are_sent_first_nothing_has_happened(tmp_path: Path, noisy72: Saved) -> None:
