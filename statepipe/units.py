@@ -60,6 +60,12 @@ def parse_rate(text: str) -> int | None:
     return rate or None
 
 
+def rate_word(rate: int) -> str:
+    """Return the shortest word that parse_rate understands as `rate` bytes a second: `100M`."""
+    power = next(power for power in range(4, -1, -1) if rate % 1024**power == 0)
+    return f"{rate // 1024**power}{' KMGT'[power].strip()}"
+
+
 def format_rate(rate: float | None) -> str:
     """Format a rate in bytes a second: `3.4 MiB/s`; `unlimited` for None."""
     return "unlimited" if rate is None else f"{format_size(rate)}/s"

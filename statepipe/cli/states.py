@@ -18,6 +18,7 @@ from statepipe.cli.onfiles import called, for_each_file
 from statepipe.cli.verb import Values
 from statepipe.descriptors import named_by
 from statepipe.errors import UsageError
+from statepipe.units import rate_word
 
 if TYPE_CHECKING:
     from statepipe.pipeline.pipeline import NamedStage
@@ -179,6 +180,11 @@ def _demand_lazy_options(values: Values) -> None:
         raise UsageError(
             _ONE_WAY, hint="start QEMU with load --lazy FILE -- qemu-system-…, or name its monitor with --qmp SOCKET"
         )
+    if values["lazy"] == "always" or values["resume"]:
+        from statepipe.lazy.load import NAME_IT, unnamed
+
+        if why := unnamed(values["file"]):
+            raise UsageError(why, hint=NAME_IT)
     for name in ("verify_first", "throttle"):
         if values[name] and not (values["lazy"] or values["resume"]):
             raise UsageError(f"--{name.replace('_', '-')} is an option of a lazy load", hint="add --lazy")
@@ -224,7 +230,9 @@ def _load_lazily(values: Values, keys: Keys, said: Said, in_time: Callable[[], N
         say(f"statepipe: load: {called(path)}: {what}, and the guest is {state}")
 
     tell = LazyTelling(warn_load, here, complete, learned, nothing_left, in_time)
-    options = LazyOptions(values["verify_first"], values["throttle"], values["learn"], words_of_keys(values))
+    rate = values["throttle"]
+    words = [*words_of_keys(values), *(["--throttle", rate_word(rate)] if rate else [])]
+    options = LazyOptions(values["verify_first"], rate, values["learn"], words)
     try:
         if values["resume"]:
             from statepipe.lazy.resume import resume_load

@@ -46,10 +46,12 @@ _LEFT = re.compile(r"load-[0-9]+\.qmp|resume-[0-9a-f]{10}-[0-9a-f]{16}")
 """The names of all sockets of lazy loads there."""
 
 
-def resume_command(path: str, address: str, keys: Sequence[str]) -> str:
-    """Return the command that continues the load of the state at `path` into the QEMU at `address`, with the words
-    that name its keys. It may be typed in another folder."""
-    return shlex.join(["statepipe", "load", "--resume", "--qmp", address, *keys, os.path.abspath(path)])
+def resume_command(path: str, address: str, words: Sequence[str]) -> str:
+    """Return the command that continues the load of the state at `path` into the QEMU at `address`, with these words
+    before its name. It may be typed in another folder."""
+    if os.path.lexists(address):  # it is not tcp:… or the like
+        address = os.path.abspath(address)
+    return shlex.join(["statepipe", "load", "--resume", "--qmp", address, *words, os.path.abspath(path)])
 
 
 def _place(name: str) -> str:

@@ -78,7 +78,7 @@ def load_lazily_into_new(
             monitor = opened.enter_context(closing(Monitor(child.monitor, child.pid, tell.warn)))
             done = ignore if detach else child.pass_signals_on
             load = LazyLoad(
-                store, first, monitor, tell, options, resume_command(path, own.address, options.keys), clone, done
+                store, first, monitor, tell, options, resume_command(path, own.address, options.words), clone, done
             )
             load.load(said, keeping, runs=not child.stays_paused)
     except BaseException as error:
@@ -119,18 +119,26 @@ def load_lazily_into_waiting(
         keeping = Keeping.beside(monitor, address, store.digest, tell.warn)
         if keeping is not None:
             opened.enter_context(closing(keeping))
-        load = LazyLoad(store, first, monitor, tell, options, resume_command(path, address, options.keys), Clone())
+        load = LazyLoad(store, first, monitor, tell, options, resume_command(path, address, options.words), Clone())
         load.load(said, keeping, runs=True)
 
 
 def demand_named(path: str) -> None:
-    """Raises NoLatePages for standard input or another descriptor: after an interruption, the guest needs the file."""
+    """Raises NoLatePages for standard input or another descriptor."""
+    if why := unnamed(path):
+        raise NoLatePages(why, hint=NAME_IT)
+
+
+def unnamed(path: str) -> str | None:
+    """Return why the state cannot be loaded lazily if it is standard input or another descriptor: after an
+    interruption, the guest needs the file."""
     if path == STDIN or named_by(path) is not None:
         name = "standard input" if path == STDIN else path
-        raise NoLatePages(
-            f"{name} cannot be loaded lazily: an interrupted load could not be continued from it",
-            hint="store the state in a file and name that",
-        )
+        return f"{name} cannot be loaded lazily: an interrupted load could not be continued from it"
+    return None
+
+
+NAME_IT = "store the state in a file and name that"
 
 
 def _kept(

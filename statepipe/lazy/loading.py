@@ -49,6 +49,10 @@ if TYPE_CHECKING:  # it takes 25 ms, in which a QEMU can start
 LOOK = 0.002
 """Seconds between two queries of the run state once the devices are loaded: RUN follows at once."""
 
+WORD = 10.0
+"""Seconds without a sign that the devices are loaded until statepipe reports it; then again after four times as long,
+and so on, as for an answer of the monitor."""
+
 HEAD_START = 1.0
 """Seconds that a guest has the processors for itself if its working set was sent before it ran."""
 
@@ -169,8 +173,21 @@ class LazyLoad:
         self._tell.settled()
 
     def _await_run(self, server: Server) -> None:
-        """Wait until QEMU has loaded the devices and has left the state inmigrate. Raises StatepipeError."""
-        while (news := server.news.get()) != Pong(LOADED):
+        """Wait until QEMU has loaded the devices and has left the state inmigrate. Raises StatepipeError.
+
+        A QEMU that was stopped, or that waits for a disk, takes its time: that is reported, and --timeout ends it.
+        """
+        seconds = patience = WORD
+        while True:
+            try:
+                news = server.news.get(timeout=patience)
+            except Empty:
+                self._tell.warn(f"{self._monitor.place} has not loaded the devices for {seconds:g} s")
+                patience = 3 * seconds
+                seconds *= 4
+                continue
+            if news == Pong(LOADED):
+                break
             self._demand_good(news)
         while self._monitor.run_state() == "inmigrate":
             with suppress(Empty):

@@ -52,7 +52,7 @@ LOOK = 0.02
 
 def resume_load(path: str, address: str, keys: Keys, tell: LazyTelling, options: LazyOptions) -> None:
     """Send the rest of the state to the QEMU whose monitor is at `address`. Raises StatepipeError."""
-    command = resume_command(path, address, options.keys)
+    command = resume_command(path, address, options.words)
     with ExitStack() as opened:
         store = servable(prepare(opened.enter_context(open_state(path, keys))), tell.warn, options)
         digest = identity(store)

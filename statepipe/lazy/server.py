@@ -84,13 +84,14 @@ News = Damaged | Failed | AllSent | Learned | Pong | Received | Resumed | Shut
 @dataclass(slots=True)
 class Figures:
     """How many pages the destination has, of the `total` that are stored. Another statepipe sent `before` of them;
-    `first` were sent before the guest ran."""
+    `first` were sent before the guest ran. `pushed` is when the background began, and how many there were by then."""
 
     total: int
     pages: int = 0
     before: int = 0
     first: int = 0
     zeros: int = 0
+    pushed: tuple[float, int] | None = None
     waits: Waits = field(default_factory=Waits)
 
 
@@ -314,6 +315,7 @@ class Server:
         if self._recorder is not None:
             self.news.put(Learned(self._recorder))
             self._recorder = None
+        self.figures.pushed = self._clock(), self.figures.pages
         at = 0
         while at < self._store.frames:
             try:

@@ -23,13 +23,13 @@ class Summary(NamedTuple):
 
 class LazyOptions(NamedTuple):
     """Whether all of the file is verified before QEMU is reached; how many bytes a second of memory that the guest does
-    not wait for are sent at most; and for how many seconds the working set is learned, if it is. `keys` are the words
-    of a command line that name the keys of an encrypted state."""
+    not wait for are sent at most; and for how many seconds the working set is learned, if it is. `words` are those of
+    a command line that name the keys of an encrypted state, and that rate."""
 
     verify_first: bool = False
     rate: int | None = None
     learn: float | None = None
-    keys: Sequence[str] = ()
+    words: Sequence[str] = ()
 
 
 class LazyTelling(NamedTuple):

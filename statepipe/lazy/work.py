@@ -20,14 +20,10 @@ class LazyWork:
 
     def status(self) -> dict[str, Any]:
         """Return pages loaded, asked for (of zeros, too) and to come, the waits, and the seconds left, for JSON."""
-        figures, seconds = self._server.figures, time.monotonic() - self._started
-        waits = figures.waits
-        sent, lacking, rate = figures.pages - figures.before, figures.total - figures.pages, self._server.rate
-        left = seconds * lacking / sent if sent else None
-        if left is not None and rate:  # what the guest asked for came faster, and it asks most at the start
-            left = max(left, lacking * PAGE_SIZE / rate)
+        figures, now = self._server.figures, time.monotonic()
+        waits, left = figures.waits, self._left(now)
         return {
-            "seconds": round(seconds, 3),
+            "seconds": round(now - self._started, 3),
             "bytes_in": figures.pages * PAGE_SIZE,
             "bytes_out": figures.pages * PAGE_SIZE,
             "stages": [],
@@ -41,9 +37,22 @@ class LazyWork:
                 "wait_median_ms": round(waits.median * 1000, 3),
                 "wait_worst_ms": round(waits.longest * 1000, 3),
                 "seconds_left": None if left is None else round(left, 1),
-                "rate": rate,
+                "rate": self._server.rate,
             },
         }
+
+    def _left(self, now: float) -> float | None:
+        """Return the seconds until all pages are sent. None until the background sends, for example while the server
+        learns: the pages that came before say nothing of its speed."""
+        figures = self._server.figures
+        if figures.pushed is None:
+            return None
+        began, before = figures.pushed
+        sent, lacking, rate = figures.pages - before, figures.total - figures.pages, self._server.rate
+        left = (now - began) * lacking / sent if sent else None
+        if left is not None and rate:  # what the guest asked for came faster, and it asks most at the start
+            left = max(left, lacking * PAGE_SIZE / rate)
+        return left
 
     def set_rate(self, rate: int | None) -> None:
         """Limit what nobody has asked for to so many bytes a second; None lifts the limit."""

@@ -39,13 +39,15 @@ def page_set(store: PageStore) -> PageSet:
 def read_working_set(store: PageStore, warn: Tell) -> PageSet | None:
     """Return the working set of a state; None without one, or, after a warning, if it does not fit the state."""
     path, blocks = beside(store.name), store.index.outline.blocks
+    data = None
     try:
         data = _content(path)
         if data is None:
             return None
         named = parse_working_set(data, store.digest, {block.name: block.length // PAGE_SIZE for block in blocks})
     except StatepipeError as error:
-        warn(f"{path} is ignored: {error}; load with --learn to write a new one, or remove it")
+        again = "load with --learn to write a new one, or " if data is not None and _is_one(data) else ""
+        warn(f"{path} is ignored: {error}; {again}remove it")
         return None
     found = page_set(store)
     for number, block in enumerate(blocks):
@@ -74,6 +76,11 @@ def _content(path: str) -> bytes | None:
         return None
     except OSError as error:
         raise StatepipeError(f"it cannot be read: {error.strerror}") from error
+
+
+def _is_one(beginning: bytes) -> bool:
+    """Whether a file that begins like this is a working set."""
+    return beginning.startswith(MAGIC)
 
 
 def _open_at_once(path: str, flags: int) -> int:
@@ -108,10 +115,10 @@ class Recorder:
     def write(self) -> str:
         """Write the working set beside the state, and return its path. Raises StatepipeError."""
         path = beside(self._store.name)
-        if (older := _content(path)) and not older.startswith(MAGIC):
+        if (older := _content(path)) and not _is_one(older):
             raise StatepipeError(f"{path} is not a working set, and is not replaced")
         names = [block.name for block in self._store.index.outline.blocks]
-        with FileSink(path) as sink:
+        with FileSink(path, replaceable=_is_one) as sink:  # another user's folder may have a link there by now
             runs = ((names[block], found) for block, found in self.pages.runs())
             sink.write(build_working_set(self._store.digest, runs))
             sink.commit()

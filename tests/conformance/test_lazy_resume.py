@@ -74,10 +74,12 @@ def test_a_silent_qemu_that_waits_for_another_state_is_named_as_one(file: Path) 
 
 
 def test_interrupted_it_says_how_to_continue(file: Path, silent: socket.socket) -> None:
-    with started([*STATEPIPE, "load", "--resume", "--qmp", "qmp", str(file)]) as process, silent.accept()[0]:
+    command = [*STATEPIPE, "load", "--resume", "--throttle", "1.5g", "--qmp", "qmp", str(file)]
+    with started(command) as process, silent.accept()[0]:
         status, said = stop(process, signal.SIGINT)
     assert status == 128 + signal.SIGINT
-    assert f"the guest is left as it is; continue with: statepipe load --resume --qmp qmp {file}".encode() in said
+    again = f"statepipe load --resume --qmp {file.parent}/qmp --throttle 1536M {file}"
+    assert f"the guest is left as it is; continue with: {again}".encode() in said
 
 
 def test_a_connection_that_qemu_closes_is_reported(file: Path, silent: socket.socket) -> None:

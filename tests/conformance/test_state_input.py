@@ -277,5 +277,17 @@ def test_a_guest_is_not_run_on_memory_that_would_be_gone_with_us(name: str, wher
     """An interrupted lazy load is continued from the file: a copy of standard input has no name."""
     way = where if where[0] == "--" else []
     done = run("load", "--lazy", *([] if way else where), name, *way, data=PLAIN)
-    assert done.returncode == 6
+    assert done.returncode == 2
     assert_one_error(done.stderr, "load", "an interrupted load could not be continued from it")
+    assert b"store the state in a file" in done.stderr and b"--lazy=auto" not in done.stderr
+
+
+def test_a_load_is_not_continued_from_standard_input() -> None:
+    done = run("load", "--resume", "--qmp", "nowhere", "-", data=PLAIN)
+    assert done.returncode == 2
+    assert_one_error(done.stderr, "load", "standard input cannot be loaded lazily")
+
+
+def test_standard_input_is_loaded_whole_where_that_is_allowed() -> None:
+    done = run("load", "--lazy=auto", "--qmp", "nowhere", "-", data=PLAIN)
+    assert done.returncode == 6 and b"warning: all memory is loaded first: standard input" in done.stderr

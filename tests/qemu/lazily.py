@@ -61,9 +61,13 @@ class Lazy:
         return self._process.pid
 
     def here(self) -> list[str]:
-        """Wait until the guest is there; the words that continue the load."""
+        """Wait until the guest is there; the words that continue the load, at full speed."""
         said = wait_for("word of the guest", self._words)
-        return shlex.split(said[0].partition(RESUME)[2])
+        words = shlex.split(said[0].partition(RESUME)[2])
+        if "--throttle" in words:
+            at = words.index("--throttle")
+            del words[at : at + 2]
+        return words
 
     def _words(self) -> list[str]:
         ended = self._process.poll()

@@ -15,7 +15,7 @@ import pytest
 from tests.qemu.harness import Guest, run_statepipe, statepipe_command, wait_for
 from tests.qemu.lazily import RESUME, SLOW, Lazy, assert_went_on
 from tests.qemu.loading import MEMORY, Saved, assert_never_ran, qemu_pid, run_load
-from tests.qemu.striking import steps_of, striking
+from tests.qemu.striking import ROOT, steps_of, striking
 from tests.statefiles import DATA, layout
 
 # --- a file that is damaged, cut, or replaced
@@ -180,6 +180,36 @@ def test_a_disk_that_fails(tmp_path: Path, noisy72: Saved, when: str) -> None:
             assert_went_on(noisy72, lazy)
         else:
             assert_never_ran(tmp_path)
+
+
+# --- a QEMU that takes its time
+
+
+def impatient(step: str, record: Path) -> list[str]:
+    """statepipe that stops at this step, and reports a wait for the devices after half a second."""
+    program = striking(signal.SIGSTOP, step, record)
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from statepipe.lazy import loading; loading.WORD = 0.5; "
+    return [*program[:2], "-c", f"{code}from tests.qemu.striking import main; main(sys.argv[1:])", *program[3:]]
+
+
+@pytest.mark.parametrize("limit", [[], ["--timeout", "5"]])
+def test_a_qemu_that_loads_no_devices_is_reported_and_not_waited_for_longer_than_allowed(
+    tmp_path: Path, noisy72: Saved, limit: list[str]
+) -> None:
+    step, record = "after Monitor.execute migrate-incoming", tmp_path / "steps"
+    with Lazy(tmp_path, noisy72, *limit, program=impatient(step, record)) as lazy:
+        wait_for(step, lambda: step in steps_of(record))
+        pid = qemu_pid(tmp_path)
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        Path(f"{record}.go").touch()
+        if limit:
+            assert lazy.status() == 1 and f"{noisy72.file} was not loaded after 5 s" in lazy.stderr()
+            assert_never_ran(tmp_path)
+        else:
+            wait_for("word of the wait", lambda: "has not loaded the devices for 0.5 s" in lazy.stderr())
+            os.kill(pid, signal.SIGCONT)
+            assert_went_on(noisy72, lazy)
 
 
 def test_settings_of_qemu_are_restored_by_whoever_continues(tmp_path: Path, noisy72: Saved) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from statepipe.errors import UsageError
-from statepipe.units import format_rate, format_size, number_in, parse_rate, parse_size
+from statepipe.units import format_rate, format_size, number_in, parse_rate, parse_size, rate_word
 
 GOOD = {
     "0": 0,
@@ -29,6 +29,12 @@ GOOD = {
     "9007199254740993": (1 << 53) + 1,
     "999999999999999999P": 999_999_999_999_999_999 << 50,
 }
+
+
+@given(st.integers(1, 1 << 60) | st.sampled_from([1 << 10, 100 << 20, 3 << 29, 2 << 40, 1 << 50]))
+def test_a_rate_is_written_as_it_is_understood(rate: int) -> None:
+    assert parse_rate(rate_word(rate)) == rate
+    assert rate_word(100 << 20) == "100M"
 
 
 @pytest.mark.parametrize("text", GOOD)

@@ -17,6 +17,7 @@ from statepipe.formats.qemu.postcopy import Block
 from statepipe.formats.qemu.stream import QemuStream
 from statepipe.lazy.pageset import PageSet
 from statepipe.lazy.server import AllSent, Damaged, Failed, Learned, Server, Shut
+from statepipe.lazy.work import LazyWork
 from statepipe.lazy.workingset import FirstPages
 from statepipe.state.pagestore import FrameDamaged, open_pages
 from tests import streams
@@ -267,6 +268,23 @@ def test_while_it_learns_a_request_brings_its_page_alone(tmp_path: Path) -> None
         assert isinstance(news, Learned)
         assert dict(news.recorder.pages.runs()) == dict(a_set(("pc.ram", 12), *asked).runs())
         assert destination.pages == expected() | {("pc.ram", 44): bytes(4096)}
+
+
+def test_a_time_is_named_once_the_background_sends(tmp_path: Path) -> None:
+    """What the guest asked for before says nothing of its speed."""
+    with serving(written(tmp_path), ("pc.ram", 12), learns=True) as (server, destination):
+        work = LazyWork(server, lambda: True)
+        while not destination.is_package():
+            destination.section()
+        destination.ask("pc.ram", 30)
+        destination.section()
+        assert work.status()["lazy"]["seconds_left"] is None
+        server.set_rate(1 << 20)
+        server.push()
+        while destination.section():
+            continue
+        assert server.news.get(timeout=20) and isinstance(server.news.get(timeout=20), AllSent)
+        assert work.status()["lazy"]["seconds_left"] == 0
 
 
 def test_a_load_that_ends_while_it_learns_does_not_wait(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from statepipe.errors import StatepipeError
+from statepipe.lazy import workingset
 from statepipe.lazy.pageset import PageSet
 from statepipe.lazy.workingset import Recorder, page_set, read_working_set
 from statepipe.state.pagestore import PageStore, open_pages
@@ -97,7 +98,8 @@ def test_one_that_does_not_fit_is_ignored_with_a_warning(
     change(path)
     found, said = read(store)
     assert found is None and len(said) == 1
-    assert said[0].startswith(f"{path} is ignored: {why}") and "--learn" in said[0]
+    assert said[0].startswith(f"{path} is ignored: {why}") and said[0].endswith("remove it")
+    assert ("--learn" in said[0]) == (change not in (_fifo, _folder, _loop)), "--learn would not replace it"
 
 
 def test_a_file_that_is_no_working_set_is_not_replaced(store: PageStore) -> None:
@@ -106,6 +108,27 @@ def test_a_file_that_is_no_working_set_is_not_replaced(store: PageStore) -> None
     with pytest.raises(StatepipeError, match="is not a working set, and is not replaced"):
         recorded(store, 1).write()
     assert path.read_text() == "a list of things to do"
+
+
+def test_a_file_that_takes_its_place_is_not_replaced(
+    tmp_path: Path, store: PageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In another user's folder, a link can lead elsewhere once the file was looked at."""
+    path, precious = Path(recorded(store, 1).write()), tmp_path / "elsewhere" / "shadow"
+    precious.parent.mkdir()
+    precious.write_text("root:x:0:0")
+    look = workingset._content
+
+    def swapped(name: str) -> bytes | None:
+        found = look(name)
+        path.unlink()
+        path.symlink_to(precious)
+        return found
+
+    monkeypatch.setattr(workingset, "_content", swapped)
+    with pytest.raises(StatepipeError, match="exists already"):
+        recorded(store, 2).write()
+    assert precious.read_text() == "root:x:0:0" and [*precious.parent.iterdir()] == [precious]
 
 
 def test_the_set_of_another_state_is_replaced(store: PageStore) -> None:
