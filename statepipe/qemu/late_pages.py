@@ -54,9 +54,7 @@ def demand_userfaultfd(command: Sequence[str]) -> None:
     """Raises NoLatePages where a QEMU that `command` starts as our own user will have no userfaultfd."""
     if not starts_qemu(command) or _is_allowed() or os.access(DEVICE, os.R_OK | os.W_OK):
         return
-    raise NoLatePages(
-        "the kernel lets this user have no userfaultfd, which lazy loading needs", hint=SETTING
-    )
+    raise NoLatePages("the kernel lets this user have no userfaultfd, which lazy loading needs", hint=SETTING)
 
 
 def _is_allowed() -> bool:
