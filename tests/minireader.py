@@ -27,6 +27,8 @@ class Contents:
     outline: dict[str, Any] | None = None
     pages: dict[tuple[str, int], int | None] | None = None
     """By the name of a block and a page in it, its place in the stream, None for zeros; None without an index."""
+    domain: tuple[bytes, bytes | None, bool] | None = None
+    """libvirt's XML, its cookie, and whether the guest ran."""
 
 
 def need(holds: bool, what: str) -> None:
@@ -40,8 +42,8 @@ def read(file: bytes) -> Contents:
     need(len(frames) >= 2, "no header, or no trailer")
     header, trailer = _metadata(frames[0], b"H"), _metadata(frames[-1], b"T")
     need(header["statepipe"] == 1, "a later version")
-    stream, count = b"", 0
-    for magic, payload, content, at in frames[1:-1]:
+    stream, count, domain = b"", 0, None
+    for number, (magic, payload, content, at) in enumerate(frames[1:-1], 1):
         if magic == 0xFD2FB528:
             plain = _decoded(payload)
             stream, count = stream + plain, count + 1
@@ -51,13 +53,15 @@ def read(file: bytes) -> Contents:
             if magic == 0x184D2A55 and payload.startswith(b"statepipe"):
                 need(payload[9:10] not in (b"H", b"T"), "a second header or trailer")
                 _json(payload)
+                need(payload[9:10] != b"D" or number == 1, "a domain that is not behind the header")
+                domain = _domain(payload[26:]) if payload[9:10] == b"D" else domain
         need(len(plain) == content, f"the frame at {at} does not hold what is listed")
     need(trailer["bytes"] == len(stream) and trailer["frames"] == count, "the trailer's numbers")
     need(trailer["file_blake3"] == blake3(file[: frames[-1][3]]).hexdigest(), "the digest of the file")
     if header.get("kind") == "state":
         need(trailer["blake3"] == blake3(stream).hexdigest(), "the digest of the stream")
     at = [frame[3] for frame in frames]
-    return Contents(header, trailer, stream, *_index(file, at, trailer.get("index", {}), len(stream)))
+    return Contents(header, trailer, stream, *_index(file, at, trailer.get("index", {}), len(stream)), domain)
 
 
 def _listed(file: bytes) -> list[tuple[int, int, int]]:
@@ -106,6 +110,26 @@ def _decoded(frame: bytes) -> bytes:
         return zstandard.ZstdDecompressor(max_window_size=128 << 20).decompress(frame, read_across_frames=False)
     except zstandard.ZstdError as error:
         raise Refused(f"a frame cannot be decoded: {error}") from error
+
+
+# --- what libvirt knows
+
+
+def _domain(body: bytes) -> tuple[bytes, bytes | None, bool]:
+    """The XML, the cookie, and whether the guest ran, of a frame's contents."""
+    try:
+        need(92 < zstandard.frame_content_size(body) <= 8_388_700, "the size of what libvirt knows")
+        plain = zstandard.ZstdDecompressor().decompress(body, read_across_frames=False, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise Refused(f"the frame of the domain cannot be decoded: {error}") from error
+    magic, version, length, running, number, cookie_at = struct.unpack_from("<16s5I", plain)
+    need(magic == b"LibvirtQemudSave" and not any(plain[36:92]), "the header of the domain")
+    need((version, number) == (2, 0) and running in (0, 1), "the numbers of the domain")
+    need(length == len(plain) - 92 and cookie_at < length, "the length of the domain")
+    texts = [plain[92 : 92 + cookie_at], plain[92 + cookie_at :]] if cookie_at else [plain[92:]]
+    for each in texts:
+        need(1 < len(each) <= 4 << 20 and each.find(b"\0") == len(each) - 1, "a text of the domain")
+    return texts[0][:-1], texts[1][:-1] if cookie_at else None, bool(running)
 
 
 # --- the page index

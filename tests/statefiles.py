@@ -14,6 +14,7 @@ from typing import Any
 from blake3 import blake3
 
 from statepipe.errors import StatepipeError
+from statepipe.formats.libvirtimage import Domain
 from statepipe.formats.qemu.stream import QemuStream
 from statepipe.pipeline.pipeline import Pipeline
 from statepipe.qemu.guard import Said
@@ -53,11 +54,25 @@ def cut(data: bytes, count: int) -> list[bytes]:
     return [part for a, b in pairwise(edges) for part in (data[a:b], b"")]
 
 
+DOMAIN = Domain(
+    b"<domain type='qemu'>\n  <name>web\xc3\xa41</name>\n  <uuid>9f0b0c5e-6b1c-4d8e-8f6e-0d7d1a2b3c4d</uuid>\n"
+    b"</domain>\n",
+    b"<cookie>\n  <slirpHelper/>\n</cookie>\n",
+    was_running=True,
+)
+"""What libvirt knows of a guest, in short."""
+
+
 def state_file(
-    parts: Sequence[Buffer], *, header: dict[str, Any] | None = None, index: bool = False, **trailer: Any
+    parts: Sequence[Buffer],
+    *,
+    header: dict[str, Any] | None = None,
+    index: bool = False,
+    domain: Domain | None = None,
+    **trailer: Any,
 ) -> bytes:
     """A state file of the stream that `parts` make, with an index of its pages or, as older ones are, without;
-    `header` and `trailer` add facts or replace them."""
+    `header` and `trailer` add facts or replace them. `domain` is what libvirt knows of the guest."""
     stream, digest = QemuStream(), Digest("blake3")
     stream.record_pages()
 
@@ -65,7 +80,7 @@ def state_file(
         return {**stream.facts(), "disks": [], "blake3": digest.value, **trailer}
 
     first = {"kind": "state", "time": 0, "writer": "a test", **(header or {})}
-    packer = pack(1, first, facts, (lambda: indexed(stream)) if index else no_index)
+    packer = pack(1, first, facts, (lambda: indexed(stream)) if index else no_index, domain)
     return b"".join(packer(digest(watch(stream)(iter(parts)))))
 
 

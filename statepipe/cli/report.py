@@ -54,6 +54,8 @@ def inspected(facts: dict[str, Any]) -> str:
         when = time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(header["time"]))
         rows.append(("saved", f"{when} by {header.get('writer', 'an unknown program')}"))
     rows += [("guest", header.get("name")), ("uuid", trailer.get("uuid") or header.get("uuid"))]
+    if "domain" in facts:
+        rows.append(("domain", _domain(facts["domain"])))
     rows += [("qemu", header.get("qemu")), ("machine", trailer.get("machine"))]
     if "ram_bytes" in trailer:
         rows.append(("ram", format_size(trailer["ram_bytes"])))
@@ -83,6 +85,14 @@ def inspected(facts: dict[str, Any]) -> str:
     if trailer.get("disks", []) is None:
         rows.append(("disks", "not known"))
     return "\n".join(f"{name + ':':12}{clean(str(value))}" for name, value in rows if value is not None)
+
+
+def _domain(domain: dict[str, Any]) -> str:
+    """Return what libvirt knows of the guest."""
+    who = " ".join(filter(None, (domain["name"], domain["uuid"]))) or "its XML tells no name"
+    ran = "running" if domain["was_running"] else "paused"
+    sizes = f"{len(domain['xml'])} characters of XML, {len(domain['cookie'] or '')} of libvirt's cookie"
+    return f"{who}: {ran} before the save; {sizes}"
 
 
 def _index(index: dict[str, Any]) -> str:

@@ -22,7 +22,9 @@ from typing import Any
 
 import zstandard
 
-from statepipe.formats.statefile import Facts, Indexed
+from statepipe.formats.libvirtimage import Domain
+from statepipe.formats.metadata import Facts
+from statepipe.formats.statefile import Indexed
 from statepipe.stage import Buffer, Over, Stage
 from statepipe.stages.blocks import PerThread, over_blocks
 from statepipe.stages.levels import HOME, Controller, levels
@@ -39,9 +41,10 @@ def pack(
     header: Facts,
     trailer: Callable[[], Facts],
     index: Callable[[], Indexed | None] = no_index,
+    domain: Domain | None = None,
 ) -> Stage:
     """Return a stage as `zstd.pack` does, with levels from `low` to `high` (None: as high as memory allows)."""
-    return Packer(Adaptive(levels(low, high, cores()), FRAME_SIZE, clock), header, trailer, index)
+    return Packer(Adaptive(levels(low, high, cores()), FRAME_SIZE, clock), header, trailer, index, domain)
 
 
 _SAMPLED_FROM = 5

@@ -10,13 +10,16 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from statepipe.errors import UsageError
-from statepipe.formats.statefile import Facts, Indexed
+from statepipe.formats.libvirtimage import Domain
+from statepipe.formats.metadata import Facts
+from statepipe.formats.statefile import Indexed
 from statepipe.stage import Stage
 from statepipe.stages.codec import ZSTD, Codec, parse_codec
 from statepipe.units import number_in
 
-Pack = Callable[[Facts, Callable[[], Facts], Callable[[], Indexed | None]], Stage]
-"""Makes a stage that writes a stream as zstd between a header and a trailer, with an index of pages before it."""
+Pack = Callable[[Facts, Callable[[], Facts], Callable[[], Indexed | None], Domain | None], Stage]
+"""Makes a stage that writes a stream as zstd between a header and a trailer, with an index of pages before it, and
+what libvirt knows of the guest behind the header."""
 
 
 class Packing(NamedTuple):
@@ -49,7 +52,7 @@ class Compression(NamedTuple):
 
             return in_one_frame(self.level)
         if self.level is None:
-            return self._pack(clock)({"kind": "stream"}, lambda: {}, lambda: None)
+            return self._pack(clock)({"kind": "stream"}, lambda: {}, lambda: None, None)
         return self.codec.module.compress(self.level)
 
     def packing(self, clock: Callable[[], float]) -> Packing:
@@ -64,14 +67,16 @@ class Compression(NamedTuple):
         return Packing(f"compress:{ZSTD.name}:{level}", self._pack(clock))
 
     def _pack(self, clock: Callable[[], float]) -> Pack:
-        def pack(header: Facts, trailer: Callable[[], Facts], index: Callable[[], Indexed | None]) -> Stage:
+        def pack(
+            header: Facts, trailer: Callable[[], Facts], index: Callable[[], Indexed | None], domain: Domain | None
+        ) -> Stage:
             if self.level is None:
                 from statepipe.stages import adapt
 
-                return adapt.pack(self.lowest, self.highest, clock, header, trailer, index)
+                return adapt.pack(self.lowest, self.highest, clock, header, trailer, index, domain)
             from statepipe.stages import zstd
 
-            return zstd.pack(self.level, header, trailer, index)
+            return zstd.pack(self.level, header, trailer, index, domain)
 
         return pack
 

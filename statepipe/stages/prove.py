@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from statepipe.formats.metadata import META_MAGIC
 from statepipe.formats.qemu.stream import QemuStream
-from statepipe.formats.statefile import META_MAGIC, Checker
+from statepipe.formats.statefile import Checker
 from statepipe.formats.zstdframe import Frame, FrameSplitter, Part
 from statepipe.stage import Buffer, peek
 from statepipe.stages.watch import Answer, watch

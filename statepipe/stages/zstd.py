@@ -17,7 +17,10 @@ from typing import Any
 import zstandard
 
 from statepipe.errors import IntegrityError, TruncatedError
-from statepipe.formats.statefile import META_MAGIC, Checker, Facts, Indexed, Writer
+from statepipe.formats.domainframe import encode_domain
+from statepipe.formats.libvirtimage import Domain
+from statepipe.formats.metadata import META_MAGIC, Facts
+from statepipe.formats.statefile import Checker, Indexed, Writer
 from statepipe.formats.zstdframe import (
     MEMORY,
     Frame,
@@ -46,15 +49,22 @@ def no_index() -> None:
 
 
 def pack(
-    level: int, header: Facts, trailer: Callable[[], Facts], index: Callable[[], Indexed | None] = no_index
+    level: int,
+    header: Facts,
+    trailer: Callable[[], Facts],
+    index: Callable[[], Indexed | None] = no_index,
+    domain: Domain | None = None,
 ) -> Stage:
-    """Return a stage that writes the stream between `header` and `index()` and `trailer()`, called at the end."""
+    """Return a stage that writes the stream between `header` and `index()` and `trailer()`, called at the end.
+
+    `domain` is what libvirt knows of the guest. Raises StatepipeError if it does not fit into a state file.
+    """
     contexts = PerThread(lambda: zstandard.ZstdCompressor(level=level, write_checksum=True, write_content_size=True))
 
     def compressed(plain: Buffer) -> tuple[bytes, int]:
         return contexts.get().compress(plain), len(plain)
 
-    return Packer(lambda upstream: over_blocks(compressed, upstream, FRAME_SIZE), header, trailer, index)
+    return Packer(lambda upstream: over_blocks(compressed, upstream, FRAME_SIZE), header, trailer, index, domain)
 
 
 Frames = Callable[[Iterator[Buffer]], Iterator[tuple[bytes, int] | None]]
@@ -63,12 +73,18 @@ Frames = Callable[[Iterator[Buffer]], Iterator[tuple[bytes, int] | None]]
 
 class Packer:
     """A stage that writes the frames of `frames` between `header` and `index()` and `trailer()`, and reports their
-    facts."""
+    facts. Raises StatepipeError for a `domain` that does not fit into a state file."""
 
     def __init__(
-        self, frames: Frames, header: Facts, trailer: Callable[[], Facts], index: Callable[[], Indexed | None]
+        self,
+        frames: Frames,
+        header: Facts,
+        trailer: Callable[[], Facts],
+        index: Callable[[], Indexed | None],
+        domain: Domain | None = None,
     ) -> None:
         self._frames, self._header, self._trailer, self._index = frames, header, trailer, index
+        self._domain = None if domain is None else encode_domain(domain)
 
     def facts(self) -> dict[str, Any]:
         return self._frames.facts() if isinstance(self._frames, Telling) else {}
@@ -76,6 +92,8 @@ class Packer:
     def __call__(self, upstream: Iterator[Buffer]) -> Iterator[Buffer]:
         writer = Writer()
         yield writer.header(self._header)
+        if self._domain is not None:
+            yield writer.domain(self._domain)
         frames = self._frames(upstream)
         try:
             for frame in frames:

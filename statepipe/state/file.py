@@ -11,8 +11,8 @@ from statepipe.descriptors import named_by
 from statepipe.ends.file import FileSource
 from statepipe.errors import IntegrityError
 from statepipe.formats.beginning import HEAD, beginning
+from statepipe.formats.metadata import META_MAGIC
 from statepipe.formats.openpgp import looks_encrypted
-from statepipe.formats.statefile import META_MAGIC
 from statepipe.stage import Buffer, Stage
 from statepipe.stages.codec import RAW, identify
 

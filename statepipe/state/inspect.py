@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from statepipe.ends.fd import Nowhere
+from statepipe.formats.libvirtimage import Domain
 from statepipe.pipeline.pipeline import Pipeline
 from statepipe.state.file import Keys, open_state
 from statepipe.state.loading import Ends, foreign_state, read_ends
 
 
 def inspect(path: str, keys: Keys) -> dict[str, Any]:
-    """Return `file`, `size` (bytes), `format`, `header`, `trailer`; for a foreign stream, which is read whole, `stream`
-    instead of the last two.
+    """Return `file`, `size` (bytes), `format`, `header`, `trailer`, and `domain` if libvirt ran the guest.
+
+    A foreign stream is read whole, and has `stream` instead of the last three.
 
     Only the two ends of a state are decrypted. Raises StatepipeError.
     """
@@ -20,11 +22,22 @@ def inspect(path: str, keys: Keys) -> dict[str, Any]:
         ends = read_ends(source)
         facts = {"file": source.name, "size": source.stored(), "format": name_format(ends, source.sealed)}
         if ends.is_state:
-            return facts | {"header": ends.header, "trailer": ends.trailer}
+            domain = {} if ends.domain is None else {"domain": describe_domain(ends.domain)}
+            return facts | {"header": ends.header, "trailer": ends.trailer} | domain
         state = foreign_state(source, ends)
         assert state.stream is not None
         Pipeline(source, state.stages(), Nowhere()).pour()
         return facts | {"stream": state.stream.facts()}
+
+
+def describe_domain(domain: Domain) -> dict[str, Any]:
+    """Return `name`, `uuid`, `was_running`, `xml`, and `cookie` (None if there is none). A byte of a text that is not
+    UTF-8 is a surrogate, as in a path."""
+    from statepipe.formats.domainxml import identity
+
+    texts = {"xml": domain.xml, "cookie": domain.cookie or None}
+    told = {name: text and text.decode(errors="surrogateescape") for name, text in texts.items()}
+    return {**identity(domain.xml)._asdict(), "was_running": domain.was_running, **told}
 
 
 def name_format(ends: Ends, sealed: str | None) -> str:

@@ -15,15 +15,9 @@ from typing import TYPE_CHECKING
 
 from statepipe.errors import IntegrityError, StatepipeError, TruncatedError
 from statepipe.formats.beginning import HEAD
-from statepipe.formats.seektable import (
-    LEAST_FRAME,
-    SEEK_ENTRY_SIZE,
-    SEEK_FOOTER_SIZE,
-    SEEK_TABLE_LIMIT,
-    seek_table_size,
-    sum_seek_table,
-)
-from statepipe.formats.statefile import (
+from statepipe.formats.libvirtimage import Domain
+from statepipe.formats.metadata import (
+    DOMAIN,
     HEADER,
     META_LIMIT,
     META_MAGIC,
@@ -33,6 +27,14 @@ from statepipe.formats.statefile import (
     check_state_trailer,
     check_version,
     decode_meta,
+)
+from statepipe.formats.seektable import (
+    LEAST_FRAME,
+    SEEK_ENTRY_SIZE,
+    SEEK_FOOTER_SIZE,
+    SEEK_TABLE_LIMIT,
+    seek_table_size,
+    sum_seek_table,
 )
 from statepipe.qemu.commandline import starts_qemu
 from statepipe.qemu.disks import Disk
@@ -55,13 +57,14 @@ HOLD_LIMIT = 256 << 20
 class Ends:
     """Both ends of a file: header and trailer if statepipe wrote it, else the codec of a foreign stream.
 
-    `trailer_at` is the offset of the trailer's frame.
+    `trailer_at` is the offset of the trailer's frame. `domain` is what libvirt knows of the guest, if libvirt ran it.
     """
 
     codec: str
     header: Facts | None = None
     trailer: Facts | None = None
     trailer_at: int = 0
+    domain: Domain | None = None
 
     @property
     def is_state(self) -> bool:
@@ -86,10 +89,21 @@ def read_ends(source: StateFile) -> Ends:
     if trailer is None:
         hint = "the file was cut short, is still being copied, or something was added to it: it cannot be trusted"
         raise TruncatedError(f"{source.name} is incomplete: the trailer is missing", hint=hint, offset=source.size())
-    ends = Ends("zstd", header.facts, trailer.facts, trailer_at)
+    ends = Ends("zstd", header.facts, trailer.facts, trailer_at, _domain(source))
     if ends.is_state:
         check_state_trailer(trailer.facts, source.size())
     return ends
+
+
+def _domain(source: StateFile) -> Domain | None:
+    """Return what is in the frame behind the header, if that describes a domain. Raises IntegrityError."""
+    at = LEAST_FRAME + int.from_bytes(source.tail(4, 4), "little")
+    meta = _meta_at(source, at)
+    if meta is None or meta.kind != DOMAIN:
+        return None
+    from statepipe.formats.domainframe import decode_domain  # few files have one
+
+    return decode_domain(meta.body, at)
 
 
 def _meta_at(source: StateFile, offset: int, size: int | None = None) -> Meta | None:
@@ -192,6 +206,11 @@ class State:
     def _index(self) -> Facts:
         """What the trailer says of the index; empty if it says nothing."""
         return (self.ends.trailer or {}).get("index") or {} if self.ends.is_state else {}
+
+    @property
+    def domain(self) -> Domain | None:
+        """What libvirt knows of the guest, if libvirt ran it when it was saved."""
+        return self.ends.domain
 
     @property
     def is_live(self) -> bool:

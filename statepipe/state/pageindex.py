@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from statepipe.errors import IntegrityError
+from statepipe.formats.metadata import IN_FRAMES, Facts
 from statepipe.formats.qemu.pageframes import decode_index
 from statepipe.formats.qemu.pages import PageIndex
-from statepipe.formats.statefile import IN_FRAMES, Facts, index_contents
+from statepipe.formats.statefile import index_contents
 from statepipe.shapes import Misshapen, check
 from statepipe.state.file import StateFile
 from statepipe.state.loading import Ends

@@ -17,6 +17,7 @@ from statepipe import __version__
 from statepipe.ends.fd import FdSource
 from statepipe.ends.output import Output
 from statepipe.errors import IntegrityError, QemuGone, QemuSilent, StatepipeError
+from statepipe.formats.libvirtimage import Domain
 from statepipe.formats.qemu.pageframes import encode_index
 from statepipe.formats.qemu.returnpath import shut
 from statepipe.formats.qemu.stream import QemuStream
@@ -38,7 +39,7 @@ class Plan:
     """What to save with the stream: `words` are stages for the plain stream, `seal` those that encrypt the file.
 
     `guest` is written to the header. `disks` is called after the end of the stream and returns the disks' fingerprints,
-    None if they are not known; `last` returns what else is known then.
+    None if they are not known; `last` returns what else is known then. `domain` is what libvirt knows of the guest.
     """
 
     packing: Packing
@@ -47,6 +48,7 @@ class Plan:
     guest: dict[str, Any] = field(default_factory=dict)
     disks: Callable[[], list[Disk] | None] = lambda: None
     last: Callable[[], dict[str, Any]] = dict
+    domain: Domain | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +143,7 @@ def _stages(plan: Plan, trailer: Callable[[], dict[str, Any]], index: Callable[[
     header["stages"] = [name for name, _ in plan.words] + [plan.packing.word]
     header["stages"] += [name for name, _ in plan.seal]
     digest = Digest("blake3")
-    packer = plan.packing.pack(header, lambda: {**trailer(), "blake3": digest.value}, index)
+    packer = plan.packing.pack(header, lambda: {**trailer(), "blake3": digest.value}, index, plan.domain)
     return [*plan.words, ("digest", digest), ("compress", packer), *plan.seal]
 
 

@@ -14,13 +14,14 @@ from typing import Protocol, Self
 from statepipe.ends.file import FileSource
 from statepipe.errors import StatepipeError
 from statepipe.formats.age.envelope import Identity
+from statepipe.formats.metadata import META_LIMIT
 from statepipe.formats.seektable import SEEK_TABLE_LIMIT
-from statepipe.formats.statefile import META_LIMIT
 from statepipe.stage import Buffer, Over, Stage, cancel, chain, close
 from statepipe.state.agefile import AgeReaderAt
 
-HEAD_LIMIT, TAIL_LIMIT = META_LIMIT + 8, META_LIMIT + SEEK_TABLE_LIMIT
-"""What is kept of both ends of a file that is decrypted twice: a header, and a trailer with its seek table."""
+HEAD_LIMIT, TAIL_LIMIT = 2 * (META_LIMIT + 8), META_LIMIT + SEEK_TABLE_LIMIT
+"""What is kept of both ends of a file that is decrypted twice: a header and a domain, and a trailer with its seek
+table."""
 
 SPARE = 4 << 20
 """Bytes above that limit after which the oldest are dropped."""

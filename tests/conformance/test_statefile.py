@@ -12,8 +12,9 @@ import pytest
 from blake3 import blake3
 
 from statepipe.errors import IntegrityError, StatepipeError
+from statepipe.formats.metadata import HEADER, META_MAGIC, decode_meta, encode_meta
 from statepipe.formats.seektable import SEEK_ENTRY_SIZE, SEEK_FOOTER_SIZE
-from statepipe.formats.statefile import HEADER, META_MAGIC, Checker, Writer, decode_meta, encode_meta
+from statepipe.formats.statefile import Checker, Writer
 from statepipe.formats.zstdframe import skippable
 from statepipe.stage import FLUSH
 from statepipe.stages.prove import Proof

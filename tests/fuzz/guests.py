@@ -18,10 +18,10 @@ from blake3 import blake3
 
 from statepipe.cli.report import inspected, verified
 from statepipe.errors import StatepipeError
+from statepipe.formats.metadata import HEADER, TRAILER
 from statepipe.formats.qemu.pageframes import decode_index, difference, encode_index
 from statepipe.formats.qemu.postcopy import Answers, Block
 from statepipe.formats.qemu.stream import QemuStream
-from statepipe.formats.statefile import HEADER, TRAILER
 from statepipe.formats.workingset import build_working_set, parse_working_set
 from statepipe.state.file import Keys
 from statepipe.state.inspect import inspect

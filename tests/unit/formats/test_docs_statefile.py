@@ -17,10 +17,10 @@ import pytest
 from blake3 import blake3
 
 from statepipe.errors import IntegrityError, StatepipeError
+from statepipe.formats.metadata import HEADER, META_LIMIT, TRAILER, decode_meta, encode_meta
 from statepipe.formats.qemu.pageframes import CONTENT_LIMIT, MAX_FRAMES, RUNS_IN_FRAME
 from statepipe.formats.qemu.pages import MAX_PIECES, MAX_PLACE, MAX_RUNS, MOST
 from statepipe.formats.seektable import SEEK_TABLE_LIMIT
-from statepipe.formats.statefile import HEADER, META_LIMIT, TRAILER, decode_meta, encode_meta
 from statepipe.formats.zstdframe import MEMORY, WHOLE_LIMIT, skippable
 from statepipe.stages.codec import compress, decompress
 from statepipe.stages.zstd import FRAME_SIZE

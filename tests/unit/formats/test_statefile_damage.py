@@ -16,7 +16,7 @@ import pytest
 from blake3 import blake3
 
 from statepipe.errors import IntegrityError, StatepipeError, TruncatedError
-from statepipe.formats.statefile import encode_meta
+from statepipe.formats.metadata import encode_meta
 from statepipe.formats.zstdframe import skippable
 from statepipe.stages.codec import compress, decompress
 from statepipe.state.inspect import inspect
