@@ -82,6 +82,11 @@ class QmpServer:
         """An answer in whose place the connection ends."""
         raise OSError
 
+    def refused(self) -> Raw:
+        """An answer to the last command: QEMU refuses it, or does not know it."""
+        error = {"error": {"class": "GenericError", "desc": "no"}, "id": self.identity}
+        return Raw(json.dumps(error).encode() + b"\n")
+
     def event(self, status: str) -> None:
         """Each client hears of a state of the migration."""
         message = {"event": "MIGRATION", "data": {"status": status}, "timestamp": {"seconds": 1, "microseconds": 2}}

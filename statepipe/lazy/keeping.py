@@ -102,7 +102,7 @@ class OwnMonitor:
             warn(f"the load cannot be continued if statepipe is killed before all memory is loaded: {error.strerror}")
             return
         self.words = ["-chardev", f"socket,id={OWN_MONITOR},path={self.address},server=on,wait=off"]
-        self.words += ["-mon", f"chardev={OWN_MONITOR},mode=control"]
+        self.words += ["-qmp", f"chardev:{OWN_MONITOR}"]
 
     def remove(self) -> None:
         """Remove the socket's name, and that of a QEMU that was ended while it listened."""

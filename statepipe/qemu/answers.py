@@ -84,6 +84,7 @@ ANSWERS: Mapping[str, Shape] = {
     "query-target": fields({"arch": text(NAME)}),
     "human-monitor-command": text(1 << 20),
     "query-kvm": fields({"enabled": flag}),
+    "query-accelerators": fields({"enabled": text(NAME)}),
     "query-cpus-fast": many(fields({"qom-path": text(PATH)}, {"props": table(whole(), 64)}), MANY, least=1),
     "query-pci": many(fields({"bus": whole(), "devices": many(_CARD, SOME)}), SOME),
     "query-named-block-nodes": many(_NODE, MANY),

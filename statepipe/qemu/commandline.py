@@ -21,13 +21,16 @@ old-param one-insn-per-tb only-migratable perfmap portrait preconfig rtc-td-hack
 snapshot tdf usb version win2k-hack xen-attach xen-create xen-domid-restrict
 """
 _WITHOUT_VALUE = frozenset(_FLAGS.split())
-"""Options without a value (QEMU 2.12 to 10.0, qemu-options.hx); any other has one, which may begin with a dash."""
+"""Options without a value (QEMU 2.12 to 11.1, qemu-options.hx); any other has one, which may begin with a dash."""
 
 TAKE_JSON = ("audiodev", "blockdev", "chardev", "device", "display", "machine", "netdev", "object")
 """Options whose value may be JSON. The value of another option, such as -append, only looks like JSON."""
 
 MONITOR = "statepipe-monitor"
 """The prefix of the names of the monitors that statepipe adds to a QEMU."""
+
+_OURS = re.compile(f"[=:]{MONITOR}-")
+"""In `socket,id=NAME` and `chardev:NAME`."""
 
 
 def parted(command: Sequence[str]) -> Iterator[tuple[str | None, list[str]]]:
@@ -113,7 +116,7 @@ def anew(command: Sequence[str]) -> list[str]:
     got its guest, the monitors that statepipe added, and -daemonize, which would hide the process from us."""
     kept = list(command[:1])
     for name, words in parted(command):
-        ours = name in ("chardev", "mon") and any(f"={MONITOR}-" in each for each in words[1:])
+        ours = name in ("chardev", "qmp") and any(_OURS.search(each) for each in words[1:])
         if name not in ("S", "daemonize", "incoming") and not ours:
             kept += words
     return kept

@@ -81,7 +81,7 @@ def hardware(monitor: Monitor) -> Facts:
         ids = sorted(row.get("props", {}).items())
         sockets.append(" ".join(f"{name.removesuffix('-id')} {number}" for name, number in ids if number) or "first")
     found = {
-        "accelerator": "kvm" if monitor.execute("query-kvm")["enabled"] else "tcg",
+        "accelerator": _accelerator(monitor),
         "cpu": {
             "type": monitor.execute("qom-get", path=first, property="type"),
             "features": bits_of["feature-words"],
@@ -95,6 +95,18 @@ def hardware(monitor: Monitor) -> Facts:
         return check(found, HARDWARE)  # type: ignore[no-any-return]
     except Misshapen as error:
         raise QemuError(f"unexpected hardware reported by {monitor.place}: {error}") from error
+
+
+def _accelerator(monitor: Monitor) -> str:
+    """Return `kvm` or `tcg`. Raises QemuError.
+
+    QEMU 11.0 deprecates query-kvm, and 10.2 is the first with the other command: so whichever is there is asked.
+    """
+    if (kvm := ask(monitor, "query-kvm")) is not None:
+        is_kvm = kvm["enabled"]
+    else:
+        is_kvm = monitor.execute("query-accelerators")["enabled"] == "kvm"
+    return "kvm" if is_kvm else "tcg"
 
 
 def bits(wanted: dict[str, int], there: dict[str, int]) -> Iterator[str]:

@@ -328,8 +328,9 @@ class Child:
                 opened.callback(os.close, said)
                 fds |= {1: said, 2: said}
             words = [*command, "-S", "-incoming", "defer"]
+            # Not -mon, of which QEMU 11.1 warns; its successor, -object monitor-qmp, is new in that version.
             for name, fd in ((f"{MONITOR}-0", theirs.fileno()), (f"{MONITOR}-1", its_spare.fileno())):
-                words += ["-chardev", f"socket,id={name},fd={fd}", "-mon", f"chardev={name},mode=control"]
+                words += ["-chardev", f"socket,id={name},fd={fd}", "-qmp", f"chardev:{name}"]
                 fds[fd] = fd
             try:
                 self._process = Process(words, fds, apart=detach, folder=folder)

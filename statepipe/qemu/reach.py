@@ -85,7 +85,7 @@ def unreachable(
         what = f"the monitor at {address} is QEMU's human monitor (HMP, -monitor), not a QMP monitor"
         return QemuError(what, hint=f"{ONE_MORE}, and give that PATH")
     if misfit is not None:
-        hint = "give the socket of -qmp, or of a -chardev with -mon …,mode=control"
+        hint = "give the socket of -qmp, or of the -chardev of a QMP monitor"
         place = f"the socket {address}" if isinstance(address, str) else "the monitor of the QEMU that was started here"
         return QemuError(f"{place} is not a QMP monitor: {misfit}", hint=hint)
     if not isinstance(address, str):

@@ -222,7 +222,7 @@ def _filled(data: Path, size: int) -> Iterator[Path]:
 
 def _monitor(folder: Path) -> list[str]:
     """Words with which a QEMU connects a monitor to `started`."""
-    return ["-chardev", f"socket,id=bench,path={folder}/qmp", "-mon", "chardev=bench,mode=control"]
+    return ["-chardev", f"socket,id=bench,path={folder}/qmp", "-qmp", "chardev:bench"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from statepipe.errors import IntegrityError, QemuError
 from statepipe.pipeline.signals import as_exceptions
 from statepipe.stages.packing import choose
 from statepipe.state.save_qmp import Outcome, SaveRequest, save_by_qmp
-from tests.qmpserver import QmpServer, Raw
+from tests.qmpserver import QmpServer
 from tests.statefiles import noisy_stream
 
 GUARD = [sys.executable, "-P", "-m", "statepipe.cli.guarding", "test", "sender"]
@@ -74,8 +74,7 @@ def test_a_signal_that_comes_once_all_is_saved_denies_nothing(server: QmpServer,
 
     def quit_late() -> Any:
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
-        no = b'{"error": {"class": "GenericError", "desc": "no"}, "id": "%s"}\n'
-        return Raw(no % server.identity.encode()) if refused else {}
+        return server.refused() if refused else {}
 
     server.migrates(lambda stream: completes(server, stream))
     server.answers["quit"] = quit_late

@@ -16,7 +16,7 @@ from statepipe.migration.migrate import MigrateRequest
 from statepipe.migration.singlephase import migrate_directly, migrate_plainly, to_program
 from statepipe.qemu.monitor import Monitor
 from statepipe.session.options import ConnectionPlan
-from tests.qmpserver import QmpServer, Raw
+from tests.qmpserver import QmpServer
 from tests.streams import whole
 
 GUARD = [sys.executable, "-P", "-m", "statepipe.cli.guarding", "test", "sender"]
@@ -38,10 +38,6 @@ def directly(server: QmpServer, **more: Any) -> None:
     """To somebody who takes the connection."""
     with socket.create_server(("127.0.0.1", 0)) as there:
         migrate_directly(request(server, there.getsockname()[1], **more), lambda text: None, GUARD)
-
-
-def refusal(server: QmpServer) -> Raw:
-    return Raw(b'{"error": {"class": "GenericError", "desc": "no"}, "id": "%s"}\n' % server.identity.encode())
 
 
 @pytest.mark.parametrize(("status", "words"), [("failed", "failed"), ("cancelled", "was cancelled")])
@@ -72,7 +68,7 @@ def test_the_end_of_an_earlier_migration_is_not_that_of_ours(server: QmpServer) 
 @pytest.mark.parametrize("offline", [False, True])
 def test_of_a_migration_that_qemu_refuses_nothing_is_said(server: QmpServer, offline: bool) -> None:
     """What QEMU says of one is another client's; a guest that was stopped for ours runs on."""
-    server.answers |= {"migrate": lambda: refusal(server), "query-migrate": {"status": "failed"}}
+    server.answers |= {"migrate": server.refused, "query-migrate": {"status": "failed"}}
     server.answers |= {"stop": lambda: server.answers.update({"query-status": {"status": "paused"}}) or {}}
     server.answers |= {"cont": lambda: server.answers.update({"query-status": {"status": "running"}}) or {}}
     with pytest.raises(QemuError, match="QEMU refused migrate: no") as caught:

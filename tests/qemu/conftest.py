@@ -30,16 +30,27 @@ def qemu72() -> str:
     return found
 
 
-@pytest.fixture(scope="session")
-def qemu10() -> str:
-    """A QEMU of the 10.x series (tools/qemu10 fetches it once)."""
-    done = subprocess.run([ROOT / "tools" / "qemu10"], capture_output=True, text=True)
+def fetched(series: int) -> str:
+    """A QEMU of this series; skip the test if none can be had."""
+    done = subprocess.run([ROOT / "tools" / "qemu", str(series)], capture_output=True, text=True)
     if done.returncode:
-        pytest.skip(f"no QEMU 10: {done.stderr.strip().splitlines()[-1:]}")
+        pytest.skip(f"no QEMU {series}: {done.stderr.strip().splitlines()[-1:]}")
     return done.stdout.strip()
 
 
-@pytest.fixture(params=["qemu72", "qemu10"])
+@pytest.fixture(scope="session")
+def qemu10() -> str:
+    """A QEMU of the 10.x series (tools/qemu fetches it once)."""
+    return fetched(10)
+
+
+@pytest.fixture(scope="session")
+def qemu11() -> str:
+    """A QEMU of the 11.x series (tools/qemu fetches it once)."""
+    return fetched(11)
+
+
+@pytest.fixture(params=["qemu72", "qemu10", "qemu11"])
 def qemu(request: pytest.FixtureRequest) -> str:
     """Each of them in turn."""
     path: str = request.getfixturevalue(request.param)
@@ -111,6 +122,12 @@ def state10(tmp_path_factory: pytest.TempPathFactory, qemu10: str) -> Saved:
 
 
 @pytest.fixture(scope="session")
+def state11(tmp_path_factory: pytest.TempPathFactory, qemu11: str) -> Saved:
+    """A guest saved by QEMU 11 while it ran."""
+    return save_guest(tmp_path_factory.mktemp("state11"), qemu11)
+
+
+@pytest.fixture(scope="session")
 def paused72(tmp_path_factory: pytest.TempPathFactory, qemu72: str) -> Saved:
     """A guest saved by QEMU 7.2 while it was paused."""
     return save_guest(tmp_path_factory.mktemp("paused72"), qemu72, paused=True)
@@ -130,14 +147,21 @@ def noisy10(tmp_path_factory: pytest.TempPathFactory, qemu10: str) -> Saved:
     return save_guest(folder, qemu10, args=noise(folder))
 
 
-@pytest.fixture(params=["noisy72", "noisy10"])
+@pytest.fixture(scope="session")
+def noisy11(tmp_path_factory: pytest.TempPathFactory, qemu11: str) -> Saved:
+    """The same by QEMU 11."""
+    folder = tmp_path_factory.mktemp("noisy11")
+    return save_guest(folder, qemu11, args=noise(folder))
+
+
+@pytest.fixture(params=["noisy72", "noisy10", "noisy11"])
 def noisy(request: pytest.FixtureRequest) -> Saved:
     """Each of them in turn."""
     saved: Saved = request.getfixturevalue(request.param)
     return saved
 
 
-@pytest.fixture(params=["state72", "state10"])
+@pytest.fixture(params=["state72", "state10", "state11"])
 def state(request: pytest.FixtureRequest) -> Saved:
     """Each of the running ones in turn."""
     saved: Saved = request.getfixturevalue(request.param)

@@ -119,6 +119,12 @@ def memory_of(guest: Guest, path: Path) -> bytes:
     return path.read_bytes()
 
 
+def marks(rows: list[dict[str, str]]) -> list[str]:
+    """The names of what a load left in QEMU for the one that continues it: since QEMU 11.1, its monitors are objects
+    too."""
+    return [row["name"] for row in rows if row["name"].startswith("statepipe") and row["type"] == "child<secret>"]
+
+
 def processes_with(word: str) -> list[str]:
     """The command lines with this in them."""
     found = []

@@ -18,7 +18,7 @@ import pytest
 
 from tests import agefiles
 from tests.qemu.harness import Guest, assert_continues, run_statepipe, statepipe_command, wait_for
-from tests.qemu.lazily import NOISE, SLOW, Lazy, assert_went_on, memory_of
+from tests.qemu.lazily import NOISE, SLOW, Lazy, assert_went_on, marks, memory_of
 from tests.qemu.loading import (
     MEMORY,
     Load,
@@ -40,8 +40,7 @@ def test_the_guest_goes_on_and_all_memory_is_loaded(tmp_path: Path, noisy: Saved
         wait_for("all memory", lambda: "all memory is loaded" in guest.stderr())
         assert guest.run_state() == "running" and guest.migration()["status"] == "completed"
         assert_continues(noisy.before, guest.serial())
-        names = [row["name"] for row in guest.qmp("qom-list", path="/objects")]
-        assert not [name for name in names if name.startswith("statepipe")], "a mark was left in QEMU"
+        assert not marks(guest.qmp("qom-list", path="/objects"))
         on = [row["capability"] for row in guest.qmp("query-migrate-capabilities") if row["state"]]
         assert "postcopy-ram" not in on
         guest.qmp("quit")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.qemu.harness import Guest, run_statepipe, statepipe_command, wait_for
-from tests.qemu.lazily import RESUME, SLOW, Lazy, assert_went_on
+from tests.qemu.lazily import RESUME, SLOW, Lazy, assert_went_on, marks
 from tests.qemu.loading import MEMORY, Saved, assert_never_ran, qemu_pid, run_load
 from tests.qemu.striking import ROOT, steps_of, striking
 from tests.statefiles import DATA, layout
@@ -228,4 +228,4 @@ def test_settings_of_qemu_are_restored_by_whoever_continues(tmp_path: Path, nois
         done = run_statepipe("load", "--resume", "--qmp", guest.socket, noisy72.file)
         assert done.returncode == 0, done.stderr
         assert guest.settings() == before
-        assert not [row for row in guest.qmp("qom-list", path="/objects") if row["name"].startswith("statepipe")]
+        assert not marks(guest.qmp("qom-list", path="/objects"))

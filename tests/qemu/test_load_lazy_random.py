@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.qemu.harness import Qmp, run_statepipe, statepipe_command, wait_for
-from tests.qemu.lazily import Lazy, assert_went_on, processes_with
+from tests.qemu.lazily import Lazy, assert_went_on, marks, processes_with
 from tests.qemu.loading import MEMORY, Saved, loaded
 
 CHANGES = (range(0, 256), range(2560, 3072))
@@ -152,7 +152,7 @@ def assert_nothing_stays(qmp: Path) -> None:
         assert monitor.execute("query-status")["status"] == "running"
         states = {row["capability"]: row["state"] for row in monitor.execute("query-migrate-capabilities")}
         assert not states["postcopy-ram"] and not states["late-block-activate"]
-        assert not [row for row in monitor.execute("qom-list", path="/objects") if row["name"].startswith("statepipe-")]
+        assert not marks(monitor.execute("qom-list", path="/objects"))
     finally:
         monitor.close()
 

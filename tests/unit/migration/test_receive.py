@@ -18,7 +18,7 @@ from statepipe.migration.receive import Host, ReceiveRequest, receive
 from statepipe.qemu.monitor import Monitor
 from statepipe.recovery.guardian import Guardian
 from statepipe.session.options import ConnectionPlan
-from tests.qmpserver import QmpServer, Raw
+from tests.qmpserver import QmpServer
 
 
 def test_a_guardian_that_cannot_be_started_is_tried_again_after_a_while(
@@ -54,8 +54,7 @@ def test_a_qemu_that_refuses_to_quit_is_killed(
 ) -> None:
     """Its guest must never run. A program that sleeps stands for its process."""
     monkeypatch.setattr("statepipe.migration.receive.QUIT_TIME", 50)
-    no = b'{"error": {"class": "GenericError", "desc": "no"}, "id": "%s"}\n'
-    server.answers["quit"] = lambda: Raw(no % server.identity.encode())
+    server.answers["quit"] = server.refused
     request = ReceiveRequest(ConnectionPlan(parse_address(f"unix://{tmp_path}/in"), (), Patience()), lambda words: ())
     with subprocess.Popen(["sleep", "1000"]) as process, closing(Monitor(server.path)) as monitor:
         host = Host(request, Offer(MIGRATE, {}), lambda text: None, Guardian([]))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import Any
 
 import pytest
 
-from statepipe.qemu.guest import changed_words, changes
+from statepipe.qemu.guest import changed_words, changes, hardware
+from statepipe.qemu.monitor import Monitor
+from tests.qmpserver import QmpServer
 
 SAVED: dict[str, Any] = {
     "cpu": {"type": "max-x86_64-cpu", "features": {"0x1:ECX": 1 << 28}, "missing": {}},
@@ -52,3 +55,11 @@ def test_the_same_and_more_is_enough(now: dict[str, Any]) -> None:
 )
 def test_command_lines_tell_of_processors(saved: list[str], now: list[str], parts: list[str]) -> None:
     assert [part for part, _ in changed_words(["qemu", *saved], ["qemu", *now])] == parts
+
+
+@pytest.mark.parametrize(("enabled", "accelerator"), [("kvm", "kvm"), ("tcg", "tcg")])
+def test_a_qemu_without_query_kvm_tells_its_accelerator(server: QmpServer, enabled: str, accelerator: str) -> None:
+    """QEMU 11.0 deprecates it, so a later one will not have it."""
+    server.answers |= {"query-kvm": server.refused, "query-accelerators": {"enabled": enabled, "present": ["tcg"]}}
+    with closing(Monitor(server.path)) as monitor:
+        assert hardware(monitor)["accelerator"] == accelerator
