@@ -15,6 +15,9 @@ the guest may run, and a dot when all is done; the keeper says once that it has 
 If statepipe is killed before R, there is nothing to continue, since the guest has not run. After K, the keeper kills
 QEMU, which fails by then, and may hang over it (seen on 7.2: no `quit` reaches it). Before K, a QEMU that statepipe has
 started is told to quit, and a shared monitor is freed at once.
+
+The keeper may come late: it was stopped, or had no processor. Somebody may have continued the load meanwhile, and any
+client of a monitor can run the guest before R. QEMU reports both, before its guest runs, and then it is not killed.
 """
 
 from __future__ import annotations
@@ -64,9 +67,8 @@ class Keeper:
                     return
                 if word:
                     continue
-                if self._failing is not None:
-                    with contextlib.suppress(ProcessLookupError):
-                        signal.pidfd_send_signal(self._failing, signal.SIGKILL)
+                if self._failing is not None and not self._kill(self._failing):
+                    return
                 watched = [self._monitor]
                 self._say({"execute": "query-migrate", "id": "left"})
                 if self._shared:
@@ -82,11 +84,27 @@ class Keeper:
             word, fds, _, _ = socket.recv_fds(self._control, 1, 1)
         except ConnectionResetError:  # it was killed before it had read our byte
             return b""
-        if word == b"K":
+        if word == b"K" and fds:  # a sandbox may keep it from us
             self._failing = fds[0]
         elif word == b"R":
             self._failing = None
         return word
+
+    def _kill(self, pidfd: int) -> bool:
+        """Kill QEMU, unless it has reported that its guest runs or that its load goes on. Return False if its monitor
+        has ended, and with it all that was to be done.
+
+        It is stopped first: nothing happens between its last report and its end.
+        """
+        with contextlib.suppress(OSError):  # it has ended, or we may not
+            signal.pidfd_send_signal(pidfd, signal.SIGSTOP)
+            try:
+                while select.select([self._monitor], [], [], 0)[0]:
+                    if not self._hear():
+                        return False
+            finally:
+                signal.pidfd_send_signal(pidfd, signal.SIGCONT if self._failing is None else signal.SIGKILL)
+        return True
 
     def _listen(self) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -123,9 +141,15 @@ class Keeper:
                 self._say({"execute": "quit"})
                 return True  # QEMU forgets the commands of a client that leaves
             return status not in ENDED
-        if message.get("event") != "MIGRATION" or self._shared:
+        if message.get("event") == "RESUME":
+            self._failing = None
+        if message.get("event") != "MIGRATION":
             return True
         status = str(message["data"]["status"])
+        if status == "postcopy-recover":
+            self._failing = None
+        if self._shared:
+            return True
         self._due = status == "postcopy-paused"
         return status != "completed"
 

@@ -148,9 +148,10 @@ class Keeping:
         """QEMU is to load devices: if we end before `may_run` is called, the keeper kills it. `pid` is QEMU, a program
         that has started it, or 0: then it is not killed."""
         pid = qemu_under(pid)
-        if is_qemu(pid) and (pidfd := hold_if_seen(pid)) is not None:
-            with suppress(OSError):  # there is no keeper
-                socket.send_fds(self._control, [b"K"], [pidfd])
+        if (pidfd := hold_if_seen(pid)) is not None:
+            if is_qemu(pid):  # asked last: another process may have its number since
+                with suppress(OSError):  # there is no keeper
+                    socket.send_fds(self._control, [b"K"], [pidfd])
             os.close(pidfd)
 
     def may_run(self) -> None:

@@ -76,19 +76,29 @@ def parent_pid() -> int | None:
 
 
 def is_qemu(pid: int) -> bool:
-    """Return whether that process is a QEMU; False if we may not look."""
+    """Return whether that process is a QEMU, or one of its tools; False if we may not look."""
+    return _program(pid).startswith("qemu")
+
+
+def _program(pid: int) -> str:
+    """Return the name of the process's program; empty if it has ended, or we may not look."""
     try:
-        name = os.path.basename(os.readlink(f"/proc/{pid}/exe"))
-        return name.lstrip(".").startswith("qemu")  # NixOS: .qemu-system-x86_64-wrapped
-    except OSError:  # it has ended, or we may not look
-        return False
+        return os.path.basename(os.readlink(f"/proc/{pid}/exe")).lstrip(".")  # NixOS: .qemu-system-x86_64-wrapped
+    except OSError:
+        return ""
+
+
+_TOOL = re.compile(r"qemu-(nbd|storage-daemon|img|io|ga|pr-helper|bridge-helper)\b")
 
 
 def qemu_under(pid: int) -> int:
-    """Return `pid` if it is a QEMU, else a QEMU among its descendants (it is a wrapper), else `pid`."""
+    """Return `pid` if it is a QEMU, else a QEMU among its descendants (it is a wrapper), else `pid`.
+
+    A wrapper may have started tools of QEMU, too, for example for a disk.
+    """
     found = [pid]
     for each in found:  # which grows
-        if is_qemu(each):
+        if is_qemu(each) and not _TOOL.match(_program(each)):
             return each
         with suppress(OSError):
             found += map(int, read_text(f"/proc/{each}/task/{each}/children").split())

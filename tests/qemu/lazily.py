@@ -125,14 +125,14 @@ def marks(rows: list[dict[str, str]]) -> list[str]:
     return [row["name"] for row in rows if row["name"].startswith("statepipe") and row["type"] == "child<secret>"]
 
 
-def processes_with(word: str) -> list[str]:
-    """The command lines with this in them."""
+def pids_with(*words: str) -> list[int]:
+    """The processes with all of these in their command lines."""
     found = []
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             line = entry.read_bytes().replace(b"\0", b" ").decode(errors="replace")
         except OSError:
             continue
-        if word in line:
-            found.append(line)
+        if all(word in line for word in words):
+            found.append(int(entry.parent.name))
     return found

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 CALLS = {
-    "lazy.keeping": ("Keeping.__init__", "OwnMonitor.__init__"),
+    "lazy.keeping": ("Keeping.__init__", "Keeping.will_load", "Keeping.may_run", "OwnMonitor.__init__"),
     "lazy.load": ("_pages",),
     "lazy.resume": ("find_listening", "_agree"),
     "lazy.rest": ("Rest.wait", "Rest.settle"),

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.qemu.harness import Qmp, run_statepipe, statepipe_command, wait_for
-from tests.qemu.lazily import Lazy, assert_went_on, marks, processes_with
+from tests.qemu.lazily import Lazy, assert_went_on, marks, pids_with
 from tests.qemu.loading import MEMORY, Saved, loaded
 
 CHANGES = (range(0, 256), range(2560, 3072))
@@ -94,7 +94,7 @@ def seen_after_kill(lazy: Lazy, qmp: Path, runtime: Path) -> str:
     """Which case a kill has made, by QEMU's process, its monitor, and the socket at which the keeper has it listen."""
 
     def look() -> str | None:
-        if not processes_with(f"{lazy.folder}/pid"):
+        if not pids_with(f"{lazy.folder}/pid"):
             return ENDED
         try:
             monitor = Qmp(qmp, 2)
@@ -129,7 +129,7 @@ def kill_at_random(lazy: Lazy, chance: random.Random, *, resumed: bool = False) 
 def assert_never_ran(lazy: Lazy, runtime: Path, resume: list[str]) -> None:
     """QEMU and its keeper are gone, and nothing can be continued."""
     assert not lazy.ticks()
-    wait_for("end of the keeper", lambda: not processes_with(str(runtime)))
+    wait_for("end of the keeper", lambda: not pids_with(str(runtime)))
     done = run_statepipe(*resume)
     assert done.returncode == 6, done.stderr
 

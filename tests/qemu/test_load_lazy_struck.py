@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from tests.qemu.harness import Guest, assert_continues, run_statepipe, wait_for
-from tests.qemu.lazily import RESUME, SLOW, Lazy, processes_with
+from tests.qemu.lazily import RESUME, SLOW, Lazy, pids_with
 from tests.qemu.loading import MEMORY, Saved, end_qemu, qemu_command, qemu_pid
 from tests.qemu.striking import steps_of, striking
 
@@ -34,6 +35,8 @@ EVERY = {
     ("started", KILL, "after Child"): NEVER_RAN,
     ("started", KILL, "before Monitor.execute stop"): NEVER_RAN,
     ("started", KILL, "after Server.begin"): NEVER_RAN,
+    ("started", KILL, "before Keeping.may_run"): NEVER_RAN,
+    ("started", KILL, "after Keeping.may_run"): CONTINUED,
     ("started", KILL, "before Monitor.execute cont"): CONTINUED,
     ("started", KILL, "before Rest.settle"): COMPLETE,
     ("started", KILL, "after Rest.settle"): COMPLETE,
@@ -43,6 +46,7 @@ EVERY = {
     ("waiting", TERM, "after Rest.settle"): COMPLETE,
     ("waiting", KILL, "before Monitor.give"): WAITS,
     ("waiting", KILL, "after Server.begin"): NEVER_RAN,
+    ("waiting", KILL, "before Keeping.may_run"): NEVER_RAN,
     ("waiting", KILL, "before Rest.wait"): CONTINUED,
     ("resumed", TERM, "before _agree"): CONTINUED,
     ("resumed", KILL, "after _agree"): CONTINUED,
@@ -66,11 +70,18 @@ class Struck:
     def said(self) -> str:
         return self._stderr.read_text()
 
+    def start(self, *words: str) -> subprocess.Popen[bytes]:
+        """Start it."""
+        with self._stderr.open("w") as stderr:
+            return subprocess.Popen([*self._program, "load", *words], stdin=subprocess.DEVNULL, stderr=stderr)
+
     def run(self, *words: str) -> str:
         """Run it to its end; what became of the guest."""
-        command = [*self._program, "load", *words]
-        with self._stderr.open("w") as stderr:
-            status = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=stderr, timeout=60).returncode
+        with self.start(*words) as process:
+            try:
+                status = process.wait(60)
+            finally:
+                process.kill()
         if self._number is KILL:
             return self._after_kill(status)
         assert "Traceback" not in self.said, self.said
@@ -124,20 +135,24 @@ class Struck:
     def _ended(self, outcome: str) -> str:
         if outcome is NEVER_RAN:
             assert not self.serial()
-        wait_for("end of all processes", lambda: not processes_with(str(self._runtime)))
+        wait_for("end of all processes", lambda: not pids_with(str(self._runtime)))
         left = [path.name for path in self._runtime.glob("*") if path.name.startswith(("load-", "resume-"))]
         assert not left or self._number is KILL, left
         return outcome
 
     def _went_on(self, outcome: str) -> str:
+        self.assert_goes_on()
+        return outcome
+
+    def assert_goes_on(self) -> None:
+        """The guest counts on, and nothing is missing."""
         count = self.serial().count("\n")
         wait_for("2 ticks", lambda: self.serial().count("\n") >= count + 2)
         assert_continues(self.saved.before, self.serial())
-        return outcome
 
     def end(self) -> None:
         end_qemu(self.folder)
-        wait_for("end of the keeper", lambda: not processes_with(str(self._runtime)))
+        wait_for("end of the keeper", lambda: not pids_with(str(self._runtime)))
 
 
 class StruckWaiting(Struck):
@@ -158,18 +173,18 @@ class StruckWaiting(Struck):
 
 @contextmanager
 def struck(
-    way: str, folder: Path, saved: Saved, runtime: Path, number: signal.Signals, step: str
+    way: str, folder: Path, saved: Saved, runtime: Path, number: signal.Signals, step: str, args: Sequence[str] = ()
 ) -> Iterator[tuple[Struck, list[str]]]:
-    """One of each kind, and the words after `load`."""
+    """One of each kind, and the words after `load`; `args` are for QEMU."""
     kind = StruckWaiting if way == "waiting" else Struck
     it = kind(folder, saved, runtime, number, step)
     if isinstance(it, StruckWaiting):
-        with Guest(folder, qemu=saved.qemu, memory=MEMORY, image=saved.image, incoming="defer") as it.guest:
+        with Guest(folder, qemu=saved.qemu, memory=MEMORY, image=saved.image, incoming="defer", args=args) as it.guest:
             it.address = it.guest.socket
             yield it, ["--lazy", "--qmp", it.guest.socket, str(saved.file)]
         return
     try:
-        words = ["--lazy", str(saved.file), "--", *qemu_command(folder, saved)]
+        words = ["--lazy", str(saved.file), "--", *qemu_command(folder, saved, *args)]
         if way == "resumed":
             with Lazy(folder, saved, "--throttle", SLOW) as lazy:
                 words = lazy.here()[1:]
@@ -190,6 +205,31 @@ def test_a_signal_at_a_step(
     with struck(way, tmp_path, noisy72, runtime, number, step) as (it, words):
         assert it.run(*words) == EVERY[way, number, step], it.said
         assert step in steps_of(it.record)
+
+
+@pytest.mark.parametrize("way", ["started", "waiting"])
+def test_a_keeper_that_comes_late_ends_no_guest_that_runs_again(
+    tmp_path: Path, runtime: Path, noisy72: Saved, way: str
+) -> None:
+    """It was stopped when statepipe was killed; somebody continues the load before it looks."""
+    step, other = "before Keeping.may_run", tmp_path / "third.qmp"
+    args = ["-qmp", f"unix:{other},server=on,wait=off"]
+    with struck(way, tmp_path, noisy72, runtime, signal.SIGSTOP, step, args) as (it, words):
+        process = it.start(*words)
+        try:
+            wait_for(step, lambda: step in steps_of(it.record))
+            (keeper,) = pids_with(str(runtime), "keeper.py")
+            os.kill(keeper, signal.SIGSTOP)
+        finally:
+            process.kill()
+            process.wait()
+        try:
+            done = run_statepipe("load", "--resume", "--qmp", other, noisy72.file)
+            assert done.returncode == 0 and "all memory is loaded" in done.stderr, done.stderr
+        finally:
+            os.kill(keeper, signal.SIGCONT)
+        wait_for("end of the keeper", lambda: not pids_with(str(runtime), "keeper.py"))
+        it.assert_goes_on()
 
 
 @pytest.mark.faults

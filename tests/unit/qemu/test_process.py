@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ from statepipe.errors import QemuError, StatepipeError
 from statepipe.processes import Process
 from statepipe.qemu.commandline import anew, parted
 from statepipe.qemu.facts import host_facts
-from statepipe.qemu.process import COMMAND_LIMIT, demand_equal, inspect_process, listening_qemu
+from statepipe.qemu.process import COMMAND_LIMIT, demand_equal, inspect_process, is_qemu, listening_qemu, qemu_under
 from statepipe.threads import held
 
 NOBODY = 65534
@@ -226,3 +227,25 @@ def test_an_end_that_was_told_to_another_is_an_error() -> None:
         process.status()
     process.reap()
     assert process.has_ended()
+
+
+def test_below_a_wrapper_a_tool_is_not_taken_for_qemu(tmp_path: Path) -> None:
+    """A wrapper can serve a disk to its QEMU."""
+    sleep = shutil.which("sleep")
+    assert sleep is not None
+    for name in ("qemu-nbd", "qemu-system-x86_64"):
+        shutil.copy(sleep, tmp_path / name)
+    script = 'qemu-nbd 60 & qemu-system-x86_64 60 & echo "$!"; wait'
+    words = ["sh", "-c", script]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, env={"PATH": f"{tmp_path}:{os.environ['PATH']}"}) as wrapper:
+        assert wrapper.stdout is not None
+        qemu = int(wrapper.stdout.readline())
+        children = [*map(int, Path(f"/proc/{wrapper.pid}/task/{wrapper.pid}/children").read_text().split())]
+        try:
+            for pid in children:  # until both are the programs that they are to be
+                while not is_qemu(pid):
+                    os.sched_yield()
+            assert children[0] != qemu and qemu_under(wrapper.pid) == qemu
+        finally:
+            for pid in children:
+                os.kill(pid, signal.SIGKILL)
