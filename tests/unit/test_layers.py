@@ -41,6 +41,7 @@ LAYERS = (
     "statepipe.recovery",
     "statepipe.state",
     "statepipe.lazy",
+    "statepipe.libvirt",
     "statepipe.transfer",
     "statepipe.migration",
     "statepipe.tunnel",

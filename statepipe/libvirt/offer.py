@@ -1,0 +1,175 @@
+"""Hand a save image to libvirt through a FIFO, however often it opens it before it reads on.
+
+libvirt 9.0 opens the image once, reads its beginning (header, XML, cookie), and lets QEMU read on. Later versions (11.3
+and 12.9 do) read the beginning, close the image, and open it a second time. What was read from a FIFO is gone, so each
+open finds a FIFO of its own:
+
+1. A FIFO at the path holds the first byte. Its pipe has room for one piece and is full, so it becomes writable exactly
+   when libvirt has read that byte: then libvirt has it open.
+2. Only then does the next FIFO take its name, and only after that the rest of the beginning is written. libvirt waits
+   for it, so it cannot open the same FIFO twice.
+3. The first piece of the stream is written when all of the beginning has been read. The reader that reads it, too, gets
+   the stream. If the reader has closed its FIFO, everything begins again in the next one.
+
+No step waits for a time. A reader whose stream has no end mark refuses it, so nothing runs if we are killed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+from contextlib import suppress
+from typing import NamedTuple, Self
+
+from statepipe.ends.fd import failure, reader_gone
+from statepipe.errors import ReaderGone, StatepipeError
+from statepipe.stage import Buffer
+from statepipe.wakeups import enlarge_pipe
+
+OPENS = 16
+"""Most times that the image is opened before its stream is read: libvirt 12.9 opens it twice."""
+
+FIRST = 1
+"""Bytes that a FIFO holds before it is opened."""
+
+PIECE = 4096
+"""Bytes of the stream that are written to a reader that may go away: they fit into the one slot of a small pipe."""
+
+
+class Withdrawn(ReaderGone):
+    """The program that has the image read ended before all of it was read."""
+
+
+class Fifo(NamedTuple):
+    """Both ends of a FIFO. We read it, too: so no open of it waits for the other end, and what is in it stays there."""
+
+    reading: int
+    writing: int
+
+
+class Offer:
+    """A sink for QEMU's stream, which libvirt reads from the FIFO at `path` behind `beginning`. `bytes` counts the
+    stream's alone.
+
+    Nothing may exist at `path`, in a folder that only we write to. `ended` is a descriptor that becomes readable when
+    nobody will open it any more: when virsh has ended. Raises StatepipeError.
+    """
+
+    def __init__(self, path: str, beginning: bytes, ended: int) -> None:
+        self.bytes = 0
+        self._path, self._beginning, self._ended = path, memoryview(beginning), ended
+        self._taken = -1
+        self._next = Fifo(-1, -1)
+        self._next = self._place()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Withdraw it, and close what is left."""
+        self.withdraw()
+        self._close(self._next.reading)
+        self._next = Fifo(-1, -1)
+
+    def write(self, buffer: Buffer) -> None:
+        """Write the whole buffer; the first waits until libvirt reads the stream.
+
+        Raises Withdrawn if virsh ends before that, ReaderGone if the stream's reader closes it, StatepipeError.
+        """
+        left = memoryview(buffer).cast("B")
+        if self._taken < 0:
+            self._taken = self._hand(left[:PIECE])
+            self.bytes += len(left[:PIECE])
+            left = left[PIECE:]
+            enlarge_pipe(self._taken)
+        if not self._write(self._taken, left):
+            raise reader_gone(f"the image at {self._path}")
+        self.bytes += len(left)
+
+    def commit(self) -> None:
+        """End the stream, all of which is written."""
+        self.withdraw()
+
+    def withdraw(self) -> None:
+        """End the stream where it is, and let nobody open it any more. A second call does nothing."""
+        with suppress(FileNotFoundError):
+            os.unlink(self._path)  # first: an open from now on is refused
+        self._close(self._taken)
+        self._close(self._next.writing)
+        self._taken, self._next = -1, self._next._replace(writing=-1)
+
+    def wake(self) -> None:
+        """Wake an open that was under way while the offer was withdrawn: it waits for a writer, and would for ever."""
+        if self._next.reading >= 0:
+            os.close(os.open(f"/proc/self/fd/{self._next.reading}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+
+    # --- from one reader to the next
+
+    def _hand(self, piece: memoryview) -> int:
+        """Return the descriptor whose reader has read the first piece of the stream. Raises StatepipeError."""
+        for _ in range(OPENS):
+            reading, writing = self._next
+            self._is_read(writing)
+            self._next = self._place()
+            os.close(reading)  # from now on we are told when libvirt, the only reader, closes it
+            rest = self._beginning[FIRST:]
+            if all(self._write(writing, part) and self._is_read(writing) for part in (rest, piece)):
+                return writing
+            os.close(writing)
+        what = f"libvirt opened the image {OPENS} times and did not read the guest's state"
+        raise StatepipeError(what, hint="report this, with the versions that virsh version prints")
+
+    def _place(self) -> Fifo:
+        """Put a new FIFO with the first byte in it at the path, over the one that libvirt has open. Raises
+        StatepipeError."""
+        new = f"{self._path}.new"
+        reading = writing = -1
+        try:
+            os.mkfifo(new, 0o600)
+            reading = os.open(new, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            writing = os.open(new, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            size = fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, PIECE)
+            if size > os.sysconf("SC_PAGE_SIZE"):
+                raise StatepipeError(f"the smallest pipe of this kernel has {size} bytes, which is more than a page")
+            os.write(writing, self._beginning[:FIRST])
+            os.rename(new, self._path)
+        except BaseException as error:
+            self._close(reading)
+            self._close(writing)
+            if isinstance(error, OSError):
+                raise failure(f"offer the state at {self._path}", error) from error
+            raise
+        return Fifo(reading, writing)
+
+    def _write(self, writing: int, data: memoryview) -> bool:
+        """Write all of it; return False if the reader has closed the FIFO. Raises Withdrawn, StatepipeError."""
+        while data:
+            try:
+                data = data[os.write(writing, data) :]
+            except BlockingIOError:
+                self._wait(writing)
+            except BrokenPipeError:
+                return False
+            except OSError as error:
+                raise failure(f"write the image at {self._path}", error) from error
+        return True
+
+    def _is_read(self, writing: int) -> bool:
+        """Wait until what is in the FIFO was read; return False if its reader has closed it. Raises Withdrawn."""
+        return not self._wait(writing) & select.POLLERR
+
+    def _wait(self, writing: int) -> int:
+        """Return what poll() reports of a descriptor, once there is something. Raises Withdrawn."""
+        poll = select.poll()
+        poll.register(writing, select.POLLOUT)
+        poll.register(self._ended, select.POLLIN)
+        seen = dict(poll.poll())
+        if self._ended in seen:
+            raise Withdrawn(f"virsh ended before libvirt had read the image at {self._path}")
+        return seen[writing]
+
+    @staticmethod
+    def _close(fd: int) -> None:
+        if fd >= 0:
+            os.close(fd)
