@@ -41,6 +41,8 @@ def learned_set(path: str, size: int, is_full: bool) -> str:
 def verified(facts: dict[str, Any]) -> str:
     """Return a line on a file that is whole."""
     proof = "the stream is complete; it carries no digest"
+    if facts["raw"]:
+        proof += ", and nothing shows a changed bit in the guest's memory"
     if facts["digest"]:
         proof = "digests, frames, index and stream agree" if facts["index"] else "digests, frames and stream agree"
     return f"{clean(facts['file'])}: whole: {facts['format']}, {format_size(facts['bytes'])} of state; {proof}"

@@ -6,7 +6,7 @@
 
 The numbers are 32 bits wide, in the byte order of the host that wrote them. While libvirt writes an image, its magic is
 that of an unfinished one. libvirt leaves 64 KiB of zeros behind the texts, so that `virsh save-image-edit` can write a
-longer XML. Nothing in an image is a checksum. (libvirt's src/qemu/qemu_saveimage.c, from version 0.6 to 11.)
+longer XML. Nothing in an image is a checksum. (libvirt's src/qemu/qemu_saveimage.c.)
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ VERSION = 2
 
 RAW, GZIP, BZIP2, XZ, LZOP, ZSTD, SPARSE = range(7)
 FORMATS = ("raw", "gzip", "bzip2", "xz", "lzop", "zstd", "sparse")
-"""libvirt's names of the formats, by number. libvirt 9.0 knows the first five, and 11.0 all of them."""
+"""libvirt's names of the formats, by number. libvirt 9.0 knows the first five."""
 
 TEXT_LIMIT = 4 << 20
 """Bytes of the XML and of the cookie at most, each with its zero: libvirt's protocol carries no longer text
@@ -91,7 +91,9 @@ def parse_header(data: bytes) -> ImageHeader:
         raise TruncatedError(what, offset=len(data))
     is_big = _LITTLE.unpack_from(data)[1] > VERSION
     magic, version, data_len, was_running, number, cookie_offset = (_BIG if is_big else _LITTLE).unpack_from(data)
-    if not 1 <= version <= VERSION:
+    if not version:
+        raise IntegrityError("libvirt's save image has version 0, which libvirt never wrote", offset=len(SAVED))
+    if version > VERSION:
         told = _LITTLE.unpack_from(data)[1]
         raise StatepipeError(
             f"libvirt's save image has version {told}; versions 1 and {VERSION} are known",

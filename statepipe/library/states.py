@@ -25,8 +25,9 @@ from statepipe.qemu.guard import Said
 from statepipe.stage import Buffer
 from statepipe.stages.context import Context
 from statepipe.stages.packing import choose
-from statepipe.state.file import Keys, StateFile, open_state
+from statepipe.state.file import Keys, open_state
 from statepipe.state.loading import State, prepare
+from statepipe.state.source import StateFile
 from statepipe.threads import held
 
 if TYPE_CHECKING:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import builtins
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING
 
 from statepipe.descriptors import named_by
 from statepipe.ends.file import FileSource
 from statepipe.errors import IntegrityError
 from statepipe.formats.beginning import HEAD, beginning
+from statepipe.formats.libvirtimage import looks_like_image
 from statepipe.formats.metadata import META_MAGIC
 from statepipe.formats.openpgp import looks_encrypted
-from statepipe.stage import Buffer, Stage
+from statepipe.stage import Stage
 from statepipe.stages.codec import RAW, identify
+from statepipe.state.source import StateFile
 
 if TYPE_CHECKING:
     from statepipe.formats.age.envelope import Identity
@@ -40,35 +41,6 @@ STDIN = "-"
 """The FILE that means standard input."""
 
 
-class StateFile(Protocol):
-    """A file that can be read at both ends and from its beginning, as plaintext.
-
-    `sealed` says how it is encrypted on the disk ("age", "age, armored"), None if it is not.
-    """
-
-    name: str
-    bytes: int
-    sealed: str | None
-
-    def __iter__(self) -> Iterator[Buffer]: ...
-
-    def __next__(self) -> Buffer: ...
-
-    def cancel(self) -> None: ...
-
-    def tail(self, offset: int, size: int) -> builtins.bytes: ...
-
-    def size(self) -> int: ...
-
-    def stored(self) -> int: ...
-
-    def has_name(self) -> bool: ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, *error: object) -> None: ...
-
-
 def looks_saved(head: bytes) -> bool:
     """Return whether a file that begins with `head` may be a saved state: ours, encrypted or not, or QEMU's stream."""
     is_ours = head.startswith(META_MAGIC.to_bytes(4, "little"))
@@ -76,20 +48,33 @@ def looks_saved(head: bytes) -> bool:
 
 
 def open_state(path: str, keys: Keys) -> StateFile:
-    """Open a file that may be encrypted; `-` is standard input. Raises StatepipeError, NoKeyError, IntegrityError."""
-    file = _opened(path)
-    try:
-        sealed = _how_sealed(file.tail(0, HEAD))
-        if sealed is None:
-            return file
-        from statepipe.state.sealed import sealed_by_age, sealed_by_openpgp
+    """Open a file that may be encrypted; `-` is standard input. Of a save image of libvirt's, it is the state in it.
 
-        if sealed == OPENPGP:
-            return sealed_by_openpgp(file, sealed, keys.openpgp())
-        return sealed_by_age(file, sealed, keys.identities())
+    Raises StatepipeError, NoKeyError, IntegrityError.
+    """
+    opened = _opened(path)
+    file: StateFile = opened
+    try:
+        file = _unsealed(opened, keys)
+        if not looks_like_image(file.tail(0, HEAD)):
+            return file
+        from statepipe.state.saveimage import open_image
+
+        return open_image(file)
     except BaseException:
         file.__exit__()
         raise
+
+
+def _unsealed(file: FileSource, keys: Keys) -> StateFile:
+    sealed = _how_sealed(file.tail(0, HEAD))
+    if sealed is None:
+        return file
+    from statepipe.state.sealed import sealed_by_age, sealed_by_openpgp
+
+    if sealed == OPENPGP:
+        return sealed_by_openpgp(file, sealed, keys.openpgp())
+    return sealed_by_age(file, sealed, keys.identities())
 
 
 def _opened(path: str) -> FileSource:
@@ -102,7 +87,7 @@ def _opened(path: str) -> FileSource:
     name = "standard input" if path == STDIN else path
 
     def judge(head: bytes) -> None:
-        if _how_sealed(head) is None:
+        if _how_sealed(head) is None and not looks_like_image(head):
             demand_stream(name, head)
 
     return from_descriptor(fd, name, judge)
@@ -113,7 +98,7 @@ def demand_stream(name: str, head: bytes) -> str:
     codec = identify(head[:4])
     if codec is None:
         what = f"it begins {beginning(head)}" if head else "it is empty"
-        hint = "statepipe loads its own files, and QEMU's migration streams, raw or compressed"
+        hint = "statepipe loads its own files, QEMU's migration streams, raw or compressed, and libvirt's save images"
         raise IntegrityError(f"{name} is not a saved state: {what}", hint=hint, offset=0)
     return codec
 

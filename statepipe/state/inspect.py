@@ -14,16 +14,17 @@ from statepipe.state.loading import Ends, foreign_state, read_ends
 def inspect(path: str, keys: Keys) -> dict[str, Any]:
     """Return `file`, `size` (bytes), `format`, `header`, `trailer`, and `domain` if libvirt ran the guest.
 
-    A foreign stream is read whole, and has `stream` instead of the last three.
+    A foreign stream and that in a save image of libvirt's are read whole: `stream` stands for header and trailer.
 
     Only the two ends of a state are decrypted. Raises StatepipeError.
     """
     with open_state(path, keys) as source:
         ends = read_ends(source)
         facts = {"file": source.name, "size": source.stored(), "format": name_format(ends, source.sealed)}
+        if ends.domain is not None:
+            facts["domain"] = describe_domain(ends.domain)
         if ends.is_state:
-            domain = {} if ends.domain is None else {"domain": describe_domain(ends.domain)}
-            return facts | {"header": ends.header, "trailer": ends.trailer} | domain
+            return facts | {"header": ends.header, "trailer": ends.trailer}
         state = foreign_state(source, ends)
         assert state.stream is not None
         Pipeline(source, state.stages(), Nowhere()).pour()
@@ -43,4 +44,6 @@ def describe_domain(domain: Domain) -> dict[str, Any]:
 def name_format(ends: Ends, sealed: str | None) -> str:
     """Return the name of the format of a file with these ends, encrypted as `sealed` says."""
     name = "statepipe state" if ends.is_state else f"migration stream, {ends.codec}"
+    if ends.is_image:
+        name = f"save image of libvirt, {ends.codec}" + (" (statepipe state)" if ends.is_state else "")
     return f"{name}, encrypted ({sealed})" if sealed else name

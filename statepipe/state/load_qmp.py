@@ -41,8 +41,9 @@ from statepipe.qemu.settings import made_ready, restore_after, restored
 from statepipe.qemu.taken import taken
 from statepipe.qemu.view import View
 from statepipe.state.claims import claim
-from statepipe.state.file import STDIN, Keys, StateFile, open_state
+from statepipe.state.file import STDIN, Keys, open_state
 from statepipe.state.loading import State, prepare
+from statepipe.state.source import StateFile
 from statepipe.telling import Tell
 
 if TYPE_CHECKING:  # it takes 25 ms, in which a QEMU can start

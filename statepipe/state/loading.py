@@ -10,7 +10,7 @@ of what cannot be proved.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from statepipe.errors import IntegrityError, StatepipeError, TruncatedError
@@ -43,7 +43,9 @@ from statepipe.qemu.guest import changed_words, changes
 from statepipe.qemu.images import Images
 from statepipe.qemu.runstates import RUNNING
 from statepipe.stages.codec import RAW, ZSTD, decompress
-from statepipe.state.file import StateFile, demand_stream
+from statepipe.state.file import demand_stream
+from statepipe.state.saveimage import SaveImage, demand_format
+from statepipe.state.source import StateFile
 
 if TYPE_CHECKING:  # what reads a whole stream takes 10 ms, which a lazy load need not pay
     from statepipe.formats.qemu.stream import QemuStream
@@ -58,6 +60,7 @@ class Ends:
     """Both ends of a file: header and trailer if statepipe wrote it, else the codec of a foreign stream.
 
     `trailer_at` is the offset of the trailer's frame. `domain` is what libvirt knows of the guest, if libvirt ran it.
+    `is_image` says that the file is a save image of libvirt's, with the rest in it.
     """
 
     codec: str
@@ -65,6 +68,7 @@ class Ends:
     trailer: Facts | None = None
     trailer_at: int = 0
     domain: Domain | None = None
+    is_image: bool = False
 
     @property
     def is_state(self) -> bool:
@@ -73,11 +77,19 @@ class Ends:
 
 
 def read_ends(source: StateFile) -> Ends:
-    """Read both ends of the file without moving its position.
+    """Read both ends of the file without moving its position; of a save image of libvirt's, of the state in it.
 
     Raises TruncatedError for a file of ours without its trailer, IntegrityError for one that is damaged there or of an
     unknown format, StatepipeError for one of a later version.
     """
+    ends = _read_ends(source)
+    if not isinstance(source, SaveImage):
+        return ends
+    demand_format(source, ends.codec)
+    return replace(ends, domain=source.domain, is_image=True)
+
+
+def _read_ends(source: StateFile) -> Ends:
     header = _meta_at(source, 0)
     if header is not None and header.kind == HEADER:
         check_version(header.facts)
@@ -177,6 +189,8 @@ class State:
     def run_state(self) -> str | None:
         """The guest's run state when it was saved, or before if it was stopped for the save; of a foreign stream it is
         known after it has been read."""
+        if self.ends.is_image and self.ends.domain is not None and self.ends.domain.was_running:
+            return RUNNING  # libvirt stops the guest first
         if self.ends.is_state and self.ends.trailer is not None:
             return RUNNING if self.ends.trailer.get("stopped_for_it") else self.ends.trailer.get("run_state")
         return self.stream.run_state if self.stream else None
@@ -302,7 +316,8 @@ def foreign_state(source: StateFile, ends: Ends) -> State:
     from statepipe.formats.qemu.stream import QemuStream
 
     unproved = "its disks are" if ends.trailer else "its pages and its disks are"
-    what = f"{source.name} is a {ends.codec} stream, not a state file"
+    kind = "save image of libvirt's" if ends.is_image else f"{ends.codec} stream"
+    what = f"{source.name} is a {kind}, not a state file"
     doubts = f"{what}: its structure is checked, but that {unproved} unchanged cannot be proved"
     return State(source, doubts, ends, QemuStream())
 

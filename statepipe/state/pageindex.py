@@ -8,8 +8,8 @@ from statepipe.formats.qemu.pageframes import decode_index
 from statepipe.formats.qemu.pages import PageIndex
 from statepipe.formats.statefile import index_contents
 from statepipe.shapes import Misshapen, check
-from statepipe.state.file import StateFile
 from statepipe.state.loading import Ends
+from statepipe.state.source import StateFile
 
 INDEX_LIMIT = 40 << 20
 """Bytes of an index's frames at most: MAX_RUNS runs that do not compress have 37 MiB. A usual index has a few KiB."""

@@ -34,9 +34,11 @@ from statepipe.formats.zstdframe import MEMORY, WHOLE_LIMIT, Frame, FrameSplitte
 from statepipe.stage import Buffer
 from statepipe.stages.blocks import PerThread
 from statepipe.stages.codec import RAW
-from statepipe.state.file import Keys, StateFile, open_state
+from statepipe.state.file import Keys, open_state
 from statepipe.state.loading import HOLD_LIMIT, Ends, State, prepare, table_parts
 from statepipe.state.pageindex import read_index
+from statepipe.state.saveimage import SaveImage
+from statepipe.state.source import StateFile
 from statepipe.telling import Tell, nobody
 from statepipe.threads import cores, parallel
 from statepipe.units import format_size
@@ -384,7 +386,7 @@ class PageStore:
 
     def _look(self) -> tuple[int, int]:
         """What shows that the file was changed: its size; of a raw stream, which has no checksums, its time too."""
-        source = self._source
+        source = self._source.file if isinstance(self._source, SaveImage) else self._source
         time = os.fstat(source.fd).st_mtime_ns if self._is_raw and isinstance(source, FileSource) else 0
         return source.stored(), time
 

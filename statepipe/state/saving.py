@@ -25,6 +25,7 @@ from statepipe.formats.statefile import Indexed
 from statepipe.pipeline.pipeline import NamedStage, Pipeline
 from statepipe.pipeline.signals import forget_late, held
 from statepipe.qemu.disks import Disk
+from statepipe.qemu.runstates import RUNNING
 from statepipe.stage import Buffer, Over, Stage
 from statepipe.stages.checksum import Digest
 from statepipe.stages.packing import Packing
@@ -95,6 +96,8 @@ def save_stream(
 
     def trailer() -> dict[str, Any]:
         last.update(stream.facts(), disks=plan.disks(), **plan.last())
+        if plan.domain is not None and plan.domain.was_running and stream.run_state != RUNNING:
+            last["stopped_for_it"] = True  # by libvirt, before it began
         return last
 
     try:

@@ -14,14 +14,16 @@ from statepipe.pipeline.pipeline import NamedStage, Pipeline
 from statepipe.stages.checksum import verify
 from statepipe.stages.codec import RAW, decompress
 from statepipe.stages.watch import alone, ends_at, watch
-from statepipe.state.file import Keys, StateFile, open_state
+from statepipe.state.file import Keys, open_state
 from statepipe.state.inspect import name_format
 from statepipe.state.loading import Ends, read_ends
 from statepipe.state.pageindex import read_index
+from statepipe.state.source import StateFile
 
 
 def verify_state(path: str, keys: Keys) -> dict[str, Any]:
-    """`file`, `size`, `bytes` of the stream, `format`, `digest` (whether one was there to compare).
+    """`file`, `size`, `bytes` of the stream, `format`, `digest` (whether one was there to compare), `raw`
+    (whether the stream is not compressed, so that nothing shows a changed bit in its pages).
 
     The digests are compared, every frame is decoded, the stream is parsed to its end, and its pages are where the index
     says, if the file has one. Raises IntegrityError or TruncatedError with the offset, StatepipeError if the file
@@ -42,7 +44,8 @@ def verify_state(path: str, keys: Keys) -> dict[str, Any]:
             "format": name_format(ends, source.sealed),
             "bytes": stream.offset,
         }
-        return facts | {"digest": ends.trailer is not None, "proof": stream.proof, "index": index is not None}
+        told = {"digest": ends.trailer is not None, "proof": stream.proof, "index": index is not None}
+        return facts | told | {"raw": ends.codec == RAW}
 
 
 def read_whole(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import json
 import os
@@ -18,7 +19,8 @@ from blake3 import blake3
 
 from statepipe.cli.report import inspected, verified
 from statepipe.errors import StatepipeError
-from statepipe.formats.metadata import HEADER, TRAILER
+from statepipe.formats import libvirtimage
+from statepipe.formats.metadata import DOMAIN, HEADER, TRAILER
 from statepipe.formats.qemu.pageframes import decode_index, difference, encode_index
 from statepipe.formats.qemu.postcopy import Answers, Block
 from statepipe.formats.qemu.stream import QemuStream
@@ -235,16 +237,42 @@ def _read(data: bytes, keys: Keys) -> None:
 def make_state(random: Random) -> bytes:
     """A good one with changes; or one whose facts are odd, and all of its sums right."""
     what = random.random()
+    if what < 0.1:
+        return make_image(random)
     if what < 0.35:
         return mutated(random, GOOD, [STREAM])
     if what < 0.45:
         return mutated(random, _table(random))
     head = HEAD if random.random() < 0.5 else json.loads(json.dumps(HEAD))
     first = meta(HEADER, odd_json(random, HEAD) if random.random() < 0.4 else json.dumps(head).encode())
-    frames = [(first, 0), *_odd_frames(random)]
+    frames = [(first, 0), *_domains(random), *_odd_frames(random)]
     if random.random() < 0.6:
         return _sealed(random, frames, odd_json(random, TAIL))
     return statefiles.seal(frames, TAIL)
+
+
+def make_image(random: Random) -> bytes:
+    """A save image of libvirt's: its beginning is changed, or its numbers are odd, or what is behind it is changed."""
+    state, number = random.choice(((STREAM, libvirtimage.RAW), (gzip.compress(STREAM), 1), (GOOD, libvirtimage.ZSTD)))
+    begin = libvirtimage.beginning(statefiles.DOMAIN, number, spare=random.choice((0, 9, 5000)))
+    if random.random() < 0.3:
+        numbers = [random.choice((0, 1, 2, 5, 92, 150, 1 << 23, 1 << 31, random.getrandbits(32))) for _ in range(5)]
+        at = random.randrange(5)
+        order = random.choice("<>")
+        begin = begin[: 16 + 4 * at] + struct.pack(f"{order}I", numbers[at]) + begin[20 + 4 * at :]
+    elif random.random() < 0.5:
+        begin = mutated(random, begin)
+    return begin + (mutated(random, state) if random.random() < 0.4 else state)
+
+
+def _domains(random: Random) -> list[tuple[bytes, int]]:
+    """Most often none; else what libvirt knows of the guest, good or changed."""
+    if random.random() < 0.6:
+        return []
+    plain = libvirtimage.beginning(statefiles.DOMAIN, spare=0, is_big_endian=False)
+    plain = mutated(random, plain) if random.random() < 0.7 else plain
+    packed = zstandard.compress(plain)
+    return [(meta(DOMAIN, mutated(random, packed) if random.random() < 0.3 else packed), 0)]
 
 
 def _odd_frames(random: Random) -> list[tuple[bytes, int]]:

@@ -72,7 +72,7 @@ WRONG_HEADERS = {
     "cut in the magic": (by_hand()[:15], IntegrityError, "not libvirt's", 0),
     "cut behind the magic": (by_hand()[:16], TruncatedError, "within its header", 16),
     "cut at the end": (by_hand()[:91], TruncatedError, "within its header", 91),
-    "version 0": (by_hand(version=0), StatepipeError, "version 0", 16),
+    "version 0": (by_hand(version=0), IntegrityError, "version 0", 16),
     "version 3": (by_hand(version=3), StatepipeError, "version 3", 16),
     "version 3, big": (by_hand(">", version=3), StatepipeError, "version 50331648", 16),
     "another format": (by_hand(number=7), StatepipeError, "format number 7", 28),

@@ -1,0 +1,38 @@
+"""What every reader of a state reads from, whether the state is plain, encrypted, or in a save image of libvirt's."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Iterator
+from typing import Protocol, Self
+
+from statepipe.stage import Buffer
+
+
+class StateFile(Protocol):
+    """A file that can be read at both ends and from its beginning, as plaintext.
+
+    `sealed` says how it is encrypted on the disk ("age", "age, armored"), None if it is not.
+    """
+
+    name: str
+    bytes: int
+    sealed: str | None
+
+    def __iter__(self) -> Iterator[Buffer]: ...
+
+    def __next__(self) -> Buffer: ...
+
+    def cancel(self) -> None: ...
+
+    def tail(self, offset: int, size: int) -> builtins.bytes: ...
+
+    def size(self) -> int: ...
+
+    def stored(self) -> int: ...
+
+    def has_name(self) -> bool: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *error: object) -> None: ...
