@@ -67,7 +67,7 @@ def run_migrate(name: str, values: Values) -> int:
         plan = replace(plan, ready=ready)
     request = _request(values, plan)
     if is_ours:
-        report = migrate(request, _warning(name), guard_words(name, "source"), _listeners(values))
+        report = migrate(request, _warning(name), guard_words(name, "source"), status_listeners(values))
     elif plan.words:
         report = migrate_plainly(request, to_address(request), values["uri"], _warning(name), guard)
     else:
@@ -224,7 +224,7 @@ def run_receive(name: str, values: Values) -> int:
         folder=values["chdir"],
         log=_log() if inside else None,
     )
-    return receive(request, _saying(name), _refused(name), guard_words(name, "destination"), _listeners(values))
+    return receive(request, saying(name), _refused(name), guard_words(name, "destination"), status_listeners(values))
 
 
 def _log() -> str:
@@ -253,29 +253,6 @@ def run_check(name: str, values: Values) -> int:
     lines = [f"{finding.level:4}  {finding.what:{width}}  {finding.reason}" for finding in findings]
     show(json.dumps(as_rows(findings), indent=2) if values["json"] else "\n".join(map(clean, lines)))
     return 1 if worst(findings) == FAIL else 0
-
-
-def run_tunnel(name: str, values: Values) -> int:
-    """Carry connections from here to there."""
-    from statepipe.tunnel.tunnel import STDIO, TunnelRequest, run_tunnel
-
-    inside = values["come"] == STDIO
-    texts = ["ssh://there" if inside else values["come"], values["go"]]
-    bare = values | {param.key: None for param in find_verb(name).params if param.only}  # options of the other address
-    come, go = (plan_of(name, text, [], bare if text.startswith("unix:") else values, None) for text in texts)
-    ways = [("unix", "tls"), ("unix", "ssh"), ("ssh" if inside else "tls", "unix")]
-    if (come.address.scheme, go.address.scheme) not in ways:
-        hint = "here: statepipe tunnel unix:///PATH tls://HOST:PORT; there: statepipe tunnel tls://:PORT unix:///PATH"
-        raise UsageError("a tunnel leads from unix:// to tls:// or ssh://, or from tls:// to unix://", hint=hint)
-    if go.address.scheme == "ssh" and go.address.path in ("", "/"):
-        raise UsageError(f"'{go.address}' names no socket", hint="write ssh://HOST/PATH, with the socket's path there")
-    if come.address.scheme == "tls" and values["also"]:
-        raise UsageError(
-            "--also HOST is for the tunnel that connects, not for the one that listens", hint="leave it out"
-        )
-    _listeners(values)
-    run_tunnel(TunnelRequest(come, go, once=values["once"] or inside), _saying(name))
-    return 0
 
 
 def run_resolve(name: str, values: Values) -> int:
@@ -312,7 +289,8 @@ def _warning(name: str) -> Tell:
     return lambda text: warn(name, text)
 
 
-def _saying(name: str) -> Tell:
+def saying(name: str) -> Tell:
+    """Return what prints a line of the verb `name`."""
     return lambda text: say(f"statepipe: {name}: {text}")
 
 
@@ -332,7 +310,7 @@ def _refused(name: str) -> Callable[[Exception], None]:
     return speak
 
 
-def _listeners(values: Values) -> list[Callable[[dict[str, Any]], None]]:
+def status_listeners(values: Values) -> list[Callable[[dict[str, Any]], None]]:
     """Return who gets each step of a migration, beside the journal and the guardian. Raises UsageError."""
     if values["status_fd"] is None:
         return []

@@ -128,6 +128,14 @@ LAZY = (
 )
 """Options of load for a guest that runs while its memory is loaded."""
 
+LIBVIRT = (
+    Param("--libvirt", "carry migrations of libvirt; FROM is then the other host, or tls://:PORT on it"),
+    Param("--domain", "the guest to migrate, on the host where it runs", "NAME", needs="--libvirt"),
+    Param("--folder", "folder for the sockets, with the same path on both hosts", "DIR", needs="--libvirt"),
+    Param("--libvirtd", "socket of libvirt's daemon, on the host where guests go", "SOCKET", needs="--libvirt"),
+)
+"""Options of a tunnel for libvirt."""
+
 CLONE = Param(
     "--clone",
     "leave the disks unchanged: put a new overlay for each that the guest writes into DIR",

@@ -299,7 +299,8 @@ COMMANDS = (
         "carry QEMU's own connections to another host, through sessions that survive lost connections",
         (
             Param("come", "where connections arrive: unix:///PATH here, tls://:PORT on the other host", "FROM"),
-            Param("go", "where they are sent: tls://HOST:PORT or ssh://HOST/PATH here, unix:///PATH there", "TO"),
+            Param("go", "where they go: tls://… or ssh://HOST/PATH here, unix:///PATH there", "TO", many="optional"),
+            *options.LIBVIRT,
             Param("--once", "end once all connections have ended"),
             replace(options.STATUS_FD, help="write the progress each second as JSON to descriptor N"),
             options.TLS_CREDS,
@@ -310,7 +311,7 @@ COMMANDS = (
             options.SSH_COMMAND,
             options.REMOTE_COMMAND,
         ),
-        "statepipe.cli.migration:run_tunnel",
+        "statepipe.cli.tunnel:run_tunnel",
     ),
     Verb(
         "resolve",

@@ -44,6 +44,12 @@ class SshDial(Stoppable):
         self._name: str | None = None
         self._later = itertools.count()
 
+    def another(self) -> SshDial:
+        """Return what makes links of another session with the same other side, which this one has reached."""
+        dial = SshDial(self._plan, self._words, self._redial)
+        dial._name = self._name
+        return dial
+
     def __call__(self) -> PipeTransport:
         """Raises PeerError; StatepipeError if there is no ssh."""
         plan, is_first = self._plan, self._name is None

@@ -33,13 +33,14 @@ LEFT = "read the messages of that program"
 class Connection:
     """A new session, and the program's socket once it is known.
 
-    `remark` is a message about the end that is not a failure. The context `ending` is exited before the session waits
-    for its threads, to end an attempt to connect.
+    `what` says in messages what the connection is for. `remark` is a message about the end that is not a failure. The
+    context `ending` is exited before the session waits for its threads, to end an attempt to connect.
     """
 
     def __init__(self, number: int, session: Session, ending: AbstractContextManager[object] | None = None) -> None:
         self.number, self.session = number, session
         self.outlet, self.inlet = Outlet(session), Inlet(session)  # before the peer can refer to them
+        self.what = ""
         self.remark: str | None = None
         self._program: socket.socket
         self._going = 2
@@ -47,6 +48,11 @@ class Connection:
         self._inside = ExitStack()
         self._inside.enter_context(session)
         self._inside.enter_context(ending or nullcontext())
+
+    @property
+    def name(self) -> str:
+        """Its name in messages."""
+        return f"connection {self.number}" + (f" ({self.what})" if self.what else "")
 
     def carry(self, program: socket.socket) -> StatepipeError | None:
         """Carry both directions until both have ended. Return the error that broke the connection, or None."""

@@ -75,10 +75,10 @@ class Connections:
         try:
             if (failure := work()) is not None:
                 became = "failed" if connection.session.wire.opened else "could not be made"
-                self._tell(connection, f"connection {connection.number} {became}: {failure}")
+                self._tell(connection, f"{connection.name} {became}: {failure}")
             broken = failure is not None
             if connection.remark is not None:
-                self._tell(connection, f"connection {connection.number}: {connection.remark}")
+                self._tell(connection, f"{connection.name}: {connection.remark}")
         finally:
             self._count_out(connection, broken)
 

@@ -72,21 +72,36 @@ def run_tunnel(request: TunnelRequest, say: Tell) -> None:
 
 
 def _near(request: TunnelRequest, listener: ListeningSocket, connections: Connections, say: Tell) -> None:
-    """Accept local connections. Each reaches the far tunnel, or fails, before the next is accepted.
+    """Accept local connections. Each reaches the far tunnel, or fails, before the next is accepted. Raises NameLost."""
+    plan, make_dial = request.go, _dials(request.go)
+    patience = replace(timing(plan), tell=connections.news)
+
+    def begin(program: socket.socket) -> None:
+        dial, ending = make_dial()
+        window = share(connections.windows())
+        session = dialled(dial, Role.TUNNELS, str(plan.address), patience, links=plan.links, window=window)
+        connection = connections.open(session, ending)
+        connections.launch(connection, partial(connection.carry, program))
+        connection.meet()
+
+    accept_each(listener, connections, say, begin, lambda: connections.is_over)
+
+
+def accept_each(
+    listener: ListeningSocket,
+    connections: Connections,
+    say: Tell,
+    begin: Callable[[socket.socket], object],
+    is_over: Callable[[], bool],
+) -> None:
+    """Accept local connections until `is_over`. `begin` opens the way of one, and returns before the next is accepted.
 
     Raises NameLost if no more connections can come in, after the open ones have ended.
     """
-    plan, make_dial = request.go, _dials(request.go)
-    patience = replace(timing(plan), tell=connections.news)
     listener.settimeout(END_CHECK)
-    while (program := _accepted(listener, connections)) is not None or not connections.is_over:
+    while (program := _accepted(listener, connections)) is not None or not is_over():
         if program is not None:
-            dial, ending = make_dial()
-            window = share(connections.windows())
-            session = dialled(dial, Role.TUNNELS, str(plan.address), patience, links=plan.links, window=window)
-            connection = connections.open(session, ending)
-            connections.launch(connection, partial(connection.carry, program))
-            connection.meet()
+            begin(program)
         elif lost := name_lost(listener):
             if connections.are_open:
                 say(f"{lost}; the open connections continue, then the tunnel ends")
@@ -101,8 +116,13 @@ def _dials(plan: ConnectionPlan) -> Callable[[], tuple[Dial, AbstractContextMana
 
         words = ["tunnel", *times(plan), STDIO, f"unix://{plan.address.path}"]
         return lambda: (dial := SshDial(plan, words), dial)
+    return tls_dials(plan)
+
+
+def tls_dials(plan: ConnectionPlan) -> Callable[[], tuple[Dial, AbstractContextManager[object]]]:
+    """Do as `_dials` for a tls:// address. Raises StatepipeError if nobody there is trusted."""
     trust = trust_of(plan, server=False)
-    return lambda: (_Insistent(dial := TlsDial(plan, trust)), dial)
+    return lambda: (Insistent(dial := TlsDial(plan, trust)), dial)
 
 
 def _accepted(listener: ListeningSocket, connections: Connections) -> socket.socket | None:
@@ -120,7 +140,7 @@ def _accepted(listener: ListeningSocket, connections: Connections) -> socket.soc
     return program
 
 
-class _Insistent:
+class Insistent:
     """Makes links for one session, and retries a first link that breaks during its handshake, so that QEMU's migration
     does not fail. A refusal is not retried. The session itself retries later links, as long as its patience lasts."""
 

@@ -85,8 +85,15 @@ _BELONG = {
     Role.RECEIVES: Role.SENDS,
     Role.BOTH: Role.BOTH,
     Role.TUNNELS: Role.TUNNELS,
+    Role.LIBVIRT: Role.LIBVIRT,
 }
-_CALLERS = {Role.SENDS: "send", Role.RECEIVES: "recv", Role.BOTH: "migrate", Role.TUNNELS: "tunnel"}
+_CALLERS = {
+    Role.SENDS: "send",
+    Role.RECEIVES: "recv",
+    Role.BOTH: "migrate",
+    Role.TUNNELS: "tunnel",
+    Role.LIBVIRT: "tunnel --libvirt",
+}
 _CALLED = _CALLERS | {Role.BOTH: "receive"}
 
 

@@ -89,12 +89,16 @@ class Greets(enum.IntEnum):
 
 
 class Role(enum.IntEnum):
-    """The purpose of a side: it sends or receives a stream, moves a guest, or tunnels connections of other programs."""
+    """The purpose of a side: it sends or receives a stream, moves a guest, or tunnels connections of other programs.
+
+    LIBVIRT is a tunnel with several targets, one of which each session names.
+    """
 
     SENDS = 1
     RECEIVES = 2
     BOTH = 3
     TUNNELS = 4
+    LIBVIRT = 5
 
 
 @dataclass(frozen=True, slots=True)

@@ -165,11 +165,15 @@ def test_what_is_marked_as_a_verb_is_one() -> None:
     assert set(re.findall(r"\bCm (\S+)", SOURCE)) <= {verb.name for verb in VERBS}
 
 
+OF_VIRSH = {"--copy-storage-all", "--compressed", "--desturi", "--p", "--parallel", "--postcopy", "--postcopy-resume"}
+"""Options of virsh migrate that the page of tunnel names, as the pattern below finds them (--p2p)."""
+
+
 def test_no_option_is_told_of_that_does_not_exist() -> None:
     known = GENERAL | {param.name for verb in VERBS for param in verb.params if param.name.startswith("--")}
     told = {word for word in marked(SOURCE) if re.match("--[a-z]", word)}
     literal = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", plain(SOURCE)))
-    assert told | literal <= known
+    assert told <= known and literal <= known | OF_VIRSH
     assert told >= known
 
 

@@ -73,8 +73,9 @@ def test_the_greeting_and_its_numbers_are_those_of_the_code() -> None:
     assert sum(sizes) == GREETING_SIZE and f"The first {GREETING_SIZE} bytes of a link" in TEXT
     assert f"the magic, `{MAGIC.hex(' ')}`" in TEXT and f"the version, {VERSION} |" in TEXT
     assert f"the kind: {', '.join(f'{kind.value} {kind.name}' for kind in Greets)} |" in TEXT
-    assert [role.value for role in (Role.SENDS, Role.RECEIVES, Role.BOTH, Role.TUNNELS)] == [1, 2, 3, 4]
-    assert "the role: 1 sends a stream, 2 receives one, 3 moves a guest, 4 a tunnel |" in TEXT
+    roles = (Role.SENDS, Role.RECEIVES, Role.BOTH, Role.TUNNELS, Role.LIBVIRT)
+    assert [role.value for role in roles] == [1, 2, 3, 4, 5]
+    assert "the role: 1 sends a stream, 2 receives one, 3 moves a guest, 4 a tunnel, 5 one for libvirt |" in TEXT
 
 
 def test_the_frames_are_those_of_the_code() -> None:
