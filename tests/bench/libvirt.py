@@ -1,18 +1,16 @@
 """A guest of 512 MB that is saved to a file and ended: `statepipe save --then quit` beside `virsh save`.
 
 libvirt 9 packs with gzip, bzip2, xz or lzop, or not at all; statepipe's default is zstd. virsh speaks to a libvirtd of
-the bench's own in a folder of the bench's own (qemu:///session), which needs no root; root runs it as nobody.
+the bench's own (tests/libvirt/harness.py).
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -20,24 +18,14 @@ from statistics import median
 from tests.bench.measure import Broken, spread
 from tests.bench.pairs import Bench, statepipe
 from tests.bench.table import Row
-from tests.guest import write_image
-from tests.qemu.harness import Guest, wait_for
+from tests.libvirt.harness import missing, started
+from tests.qemu.harness import Guest
 
 MEMORY, FILL = 512, 300
 """MB of the guest, and of them those with random bytes; the others are zero."""
 
 FORMATS = ("raw", "gzip")
 """What libvirt is told to write (save_image_format in its qemu.conf)."""
-
-PROGRAMS = ("libvirtd", "virsh", "qemu-system-x86_64")
-
-DOMAIN = """<domain type='qemu'><name>bench</name><memory unit='MiB'>{memory}</memory><vcpu>1</vcpu>
-<os><type arch='x86_64' machine='pc'>hvm</type></os>
-<devices><emulator>{qemu}</emulator>
-<disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='{image}'/>
-<target dev='hda' bus='ide'/></disk>
-<serial type='file'><source path='{serial}'/><target port='0'/></serial>
-</devices></domain>"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +38,8 @@ class Saved:
 
 def virsh_save(bench: Bench) -> list[Row]:
     """Two rows for each format of libvirt's: time and size, theirs to ours."""
-    if missing := [name for name in PROGRAMS if shutil.which(name, path=_path()) is None]:
-        return [Row("save of a running guest", "-", f"{missing[0]} is not installed")]
+    if lacking := missing():
+        return [Row("save of a running guest", "-", f"{lacking} is not installed")]
     return [row for form in FORMATS for row in _rows(bench.rounds, form)]
 
 
@@ -101,49 +89,7 @@ def _timed(command: list[str], file: Path, **more: object) -> Saved:
 
 
 def _by_libvirt(form: str) -> Saved:
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="statepipe-bench-")))
-        as_user = {"user": "nobody", "group": "nogroup", "extra_groups": []} if os.geteuid() == 0 else {}
-        environment = stack.enter_context(_libvirtd(folder, form, as_user))
-
-        def virsh(*words: str) -> list[str]:
-            return ["virsh", "-q", "-c", "qemu:///session", *words]
-
-        more = {"env": environment, **as_user}
-        domain, serial = folder / "domain.xml", folder / "serial.txt"
-        started = subprocess.run(virsh("create", str(domain)), capture_output=True, text=True, **more)  # type: ignore[call-overload]
-        if started.returncode:
-            raise Broken(f"virsh create: {started.stderr.strip()}")
-        wait_for("second tick", lambda: serial.is_file() and serial.read_text().count("TICK") >= 2)
-        return _timed(virsh("save", "bench"), folder / "state", **more)
-
-
-@contextmanager
-def _libvirtd(folder: Path, form: str, as_user: dict[str, object]) -> Iterator[dict[str, str]]:
-    """A daemon with its sockets, settings and a domain.xml in `folder`; gives the environment that leads to it."""
-    homes = {"HOME": "home", "XDG_RUNTIME_DIR": "run", "XDG_CONFIG_HOME": "config", "XDG_CACHE_HOME": "cache"}
-    for name in homes.values():
-        (folder / name).mkdir()
-    settings = folder / "config/libvirt"
-    settings.mkdir()
-    (settings / "qemu.conf").write_text(f'save_image_format = "{form}"\n')
-    image, serial, qemu = folder / "guest.img", folder / "serial.txt", shutil.which("qemu-system-x86_64")
-    write_image(image, FILL, 0)
-    (folder / "domain.xml").write_text(DOMAIN.format(memory=MEMORY, qemu=qemu, image=image, serial=serial))
-    if as_user:
-        for path in (folder, *folder.rglob("*")):
-            shutil.chown(path, "nobody", "nogroup")
-    environment = {"PATH": _path(), **{name: str(folder / part) for name, part in homes.items()}}
-    with (folder / "libvirtd.log").open("w") as log:
-        daemon = subprocess.Popen(["libvirtd"], stdout=log, stderr=log, env=environment, **as_user)  # type: ignore[call-overload]
-    try:
-        wait_for("socket of libvirtd", (folder / "run/libvirt/libvirt-sock").exists)
-        yield environment
-    finally:
-        daemon.terminate()
-        daemon.wait()
-
-
-def _path() -> str:
-    """PATH with the folders of daemons, which an ordinary user's lacks."""
-    return f"{os.environ['PATH']}:/usr/sbin:/sbin"
+    with started("session", {"save_image_format": form}) as libvirt:
+        libvirt.domain("bench", memory=MEMORY, fill=FILL, dirty=0)
+        file = libvirt.place("states") / "state"
+        return _timed(libvirt.command("virsh", "-q", "save", "bench"), file, env=libvirt.environment)

@@ -129,6 +129,20 @@ def private(folder: Path) -> Path:
     return folder / "closed" / "bin" / "python"
 
 
+def test_the_venv_of_another_checkout_is_not_made_anew(tmp_path: Path) -> None:
+    """A second checkout may borrow it by a link. Made for the second, it would be gone from the first."""
+    other = tmp_path / "other"
+    for folder in (other, tmp_path / "tools"):
+        folder.mkdir()
+    (other / "kept").touch()
+    shutil.copy(ROOT / "tools" / "setup", tmp_path / "tools")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    (tmp_path / ".venv").symlink_to(other)
+    done = subprocess.run([tmp_path / "tools" / "setup"], capture_output=True, text=True)
+    assert done.returncode == 1 and f"make .venv anew where it is: {other}" in done.stderr
+    assert (other / "kept").exists()
+
+
 def test_a_wheel_has_the_manual_and_its_types(tmp_path: Path) -> None:
     """pip puts it below its prefix, where man looks for what is beside bin/."""
     for name in ("statepipe", "man"):

@@ -1,0 +1,148 @@
+"""Ask libvirt, and have it work, through virsh.
+
+virsh and not libvirt's Python module: a job belongs to libvirtd and not to its client, so nothing is lost if virsh
+ends, and libvirt can be asked again. The module would have to be compiled for the host's version of libvirt, and its
+calls block a thread in C, where no signal ends them; a program can be killed. virsh's options and its words for states
+have been the same since libvirt 0.9.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from typing import NamedTuple
+
+from statepipe.errors import QemuError, QemuSilent, StatepipeError, UsageError
+from statepipe.processes import Unavailable, output_of
+
+ANSWER = 30.0
+"""Seconds that virsh has for an answer, which takes it 15 ms."""
+
+LONGEST = 500
+"""Characters of virsh's messages that are shown."""
+
+INSTALL = "install virsh (Debian and Ubuntu: libvirt-clients, Fedora: libvirt-client)"
+
+RUNNING, PAUSED, SHUT_OFF = "running", "paused", "shut off"
+"""virsh's words for states of a domain; its others are: idle, in shutdown, crashed, pmsuspended."""
+
+
+class LibvirtError(QemuError):
+    """libvirt refused or failed, with its own reason, or cannot be reached."""
+
+
+class LibvirtSilent(QemuSilent):
+    """libvirt did not answer in time. It may still act."""
+
+
+class NoDomain(LibvirtError):
+    """libvirt knows no such domain."""
+
+
+class DomainState(NamedTuple):
+    """As virsh domstate --reason prints it: a state, and a reason in libvirt's words."""
+
+    state: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.state} ({self.reason})" if self.reason else self.state
+
+
+class Found(NamedTuple):
+    """A domain that exists: the connection it was found through, and what it is and does."""
+
+    virsh: Virsh
+    name: str
+    uuid: str
+    state: DomainState
+
+
+class Virsh(NamedTuple):
+    """virsh with a connection URI; without one, virsh chooses (LIBVIRT_DEFAULT_URI, libvirt.conf, the user)."""
+
+    uri: str | None
+
+    def command(self, *words: str) -> list[str]:
+        """Return the command line of virsh for these words, with messages that can be read by programs."""
+        uri = [] if self.uri is None else [f"--connect={self.uri}"]
+        return ["env", "LC_ALL=C", "virsh", "--quiet", *uri, *words]
+
+    def ask(self, *words: str, within: float = ANSWER) -> str:
+        """Return what virsh prints. Raises LibvirtError with libvirt's reason if it fails, LibvirtSilent if it does not
+        answer within so many seconds."""
+        try:
+            status, output = output_of(self.command(*words), within, with_errors=True)
+        except Unavailable as error:
+            raise LibvirtSilent(str(error), hint="is libvirtd at work? see: systemctl status libvirtd") from error
+        text = output.decode(errors="replace")
+        if status == 127:  # env's, for a program that is not there
+            raise StatepipeError("virsh is not installed", hint=INSTALL)
+        if status:
+            raise failure(text)
+        return text
+
+    def find(self, name: str) -> Found:
+        """Return the domain with this name, id or UUID. Raises LibvirtError, and UsageError for a connection to another
+        host or to another hypervisor than QEMU."""
+        demand_local(self.uri or os.environ.get("LIBVIRT_DEFAULT_URI"))
+        if not name or "\0" in name or "\n" in name:
+            raise UsageError(f"no domain can have the name {name!r}", hint="virsh list --all shows them")
+        quoted = shlex.quote(name)
+        which = f"--domain={quoted}"
+        lines = self.ask(f"uri; domuuid {which}; domname {which}; domstate --reason {which}").splitlines()
+        lines = [line for line in lines if line]
+        if len(lines) != 4:
+            raise LibvirtError(f"virsh answered {len(lines)} lines where 4 were asked for: {_shown(' / '.join(lines))}")
+        uri, uuid, its_name, state = lines
+        demand_local(uri)
+        return Found(Virsh(uri), its_name, uuid, parse_state(state))
+
+    def state(self, uuid: str, within: float = ANSWER) -> DomainState:
+        """Return the state of a domain. Raises NoDomain, LibvirtError, LibvirtSilent."""
+        return parse_state(self.ask("domstate", "--reason", f"--domain={uuid}", within=within))
+
+
+def parse_state(text: str) -> DomainState:
+    """Return the state that virsh prints as "running (booted)"."""
+    state, _, reason = text.strip().partition(" (")
+    return DomainState(state, reason.removesuffix(")"))
+
+
+def demand_local(uri: str | None) -> None:
+    """Raises UsageError for a URI of another host, or of another hypervisor than QEMU. None passes: virsh chooses."""
+    if not uri or ":" not in uri:  # an alias of libvirt.conf
+        return
+    scheme, _, rest = uri.partition(":")
+    driver, _, transport = scheme.partition("+")
+    host = rest.removeprefix("//").partition("/")[0] if rest.startswith("//") else ""
+    if driver != "qemu":
+        what = f"{uri} is a connection to {driver or 'no hypervisor'}, and states are those of QEMU's guests"
+        raise UsageError(what, hint="for example: --connect qemu:///system")
+    if host or transport not in ("", "unix"):
+        raise UsageError(
+            f"{uri} is a connection to another host, and libvirt passes the state on only where it runs",
+            hint=f"run statepipe there, for example: ssh {host or 'HOST'} statepipe save --domain NAME FILE",
+        )
+
+
+def failure(text: str) -> LibvirtError:
+    """Return the error for what virsh wrote when it failed: libvirt's own reason, which is its last message."""
+    said = [line.removeprefix("error: ").strip() for line in text.splitlines() if line.strip()]
+    first, last = (said[0], said[-1]) if said else ("", "virsh failed without a message")
+    if first.startswith("failed to get domain"):
+        return NoDomain(f"libvirt: {_shown(first)}", hint="virsh list --all shows the domains of this connection")
+    if first.startswith("failed to connect"):
+        return LibvirtError(f"cannot connect to libvirt: {_shown(last)}", hint=_CONNECT)
+    return LibvirtError(f"libvirt: {_shown(last)}")
+
+
+_CONNECT = (
+    "see whether libvirtd runs (virsh uri); the system's guests are at --connect qemu:///system, for which your user "
+    "must be in the group libvirt"
+)
+
+
+def _shown(text: str) -> str:
+    """Return text of another program for a message, which is not to be endless."""
+    return text if len(text) <= LONGEST else text[:LONGEST] + "…"

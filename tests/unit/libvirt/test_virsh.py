@@ -1,0 +1,129 @@
+"""virsh: which connections are refused, and what becomes of its answers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from statepipe.errors import QemuSilent, StatepipeError, UsageError
+from statepipe.libvirt.virsh import DomainState, LibvirtError, LibvirtSilent, NoDomain, Virsh, demand_local, parse_state
+
+UUID = "3fbf76b1-f6fe-43d6-bf76-cd41371924dc"
+FOUND = f"printf 'qemu:///session\\n{UUID}\\nvm1\\nrunning (booted)\\n\\n'"
+
+
+@pytest.fixture
+def virsh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Virsh]:
+    """`virsh(script)`: the shell's words stand for the program virsh; what it is given is in `words`."""
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("LIBVIRT_DEFAULT_URI", raising=False)
+
+    def make(script: str) -> Virsh:
+        program = tmp_path / "virsh"
+        program.write_text(f'#!/bin/sh\nprintf \'%s\\n\' "$LC_ALL" "$@" >{tmp_path}/words\n{script}\n')
+        program.chmod(0o755)
+        return Virsh(None)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "uri", ["qemu:///system", "qemu:///session", "qemu+unix:///system?socket=/x", "alias", "", None]
+)
+def test_connections_to_this_host_pass(uri: str | None) -> None:
+    demand_local(uri)
+
+
+@pytest.mark.parametrize(
+    "uri", ["qemu+ssh://vmhost/system", "qemu://vmhost/system", "qemu+tcp:///system", "qemu+tls://h/s"]
+)
+def test_a_connection_to_another_host_is_refused(uri: str) -> None:
+    with pytest.raises(UsageError, match="another host") as caught:
+        demand_local(uri)
+    assert "ssh" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("uri", ["xen:///", "lxc:///system", "test:///default", ":x"])
+def test_another_hypervisor_is_refused(uri: str) -> None:
+    with pytest.raises(UsageError, match="QEMU"):
+        demand_local(uri)
+
+
+def test_a_state_has_a_reason() -> None:
+    assert parse_state("running (booted)\n\n") == DomainState("running", "booted")
+    assert parse_state("shut off") == DomainState("shut off", "")
+    assert str(DomainState("running", "save canceled")) == "running (save canceled)"
+
+
+def test_a_domain_is_found_by_its_name(virsh: Callable[[str], Virsh], tmp_path: Path) -> None:
+    found = virsh(FOUND).find("a'b c")
+    assert found == (Virsh("qemu:///session"), "vm1", UUID, DomainState("running", "booted"))
+    words = (tmp_path / "words").read_text().splitlines()
+    assert words[:2] == ["C", "--quiet"]
+    assert words[2].startswith("uri; domuuid --domain='a'\"'\"'b c'; ")
+
+
+@pytest.mark.parametrize("name", ["", "a\nb", "a\0b"])
+def test_a_name_that_none_can_have_is_refused(virsh: Callable[[str], Virsh], name: str) -> None:
+    with pytest.raises(UsageError, match="no domain"):
+        virsh(FOUND).find(name)
+
+
+def test_the_connection_that_virsh_chooses_is_looked_at(virsh: Callable[[str], Virsh]) -> None:
+    with pytest.raises(UsageError, match="another host"):
+        virsh(FOUND.replace("qemu:///session", "qemu+ssh://h/system")).find("vm1")
+
+
+def test_the_default_is_looked_at_before_virsh_dials_it(
+    virsh: Callable[[str], Virsh], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = virsh(FOUND)
+    monkeypatch.setenv("LIBVIRT_DEFAULT_URI", "qemu+ssh://h/system")
+    with pytest.raises(UsageError, match="another host"):
+        asked.find("vm1")
+    assert not (tmp_path / "words").exists()
+
+
+def test_an_answer_of_another_length_is_no_answer(virsh: Callable[[str], Virsh]) -> None:
+    with pytest.raises(LibvirtError, match="answered 1 lines"):
+        virsh("echo what").find("vm1")
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "shown"),
+    [
+        ("error: failed to get domain 'x'", NoDomain, "failed to get domain 'x'"),
+        ("error: failed to connect to the hypervisor\nerror: no such socket", LibvirtError, "connect.*no such socket"),
+        (
+            "error: Failed to save domain 'x' to /a\nerror: operation aborted",
+            LibvirtError,
+            "^libvirt: operation aborted",
+        ),
+        ("", LibvirtError, "without a message"),
+        ("error: " + "x" * 9999, LibvirtError, "x{500}…$"),
+    ],
+)
+def test_a_failure_has_libvirts_own_reason(
+    virsh: Callable[[str], Virsh], tmp_path: Path, said: str, kind: type[LibvirtError], shown: str
+) -> None:
+    (tmp_path / "said").write_text(said)
+    with pytest.raises(kind, match=shown) as caught:
+        virsh(f"cat {tmp_path}/said >&2; exit 1").state(UUID)
+    assert caught.value.exit_code == 6
+
+
+def test_no_virsh_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "env").symlink_to("/usr/bin/env")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(StatepipeError, match="not installed") as caught:
+        Virsh("qemu:///system").state(UUID)
+    assert "libvirt-clients" in str(caught.value.hint)
+
+
+def test_a_silent_libvirt_is_told(virsh: Callable[[str], Virsh]) -> None:
+    with pytest.raises(LibvirtSilent, match=r"more than 0\.2 s") as caught:
+        virsh("exec sleep 60").state(UUID, within=0.2)
+    assert isinstance(caught.value, QemuSilent)
