@@ -24,7 +24,7 @@ from statepipe.errors import StatepipeError
 from statepipe.lazy import keeper
 from statepipe.pipeline.runtimefolder import open_runtime_folder
 from statepipe.processes import Process, hold_if_seen
-from statepipe.qemu.holders import OWN_MONITOR
+from statepipe.qemu.commandline import OWN_MONITOR
 from statepipe.qemu.process import is_qemu, qemu_under
 from statepipe.telling import Tell
 from statepipe.threads import held

@@ -40,6 +40,8 @@ STOP = 2.0
 """Seconds that QEMU has for each answer once a frame is damaged. Without KVM and on a busy host, `stop` takes tenths of
 a second; if QEMU waits for a page of that frame, it does not answer at all."""
 
+SILENT = "QEMU does not answer, and its guest may be running"
+
 SHUTDOWN = "shutdown"
 """The run state of a QEMU whose guest has powered off, and of one that ends because of a signal."""
 
@@ -187,10 +189,7 @@ class Rest:
     def cause_of(self, error: StatepipeError, server: Server) -> StatepipeError:
         """Return the damage for which QEMU's main loop waits if `error` says that QEMU did not answer."""
         if isinstance(error, QemuSilent | CutOff):
-            with suppress(Empty):
-                while self._damage is None:
-                    news = server.news.get_nowait()
-                    self._damage = news if isinstance(news, Damaged) else None
+            self._damage = self._damage or unread_damage(server)
             if self._damage is not None:
                 return self._damage.error
         return error
@@ -214,11 +213,28 @@ class Rest:
             error.advise("QEMU has ended")
             return
         except QemuSilent:
-            where = "QEMU does not answer, and its guest may be running"
-        figures = server.figures
-        loaded, total = (pages * PAGE_SIZE >> 20 for pages in (figures.pages, figures.total))
-        where = f"{where}, with {loaded} of {total} MiB of its memory loaded"
-        if self._damage is not None and (asked := self._damage.asked) is not None:
-            where += f", and waits for a page that is damaged, at {asked.page * PAGE_SIZE:#x} of {asked.block}"
-        copy = "replace the file by an undamaged copy, and " if isinstance(error, IntegrityError) else ""
-        error.advise(f"{where}; do not end its QEMU; {copy}continue with: {self.command}")
+            where = SILENT
+        say_left(error, where, server, self._damage, self.command)
+
+
+def unread_damage(server: Server) -> Damaged | None:
+    """Return the damaged frame that the server reports and nobody has read, one that the guest asked for if there is
+    one. All reports so far are dropped."""
+    found: Damaged | None = None
+    with suppress(Empty):
+        while True:
+            news = server.news.get_nowait()
+            if isinstance(news, Damaged) and (found is None or found.asked is None):
+                found = news
+    return found
+
+
+def say_left(error: StatepipeError, where: str, server: Server, damage: Damaged | None, command: str) -> None:
+    """Add to the hint of `error`, after `where` the guest is, how much it lacks, and that `command` continues."""
+    figures = server.figures
+    loaded, total = (pages * PAGE_SIZE >> 20 for pages in (figures.pages, figures.total))
+    where = f"{where}, with {loaded} of {total} MiB of its memory loaded"
+    if damage is not None and (asked := damage.asked) is not None:
+        where += f", and waits for a page that is damaged, at {asked.page * PAGE_SIZE:#x} of {asked.block}"
+    copy = "replace the file by an undamaged copy, and " if isinstance(error, IntegrityError) else ""
+    error.advise(f"{where}; do not end its QEMU; {copy}continue with: {command}")

@@ -28,7 +28,7 @@ from statepipe.lazy.keeping import Keeping, demand_same, find_listening, other_s
 from statepipe.lazy.loading import servable
 from statepipe.lazy.marks import Marks, identity
 from statepipe.lazy.opening import blocks_of
-from statepipe.lazy.rest import STOP, Rest
+from statepipe.lazy.rest import SILENT, STOP, Rest, say_left, unread_damage
 from statepipe.lazy.server import BUFFERED, Damaged, Failed, Server
 from statepipe.lazy.telling import LazyOptions, LazyTelling
 from statepipe.lazy.work import LazyWork
@@ -41,13 +41,18 @@ from statepipe.telling import Tell
 
 PAUSED, COMPLETED = "postcopy-paused", "completed"
 
-BREAKING = ("postcopy-active", "postcopy-recover")
-"""The status of a migration whose end QEMU has not noticed yet, or that another statepipe serves."""
-
 PATIENCE = 2.0
 """Seconds that QEMU has to notice it. It takes some milliseconds."""
 
 LOOK = 0.02
+
+
+def is_served(status: str) -> bool:
+    """Return whether somebody sends QEMU the guest's memory, or QEMU has not noticed yet that nobody does.
+
+    QEMU 10.2 has one more of these statuses (postcopy-device), and a later one may have others.
+    """
+    return status.startswith("postcopy-") and status != PAUSED
 
 
 def resume_load(path: str, address: str, keys: Keys, tell: LazyTelling, options: LazyOptions) -> None:
@@ -79,10 +84,16 @@ def resume_load(path: str, address: str, keys: Keys, tell: LazyTelling, options:
             server = opened.enter_context(closing(Server(store, link, blocks, time.monotonic)))
             server.set_rate(options.rate)
             opened.enter_context(at_work(LazyWork(server, lambda: True)))
-            _agree(server, blocks, tell.warn)
-            server.push()
-            if monitor is None:
-                monitor = opened.enter_context(closing(Monitor(address, tell=tell.warn)))
+            try:
+                _agree(server, blocks, tell.warn)
+                server.push()
+                if monitor is None:
+                    monitor = opened.enter_context(closing(Monitor(address, tell=tell.warn)))
+            except QemuSilent as error:  # without KVM, a QEMU whose guest waits for a damaged page does not answer
+                if (damage := unread_damage(server)) is None:
+                    raise
+                say_left(damage.error, SILENT, server, damage, command)
+                raise damage.error from error
         except InterruptedBySignal as error:
             error.advise(f"the guest is left as it is; continue with: {command}")
             raise
@@ -105,7 +116,7 @@ def _settled_status(monitor: Monitor) -> str:
     """Return the status of the migration, once QEMU has had time to notice the end of its connection."""
     deadline = time.monotonic() + PATIENCE
     status = str(monitor.migration()["status"])
-    while status in BREAKING and (left := deadline - time.monotonic()) > 0:
+    while is_served(status) and (left := deadline - time.monotonic()) > 0:
         status = str(monitor.migration_changed(status, min(left, LOOK))["status"])
     return status
 
@@ -129,7 +140,7 @@ def _end_complete(monitor: Monitor, digest: str, tell: LazyTelling) -> None:
 
 def _recovered(monitor: Monitor, status: str, digest: str, first: bytes) -> socket.socket:
     """Our end of a new connection, with `first` in it, to a QEMU that waits for this state. Raises StatepipeError."""
-    if status in BREAKING:
+    if is_served(status):
         raise QemuError("another statepipe still loads this guest's memory", hint="see: statepipe ps")
     if status != PAUSED:
         what = f"QEMU does not wait for the rest of a guest's memory (its migration is {status})"

@@ -29,8 +29,14 @@ TAKE_JSON = ("audiodev", "blockdev", "chardev", "device", "display", "machine", 
 MONITOR = "statepipe-monitor"
 """The prefix of the names of the monitors that statepipe adds to a QEMU."""
 
-_OURS = re.compile(f"[=:]{MONITOR}-")
+OWN_MONITOR = "statepipe-resume"
+"""The id of the monitor that `load --lazy` gives a QEMU that it starts, for the statepipe that continues."""
+
+_OURS = re.compile(f"[=:]({MONITOR}-|{OWN_MONITOR}(,|$))")
 """In `socket,id=NAME` and `chardev:NAME`."""
+
+_MONITOR_OBJECT = re.compile(r"""(?:^|\bqom-type["']?\s*[=:]\s*["']?)monitor-(?:qmp|hmp)\b""")
+"""The value of an `-object` that is a monitor (QEMU 11.1 and later), in words or JSON."""
 
 
 def parted(command: Sequence[str]) -> Iterator[tuple[str | None, list[str]]]:
@@ -120,6 +126,14 @@ def anew(command: Sequence[str]) -> list[str]:
         if name not in ("S", "daemonize", "incoming") and not ours:
             kept += words
     return kept
+
+
+def is_monitor(name: str | None, words: Sequence[str]) -> bool:
+    """Return whether this option, as `parted` yields it, adds a monitor, of whatever kind. It adds nothing to the
+    guest."""
+    if name == "object" and len(words) > 1:
+        return _MONITOR_OBJECT.search(words[1]) is not None
+    return name in ("monitor", "qmp", "qmp-pretty", "mon")
 
 
 def refuse_daemon(command: Sequence[str]) -> None:

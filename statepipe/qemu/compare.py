@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from statepipe.qemu.commandline import is_monitor
 from statepipe.qemu.facts import Facts
 from statepipe.qemu.guest import bits, lost, processors
 from statepipe.qemu.places import clashes
@@ -23,7 +24,11 @@ CLOCK_SKEW = 2.0
 TSC_TOLERANCE = 250e-6
 """The relative difference up to which two TSCs count as equal: KVM's own tsc_tolerance_ppm."""
 
-NEEDED = ("return-path", "late-block-activate", "pause-before-switchover", "events")
+NEEDED = ("return-path", "pause-before-switchover", "events")
+
+LATE_DISKS = "late-block-activate"
+"""A destination's disks stay unlocked until its guest is to run. QEMU 10.0 and later always does so, and may come to
+lack the capability."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +61,17 @@ Rows = Iterator[Finding]
 
 def _versions(source: Facts, destination: Facts) -> Rows:
     here, there = source["guest"]["qemu"], destination["guest"]["qemu"]
-    old, new = (tuple(int(part) for part in version.split()[0].split(".")) for version in (here, there))
+    old, new = _version(source), _version(destination)
     if old == new:
         yield Finding("QEMU", OK, f"{here} on both")
     elif old < new:
         yield Finding("QEMU", OK, f"from {here} to the newer {there}")
     else:
         yield Finding("QEMU", WARN, f"from {here} to the older {there}: QEMU supports only the way to a newer version")
+
+
+def _version(facts: Facts) -> tuple[int, ...]:
+    return tuple(int(part) for part in facts["guest"]["qemu"].split()[0].split("."))
 
 
 def _machine(source: Facts, destination: Facts) -> Rows:
@@ -99,11 +108,8 @@ def _processor(source: Facts, destination: Facts) -> Rows:
     yield Finding("CPU", OK, f"{here['type']}, with all of its features on both")
 
 
-_PLACES = (
-    *("-incoming", "-qmp", "-monitor", "-mon", "-chardev", "-pidfile", "-D", "-name"),
-    *("-display", "-vnc"),
-)
-"""Options that may differ between two hosts without any effect on the guest."""
+_PLACES = (*("-incoming", "-chardev", "-pidfile", "-D", "-name", "-display", "-vnc"),)
+"""Options that, as monitors do, may differ between two hosts without any effect on the guest."""
 
 _SWITCHES = ("-S", "-daemonize", "-no-user-config")
 
@@ -135,7 +141,7 @@ def visible(command: Sequence[str]) -> list[tuple[str, ...]]:
     return sorted(
         option[:1] if option[0] in _DEVICES and option[1:] != ("none",) else option
         for option in options
-        if option[0] not in _PLACES + _SWITCHES
+        if option[0] not in _PLACES + _SWITCHES and not is_monitor(option[0][1:], option)
     )
 
 
@@ -192,7 +198,8 @@ def _disk(here: Facts, there: Facts | None) -> tuple[str, str]:
 
 def _capabilities(source: Facts, destination: Facts) -> Rows:
     for side, facts in (("source", source), ("destination", destination)):
-        if lacking := [name for name in NEEDED if name not in facts["capabilities"]]:
+        needed = NEEDED if _version(facts)[0] >= 10 else (*NEEDED, LATE_DISKS)
+        if lacking := [name for name in needed if name not in facts["capabilities"]]:
             yield Finding("capabilities", FAIL, f"the {side}'s QEMU has no {', '.join(lacking)}: it needs 3.0 or newer")
             return
     yield Finding("capabilities", OK, f"both have {', '.join(NEEDED)}")

@@ -9,13 +9,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from statepipe.processes import read_text
+from statepipe.qemu.commandline import OWN_MONITOR
 
 _LOCK = re.compile(r'Failed to get (?:shared )?"[^"]+" lock')
 _IMAGE = re.compile(r"using the image \[(.+?)\]\?")
 """block/file-posix.c; the second only on its standard error."""
-
-OWN_MONITOR = "statepipe-resume"
-"""The id of the monitor that `load --lazy` gives a QEMU that it starts, for the statepipe that continues."""
 
 _OWN = re.compile(rf"socket,id={OWN_MONITOR},path=([^,]+),.*")
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from statepipe.errors import QemuError
-from statepipe.qemu.commandline import TAKE_JSON, in_words, json_of, parted, split
+from statepipe.qemu.commandline import TAKE_JSON, in_words, is_monitor, json_of, parted, split
 from statepipe.qemu.configfile import configured, options, read
 from statepipe.qemu.listening import Listened, listened_at
 from statepipe.qemu.view import View
@@ -36,9 +36,7 @@ _LINES = ("serial", "parallel", "debugcon")
 
 _MONITORS = ("monitor", "qmp", "qmp-pretty", "gdb")
 
-_DROPPED = (
-    *("qmp", "qmp-pretty", "mon", "gdb", "s", "pidfile", "D", "trace", "vnc", "spice", "daemonize", "writeconfig"),
-)
+_DROPPED = (*("gdb", "s", "pidfile", "D", "trace", "vnc", "spice", "daemonize", "writeconfig"),)
 """Options that are removed for a QEMU that is only examined."""
 
 _SERVER = re.compile(r"(^|,)server(=(on|yes|y|true))?(,|$)")
@@ -157,7 +155,9 @@ def _harmless(name: str | None, words: list[str]) -> list[str]:
         if "logfile" in its or (kind in _TAKING and (kind != "socket" or _SERVER.search(value))):
             value = f"{_NULL},id={its.get('id', '')}" + (",mux=on" if its.get("mux") == "on" else "")
         return [words[0], value]
-    if name in (*_DROPPED, "monitor", "nographic") or (name == "display" and not value.startswith("egl-headless")):
+    if is_monitor(name, words) or name in (*_DROPPED, "nographic"):
+        return []
+    if name == "display" and not value.startswith("egl-headless"):
         return []
     if name == "mem-path" and not os.path.isdir(value):
         return []

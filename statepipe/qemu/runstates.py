@@ -21,7 +21,7 @@ SENT = "postmigrate"
 STANDING = ("paused", "prelaunch", "io-error", "shutdown", "watchdog", "guest-panicked", "internal-error")
 
 MOVABLE = (*LIVE, *STANDING)
-"""States in which QEMU 7.2 to 10.0 lets a guest migrate; the other QEMU is then in the same state."""
+"""States in which QEMU 7.2 to 11.1 lets a guest migrate; the other QEMU is then in the same state."""
 
 FINAL = ("completed", "failed", "cancelled")
 """The statuses of a migration that has ended. Any other, also an unknown one of a later QEMU, means that it goes on."""

@@ -21,7 +21,7 @@ HARMLESS = (
     *("auto-converge", "dirty-bitmaps", "dirty-limit", "events", "late-block-activate", "rdma-pin-all", "return-path"),
     *("validate-uuid", "xbzrle", "zero-blocks"),
 )
-"""Capabilities of QEMU 7.2 to 10.0 that may be on for a stream that a QEMU without them is to load."""
+"""Capabilities of QEMU 7.2 to 11.1 that may be on for a stream that a QEMU without them is to load."""
 
 PLAIN: Mapping[str, Any] = {"tls-creds": "", "mode": "normal"}
 """Parameters, and the values with which a migration is a plain one: no TLS, and no cpr (8.2)."""

@@ -6,15 +6,22 @@ import gzip
 import os
 import signal
 import socket
+import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from blake3 import blake3
 
+from statepipe.errors import IntegrityError, QemuSilent, StatepipeError
+from statepipe.lazy.resume import resume_load
+from statepipe.lazy.telling import LazyOptions, LazyTelling
 from statepipe.pipeline.runtimefolder import open_runtime_folder
+from statepipe.threads import beside
+from tests import streams
 from tests.conformance.running import STATEPIPE, run, started, stop
-from tests.statefiles import cut, noisy_stream, state_file
+from tests.statefiles import NO_KEYS, cut, layout, noisy_stream, state_file
 
 STREAM = noisy_stream()
 DIGEST = blake3(STREAM).hexdigest()
@@ -82,18 +89,76 @@ def test_interrupted_it_says_how_to_continue(file: Path, silent: socket.socket) 
     assert f"the guest is left as it is; continue with: {again}".encode() in said
 
 
-def test_a_connection_that_qemu_closes_is_reported(file: Path, silent: socket.socket) -> None:
-    """As QEMU does when another statepipe was faster."""
+@contextmanager
+def listening() -> Iterator[socket.socket]:
+    """A QEMU that its keeper has listen for the rest of the state."""
     path = keepers_socket(DIGEST)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen()
         try:
-            with started([*STATEPIPE, "load", "--resume", "--qmp", "qmp", str(file)]) as process:
-                listener.accept()[0].close()
-                wait_status = process.wait(30)
-                said = process.stderr.read() if process.stderr else b""
+            yield listener
         finally:
             os.unlink(path)
+
+
+def test_a_connection_that_qemu_closes_is_reported(file: Path, silent: socket.socket) -> None:
+    """As QEMU does when another statepipe was faster."""
+    with listening() as qemu, started([*STATEPIPE, "load", "--resume", "--qmp", "qmp", str(file)]) as process:
+        qemu.accept()[0].close()
+        wait_status = process.wait(30)
+        said = process.stderr.read() if process.stderr else b""
     assert wait_status == 6
     assert b"QEMU closed the new connection\n" in said and b"statepipe ps" in said
+
+
+def continues(listener: socket.socket, page: int) -> None:
+    """As QEMU does when it is told to: it has no page yet, its guest touches this one, and it reads until the end."""
+    with listener.accept()[0] as link:
+        link.sendall(lacks_all() + asks("pc.ram", page))
+        while link.recv(1 << 16):
+            continue
+
+
+def lacks_all() -> bytes:
+    """What QEMU says that has none of the guest's pages."""
+    said = b""
+    for name, length in streams.BLOCKS:
+        bitmap = bytes((length // streams.PAGE + 63) // 64 * 8)
+        named = struct.pack(">HHB", 5, 1 + len(name), len(name)) + name.encode()
+        said += named + struct.pack(">Q", len(bitmap)) + bitmap + struct.pack(">Q", 0x0123456789ABCDEF)
+    return said + struct.pack(">HHI", 6, 4, 1)
+
+
+def asks(block: str, page: int) -> bytes:
+    """A request for one page."""
+    return struct.pack(">HHQIB", 3, 13 + len(block), page * streams.PAGE, streams.PAGE, len(block)) + block.encode()
+
+
+@pytest.mark.usefixtures("silent")
+@pytest.mark.parametrize("is_damaged", [True, False])
+def test_what_a_silent_qemu_waits_for_is_told(file: Path, is_damaged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its guest's processor waits for a page, so its monitor does not answer: a damaged page is the cause, and its
+    status is 3."""
+    monkeypatch.setattr("statepipe.qemu.monitor.GREETING_TIME", 0.5)
+    if is_damaged:
+        middle = [piece for piece in layout(file.read_bytes()) if piece.content][1]
+        with file.open("r+b") as damaged:
+            damaged.seek((middle.start + middle.end) // 2)
+            damaged.write(b"damage")
+    warned: list[str] = []
+    tell = LazyTelling(warned.append, *[lambda *told: None] * 4)  # type: ignore[arg-type]
+    with (
+        listening() as qemu,
+        beside("QEMU", lambda: continues(qemu, 2), lambda: None),
+        pytest.raises(StatepipeError) as caught,
+    ):
+        resume_load(str(file), "qmp", NO_KEYS, tell, LazyOptions())
+    hint = caught.value.hint or ""
+    if not is_damaged:
+        assert isinstance(caught.value, QemuSilent) and "no greeting at qmp" in str(caught.value)
+        return
+    assert isinstance(caught.value, IntegrityError) and caught.value.exit_code == 3
+    assert "QEMU does not answer, and its guest may be running, with 0 of 0 MiB of its memory loaded" in hint
+    assert "waits for a page that is damaged, at 0x2000 of pc.ram; do not end its QEMU; replace the file" in hint
+    assert f"continue with: statepipe load --resume --qmp {file.parent}/qmp {file}" in hint

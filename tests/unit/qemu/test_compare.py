@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from statepipe.qemu.compare import FAIL, NEEDED, OK, WARN, compare, visible, worst
+from statepipe.qemu.compare import FAIL, LATE_DISKS, NEEDED, OK, WARN, compare, visible, worst
 from statepipe.qemu.guest import bits
+from statepipe.qemu.places import for_a_look
 
 Facts = dict[str, Any]
 
@@ -23,7 +24,7 @@ HOST: Facts = {
     "accelerator": "kvm",
     "cpu": {"type": "qemu64-x86_64-cpu", "features": {"0x80000001:EDX": 1 << 20 | 1 << 29}, "missing": {}, "tsc": TSC},
     "command": ["qemu-system-x86_64", "-m", "1024", "-qmp", "unix:/a", "-drive", "file=/d/a.img"],
-    "capabilities": [*NEEDED, "xbzrle"],
+    "capabilities": [*NEEDED, LATE_DISKS, "xbzrle"],
     "blocked": [],
     "cpus": ["core 1", "first"],
     "devices": ["e1000 at pci.0 02.0"],
@@ -84,6 +85,8 @@ CASES: list[tuple[str, Facts, Facts, str, str]] = [
     ("command line", SERIAL, changed(command=[*HOST["command"], "-serial", "none"]), WARN, "only there: -serial none"),
     ("command line", SERIAL, changed(command=[*HOST["command"], "--serial", "file:/b"]), OK, "the same"),
     ("capabilities", HOST, changed(capabilities=["events"]), FAIL, "the destination's QEMU has no return-path"),
+    ("capabilities", HOST, changed(capabilities=NEEDED), FAIL, "the destination's QEMU has no late-block-activate"),
+    ("capabilities", HOST, changed(capabilities=NEEDED, guest__qemu="10.0.2 (Debian)"), OK, "both have"),
     ("devices", changed(blocked=["VFIO device"]), HOST, FAIL, "VFIO device"),
     ("disks", changed(temporary=True), HOST, FAIL, "-snapshot"),
     ("disks", changed(disks=[]), HOST, OK, "none"),
@@ -149,6 +152,27 @@ def test_the_worst_row_counts() -> None:
 
 def test_a_bit_without_a_name_is_told_by_its_number() -> None:
     assert list(bits({"0xd.1:EAX": 0b101}, {"0xd.1:EAX": 1})) == ["CPUID 0xd.1:EAX bit 2"]
+
+
+@pytest.mark.parametrize(
+    "monitor",
+    [
+        ["-qmp-pretty", "stdio"],
+        ["-object", "monitor-qmp,id=q,chardev=c"],
+        ["-object", "id=q,qom-type=monitor-hmp,chardev=c"],
+        ["-object", '{"qom-type": "monitor-qmp", "id": "q", "chardev": "c"}'],
+        ["-object", "{'chardev':'c','id':'q','qom-type':'monitor-qmp'}"],
+    ],
+)
+def test_a_monitor_is_no_part_of_the_guest(monitor: list[str]) -> None:
+    """QEMU 11.1 makes monitors with -object too."""
+    assert visible(["qemu", "-m", "64", *monitor]) == [("-m", "64")]
+    assert for_a_look(["qemu", *monitor, "-m", "64"])[:3] == ["qemu", "-m", "64"]
+
+
+def test_an_object_that_only_sounds_like_a_monitor_is_one_of_the_guest() -> None:
+    for value in ("memory-backend-ram,id=monitor-qmp,size=1M", "secret,id=q,data=qom-type monitor-qmp"):
+        assert visible(["qemu", "-object", value]) == [("-object", value)]
 
 
 def test_the_order_of_options_and_the_hosts_own_ones_do_not_count() -> None:

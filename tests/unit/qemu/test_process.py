@@ -167,9 +167,22 @@ def test_nor_does_one_of_an_older_qemu_take_the_next_word(name: str) -> None:
 
 
 def test_a_value_that_looks_like_an_option_is_kept() -> None:
-    kept = ["qemu", "-append", "-S", "-name", "-daemonize", "-nodefaults", "disk.img", "-device", "--incoming"]
+    kept = [
+        "qemu",
+        "-qmp",
+        "chardev:statepipe-resumed",
+        "-append",
+        "-S",
+        "-name",
+        "-daemonize",
+        "-nodefaults",
+        "disk.img",
+        "-device",
+        "--incoming",
+    ]
     dropped = ["-S", "--daemonize", "-incoming", "-S", "-chardev", "socket,id=statepipe-monitor-0,fd=5"]
-    dropped += ["-qmp", "chardev:statepipe-monitor-0"]
+    dropped += ["-qmp", "chardev:statepipe-monitor-0", "-chardev", "socket,id=statepipe-resume,path=/r,server=on"]
+    dropped += ["-qmp", "chardev:statepipe-resume"]
     assert anew([*kept, *dropped]) == kept
     assert anew([kept[0], *dropped, *kept[1:]]) == kept
 
