@@ -12,6 +12,11 @@ from tests.qemu.harness import assert_continues, wait_for
 from tests.qemu.loading import MEMORY, Saved, assert_never_ran, loaded, run_load, save_guest
 
 SIZE = f"size={MEMORY}M"
+NVDIMM = "nvdimm"
+"""Saved by QEMU 7.2 alone. QEMU 10.0.2 and 11.1.3 abort in most migrations of a TCG guest with one, also without
+statepipe, in the migration thread (`migrate exec:cat>/dev/null`: "tlb_reset_dirty_range_all: Assertion `block ==
+qemu_get_ram_block(end - 1)' failed"). They do load one."""
+
 MACHINES = {
     "q35": ["-M", "q35", "-smp", "4", "-device", "virtio-vga", "-device", "virtio-net-pci"],
     "memfd": [
@@ -32,20 +37,20 @@ MACHINES = {
         "-M",
         "pc,memory-backend=m",
     ],
-    "nvdimm": [
-        *("-M", "pc,nvdimm=on", "-m", f"{MEMORY},slots=1,maxmem=1G"),
+    NVDIMM: [
+        *("-M", "pc-i440fx-7.2,nvdimm=on", "-m", f"{MEMORY},slots=1,maxmem=1G"),
         *("-object", "memory-backend-ram,id=n,size=16M", "-device", "nvdimm,memdev=n"),
     ],
 }
 
 
 @pytest.mark.parametrize("machine", MACHINES)
-def test_machines(tmp_path: Path, qemu72: str, machine: str) -> None:
+def test_machines(tmp_path: Path, qemu72: str, qemu: str, machine: str) -> None:
     """Each has several blocks of RAM."""
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         args = [word.replace("TMPFS", folder) for word in MACHINES[machine]]
-        saved = save_guest(tmp_path, qemu72, args=args)
-        with loaded(tmp_path, saved, "--lazy", args=args) as guest:
+        saved = save_guest(tmp_path, qemu72 if machine == NVDIMM else qemu, args=args)
+        with loaded(tmp_path, saved, "--lazy", qemu=qemu, args=args) as guest:
             wait_for("all memory", lambda: "all memory is loaded" in guest.stderr())
             guest.wait_ticks(2)
             assert_continues(saved.before, guest.serial())
@@ -69,14 +74,14 @@ def huge_pages() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("huge_pages")
-def test_huge_pages_are_refused_before_qemu_has_received_anything(tmp_path: Path, state72: Saved) -> None:
+def test_huge_pages_are_refused_before_qemu_has_received_anything(tmp_path: Path, state: Saved) -> None:
     memory = f"memory-backend-memfd,id=pc.ram,{SIZE},hugetlb=on,hugetlbsize=2M,share=on"
     args = ["-object", memory, "-machine", "memory-backend=pc.ram"]
-    done = run_load(tmp_path, state72, "--lazy", args=args)
+    done = run_load(tmp_path, state, "--lazy", args=args)
     assert done.returncode == 6 and "'pc.ram' is in pages of 2048 KiB" in done.stderr, done.stderr
     assert "without huge pages" in done.stderr and "--lazy=auto" in done.stderr
     assert_never_ran(tmp_path)
-    with loaded(tmp_path, state72, "--lazy=auto", args=args) as guest:
+    with loaded(tmp_path, state, "--lazy=auto", args=args) as guest:
         guest.wait_ticks(2)
         assert "warning: all memory is loaded first: the guest's memory 'pc.ram'" in guest.stderr()
-        assert_continues(state72.before, guest.serial())
+        assert_continues(state.before, guest.serial())
