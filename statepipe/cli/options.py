@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from statepipe.cli.verb import Param, descriptor, number, seconds, shell_words
+from statepipe.cli.verb import Param, descriptor, moved_disk, number, seconds, shell_words
 from statepipe.units import parse_rate
 
 TLS = ("tls://",)
@@ -135,6 +135,25 @@ LIBVIRT = (
     Param("--libvirtd", "socket of libvirt's daemon, on the host where guests go", "SOCKET", needs="--libvirt"),
 )
 """Options of a tunnel for libvirt."""
+
+GUARDS = (
+    Param("--disk", "use NEW as the disk that was OLD at the save", "OLD=NEW", many="any", type=moved_disk),
+    Param(
+        "--force", "load although WHAT differs from the save: a disk, or cpu, smp, ram or devices", "WHAT", many="any"
+    ),
+)
+"""Options of load for what differs from the save."""
+
+CONNECT = Param("--connect", "libvirt's URI (default: as virsh chooses it)", "URI", needs="--domain")
+
+RESTORED = (
+    Param("--domain", "have libvirt restore the domain that FILE holds"),
+    CONNECT,
+    Param("--xml", "file with the domain's XML, changed where the guest does not see it", "FILE", needs="--domain"),
+    Param("--running", "run the domain even if it was paused when it was saved", needs="--domain"),
+    Param("--paused", "leave the domain paused", needs="--domain"),
+)
+"""Options of load for a guest of libvirt's."""
 
 CLONE = Param(
     "--clone",

@@ -140,6 +140,11 @@ def run_load(name: str, values: Values) -> int:
     if values["command"] and values["qmp"]:
         hint = "leave one of them out"
         raise UsageError("a QEMU command and --qmp SOCKET exclude each other", hint=hint)
+    if values["domain"]:
+        from statepipe.cli.domains import load_by_libvirt
+
+        load_by_libvirt(values, _keys_of(values))
+        return 0
     _demand_lazy_options(values)
     if values["status_fd"] is not None:
         from statepipe.pipeline.job import report_to

@@ -11,7 +11,7 @@ from dataclasses import replace
 from statepipe.cli import options
 from statepipe.cli.filtertable import CODECS, FILTERS
 from statepipe.cli.onfiles import ON_FILES
-from statepipe.cli.verb import Param, Verb, moved_disk, number, seconds
+from statepipe.cli.verb import Param, Verb, number, seconds
 from statepipe.errors import UsageError
 from statepipe.guessing import did_you_mean
 from statepipe.units import parse_rate
@@ -57,7 +57,7 @@ COMMANDS = (
     ),
     Verb(
         "load",
-        "load a guest from FILE: into a QEMU that it starts or that waits, or as QEMU's exec: filter",
+        "load a guest from FILE: into a QEMU that it starts or that waits, as QEMU's exec: filter, or by libvirt",
         (
             Param(
                 "file",
@@ -67,18 +67,13 @@ COMMANDS = (
             ),
             Param("command", options.QEMU_COMMAND, "QEMU", many="any"),
             replace(options.MONITOR, help="unix socket of the monitor (QMP) of a QEMU that waits with -incoming defer"),
+            *options.RESTORED,
             replace(options.DETACH, needs="QEMU"),
             Param("--timeout", "seconds that the load may take before it is given up", "SECONDS", type=seconds()),
             *options.LAZY,
             options.CLONE,
             replace(options.STATUS_FD, help="write the progress each second as JSON to descriptor N"),
-            Param("--disk", "use NEW as the disk that was OLD at the save", "OLD=NEW", many="any", type=moved_disk),
-            Param(
-                "--force",
-                "load although WHAT differs from the save: a disk, or cpu, smp, ram or devices",
-                "WHAT",
-                many="any",
-            ),
+            *options.GUARDS,
             *options.IDENTITIES,
         ),
         "statepipe.cli.states:run_load",

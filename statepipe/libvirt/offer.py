@@ -19,11 +19,14 @@ from __future__ import annotations
 import fcntl
 import os
 import select
+import shutil
+import tempfile
 from contextlib import suppress
 from typing import NamedTuple, Self
 
 from statepipe.ends.fd import failure, reader_gone
 from statepipe.errors import ReaderGone, StatepipeError
+from statepipe.pipeline.runtimefolder import open_runtime_folder
 from statepipe.stage import Buffer
 from statepipe.wakeups import enlarge_pipe
 
@@ -52,30 +55,53 @@ class Offer:
     """A sink for QEMU's stream, which libvirt reads from the FIFO at `path` behind `beginning`. `bytes` counts the
     stream's alone.
 
-    Nothing may exist at `path`, in a folder that only we write to. `ended` is a descriptor that becomes readable when
-    nobody will open it any more: when virsh has ended. Raises StatepipeError.
+    `ended` is to be a descriptor that becomes readable when virsh has ended, which is started when the offer is there.
+    `folder` is only ours, and is removed with all that is in it. Raises StatepipeError.
     """
 
-    def __init__(self, path: str, beginning: bytes, ended: int) -> None:
+    def __init__(self, beginning: bytes) -> None:
         self.bytes = 0
-        self._path, self._beginning, self._ended = path, memoryview(beginning), ended
+        self.ended: int | None = None
+        self._beginning = memoryview(beginning)
         self._taken = -1
         self._next = Fifo(-1, -1)
-        self._next = self._place()
+        try:
+            fd, place = open_runtime_folder()
+            os.close(fd)
+            self.folder = tempfile.mkdtemp(prefix="load-", dir=place)
+        except OSError as error:
+            raise failure("make a folder for libvirt's FIFO", error) from error
+        self.path = os.path.join(self.folder, "image")
 
     def __enter__(self) -> Self:
+        try:
+            self._next = self._place()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Withdraw it, and close what is left."""
+        """Withdraw it, and close and remove what is left."""
         self.withdraw()
         self._close(self._next.reading)
         self._next = Fifo(-1, -1)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def put(self, name: str, data: bytes) -> str:
+        """Write a file for virsh into the folder, and return its path. Raises StatepipeError."""
+        path = os.path.join(self.folder, name)
+        try:
+            with open(path, "xb") as file:
+                file.write(data)
+        except OSError as error:
+            raise failure(f"write {path}", error) from error
+        return path
 
     def write(self, buffer: Buffer) -> None:
         """Write the whole buffer; the first waits until libvirt reads the stream.
 
-        Raises Withdrawn if virsh ends before that, ReaderGone if the stream's reader closes it, StatepipeError.
+        Raises Withdrawn if virsh ends before all is written, ReaderGone if libvirt closes the stream, StatepipeError.
         """
         left = memoryview(buffer).cast("B")
         if self._taken < 0:
@@ -84,7 +110,7 @@ class Offer:
             left = left[PIECE:]
             enlarge_pipe(self._taken)
         if not self._write(self._taken, left):
-            raise reader_gone(f"the image at {self._path}")
+            raise reader_gone(f"the image at {self.path}")
         self.bytes += len(left)
 
     def commit(self) -> None:
@@ -94,7 +120,7 @@ class Offer:
     def withdraw(self) -> None:
         """End the stream where it is, and let nobody open it any more. A second call does nothing."""
         with suppress(FileNotFoundError):
-            os.unlink(self._path)  # first: an open from now on is refused
+            os.unlink(self.path)  # first: an open from now on is refused
         self._close(self._taken)
         self._close(self._next.writing)
         self._taken, self._next = -1, self._next._replace(writing=-1)
@@ -123,7 +149,7 @@ class Offer:
     def _place(self) -> Fifo:
         """Put a new FIFO with the first byte in it at the path, over the one that libvirt has open. Raises
         StatepipeError."""
-        new = f"{self._path}.new"
+        new = f"{self.path}.new"
         reading = writing = -1
         try:
             os.mkfifo(new, 0o600)
@@ -133,26 +159,30 @@ class Offer:
             if size > os.sysconf("SC_PAGE_SIZE"):
                 raise StatepipeError(f"the smallest pipe of this kernel has {size} bytes, which is more than a page")
             os.write(writing, self._beginning[:FIRST])
-            os.rename(new, self._path)
+            os.rename(new, self.path)
         except BaseException as error:
             self._close(reading)
             self._close(writing)
             if isinstance(error, OSError):
-                raise failure(f"offer the state at {self._path}", error) from error
+                raise failure(f"offer the state at {self.path}", error) from error
             raise
         return Fifo(reading, writing)
 
     def _write(self, writing: int, data: memoryview) -> bool:
-        """Write all of it; return False if the reader has closed the FIFO. Raises Withdrawn, StatepipeError."""
+        """Write all of it; return False if the reader has closed the FIFO. Raises Withdrawn, StatepipeError.
+
+        Without virsh, libvirt could not be asked what became of the domain: so its end counts before each write.
+        """
         while data:
+            self._wait(writing)
             try:
                 data = data[os.write(writing, data) :]
-            except BlockingIOError:
-                self._wait(writing)
+            except BlockingIOError:  # it has room, but not for a piece of a page
+                continue
             except BrokenPipeError:
                 return False
             except OSError as error:
-                raise failure(f"write the image at {self._path}", error) from error
+                raise failure(f"write the image at {self.path}", error) from error
         return True
 
     def _is_read(self, writing: int) -> bool:
@@ -163,10 +193,11 @@ class Offer:
         """Return what poll() reports of a descriptor, once there is something. Raises Withdrawn."""
         poll = select.poll()
         poll.register(writing, select.POLLOUT)
-        poll.register(self._ended, select.POLLIN)
+        if self.ended is not None:
+            poll.register(self.ended, select.POLLIN)
         seen = dict(poll.poll())
-        if self._ended in seen:
-            raise Withdrawn(f"virsh ended before libvirt had read the image at {self._path}")
+        if self.ended in seen:
+            raise Withdrawn(f"virsh ended before libvirt had read the image at {self.path}")
         return seen[writing]
 
     @staticmethod

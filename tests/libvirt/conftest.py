@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 
 import pytest
 
-from tests.libvirt.harness import MODES, Libvirt, missing, started
+from tests.libvirt.harness import MODES, ROOT, Libvirt, missing, started
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -31,6 +32,18 @@ def system() -> Iterator[Libvirt]:
     if os.geteuid() != 0:
         pytest.skip("only root can start a system's libvirtd")
     with started("system") as libvirt:
+        yield libvirt
+
+
+@pytest.fixture
+def newer() -> Iterator[Libvirt]:
+    """The system's libvirtd of a version that opens an image twice to restore it (tools/libvirt fetches it once)."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can start a system's libvirtd")
+    done = subprocess.run([ROOT / "tools" / "libvirt"], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(done.stderr.strip().splitlines()[-1])
+    with started("system", libvirtd=done.stdout.strip()) as libvirt:
         yield libvirt
 
 

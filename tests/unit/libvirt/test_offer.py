@@ -17,18 +17,18 @@ from statepipe.libvirt.offer import FIRST, OPENS, PIECE, Offer, Withdrawn
 BEGINNING = beginning(Domain(b"<domain>" + bytes(range(1, 255)) * 200 + b"</domain>", b"<cookie/>", True))
 STREAM = os.urandom(3 << 20)
 
-Reader = Callable[[Path], bytes]
+Offered = tuple[Offer, str, int]
 
 
-@contextmanager
-def offered(folder: Path) -> Iterator[tuple[Offer, Path, int]]:
+@pytest.fixture
+def offered() -> Iterator[Offered]:
     """An offer, its path, and the descriptor whose closing means that virsh has ended."""
-    path = folder / "image"
     ended, virsh = os.pipe()
     try:
-        with Offer(str(path), BEGINNING, ended) as offer:
-            yield offer, path, virsh
-        assert os.listdir(folder) == []
+        with Offer(BEGINNING) as offer:
+            offer.ended = ended
+            yield offer, offer.path, virsh
+        assert not os.path.exists(offer.folder)
     finally:
         os.close(ended)
 
@@ -41,7 +41,7 @@ def take(fd: int, size: int) -> bytes:
     return data
 
 
-def read_head(path: Path, size: int = len(BEGINNING)) -> None:
+def read_head(path: str, size: int = len(BEGINNING)) -> None:
     """Open the image, read its first bytes in libvirt's own portions, and close it."""
     fd = os.open(path, os.O_RDONLY)
     head = take(fd, min(size, HEADER_SIZE))
@@ -50,7 +50,7 @@ def read_head(path: Path, size: int = len(BEGINNING)) -> None:
     assert head == BEGINNING[:size]
 
 
-def read_all(path: Path) -> bytes:
+def read_all(path: str) -> bytes:
     """Open the image, and read it to its end."""
     fd = os.open(path, os.O_RDONLY)
     assert take(fd, HEADER_SIZE) == BEGINNING[:HEADER_SIZE]
@@ -76,7 +76,7 @@ def beside(work: Callable[[], object]) -> Iterator[list[object]]:
 
 @pytest.mark.parametrize("looks", [(), (len(BEGINNING),), (len(BEGINNING),) * (OPENS - 1), (HEADER_SIZE, 5000)])
 @pytest.mark.parametrize("cut", [1, 8, PIECE, PIECE + 1, len(STREAM)])
-def test_who_reads_on_gets_all_of_the_stream(tmp_path: Path, looks: tuple[int, ...], cut: int) -> None:
+def test_who_reads_on_gets_all_of_the_stream(offered: Offered, looks: tuple[int, ...], cut: int) -> None:
     """However often it opened the image before, and however the stream's first buffer is cut."""
 
     def libvirt() -> bytes:
@@ -84,7 +84,8 @@ def test_who_reads_on_gets_all_of_the_stream(tmp_path: Path, looks: tuple[int, .
             read_head(path, size)
         return read_all(path)
 
-    with offered(tmp_path) as (offer, path, _), beside(libvirt) as results:
+    offer, path, _ = offered
+    with beside(libvirt) as results:
         offer.write(STREAM[:cut])
         offer.write(memoryview(STREAM)[cut:])
         assert offer.bytes == len(STREAM)
@@ -92,39 +93,43 @@ def test_who_reads_on_gets_all_of_the_stream(tmp_path: Path, looks: tuple[int, .
     assert results == [STREAM]
 
 
-def test_one_that_never_reads_on_is_told_apart_from_libvirt(tmp_path: Path) -> None:
+def test_one_that_never_reads_on_is_told_apart_from_libvirt(offered: Offered) -> None:
     def look() -> None:
         for _ in range(OPENS):
             read_head(path)
 
-    with offered(tmp_path) as (offer, path, _), beside(look), pytest.raises(StatepipeError, match="16 times"):
+    offer, path, _ = offered
+    with beside(look), pytest.raises(StatepipeError, match="16 times"):
         offer.write(STREAM)
 
 
-def test_a_reader_that_takes_a_part_of_the_stream_gets_no_second_chance(tmp_path: Path) -> None:
+def test_a_reader_that_takes_a_part_of_the_stream_gets_no_second_chance(offered: Offered) -> None:
     def take_some() -> None:
         fd = os.open(path, os.O_RDONLY)
         take(fd, len(BEGINNING) + PIECE + 1)
         os.close(fd)
 
-    with offered(tmp_path) as (offer, path, _), beside(take_some), pytest.raises(ReaderGone) as gone:
+    offer, path, _ = offered
+    with beside(take_some), pytest.raises(ReaderGone) as gone:
         offer.write(STREAM)
     assert not isinstance(gone.value, Withdrawn)
 
 
 @pytest.mark.parametrize("size", [0, 10, HEADER_SIZE, len(BEGINNING)])
-def test_virsh_that_ends_before_the_stream_was_read_ends_the_offer(tmp_path: Path, size: int) -> None:
+def test_virsh_that_ends_before_the_stream_was_read_ends_the_offer(offered: Offered, size: int) -> None:
     def fail() -> None:
         read_head(path, size)
         os.close(virsh)
 
-    with offered(tmp_path) as (offer, path, virsh), beside(fail), pytest.raises(Withdrawn):
+    offer, path, virsh = offered
+    with beside(fail), pytest.raises(Withdrawn):
         offer.write(STREAM)
 
 
-def test_a_reader_of_a_withdrawn_offer_finds_the_end(tmp_path: Path) -> None:
+def test_a_reader_of_a_withdrawn_offer_finds_the_end(offered: Offered) -> None:
     """One that has it open, and one that was opening it just then; a later one finds no file."""
-    with offered(tmp_path) as (offer, path, _):
+    offer, path, _ = offered
+    if True:
         fd = os.open(path, os.O_RDONLY)
         held = os.open(path, os.O_PATH)
         offer.withdraw()
@@ -139,6 +144,17 @@ def test_a_reader_of_a_withdrawn_offer_finds_the_end(tmp_path: Path) -> None:
     assert late == [b""]
 
 
-def test_a_folder_without_room_for_a_fifo_is_named(tmp_path: Path) -> None:
-    with pytest.raises(StatepipeError, match=r"offer the state at .*image"):
-        Offer(str(tmp_path / "gone" / "image"), BEGINNING, 0)
+def test_a_folder_that_cannot_be_made_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    (tmp_path / "statepipe").touch()
+    with pytest.raises(StatepipeError, match="make a folder for libvirt's FIFO: Not a directory"):
+        Offer(BEGINNING)
+
+
+def test_a_file_for_virsh_is_ours_alone_and_goes_with_the_folder(offered: Offered) -> None:
+    offer, _, _ = offered
+    path = Path(offer.put("domain.xml", b"<domain/>"))
+    assert path.read_bytes() == b"<domain/>"
+    assert path.parent.stat().st_mode & 0o077 == 0
+    with pytest.raises(StatepipeError, match=r"domain\.xml: File exists"):
+        offer.put("domain.xml", b"")

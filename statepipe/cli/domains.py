@@ -1,0 +1,69 @@
+"""What the verbs do with libvirt's domains: parsed values become calls of libvirt/, outcomes become messages."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from statepipe.cli.messages import say, warn
+from statepipe.cli.onfiles import called
+from statepipe.cli.verb import Values, is_given
+from statepipe.errors import UsageError
+
+if TYPE_CHECKING:
+    from statepipe.state.file import Keys
+
+_AT_ONCE = "libvirt loads all memory before the domain runs"
+
+_STRAYS = {
+    "command": "libvirt starts QEMU itself, as the domain's XML says",
+    "qmp": "libvirt starts QEMU, and is the only one at its monitor",
+    "detach": "libvirt starts QEMU, which goes on without us in any case",
+    "lazy": _AT_ONCE,
+    "resume": _AT_ONCE,
+    "verify_first": _AT_ONCE,
+    "throttle": _AT_ONCE,
+    "learn": _AT_ONCE,
+    "clone": "two domains cannot have one UUID, and the guest's disks are those of its XML",
+}
+"""Why load --domain does not take another way of loading."""
+
+
+def _refuse_strays(values: Values) -> None:
+    """Raises UsageError for options that load does not take with --domain."""
+    from statepipe.qemu.guest import PARTS
+
+    for key, why in _STRAYS.items():
+        if is_given(values[key]):
+            option = "a QEMU command" if key == "command" else f"--{key.replace('_', '-')}"
+            raise UsageError(f"--domain and {option} exclude each other: {why}", hint=f"leave {option} out")
+    if values["running"] and values["paused"]:
+        raise UsageError("--running and --paused exclude each other", hint="leave one of them out")
+    if parts := [name for name in values["force"] if name in PARTS]:
+        what = f"--force {parts[0]} has no effect with --domain: libvirt makes the machine as the XML says"
+        raise UsageError(what, hint="--force names disks here")
+
+
+def load_by_libvirt(values: Values, keys: Keys) -> None:
+    """Have libvirt restore the domain in a state file."""
+    from statepipe.libvirt.load import Telling, Wish, load_domain
+    from statepipe.pipeline.deadline import within
+    from statepipe.qemu.guard import Said
+
+    _refuse_strays(values)
+    if values["status_fd"] is not None:
+        from statepipe.pipeline.job import report_to
+
+        report_to(values["status_fd"])
+    path = called(values["file"])
+
+    def warn_load(text: str) -> None:
+        warn("load", text)
+
+    def loaded(name: str, state: str) -> None:
+        say(f"statepipe: load: {path} is loaded and verified; the domain {name} is {state}")
+
+    runs = True if values["running"] else False if values["paused"] else None
+    wish = Wish(values["connect"], values["xml"], runs)
+    with within(values["timeout"], f"{path} was not loaded") as in_time:
+        tell = Telling(warn_load, in_time, loaded)
+        load_domain(values["file"], wish, keys, Said(values["disk"], values["force"]), tell)

@@ -1,0 +1,168 @@
+"""load --domain: libvirt restores the domain, and reads the state from a FIFO instead of an image.
+
+libvirt starts QEMU and keeps the domain paused until QEMU has read the end of the stream, which is held back until all
+of it is verified. QEMU refuses a stream that ends before, and libvirt ends QEMU: so nothing runs after any failure of
+ours. Without virsh we could not be told what libvirt did, so the end of virsh ends the stream, too.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import NamedTuple
+
+from statepipe.ends.fd import failure
+from statepipe.errors import ReaderGone, StatepipeError
+from statepipe.formats.domainxml import identity
+from statepipe.formats.libvirtimage import Domain, beginning
+from statepipe.libvirt.disks import refuse_changed_disks
+from statepipe.libvirt.offer import Offer
+from statepipe.libvirt.virsh import PAUSED, RUNNING, LibvirtError, NoDomain, Virsh, demand_local
+from statepipe.libvirt.work import TURN, AtWork
+from statepipe.pipeline.pipeline import Pipeline
+from statepipe.qemu.guard import Said
+from statepipe.state.file import Keys, open_state
+from statepipe.state.loading import State, prepare
+from statepipe.telling import Tell
+
+XML_LIMIT = 10 << 20
+"""Bytes of a file for --xml at most, as in virsh."""
+
+CLEARING = 10.0
+"""Seconds in which libvirt ends a domain whose stream was broken off. It takes it 0.2 s."""
+
+
+class Wish(NamedTuple):
+    """What libvirt is asked for: through which connection, with which XML (a file) instead of the saved one, and
+    whether the domain runs afterwards; None: if it ran when it was saved."""
+
+    uri: str | None
+    xml: str | None = None
+    runs: bool | None = None
+
+
+class Telling(NamedTuple):
+    """Who is called: `warn` with what is not proved, `here` when libvirt has all of the state, `loaded` with the
+    domain's name and state."""
+
+    warn: Tell
+    here: Callable[[], None]
+    loaded: Callable[[str, str], None]
+
+
+class Target(NamedTuple):
+    """The domain that is restored: its connection, its name for people, and its UUID for virsh."""
+
+    virsh: Virsh
+    name: str
+    uuid: str
+
+    def demand_idle(self) -> None:
+        """Raises LibvirtError if it runs already."""
+        try:
+            state = self.virsh.state(self.uuid)
+        except NoDomain:  # it was transient, or another host's
+            return
+        if state.state in (RUNNING, PAUSED):
+            hint = f"it would be another guest on the same disks; to give that up: virsh destroy {self.name}"
+            raise LibvirtError(f"the domain {self.name} is {state} already", hint=hint)
+
+    def became(self, within: float, meanwhile: Callable[[], None]) -> str:
+        """Return for a hint what became of it. libvirt has so many seconds to end one that is paused; `meanwhile` is
+        called again and again."""
+        deadline = time.monotonic() + within
+        try:
+            while (state := self.virsh.state(self.uuid)).state == PAUSED and time.monotonic() < deadline:
+                meanwhile()
+                time.sleep(TURN / 1000)  # an event could have come before anybody waited for it
+            return f"the domain {self.name} is {state}"
+        except NoDomain:
+            return f"the domain {self.name} does not run, and libvirt has no definition of it"
+        except StatepipeError as error:
+            command = shlex.join(["virsh", f"--connect={self.virsh.uri}", "domstate", self.name])
+            return f"what became of the domain {self.name} is not known ({error}); ask libvirt later: {command}"
+
+
+def load_domain(path: str, wish: Wish, keys: Keys, said: Said, tell: Telling) -> None:
+    """Have libvirt restore the domain in the state file at `path`. `said` is about its disks.
+
+    Raises StatepipeError; the hint of an error that arose after libvirt was asked says what became of the domain.
+    """
+    with open_state(path, keys) as source, ExitStack() as opened:
+        state = prepare(source)
+        domain = _demand_domain(state)
+        if state.doubts:
+            tell.warn(state.doubts)
+        xml = domain.xml if wish.xml is None else read_xml(wish.xml)
+        refuse_changed_disks(state, domain.xml, xml, said, tell.warn)
+        target = _target(wish.uri, xml)
+        target.demand_idle()
+        offer = opened.enter_context(Offer(beginning(domain, spare=0)))
+        words = ["restore", f"--file={offer.path}"]
+        if wish.xml is not None:
+            words.append(f"--xml={offer.put('domain.xml', xml)}")
+        if wish.runs is not None:
+            words.append("--running" if wish.runs else "--paused")
+        work = opened.enter_context(AtWork(target.virsh, *words))
+        offer.ended = work.ended
+        _restore(state, offer, work, target, tell)
+        tell.loaded(target.name, str(target.virsh.state(target.uuid)))
+
+
+def _restore(state: State, offer: Offer, work: AtWork, target: Target, tell: Telling) -> None:
+    """Hand the state over, and wait until libvirt has restored the domain. Raises StatepipeError."""
+    clearing = CLEARING
+    try:
+        Pipeline(state.source, state.stages(), offer).pour()
+        clearing = 0.0
+        tell.here()
+        offer.commit()
+        work.has_ended()
+        if reason := work.reason():
+            raise reason
+    except BaseException as error:
+        offer.withdraw()
+        has_ended = work.has_ended(clearing, offer.wake)
+        became = target.became(clearing, offer.wake)
+        if isinstance(error, ReaderGone):
+            reason = work.reason() if has_ended else None
+            why = reason or LibvirtError("libvirt closed the stream before its end")
+            why.advise(became)
+            raise why from error
+        if isinstance(error, StatepipeError):
+            error.advise(became)
+        raise
+
+
+def _demand_domain(state: State) -> Domain:
+    """Raises StatepipeError for a guest that libvirt did not run."""
+    if state.domain is None:
+        hint = "load it into a QEMU: statepipe load FILE -- qemu-system-…; save --domain keeps what libvirt needs"
+        raise StatepipeError(f"{state.source.name} holds no domain of libvirt's", hint=hint)
+    return state.domain
+
+
+def _target(uri: str | None, xml: bytes) -> Target:
+    """Return the domain that this XML describes. Raises StatepipeError, and UsageError for another host's libvirt."""
+    demand_local(uri or os.environ.get("LIBVIRT_DEFAULT_URI"))
+    its = Virsh(uri).ask("uri").strip()
+    demand_local(its)
+    who = identity(xml)
+    if who.name is None or who.uuid is None:
+        raise StatepipeError("the domain's XML has no name or no UUID", hint="check it with xmllint")
+    return Target(Virsh(its), who.name, who.uuid)
+
+
+def read_xml(path: str) -> bytes:
+    """Return the file of --xml, which libvirt judges. Raises StatepipeError."""
+    try:
+        with open(path, "rb") as file:
+            xml = file.read(XML_LIMIT + 1)
+    except OSError as error:
+        raise failure(f"read {path}", error) from error
+    if len(xml) > XML_LIMIT:
+        raise StatepipeError(f"{path} has more than {XML_LIMIT} bytes", hint="give the XML of one domain")
+    return xml
