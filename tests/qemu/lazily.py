@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import random
 import shlex
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests import warm
@@ -31,6 +34,27 @@ def noise(folder: Path) -> list[str]:
     if not file.exists():
         file.write_bytes(random.Random(7).randbytes(NOISE))
     return ["-device", f"loader,file={file},addr={NOISE_AT:#x},force-raw=on"]
+
+
+SETTING = Path("/proc/sys/vm/unprivileged_userfaultfd")
+LOCK = Path(tempfile.gettempdir(), "statepipe-tests-userfaultfd")
+"""The setting is the whole host's: who relies on it shares this lock, who changes it has it alone."""
+
+
+@contextmanager
+def setting(wanted: str | None = None) -> Iterator[str]:
+    """What vm.unprivileged_userfaultfd is within it; with `wanted`, it is changed to that."""
+    with LOCK.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH if wanted is None else fcntl.LOCK_EX)
+        before = SETTING.read_text().strip()
+        if wanted in (None, before):
+            yield before
+            return
+        try:
+            SETTING.write_text(str(wanted))
+            yield str(wanted)
+        finally:
+            SETTING.write_text(before)
 
 
 class Lazy:

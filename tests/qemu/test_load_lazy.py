@@ -18,7 +18,7 @@ import pytest
 
 from tests import agefiles
 from tests.qemu.harness import Guest, assert_continues, run_statepipe, statepipe_command, wait_for
-from tests.qemu.lazily import NOISE, SLOW, Lazy, assert_went_on, marks, memory_of
+from tests.qemu.lazily import NOISE, SLOW, Lazy, assert_went_on, marks, memory_of, setting
 from tests.qemu.loading import (
     MEMORY,
     Load,
@@ -303,7 +303,7 @@ def unprivileged(folder: Path, saved: Saved, *options: str) -> Iterator[subproce
     command = [*WITHOUT, *statepipe_command(), "load", *options, "--detach", str(saved.file)]
     err = folder / "err"
     try:
-        with err.open("w") as stderr:
+        with err.open("w") as stderr, setting():
             done = subprocess.run(
                 [*command, "--", *qemu_command(folder, saved)], stdin=subprocess.DEVNULL, stderr=stderr, timeout=60
             )
