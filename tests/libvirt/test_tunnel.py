@@ -1,0 +1,190 @@
+"""tunnel --libvirt: guests of one libvirt go to another by `virsh migrate`, and a tunnel is all that connects them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.libvirt.tunnels import FOLDER, Hosts, counted, left, two
+from tests.qemu.harness import wait_for
+from tests.qemu.moving import Credentials
+
+SLOW = ("--bandwidth", "2")
+"""MiB/s: the guest's memory takes some ten seconds."""
+
+RETRY = ("--retry", "1")
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
+    if os.geteuid() != 0:
+        pytest.skip("only root can start a system's libvirtd")
+    with two(tmp_path_factory.mktemp("certificates")) as both:
+        yield both
+
+
+@pytest.mark.parametrize(
+    "options",
+    [(), ("--p2p",), ("--parallel", "--parallel-connections", "3"), ("--p2p", "--compressed")],
+    ids=["plain", "p2p", "parallel", "p2p compressed"],
+)
+def test_a_guest_goes_to_the_other_host(hosts: Hosts, options: tuple[str, ...]) -> None:
+    with hosts.guest("web1", form="qcow2") as guest, hosts.tunnel("web1", "--once") as (near, far, line):
+        before = counted(guest)
+        done = hosts.migrate(line, *options)
+        assert done.returncode == 0, (done, near.said, far.said)
+        assert near.wait() == 0, near.said
+        assert far.wait() == 0, far.said
+        hosts.assert_arrived(guest)
+        assert counted(guest) > before
+    assert left(hosts.here) == left(hosts.there) == []
+
+
+def test_disks_go_along_over_nbd(hosts: Hosts, tmp_path: Path) -> None:
+    """The other host has an empty disk of its own at the same path."""
+    with hosts.guest("web1", form="qcow2") as guest, hosts.tunnel("web1", "--once") as (near, far, line):
+        disk = guest.image.with_name("there.img")
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", disk, "1M"], check=True)
+        disk.chmod(0o666)
+        hosts.there.run("mount", "--bind", disk, guest.image)
+        try:
+            done = hosts.migrate(line, "--copy-storage-all", "--p2p")
+            assert done.returncode == 0, (done, near.said, far.said)
+            hosts.assert_arrived(guest)
+            assert near.wait() == 0, near.said
+        finally:
+            hosts.there.virsh("destroy", "web1", check=False)
+            hosts.there.run("umount", guest.image)
+        same = subprocess.run(["qemu-img", "compare", guest.image, disk], capture_output=True, text=True, check=False)
+        assert same.returncode == 0, same
+
+
+def test_a_cable_that_is_out_for_six_seconds_goes_unnoticed(hosts: Hosts) -> None:
+    with (
+        hosts.guest("web1", fill=24, dirty=1) as guest,
+        hosts.tunnel("web1") as (near, far, line),
+        hosts.migrating(line, *SLOW) as virsh,
+    ):
+        hosts.wait_sent(guest, 4 << 20)
+        hosts.cable[1].cut()
+        time.sleep(6)  # no event: the fault itself
+        hosts.cable[1].mend()
+        hosts.here.virsh("migrate-setspeed", "web1", 10000)
+        assert virsh.wait(120) == 0, (virsh.communicate(), near.said, far.said)
+        hosts.assert_arrived(guest)
+        near.wait_said("no longer silent|is back|arrives again|after 6")
+
+
+@pytest.mark.parametrize("which", ["near", "far"])
+@pytest.mark.parametrize("options", [(), ("--p2p", "--parallel")], ids=["plain", "p2p parallel"])
+def test_a_killed_end_leaves_the_guest_where_it_is(hosts: Hosts, which: str, options: tuple[str, ...]) -> None:
+    with (
+        hosts.guest("web1", fill=24, dirty=1) as guest,
+        hosts.tunnel("web1", *RETRY) as (near, far, line),
+        hosts.migrating(line, *SLOW, *options) as virsh,
+    ):
+        hosts.wait_sent(guest, 4 << 20)
+        (near if which == "near" else far).kill()
+        said = virsh.communicate(timeout=120)[1]
+        assert virsh.returncode == 1 and "error: " in said, said
+        hosts.assert_stayed(guest)
+        if which == "far":
+            assert near.wait() == 5, near.said
+            near.wait_said("error: no link to .* for 1 s")
+        else:
+            far.wait_said(r"connection \d+ \(the tunnel for web1\) failed: no link to .* for 1 s")
+    with hosts.guest("web1") as guest, hosts.tunnel("web1", "--once") as (near, far, line):
+        """What was killed is in nobody's way."""
+        assert hosts.migrate(line).returncode == 0
+        hosts.assert_arrived(guest)
+        assert near.wait() == 0
+    assert left(hosts.here) == left(hosts.there) == []
+
+
+def test_a_cancelled_migration_can_be_begun_again_through_the_same_tunnel(hosts: Hosts) -> None:
+    with hosts.guest("web1", fill=24, dirty=1) as guest, hosts.tunnel("web1") as (near, far, line):
+        for options in [(), ("--p2p", "--parallel")]:
+            with hosts.migrating(line, *SLOW, *options) as virsh:
+                hosts.wait_sent(guest, 4 << 20)
+                hosts.here.virsh("domjobabort", "web1")
+                said = virsh.communicate(timeout=120)[1]
+                assert virsh.returncode == 1 and "canceled by client" in said, said
+                hosts.assert_stayed(guest)
+        assert hosts.migrate(line).returncode == 0, (near.said, far.said)
+        hosts.assert_arrived(guest)
+
+
+def test_two_guests_at_once_have_a_tunnel_each(hosts: Hosts) -> None:
+    with (
+        hosts.guest("web1") as first,
+        hosts.guest("web2") as second,
+        hosts.far() as far,
+        hosts.near("web1") as one,
+        hosts.near("web2") as two,
+        hosts.migrating(one.line(), "--p2p") as left_one,
+        hosts.migrating(two.line(), "--parallel") as left_two,
+    ):
+        assert (left_one.wait(120), left_two.wait(120)) == (0, 0), (one.said, two.said, far.said)
+        for guest in (first, second):
+            hosts.assert_arrived(guest)
+
+
+def test_a_peer_that_is_not_trusted_gets_no_tunnel(hosts: Hosts, tmp_path: Path) -> None:
+    stranger = Hosts(hosts.here, hosts.there, hosts.cable, Credentials(tmp_path, "192.0.2.1", "192.0.2.2"))
+    with hosts.far() as far, stranger.near("web1") as near:
+        before = left(hosts.there)
+        assert near.wait() == 5
+        near.wait_said("error: no trust between us")
+        far.wait_said("turned away")
+        assert left(hosts.there) == before
+
+
+def test_a_peer_that_may_not_use_it_gets_no_tunnel(hosts: Hosts) -> None:
+    with hosts.far("--peer", "somebody else") as far, hosts.near("web1") as near:
+        assert near.wait() == 5, near.said
+        far.wait_said("turned away")
+
+
+def test_no_daemon_there_is_told_before_the_migration(hosts: Hosts) -> None:
+    with hosts.far("--libvirtd", "/run/libvirt/none") as far, hosts.near("web1") as near:
+        assert near.wait() == 5, near.said
+        near.wait_said("no libvirt daemon answers: /run/libvirt/none: No such file or directory")
+        far.wait_said("no libvirt daemon answers")
+
+
+def test_folders_that_differ_are_told_before_the_migration(hosts: Hosts) -> None:
+    with hosts.far("--folder", "/run/libvirt/other") as far, hosts.near("web1") as near:
+        assert near.wait() == 1, near.said
+        near.wait_said(f"the sockets are in {FOLDER} here, and in /run/libvirt/other on ")
+        far.wait_said("the tunnel for the guest web1 has ended")
+
+
+def test_a_line_without_its_tunnel_fails_and_the_guest_stays(hosts: Hosts) -> None:
+    with hosts.guest("web1") as guest:
+        with hosts.tunnel("web1") as (near, far, line):
+            near.send(signal.SIGTERM)
+            assert near.wait() == 143, near.said
+            far.wait_said("the tunnel for the guest web1 has ended")
+        done = hosts.migrate(line)
+        assert done.returncode == 1 and "No such file or directory" in done.stderr
+        hosts.assert_stayed(guest)
+
+
+def test_a_killed_tunnel_s_sockets_are_removed_by_the_next(hosts: Hosts) -> None:
+    with hosts.far() as far, hosts.near("web1") as near:
+        near.line()
+        near.kill()
+        far.kill()
+        assert near.wait() == far.wait() == -9
+    assert len(left(hosts.here)) == len(left(hosts.there)) == 1
+    with hosts.tunnel("web1") as (near, far, _):
+        wait_for("one folder on each", lambda: len(left(hosts.here)) == len(left(hosts.there)) == 1)
+        near.send(signal.SIGTERM)
+        assert near.wait() == 143
+        wait_for("none", lambda: not left(hosts.here) and not left(hosts.there))
