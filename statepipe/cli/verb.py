@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from statepipe.descriptors import demand_numbered
@@ -14,8 +13,7 @@ Values = dict[str, Any]
 """The values of a verb's parameters, by `Param.key`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Param:
+class Param(NamedTuple):
     """An argument or an option of a verb. An option's `name` begins with --; without a `metavar` it is a switch.
 
     `many`, of an argument: "one", "optional" or "any"; an option with "any" can be repeated, and one with "optional"

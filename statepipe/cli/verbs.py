@@ -6,8 +6,6 @@ the verb runs.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from statepipe.cli import options
 from statepipe.cli.filtertable import CODECS, FILTERS
 from statepipe.cli.onfiles import ON_FILES
@@ -44,10 +42,10 @@ COMMANDS = (
                 choices=("stay", "cont", "quit"),
                 needs="--qmp",
             ),
-            replace(options.OFFLINE, needs="--qmp"),
-            replace(options.AUTO_CONVERGE, needs="--qmp"),
-            replace(options.MEMORY_TIMEOUT, needs="--qmp"),
-            replace(options.ON_TIMEOUT, needs="--timeout"),
+            options.OFFLINE._replace(needs="--qmp"),
+            options.AUTO_CONVERGE._replace(needs="--qmp"),
+            options.MEMORY_TIMEOUT._replace(needs="--qmp"),
+            options.ON_TIMEOUT._replace(needs="--timeout"),
             Param("--live", "save the guest as it is now while it runs on (background-snapshot)", needs="--qmp"),
             Param("--overwrite", "replace FILE even if it is not a saved state"),
             *options.RECIPIENTS,
@@ -66,13 +64,13 @@ COMMANDS = (
                 dash=True,
             ),
             Param("command", options.QEMU_COMMAND, "QEMU", many="any"),
-            replace(options.MONITOR, help="unix socket of the monitor (QMP) of a QEMU that waits with -incoming defer"),
+            options.MONITOR._replace(help="unix socket of the monitor (QMP) of a QEMU that waits with -incoming defer"),
             *options.RESTORED,
-            replace(options.DETACH, needs="QEMU"),
+            options.DETACH._replace(needs="QEMU"),
             Param("--timeout", "seconds that the load may take before it is given up", "SECONDS", type=seconds()),
             *options.LAZY,
             options.CLONE,
-            replace(options.STATUS_FD, help="write the progress each second as JSON to descriptor N"),
+            options.STATUS_FD._replace(help="write the progress each second as JSON to descriptor N"),
             *options.GUARDS,
             *options.IDENTITIES,
         ),
@@ -153,11 +151,10 @@ COMMANDS = (
             Param("words", f"{options.FILTERS}: compress:zstd:3, checksum, progress", "WORD", many="any"),
             Param("address", "tls://HOST:PORT or HOST; ssh://HOST/PATH; tcp://HOST:PORT; unix:///PATH", "ADDRESS"),
             options.TLS_CREDS,
-            replace(options.PEER, help=f"{options.PEER.help} (default: HOST)"),
+            options.PEER._replace(help=f"{options.PEER.help} (default: HOST)"),
             options.INSECURE,
             options.SILENCE_TIMEOUT,
-            replace(
-                options.RETRY,
+            options.RETRY._replace(
                 help="seconds to wait for a receiver that does not listen yet, and with tls:// and ssh:// "
                 "to go on without a connection (default: 30)",
             ),
@@ -185,7 +182,7 @@ COMMANDS = (
             options.PEER,
             options.INSECURE,
             options.SILENCE_TIMEOUT,
-            replace(options.RETRY, help="seconds to wait for a sender whose connection broke (default: 30)"),
+            options.RETRY._replace(help="seconds to wait for a sender whose connection broke (default: 30)"),
             Param("--allow-empty", "accept a stream of no bytes, with tcp:// and unix://"),
             options.SESSION_STDIO,
             Param("--attach", "what ssh:// starts for one more connection of the receiver ID", "ID"),
@@ -203,7 +200,7 @@ COMMANDS = (
                 "a QEMU that waits: tcp://HOST:PORT or unix:///PATH; a program: exec:COMMAND; a file: file:///PATH",
                 "URI",
             ),
-            replace(options.MONITOR, required=True),
+            options.MONITOR._replace(required=True),
             Param(
                 "--detach",
                 "return as soon as the guest's memory is being sent, and continue in the background",
@@ -219,8 +216,8 @@ COMMANDS = (
             ),
             Param("--rate", "bytes or bits per second, as in 200M (default: unlimited)", "RATE", type=parse_rate),
             options.AUTO_CONVERGE,
-            replace(options.MEMORY_TIMEOUT, only=options.TWO_PHASES),
-            replace(options.ON_TIMEOUT, only=options.TWO_PHASES),
+            options.MEMORY_TIMEOUT._replace(only=options.TWO_PHASES),
+            options.ON_TIMEOUT._replace(only=options.TWO_PHASES),
             Param(
                 "--switchover-timeout",
                 "seconds that the stopped guest may wait for the other host; 0 is no limit (default: 10)",
@@ -230,8 +227,8 @@ COMMANDS = (
             ),
             Param("--quit-source", "end QEMU here once the guest runs there"),
             Param("--force", "migrate although the comparison of the hosts fails", only=options.TWO_PHASES),
-            replace(options.JOURNAL, only=options.TWO_PHASES),
-            replace(options.STATUS_FD, only=options.TWO_PHASES),
+            options.JOURNAL._replace(only=options.TWO_PHASES),
+            options.STATUS_FD._replace(only=options.TWO_PHASES),
             options.TLS_CREDS,
             options.PEER_OR_USER,
             options.RETRY,
@@ -253,7 +250,7 @@ COMMANDS = (
                 "address", "tls://:PORT or tls://HOST:PORT; on the same host unix:///PATH", "ADDRESS", many="optional"
             ),
             Param("command", options.QEMU_COMMAND, "QEMU", many="any"),
-            replace(options.MONITOR, help="unix socket of the monitor (QMP) of a QEMU that waits with -incoming defer"),
+            options.MONITOR._replace(help="unix socket of the monitor (QMP) of a QEMU that waits with -incoming defer"),
             options.DETACH,
             Param("--chdir", "folder to start QEMU in", "DIR"),
             options.SESSION_STDIO,
@@ -277,7 +274,7 @@ COMMANDS = (
         "compare this host with another and say whether a guest can migrate there",
         (
             Param("uri", "as for migrate: tls://HOST:PORT, HOST, unix:///PATH or ssh://USER@HOST", "URI"),
-            replace(options.MONITOR, required=True),
+            options.MONITOR._replace(required=True),
             options.AS_JSON,
             Param("--timeout", "seconds that the check may take (default: no limit)", "SECONDS", type=seconds()),
             options.TLS_CREDS,
@@ -297,7 +294,7 @@ COMMANDS = (
             Param("go", "where they go: tls://… or ssh://HOST/PATH here, unix:///PATH there", "TO", many="optional"),
             *options.LIBVIRT,
             Param("--once", "end once all connections have ended"),
-            replace(options.STATUS_FD, help="write the progress each second as JSON to descriptor N"),
+            options.STATUS_FD._replace(help="write the progress each second as JSON to descriptor N"),
             options.TLS_CREDS,
             options.PEER,
             options.RETRY,
@@ -319,7 +316,7 @@ COMMANDS = (
                 many="optional",
                 choices=("here", "elsewhere"),
             ),
-            replace(options.MONITOR, required=True),
+            options.MONITOR._replace(required=True),
             Param("--journal", "the journal that migrate or receive wrote", "FILE"),
         ),
         "statepipe.cli.migration:run_resolve",

@@ -19,9 +19,9 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
 from queue import SimpleQueue
 from struct import Struct
+from typing import NamedTuple
 
 from statepipe.errors import IntegrityError
 from statepipe.formats.qemu import postcopy
@@ -51,28 +51,24 @@ RECORDS = 256
 READ = 64 << 10
 
 
-@dataclass(frozen=True, slots=True)
-class Damaged:
+class Damaged(NamedTuple):
     """A frame cannot be read; its pages were not sent. `error` names one of them; `asked` is the guest's request."""
 
     error: IntegrityError
     asked: Asked | None
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(NamedTuple):
     """A thread of the server has failed: the file, the connection (OSError, EOFError) or the destination."""
 
     error: BaseException
 
 
-@dataclass(frozen=True, slots=True)
-class AllSent:
+class AllSent(NamedTuple):
     """All pages that can be read were sent, and the end of the stream too, unless frames are damaged."""
 
 
-@dataclass(frozen=True, slots=True)
-class Learned:
+class Learned(NamedTuple):
     """The time to learn is over: the pages that the guest asked for, and those that were sent first."""
 
     recorder: Recorder
@@ -81,18 +77,15 @@ class Learned:
 News = Damaged | Failed | AllSent | Learned | Pong | Received | Resumed | Shut
 
 
-@dataclass(slots=True)
 class Figures:
     """How many pages the destination has, of the `total` that are stored. Another statepipe sent `before` of them;
     `first` were sent before the guest ran. `pushed` is when the background began, and how many there were by then."""
 
-    total: int
-    pages: int = 0
-    before: int = 0
-    first: int = 0
-    zeros: int = 0
-    pushed: tuple[float, int] | None = None
-    waits: Waits = field(default_factory=Waits)
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.pages = self.before = self.first = self.zeros = 0
+        self.pushed: tuple[float, int] | None = None
+        self.waits = Waits()
 
 
 class Server:
@@ -229,7 +222,7 @@ class Server:
     def _answer(self, asked: Asked) -> None:
         """Send the requested pages that were not sent yet."""
         block = self._numbers[asked.block]
-        page, stop = asked.page, asked.page + asked.count
+        page, stop = asked.page, asked.page + asked.pages
         while page < stop:
             if (recorder := self._recorder) is not None:
                 recorder.add(block, page)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from statepipe.ends.fd import FdSink, FdSource
 from statepipe.ends.net import SocketSink, SocketSource, is_network
@@ -17,8 +17,7 @@ from statepipe.ends.relay import can_relay, move, mover
 from statepipe.stage import Link, Meter
 
 
-@dataclass(frozen=True, slots=True)
-class Shortcut:
+class Shortcut(NamedTuple):
     """A way from a source to a sink past the links of stages that only count."""
 
     source: FdSource

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from statepipe.errors import InterruptedBySignal, StatepipeError
 from statepipe.pipeline.bypass import find_shortcut
@@ -45,8 +44,7 @@ class Sink(Protocol):
 NamedStage = tuple[str, Stage]
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """The result of a pipeline that succeeded. Sizes in bytes."""
 
     bytes_in: int

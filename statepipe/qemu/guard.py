@@ -12,7 +12,8 @@ import re
 import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import NamedTuple
 
 from statepipe.errors import StatepipeError
 from statepipe.qemu.commandline import in_words, parted, texts
@@ -27,8 +28,7 @@ UNSEEN = "command line"
 """The driver of a disk that is known only from a command line: QEMU has another name for it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Said:
+class Said(NamedTuple):
     """What the user says about disks, before the state's disks are known: OLD=NEW for each disk that was moved, and the
     names of disks to accept as they are."""
 
@@ -74,11 +74,10 @@ def _stranger(option: str, name: str, names: Sequence[str]) -> StatepipeError:
     return StatepipeError(f"{option} names {name}, which is not a disk of this state", hint=its)
 
 
-@dataclass(frozen=True, slots=True)
-class Word:
+class Word(NamedTuple):
     """The disks that were `moved`, old name to new, and those to accept as they are (`forced`), by either name."""
 
-    moved: Mapping[str, str] = field(default_factory=dict)
+    moved: Mapping[str, str] = MappingProxyType({})
     forced: Collection[str] = ()
 
     def now(self, disk: Disk) -> str:

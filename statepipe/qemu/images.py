@@ -10,8 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from statepipe.errors import QemuError
 from statepipe.qemu.answers import file_name
@@ -35,8 +34,7 @@ _ELSEWHERE = ("nbd", "rbd", "iscsi", "ssh", "nfs", "gluster", "http", "https", "
 VHOST_USER = "vhost-user"
 
 
-@dataclass(frozen=True, slots=True)
-class Image:
+class Image(NamedTuple):
     """One image.
 
     `path` of a file is its name in QEMU's view of the host, absolute if possible; of another image, QEMU's name for it.
@@ -56,12 +54,11 @@ class Image:
         return self.driver in FILES
 
 
-@dataclass(frozen=True, slots=True)
-class Images:
+class Images(NamedTuple):
     """All images of a QEMU, and its view of the host's files. `complete`: it has no others."""
 
     rows: tuple[Image, ...]
-    view: View = field(default_factory=lambda: View(0))
+    view: View = View(0)
     complete: bool = True
 
     def find(self, path: str) -> Image | None:
@@ -88,11 +85,11 @@ class Images:
         over = {base: row for path, base in overlays.items() if (row := self.find(path)) is not None}
         bases = {row: over[base] for base in over if (row := self.find(base)) is not None}
         rows = tuple(
-            replace(row, devices=bases[row].devices, read_only=bases[row].read_only) if row in bases else row
+            row._replace(devices=bases[row].devices, read_only=bases[row].read_only) if row in bases else row
             for row in self.rows
             if row not in over.values()
         )
-        return replace(self, rows=rows)
+        return self._replace(rows=rows)
 
     def at(self, places: tuple[str, ...]) -> list[str]:
         """Return the paths of the images that the guest sees in these places."""
@@ -113,7 +110,7 @@ def images(monitor: Monitor) -> Images:
         for row in (*_trees(monitor, nodes, view), *_served(monitor)):  # several devices can use one image
             other = found.setdefault((row.path, row.driver), row)
             devices = None if row.devices is None else tuple(sorted({*row.devices, *(other.devices or ())}))
-            found[row.path, row.driver] = replace(row, devices=devices, read_only=row.read_only and other.read_only)
+            found[row.path, row.driver] = row._replace(devices=devices, read_only=row.read_only and other.read_only)
     except Misshapen as error:
         raise QemuError(f"unexpected disks reported by {monitor.place}: {error}") from error
     return Images(tuple(found[key] for key in sorted(found)), view)

@@ -13,8 +13,7 @@ import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from statepipe.errors import QemuError
 from statepipe.qemu.commandline import TAKE_JSON, in_words, is_monitor, json_of, parted, split
@@ -44,8 +43,7 @@ _SERVER = re.compile(r"(^|,)server(=(on|yes|y|true))?(,|$)")
 _NULL, _NONE = "null", "none"
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """A file or socket, and the option that names it. `is_written`: two QEMUs would destroy what the other writes; they
     would not in a log to which both append, nor in private memory."""
 

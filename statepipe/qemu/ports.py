@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from statepipe.qemu.commandline import in_words, parted, split
 
@@ -21,8 +21,7 @@ VNC, VNC_WEB, GDB = 5900, 5700, 1234
 """The port of VNC's display 0, of the same for WebSocket, and of -s."""
 
 
-@dataclass(frozen=True, slots=True)
-class Port:
+class Port(NamedTuple):
     """A port at which QEMU listens, `tcp` or `udp`. The host is empty for all addresses."""
 
     kind: str

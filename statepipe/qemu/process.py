@@ -17,7 +17,7 @@ import socket
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from statepipe.errors import QemuError, QemuGone, StatepipeError, UsageError
 from statepipe.processes import Process, read_text
@@ -28,8 +28,7 @@ from statepipe.threads import ENDING
 from statepipe.wakeups import polled
 
 
-@dataclass(frozen=True, slots=True)
-class Running:
+class Running(NamedTuple):
     """A QEMU process seen from outside.
 
     The kernel provides the program, the folder, the images that are open for writing, and those of them without a name

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib import import_module
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 from statepipe.errors import IntegrityError, TruncatedError, UsageError
 from statepipe.formats.beginning import beginning
@@ -26,8 +25,7 @@ class _Module(Protocol):
     def decompress(self, memory: int) -> Stage: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Codec:
+class Codec(NamedTuple):
     """A row of the table. `level` is the default. The module of the same name in this folder reads and writes it."""
 
     name: str

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, Protocol, Self, TextIO
+from typing import Any, NamedTuple, Protocol, Self, TextIO
 
 from statepipe.stage import Buffer
 
@@ -54,8 +53,7 @@ class GuestMemory(Protocol):
     def rewritten(self) -> float | None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
+class Context(NamedTuple):
     """`messages` is a file for people; `warn` prints a warning; `clock` returns monotonic seconds.
 
     `ask` shows a prompt at the terminal and returns the secret that was typed; it raises StatepipeError without a

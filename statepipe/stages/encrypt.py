@@ -13,8 +13,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from itertools import chain
+from typing import NamedTuple
 
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
@@ -55,7 +55,8 @@ def encrypt(recipients: Sequence[Recipient]) -> Stage:
         nonce = os.urandom(NONCE_SIZE)
         yield header + nonce
         batches = _batches(cut(upstream, CHUNK, early=False), keep=1)  # a chunk waits: it may be the last
-        with closing(parallel(_Sealer(payload_key(file_key, nonce)), Over(upstream, batches), WORKERS)) as sealed:
+        sealer = _Sealer(payload_key(file_key, nonce))
+        with closing(parallel(sealer.seal, Over(upstream, batches), WORKERS)) as sealed:
             yield from sealed
 
     return stage
@@ -97,7 +98,7 @@ def decrypt(identities: Sequence[Identity]) -> Stage:
         opener = _Opener(payload_key(file_key, reader.rest[:NONCE_SIZE]), header.size + NONCE_SIZE)
         batches = _batches(cut(chain([reader.rest[NONCE_SIZE:]], binary), SEALED, early=False), keep=0)
         ended = False
-        with closing(parallel(opener, Over(upstream, batches), WORKERS)) as opened:
+        with closing(parallel(opener.open, Over(upstream, batches), WORKERS)) as opened:
             for each in opened:
                 if each is None:
                     yield FLUSH
@@ -134,8 +135,7 @@ def _dearmored(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
         yield data
 
 
-@dataclass(frozen=True, slots=True)
-class _Batch:
+class _Batch(NamedTuple):
     """Chunks numbered from `number`; `last` if the stream ends with them."""
 
     number: int
@@ -162,13 +162,12 @@ def _batches(pieces: Iterator[list[Buffer]], keep: int) -> Iterator[_Batch | Non
     yield _Batch(number, held, last=True)
 
 
-@dataclass(frozen=True, slots=True)
-class _Sealer:
+class _Sealer(NamedTuple):
     """Seals a batch, on a worker."""
 
     key: ChaCha20Poly1305
 
-    def __call__(self, batch: _Batch | None) -> Buffer:
+    def seal(self, batch: _Batch | None) -> Buffer:
         if batch is None:
             return FLUSH
         chunks = batch.chunks or [b""]
@@ -182,8 +181,7 @@ class _Sealer:
         return out
 
 
-@dataclass(frozen=True, slots=True)
-class _Opened:
+class _Opened(NamedTuple):
     """The plaintext of a batch up to an error, whether it had the stream's last chunk, and the error."""
 
     plain: Buffer
@@ -191,14 +189,13 @@ class _Opened:
     failure: PayloadError | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Opener:
+class _Opener(NamedTuple):
     """Opens a batch, on a worker. `start` is the offset of the first chunk in the stream."""
 
     key: ChaCha20Poly1305
     start: int
 
-    def __call__(self, batch: _Batch | None) -> tuple[_Batch, _Opened] | None:
+    def open(self, batch: _Batch | None) -> tuple[_Batch, _Opened] | None:
         if batch is None:
             return None
         out = memoryview(bytearray(sum(map(len, batch.chunks))))

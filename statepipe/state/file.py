@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from statepipe.descriptors import named_by
 from statepipe.ends.file import FileSource
@@ -21,8 +20,7 @@ if TYPE_CHECKING:
     from statepipe.formats.age.envelope import Identity
 
 
-@dataclass(frozen=True, slots=True)
-class Keys:
+class Keys(NamedTuple):
     """What opens a file: age's identities, or a stage that decrypts OpenPGP.
 
     Each is called only for a file that is encrypted in that way: no other keys are read, and no passphrases asked for.

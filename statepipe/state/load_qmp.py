@@ -12,8 +12,7 @@ import shlex
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from statepipe.descriptors import named_by
 from statepipe.ends.fd import FdSink
@@ -53,8 +52,7 @@ RAN_AT_SAVE = (*LIVE, None)
 """A machine type older than 2.4 does not save its run state; QEMU itself then assumes that it was running."""
 
 
-@dataclass(frozen=True, slots=True)
-class Telling:
+class Telling(NamedTuple):
     """Who is called during a load: `warn` with what is not proved or waited for, `here` at once when QEMU has the
     guest, `loaded` with the guest's run state, and `settled` once QEMU has answered: from then on no signal undoes it.
     """
@@ -96,7 +94,7 @@ def load_into_new(
             child.pass_signals_on()
             stays = True
 
-    telling = replace(tell, here=here, settled=tell.settled if detach else lambda: None)  # else QEMU gets the signals
+    telling = tell._replace(here=here, settled=tell.settled if detach else lambda: None)  # else QEMU gets the signals
     try:
         with ExitStack() as opened:
             refuse_daemon(command)

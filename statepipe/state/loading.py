@@ -10,8 +10,7 @@ of what cannot be proved.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from statepipe.errors import IntegrityError, StatepipeError, TruncatedError
 from statepipe.formats.beginning import HEAD
@@ -55,8 +54,7 @@ HOLD_LIMIT = 256 << 20
 """Most bytes of device state that are held back: a bare PC has 100 KB, a big GPU some tens of MB."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ends:
+class Ends(NamedTuple):
     """Both ends of a file: header and trailer if statepipe wrote it, else the codec of a foreign stream.
 
     `trailer_at` is the offset of the trailer's frame. `domain` is what libvirt knows of the guest, if libvirt ran it.
@@ -86,7 +84,7 @@ def read_ends(source: StateFile) -> Ends:
     if not isinstance(source, SaveImage):
         return ends
     demand_format(source, ends.codec)
-    return replace(ends, domain=source.domain, is_image=True)
+    return ends._replace(domain=source.domain, is_image=True)
 
 
 def _read_ends(source: StateFile) -> Ends:
@@ -166,8 +164,7 @@ def table_parts(source: StateFile, start: int, size: int) -> Iterator[bytes]:
         at += len(part)
 
 
-@dataclass(frozen=True, slots=True)
-class State:
+class State(NamedTuple):
     """A state ready to be loaded: its source, and what is not proved of it. `stream` follows a foreign stream.
 
     Its disks are checked later, when it is known which QEMU it is for: `refuse_changed_disks`.

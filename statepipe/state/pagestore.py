@@ -21,7 +21,6 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
-from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 import zstandard
@@ -109,7 +108,7 @@ def pages_of(state: State, *, told: Tell = nobody) -> PageStore:
     if index is None:
         told(f"{source.name} has no index of pages: all of it is read first")
         index, stream, digest = _scanned(source, state.ends, frames)
-        state = replace(state, stream=stream)
+        state = state._replace(stream=stream)
     store = PageStore(source, state, frames, index, state.digest or digest, is_scanned=is_scanned)
     store.demand_sound()
     return store

@@ -10,8 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from statepipe.errors import QemuError, QemuGone, StatepipeError
 from statepipe.formats.qemu.stream import QemuStream
@@ -43,8 +42,7 @@ def followed(stream: QemuStream, tell: Tell) -> AbstractContextManager[None]:
     return beside_if_possible("rounds", follow, over.set)
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+class Limits(NamedTuple):
     """`offline` stops the guest first. After `seconds` (None: never) the save is cancelled or, with `suspends`, the
     guest stopped."""
 

@@ -9,9 +9,9 @@ on.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from statepipe import __version__
 from statepipe.ends.fd import FdSource
@@ -35,8 +35,7 @@ IDLE = 1000
 """Milliseconds without a byte after which a stream without vmdesc counts as ended, if it could end there."""
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """What to save with the stream: `words` are stages for the plain stream, `seal` those that encrypt the file.
 
     `guest` is written to the header. `disks` is called after the end of the stream and returns the disks' fingerprints,
@@ -46,14 +45,13 @@ class Plan:
     packing: Packing
     words: Sequence[NamedStage] = ()
     seal: Sequence[NamedStage] = ()
-    guest: dict[str, Any] = field(default_factory=dict)
+    guest: Mapping[str, Any] = MappingProxyType({})
     disks: Callable[[], list[Disk] | None] = lambda: None
     last: Callable[[], dict[str, Any]] = dict
     domain: Domain | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Saved:
+class Saved(NamedTuple):
     """A saved stream, the bytes of its file, and the disks in its trailer (None: not known)."""
 
     stream: QemuStream

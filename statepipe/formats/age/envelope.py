@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from statepipe.errors import IntegrityError, NoKeyError, UsageError
 from statepipe.formats.age.derive import FILE_KEY_SIZE, header_mac
@@ -23,8 +22,7 @@ class MacError(IntegrityError):
     """The header was changed by someone who does not have the file key."""
 
 
-@dataclass(frozen=True, slots=True)
-class Wrapped:
+class Wrapped(NamedTuple):
     """The stanzas of one recipient, and its labels. Recipients can be combined only if their labels are equal."""
 
     stanzas: tuple[Stanza, ...]

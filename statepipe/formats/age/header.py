@@ -14,8 +14,7 @@ from __future__ import annotations
 import binascii
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from statepipe.errors import IntegrityError, TruncatedError
 from statepipe.stage import Buffer
@@ -43,8 +42,7 @@ class HeaderCut(HeaderError, TruncatedError):
     """The stream ends inside the header."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stanza:
+class Stanza(NamedTuple):
     """The data from which one recipient recovers the file key: a kind, arguments, and a body of up to a few KiB."""
 
     kind: str
@@ -105,8 +103,7 @@ class StanzaParser:
         return stanza
 
 
-@dataclass(frozen=True, slots=True)
-class Header:
+class Header(NamedTuple):
     """A parsed header: the stanzas, the bytes that the MAC covers, the MAC, and the total length in bytes."""
 
     stanzas: tuple[Stanza, ...]

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from statepipe.errors import UsageError
 from statepipe.formats.age import bech32, x25519
@@ -28,12 +27,14 @@ _PLUGIN_RECIPIENT = re.compile(r"age1([a-z0-9+._-]+)")
 _PLUGIN_IDENTITY = re.compile(r"AGE-PLUGIN-([A-Z0-9+._-]+)-")
 
 
-@dataclass(frozen=True, slots=True)
-class PluginKey:
+class PluginKey(NamedTuple):
     """A key that only the program age-plugin-NAME understands. The text of an identity is secret."""
 
     name: str
-    text: str = field(repr=False)
+    text: str
+
+    def __repr__(self) -> str:
+        return f"PluginKey(name={self.name!r})"
 
 
 def parse_recipient(text: str) -> Recipient | PluginKey:

@@ -9,7 +9,7 @@ refused. Only the last chunk may be short; it is empty only in an empty file.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
@@ -73,8 +73,7 @@ def open_chunk(key: ChaCha20Poly1305, number: int, sealed: Buffer, into: Buffer)
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(NamedTuple):
     """Maps offsets of the plaintext to a file of `total` bytes whose payload's nonce ends at byte `start`."""
 
     start: int

@@ -6,7 +6,7 @@ wrapping key = HKDF(X25519(ephemeral, recipient), salt = ephemeral share and rec
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
@@ -21,8 +21,7 @@ SECRET_NAME = "AGE-SECRET-KEY-"
 INFO = b"age-encryption.org/v1/X25519"
 
 
-@dataclass(frozen=True, slots=True)
-class X25519Recipient:
+class X25519Recipient(NamedTuple):
     """A public key of 32 bytes."""
 
     key: bytes
@@ -43,11 +42,13 @@ class X25519Recipient:
         return Wrapped((Stanza(KIND, (encode(share),), body),))
 
 
-@dataclass(frozen=True, slots=True)
-class X25519Identity:
+class X25519Identity(NamedTuple):
     """A secret key of 32 bytes."""
 
-    secret: bytes = field(repr=False)
+    secret: bytes
+
+    def __repr__(self) -> str:
+        return "X25519Identity()"
 
     @classmethod
     def generate(cls) -> X25519Identity:

@@ -10,7 +10,6 @@ Source: QEMU migration/savevm.c, vmstate_configuration.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from struct import Struct
 
 from statepipe.errors import IntegrityError
@@ -32,14 +31,14 @@ _PREFIX = "configuration/"
 _BE32 = Struct(">I")
 
 
-@dataclass(slots=True)
 class Configuration:
     """The facts in the configuration, or implied by the machine type; None or empty if unknown."""
 
-    machine: str | None = None
-    uuid: str | None = None
-    page_size: int | None = None
-    capabilities: tuple[str, ...] = ()
+    def __init__(self) -> None:
+        self.machine: str | None = None
+        self.uuid: str | None = None
+        self.page_size: int | None = None
+        self.capabilities: tuple[str, ...] = ()
 
     def machine_at(self, data: Buffer, at: int, end: int) -> int:
         """Read the configuration section at `at`; return the position after it, or `at` if it is incomplete at `end`.

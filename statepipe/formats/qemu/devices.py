@@ -17,9 +17,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import islice
 from struct import Struct
+from typing import NamedTuple
 
 from statepipe.stage import Buffer
 
@@ -43,8 +43,7 @@ hundreds of devices, is searched for the text that begins a device (QEMU migrati
 _DEVICE = re.compile(rb'\{"name": ?"([\x20\x21\x23-\x5b\x5d-\x7e]{1,255})", ?"instance_id": ?\d')
 
 
-@dataclass(frozen=True, slots=True)
-class _Candidate:
+class _Candidate(NamedTuple):
     """A possible end: offsets of its end mark, of its JSON, and of the first byte after."""
 
     mark: int

@@ -14,10 +14,9 @@ import sys
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import accumulate, pairwise, zip_longest
 from operator import add, le
-from typing import Any
+from typing import Any, NamedTuple
 
 import zstandard
 
@@ -78,8 +77,7 @@ _OUTLINE = fields(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Runs:
+class _Runs(NamedTuple):
     """The runs of one frame: columns, and what follows from them."""
 
     keys: array[int]

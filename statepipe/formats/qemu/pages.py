@@ -23,7 +23,6 @@ from array import array
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, islice
 from operator import le
@@ -77,8 +76,7 @@ class Piece(NamedTuple):
     end: int
 
 
-@dataclass(frozen=True, slots=True)
-class Outline:
+class Outline(NamedTuple):
     """What a load needs of a stream besides its pages.
 
     `head`: bytes of the magic and the configuration. `pieces`: everything between them and the devices but the sections
@@ -278,7 +276,7 @@ class PageRecorder:
         if sum(len(block.name) for block in outline.blocks) > MAX_NAMES:
             self.give_up("the names of its RAM blocks are too long")
         keys, places = self.take()
-        return PageIndex(replace(outline, pieces=tuple(self.pieces), unserved=self.unserved), keys, places)
+        return PageIndex(outline._replace(pieces=tuple(self.pieces), unserved=self.unserved), keys, places)
 
 
 def _last_copies(keys: array[int], places: array[int], stride: int) -> tuple[array[int], array[int]]:

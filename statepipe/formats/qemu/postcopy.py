@@ -21,10 +21,10 @@ ram_save_setup), migration/migration.c (source_return_path_thread), the same in 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import reduce
 from operator import or_
 from struct import Struct
+from typing import NamedTuple
 
 from statepipe.errors import IntegrityError
 from statepipe.formats.qemu.ram import CONTINUE, EOS, MEM_SIZE, PAGE, ZERO
@@ -70,8 +70,7 @@ _REQUEST = Struct(">QI")
 _BITMAP_END = 0x0123456789ABCDEF
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
+class Block(NamedTuple):
     """A block of RAM at the destination: its name, its length and the size of its host pages, in bytes."""
 
     name: str
@@ -201,39 +200,34 @@ def without_return_path(devices: bytes) -> bytes:
 # --- what is answered
 
 
-@dataclass(frozen=True, slots=True)
-class Shut:
+class Shut(NamedTuple):
     """The destination has closed the return path; 0 reports success."""
 
     value: int
 
 
-@dataclass(frozen=True, slots=True)
-class Pong:
+class Pong(NamedTuple):
     """The destination has read a PING of this value."""
 
     value: int
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """The guest waits for `count` pages of a block from `page` on."""
+class Asked(NamedTuple):
+    """The guest waits for `pages` pages of a block from `page` on."""
 
     block: str
     page: int
-    count: int
+    pages: int
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(NamedTuple):
     """Which pages of a block the destination has: bit n of the little-endian bitmap is page n."""
 
     block: str
     bitmap: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Resumed:
+class Resumed(NamedTuple):
     """The destination continues (1)."""
 
     value: int

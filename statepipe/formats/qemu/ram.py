@@ -17,9 +17,8 @@ Sources: QEMU migration/ram.c, ram_save_setup, save_zero_page, ram_save_page, ra
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from struct import Struct
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from statepipe.errors import IntegrityError
 from statepipe.formats.qemu.configuration import name_at
@@ -47,8 +46,7 @@ _BE16, _BE32, _BE64 = Struct(">H"), Struct(">I"), Struct(">Q")
 _header_at = _BE64.unpack_from
 
 
-@dataclass(frozen=True, slots=True)
-class RamBlock:
+class RamBlock(NamedTuple):
     """One block of guest memory: its name, its length in bytes, and its page size if the stream gives it."""
 
     name: str
@@ -56,15 +54,18 @@ class RamBlock:
     page_size: int | None = None
 
 
-@dataclass(slots=True)
 class PageCounts:
     """Pages seen so far, by encoding. `repeated` counts those that had been sent before in this stream."""
 
-    normal: int = 0
-    zero: int = 0
-    xbzrle: int = 0
-    compressed: int = 0
-    repeated: int = 0
+    __slots__ = ("compressed", "normal", "repeated", "xbzrle", "zero")
+
+    def __init__(self) -> None:
+        self.normal = self.zero = self.xbzrle = self.compressed = self.repeated = 0
+
+    def by_name(self) -> dict[str, int]:
+        """Return all of them, ready for JSON."""
+        names = ("normal", "zero", "xbzrle", "compressed", "repeated")
+        return {name: getattr(self, name) for name in names}
 
 
 class Recorder(Protocol):

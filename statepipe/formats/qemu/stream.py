@@ -17,8 +17,6 @@ This module takes buffers as they arrive and collects the facts; the grammar is 
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 from statepipe.errors import IntegrityError, TruncatedError
 from statepipe.formats.qemu.pages import PageIndex, PageRecorder
 from statepipe.formats.qemu.ram import PageCounts, RamBlock
@@ -217,8 +215,8 @@ class QemuStream:
         return {
             **{name: getattr(self, name) for name in names + more},
             "phase": self.phase.value,
-            "blocks": [asdict(block) for block in self.blocks.values()],
-            "pages": asdict(self.pages),
+            "blocks": [block._asdict() for block in self.blocks.values()],
+            "pages": self.pages.by_name(),
             "devices": list(self.devices),
             "bytes": self.offset,
         }
