@@ -5,7 +5,6 @@ The same row makes the command `statepipe NAME ARG --opt V` and the word `NAME:A
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -46,7 +45,7 @@ def _built(factory: str, **renamed: str) -> Build:
 
     def build(values: Values, context: Context) -> Stage:
         make = getattr(filters, factory)
-        names = inspect.signature(make).parameters
+        names = make.__annotations__  # every parameter has one; inspect takes 5 ms of start-up
         keywords = {renamed.get(name, name): value for name, value in values.items() if value is not None}
         stage: Stage = make(**{name: value for name, value in keywords.items() if name in names}, context=context)
         return stage

@@ -7,87 +7,25 @@ option's letter can be used in both.
 
 from __future__ import annotations
 
-import argparse
 import os
-import re
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import pairwise
-from typing import Any, NoReturn
+from typing import Any
 
 from statepipe.cli.filtertable import CODECS, FILTERS, Filter, find
-from statepipe.cli.messages import show
-from statepipe.cli.verb import Param, Values, Verb, is_given, joined, shell_words
+from statepipe.cli.verb import Param, Values, Verb, is_given, is_option, joined, shell_words
 from statepipe.cli.verbs import find_verb
 from statepipe.descriptors import look_at
 from statepipe.errors import UsageError
-from statepipe.guessing import closest, did_you_mean
+from statepipe.guessing import did_you_mean
 
 COMMAND = "command"
 """The name of the parameter that takes a command line of another program."""
 
-_MANY = {"optional": "?", "any": "*"}
-
 _PATHS = ("FILE", "DIR", "CA", "IDENTITY", "IDENTITIES")
 """The metavars of files and folders."""
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse with our errors: it raises UsageError and never exits."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(message.replace(": -- ", ": "), hint=f"{self._advice(message)}see: {self.prog} --help")
-
-    def _advice(self, message: str) -> str:
-        """Return the beginning of a hint, for a misspelt option or a second FILE."""
-        takes_file = any(action.metavar == "FILE" for action in self._get_positional_actions())
-        known = [name for name in self._option_string_actions if name.startswith("--")]
-        if option := re.match(r"unrecognized arguments: (--[\w-]+)", message):
-            if "--one-frame" in known and closest(option[1], ["--level"]):
-                return "the level is part of the codec, as in zstd:3; "
-            return did_you_mean(option[1], known)
-        if key := re.match(r"unrecognized arguments: ([\w-]+)=", message):
-            return did_you_mean(key[1], [name.removeprefix("--") for name in known])
-        if message.endswith("--qmp"):
-            return "--qmp names the unix socket of the guest's QEMU monitor; "
-        if message.endswith(" FILE") and any(action.metavar == "QEMU" for action in self._get_positional_actions()):
-            return f"write: {self.prog} FILE -- qemu-system-x86_64 …; "
-        if takes_file and re.match("unrecognized arguments: (?!-)", message):
-            return "give one FILE at a time; "
-        return ""
-
-    def print_help(self, file: object = None) -> None:
-        # argparse writes an optional value as another word, which it would not be
-        show(re.sub(r"(--[\w-]+) \[([A-Z]+)\]", r"\1[=\2]", self.format_help()))
-
-
-def parser_for(verb: Verb | Filter) -> Parser:
-    """Return the parser of a verb's arguments. The help groups options that only some uses of the verb take."""
-    parser = Parser(prog=f"statepipe {verb.name}", description=verb.help, allow_abbrev=False)
-    groups: dict[str, Any] = {"": parser}
-    needs = {param.name: param.needs for param in verb.params}
-    for param in verb.params:
-        extra: dict[str, Any] = {"default": param.default, "metavar": param.metavar}
-        if param.names and param.metavar is None:
-            extra = {"action": "store_true"}
-        elif param.names and param.many == "any":
-            extra |= {"action": "append", "default": []}
-        elif param.many in _MANY:
-            extra["nargs"] = _MANY[param.many]
-            if param.names:
-                extra["const"] = param.bare
-        elif param.required:
-            extra["required"] = True
-        title = needs.get(param.needs or "") or param.needs or ""
-        if param.only and not any(param.name in case for case in param.only):
-            title = joined(param.only, "or")
-        title = title if param.names else ""
-        if title not in groups:
-            groups[title] = parser.add_argument_group(f"options with {title}")
-        text = param.help.replace("%", "%%")
-        groups[title].add_argument(*param.names or (param.name,), help=text, **extra)
-    return parser
 
 
 def parse(verb: Verb | Filter, arguments: Sequence[str]) -> Values:
@@ -100,8 +38,11 @@ def parse(verb: Verb | Filter, arguments: Sequence[str]) -> Values:
             arguments, command = arguments[:at], list(arguments[at + 1 :])
         else:
             _demand_separator(verb, arguments)
-    parser = parser_for(verb)
-    values = vars(parser.parse_args(_options_first(verb, arguments, parser)))
+    values = plain_values(verb, arguments)
+    if values is None:
+        from statepipe.cli.parser import parsed
+
+        values = parsed(verb, arguments)
     _demand_no_strays(verb, arguments, values.get(COMMAND), command is not None)
     values = {param.key: _converted(param, values[param.key]) for param in verb.params}
     if command is not None:
@@ -114,6 +55,60 @@ def parse(verb: Verb | Filter, arguments: Sequence[str]) -> Values:
             hint = "statepipe ps shows the whole command; " if param.name == "--resume" else ""
             raise UsageError(f"{param.written} needs {what}", hint=f"{hint}see: statepipe {verb.name} --help")
     return values
+
+
+def plain_values(verb: Verb | Filter, arguments: Sequence[str]) -> Values | None:
+    """Return what argparse would read from arguments that are written in the usual way.
+
+    None for all others, which argparse has to read: --help, errors, a letter joined to its value, an empty value.
+    """
+    named = {name: param for param in verb.params for name in param.names}
+    values: Values = {param.name if not param.names else param.key: _unsaid(param) for param in verb.params}
+    plain: list[str] = []
+    rest = iter(arguments)
+    for word in rest:
+        if word == "--":
+            plain += rest
+            break
+        if not is_option(word):
+            plain.append(word)
+            continue
+        name, equals, value = word.partition("=") if word.startswith("--") else (word, "", "")
+        param = named.get(name)
+        if param is None or (equals and not value):
+            return None
+        if param.takes_next:
+            value = value or next(rest, "")
+            if not value or is_option(value):
+                return None
+            values[param.key] = [*values[param.key], value] if param.many == "any" else value
+        elif equals and param.metavar is None:
+            return None
+        else:
+            values[param.key] = True if param.metavar is None else value or param.bare
+    return values if "--" not in plain and _take(verb, plain, values) else None
+
+
+def _unsaid(param: Param) -> Any:
+    if param.many == "any" and (param.names or param.default is None):
+        return []
+    return False if param.names and param.metavar is None else param.default
+
+
+def _take(verb: Verb | Filter, plain: Sequence[str], values: Values) -> bool:
+    """Distribute what are no options, each argument taking as much as it may. Return whether it comes out even."""
+    arguments = [param for param in verb.params if not param.names]
+    spare, at = len(plain) - sum(param.many == "one" for param in arguments), 0
+    if spare < 0 or any(param.required and not is_given(values[param.key]) for param in verb.params if param.names):
+        return False
+    for param in arguments:
+        count = {"one": 1, "optional": min(spare, 1), "any": spare}[param.many]
+        spare -= count if param.many != "one" else 0
+        if count:
+            taken = list(plain[at : at + count])
+            values[param.name] = taken if param.many == "any" else taken[0]
+        at += count
+    return not spare
 
 
 def _converted(param: Param, given: Any) -> Any:
@@ -158,36 +153,6 @@ def _demand_no_strays(verb: Verb | Filter, arguments: Sequence[str], strays: lis
                 _converted(param, word)
                 hint = f"the value of {before} follows an equals sign: {before}={word}"
     raise UsageError(f"'{strays[0]}' is one argument too many", hint=hint)
-
-
-def _options_first(verb: Verb | Filter, arguments: Sequence[str], parser: Parser) -> list[str]:
-    """Return the arguments with every option before `--` and all others after: argparse fails where they alternate.
-
-    Raises UsageError for an unknown option, which argparse reports only after all that is missing.
-    """
-    known = {"-h", "--help", *(name for param in verb.params for name in param.names)}
-    taking_value = {name: param.name for param in verb.params if param.takes_next for name in param.names}
-    named, plain = [], []
-    rest = iter(arguments)
-    for word in rest:
-        if word == "--":
-            break
-        if not _is_option(word):
-            plain.append(word)
-        elif (word.partition("=")[0] if word.startswith("--") else word[:2]) not in known:
-            parser.error(f"unrecognized arguments: {word}")
-        elif word not in taking_value:
-            named.append(word)
-        elif _is_option(value := next(rest, "--")):
-            raise UsageError(f"{word} needs a value", hint=f"see: statepipe {verb.name} --help")
-        else:
-            named.append(f"{taking_value[word]}={value}")
-    plain += rest
-    return [*named, "--", *plain] if plain else named  # argparse refuses a lone -- where no argument can follow
-
-
-def _is_option(word: str) -> bool:
-    return word.startswith("-") and word != "-" and not word[1:].isdigit()
 
 
 def parse_word(word: str) -> tuple[Filter, Values]:

@@ -76,6 +76,11 @@ def is_given(value: Any) -> bool:
     return value is not None and value is not False and value != []
 
 
+def is_option(word: str) -> bool:
+    """Return whether a word of a command line names an option: it begins with a dash, and is no `-` and no number."""
+    return word.startswith("-") and word != "-" and not word[1:].isdigit()
+
+
 def joined(names: Sequence[str], last: str) -> str:
     """Return a list for a sentence: `a, b or c`, with `last` as its last link."""
     return f" {last} ".join([", ".join(names[:-1]), names[-1]] if names[1:] else names)

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from statepipe.cli.filtertable import CODECS, FILTERS, Filter
-from statepipe.cli.grammar import COMMAND, parse, parse_word, parser_for
+from statepipe.cli.grammar import COMMAND, parse, parse_word, plain_values
 from statepipe.cli.main import main
+from statepipe.cli.parser import parsed, parser_for
 from statepipe.cli.verb import Param, Verb
 from statepipe.cli.verbs import VERBS, find_verb
 from statepipe.errors import UsageError
@@ -105,6 +106,42 @@ def test_a_word_and_a_command_line_say_the_same(case: tuple[Filter, Said, dict[s
     assert found is row
     assert parsed == parse(row, as_line(things))
     assert all(parsed[name] == value for name, value in values.items())
+
+
+PIECES = ["a", "-", "--", "-5", "--to", "", "b=c", "--qmp=s", "-x", "--help"]
+
+
+@st.composite
+def any_line(draw: st.DrawFn) -> tuple[Filter | Verb, list[str]]:
+    """A verb or filter, and words that may mean something to it."""
+    verb = draw(st.sampled_from([*VERBS, *FILTERS]))
+    names = [name for param in verb.params for name in param.names]
+    given = [*names, *(f"{name}=1" for name in names), *(f"{name}x" for name in names), *PIECES]
+    return verb, draw(st.lists(st.sampled_from(given) | st.sampled_from(PIECES), max_size=8))
+
+
+@settings(deadline=None)
+@given(any_line())
+def test_what_is_read_without_argparse_means_the_same_to_it(case: tuple[Filter | Verb, list[str]]) -> None:
+    verb, line = case
+    if (values := plain_values(verb, line)) is not None:
+        assert values == parsed(verb, line)
+
+
+USUAL = {
+    "compress": ["zstd:3"],
+    "encrypt": ["-r", "age1x", "--armor"],
+    "save": ["--qmp", "S", "--then=cont", "compress:zstd:3", "checksum", "FILE"],
+    "load": ["--lazy", "--learn=5", "-i", "KEY", "FILE"],
+    "recv": ["tls://:1", "decompress", "-o", "FILE"],
+    "send": ["--retry", "5", "progress", "compress", "HOST"],
+    "verify-state": ["A", "B"],
+}
+
+
+def test_the_usual_is_read_without_argparse() -> None:
+    verbs = {verb.name: verb for verb in (*VERBS, *FILTERS)}
+    assert [name for name, line in USUAL.items() if plain_values(verbs[name], line) is None] == []
 
 
 BARE = [row for row in FILTERS if not any(map(must_be_given, row.params))]
