@@ -8,7 +8,6 @@ import re
 import shlex
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from statepipe.cli.filters import build_words
@@ -64,7 +63,7 @@ def run_migrate(name: str, values: Values) -> int:
         from statepipe.session.overunix import find_out
 
         ready, is_ours = find_out(plan)
-        plan = replace(plan, ready=ready)
+        plan = plan._replace(ready=ready)
     request = _request(values, plan)
     if is_ours:
         report = migrate(request, _warning(name), guard_words(name, "source"), status_listeners(values))

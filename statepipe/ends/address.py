@@ -7,7 +7,7 @@ and in QEMU's notation: tcp:HOST:PORT  unix:/PATH
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from statepipe.errors import UsageError
 
@@ -28,8 +28,7 @@ _OF_QEMU = re.compile(r"^(unix):(?=/(?!/))|^(tcp):(?=[^:/]*:[^:]+$)")
 _USER = re.compile(r"[^-\s:/@][^\s:/@]*")
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(NamedTuple):
     """An address. `host` is empty for all of this host's addresses; `path` is that of a unix socket or a file.
 
     `user` is for ssh; port 0 then leaves the port to ssh's configuration.

@@ -8,8 +8,7 @@ import select
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 from statepipe.ends.names import Target
 
@@ -23,8 +22,7 @@ LULL = 0.1
 """Seconds until the next check for a free descriptor."""
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(NamedTuple):
     """The origin of a connection: its address, and the part of it that identifies one host."""
 
     address: str

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from statepipe.ends.address import Address
 from statepipe.ends.net import Patience, SocketSource
@@ -18,8 +17,7 @@ if TYPE_CHECKING:  # the session and ssl take 30 ms, which a plain connection ne
     from statepipe.session.streams import Inlet
 
 
-@dataclass(frozen=True, slots=True)
-class ConnectionPlan:
+class ConnectionPlan(NamedTuple):
     """How to reach the other host: its address, the stages on the way, and the limits of each wait.
 
     `bind` is our own address, for send. For TLS: `creds` is the folder with certificates (None: pinned keys), `peer`
@@ -46,8 +44,7 @@ class ConnectionPlan:
     say: Tell = nobody
 
 
-@dataclass(frozen=True, slots=True)
-class Visit:
+class Visit(NamedTuple):
     """A connected sender: its stream, how to send something back, and how to report success."""
 
     source: SocketSource | Inlet

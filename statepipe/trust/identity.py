@@ -18,7 +18,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from statepipe.ends.config import config_folder
 from statepipe.ends.fd import failure
@@ -43,8 +43,7 @@ FileState = tuple[str, int, int, int, int]
 """A file's path, inode number, times in nanoseconds and size, to detect changes; zeros if it does not exist."""
 
 
-@dataclass(frozen=True, slots=True)
-class Trust:
+class Trust(NamedTuple):
     """A TLS context for one end, and the names of the peers that it accepts.
 
     `pinned` maps pinned certificates (DER) to names; None if an authority vouches for the peers, of which `peer`
@@ -108,7 +107,7 @@ class Kept:
     def _read(self) -> Trust:
         """Load the files. Raises StatepipeError. A file that has just changed can change again without a new time."""
         self._is_settled = all(time.time_ns() - changed >= SETTLED for _, _, changed, _, _ in self._seen)
-        return replace(self._load(), seen=self._seen)
+        return self._load()._replace(seen=self._seen)
 
     def _look(self) -> tuple[FileState, ...]:
         states: list[FileState] = []

@@ -12,8 +12,8 @@ read into its own memory, directly from the socket, so nothing is copied.
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 from struct import Struct
+from typing import NamedTuple
 
 from statepipe.errors import PeerError
 from statepipe.stage import Buffer
@@ -101,8 +101,7 @@ class Role(enum.IntEnum):
     LIBVIRT = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Greeting:
+class Greeting(NamedTuple):
     """The first bytes of a link, in each direction. `proof` is the session's token in NEW, else made from it.
 
     `received`: the bytes of each of the other side's channels that have arrived without a gap. `text`: the reason of
@@ -158,8 +157,7 @@ def printable(text: bytes | bytearray | memoryview) -> str:
     return "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in letters)
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(NamedTuple):
     """One frame. The meaning of `offset` and `payload` depends on the kind: see Kind."""
 
     kind: Kind
