@@ -13,7 +13,7 @@ from statepipe.errors import QemuRefused
 if TYPE_CHECKING:  # asyncio takes 60 ms, which a filter need not pay
     from statepipe.qemu.monitor import Monitor
 
-_ADDRESSES = ("legacy-addr", "unit", "scsi-id", "devno", "port", "nsid")
+_ADDRESSES = ("addr", "unit", "scsi-id", "devno", "port", "nsid")
 """The property with a device's address on its bus: PCI, IDE, SCSI, s390's channels, USB, NVMe."""
 
 _WITHOUT_ADDRESS = ("isa.", "i2c", "sysbus", "main-system-bus")
@@ -46,9 +46,17 @@ def place(monitor: Monitor, path: str) -> str:
         value = ask(monitor, "qom-get", path=path, property=key)
         if value not in (None, ""):
             more = ("channel", "lun") if key == "scsi-id" else ()
-            words += [str(value), *(str(ask(monitor, "qom-get", path=path, property=each)) for each in more)]
+            words += [
+                _slot(value) if key == "addr" else str(value),
+                *(str(ask(monitor, "qom-get", path=path, property=each)) for each in more),
+            ]
             break
     return " ".join(words)
+
+
+def _slot(number: object) -> str:
+    """Return the slot and function of a PCI device as `02.0`. QEMU itself wrote it so until 10 (`legacy-addr`)."""
+    return f"{number >> 3:02x}.{number & 7:x}" if isinstance(number, int) else str(number)
 
 
 _CHOSEN = ("isa-serial", "isa-parallel", "ide-hd", "ide-cd", "floppy")

@@ -50,6 +50,13 @@ def qemu11() -> str:
     return fetched(11)
 
 
+@pytest.fixture(params=["qemu10", "qemu11"])
+def newer(request: pytest.FixtureRequest) -> str:
+    """Each but the oldest."""
+    path: str = request.getfixturevalue(request.param)
+    return path
+
+
 @pytest.fixture(params=["qemu72", "qemu10", "qemu11"])
 def qemu(request: pytest.FixtureRequest) -> str:
     """Each of them in turn."""

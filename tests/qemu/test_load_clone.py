@@ -92,7 +92,13 @@ def disks10(tmp_path_factory: pytest.TempPathFactory, qemu10: str) -> Disks:
     return with_disks(tmp_path_factory.mktemp("disks10"), qemu10)
 
 
-@pytest.fixture(params=["disks72", "disks10"])
+@pytest.fixture(scope="module")
+def disks11(tmp_path_factory: pytest.TempPathFactory, qemu11: str) -> Disks:
+    """Saved by QEMU 11."""
+    return with_disks(tmp_path_factory.mktemp("disks11"), qemu11)
+
+
+@pytest.fixture(params=["disks72", "disks10", "disks11"])
 def disks(request: pytest.FixtureRequest) -> Disks:
     """Each of them in turn."""
     found: Disks = request.getfixturevalue(request.param)

@@ -112,11 +112,11 @@ def test_another_server_s_disk_is_refused(tmp_path: Path, rig: Rig) -> None:
         assert_refused(tmp_path, rig, args.args(rig.overlay, rig.second), f"e?socket={rig.socket} (in its place")
 
 
-def test_the_guest_s_own_disks_are_known_in_a_newer_qemu_too(tmp_path: Path, rig: Rig, qemu10: str) -> None:
+def test_the_guest_s_own_disks_are_known_in_a_newer_qemu_too(tmp_path: Path, rig: Rig, newer: str) -> None:
     """One has another name now and another date; all of them are only looked at, by -snapshot."""
     moved = Path(shutil.copyfile(rig.second, tmp_path / "moved"))
     args = [*rig.args(rig.overlay, moved), *RNG, "-snapshot"]
-    with loaded(tmp_path, rig.saved, "--disk", f"{rig.second}={moved}", qemu=qemu10, args=args) as guest:
+    with loaded(tmp_path, rig.saved, "--disk", f"{rig.second}={moved}", qemu=newer, args=args) as guest:
         guest.wait_ticks(3)
         assert_continues(rig.saved.before, guest.serial())
         said = guest.stderr()

@@ -43,6 +43,7 @@ FILE, NOWHERE = (), ("sh", "-c", 'exec "$@" 2>/dev/null', "sh")
         ("qemu72", FILE, SIZES),
         ("qemu72", NOWHERE, "its standard error is /dev/null, so its messages are lost"),
         ("qemu10", NOWHERE, "load of migration failed: Invalid argument"),
+        ("qemu11", NOWHERE, "load of migration failed: Invalid argument"),
     ],
 )
 def test_the_source_hears_why_a_qemu_of_another_s_would_not(

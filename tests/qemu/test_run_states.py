@@ -60,11 +60,11 @@ def test_a_guest_that_a_failing_disk_has_stopped_moves(tmp_path: Path, qemu72: s
 
 
 def test_a_guest_that_sleeps_is_moved_saved_and_loaded_asleep(
-    tmp_path: Path, states: Path, qemu10: str, credentials: Credentials
+    tmp_path: Path, states: Path, newer: str, credentials: Credentials
 ) -> None:
-    """By QEMU 10; 7.2 wakes it for that."""
+    """By QEMU 10 and later; 7.2 wakes it for that."""
     image = boots(tmp_path, SLEEPER)
-    with Guest(tmp_path, qemu=qemu10, image=image) as source, waiting(tmp_path, qemu10, source) as target:
+    with Guest(tmp_path, qemu=newer, image=image) as source, waiting(tmp_path, newer, source) as target:
         source.wait_run_state("suspended")
         moved_as_it_was(credentials, source, target, "suspended")
         source.kill()
@@ -73,7 +73,7 @@ def test_a_guest_that_sleeps_is_moved_saved_and_loaded_asleep(
         assert target.run_state() == "suspended"
         done = run_statepipe("save", "--qmp", target.socket, "--then", "quit", states / "s")
         assert done.returncode == 0, done.stderr
-    with Guest(tmp_path, qemu=qemu10, image=image, args=["-S"], incoming="defer") as other:
+    with Guest(tmp_path, qemu=newer, image=image, args=["-S"], incoming="defer") as other:
         done = run_statepipe("load", "--qmp", other.socket, states / "s")
         assert done.returncode == 0 and "the guest is suspended" in done.stderr, done.stderr
         other.qmp("system_wakeup")

@@ -145,10 +145,10 @@ def test_bytes_after_the_end_are_refused(guest: Guest, states: Path, start_save:
 
 
 def test_cancels_with_a_return_path_never_hang_qemu(
-    tmp_path: Path, states: Path, qemu10: str, start_save: Start
+    tmp_path: Path, states: Path, newer: str, start_save: Start
 ) -> None:
     """QEMU 10 stops its monitor and guest for good, one cancel in three, unless its return path's reader is woken."""
-    with Guest(tmp_path, qemu=qemu10, memory=64, fill=12, dirty=4) as guest:
+    with Guest(tmp_path, qemu=newer, memory=64, fill=12, dirty=4) as guest:
         guest.wait_ticks(1)
         guest.capabilities(return_path=True)
         for _ in range(4):

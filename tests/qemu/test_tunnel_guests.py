@@ -87,9 +87,9 @@ def test_a_postcopy_whose_network_was_gone_too_long_recovers_through_the_same_tu
         way.assert_no_traceback()
 
 
-def test_preempt_has_a_channel_of_its_own(tmp_path: Path, qemu10: str, credentials: Credentials) -> None:
+def test_preempt_has_a_channel_of_its_own(tmp_path: Path, newer: str, credentials: Credentials) -> None:
     """QEMU 7.2 takes channels in the order of their making and has preempt only half."""
-    with tunnel(tmp_path, credentials) as way, in_postcopy(tmp_path, qemu10, way, postcopy_preempt=True) as pair:
+    with tunnel(tmp_path, credentials) as way, in_postcopy(tmp_path, newer, way, postcopy_preempt=True) as pair:
         source, target = pair
         way.rail.cut()
         source.qmp("migrate-set-parameters", max_postcopy_bandwidth=0)

@@ -150,12 +150,15 @@ def test_devices_saved_during_setup_are_told_too() -> None:
     assert stream.feed(b"\0" + vmdesc("virtio-mem-early", "timer")) and stream.complete
 
 
-def test_postcopy_ends_after_ram() -> None:
-    package = device("timer", 0) + command(4) + command(5)
+@pytest.mark.parametrize("pings", [(), (3,), (3, 0x42)], ids=["none", "7.2", "10.2"])
+def test_postcopy_ends_after_ram(pings: tuple[int, ...]) -> None:
+    """10.2 has a second PING in the package, whose PONG says that the devices are loaded: the destination sends it."""
+    package = command(4) + device("timer", 0) + b"".join(command(2, pack(">I", ping)) for ping in pings) + command(5)
     body = setup() + ram(LAST) + command(7, pack(">I", len(package))) + package
     stream = parse(body + ram(ordinary(1)) + ram(kind=3) + b"\0")
     assert stream.complete and stream.postcopy and stream.proof == "end mark"
     assert stream.switchover == len(setup() + ram(LAST))
+    assert stream.take_pings() == []
 
 
 # --- rounds
