@@ -19,7 +19,7 @@ from statepipe.errors import StatepipeError, UsageError
 FILES = ":files"
 """Stands for the names of files, which the shell completes itself. No verb, option or value has this name."""
 
-PATHS = ("FILE", "DIR", "CA", "SOCKET", "IDENTITY", "PATH")
+PATHS = ("FILE", "NEW", "DIR", "CA", "SOCKET", "IDENTITY", "PATH")
 """The metavars of paths."""
 
 BASH = r"""# bash completion for statepipe; made by: statepipe completion bash

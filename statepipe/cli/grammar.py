@@ -24,7 +24,7 @@ from statepipe.guessing import did_you_mean
 COMMAND = "command"
 """The name of the parameter that takes a command line of another program."""
 
-_PATHS = ("FILE", "DIR", "CA", "IDENTITY", "IDENTITIES")
+_PATHS = ("FILE", "NEW", "DIR", "CA", "IDENTITY", "IDENTITIES")
 """The metavars of files and folders."""
 
 
@@ -44,6 +44,7 @@ def parse(verb: Verb | Filter, arguments: Sequence[str]) -> Values:
 
         values = parsed(verb, arguments)
     _demand_no_strays(verb, arguments, values.get(COMMAND), command is not None)
+    _fill_last(verb, values)
     values = {param.key: _converted(param, values[param.key]) for param in verb.params}
     if command is not None:
         values[COMMAND] = command
@@ -109,6 +110,15 @@ def _take(verb: Verb | Filter, plain: Sequence[str], values: Values) -> bool:
             values[param.name] = taken if param.many == "any" else taken[0]
         at += count
     return not spare
+
+
+def _fill_last(verb: Verb | Filter, values: Values) -> None:
+    """Give an argument behind the words that can be left out what argparse took for the last word, unless it is one."""
+    arguments = [param for param in verb.params if not param.names]
+    for words, param in pairwise(arguments):
+        taken = values[words.key] if words.metavar == "WORD" and param.many == "optional" else []
+        if taken and not names_filter(taken[-1]):
+            values[param.key] = taken.pop()
 
 
 def _converted(param: Param, given: Any) -> Any:
@@ -181,10 +191,15 @@ def parse_word(word: str) -> tuple[Filter, Values]:
         return row, parse(row, [*named, "--", *plain])
 
 
+def names_filter(text: str) -> bool:
+    """Return whether a text would be a word: it begins with the name of a filter or a codec."""
+    name = text.partition(":")[0].partition(",")[0]
+    return name in CODECS or any(row.name == name for row in FILTERS)
+
+
 def refuse_word(text: str, what: str, written: str) -> None:
     """Raise UsageError if a word stands where `what` was forgotten. `written` is how to name a `what` of that name."""
-    name = text.partition(":")[0].partition(",")[0]
-    if name in CODECS or any(row.name == name for row in FILTERS):
+    if names_filter(text):
         hint = f"name the {what} as well; if it is really called '{text}', write {written}"
         raise UsageError(f"'{text}' is a filter, and no {what} is named", hint=hint)
 

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from statepipe.stage import Stage
     from statepipe.state.file import Keys
 
-_PASSPHRASES = ("passphrase", "passphrase_file", "passphrase_fd")
-_RECIPIENTS = ("recipients", "recipient", "recipients_file", "sign", *_PASSPHRASES)
-_IDENTITIES = ("identity", *_PASSPHRASES)
+PASSPHRASES = ("passphrase", "passphrase_file", "passphrase_fd")
+_RECIPIENTS = ("recipients", "recipient", "recipients_file", "sign", *PASSPHRASES)
+_IDENTITIES = ("identity", *PASSPHRASES)
 
 
 def with_defaults(name: str, values: Values) -> Values:
@@ -65,7 +65,7 @@ def words_of_keys(values: Values) -> list[str]:
     file = values["passphrase_file"]
     if file is not None and named_by(file) is None:
         return [*words, "--passphrase-file", os.path.abspath(file)]
-    return [*words, *(["-p"] if _given(values, _PASSPHRASES) else [])]
+    return [*words, *(["-p"] if _given(values, PASSPHRASES) else [])]
 
 
 def keys_of(values: Values) -> Keys:

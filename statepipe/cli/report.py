@@ -10,6 +10,7 @@ from statepipe.units import format_size
 
 if TYPE_CHECKING:
     from statepipe.lazy.telling import Summary
+    from statepipe.libvirt.convert import Converted
     from statepipe.state.save_qmp import Outcome
 
 
@@ -22,6 +23,15 @@ def saved(path: str, outcome: Outcome) -> str:
         f"statepipe: save: {path}: {state} of state in {size}, {total / 1000:.1f} s, "
         f"the guest was stopped for {down:.0f} ms at the end; it is now {now}"
     )
+
+
+def converted(path: str, done: Converted) -> str:
+    """Return a line on a conversion that succeeded."""
+    from statepipe.formats.domainxml import identity
+
+    who = identity(done.domain.xml).name or "without a name"
+    state, size = format_size(done.bytes), format_size(done.size)
+    return f"statepipe: convert: {path}: {state} of state in {size}; the domain {who}"
 
 
 def lazily_loaded(done: Summary) -> str:

@@ -36,7 +36,7 @@ def run_save(name: str, values: Values) -> int:
     if path != "/dev/stdout" and not os.path.lexists(path):
         refuse_word(path, "FILE", f"./{path}")
     _demand_keeper(path, values["then"])
-    packing, plain, sealing = _save_words(values["words"])
+    packing, plain, sealing = save_words(values["words"])
     seal = seals(values, sealing)
     replaceable: Callable[[bytes], bool] | None = None if values["overwrite"] else looks_saved
     if values["qmp"] is None:
@@ -105,7 +105,7 @@ def _warn_save(text: str) -> None:
     warn("save", text)
 
 
-def _save_words(words: Sequence[str]) -> tuple[Packing, list[NamedStage], list[Values]]:
+def save_words(words: Sequence[str]) -> tuple[Packing, list[NamedStage], list[Values]]:
     """Return what a save's words mean: the compression, the stages for the plain stream, the values of encrypt.
 
     Raises UsageError for a word that save does not take.

@@ -30,9 +30,9 @@ from statepipe.qemu.images import Images
 from statepipe.qemu.late_pages import demand_late_pages, page_sizes, refused
 from statepipe.qemu.migration import start_incoming
 from statepipe.qemu.overlays import Clone
+from statepipe.qemu.runstates import RAN_AT_SAVE
 from statepipe.qemu.settings import made_ready, restore_after
 from statepipe.state.load_qmp import (
-    RAN_AT_SAVE,
     CutOff,
     MayRun,
     demand_its_own,

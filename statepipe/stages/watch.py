@@ -90,11 +90,16 @@ def ends_at(stream: QemuStream, end_mark: int) -> Stage:
 
     def stage(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
         yield from upstream
-        if stream.end_mark != end_mark:
-            what = f"the stream's end mark is not where the trailer says, at byte {end_mark}"
-            raise IntegrityError(what, offset=stream.end_mark)
+        demand_end(stream, end_mark)
 
     return stage
+
+
+def demand_end(stream: QemuStream, end_mark: int) -> None:
+    """Raises IntegrityError unless the end mark of a stream that was read is at that offset."""
+    if stream.end_mark != end_mark:
+        what = f"the stream's end mark is not where the trailer says, at byte {end_mark}"
+        raise IntegrityError(what, offset=stream.end_mark)
 
 
 def describe(stream: QemuStream) -> str:

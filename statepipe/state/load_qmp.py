@@ -35,7 +35,7 @@ from statepipe.qemu.images import Images, images
 from statepipe.qemu.migration import ProcessWatch, demand_completed, end_qemu, start_incoming
 from statepipe.qemu.overlays import Clone
 from statepipe.qemu.process import DYING, Child, inspect_process, qemu_under
-from statepipe.qemu.runstates import LIVE, UNRUN
+from statepipe.qemu.runstates import RAN_AT_SAVE, UNRUN
 from statepipe.qemu.settings import made_ready, restore_after, restored
 from statepipe.qemu.taken import taken
 from statepipe.qemu.view import View
@@ -47,9 +47,6 @@ from statepipe.telling import Tell
 
 if TYPE_CHECKING:  # it takes 25 ms, in which a QEMU can start
     from statepipe.qemu.monitor import Monitor
-
-RAN_AT_SAVE = (*LIVE, None)
-"""A machine type older than 2.4 does not save its run state; QEMU itself then assumes that it was running."""
 
 
 class Telling(NamedTuple):

@@ -40,7 +40,7 @@ from statepipe.qemu.disks import Disk
 from statepipe.qemu.guard import Said, Warn, judge, named, unknown
 from statepipe.qemu.guest import changed_words, changes
 from statepipe.qemu.images import Images
-from statepipe.qemu.runstates import RUNNING
+from statepipe.qemu.runstates import PAUSED, RUNNING
 from statepipe.stages.codec import RAW, ZSTD, decompress
 from statepipe.state.file import demand_stream
 from statepipe.state.saveimage import SaveImage, demand_format
@@ -186,8 +186,8 @@ class State(NamedTuple):
     def run_state(self) -> str | None:
         """The guest's run state when it was saved, or before if it was stopped for the save; of a foreign stream it is
         known after it has been read."""
-        if self.ends.is_image and self.ends.domain is not None and self.ends.domain.was_running:
-            return RUNNING  # libvirt stops the guest first
+        if self.ends.is_image and self.ends.domain is not None:  # libvirt stops the guest first
+            return RUNNING if self.ends.domain.was_running else PAUSED
         if self.ends.is_state and self.ends.trailer is not None:
             return RUNNING if self.ends.trailer.get("stopped_for_it") else self.ends.trailer.get("run_state")
         return self.stream.run_state if self.stream else None

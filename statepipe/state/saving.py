@@ -22,7 +22,7 @@ from statepipe.formats.qemu.pageframes import encode_index
 from statepipe.formats.qemu.returnpath import shut
 from statepipe.formats.qemu.stream import QemuStream
 from statepipe.formats.statefile import Indexed
-from statepipe.pipeline.pipeline import NamedStage, Pipeline
+from statepipe.pipeline.pipeline import NamedStage, Pipeline, Source
 from statepipe.pipeline.signals import forget_late, held
 from statepipe.qemu.disks import Disk
 from statepipe.qemu.runstates import RUNNING
@@ -38,6 +38,7 @@ IDLE = 1000
 class Plan(NamedTuple):
     """What to save with the stream: `words` are stages for the plain stream, `seal` those that encrypt the file.
 
+    `before` are stages that make the plain stream of what the source has, if that is a file.
     `guest` is written to the header. `disks` is called after the end of the stream and returns the disks' fingerprints,
     None if they are not known; `last` returns what else is known then. `domain` is what libvirt knows of the guest.
     """
@@ -49,6 +50,7 @@ class Plan(NamedTuple):
     disks: Callable[[], list[Disk] | None] = lambda: None
     last: Callable[[], dict[str, Any]] = dict
     domain: Domain | None = None
+    before: Sequence[NamedStage] = ()
 
 
 class Saved(NamedTuple):
@@ -72,7 +74,7 @@ def demand_lasting(temporary: Sequence[str]) -> None:
 
 def save_stream(
     plan: Plan,
-    source: FdSource,
+    source: Source,
     sink: Output,
     answer: Answer | None,
     approve: Callable[[], None],
@@ -93,18 +95,12 @@ def save_stream(
     is_saved = False
 
     def trailer() -> dict[str, Any]:
-        last.update(stream.facts(), disks=plan.disks(), **plan.last())
-        if plan.domain is not None and plan.domain.was_running and stream.run_state != RUNNING:
-            last["stopped_for_it"] = True  # by libvirt, before it began
+        last.update(_facts(plan, stream))
         return last
 
     try:
-        watcher = watch(stream, answer)
-        if answer is None:
-            watcher = _deserted(stream, watcher)
-        stages = [("watch", watcher), ("alone", alone(stream)), *_stages(plan, trailer, lambda: indexed(stream))]
-        Pipeline(source, stages, sink).pour()
-        if answer is not None:
+        Pipeline(source, _stages(plan, stream, answer, trailer), sink).pour()
+        if answer is not None and isinstance(source, FdSource):
             _refuse_more(stream, source)
         sink.sync()
         with held():
@@ -130,6 +126,14 @@ def save_stream(
     return Saved(stream, sink.bytes, last["disks"])
 
 
+def _facts(plan: Plan, stream: QemuStream) -> dict[str, Any]:
+    """Return what the trailer says of a stream that has ended."""
+    facts = {**stream.facts(), "disks": plan.disks(), **plan.last()}
+    if plan.domain is not None and plan.domain.was_running and stream.run_state != RUNNING:
+        facts["stopped_for_it"] = True  # by libvirt, before it began
+    return facts
+
+
 def indexed(stream: QemuStream) -> Indexed:
     """Return the index, as it is in the file, of a stream that has ended and whose pages were recorded."""
     index = stream.page_index()
@@ -138,14 +142,22 @@ def indexed(stream: QemuStream) -> Indexed:
     return Indexed({"runs": index.runs, "stored": index.stored, "zero": index.zero}, encode_index(index))
 
 
-def _stages(plan: Plan, trailer: Callable[[], dict[str, Any]], index: Callable[[], Indexed | None]) -> list[NamedStage]:
-    """Return the stages behind watch, which is the first: its end of the stream is the end for all others."""
+def _stages(
+    plan: Plan, stream: QemuStream, answer: Answer | None, trailer: Callable[[], dict[str, Any]]
+) -> list[NamedStage]:
+    """Return all stages. The end of the stream that watch sees is the end for those behind it."""
+    watcher = watch(stream, answer)
+    if answer is None:
+        watcher = _deserted(stream, watcher)
     header = {"kind": "state", "time": int(time.time()), "writer": f"statepipe {__version__}", **plan.guest}
     header["stages"] = [name for name, _ in plan.words] + [plan.packing.word]
     header["stages"] += [name for name, _ in plan.seal]
     digest = Digest("blake3")
-    packer = plan.packing.pack(header, lambda: {**trailer(), "blake3": digest.value}, index, plan.domain)
-    return [*plan.words, ("digest", digest), ("compress", packer), *plan.seal]
+    packer = plan.packing.pack(
+        header, lambda: {**trailer(), "blake3": digest.value}, lambda: indexed(stream), plan.domain
+    )
+    parsing: list[NamedStage] = [*plan.before, ("watch", watcher), ("alone", alone(stream))]
+    return [*parsing, *plan.words, ("digest", digest), ("compress", packer), *plan.seal]
 
 
 def _refuse_more(stream: QemuStream, source: FdSource) -> None:

@@ -61,13 +61,26 @@ def read_whole(
     `before` are stages on the file's bytes, `behind` are stages behind the parser. Raises IntegrityError and
     TruncatedError.
     """
-    stages: list[NamedStage] = [*before] if ends.codec == RAW else [*before, ("decompress", decompress())]
-    if ends.is_state and ends.trailer is not None:
-        stages.append(("verify", verify(ends.trailer["blake3"], "blake3")))
-    stages += [("watch", watch(stream)), *behind]
+    Pipeline(source, [*before, *proving(ends, stream, behind)], Nowhere()).pour()
+
+
+def proving(ends: Ends, stream: QemuStream, behind: Sequence[NamedStage] = ()) -> list[NamedStage]:
+    """Return new stages that decode a file with these ends and prove what can be proved of it; `stream` follows.
+
+    `behind` are stages behind the parser.
+    """
+    stages = [*plain(ends), ("watch", watch(stream)), *behind]
     if ends.is_state and ends.trailer is not None:
         stages.append(("watch", ends_at(stream, ends.trailer["end_mark"])))
-    Pipeline(source, stages, Nowhere()).pour()
+    return stages
+
+
+def plain(ends: Ends) -> list[NamedStage]:
+    """Return new stages that decode a file with these ends, and compare the digest of the stream if it has one."""
+    stages: list[NamedStage] = [] if ends.codec == RAW else [("decompress", decompress())]
+    if ends.is_state and ends.trailer is not None:
+        stages.append(("verify", verify(ends.trailer["blake3"], "blake3")))
+    return stages
 
 
 def demand_equal(index: PageIndex, seen: PageIndex) -> None:

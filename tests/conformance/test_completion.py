@@ -153,7 +153,9 @@ def test_every_verb_and_option_is_offered(verb: object) -> None:
     assert set(candidates([name, "-"])) == {"--help", *(each for param in params for each in param.names)}
     for param in params:
         if param.choices and param.name.startswith("--"):
-            assert candidates([name, param.name, ""]) == (list(param.choices) if param.takes_next else [FILES])
+            assert candidates([name, param.name, ""]) == (
+                list(param.choices) if param.takes_next else candidates([name, ""])
+            )
             assert candidates([name, f"{param.name}="]) == [f"{param.name}={value}" for value in param.choices]
 
 
@@ -168,6 +170,7 @@ OFFERED = [
     (["throttle", ""], []),
     (["load", "vm1", "--", "qemu", ""], [FILES]),
     (["save", "progress", ""], FILES),
+    (["convert", "web1.save", ""], FILES),
     (["save", "--qmp", ""], [FILES]),
     (["nothing", ""], []),
     (["pipe", "checksum:sha256,to="], [FILES]),

@@ -342,6 +342,7 @@ def test_what_is_wrong_with_a_word_names_it_whatever_the_verb(
     for verb, (word, reason) in product(verbs, WRONG_WORDS):
         behind = {"pipe": [word], "save": [word, str(tmp_path / "state")]}
         behind |= {"send": [word, address], "recv": [address, word]}
+        behind["convert"] = [word, str(tmp_path / "image"), str(tmp_path / "state")]
         behind["migrate"] = ["--qmp", str(tmp_path / "monitor"), word, "localhost"]
         with case(verb, word):
             assert main([verb, *behind[verb]]) == 2

@@ -74,7 +74,7 @@ def test_a_state_of_ours_in_it_keeps_its_proof(path: Path) -> None:
 
 
 def test_a_guest_that_ran_runs_again_although_libvirt_stopped_it(path: Path) -> None:
-    for ran, expected in ((True, "running"), (False, None)):
+    for ran, expected in ((True, "running"), (False, "paused")):
         path.write_bytes(beginning(DOMAIN._replace(was_running=ran)) + STREAM)
         with open_state(str(path), NO_KEYS) as source:
             state = prepare(source)
