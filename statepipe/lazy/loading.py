@@ -119,7 +119,7 @@ class LazyLoad:
             link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFERED)
             server = Server(self._store, link, blocks, time.monotonic)
             server.set_rate(self._options.rate)
-            server.at_damage(lambda: monitor.hurry(STOP))  # QEMU may not answer until it gets that page
+            server.at_trouble(lambda: monitor.hurry(STOP))  # QEMU may not answer until it gets that page
             with at_work(LazyWork(server, lambda: self.is_here)), closing(server):
                 if keeping is not None:
                     keeping.await_ready()

@@ -73,7 +73,7 @@ class Rest:
                 raise
             raise cause from error
         except MemoryError as error:
-            short = StatepipeError("there is not enough memory", hint=LIMITS)
+            short = _short_of_memory()
             self.say_where(short, server)
             raise short from error
 
@@ -187,11 +187,16 @@ class Rest:
             self._tell.warn("QEMU does not answer while it waits for a damaged page")
 
     def cause_of(self, error: StatepipeError, server: Server) -> StatepipeError:
-        """Return the damage for which QEMU's main loop waits if `error` says that QEMU did not answer."""
+        """Return the damage for which QEMU's main loop waits if `error` says that QEMU did not answer, or why no more
+        pages can be read."""
         if isinstance(error, QemuSilent | CutOff):
             self._damage = self._damage or unread_damage(server)
             if self._damage is not None:
                 return self._damage.error
+            if isinstance(server.failure, MemoryError):
+                return _short_of_memory()
+            if isinstance(server.failure, StatepipeError):
+                return server.failure
         return error
 
     def say_where(self, error: StatepipeError, server: Server) -> None:
@@ -238,3 +243,7 @@ def say_left(error: StatepipeError, where: str, server: Server, damage: Damaged 
         where += f", and waits for a page that is damaged, at {asked.page * PAGE_SIZE:#x} of {asked.block}"
     copy = "replace the file by an undamaged copy, and " if isinstance(error, IntegrityError) else ""
     error.advise(f"{where}; do not end its QEMU; {copy}continue with: {command}")
+
+
+def _short_of_memory() -> StatepipeError:
+    return StatepipeError("there is not enough memory", hint=LIMITS)

@@ -97,7 +97,7 @@ def resume_load(path: str, address: str, keys: Keys, tell: LazyTelling, options:
         except InterruptedBySignal as error:
             error.advise(f"the guest is left as it is; continue with: {command}")
             raise
-        server.at_damage(lambda: monitor.hurry(STOP))
+        server.at_trouble(lambda: monitor.hurry(STOP))
         marks, rest = Marks(monitor), Rest(store, monitor, tell, command)
         with rest.of(server, marks):
             marks.find()

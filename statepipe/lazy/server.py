@@ -30,6 +30,7 @@ from statepipe.formats.qemu.postcopy import Answers, Asked, Block, Pong, Receive
 from statepipe.formats.qemu.ram import ORDINARY_AGAIN
 from statepipe.lazy.waits import Waits
 from statepipe.lazy.workingset import FirstPages, Recorder, page_set
+from statepipe.pipeline.signals import ignore
 from statepipe.stage import Cancelled
 from statepipe.stages.throttle import LONGEST_WAIT, Bucket
 from statepipe.state.pagestore import FrameDamaged, Pages, PageStore
@@ -115,7 +116,9 @@ class Server:
         self._calm.set()
         self._next: deque[Pages] = deque(maxlen=NEXT)
         self._damaged: set[int] = set()
-        self._at_damage: Callable[[], None] = lambda: None
+        self._at_trouble: Callable[[], None] = ignore
+        self._is_in_trouble = False
+        self.failure: BaseException | None = None  # why no more pages can be read
         self._recorder: Recorder | None = None
         self._bucket = Bucket(None)
         self._rate_changed = threading.Condition()
@@ -124,10 +127,11 @@ class Server:
 
     # --- called by the main thread
 
-    def at_damage(self, do: Callable[[], None]) -> None:
-        """Have `do` called at each damaged frame, by any thread, while the main thread may be waiting for QEMU."""
-        self._at_damage = do
-        if self._damaged:
+    def at_trouble(self, do: Callable[[], None]) -> None:
+        """Have `do` called at each damaged frame, and when no more pages can be read, by any thread: the main thread
+        may be waiting for a QEMU that waits for such a page."""
+        self._at_trouble = do
+        if self._is_in_trouble:
             do()
 
     @property
@@ -189,6 +193,9 @@ class Server:
                 work()
             except BaseException as error:  # passed on: the main thread raises it
                 self.news.put(Failed(error))
+                if not isinstance(error, OSError | EOFError | Cancelled):  # QEMU closed the connection, or we did
+                    self.failure = error
+                    self._troubled()
 
         thread = threading.Thread(target=told, name=name, daemon=True)
         self._threads.append(thread)
@@ -274,7 +281,11 @@ class Server:
         elif first := next(self._index.stored_between(*self._store.span(error.frame)), None):
             what += f"; it holds the page at {first.page * postcopy.PAGE_SIZE:#x} of {self._blocks[first.block].name}"
         self.news.put(Damaged(IntegrityError(what, offset=error.offset), asked))
-        self._at_damage()
+        self._troubled()
+
+    def _troubled(self) -> None:
+        self._is_in_trouble = True
+        self._at_trouble()
 
     # --- the working set
 

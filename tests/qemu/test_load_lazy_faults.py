@@ -7,6 +7,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -180,6 +181,66 @@ def test_a_disk_that_fails(tmp_path: Path, noisy72: Saved, when: str) -> None:
             assert_went_on(noisy72, lazy)
         else:
             assert_never_ran(tmp_path)
+
+
+# --- memory that runs out
+
+ASKED = 'name == "pages asked for"'
+"""The thread that answers requests."""
+
+
+def short_of_memory(mark: Path, who: str, command: str) -> list[str]:
+    """statepipe whose threads `who` have no memory to decode a frame, once this command is about to be given to QEMU;
+    or from its start, if `mark` is there."""
+    code = f"""
+import os, sys, threading
+sys.path.insert(0, {str(ROOT)!r})
+from statepipe.cli.main import entry
+from statepipe.qemu.monitor import Monitor
+from statepipe.state.pagestore import PageStore
+reads, executes = PageStore.read, Monitor.execute
+
+def read(self, number):
+    name = threading.current_thread().name
+    if os.path.exists({str(mark)!r}) and {who}:
+        raise MemoryError
+    return reads(self, number)
+
+def execute(self, command, **arguments):
+    if command == {command!r}:
+        open({str(mark)!r}, "w").close()
+    return executes(self, command, **arguments)
+
+PageStore.read, Monitor.execute = read, execute
+entry()
+"""
+    return [sys.executable, "-P", "-c", code]
+
+
+@pytest.mark.parametrize("who", ["True", ASKED])
+def test_without_memory_for_the_devices_the_guest_does_not_run(tmp_path: Path, noisy72: Saved, who: str) -> None:
+    mark = tmp_path / "mark"
+    mark.touch()
+    with Lazy(tmp_path, noisy72, program=short_of_memory(mark, who, "none")) as lazy:
+        assert lazy.status() == 1
+        assert "error: there is not enough memory" in lazy.stderr() and "ulimit -v" in lazy.stderr()
+        assert RESUME not in lazy.stderr()
+        assert_never_ran(tmp_path)
+
+
+@pytest.mark.parametrize("who", [ASKED, f"not {ASKED}"])
+def test_without_memory_for_the_rest_the_guest_waits_and_goes_on(tmp_path: Path, noisy: Saved, who: str) -> None:
+    """It asks for pages as soon as it runs, and QEMU may or may not answer while it waits for them."""
+    program = short_of_memory(tmp_path / "mark", f"({who})", "cont")
+    with Lazy(tmp_path, noisy, "--throttle", "32K", program=program) as lazy:
+        assert lazy.status() == 1
+        error, hint = lazy.stderr().splitlines()[-2:]
+        assert error == "statepipe: load: error: there is not enough memory", lazy.stderr()
+        assert "of 34 MiB of its memory loaded; do not end its QEMU" in hint, hint
+        words = shlex.split(hint.rpartition(RESUME)[2])
+        done = run_statepipe(*words, "--throttle", "unlimited")
+        assert done.returncode == 0 and "all memory is loaded" in done.stderr, done.stderr
+        assert_went_on(noisy, lazy)
 
 
 # --- a QEMU that takes its time

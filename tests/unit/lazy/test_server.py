@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -204,6 +206,27 @@ def test_of_a_damaged_frame_no_page_leaves_and_all_others_do(tmp_path: Path) -> 
         destination.ask("pc.ram", page)
         again = server.news.get(timeout=20)
         assert isinstance(again, Damaged) and again.asked is not None and again.asked.page == page
+
+
+def test_a_file_that_became_shorter_is_a_trouble_at_once(tmp_path: Path) -> None:
+    """The main thread may be waiting for a QEMU that waits for a page of it. A connection that ends is none."""
+    path, told = written(tmp_path), threading.Event()
+    with serving(path) as (server, destination):
+        server.at_trouble(told.set)
+        os.truncate(path, 2000)
+        destination.ask("pc.ram", 20)
+        assert told.wait(20)
+        failed = server.news.get(timeout=20)
+        assert isinstance(failed, Failed) and "was changed while it was read" in str(failed.error)
+        assert server.failure is failed.error
+        told.clear()
+        server.at_trouble(told.set)
+        assert told.is_set(), "it came before anybody asked to be told"
+    with serving(written(tmp_path)) as (server, destination):
+        server.at_trouble(told.clear)
+        destination._link.shutdown(socket.SHUT_RDWR)
+        failed = server.news.get(timeout=20)
+        assert isinstance(failed, Failed) and server.failure is None and told.is_set()
 
 
 # --- the working set
