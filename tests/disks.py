@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.qemu.harness import wait_for
+
 SBIN = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 
 
@@ -58,5 +60,12 @@ def or_skip(*command: object) -> None:
 
 
 def unmount(folder: Path) -> None:
-    """It must not be in use."""
-    subprocess.run(["umount", folder], check=True)
+    """It must not be in use. A loop device lets go of its file, and a killed process of its files, a moment later than
+    umount and kill return."""
+
+    def is_done() -> bool:
+        done = subprocess.run(["umount", folder], capture_output=True, text=True)
+        assert not done.returncode or "busy" in done.stderr, done.stderr
+        return not done.returncode
+
+    wait_for(f"end of the use of {folder}", is_done, timeout=20)

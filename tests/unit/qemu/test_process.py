@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -15,7 +14,7 @@ import pytest
 
 from statepipe.errors import QemuError, StatepipeError
 from statepipe.processes import Process
-from statepipe.qemu.commandline import anew, parted
+from statepipe.qemu.commandline import anew
 from statepipe.qemu.facts import host_facts
 from statepipe.qemu.process import COMMAND_LIMIT, demand_equal, inspect_process, is_qemu, listening_qemu, qemu_under
 from statepipe.threads import held
@@ -146,19 +145,6 @@ def test_a_command_line_without_end_is_none(tmp_path: Path) -> None:
     with subprocess.Popen(["cat", "-", *words], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         found = inspect_process(process.pid)
         assert found is not None and found.command == ()
-
-
-@pytest.mark.parametrize("program", ["qemu-system-x86_64", "qemu-system-i386"])
-def test_every_option_without_a_value_of_this_qemu_is_known(program: str) -> None:
-    """As its own help writes them: those with one have a space and its name behind theirs."""
-    if shutil.which(program) is None:
-        pytest.skip(f"no {program}")
-    said = subprocess.run([program, "-help"], capture_output=True, text=True, check=True).stdout
-    lines = re.findall(r"^--?([a-zA-Z][\w-]*)(?: or -(\w+))?(?: {2,}|\n)", said, re.MULTILINE)
-    names = {name for line in lines for name in line if name} - {"dtb"}  # which is written like them, and takes a file
-    assert len(names) > 20
-    for name in names:
-        assert [words for _, words in parted(["qemu", f"-{name}", "next"])] == [[f"-{name}"], ["next"]], name
 
 
 @pytest.mark.parametrize("name", ["show-cursor", "enable-hax", "no-kvm-irqchip", "localtime"])
