@@ -37,14 +37,19 @@ def system() -> Iterator[Libvirt]:
 
 @pytest.fixture
 def newer() -> Iterator[Libvirt]:
-    """The system's libvirtd of a version that opens an image twice to restore it (tools/libvirt fetches it once)."""
+    """The system's libvirtd of a version that opens an image twice to restore it."""
+    with started("system", libvirtd=newer_libvirtd()) as libvirt:
+        yield libvirt
+
+
+def newer_libvirtd() -> str:
+    """The program of a newer libvirtd, which tools/libvirt fetches once. Only the system's can be started."""
     if os.geteuid() != 0:
         pytest.skip("only root can start a system's libvirtd")
     done = subprocess.run([ROOT / "tools" / "libvirt"], capture_output=True, text=True)
     if done.returncode:
         pytest.skip(done.stderr.strip().splitlines()[-1])
-    with started("system", libvirtd=done.stdout.strip()) as libvirt:
-        yield libvirt
+    return done.stdout.strip()
 
 
 @pytest.fixture(params=MODES)

@@ -1,0 +1,115 @@
+"""convert: what libvirt saved becomes a state file, and an image again from which libvirt's guest counts on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.libvirt.conftest import newer_libvirtd
+from tests.libvirt.harness import Domain, Libvirt, started
+
+
+def assert_restored(libvirt: Libvirt, domain: Domain, image: Path) -> None:
+    """Plain virsh restores it, and the guest lost nothing."""
+    libvirt.virsh("restore", image)
+    domain.assert_runs_on()
+
+
+@pytest.mark.parametrize("form", ["raw", "gzip", "bzip2", "xz"])
+def test_an_image_of_each_format_goes_through_a_state_file_and_back(form: str) -> None:
+    with started("session", {"save_image_format": form}) as libvirt:
+        domain, folder = libvirt.domain(fill=1), libvirt.place("saves")
+        image, state, again = folder / "image", folder / "state", folder / "again"
+        libvirt.virsh("save", "vm1", image)
+        verified = libvirt.statepipe("verify-state", "--json", image, check=True)
+        assert json.loads(verified.stdout)["format"] == f"save image of libvirt, {form}"
+        done = libvirt.statepipe("convert", image, state, check=True)
+        assert "; the domain vm1\n" in done.stderr
+        shown = json.loads(libvirt.statepipe("inspect", "--json", state, check=True).stdout)
+        assert shown["domain"]["name"] == "vm1" and shown["trailer"]["stopped_for_it"] is True
+        libvirt.statepipe("verify-state", state, check=True)
+        image.unlink()
+        libvirt.statepipe("convert", "--to-image", state, again, check=True)
+        assert_restored(libvirt, domain, again)
+
+
+def test_a_managed_save_is_found_by_the_domains_name(libvirt: Libvirt) -> None:
+    domain, folder = libvirt.domain(), libvirt.place("saves")
+    state, again = folder / "state", folder / "again"
+    none = libvirt.statepipe("convert", "--domain", "vm1", state)
+    assert none.returncode == 1 and "vm1 has no managed save" in none.stderr
+    libvirt.virsh("managedsave", "vm1")
+    libvirt.statepipe("convert", "--domain", "vm1", "--connect", libvirt.uri, state, check=True)
+    libvirt.virsh("managedsave-remove", "vm1")
+    libvirt.statepipe("convert", "--to-image", state, again, check=True)
+    assert_restored(libvirt, domain, again)
+
+
+def test_a_paused_domain_stays_paused(session: Libvirt) -> None:
+    domain, folder = session.domain(), session.place("saves")
+    session.virsh("suspend", "vm1")
+    image, state, again = folder / "image", folder / "state", folder / "again"
+    session.virsh("save", "vm1", image)
+    session.statepipe("convert", image, state, check=True)
+    session.statepipe("convert", "--to-image", state, again, check=True)
+    session.virsh("restore", again)
+    assert domain.state().startswith("paused")
+    session.virsh("resume", "vm1")
+    domain.assert_runs_on()
+
+
+def test_another_xml_is_the_one_that_libvirt_takes(session: Libvirt) -> None:
+    domain, folder = session.domain(), session.place("saves")
+    image, again, xml = folder / "image", folder / "again", folder / "xml"
+    session.virsh("save", "vm1", image)
+    text = session.virsh("save-image-dumpxml", image).stdout
+    xml.write_text(text.replace("<memory ", "<title>from a file</title><memory ", 1))
+    session.statepipe("convert", "--to-image", "--xml", xml, image, again, check=True)
+    assert_restored(session, domain, again)
+    assert "<title>from a file</title>" in session.virsh("dumpxml", "vm1").stdout
+
+
+def test_libvirt_edits_an_image_of_ours(session: Libvirt) -> None:
+    """The zeros that it needs for that are there."""
+    domain, folder = session.domain(), session.place("saves")
+    image, again, xml = folder / "image", folder / "again", folder / "xml"
+    session.virsh("save", "vm1", image)
+    session.statepipe("convert", "--to-image", image, again, check=True)
+    text = session.virsh("save-image-dumpxml", again).stdout
+    xml.write_text(text.replace("<memory ", f"<title>{'long ' * 1000}</title><memory ", 1))
+    session.virsh("save-image-define", again, xml)
+    session.statepipe("verify-state", again, check=True)
+    assert_restored(session, domain, again)
+    assert "<title>long long" in session.virsh("dumpxml", "vm1").stdout
+
+
+def test_a_newer_libvirt_restores_a_state_file_in_an_image(newer: Libvirt) -> None:
+    domain, folder = newer.domain(), newer.place("saves")
+    image, state, again = folder / "image", folder / "state", folder / "again"
+    newer.virsh("save", "vm1", image)
+    newer.statepipe("convert", image, state, check=True)
+    newer.statepipe("convert", "--to-image=zstd", state, again, check=True)
+    verified = newer.statepipe("verify-state", "--json", again, check=True)
+    assert json.loads(verified.stdout)["digest"] is True
+    assert_restored(newer, domain, again)
+
+
+@pytest.mark.parametrize(
+    ("form", "status", "words"),
+    [("zstd", 0, ""), ("lzop", 1, "no lzop is built in"), ("sparse", 1, "at fixed places in the file (mapped-ram)")],
+)
+def test_what_a_newer_libvirt_writes_is_read_or_refused_with_the_reason(form: str, status: int, words: str) -> None:
+    with started("system", {"save_image_format": form}, newer_libvirtd()) as libvirt:
+        domain, folder = libvirt.domain(), libvirt.place("saves")
+        image, state, again = folder / "image", folder / "state", folder / "again"
+        libvirt.virsh("save", "vm1", image)
+        done = libvirt.statepipe("convert", image, state)
+        assert (done.returncode, words in done.stderr) == (status, True), done.stderr
+        if status:
+            assert "hint: restore it with virsh restore" in done.stderr and not state.exists()
+            again = image
+        else:
+            libvirt.statepipe("convert", "--to-image", state, again, check=True)
+        assert_restored(libvirt, domain, again)
