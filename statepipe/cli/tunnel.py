@@ -64,8 +64,10 @@ def _run_libvirt(name: str, values: Values) -> int:
         _refuse_also(values)
     else:
         check_domain(domain)
-        if values["libvirtd"] is not None:
-            raise UsageError("--libvirtd SOCKET is for the host where the guest goes", hint="leave it out here")
+        if values["libvirtd"] is not None and scheme == "tls":
+            raise UsageError(
+                "--libvirtd SOCKET is for the host where the guest goes", hint="give it to the tunnel there"
+            )
     status_listeners(values)
     request = LibvirtRequest(plan, domain, values["folder"], values["libvirtd"], once=values["once"])
     run_libvirt_tunnel(request, saying(name), show)

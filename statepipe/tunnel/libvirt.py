@@ -30,6 +30,7 @@ from statepipe.session.overtls import END_CHECK, door, timing
 from statepipe.session.protocol.channels import MIN_WINDOW
 from statepipe.session.protocol.frames import Role, Violation
 from statepipe.session.session import FAREWELL, Session, Timing
+from statepipe.session.transport import Transport
 from statepipe.telling import Tell
 from statepipe.threads import beside
 from statepipe.transfer.endpoints import trust_of
@@ -47,6 +48,8 @@ HELLO = 10.0
 
 ANSWER = 30.0
 """Seconds in which the far end connects to a target, or opens a tunnel: its own limit is 20."""
+
+NOT_EXPECTED = "a message that nobody expects"
 
 MakeDial = Callable[[], tuple[Dial, AbstractContextManager[object]]]
 
@@ -86,48 +89,94 @@ def run_libvirt_tunnel(request: LibvirtRequest, say: Tell, show: Tell) -> None:
 def _near(request: LibvirtRequest, domain: str, host: Host, connections: Connections, say: Tell, show: Tell) -> None:
     ident, plan = os.urandom(4).hex(), request.plan
     paths = host.paths(ident, domain)
-    first, later = _dials(plan, host)
+    make_first, make_dial = _dials(plan, host, request.daemon)
     patience = replace(timing(plan), tell=connections.news)
-    over = threading.Event()
     with ExitStack() as stack:
-        tunnel, answer = stack.enter_context(_opened(plan, first, patience, {"tunnel": ident, "domain": domain}))
+        wish = {"tunnel": ident, "domain": domain}
+        tunnel, answer = stack.enter_context(_opened(plan, make_first, patience, wish))
         compared(paths, answer, tunnel.name)
         stack.enter_context(own_folder(host, ident, listens=False))
         listeners = [stack.enter_context(_listener(host, path)) for path in paths]
         stack.callback(connections.end)
         stack.enter_context(at_work(connections))
-        troubles: list[StatepipeError] = []
+        end = _NearEnd(plan, patience, make_dial, ident, connections, say)
         for to, listener in zip(TARGETS, listeners, strict=True):
-            begin = partial(_begin, plan, later, patience, connections, over, ident, to)
-            work = partial(_accept, listener, connections, say, begin, over, troubles)
-            stack.enter_context(beside("listener", work, partial(_end, over, connections)))
+            stack.enter_context(beside("listener", partial(end.accept, listener, to), end.close))
         say(f"the other end leads to {answer['daemon']}; migrate the guest with this line, and options as needed:")
         show(virsh_line(host, domain, paths))
-        _attend(tunnel, connections, troubles, say)
+        end.attend(tunnel)
 
 
-def _end(over: threading.Event, connections: Connections) -> None:
-    over.set()
-    connections.end()
+class _NearEnd:
+    """Where connections come in: three sockets, with a thread for each. All of it ends at once."""
+
+    def __init__(
+        self,
+        plan: ConnectionPlan,
+        patience: Timing,
+        make_dial: MakeDial,
+        ident: str,
+        connections: Connections,
+        say: Tell,
+    ) -> None:
+        self._plan, self._patience, self._make_dial, self._ident = plan, patience, make_dial, ident
+        self._connections, self._say = connections, say
+        self._closed = threading.Event()
+        self._troubles: list[StatepipeError] = []
+
+    def accept(self, listener: Named, to: str) -> None:
+        """Accept the connections of one socket until the end; an error is kept for `attend`."""
+        try:
+            accept_each(listener, self._connections, self._say, partial(self._begin, to), self._is_over)
+        except StatepipeError as error:
+            self._troubles.append(error)
+
+    def _is_over(self) -> bool:
+        return self._closed.is_set() or self._connections.is_over
+
+    def _begin(self, to: str, program: socket.socket) -> None:
+        """Begin a connection, and wait until the far end is connected to its target, or it has failed."""
+        dial, ending = self._make_dial()
+        session = _session(self._plan, dial, self._patience, share(self._connections.windows()))
+        messages = Messages(session)
+        connection = self._connections.open(session, ending)
+        connection.what = to
+        self._connections.launch(connection, partial(connection.carry, program))
+        try:
+            if self._closed.is_set():
+                raise PeerError("the tunnel was ended")
+            messages.tell({"tunnel": self._ident, "to": to})
+            messages.end()
+            if messages.hear(ANSWER) is not None:
+                raise Violation(NOT_EXPECTED)
+        except StatepipeError as error:  # `carry` reports it
+            connection.break_off(error)
+
+    def attend(self, tunnel: Session) -> None:
+        """Wait until the last connection has ended, if the tunnel ends with it.
+
+        Raises the error that ended a listener or the tunnel, after the open connections have ended.
+        """
+        while not self._connections.is_over:
+            self._connections.look()
+            tunnel.wait_until(lambda: tunnel.failure is not None or bool(self._troubles), END_CHECK)
+            if self._troubles:
+                raise self._troubles[0]
+            if tunnel.failure is not None:
+                if self._connections.are_open:
+                    self._say(f"the other end is gone: {tunnel.failure}; the tunnel ends with its open connections")
+                self._connections.outlast()
+                raise tunnel.failure
+
+    def close(self) -> None:
+        """End all connections, and accept no more."""
+        self._closed.set()
+        self._connections.end()
 
 
-def _attend(tunnel: Session, connections: Connections, troubles: list[StatepipeError], say: Tell) -> None:
-    """Wait until the last connection has ended, for a request with `once`.
-
-    Raises the error that ended a listener or the tunnel, after the open connections have ended.
-    """
-    while not connections.is_over:
-        connections.look()
-        tunnel.wait_until(lambda: tunnel.failure is not None or bool(troubles), END_CHECK)
-        if troubles:
-            raise troubles[0]
-        if tunnel.failure is not None:
-            if connections.are_open:
-                say(
-                    f"the other end is gone: {tunnel.failure}; the open connections have a chance, then the tunnel ends"
-                )
-            connections.outlast()
-            raise tunnel.failure
+def _session(plan: ConnectionPlan, dial: Dial, patience: Timing, window: int) -> Session:
+    name = str(plan.address)
+    return dialled(dial, Role.LIBVIRT, name, patience, links=plan.links, window=window, channels=CHANNELS)
 
 
 @contextmanager
@@ -136,16 +185,22 @@ def _opened(
 ) -> Iterator[tuple[Session, dict[str, str]]]:
     """Open the tunnel; give its session and the far end's answer. Raises StatepipeError."""
     dial, ending = make_dial()
-    session = dialled(
-        dial, Role.LIBVIRT, str(plan.address), patience, links=plan.links, window=MIN_WINDOW, channels=CHANNELS
-    )
+    reached = False
+
+    def reach() -> Transport:
+        nonlocal reached
+        link = dial()
+        reached = True
+        return link
+
+    session = _session(plan, reach, patience, MIN_WINDOW)
     messages = Messages(session)
     with session, ending:
         try:
             session.meet()
         except PeerError as error:
-            if not session.wire.opened:
-                error.advise("a statepipe without tunnel --libvirt there ends the connection, too")
+            if reached and not isinstance(error, Violation):  # an older one knows no such greeting, and hangs up
+                error.hint = "install the same statepipe on both hosts: an older one there does not know --libvirt"
             raise
         messages.tell(wish)
         answer = hear(messages, OPENED, ANSWER)
@@ -158,14 +213,18 @@ def _opened(
                 session.part(FAREWELL)
 
 
-def _dials(plan: ConnectionPlan, host: Host) -> tuple[MakeDial, MakeDial]:
-    """Return what makes the dial of the tunnel's session, and what makes those of its connections."""
+def _dials(plan: ConnectionPlan, host: Host, daemon: str | None) -> tuple[MakeDial, MakeDial]:
+    """Return what makes the dial of the tunnel's session, and what makes those of its connections.
+
+    `daemon` is the socket there, for a far end that ssh starts.
+    """
     if plan.address.scheme != SSH:
         make = tls_dials(plan)
         return make, make
     from statepipe.session.overssh import SshDial, times
 
-    ssh = SshDial(plan, ["tunnel", "--libvirt", *times(plan), "--folder", host.folder, STDIO])
+    there = [] if daemon is None else ["--libvirtd", daemon]
+    ssh = SshDial(plan, ["tunnel", "--libvirt", *times(plan), "--folder", host.folder, *there, STDIO])
     return lambda: (ssh, ssh), lambda: (Insistent(dial := ssh.another()), dial)
 
 
@@ -183,140 +242,96 @@ def _listener(host: Host, path: str) -> Iterator[Named]:
         raise StatepipeError(f"cannot listen at {path}: {os.strerror(error.errno or 0)}") from error
 
 
-def _accept(
-    listener: Named,
-    connections: Connections,
-    say: Tell,
-    begin: Callable[[socket.socket], object],
-    over: threading.Event,
-    troubles: list[StatepipeError],
-) -> None:
-    """Accept the connections of one socket; an error is added to `troubles`."""
-    try:
-        accept_each(listener, connections, say, begin, lambda: over.is_set() or connections.is_over)
-    except StatepipeError as error:
-        troubles.append(error)
-
-
-def _begin(
-    plan: ConnectionPlan,
-    make_dial: MakeDial,
-    patience: Timing,
-    connections: Connections,
-    over: threading.Event,
-    ident: str,
-    to: str,
-    program: socket.socket,
-) -> None:
-    """Begin a connection, and wait until the far end is connected to its target, or it has failed."""
-    dial, ending = make_dial()
-    window = share(connections.windows())
-    session = dialled(
-        dial, Role.LIBVIRT, str(plan.address), patience, links=plan.links, window=window, channels=CHANNELS
-    )
-    messages = Messages(session)
-    connection = connections.open(session, ending)
-    connection.what = to
-    connections.launch(connection, partial(connection.carry, program))
-    try:
-        if over.is_set():
-            raise PeerError("the tunnel was ended")
-        messages.tell({"tunnel": ident, "to": to})
-        messages.end()
-        if messages.hear(ANSWER) is not None:
-            raise Violation("a message that nobody expects")
-    except StatepipeError as error:  # reported by `carry`
-        connection.break_off(error)
-
-
 # --- where the guest goes
 
 
 def _far(request: LibvirtRequest, host: Host, connections: Connections, say: Tell) -> None:
     """Accept tunnels and their connections from authorised peers."""
-    plan, turned_away, targets = request.plan, Refusals(say), Targets(host)
+    plan, turned_away = request.plan, Refusals(say)
+    end = _FarEnd(Targets(host), connections, connections.news)
     with listening(plan.address, insecure=False) as listener:
         say(f"listening at {place_of(listener, plan.address)}")
         acceptor = _acceptor(plan, turned_away, connections)
         try:
-            with (
-                at_work(connections),
-                door(listener, trust_of(plan, server=True, say=say), acceptor, turned_away),
-            ):
+            trust = trust_of(plan, server=True, say=say)
+            with at_work(connections), door(listener, trust, acceptor, turned_away):
                 while not connections.is_over:
-                    connections.look()
-                    with suppress(PeerError):  # none has come
-                        _take(acceptor.wait(END_CHECK), targets, connections)
+                    end.serve_next(acceptor)
         finally:
             connections.end()
 
 
 def _inside(request: LibvirtRequest, host: Host, connections: Connections) -> None:
-    """Serve the one tunnel of the process that started us through ssh. Raises StatepipeError."""
+    """Serve the one tunnel of the process that started us through ssh. Raises StatepipeError.
+
+    That process reports what becomes of the tunnel.
+    """
     from statepipe.transfer.insidessh import first_patience, inside, turned_away
 
-    plan, targets = request.plan, Targets(host)
+    plan, end = request.plan, _FarEnd(Targets(host), connections, lambda kind, text: None)
     acceptor = _acceptor(plan, turned_away, connections)
     with inside(acceptor):
         try:
-            _take(acceptor.wait(first_patience(plan)), targets, connections)
+            end.serve(acceptor.wait(first_patience(plan)))
             with at_work(connections):
                 while connections.are_open:
-                    connections.look()
-                    with suppress(PeerError):
-                        _take(acceptor.wait(END_CHECK), targets, connections)
+                    end.serve_next(acceptor)
         finally:
             connections.end()
 
 
-def _acceptor(plan: ConnectionPlan, turned_away: Callable[[str, PeerError], object], say: Connections) -> Acceptor:
-    patience = replace(timing(plan), tell=say.news)
+def _acceptor(plan: ConnectionPlan, turned_away: Callable[[str, PeerError], object], told: Connections) -> Acceptor:
+    patience = replace(timing(plan), tell=told.news)
     return Acceptor(Role.LIBVIRT, patience, turned_away, again=True, many=CONNECTIONS, share=share, channels=CHANNELS)
 
 
-def _take(session: Session, targets: Targets, connections: Connections) -> None:
-    """Serve a session in a thread of its own."""
-    messages = Messages(session)
-    connection = connections.open(session)
-    connections.launch(connection, partial(_serve, connection, messages, targets, connections.news))
+class _FarEnd:
+    """Where connections go on. Each session has a thread. `news` is told which tunnels are open."""
 
+    def __init__(self, targets: Targets, connections: Connections, news: Callable[[object, str], None]) -> None:
+        self._targets, self._connections, self._news = targets, connections, news
 
-def _serve(
-    connection: Connection, messages: Messages, targets: Targets, news: Callable[[object, str], None]
-) -> StatepipeError | None:
-    """Do what the near end wants of a session: open a tunnel, or carry a connection. Return what broke it."""
-    session = connection.session
-    try:
-        wish = hear(messages, WISH, HELLO)
-        if "domain" in wish:
-            _hold(connection, messages, targets, wish, news)
-            return None
-        connection.what = to = wish.get("to", "")
-        if messages.hear(HELLO) is not None:
-            raise Violation("a message that nobody expects")
-        program = targets.connect(session.name, wish["tunnel"], to)
-    except StatepipeError as error:
-        return connection.refuse(error)
-    messages.end()
-    return connection.carry(program)
+    def serve_next(self, acceptor: Acceptor) -> None:
+        """Serve the next session, if one begins within END_CHECK seconds."""
+        self._connections.look()
+        try:
+            session = acceptor.wait(END_CHECK)
+        except PeerError:  # none has come
+            return
+        self.serve(session)
 
+    def serve(self, session: Session) -> None:
+        """Do what the near end wants of a session: open a tunnel, or carry a connection."""
+        messages = Messages(session)
+        connection = self._connections.open(session)
+        self._connections.launch(connection, lambda: self._served(connection, messages))
 
-def _hold(
-    connection: Connection,
-    messages: Messages,
-    targets: Targets,
-    wish: dict[str, str],
-    news: Callable[[object, str], None],
-) -> None:
-    """Keep a tunnel open until the near end closes it. Raises StatepipeError."""
-    domain, name = wish["domain"], connection.session.name
-    connection.what = f"the tunnel for {domain[:100]}"
-    with targets.opened(name, wish["tunnel"], domain) as answer:
-        messages.tell(answer)
-        news(("opened", connection), f"a tunnel for the guest {domain} is open to {name}")
-        if messages.hear() is not None:
-            raise Violation("a message that nobody expects")
+    def _served(self, connection: Connection, messages: Messages) -> StatepipeError | None:
+        """Return what broke it."""
+        try:
+            wish = hear(messages, WISH, HELLO)
+            if "domain" in wish:
+                self._hold(connection, messages, wish)
+                return None
+            connection.what = to = wish.get("to", "")
+            if messages.hear(HELLO) is not None:
+                raise Violation(NOT_EXPECTED)
+            program = self._targets.connect(connection.session.name, wish["tunnel"], to)
+        except StatepipeError as error:
+            return connection.refuse(error)
         messages.end()
-        connection.session.part(FAREWELL)
-    connection.leave()
-    news(("closed", connection), f"the tunnel for the guest {domain} has ended")
+        return connection.carry(program)
+
+    def _hold(self, connection: Connection, messages: Messages, wish: dict[str, str]) -> None:
+        """Keep a tunnel open until the near end closes it. Raises StatepipeError."""
+        domain, peer = wish["domain"], connection.session.name
+        connection.what = f"the tunnel for {domain}"
+        with self._targets.opened(peer, wish["tunnel"], domain) as answer:
+            messages.tell(answer)
+            self._news(("opened", connection), f"a tunnel for the guest {domain} is open to {peer}")
+            if messages.hear() is not None:
+                raise Violation(NOT_EXPECTED)
+            messages.end()
+            connection.session.part(FAREWELL)
+        connection.leave()
+        self._news(("closed", connection), f"the tunnel for the guest {domain} has ended")

@@ -64,7 +64,7 @@ SHOWN = 1500
 """Characters of an input that are shown."""
 
 DOORS = {
-    **dict.fromkeys(("greetings", "frames", "links", "messages", "answers", "offers"), "session"),
+    **dict.fromkeys(("greetings", "frames", "links", "messages", "answers", "offers", "wishes"), "session"),
     **dict.fromkeys(("streams", "indexes", "states", "sealed-states", "requests-for-pages", "working-sets"), "guests"),
     **dict.fromkeys(("zstd", "gzip", "bzip2", "xz", "lz4", "splitters"), "codecs"),
     **dict.fromkeys(("age-files", "armor", "keys", "plugins", "openpgp", "gpg"), "secrets"),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from random import Random
+from typing import Any
 
 from statepipe.errors import IntegrityError, StatepipeError
 from statepipe.migration.negotiation import CHECK, MIGRATE, Offer, begun, offered, step_of
@@ -35,6 +38,8 @@ from statepipe.session.protocol.frames import (
 from statepipe.session.protocol.wire import Wire
 from statepipe.session.session import Timing
 from statepipe.session.transport import SocketTransport
+from statepipe.tunnel.libvirthost import Host
+from statepipe.tunnel.targets import OPENED, WISH, Targets, compared, hear
 from tests.fuzz.harness import Door
 from tests.fuzz.mutation import LARGE, mutated, odd_json, portions
 from tests.fuzz.samples import FACTS
@@ -224,8 +229,9 @@ class _Said:
         json.dumps(message)
 
 
-def _said(message: dict[str, object]) -> Peer:
-    return _Said(message)  # type: ignore[return-value]
+def _said(message: dict[str, object]) -> Any:
+    """As a Peer, or as its Messages."""
+    return _Said(message)
 
 
 def make_messages(random: Random) -> bytes:
@@ -269,6 +275,41 @@ def make_offer(random: Random) -> bytes:
     return odd_json(random, random.choice(SAID[:2]))
 
 
+WISHES = (
+    {"tunnel": "0123abcd", "domain": "guest"},
+    {"tunnel": "0123abcd", "to": "memory"},
+    {"tunnel": "0123abcd", "to": "libvirtd"},
+    {"daemon": "/run/d", "memory": "/run/m", "disks": "/run/d"},
+)
+
+
+def grant_wishes(data: bytes) -> None:
+    """What the two ends of a tunnel for libvirt say: one opens a tunnel, and asks for connections in it."""
+    if (message := _parsed(data)) is None:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        host = Host("session", f"{folder}/tunnels", (f"{folder}/daemon",), os.geteuid(), os.getegid())
+        with socket.socket(socket.AF_UNIX) as daemon, suppress(StatepipeError):
+            daemon.bind(host.daemons[0])
+            daemon.listen()
+            _grant(Targets(host), message)
+        assert set(os.listdir(folder)) <= {"daemon", "tunnels"}
+        assert not os.path.exists(host.folder) or not os.listdir(host.folder)
+        with suppress(StatepipeError):
+            compared(host.paths("0123abcd", "guest"), hear(_said(message), OPENED, 1), "them")
+
+
+def _grant(targets: Targets, message: dict[str, object]) -> None:
+    wish = hear(_said(message), WISH, 1)
+    with targets.opened("peer", wish["tunnel"], wish.get("domain", "guest")) as answer:
+        assert all(answer.values())
+        targets.connect("peer", wish["tunnel"], wish.get("to", "libvirtd")).close()
+
+
+def make_wish(random: Random) -> bytes:
+    return odd_json(random, random.choice(WISHES))
+
+
 def _framed(message: object) -> bytes:
     text = json.dumps(message).encode()
     return len(text).to_bytes(4, "big") + text
@@ -293,4 +334,5 @@ DOORS = {
     "messages": Door(hear_messages, make_messages, MESSAGES_KNOWN),
     "answers": Door(weigh_answers, make_answer, {"a command that is no text": _odd_command}),
     "offers": Door(weigh_offers, make_offer),
+    "wishes": Door(grant_wishes, make_wish),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from tests.libvirt.tunnels import FOLDER, Hosts, counted, left, two
 from tests.qemu.harness import wait_for
 from tests.qemu.moving import Credentials
+from tests.sshd import sshd
 
 SLOW = ("--bandwidth", "2")
 """MiB/s: the guest's memory takes some ten seconds."""
@@ -44,6 +46,40 @@ def test_a_guest_goes_to_the_other_host(hosts: Hosts, options: tuple[str, ...]) 
         hosts.assert_arrived(guest)
         assert counted(guest) > before
     assert left(hosts.here) == left(hosts.there) == []
+
+
+def test_a_guest_goes_by_ssh_with_nothing_to_start_there(hosts: Hosts, tmp_path: Path) -> None:
+    with sshd(tmp_path) as host, hosts.guest("web1") as guest, hosts.by_ssh(host, "web1", "--once") as near:
+        done = hosts.migrate(near.line(), "--parallel")
+        assert done.returncode == 0, (done, near.said)
+        assert near.wait() == 0, near.said
+        hosts.assert_arrived(guest)
+        wait_for("end of the far end", lambda: not left(hosts.there))
+
+
+def test_a_killed_ssh_costs_its_time_alone(hosts: Hosts, tmp_path: Path) -> None:
+    with (
+        sshd(tmp_path) as host,
+        hosts.guest("web1", fill=24, dirty=1) as guest,
+        hosts.by_ssh(host, "web1", "--once") as near,
+        hosts.migrating(near.line(), *SLOW) as virsh,
+    ):
+        hosts.wait_sent(guest, 4 << 20)
+        for pid in host.sessions():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        hosts.here.virsh("migrate-setspeed", "web1", 10000)
+        assert virsh.wait(120) == 0, (virsh.communicate(), near.said)
+        hosts.assert_arrived(guest)
+        assert near.wait() == 0, near.said
+
+
+@pytest.mark.parametrize("name", ["web server 1", "a&b=c?d", "großer"])
+def test_a_guest_may_have_any_name(hosts: Hosts, name: str) -> None:
+    with hosts.guest(name) as guest, hosts.tunnel(name) as (near, far, line):
+        done = hosts.migrate(line, "--p2p", "--parallel")
+        assert done.returncode == 0, (done, near.said, far.said)
+        hosts.assert_arrived(guest)
 
 
 def test_disks_go_along_over_nbd(hosts: Hosts, tmp_path: Path) -> None:

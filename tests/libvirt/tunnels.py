@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests import sshd as ssh
 from tests.guest import parse_ticks
 from tests.libvirt.harness import Domain, Libvirt, started
 from tests.net.hosts import Host, two_hosts
@@ -71,6 +72,13 @@ class Hosts:
     def near(self, domain: str, *words: object) -> End:
         """The near end."""
         return self.end(0, *words, "--domain", domain, f"tls://{ADDRESSES[1]}")
+
+    def by_ssh(self, host: ssh.Host, domain: str, *words: object) -> End:
+        """A near end that leads through an sshd, beside the cable."""
+        there = self.there.command("env", f"XDG_RUNTIME_DIR={host.runtime}", *statepipe_command())
+        words = (*words, "--domain", domain, "--ssh", host.ssh, "--remote-command", shlex.join(there), host.address)
+        program = self.here.command(*statepipe_command())
+        return End("tunnel", "--libvirt", *words, program=program, env=self.here.environment)
 
     def migrate(self, line: list[str], *more: str) -> subprocess.CompletedProcess[str]:
         """Type the line, with more options."""
