@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
+from itertools import dropwhile
 from pathlib import Path
 
 import pytest
 
 from tests.libvirt.conftest import newer_libvirtd
 from tests.libvirt.harness import Domain, Libvirt, started
+from tests.qemu.harness import assert_unbroken, statepipe_command
 
 
 def assert_restored(libvirt: Libvirt, domain: Domain, image: Path) -> None:
@@ -113,3 +117,36 @@ def test_what_a_newer_libvirt_writes_is_read_or_refused_with_the_reason(form: st
         else:
             libvirt.statepipe("convert", "--to-image", state, again, check=True)
         assert_restored(libvirt, domain, again)
+
+
+def qemu_line(libvirt: Libvirt) -> list[str]:
+    """The command line with which libvirt starts the domain's QEMU, without what only libvirt needs."""
+    words = shlex.split(libvirt.virsh("domxml-to-native", "qemu-argv", "--domain", "vm1").stdout)
+    words = list(dropwhile(lambda word: not word.startswith("/"), words))
+    assert words[:2] == [words[0], "-name"]
+    left, rest = [words[0]], iter(words[1:])
+    for word in rest:
+        if word in ("-S", "-no-user-config", "-nodefaults", "-no-shutdown", "-no-acpi"):
+            left += [word] if word != "-S" else []
+            continue
+        value = next(rest)
+        if word not in ("-sandbox", "-msg", "-mon") and "charmonitor" not in value and "masterKey0" not in value:
+            left += [word, value]
+    return left
+
+
+@pytest.mark.parametrize(("mode", "options"), [("session", []), ("system", ["--lazy"])], ids=["whole", "lazily"])
+def test_an_image_runs_without_libvirt(mode: str, options: list[str], request: pytest.FixtureRequest) -> None:
+    """Lazily as root, because not every kernel lets an ordinary user do it."""
+    libvirt: Libvirt = request.getfixturevalue(mode)
+    domain, image = libvirt.domain(), libvirt.place("saves") / "image"
+    line = qemu_line(libvirt)
+    libvirt.virsh("save", "vm1", image)
+    with libvirt.popen(*statepipe_command(), "load", *options, image, "--", *line, stderr=subprocess.PIPE) as load:
+        try:
+            domain.wait_ticks(3)
+            assert_unbroken(domain.ticks())
+        finally:
+            load.terminate()
+            told = load.communicate()[1].decode()
+    assert "is a save image of libvirt's, not a state file" in told and "the guest is running" in told
