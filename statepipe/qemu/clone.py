@@ -80,7 +80,8 @@ class _Folder:
         base = os.path.abspath(name)
         if name.startswith("/dev/fdset/"):
             _refuse(option, f"{name} is a descriptor that QEMU's parent opened, and the overlay needs a name")
-        if any(View(0).real(each.base) == View(0).real(base) for each in self.overlays):
+        view = View(0)
+        if any(view.real(each.base) == view.real(base) or view.is_same(each.base, base) for each in self.overlays):
             _refuse(option, f"{name} is the disk of another option as well, and each would get an overlay of its own")
         if format_ is None:
             format_ = _format_of(option, base)

@@ -66,8 +66,10 @@ class Images(NamedTuple):
         for row in self.rows:
             if row.path == path:
                 return row
-        real = self.view.real(path)
-        return next((row for row in self.rows if row.is_file and self.view.real(row.path) == real), None)
+        real, files = self.view.real(path), [row for row in self.rows if row.is_file]
+        return next((row for row in files if self.view.real(row.path) == real), None) or next(
+            (row for row in files if self.view.is_same(row.path, path)), None
+        )
 
     @property
     def written(self) -> bool:

@@ -157,7 +157,8 @@ class Clone:
         if self._has_made_folder and self._folder is not None:
             self._has_made_folder = False
             try:
-                os.rmdir(self._folder)
+                with suppress(FileNotFoundError):
+                    os.rmdir(self._folder)
             except OSError as error:
                 warn(f"the folder {self._folder} stays: {error.strerror}")
         self._overlays = []

@@ -76,6 +76,19 @@ class View:
                 raise OSError(errno.EINVAL, os.strerror(errno.EINVAL)) from error
             yield f"/proc/self/fd/{walk.descriptor()}"
 
+    def is_same(self, one: str, other: str) -> bool:
+        """Return whether both names lead to the same file, such as two hard links, or to the same block device.
+
+        Both are looked at, and none is opened. False if we may not look.
+        """
+        try:
+            with self.place(one) as place:
+                first = os.stat(place)
+            with self.place(other) as place:
+                return _is_same(first, os.stat(place))
+        except (OSError, ValueError):
+            return False
+
     def has_replaced(self, path: str) -> bool:
         """Return whether it is certain that the process has another file open than the one with this name now.
 

@@ -148,7 +148,8 @@ def refuse_state_as_disk(path: str, command: Sequence[str]) -> None:
     """Raises UsageError if QEMU's command line names the state file: QEMU would write to it before it is read."""
     if path == STDIN or named_by(path) is not None or not starts_qemu(command):
         return
-    if View(0).real(path) in named_files(command):
+    view, files = View(0), named_files(command)
+    if view.real(path) in files or any(view.is_same(path, file) for file in files):
         what = f"QEMU's command line names {path}, which is the state to load"
         raise UsageError(what, hint="remove it from the command line: statepipe passes the state to QEMU")
 

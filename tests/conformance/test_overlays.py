@@ -70,6 +70,14 @@ def test_a_folder_that_cannot_be_removed_is_told_of(tmp_path: Path, command: lis
 
 
 @needs_tool
+def test_a_folder_that_was_removed_under_way_is_not_said_to_stay(tmp_path: Path, command: list[str]) -> None:
+    clone = Clone(f"{tmp_path}/c")
+    clone.of(command)
+    shutil.rmtree(tmp_path / "c")
+    clone.undo(fail)
+
+
+@needs_tool
 def test_a_disk_that_cannot_be_read_is_named(tmp_path: Path, command: list[str]) -> None:
     os.unlink(tmp_path / "a")
     with pytest.raises(

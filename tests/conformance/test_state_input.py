@@ -195,11 +195,18 @@ def test_a_state_does_not_come_from_the_qemu_that_waits_for_it(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "words", [["-serial", "file:state"], ["-hda", "state"], ["-blockdev", "{'driver': 'file', 'filename': './state'}"]]
+    "words",
+    [
+        ["-serial", "file:state"],
+        ["-hda", "state"],
+        ["-hda", "another"],
+        ["-blockdev", "{'driver': 'file', 'filename': './state'}"],
+    ],
 )
 def test_a_state_is_no_file_of_the_qemu_that_is_to_have_it(words: list[str], tmp_path: Path) -> None:
     """It was emptied before it was read."""
     (tmp_path / "state").write_bytes(PLAIN)
+    (tmp_path / "another").hardlink_to(tmp_path / "state")
     done = run("load", "state", "--", lookalike(tmp_path, "true"), *words, cwd=tmp_path)
     assert done.returncode == 2
     assert_one_error(done.stderr, "load", "QEMU's command line names state, which is the state to load")

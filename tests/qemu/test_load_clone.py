@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -320,6 +321,81 @@ def test_of_two_loads_that_start_at_once_one_gets_the_sockets_and_logs(
         assert "QEMU is not started: " in said[refused], said
         assert f"{tmp_path}/m (-monitor)" in said[refused] and f"{tmp_path}/log (-chardev)" in said[refused], said
         assert not (refused / "disks").exists() and not (refused / "serial").exists()
+
+
+@each_way
+def test_of_two_clones_for_one_folder_one_gets_it(tmp_path: Path, state72: Saved, way: list[str]) -> None:
+    """The other one touches nothing of it."""
+    clones = tmp_path / "clones"
+    with ExitStack() as stack:
+        loads = {}
+        for name in ("1", "2"):
+            (folder := tmp_path / name).mkdir()
+            stack.callback(end_qemu, folder)
+            words = ["load", *way, "--detach", "--clone", str(clones), str(state72.file)]
+            command = [*statepipe_command(), *words, "--", *qemu_command(folder, state72)]
+            with (folder / "stderr").open("w") as stderr:
+                loads[folder] = warm.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr)
+        status = {folder: load.wait(60) for folder, load in loads.items()}
+        said = {folder: (folder / "stderr").read_text() for folder in loads}
+        assert sorted(status.values()) == [0, 1], said
+        first, second = sorted(loads, key=lambda folder: status[folder])
+        overlay = clones / f"{state72.image.name}.qcow2"
+        assert f"{overlay} exists already" in said[second] and not (second / "serial").exists(), said
+        assert [*clones.iterdir()] == [overlay]
+        wait_for("2 ticks", lambda: (first / "serial").read_text().count("\n") >= 2)
+        assert_continues(state72.before, (first / "serial").read_text())
+
+
+ODD = (
+    "a,b",
+    "it's",
+    'q"uote',
+    "new\nline",
+    "back\\slash",
+    "$HOME`x`",
+    "col:on",
+    "a=b",
+    "ünï",
+    "json:{",
+    "-dash",
+    "50%",
+)
+"""Names of disks."""
+
+
+def odd_disks(folder: Path) -> list[str]:
+    """The options for disks of these names, in words and in JSON by turns."""
+    args = []
+    for number, name in enumerate(ODD):
+        (file := folder / name).write_bytes(bytes(1 << 20))
+        if number % 2:
+            leaf = {"driver": "file", "filename": str(file)}
+            node = {"driver": "raw", "node-name": f"d{number}", "file": leaf}
+            args += ["-blockdev", json.dumps(node, ensure_ascii=False)]
+        else:
+            args += ["-drive", f"if=none,id=d{number},format=raw,file={str(file).replace(',', ',,')}"]
+        args += ["-device", f"virtio-blk-pci,drive=d{number}"]
+    return args
+
+
+def test_disks_have_any_names(tmp_path: Path, qemu: str) -> None:
+    args = odd_disks(tmp_path)
+    with Guest(tmp_path, qemu=qemu, memory=MEMORY, fill=8, dirty=2, args=args) as guest:
+        guest.wait_ticks(2)
+        done = run_statepipe("save", "--qmp", guest.socket, tmp_path / "state")
+        assert done.returncode == 0, done.stderr
+        saved = Saved(tmp_path / "state", guest.image, guest.serial(), qemu)
+    before = {name: (tmp_path / name).stat().st_mtime_ns for name in ODD}
+    folder = tmp_path / "clones, 'all'"
+    with loaded(tmp_path, saved, "--lazy", "--clone", str(folder), args=args) as clone:
+        clone.wait_ticks(2)
+        assert_continues(saved.before, clone.serial())
+        assert {path.name for path in folder.iterdir()} == {f"{name}.qcow2" for name in (*ODD, saved.image.name)}
+        backing = clone.qmp("query-named-block-nodes")
+        written = {str(row["file"]) for row in backing if not row["ro"] and row["drv"] == "file"}
+        assert written == {str(path) for path in folder.iterdir()}
+    assert {name: (tmp_path / name).stat().st_mtime_ns for name in ODD} == before
 
 
 def test_an_interface_that_another_qemu_has_is_named(tmp_path: Path, state72: Saved) -> None:

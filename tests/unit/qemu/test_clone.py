@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -271,6 +273,15 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         cloned(["qemu", "-hda", f"{tmp_path}/none"], "/c")
     with pytest.raises(StatepipeError, match="it is not a regular file or a block device"):
         cloned(["qemu", "-hda", str(tmp_path)], "/c")
+
+
+@pytest.mark.parametrize("link", [os.link, os.symlink])
+def test_a_disk_with_two_names_gets_no_two_overlays(tmp_path: Path, link: Callable[[str, str], None]) -> None:
+    (tmp_path / "a").touch()
+    link(f"{tmp_path}/a", f"{tmp_path}/b")
+    words = [word for name in "ab" for word in ("-drive", f"file={tmp_path}/{name},format=raw")]
+    with pytest.raises(UsageError, match=f"{tmp_path}/b is the disk of another option as well"):
+        cloned(["qemu", *words], f"{tmp_path}/c")
 
 
 def test_overlays_have_names_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

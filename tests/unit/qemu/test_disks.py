@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -64,10 +65,11 @@ def test_no_other_file_than_qemus_is_looked_at(tmp_path: Path) -> None:
         judge([saved], its, Word(forced=[str(disk["path"])]), str)
 
 
-def test_a_disk_by_another_name_is_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("link", [os.link, os.symlink])
+def test_a_disk_by_another_name_is_the_same(tmp_path: Path, link: Callable[[Path, Path], None]) -> None:
     image = tmp_path / "image"
     image.write_bytes(b"it")
-    (tmp_path / "link").symlink_to(image)
+    link(image, tmp_path / "link")
     saved, its = fingerprint(str(tmp_path / "link")), Images((Image(str(image), "file"),))
     judge([saved], its, Word(), str)
     image.write_bytes(b"is")
