@@ -70,10 +70,16 @@ class Target(NamedTuple):
             hint = f"it would be another guest on the same disks; to give that up: virsh destroy {self.name}"
             raise LibvirtError(f"the domain {self.name} is {state} already", hint=hint)
 
-    def became(self, within: float, meanwhile: Callable[[], None]) -> str:
-        """Return for a hint what became of it. libvirt has so many seconds to end one that is paused; `meanwhile` is
-        called again and again."""
-        deadline = time.monotonic() + within
+    def report(self, tell: Telling) -> None:
+        """Report a domain that is restored. If libvirt does not tell its state, the load has succeeded all the same."""
+        try:
+            tell.loaded(self.name, self.virsh.state(self.uuid).state)  # libvirt 9.0 gives "migrating" as the reason
+        except StatepipeError as error:
+            tell.warn(f"the state is loaded, but libvirt does not tell the domain's state: {error}")
+
+    def became(self, deadline: float, meanwhile: Callable[[], None]) -> str:
+        """Return for a hint what became of it. Until the deadline, libvirt may end it, and `meanwhile` is called again
+        and again."""
         try:
             while (state := self.virsh.state(self.uuid)).state == PAUSED and time.monotonic() < deadline:
                 meanwhile()
@@ -109,15 +115,15 @@ def load_domain(path: str, wish: Wish, keys: Keys, said: Said, tell: Telling) ->
         work = opened.enter_context(AtWork(target.virsh, *words))
         offer.ended = work.ended
         _restore(state, offer, work, target, tell)
-        tell.loaded(target.name, str(target.virsh.state(target.uuid)))
+    target.report(tell)
 
 
 def _restore(state: State, offer: Offer, work: AtWork, target: Target, tell: Telling) -> None:
     """Hand the state over, and wait until libvirt has restored the domain. Raises StatepipeError."""
-    clearing = CLEARING
+    patience = CLEARING
     try:
         Pipeline(state.source, state.stages(), offer).pour()
-        clearing = 0.0
+        patience = 0.0
         tell.here()
         offer.commit()
         work.has_ended()
@@ -125,8 +131,9 @@ def _restore(state: State, offer: Offer, work: AtWork, target: Target, tell: Tel
             raise reason
     except BaseException as error:
         offer.withdraw()
-        has_ended = work.has_ended(clearing, offer.wake)
-        became = target.became(clearing, offer.wake)
+        deadline = time.monotonic() + patience
+        has_ended = work.has_ended(patience, offer.wake)
+        became = target.became(deadline, offer.wake)
         if isinstance(error, ReaderGone):
             reason = work.reason() if has_ended else None
             why = reason or LibvirtError("libvirt closed the stream before its end")

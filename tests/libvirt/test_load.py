@@ -2,18 +2,252 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
-from tests.libvirt.harness import Libvirt
+from tests.libvirt.harness import ROOT, Libvirt
+from tests.libvirt.states import Kept, described, in_mid_load, keep, saved_domain
+from tests.statefiles import cut, noisy_stream, state_file
+
+RECIPIENT = "age1jppnaz6jtxqg66ef6nh7xrlnqfh7ar09ujmv5w9yu46kf9xz9u6qksd8ee"
+"""Of tests/age.key."""
+
+
+@pytest.fixture(scope="module")
+def saved() -> Iterator[Kept]:
+    """A domain that was saved. The guest never writes to its disk, so its state can be loaded again and again."""
+    with saved_domain("session", memory=256, fill=100) as kept:
+        yield kept
+
+
+@pytest.fixture
+def kept(saved: Kept) -> Iterator[Kept]:
+    """The same for one test, which leaves it shut off."""
+    yield saved
+    saved.end()
 
 
 @pytest.mark.parametrize("mode", ["session", "system", "newer"])
-def test_an_image_of_libvirts_goes_on(mode: str, request: pytest.FixtureRequest) -> None:
+def test_a_domain_goes_on(mode: str, request: pytest.FixtureRequest) -> None:
     libvirt: Libvirt = request.getfixturevalue(mode)
+    kept = keep(libvirt, libvirt.domain())
+    done = kept.load(check=True)
+    assert done.stderr == f"statepipe: load: {kept.state} is loaded and verified; the domain vm1 is running\n"
+    kept.assert_goes_on()
+    assert list((libvirt.folder / "run").rglob("load-*")) == []
+
+
+def test_an_image_of_libvirts_goes_on(libvirt: Libvirt) -> None:
     domain = libvirt.domain()
     image = libvirt.place("saves") / "image"
     libvirt.virsh("save", "vm1", image)
     done = libvirt.statepipe("load", "--domain", image, check=True)
-    assert done.stderr.endswith(f"{image} is loaded and verified; the domain vm1 is running (restored)\n")
+    assert done.stderr.endswith(f"{image} is loaded and verified; the domain vm1 is running\n")
     domain.assert_runs_on()
-    assert list((libvirt.folder / "run").rglob("load-*")) == []
+
+
+def test_a_state_from_a_pipe_goes_on(kept: Kept) -> None:
+    with subprocess.Popen(["cat", kept.state], stdout=subprocess.PIPE) as cat:
+        kept.load(path="-", stdin=cat.stdout, check=True)
+    kept.assert_goes_on()
+
+
+@pytest.mark.parametrize(
+    ("words", "state"),
+    [((), "paused"), (("--running",), "running"), (("--paused",), "paused")],
+)
+def test_a_paused_domain_stays_paused_unless_told(session: Libvirt, words: tuple[str, ...], state: str) -> None:
+    domain = session.domain()
+    session.virsh("suspend", "vm1")
+    kept = keep(session, domain)
+    done = kept.load(*words, check=True)
+    assert done.stderr.endswith(f"the domain vm1 is {state}\n")
+    session.virsh("resume", "vm1", check=state == "paused")
+    kept.assert_goes_on()
+
+
+def test_a_running_domain_is_left_paused_if_told(kept: Kept) -> None:
+    done = kept.load("--paused", check=True)
+    assert done.stderr.endswith("the domain vm1 is paused\n")
+    kept.libvirt.virsh("resume", "vm1")
+    kept.assert_goes_on()
+
+
+def test_an_encrypted_state_needs_its_key(session: Libvirt) -> None:
+    key = session.folder / "key"
+    key.write_bytes((ROOT / "tests" / "age.key").read_bytes())
+    key.chmod(0o600)
+    kept = keep(session, session.domain(), recipients=[RECIPIENT])
+    done = kept.load()
+    assert done.returncode == 4
+    kept.assert_did_not_run()
+    kept.load("-i", key, check=True)
+    kept.assert_goes_on()
+
+
+def test_a_transient_domain_with_a_qcow2_disk_goes_on(system: Libvirt) -> None:
+    kept = keep(system, system.domain(transient=True, form="qcow2"))
+    assert kept.domain.state() == ""
+    kept.load(check=True)
+    kept.assert_goes_on()
+
+
+# --- what is refused before libvirt is asked
+
+
+def test_a_disk_that_has_changed_is_refused(kept: Kept) -> None:
+    image = kept.domain.image
+    before = image.read_bytes()
+    with image.open("r+b") as file:
+        file.seek(1 << 19)
+        file.write(b"changed")
+    try:
+        done = kept.load()
+        assert done.returncode == 1
+        assert f"{image}: its content changed" in done.stderr
+        kept.assert_did_not_run()
+        kept.load("--force", image, check=True)
+        kept.assert_goes_on()
+    finally:
+        image.write_bytes(before)
+
+
+def test_a_disk_that_was_moved_is_named_twice(session: Libvirt) -> None:
+    kept = keep(session, session.domain())
+    old, new, xml = kept.domain.image, kept.domain.files / "moved.img", kept.domain.files / "moved.xml"
+    old.rename(new)
+    xml.write_text(described(kept).replace(str(old), str(new)))
+    for words, complaint in (
+        ((), f"disks that the guest had are not there: {old}"),
+        (("--disk", f"{old}={new}"), f"--disk says that {old} is now {new}, but the domain's XML names {old}"),
+        (("--xml", xml), f"the guest's disk hda is {old}, and the XML of --xml names {new}"),
+    ):
+        done = kept.load(*words)
+        assert (done.returncode, complaint in done.stderr) == (1, True), done.stderr
+        kept.assert_did_not_run()
+    kept.load("--disk", f"{old}={new}", "--xml", xml, check=True)
+    kept.assert_goes_on()
+
+
+def test_a_domain_that_runs_is_left_alone(kept: Kept) -> None:
+    kept.load(check=True)
+    done = kept.load()
+    assert done.returncode == 6
+    assert "the domain vm1 is running (restored) already" in done.stderr
+    kept.assert_goes_on()
+
+
+def test_a_state_that_no_libvirt_has_saved_is_refused(kept: Kept, tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    path.write_bytes(state_file(cut(noisy_stream(), 2)))
+    path.chmod(0o644)
+    tmp_path.chmod(0o755)
+    done = kept.load(path=path)
+    assert done.returncode == 1
+    assert f"{path} holds no domain of libvirt's" in done.stderr
+    kept.assert_did_not_run()
+
+
+@pytest.mark.parametrize(
+    ("uri", "status", "complaint"),
+    [
+        ("qemu:///nowhere", 6, "cannot connect to libvirt"),
+        ("qemu+ssh://host/system", 2, "is a connection to another host"),
+        ("xen:///system", 2, "is a connection to xen"),
+    ],
+)
+def test_a_libvirt_that_cannot_be_used_is_named(kept: Kept, uri: str, status: int, complaint: str) -> None:
+    done = kept.load("--connect", uri)
+    assert (done.returncode, complaint in done.stderr) == (status, True), done.stderr
+    kept.assert_did_not_run()
+
+
+# --- what fails while libvirt restores the domain
+
+
+@pytest.mark.parametrize("at", [0.2, 0.6, 0.95])
+def test_a_damaged_frame_ends_the_load_and_nothing_runs(kept: Kept, at: float) -> None:
+    damaged = kept.libvirt.folder / "damaged"
+    data = bytearray(kept.state.read_bytes())
+    data[int(len(data) * at)] ^= 1
+    damaged.write_bytes(data)
+    done = kept.load(path=damaged)
+    assert done.returncode == 3
+    assert "the domain vm1 is shut off" in done.stderr
+    kept.assert_did_not_run()
+
+
+def test_a_file_that_was_cut_is_refused(kept: Kept) -> None:
+    cut_off = kept.libvirt.folder / "cut"
+    cut_off.write_bytes(kept.state.read_bytes()[:-1000])
+    done = kept.load(path=cut_off)
+    assert done.returncode == 3
+    kept.assert_did_not_run()
+
+
+def test_libvirts_own_reason_is_passed_on(kept: Kept) -> None:
+    xml = kept.domain.files / "other.xml"
+    xml.write_text(described(kept).replace("<vcpu placement='static'>1", "<vcpu placement='static'>2"))
+    done = kept.load("--xml", xml)
+    assert done.returncode == 6
+    assert "libvirt: unsupported configuration: Target domain vCPU max 2 does not match source 1" in done.stderr
+    assert "the domain vm1 is shut off" in done.stderr
+    kept.assert_did_not_run()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_in_mid_load_leaves_nothing_running(kept: Kept, number: signal.Signals) -> None:
+    with in_mid_load(kept) as load:
+        load.process.send_signal(number)
+        load.await_withdrawal()
+        _, said = load.process.communicate()
+    assert load.process.returncode == 128 + number
+    assert "the domain vm1 is shut off (failed)" in said
+    kept.assert_did_not_run()
+
+
+def test_a_load_that_takes_too_long_leaves_nothing_running(kept: Kept) -> None:
+    with in_mid_load(kept, "--timeout", "3") as load:
+        load.await_withdrawal()
+        _, said = load.process.communicate()
+    assert load.process.returncode == 1
+    assert "was not loaded after 3 s" in said
+    kept.assert_did_not_run()
+
+
+def test_nothing_runs_if_virsh_is_killed_in_mid_load(kept: Kept) -> None:
+    with in_mid_load(kept) as load:
+        os.kill(load.virsh(), signal.SIGKILL)
+        load.await_withdrawal()
+        _, said = load.process.communicate()
+    assert load.process.returncode == 6
+    assert "virsh was ended by signal 9" in said
+    assert "the domain vm1 is shut off" in said
+    kept.assert_did_not_run()
+
+
+def test_nothing_runs_if_qemu_is_killed_in_mid_load(kept: Kept) -> None:
+    with in_mid_load(kept) as load:
+        os.kill(load.qemu, signal.SIGKILL)
+        _, said = load.process.communicate()
+    assert load.process.returncode == 6
+    assert "libvirt: " in said
+    kept.assert_did_not_run()
+
+
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.faults), signal.SIGKILL])
+def test_nothing_runs_if_libvirtd_is_started_again_in_mid_load(kept: Kept, number: signal.Signals) -> None:
+    """On SIGTERM, libvirtd waits 30 s for what it has begun."""
+    with in_mid_load(kept) as load:
+        kept.libvirt.end(number)
+        load.await_withdrawal()
+        kept.libvirt.start()
+        _, said = load.process.communicate()
+    assert load.process.returncode == 6
+    assert "vm1" in said
+    kept.assert_did_not_run()
