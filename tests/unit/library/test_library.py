@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import os
 import signal
@@ -58,13 +59,14 @@ SET_BY_CLI = {"checksum": {"report"}, "verify": {"from_file"}, "throttle": {"rat
 @pytest.mark.parametrize("name", [row.name for row in FILTERS])
 def test_the_defaults_are_those_of_the_command_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the command line hands over without options is what the factory would take by itself."""
-    signature = inspect.signature(getattr(filters, name))
+    factory = getattr(filters, name)
+    signature = inspect.signature(factory)
     handed: dict[str, Any] = {}
 
+    @functools.wraps(factory)  # the table looks at its annotations, to hand over what it takes and nothing else
     def note(*arguments: object, **keywords: object) -> None:
         handed.update(signature.bind(*arguments, **keywords).arguments)
 
-    note.__signature__ = signature  # type: ignore[attr-defined]
     monkeypatch.setattr(filtertable.filters, name, note)
     row = find(name)
     row.build(parse(row, GIVEN.get(name, [])), world())
