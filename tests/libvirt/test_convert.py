@@ -9,10 +9,12 @@ from itertools import dropwhile
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from tests.libvirt.conftest import newer_libvirtd
 from tests.libvirt.harness import Domain, Libvirt, started
 from tests.qemu.harness import assert_unbroken, statepipe_command
+from tests.statefiles import layout
 
 
 def assert_restored(libvirt: Libvirt, domain: Domain, image: Path) -> None:
@@ -117,6 +119,19 @@ def test_what_a_newer_libvirt_writes_is_read_or_refused_with_the_reason(form: st
         else:
             libvirt.statepipe("convert", "--to-image", state, again, check=True)
         assert_restored(libvirt, domain, again)
+
+
+def test_a_state_file_becomes_an_image_without_any_code_of_ours(session: Libvirt) -> None:
+    """docs/state-file.md, 14: what is in the domain's frame, and what zstd makes of the file."""
+    domain, folder = session.domain(), session.place("saves")
+    image, state, again = folder / "image", folder / "state", folder / "again"
+    session.virsh("save", "vm1", image)
+    session.statepipe("convert", image, state, check=True)
+    file = state.read_bytes()
+    frame = layout(file)[1]
+    stream = subprocess.run(["zstd", "-dc"], input=file, capture_output=True, check=True).stdout
+    again.write_bytes(zstandard.decompress(file[frame.start + 34 : frame.end]) + stream)
+    assert_restored(session, domain, again)
 
 
 def qemu_line(libvirt: Libvirt) -> list[str]:

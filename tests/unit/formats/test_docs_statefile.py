@@ -17,6 +17,8 @@ import pytest
 from blake3 import blake3
 
 from statepipe.errors import IntegrityError, StatepipeError
+from statepipe.formats.domainframe import decode_domain
+from statepipe.formats.libvirtimage import Domain
 from statepipe.formats.metadata import HEADER, META_LIMIT, TRAILER, decode_meta, encode_meta
 from statepipe.formats.qemu.pageframes import CONTENT_LIMIT, MAX_FRAMES, RUNS_IN_FRAME
 from statepipe.formats.qemu.pages import MAX_PIECES, MAX_PLACE, MAX_RUNS, MOST
@@ -31,7 +33,7 @@ from tests.minireader import Refused, read
 from tests.statefiles import NO_KEYS, cut, load, noisy_stream, seal
 
 NAME = "state-file.md"
-DUMP = dumps(text_of(NAME))[0]
+OF_DOMAIN, DUMP = dumps(text_of(NAME))
 SAMPLE = joined(DUMP)
 OF_HEADER, OF_HARDWARE = map(keys, section(NAME, "3. The header").split("`hardware` has"))
 OF_TRAILER = keys(section(NAME, "5. The trailer"))
@@ -81,6 +83,16 @@ def test_every_flip_of_a_bit_is_refused() -> None:
         if bit % 11 == 0:
             with pytest.raises(StatepipeError):
                 b"".join(decompress()(iter([damaged])))
+
+
+def test_the_frame_of_a_domain_in_the_document_is_what_is_written() -> None:
+    domain = Domain(b"<domain type='kvm'><name>vm1</name></domain>", b"<cookie/>", was_running=True)
+    frame = joined(OF_DOMAIN)
+    assert decode_domain(frame[34:], 0) == domain
+    first = encode_meta(HEADER, {"statepipe": 1, "kind": "stream"})
+    assert read(seal([(first, 0), (frame, 0)], {})).domain == (domain.xml, domain.cookie, True)
+    sizes = [f"{len(frame) - 8} bytes follow", f"the content: {len(frame) - 34} bytes, 147 decoded"]
+    assert [words for _, words in OF_DOMAIN if "bytes" in words and "16" not in words] == sizes
 
 
 # --- files that are written today
