@@ -62,6 +62,7 @@ class Keeper:
         self._rest = b""
         self._due = False  # QEMU is to listen, and has not agreed yet
         self._next = 0.0  # when it is to be asked
+        self._waits = False  # it was asked, and has not answered yet
         self._failing: int | None = None  # the pidfd of a QEMU that cannot go on without statepipe
         if not shared:
             self._say(b'{"execute": "qmp_capabilities", "arguments": {"enable": ["oob"]}, "id": "ready"}')
@@ -85,7 +86,7 @@ class Keeper:
                     self._due, until = True, time.monotonic() + GIVE_UP
             if self._monitor in ready and not self._hear():
                 return
-            if self._due and time.monotonic() >= self._next:
+            if self._due and not self._waits and time.monotonic() >= self._next:
                 self._listen()
 
     def _told(self) -> bytes:
@@ -121,6 +122,8 @@ class Keeper:
         return True
 
     def _listen(self) -> None:
+        """Ask QEMU to listen. Whatever has that name before is gone, so it must not be asked twice at a time: QEMU may
+        be listening there already, and its answer be on its way."""
         import json
 
         try:
@@ -129,7 +132,7 @@ class Keeper:
             pass
         order = {"exec-oob": "migrate-recover", "arguments": {"uri": f"unix:{self._path}"}, "id": "keeper"}
         self._say(json.dumps(order).encode())
-        self._next = time.monotonic() + AGAIN
+        self._waits, self._next = True, time.monotonic() + AGAIN
 
     def _say(self, message: bytes) -> None:
         self._monitor.sendall(message + b"\n")
@@ -158,9 +161,11 @@ class Keeper:
             message = json.loads(line)
         except ValueError:  # the rest of a line whose beginning statepipe has read
             return True
-        if message.get("id") == "keeper" and "return" in message:
-            self._due = False
-            return not self._shared
+        if message.get("id") == "keeper":
+            self._waits = False
+            if "return" in message:
+                self._due = False
+                return not self._shared
         if message.get("id") == "left" and "return" in message:
             status = message["return"].get("status", "none")
             if status == "none" and not self._shared:

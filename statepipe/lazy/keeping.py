@@ -23,7 +23,7 @@ from blake3 import blake3
 from statepipe.errors import StatepipeError
 from statepipe.lazy import keeper
 from statepipe.pipeline.runtimefolder import open_runtime_folder
-from statepipe.processes import Process, hold_if_seen
+from statepipe.processes import GRACE, Process, hold_if_seen
 from statepipe.qemu.commandline import OWN_MONITOR
 from statepipe.qemu.process import is_qemu, qemu_under
 from statepipe.telling import Tell
@@ -175,6 +175,8 @@ class Keeping:
         with suppress(OSError):  # it has ended, with QEMU
             self._control.sendall(b".")
         if self._process is not None:
+            if not self._process.has_ended(GRACE):  # somebody has stopped it
+                self._process.kill()
             self._process.reap()
 
     def close(self) -> None:

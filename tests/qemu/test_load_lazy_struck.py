@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.qemu.harness import Guest, assert_continues, run_statepipe, wait_for
-from tests.qemu.lazily import RESUME, SLOW, Lazy, pids_with
+from tests.qemu.lazily import RESUME, SLOW, Lazy, assert_went_on, pids_with
 from tests.qemu.loading import MEMORY, Saved, end_qemu, qemu_command, qemu_pid
 from tests.qemu.striking import steps_of, striking
 
@@ -230,6 +230,17 @@ def test_a_keeper_that_comes_late_ends_no_guest_that_runs_again(
             os.kill(keeper, signal.SIGCONT)
         wait_for("end of the keeper", lambda: not pids_with(str(runtime), "keeper.py"))
         it.assert_goes_on()
+
+
+def test_a_keeper_that_was_stopped_does_not_hold_up_the_end(tmp_path: Path, runtime: Path, noisy72: Saved) -> None:
+    with Lazy(tmp_path, noisy72, "--detach", "--throttle", SLOW) as lazy:
+        lazy.here()
+        (keeper,) = pids_with(str(runtime), "keeper.py")
+        os.kill(keeper, signal.SIGSTOP)
+        assert run_statepipe("rate", lazy.pid, "unlimited").returncode == 0
+        assert lazy.status() == 0
+        assert not pids_with(str(runtime), "keeper.py")
+        assert_went_on(noisy72, lazy)
 
 
 @pytest.mark.faults

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from statepipe.lazy.keeper import Keeper
+from statepipe.lazy.keeper import AGAIN, Keeper
 
 
 @pytest.mark.parametrize("is_read", [True, False], ids=["its byte was read", "its byte was not read"])
@@ -70,3 +71,27 @@ def test_a_qemu_that_loads_devices_is_killed_unless_its_guest_may_run(
         qemu.shutdown(socket.SHUT_WR)
         keeper.join(10)
         assert not keeper.is_alive()
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_qemu_that_answers_late_keeps_the_socket_that_it_has_made(tmp_path: Path, shared: bool) -> None:
+    """It is asked again after a refusal, and never twice at a time: its socket would lose its name."""
+    qemu, monitor = socket.socketpair()
+    ours, control = socket.socketpair()
+    path = tmp_path / "socket"
+    with qemu, monitor, control, qemu.makefile("r") as heard:
+        qemu.settimeout(10)
+        keeper = threading.Thread(target=Keeper(monitor, control, str(path), shared=shared).run)
+        keeper.start()
+        ours.close()
+        qemu.sendall(b'{"event": "MIGRATION", "data": {"status": "postcopy-paused"}}\n')
+        for answer in (b'"error": {"desc": "not yet"}', b'"return": {}'):
+            while "migrate-recover" not in (said := heard.readline()):
+                assert said
+            path.touch()
+            assert not select.select([qemu], [], [], 5 * AGAIN)[0], "it is asked again"
+            assert path.exists()
+            qemu.sendall(b'{%s, "id": "keeper"}\n' % answer)
+        qemu.shutdown(socket.SHUT_WR)
+        keeper.join(10)
+        assert not keeper.is_alive() and path.exists()
