@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from statepipe.cli.messages import say, warn
@@ -10,7 +11,39 @@ from statepipe.cli.verb import Values, is_given
 from statepipe.errors import UsageError
 
 if TYPE_CHECKING:
+    from statepipe.ends.rehearsal import Replaceable
+    from statepipe.pipeline.pipeline import NamedStage
+    from statepipe.stages.packing import Packing
     from statepipe.state.file import Keys
+    from statepipe.state.saving import Saved
+
+_STOPPED = "libvirt stops the guest before it saves its memory"
+
+
+def save_by_libvirt(
+    values: Values,
+    what: tuple[str, Packing, Sequence[NamedStage], Sequence[NamedStage]],
+    replaceable: Replaceable | None,
+) -> Saved:
+    """Save a domain. `what` are the path, the compression, and the stages of the stream and of the file."""
+    from statepipe.cli.report import domain_saved
+    from statepipe.libvirt.save import DomainRequest, save_domain
+    from statepipe.pipeline.deadline import within
+    from statepipe.recovery.program import guard_words
+
+    if values["live"]:
+        hint = "libvirt's own live save: virsh snapshot-create-as NAME --live --memspec FILE --diskspec DISK,…"
+        raise UsageError(f"--live and --domain exclude each other: {_STOPPED}", hint=hint)
+    if values["qmp"] is not None:
+        raise UsageError("--qmp and --domain exclude each other", hint="leave one of them out")
+    if values["on_timeout"] == "suspend":
+        raise UsageError(f"--on-timeout suspend and --domain exclude each other: {_STOPPED}", hint="leave it out")
+    with within(values["timeout"], f"the domain {values['domain']} was not saved") as in_time:
+        request = DomainRequest(*what, values["domain"], values["connect"], replaceable, in_time)
+        outcome = save_domain(request, guard_words("save", "domain"))
+    say(domain_saved(what[0], outcome))
+    return outcome.saved
+
 
 _AT_ONCE = "libvirt loads all memory before the domain runs"
 

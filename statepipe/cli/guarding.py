@@ -1,4 +1,4 @@
-"""The guardian's program, which migrate, receive and save --qmp start with the arguments VERB SIDE FD."""
+"""The guardian's program, which migrate, receive and save start with the arguments VERB SIDE FD."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from statepipe.cli.messages import is_heard, say, warn
 from statepipe.errors import StatepipeError
-from statepipe.recovery.guardian import GuestSent, guard
+from statepipe.recovery.guardian import Decide, Recover, guard
 
 MINUTE = 60.0
 
@@ -21,7 +21,7 @@ def main(verb: str, side: str, fd: str) -> None:
     def speak(recover: Callable[[], str]) -> None:
         try:
             warn(verb, f"statepipe ended unexpectedly: {recover()}")
-        except GuestSent as sent:  # QEMU has sent all of it without statepipe
+        except Decide as sent:  # nothing is left to undo
             warn(verb, f"statepipe ended unexpectedly: {sent}")
             say(f"statepipe: hint: {sent.hint}")
         except (StatepipeError, OSError) as error:
@@ -37,7 +37,18 @@ def main(verb: str, side: str, fd: str) -> None:
             told[text] = time.monotonic()
             warn(verb, text)
 
-    guard(int(fd), side, speak, tell)
+    guard(int(fd), _recovery(side), speak, tell)
+
+
+def _recovery(side: str) -> Recover:
+    """Import what it may have to do at once: when it has to, the files may be those of another version."""
+    if side == "domain":
+        from statepipe.libvirt.witness import recover_domain
+
+        return recover_domain
+    from statepipe.recovery.rescue import RECOVERIES
+
+    return RECOVERIES[side]
 
 
 def run() -> NoReturn:

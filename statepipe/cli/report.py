@@ -11,6 +11,7 @@ from statepipe.units import format_size
 if TYPE_CHECKING:
     from statepipe.lazy.telling import Summary
     from statepipe.libvirt.convert import Converted
+    from statepipe.libvirt.save import DomainSaved
     from statepipe.state.save_qmp import Outcome
 
 
@@ -32,6 +33,12 @@ def converted(path: str, done: Converted) -> str:
     who = identity(done.domain.xml).name or "without a name"
     state, size = format_size(done.bytes), format_size(done.size)
     return f"statepipe: convert: {path}: {state} of state in {size}; the domain {who}"
+
+
+def domain_saved(path: str, outcome: DomainSaved) -> str:
+    """Return a line on a domain that was saved."""
+    state, size = format_size(outcome.saved.stream.offset), format_size(outcome.saved.size)
+    return f"statepipe: save: {path}: {state} of state in {size}; the domain {outcome.name} is now {outcome.state}"
 
 
 def lazily_loaded(done: Summary) -> str:

@@ -11,7 +11,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from statepipe.cli.config import load_config
-from statepipe.cli.grammar import parse_word, refuse_word
+from statepipe.cli.grammar import parse_word, refuse_strays, refuse_word
 from statepipe.cli.keys import keys_of, seals, words_of_keys
 from statepipe.cli.messages import say, show, warn
 from statepipe.cli.onfiles import called, for_each_file
@@ -35,11 +35,17 @@ def run_save(name: str, values: Values) -> int:
     path = "/dev/stdout" if values["file"] == "-" else values["file"]
     if path != "/dev/stdout" and not os.path.lexists(path):
         refuse_word(path, "FILE", f"./{path}")
+    if values["domain"] is None:
+        refuse_strays("save", values, "--qmp" if values["qmp"] else "exec:", "add --qmp SOCKET")
     _demand_keeper(path, values["then"])
     packing, plain, sealing = save_words(values["words"])
     seal = seals(values, sealing)
     replaceable: Callable[[bytes], bool] | None = None if values["overwrite"] else looks_saved
-    if values["qmp"] is None:
+    if values["domain"] is not None:
+        from statepipe.cli.domains import save_by_libvirt
+
+        saved = save_by_libvirt(values, (path, packing, plain, seal), replaceable)
+    elif values["qmp"] is None:
         from statepipe.state.save import save_from_stdin
 
         saved = save_from_stdin(path, packing, plain, seal, replaceable, _warn_save)

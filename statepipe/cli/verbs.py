@@ -31,7 +31,7 @@ COMMANDS = (
     ),
     Verb(
         "save",
-        "save a guest's state to FILE: as QEMU's exec: filter, or through its monitor with --qmp",
+        "save a guest's state to FILE: as QEMU's exec: filter, through its monitor, or a domain through libvirt",
         (
             Param("words", f"{options.FILTERS}: checksum, throttle, compress:zstd:LEVEL, encrypt", "WORD", many="any"),
             Param("file", "the state file, which exists only once complete; - is standard output", "FILE", dash=True),
@@ -45,9 +45,11 @@ COMMANDS = (
             ),
             options.OFFLINE._replace(needs="--qmp"),
             options.AUTO_CONVERGE._replace(needs="--qmp"),
-            options.MEMORY_TIMEOUT._replace(needs="--qmp"),
+            options.MEMORY_TIMEOUT._replace(only=("--qmp", "--domain")),
             options.ON_TIMEOUT._replace(needs="--timeout"),
-            Param("--live", "save the guest as it is now while it runs on (background-snapshot)", needs="--qmp"),
+            Param("--live", "save the guest as it is now while it runs on (background-snapshot)", only=("--qmp",)),
+            Param("--domain", "save this domain of libvirt's, which is shut off then", "NAME"),
+            options.CONNECT,
             Param("--overwrite", "replace FILE even if it is not a saved state"),
             *options.RECIPIENTS,
             Param("--plain", "do not encrypt, although the configuration names recipients"),

@@ -167,6 +167,12 @@ class FileSink:
         except OSError as error:
             raise failure(f"take back {self.name}", error) from error
 
+    def naming(self) -> tuple[dict[str, str], dict[str, int]]:
+        """Return what another process needs to tell whether the file has its name (`is_named`), and to take it back
+        (`take_back`): names and descriptors, which it must duplicate."""
+        names = {"base": self._base, "part": self._part, "older": self._older_name}
+        return names, {"file": self._fd, "place": self._folder}
+
     def _keep_older(self) -> None:
         """Give the file that will be replaced a second name, locked so that no save removes it.
 
@@ -185,11 +191,39 @@ class FileSink:
             )
 
     def _take_back(self) -> None:
-        """Undo the rename: put the older file back, or remove the new one if there was none."""
-        try:
-            os.rename(self._older_name, self._base, src_dir_fd=self._folder, dst_dir_fd=self._folder)
-        except FileNotFoundError:
-            os.unlink(self._base, dir_fd=self._folder)
+        undo_rename(self._folder, self._base, self._older_name)
+
+
+def undo_rename(folder: int, base: str, older: str) -> None:
+    """Put the older file back in the open `folder`, or remove the new one if there was none. Raises OSError."""
+    try:
+        os.rename(older, base, src_dir_fd=folder, dst_dir_fd=folder)
+    except FileNotFoundError:
+        os.unlink(base, dir_fd=folder)
+
+
+def is_named(fd: int, folder: int, base: str) -> bool:
+    """Return whether the open file has the name `base` in the open folder."""
+    try:
+        there = os.stat(base, dir_fd=folder, follow_symlinks=False)
+    except OSError:
+        return False
+    return os.path.samestat(there, os.fstat(fd))
+
+
+def take_back(fd: int, folder: int, base: str, older: str) -> None:
+    """Do for a killed process what `FileSink.withdraw` does. Raises OSError."""
+    if is_named(fd, folder, base):
+        undo_rename(folder, base, older)
+        _sync(folder)
+
+
+def keep(folder: int, older: str) -> None:
+    """Do for a killed process what a commit leaves to do: make the name durable, and let the older file go."""
+    with suppress(OSError):
+        _sync(folder)
+    with suppress(OSError):
+        os.unlink(older, dir_fd=folder)
 
 
 def write_private(path: str, data: bytes) -> None:

@@ -9,6 +9,7 @@ have been the same since libvirt 0.9.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from typing import NamedTuple
 
@@ -37,6 +38,9 @@ class LibvirtSilent(QemuSilent):
 
 class NoDomain(LibvirtError):
     """libvirt knows no such domain."""
+
+
+_UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class DomainState(NamedTuple):
@@ -88,15 +92,20 @@ class Virsh(NamedTuple):
         demand_local(self.uri or os.environ.get("LIBVIRT_DEFAULT_URI"))
         if not name or "\0" in name or "\n" in name:
             raise UsageError(f"no domain can have the name {name!r}", hint="virsh list --all shows them")
-        quoted = shlex.quote(name)
-        which = f"--domain={quoted}"
-        lines = self.ask(f"uri; domuuid {which}; domname {which}; domstate --reason {which}").splitlines()
-        lines = [line for line in lines if line]
-        if len(lines) != 4:
-            raise LibvirtError(f"virsh answered {len(lines)} lines where 4 were asked for: {_shown(' / '.join(lines))}")
-        uri, uuid, its_name, state = lines
+        uri, uuid = self._lines(f"uri; domuuid --domain={shlex.quote(name)}")
         demand_local(uri)
-        return Found(Virsh(uri), its_name, uuid, parse_state(state))
+        if not _UUID.fullmatch(uuid):
+            raise LibvirtError(f"virsh answered what is not a UUID: {_shown(uuid)}")
+        there = Virsh(uri)
+        its_name, state = there._lines(f"domname {uuid}; domstate --reason {uuid}")
+        return Found(there, its_name, uuid, parse_state(state))
+
+    def _lines(self, words: str) -> list[str]:
+        """Return the two lines that two of virsh's commands print. Raises LibvirtError."""
+        lines = [line for line in self.ask(words).splitlines() if line]
+        if len(lines) != 2:
+            raise LibvirtError(f"virsh answered {len(lines)} lines where 2 were asked for: {_shown(' / '.join(lines))}")
+        return lines
 
     def state(self, uuid: str, within: float = ANSWER) -> DomainState:
         """Return the state of a domain. Raises NoDomain, LibvirtError, LibvirtSilent."""

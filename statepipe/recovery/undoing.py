@@ -16,7 +16,8 @@ from statepipe.qemu.migration import Outgoing, ProcessWatch, outcome, reported, 
 from statepipe.qemu.monitor import Monitor
 from statepipe.qemu.runstates import FINAL, LIVE
 from statepipe.qemu.settings import are_restored
-from statepipe.recovery.guardian import Guardian, socket_of
+from statepipe.recovery.guardian import Guardian
+from statepipe.recovery.rescue import socket_of
 
 END_TIME = 2000
 """Milliseconds in which QEMU's process ends after its monitor broke off, if it does."""

@@ -38,7 +38,7 @@ IDLE = 1000
 class Plan(NamedTuple):
     """What to save with the stream: `words` are stages for the plain stream, `seal` those that encrypt the file.
 
-    `before` are stages that make the plain stream of what the source has, if that is a file.
+    `before` are stages that make the plain stream of what the source has.
     `guest` is written to the header. `disks` is called after the end of the stream and returns the disks' fingerprints,
     None if they are not known; `last` returns what else is known then. `domain` is what libvirt knows of the guest.
     """
@@ -80,14 +80,16 @@ def save_stream(
     approve: Callable[[], None],
     leave: Callable[[], object] = lambda: None,
     stream: QemuStream | None = None,
+    ready: Callable[[], object] = lambda: None,
 ) -> Saved:
     """Save the stream from `source` to `sink`; return once the file has its name and QEMU was answered.
 
     Without `answer`, QEMU cannot be answered: the stream then ends with its source, even if it opened a return path.
+    `ready` is called when all is on the disk, just before the file gets its name: it raises if that must not be.
     `approve` is called after the commit, while signals are held: it raises if QEMU reports a failure, and then the file
     is removed again. If QEMU went away without a report, the file stays: it may be the only place of the guest. `leave`
     is called last, also while signals are held. `stream` parses the bytes; the caller may follow it. Raises what any
-    stage, the disk, `approve` or `leave` raises.
+    stage, the disk, `ready`, `approve` or `leave` raises.
     """
     stream = QemuStream() if stream is None else stream
     stream.record_pages()
@@ -103,6 +105,7 @@ def save_stream(
         if answer is not None and isinstance(source, FdSource):
             _refuse_more(stream, source)
         sink.sync()
+        ready()
         with held():
             sink.commit()
             _conclude(sink, stream, answer, approve)

@@ -18,14 +18,8 @@ import pytest
 
 from statepipe.errors import QemuError, QemuGone, StatepipeError, TruncatedError
 from statepipe.qemu.monitor import Monitor
-from statepipe.recovery.guardian import (
-    NOTE_LIMIT,
-    Guardian,
-    recover_destination,
-    recover_sender,
-    recover_source,
-    socket_of,
-)
+from statepipe.recovery.guardian import NOTE_LIMIT, Guardian
+from statepipe.recovery.rescue import recover_destination, recover_sender, recover_source, socket_of
 from statepipe.recovery.undoing import Undoing, undone
 from tests.qmpserver import QmpServer, qmp_server
 

@@ -219,8 +219,11 @@ def missing() -> str | None:
 
 
 @contextlib.contextmanager
-def started(mode: str, settings: Mapping[str, object] | None = None, libvirtd: str = "libvirtd") -> Iterator[Libvirt]:
-    """A libvirtd in `mode`, session or system, with more `settings` in its qemu.conf; `libvirtd` is its program."""
+def started(
+    mode: str, settings: Mapping[str, object] | None = None, libvirtd: str = "libvirtd", path: Path | None = None
+) -> Iterator[Libvirt]:
+    """A libvirtd in `mode`, session or system, with more `settings` in its qemu.conf; `libvirtd` is its program, and
+    `path` a folder in which it finds other programs first."""
     with tempfile.TemporaryDirectory(prefix="libvirt-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         for part in HOMES.values():
@@ -231,16 +234,17 @@ def started(mode: str, settings: Mapping[str, object] | None = None, libvirtd: s
         (conf / "qemu.conf").write_text("".join(f"{key} = {_value(value)}\n" for key, value in lines.items()))
         folder.chmod(0o755)
         log = folder / "libvirtd.log"
-        keeper = _keeper(mode, folder, stack.enter_context(log.open("w")), libvirtd)
+        keeper = _keeper(mode, folder, stack.enter_context(log.open("w")), libvirtd, path)
         stack.callback(_let_go, keeper)
         libvirt = Libvirt(folder, mode, log, keeper)
         libvirt.start()
         yield libvirt
 
 
-def _keeper(mode: str, folder: Path, log: Any, libvirtd: str) -> subprocess.Popen[str]:
+def _keeper(mode: str, folder: Path, log: Any, libvirtd: str, path: Path | None) -> subprocess.Popen[str]:
     """The process that libvirtd's family belongs to."""
-    words, environment = [libvirtd], {"PATH": PATH, **{name: str(folder / part) for name, part in HOMES.items()}}
+    found = PATH if path is None else f"{path}:{PATH}"
+    words, environment = [libvirtd], {"PATH": found, **{name: str(folder / part) for name, part in HOMES.items()}}
     if mode == "system":
         (folder / "passwd").write_text(Path("/etc/passwd").read_text() + USER)
         (folder / "group").write_text(Path("/etc/group").read_text() + GROUP)
@@ -251,7 +255,7 @@ def _keeper(mode: str, folder: Path, log: Any, libvirtd: str) -> subprocess.Pope
             steps += [f"mount --bind {folder}/kvm /dev/kvm"]
         steps += [f"cp {folder}/config/libvirt/qemu.conf /etc/libvirt/", 'exec "$@"']
         enter = ["unshare", "--mount", "--propagation", "private", "sh", "-c", " && ".join(steps), "sh"]
-        environment = {"PATH": PATH}
+        environment = {"PATH": found}
     else:
         enter = ["unshare", "--map-user=daemon", "--map-group=daemon"] if _as_root() else []
     return subprocess.Popen(

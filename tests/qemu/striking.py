@@ -1,4 +1,6 @@
-"""statepipe that sends itself a signal at a step of a lazy load: between two calls, so that nothing is left to chance.
+"""statepipe that sends itself a signal at a step of a lazy load, or of a save through libvirt.
+
+It does so between two calls, so that nothing is left to chance:
 
     python -m tests.qemu.striking SIGNAL STEP RECORD -- VERB …
 
@@ -20,17 +22,33 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-CALLS = {
-    "lazy.keeping": ("Keeping.__init__", "Keeping.will_load", "Keeping.may_run", "OwnMonitor.__init__"),
-    "lazy.load": ("_pages",),
-    "lazy.resume": ("find_listening", "_agree"),
-    "lazy.rest": ("Rest.wait", "Rest.settle"),
-    "lazy.server": ("Server.begin", "Server.push", "Server.close"),
-    "lazy.work": ("LazyWork.__init__",),
-    "qemu.monitor": ("Monitor.__init__", "Monitor.execute", "Monitor.give", "Monitor.close"),
-    "qemu.process": ("Child.__init__",),
+CALLS: dict[str, dict[str, tuple[str, ...]]] = {
+    "load": {
+        "lazy.keeping": ("Keeping.__init__", "Keeping.will_load", "Keeping.may_run", "OwnMonitor.__init__"),
+        "lazy.load": ("_pages",),
+        "lazy.resume": ("find_listening", "_agree"),
+        "lazy.rest": ("Rest.wait", "Rest.settle"),
+        "lazy.server": ("Server.begin", "Server.push", "Server.close"),
+        "lazy.work": ("LazyWork.__init__",),
+        "qemu.monitor": ("Monitor.__init__", "Monitor.execute", "Monitor.give", "Monitor.close"),
+        "qemu.process": ("Child.__init__",),
+    },
+    "save": {
+        "ends.file": ("FileSink.sync", "FileSink.commit", "FileSink._keep_older", "_sync", "FileSink.withdraw"),
+        "libvirt.intake": (
+            "Intake.__enter__",
+            "Intake.await_image",
+            "Intake.read_beginning",
+            "Intake.await_question",
+            "Intake.refuse",
+        ),
+        "libvirt.save": ("answer", "save_stream"),
+        "libvirt.witness": ("Job.ask",),
+        "libvirt.work": ("AtWork.__init__", "AtWork.has_ended"),
+        "recovery.guardian": ("Guardian.__enter__", "Guardian.note"),
+    },
 }
-"""What makes the steps, by its module."""
+"""What makes the steps, by the verb and its module."""
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,7 +89,11 @@ class Striker:
 
         @wraps(function)
         def stepping(*arguments: Any, **more: Any) -> Any:
-            words = f"{name} {arguments[1]}" if name == "Monitor.execute" else name
+            words = name
+            if name == "Monitor.execute":
+                words = f"{name} {arguments[1]}"
+            elif name == "Guardian.note":
+                words = f"{name} {arguments[1].get('state', 'over')}"
             self.reach(f"before {words}")
             result = function(*arguments, **more)
             self.reach(f"after {words}")
@@ -83,7 +105,7 @@ class Striker:
 def main(words: Sequence[str]) -> None:
     """Put the steps in, and be statepipe."""
     striker = Striker(signal.Signals[words[0]], words[1], words[2])
-    for place, names in CALLS.items():
+    for place, names in CALLS[words[4]].items():
         module = import_module(f"statepipe.{place}")
         for name in names:
             owner, _, attribute = name.rpartition(".")

@@ -19,7 +19,7 @@ def virsh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Vi
 
     def make(script: str) -> Virsh:
         program = tmp_path / "virsh"
-        program.write_text(f'#!/bin/sh\nprintf \'%s\\n\' "$LC_ALL" "$@" >{tmp_path}/words\n{script}\n')
+        program.write_text(f'#!/bin/sh\nprintf \'%s\\n\' "$LC_ALL" "$@" >>{tmp_path}/words\n{script}\n')
         program.chmod(0o755)
         return Virsh(None)
 

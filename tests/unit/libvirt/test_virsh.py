@@ -11,7 +11,10 @@ from statepipe.errors import QemuSilent, StatepipeError, UsageError
 from statepipe.libvirt.virsh import DomainState, LibvirtError, LibvirtSilent, NoDomain, Virsh, demand_local, parse_state
 
 UUID = "3fbf76b1-f6fe-43d6-bf76-cd41371924dc"
-FOUND = f"printf 'qemu:///session\\n{UUID}\\nvm1\\nrunning (booted)\\n\\n'"
+FOUND = f"""case "$*" in
+*domuuid*) printf 'qemu:///session\\n{UUID}\\n\\n' ;;
+*) printf 'vm1\\nrunning (booted)\\n\\n' ;;
+esac"""
 
 
 @pytest.mark.parametrize(
@@ -47,7 +50,8 @@ def test_a_domain_is_found_by_its_name(virsh: Callable[[str], Virsh], tmp_path: 
     assert found == (Virsh("qemu:///session"), "vm1", UUID, DomainState("running", "booted"))
     words = (tmp_path / "words").read_text().splitlines()
     assert words[:2] == ["C", "--quiet"]
-    assert words[2].startswith("uri; domuuid --domain='a'\"'\"'b c'; ")
+    assert words[2] == "uri; domuuid --domain='a'\"'\"'b c'"
+    assert words[-2:] == ["--connect=qemu:///session", f"domname {UUID}; domstate --reason {UUID}"]
 
 
 @pytest.mark.parametrize("name", ["", "a\nb", "a\0b"])
@@ -71,9 +75,10 @@ def test_the_default_is_looked_at_before_virsh_dials_it(
     assert not (tmp_path / "words").exists()
 
 
-def test_an_answer_of_another_length_is_no_answer(virsh: Callable[[str], Virsh]) -> None:
-    with pytest.raises(LibvirtError, match="answered 1 lines"):
-        virsh("echo what").find("vm1")
+@pytest.mark.parametrize(("answer", "shown"), [("what", "answered 1 lines"), ("a\\nb\\n", "not a UUID: b")])
+def test_another_answer_is_no_answer(virsh: Callable[[str], Virsh], answer: str, shown: str) -> None:
+    with pytest.raises(LibvirtError, match=shown):
+        virsh(f"printf '{answer}'").find("vm1")
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import pytest
 
 from statepipe.cli.main import main
 from statepipe.errors import QemuError
-from statepipe.recovery.guardian import recover_source, socket_of
 from statepipe.recovery.handover import Source
+from statepipe.recovery.rescue import recover_source, socket_of
 from statepipe.recovery.resolve import decide
 from tests.qmpserver import QmpServer
 

@@ -1,0 +1,147 @@
+"""What became of a save through libvirt: asked of libvirt, refused or finished, by statepipe or by its guardian.
+
+Either the guest runs on and no file has the name, or the guest is shut off and the file has it. Which of them holds is
+decided by the name: until the file has it, libvirt is refused; from then on, libvirt is answered. The guardian does the
+one or the other if statepipe was killed. It has the reader of libvirt's question, so that what fills that pipe stays
+there, and it recognizes the file by its inode.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import suppress
+from typing import NamedTuple
+
+from statepipe.ends.file import is_named, keep, take_back
+from statepipe.errors import QemuError
+from statepipe.libvirt.intake import answer, hide, keep_full, knocking, remove
+from statepipe.libvirt.virsh import PAUSED, RUNNING, SHUT_OFF, DomainState, LibvirtError, LibvirtSilent, NoDomain, Virsh
+from statepipe.recovery.guardian import Decide, Notes
+from statepipe.telling import Tell
+
+SAVING = "saving"
+"""virsh's reason of a paused domain whose save is under way (and "starting up" of one that is restored)."""
+
+LOOK = 0.1
+"""Seconds between two questions for a state that is about to change."""
+
+SOON = 1.0
+"""Seconds for an answer that is asked for again. libvirt gives none while it waits for us."""
+
+RESUMED = 60.0
+"""Seconds in which libvirt ends a guest, or lets it run on; QEMU needs some milliseconds for it."""
+
+BACK = 10.0
+"""Seconds in which a libvirtd that was restarted is back: it takes one."""
+
+
+class Job(NamedTuple):
+    """A save at libvirt, to `path` and through the FIFOs in `folder`."""
+
+    uri: str
+    uuid: str
+    name: str
+    folder: str
+    path: str
+
+    @property
+    def virsh(self) -> Virsh:
+        """virsh with the connection that has the domain."""
+        return Virsh(self.uri)
+
+    def ask(self, within: float) -> DomainState | None:
+        """Return the domain's state once it is no longer being saved; None if libvirt does not tell within so many
+        seconds. A domain that is gone, as a transient one after its save, is shut off."""
+        deadline = time.monotonic() + within
+        while True:
+            left = max(deadline - time.monotonic(), LOOK)
+            with suppress(LibvirtError, LibvirtSilent):
+                try:
+                    state = self.virsh.state(self.uuid, left)
+                except NoDomain:
+                    return DomainState(SHUT_OFF, "")
+                if state.reason != SAVING:
+                    return state
+            if time.monotonic() >= deadline:
+                return None
+            time.sleep(LOOK)
+
+    def is_saving(self) -> bool:
+        """Return whether libvirt says, when it is asked once, that it still saves the domain."""
+        time.sleep(LOOK)
+        try:
+            return self.virsh.state(self.uuid, SOON).reason == SAVING
+        except (LibvirtError, LibvirtSilent):
+            return False
+
+    def words(self, state: DomainState | None) -> str:
+        """Return what was seen of the guest, for a hint."""
+        if state is None:
+            return (
+                f"libvirt does not say what became of the domain {self.name}; see: virsh domstate --reason {self.uuid}"
+            )
+        if state.state == RUNNING:
+            return f"the domain {self.name} runs on: {state}"
+        return f"the domain {self.name} is {state}"
+
+
+def recover_domain(known: Notes, tell: Tell) -> str:
+    """Finish a save whose file has its name, or refuse libvirt and leave no file. Return what became of the domain.
+
+    `known`: state, domain; question, or spare if it was refused; from the naming on names, file, place. Raises
+    StatepipeError.
+    """
+    job = Job(*known["domain"])
+    try:
+        named = "names" in known and is_named(known["file"], known["place"], known["names"]["base"])
+        return _finish(job, known) if named and "question" in known else _refuse(job, known)
+    finally:
+        remove(job.folder)
+
+
+def _refuse(job: Job, known: Notes) -> str:
+    spare = known.get("spare", -1)
+    if "question" in known:
+        with suppress(OSError):  # the FIFOs are gone: statepipe was about to end
+            spare = keep_full(job.folder)
+    hide(job.folder)
+    if "question" in known:
+        os.close(known["question"])
+    with knocking(job.folder):
+        state = job.ask(RESUMED)
+    if spare >= 0:
+        os.close(spare)
+    drop_part(known)
+    if state is None:
+        raise QemuError("libvirt was refused, and there is no file", hint=job.words(state))
+    return f"there is no file, and {job.words(state)}"
+
+
+def drop_part(known: Notes) -> None:
+    """Remove the temporary name that the file had just before it got its own."""
+    if "names" in known:
+        with suppress(OSError):
+            os.unlink(known["names"]["part"], dir_fd=known["place"])
+
+
+def _finish(job: Job, known: Notes) -> str:
+    """Let libvirt commit, as the file has its name."""
+    names, is_signed = known["names"], answer(known["question"], None)
+    state = job.ask(RESUMED)
+    if not judge(state, is_signed=bool(is_signed)):
+        take_back(known["file"], known["place"], names["base"], names["older"])
+        return f"there is no file, and {job.words(state)}"
+    keep(known["place"], names["older"])
+    if state is None:
+        raise Decide(f"{job.path} holds the whole state", hint=job.words(state))
+    return f"{job.path} holds the whole state, and {job.words(state)}"
+
+
+def judge(state: DomainState | None, *, is_signed: bool) -> bool:
+    """Return whether the file stays. It does unless the domain has its guest, running or paused. If the domain's state
+    is not known, it stays if libvirt has written its last 92 bytes: without them, the guest runs on when libvirt is
+    back."""
+    if state is None:
+        return is_signed
+    return state.state not in (RUNNING, PAUSED)

@@ -1,0 +1,91 @@
+"""Saves of domains: start one, strike it, and the proof that exactly one of two things holds afterwards."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+from tests.libvirt.harness import Domain, Libvirt
+from tests.qemu.harness import PATIENCE, statepipe_command, wait_for
+from tests.qemu.striking import striking
+
+
+class Save:
+    """A `statepipe save --domain` that runs, struck by a signal at a step if there is one (striking.py).
+
+    With SIGSTOP it waits there until `go` is called.
+    """
+
+    def __init__(
+        self, libvirt: Libvirt, domain: Domain, *words: object, strike: tuple[signal.Signals, str] | None = None
+    ) -> None:
+        self.libvirt, self.domain = libvirt, domain
+        self.file = domain.files / "state"
+        self._record = domain.files / "steps"
+        start = statepipe_command() if strike is None else striking(*strike, self._record)
+        self._step = None if strike is None else strike[1]
+        options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        command = (*start, "save", "--domain", domain.name, *words, self.file)
+        self.process: subprocess.Popen[str] = libvirt.popen(*command, **options)
+        self.stdout = self.stderr = ""
+
+    def wait_at_step(self) -> None:
+        """Wait until it has reached its step."""
+
+        def has_reached() -> bool:
+            assert self.process.poll() is None, f"it ended before {self._step}: {self.process.communicate()}"
+            return self._record.exists() and self._step in self._record.read_text().splitlines()
+
+        wait_for(f"step {self._step}", has_reached)
+
+    def go(self) -> None:
+        """Let it go on after SIGSTOP."""
+        Path(f"{self._record}.go").touch()
+
+    def end(self) -> int:
+        """Wait until it and its guardian have ended; its exit status."""
+        self.stdout, self.stderr = self.process.communicate(timeout=PATIENCE * 2)
+        return self.process.returncode
+
+    def clear(self) -> None:
+        """End what is left of it."""
+        if self.process.poll() is None:
+            self.process.kill()
+        with suppress(ValueError):  # it was read to its end
+            self.process.communicate()
+
+
+def assert_runs_on(save: Save) -> None:
+    """The domain runs on and counts, there is no file, and nothing else is left."""
+    save.domain.assert_runs_on()
+    assert not save.file.exists(), save.stderr
+    assert_nothing_left(save)
+
+
+def assert_saved(save: Save) -> None:
+    """The domain is shut off, and its file is whole: restored from it, the domain counts on."""
+    assert save.domain.state() in ("shut off (saved)", ""), f"{save.domain.state()}: {save.stderr}"
+    save.libvirt.statepipe("verify-state", save.file, check=True)
+    assert_nothing_left(save)
+    save.libvirt.statepipe("load", "--domain", save.file, check=True)
+    save.domain.assert_runs_on()
+
+
+def assert_either(save: Save) -> bool:
+    """One of both, and never both nor neither. Return whether it is saved."""
+    state = save.domain.state()
+    if state.startswith("running"):
+        assert_runs_on(save)
+        return False
+    assert_saved(save)
+    return True
+
+
+def assert_nothing_left(save: Save) -> None:
+    """No FIFO, no temporary file."""
+    names = [path.name for path in save.file.parent.iterdir() if path.name.startswith(".state")]
+    assert names == [], f"{names}: {save.stderr}"
+    left = list((save.libvirt.folder / "run").rglob("save-*"))
+    assert left == [], f"{left}: {save.stderr}"

@@ -1,0 +1,162 @@
+"""save --domain that is killed or stopped at each of its steps: the domain runs on and there is no file, or it is shut
+off and the file is whole. Never both, and never neither."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+from collections.abc import Iterator
+from itertools import count
+
+import pytest
+
+from tests.libvirt.harness import Domain, Libvirt, started
+from tests.libvirt.saving import Save, assert_either, assert_runs_on, assert_saved
+from tests.qemu.striking import steps_of
+
+EARLY = (
+    "before Guardian.__enter__",
+    "after Guardian.__enter__",
+    "after Guardian.note ASKED",
+    "after Intake.__enter__",
+    "after AtWork",
+    "after Intake.await_image",
+    "after Intake.read_beginning",
+    "before save_stream",
+    "before FileSink.sync",
+    "after FileSink.sync",
+    "before Intake.await_question",
+    "after Intake.await_question",
+    "after Guardian.note NAMING",
+    "before FileSink.commit",
+    "before FileSink._keep_older",
+)
+"""Steps before the file has its name, in their order."""
+
+LATE = ("before _sync", "after _sync", "after FileSink.commit", "before answer")
+"""Steps from the naming on."""
+
+ANSWERED = ("after answer", "before AtWork.has_ended", "after AtWork.has_ended", "after save_stream")
+"""Steps after libvirt was answered."""
+
+NUMBERS = count(1)
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Libvirt]:
+    """A libvirtd for all tests of a process."""
+    with started("session") as libvirt:
+        yield libvirt
+
+
+@pytest.fixture
+def domain(shared: Libvirt) -> Iterator[Domain]:
+    """A domain of the test's own."""
+    domain = shared.domain(f"vm{next(NUMBERS)}", memory=32, fill=2, dirty=1)
+    yield domain
+    shared.virsh("destroy", domain.name, check=False)
+
+
+def test_the_steps_are_reached(shared: Libvirt, domain: Domain) -> None:
+    """All that are struck below, in this order."""
+    save = Save(shared, domain, strike=(signal.SIGKILL, "nowhere"))
+    assert save.end() == 0, save.stderr
+    steps = steps_of(domain.files / "steps")
+    wanted = [*EARLY, *LATE, *ANSWERED]
+    assert [step for step in steps if step in wanted] == wanted
+    assert_saved(save)
+
+
+@pytest.mark.parametrize("step", EARLY)
+def test_killed_before_the_file_has_its_name_the_domain_runs_on(shared: Libvirt, domain: Domain, step: str) -> None:
+    save = Save(shared, domain, strike=(signal.SIGKILL, step))
+    assert save.end() == -signal.SIGKILL, save.stderr
+    if step not in EARLY[:2]:
+        assert f"ended unexpectedly: there is no file, and the domain {domain.name} runs on" in save.stderr
+    assert_runs_on(save)
+
+
+@pytest.mark.parametrize("step", [*LATE, *ANSWERED])
+def test_killed_after_that_the_domain_is_saved(shared: Libvirt, domain: Domain, step: str) -> None:
+    save = Save(shared, domain, strike=(signal.SIGKILL, step))
+    assert save.end() == -signal.SIGKILL, save.stderr
+    assert f"{save.file} holds the whole state, and the domain {domain.name} is shut off" in save.stderr
+    assert_saved(save)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("step", ["after AtWork", "before save_stream", "after Guardian.note NAMING"])
+def test_stopped_before_that_the_domain_runs_on(
+    shared: Libvirt, domain: Domain, number: signal.Signals, step: str
+) -> None:
+    save = Save(shared, domain, strike=(number, step))
+    assert save.end() == 128 + number, save.stderr
+    assert f"the domain {domain.name} runs on" in save.stderr
+    assert "unexpectedly" not in save.stderr
+    assert_runs_on(save)
+
+
+def test_a_signal_after_that_is_too_late(shared: Libvirt, domain: Domain) -> None:
+    save = Save(shared, domain, strike=(signal.SIGTERM, "before answer"))
+    assert save.end() == 0, save.stderr
+    assert_saved(save)
+
+
+@pytest.mark.parametrize("step", ["before Intake.refuse", "after Intake.refuse", "before Job.ask", "after Job.ask"])
+def test_killed_while_it_refuses_the_domain_runs_on(shared: Libvirt, domain: Domain, step: str) -> None:
+    """The guardian refuses then."""
+    save = Save(shared, domain, f"verify:{'0' * 64}", strike=(signal.SIGKILL, step))  # no stream has this digest
+    assert save.end() == -signal.SIGKILL, save.stderr
+    assert_runs_on(save)
+
+
+def test_killed_beside_virsh_the_domain_runs_on(shared: Libvirt, domain: Domain) -> None:
+    """The job is libvirtd's, and goes on until it asks in vain."""
+    save = Save(shared, domain, strike=(signal.SIGSTOP, "after FileSink.sync"))
+    save.wait_at_step()
+    os.killpg(os.getpgid(children(save.process.pid, "virsh")[0]), signal.SIGKILL)
+    save.process.kill()
+    save.end()
+    assert_runs_on(save)
+
+
+def test_a_guardian_that_is_killed_does_not_matter(shared: Libvirt, domain: Domain) -> None:
+    save = Save(shared, domain, strike=(signal.SIGSTOP, "before save_stream"))
+    save.wait_at_step()
+    os.kill(children(save.process.pid, "python")[0], signal.SIGKILL)
+    save.go()
+    assert save.end() == 0, save.stderr
+    assert_saved(save)
+
+
+def test_a_guardian_that_is_killed_does_not_matter_after_a_failure(shared: Libvirt, domain: Domain) -> None:
+    save = Save(shared, domain, strike=(signal.SIGSTOP, "before Intake.await_question"))
+    save.wait_at_step()
+    os.kill(children(save.process.pid, "python")[0], signal.SIGKILL)
+    save.process.terminate()
+    save.go()
+    assert save.end() == 128 + signal.SIGTERM, save.stderr
+    assert f"the domain {domain.name} runs on" in save.stderr
+    assert_runs_on(save)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("seed", range(20))
+def test_killed_at_random_exactly_one_of_both_holds(shared: Libvirt, domain: Domain, seed: int) -> None:
+    chance = random.Random(seed)
+    save = Save(shared, domain)
+    try:
+        save.process.wait(chance.uniform(0.1, 1.2))
+    except subprocess.TimeoutExpired:
+        chance.choice([save.process.kill, save.process.terminate])()
+    save.end()
+    assert_either(save)
+
+
+def children(pid: int, program: str) -> list[int]:
+    """The children of a process whose program's name begins so."""
+    found = subprocess.run(["ps", "--ppid", str(pid), "-o", "pid=,comm="], capture_output=True, text=True).stdout
+    rows = [line.split() for line in found.splitlines()]
+    return [int(row[0]) for row in rows if row[1].startswith(program)]
