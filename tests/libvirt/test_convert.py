@@ -53,6 +53,19 @@ def test_a_managed_save_is_found_by_the_domains_name(libvirt: Libvirt) -> None:
     assert_restored(libvirt, domain, again)
 
 
+def test_an_image_where_libvirt_keeps_them_is_a_managed_save(libvirt: Libvirt) -> None:
+    domain, state = libvirt.domain(), libvirt.place("saves") / "state"
+    libvirt.virsh("managedsave", "vm1")
+    libvirt.statepipe("convert", "--domain", "vm1", state, check=True)
+    libvirt.virsh("managedsave-remove", "vm1")
+    folder = "/var/lib" if libvirt.mode == "system" else libvirt.environment["XDG_CONFIG_HOME"]
+    place = f"{folder}/libvirt/qemu/save/vm1.save"
+    libvirt.statepipe("convert", "--to-image", state, place, check=True)
+    libvirt.virsh("start", "vm1")
+    domain.assert_runs_on()
+    assert libvirt.run("test", "-e", place, check=False).returncode == 1  # libvirt has used it up
+
+
 def test_a_paused_domain_stays_paused(session: Libvirt) -> None:
     domain, folder = session.domain(), session.place("saves")
     session.virsh("suspend", "vm1")
