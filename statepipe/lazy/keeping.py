@@ -25,7 +25,7 @@ from statepipe.lazy import keeper
 from statepipe.pipeline.runtimefolder import open_runtime_folder
 from statepipe.processes import GRACE, Process, hold_if_seen
 from statepipe.qemu.commandline import OWN_MONITOR
-from statepipe.qemu.process import is_qemu, qemu_under
+from statepipe.qemu.process import is_qemu, owner, qemu_under
 from statepipe.telling import Tell
 from statepipe.threads import held
 
@@ -112,6 +112,9 @@ class OwnMonitor:
         sweep()
 
 
+_DOUBT = "if statepipe is killed while memory is loaded, perhaps nothing can continue the load"
+
+
 class Keeping:
     """Starts the keeper of one load, and talks to it. `monitor` is its connection to QEMU; if `shared`, also ours."""
 
@@ -129,7 +132,7 @@ class Keeping:
                 self._process = Process(words, dict.fromkeys(range(3), nothing) | {fd: fd for fd in fds})
         except (StatepipeError, OSError) as error:
             why = error.strerror if isinstance(error, OSError) else error
-            warn(f"if statepipe is killed while memory is loaded, perhaps nothing can continue the load: {why}")
+            warn(f"{_DOUBT}: {why}")
         finally:
             os.close(nothing)
 
@@ -148,6 +151,8 @@ class Keeping:
         """QEMU is to load devices: if we end before `may_run` is called, the keeper kills it. `pid` is QEMU, a program
         that has started it, or 0: then it is not killed."""
         pid = qemu_under(pid)
+        if self._process is not None and (user := owner(pid)) not in (None, 0, os.geteuid()):
+            self._warn(f"{_DOUBT}: QEMU runs as user {user}, and can make no socket in our runtime folder")
         if (pidfd := hold_if_seen(pid)) is not None:
             if is_qemu(pid):  # asked last: another process may have its number since
                 with suppress(OSError):  # there is no keeper
@@ -168,7 +173,7 @@ class Keeping:
             except OSError:
                 ready = b""
             if not ready:
-                self._warn("if statepipe is killed while memory is loaded, perhaps nothing can continue the load")
+                self._warn(_DOUBT)
 
     def done(self) -> None:
         """End the keeper: all memory is loaded, and nothing is left to continue."""
@@ -229,6 +234,16 @@ def other_state(address: str, digest: str) -> str | None:
             if name.startswith(beginning) and not digest.startswith(found := name.removeprefix(beginning)):
                 return f"QEMU may be waiting for another state, whose blake3 begins {found}"
     return None
+
+
+def same_state(digest: str) -> str | None:
+    """Return a hint if some QEMU listens for the state `digest`: perhaps the one meant, by its other monitor. There may
+    be several, clones of one guest."""
+    found = [place for place, begins in interrupted() if digest.startswith(begins)]
+    if not found:
+        return None
+    command = f"statepipe load --resume --qmp {shlex.quote(found[0])} FILE"
+    return f"a QEMU waits for this state; give the monitor that its load had: {command}"
 
 
 def interrupted() -> list[tuple[str, str]]:

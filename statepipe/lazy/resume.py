@@ -24,7 +24,15 @@ from queue import Empty
 from statepipe.errors import InterruptedBySignal, QemuError, QemuRefused, QemuSilent, StatepipeError
 from statepipe.formats.qemu import postcopy
 from statepipe.formats.qemu.postcopy import Block, Received, Resumed
-from statepipe.lazy.keeping import Keeping, demand_same, find_listening, other_state, removed, resume_command
+from statepipe.lazy.keeping import (
+    Keeping,
+    demand_same,
+    find_listening,
+    other_state,
+    removed,
+    resume_command,
+    same_state,
+)
 from statepipe.lazy.loading import servable
 from statepipe.lazy.marks import Marks, identity
 from statepipe.lazy.opening import blocks_of
@@ -74,7 +82,7 @@ def resume_load(path: str, address: str, keys: Keys, tell: LazyTelling, options:
                     link = _recovered(monitor, status, digest, first)
                 except QemuSilent as error:
                     if (link := find_listening(address, digest, first)) is None:
-                        error.advise(other_state(address, digest))
+                        error.advise(other_state(address, digest) or same_state(digest))
                         raise
                 except QemuError as error:
                     error.hint = removed(address) or error.hint

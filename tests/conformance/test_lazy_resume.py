@@ -80,6 +80,19 @@ def test_a_silent_qemu_that_waits_for_another_state_is_named_as_one(file: Path) 
     assert b"QEMU may be waiting for another state, whose blake3 begins 0123456789abcdef" in done.stderr
 
 
+@pytest.mark.usefixtures("silent")
+def test_a_silent_qemu_that_listens_by_another_monitor_is_named_with_that(file: Path, runtime: Path) -> None:
+    runtime.mkdir(mode=0o700)
+    monitor = runtime / "load-7.qmp"
+    path = runtime / f"resume-{blake3(os.fsencode(monitor)).hexdigest()[:10]}-{DIGEST[:16]}"
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as own:
+        own.bind(str(monitor))
+        listener.bind(str(path))
+        done = run("load", "--resume", "--qmp", "qmp", file)
+    assert done.returncode == 6
+    assert f"give the monitor that its load had: statepipe load --resume --qmp {monitor} FILE".encode() in done.stderr
+
+
 def test_interrupted_it_says_how_to_continue(file: Path, silent: socket.socket) -> None:
     command = [*STATEPIPE, "load", "--resume", "--throttle", "1.5g", "--qmp", "qmp", str(file)]
     with started(command) as process, silent.accept()[0]:

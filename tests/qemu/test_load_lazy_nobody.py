@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.qemu.harness import statepipe_command
+from tests.qemu.harness import Guest, assert_continues, run_statepipe, statepipe_command
 from tests.qemu.lazily import SLOW, Lazy, assert_went_on, setting
-from tests.qemu.loading import Saved, assert_never_ran
+from tests.qemu.loading import MEMORY, Saved, assert_never_ran
 
 NOBODY = 65534
 DEVICE = "/dev/userfaultfd"
@@ -125,3 +125,20 @@ def test_an_older_qemu_does_not_know_the_device(place: Path, noisy72: Saved) -> 
             assert_works(place, noisy72, as_nobody(noisy72.qemu, *open_device(place)))
         else:
             assert_refused(place, noisy72, as_nobody(noisy72.qemu, *open_device(place)))
+
+
+@pytest.mark.faults
+def test_a_qemu_of_another_user_is_loaded_with_a_warning(place: Path, noisy72: Saved) -> None:
+    """Root loads into nobody's QEMU, which cannot listen in root's runtime folder after an interruption."""
+    saved, disk = for_nobody(noisy72, place)
+    waiting = Guest(
+        place, qemu=saved.qemu, memory=MEMORY, image=saved.image, incoming="defer", wrapper=as_nobody(saved.qemu)
+    )
+    for path in (*place.iterdir(), Path(waiting.socket).parent):
+        os.chown(path, NOBODY, NOBODY)
+    with setting("1"), waiting as guest:
+        done = run_statepipe("load", "--lazy", *disk, "--qmp", guest.socket, saved.file)
+        assert done.returncode == 0, done.stderr
+        assert f"perhaps nothing can continue the load: QEMU runs as user {NOBODY}, and can make no" in done.stderr
+        guest.wait_ticks(2)
+        assert_continues(saved.before, guest.serial())
