@@ -20,7 +20,7 @@ from statepipe.formats.qemu.stream import QemuStream
 from statepipe.pipeline.pipeline import NamedStage, Pipeline
 from statepipe.pipeline.signals import forget_late, held
 from statepipe.qemu.disks import Disk
-from statepipe.qemu.guard import unknown
+from statepipe.qemu.guard import Said, unknown
 from statepipe.qemu.runstates import RAN_AT_SAVE
 from statepipe.stages.packing import Packing
 from statepipe.stages.watch import alone, demand_end
@@ -51,7 +51,7 @@ class Conversion(NamedTuple):
 
 
 class Converted(NamedTuple):
-    """The domain, bytes of its stream and of the new file, and what load cannot tell of its disks, if anything."""
+    """The domain, bytes of its stream and of the new file, and what whoever loads it cannot tell of its disks."""
 
     domain: Domain
     bytes: int
@@ -66,14 +66,16 @@ def convert(path: str, target: str, keys: Keys, how: Conversion) -> Converted:
         domain = _domain(state, how)
         with new_output(target, replaceable=_replaceable(how)) as sink:
             if how.image == RAW:
-                return _write_raw(source, state.ends, domain, how.words, sink)
+                done = _write_raw(source, state.ends, domain, how.words, sink)
+                return done._replace(doubts=_changed(state))
             if how.image is not None:
                 sink.write(beginning(domain, how.image))
             disks = (state.ends.trailer or {}).get("disks") if state.ends.is_state else None
             stream = QemuStream()
             plan = _plan(source, state.ends, domain, disks, how, stream)
             saved = save_stream(plan, source, sink, None, lambda: None, stream=stream)
-            return Converted(domain, saved.stream.offset, saved.size, unknown(disks) if how.image is None else None)
+            doubts = unknown(disks) if how.image is None else _changed(state)
+            return Converted(domain, saved.stream.offset, saved.size, doubts)
 
 
 def read_xml(path: str) -> bytes:
@@ -85,6 +87,15 @@ def read_xml(path: str) -> bytes:
         hint = "give a domain's XML, as virsh dumpxml --migratable or virsh save-image-dumpxml print it"
         raise StatepipeError(f"{path} is not the XML of a domain: it {what}", hint=hint)
     return xml
+
+
+def _changed(state: State) -> str | None:
+    """Return what libvirt would not notice: disks that are no longer as they were at the save."""
+    try:
+        state.refuse_changed_disks(None, Said(), lambda text: None)
+    except StatepipeError as error:
+        return f"virsh restore compares no disks, and load would refuse this state: {error}"
+    return None
 
 
 def _replaceable(how: Conversion) -> Replaceable | None:

@@ -14,6 +14,7 @@ import pytest
 from statepipe.errors import IntegrityError, StatepipeError, TruncatedError, UsageError
 from statepipe.formats.libvirtimage import GZIP, LZOP, RAW, SPARSE, TEXT_LIMIT, ZSTD, Domain, beginning
 from statepipe.libvirt.convert import Conversion, Converted, convert, read_xml
+from statepipe.qemu.disks import fingerprint
 from statepipe.stages.agekeys import read_identities
 from statepipe.stages.packing import choose
 from statepipe.state.file import Keys
@@ -146,6 +147,19 @@ def test_a_state_that_libvirt_did_not_save_needs_an_xml(
         convert(path, str(new), NO_KEYS, how(RAW))
     assert caught.value.hint is not None and "--xml FILE" in caught.value.hint and not new.exists()
     assert convert(path, str(new), NO_KEYS, how(RAW, xml=OTHER)).domain == Domain(OTHER, b"", ran)
+
+
+@pytest.mark.parametrize("number", [RAW, ZSTD])
+def test_a_disk_that_changed_is_told_because_libvirt_compares_none(
+    put: Callable[[bytes], str], new: Path, number: int
+) -> None:
+    disk = new.with_name("disk.img")
+    disk.write_bytes(b"as saved")
+    path = put(state_file(cut(STREAM, 3), domain=DOMAIN, disks=[fingerprint(str(disk))]))
+    assert convert(path, str(new), NO_KEYS, how(number)).doubts is None
+    disk.write_bytes(b"written since")
+    doubts = convert(path, str(new), NO_KEYS, how(number)).doubts
+    assert doubts is not None and "virsh restore compares no disks" in doubts and str(disk) in doubts
 
 
 def test_an_encrypted_state_is_opened_with_its_key(put: Callable[[bytes], str], new: Path) -> None:
