@@ -32,7 +32,8 @@ SYSTEM, SESSION = "system", "session"
 """libvirt's two kinds of daemon: root's, and one for each user."""
 
 SYSTEM_FOLDER = "/run/libvirt/qemu/statepipe"
-"""The default folder for root. SELinux's policy lets QEMU make sockets below /run/libvirt/qemu (qemu_var_run_t)."""
+"""The default folder for root. SELinux's policies label /run/libvirt/qemu as QEMU's own: svirt_runtime_t in Debian 12,
+qemu_var_run_t elsewhere."""
 
 QEMU_FOLDER = "/var/lib/libvirt/qemu"
 """libvirt's root daemon gives this folder to the user of its QEMUs (`user` in qemu.conf) each time it starts."""
@@ -229,6 +230,8 @@ def _label(label: bytes) -> None:
         with open(_SOCKETS, "wb", buffering=0) as attribute:
             attribute.write(label)
     except OSError as error:
+        if error.errno == errno.EINVAL:  # this policy, as Debian's, has no such label
+            return
         what = f"SELinux does not let us label sockets for QEMU: {os.strerror(error.errno or 0)}"
         raise StatepipeError(what, hint=f"start statepipe where it may make sockets as {_LABEL.decode()}") from error
 

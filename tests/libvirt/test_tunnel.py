@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from statepipe.tunnel.libvirthost import SYSTEM_FOLDER
+from statepipe.tunnel.libvirthost import Host as LibvirtHost
+from tests.libvirt.conftest import newer_libvirtd
+from tests.libvirt.harness import DOMAIN, Domain
 from tests.libvirt.tunnels import FOLDER, Hosts, counted, left, two
 from tests.qemu.harness import wait_for
 from tests.qemu.moving import Credentials
@@ -80,6 +86,23 @@ def test_a_guest_may_have_any_name(hosts: Hosts, name: str) -> None:
         done = hosts.migrate(line, "--p2p", "--parallel")
         assert done.returncode == 0, (done, near.said, far.said)
         hosts.assert_arrived(guest)
+
+
+@pytest.mark.parametrize("version", ["installed", "newer"])
+def test_apparmor_s_profile_of_any_guest_allows_the_sockets(version: str) -> None:
+    """As libvirt itself makes it. Whether the kernel has AppArmor does not matter for that."""
+    root = ["chroot", f"{Path(newer_libvirtd()).parent}/tree"] if version == "newer" else []
+    helper = [*root, "/usr/lib/libvirt/virt-aa-helper", "-d", "-c", "-u", f"libvirt-{uuid.UUID(int=1)}"]
+    domain = DOMAIN.format(name="web 1", memory=64, qemu="/bin/true", format="raw", image="/x", serial="/y", more="")
+    domain = domain.replace("<memory", f"<uuid>{uuid.UUID(int=1)}</uuid><memory")
+    done = subprocess.run(helper, input=domain, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done
+    rules = [line.split('"')[1] for line in (done.stdout + done.stderr).splitlines() if line.endswith('" rw,')]
+    patterns = [re.escape(rule).replace(r"\*\*", ".*").replace(r"\*", "[^/]*") for rule in rules]
+    paths = LibvirtHost("system", SYSTEM_FOLDER, (), 0, 0).paths("0123abcd", "web 1")
+    for path in (paths.memory, paths.disks):
+        assert any(re.fullmatch(pattern, path) for pattern in patterns), rules
+    assert not any(re.fullmatch(pattern, paths.memory + "2") for pattern in patterns)
 
 
 def test_disks_go_along_over_nbd(hosts: Hosts, tmp_path: Path) -> None:
@@ -210,6 +233,58 @@ def test_a_line_without_its_tunnel_fails_and_the_guest_stays(hosts: Hosts) -> No
         done = hosts.migrate(line)
         assert done.returncode == 1 and "No such file or directory" in done.stderr
         hosts.assert_stayed(guest)
+
+
+# --- postcopy: the guest runs there while most of its memory is still here
+
+POSTCOPY = ("--postcopy", "--bandwidth", "2", "--postcopy-bandwidth", "2")
+
+
+@pytest.fixture(scope="module")
+def rooted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
+    """Hosts on which root runs QEMU: the kernel does not let other users have userfaultfd."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can start a system's libvirtd")
+    with two(tmp_path_factory.mktemp("certificates"), user="root", group="root") as both:
+        yield both
+
+
+@contextlib.contextmanager
+def in_postcopy(hosts: Hosts, guest: Domain, line: list[str]) -> Iterator[subprocess.Popen[str]]:
+    """virsh, once the guest runs there."""
+    with hosts.migrating(line, *POSTCOPY) as virsh:
+        hosts.wait_sent(guest, 2 << 20)
+        hosts.here.virsh("migrate-postcopy", guest.name)
+        wait_for("postcopy", lambda: hosts.seen_there(guest).state() == "running (post-copy)")
+        yield virsh
+
+
+def test_a_cable_that_is_out_in_postcopy_goes_unnoticed(rooted: Hosts) -> None:
+    with rooted.guest("web1", fill=24, dirty=2) as guest, rooted.tunnel("web1") as (near, far, line):
+        with in_postcopy(rooted, guest, line) as virsh:
+            rooted.cable[1].cut()
+            time.sleep(6)  # no event: the fault itself
+            rooted.cable[1].mend()
+            assert virsh.wait(120) == 0, (virsh.communicate(), near.said, far.said)
+        rooted.assert_arrived(guest)
+
+
+@pytest.mark.parametrize("which", ["near", "far"])
+def test_a_postcopy_whose_tunnel_was_killed_is_resumed_through_another(rooted: Hosts, which: str) -> None:
+    with rooted.guest("web1", fill=24, dirty=2) as guest:
+        with rooted.tunnel("web1", *RETRY) as (near, far, line), in_postcopy(rooted, guest, line) as virsh:
+            (near if which == "near" else far).kill()
+            said = virsh.communicate(timeout=120)[1]
+            assert virsh.returncode == 1 and "error: " in said, said
+        wait_for("failure here", lambda: guest.state() == "paused (post-copy failed)")
+        wait_for("failure there", lambda: rooted.seen_there(guest).state() == "running (post-copy failed)")
+        with rooted.tunnel("web1") as (near, far, line):
+            done = rooted.migrate(line, "--postcopy", "--postcopy-resume")
+            # libvirt 9.0 may look at the other QEMU before the new connection has reached it, and report a failure
+            assert not done.returncode or "failed in post-copy phase" in done.stderr, (done, near.said, far.said)
+            wait_for("its end", lambda: rooted.seen_there(guest).state() == "running (migrated)")
+            wait_for("its end here", lambda: guest.state() in ("", "shut off (migrated)"))
+            rooted.assert_arrived(guest)
 
 
 def test_a_killed_tunnel_s_sockets_are_removed_by_the_next(hosts: Hosts) -> None:

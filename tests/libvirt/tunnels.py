@@ -163,11 +163,12 @@ def counted(domain: Domain) -> int:
 
 
 @contextlib.contextmanager
-def two(folder: Path, **settings: object) -> Iterator[Hosts]:
-    """Two hosts."""
+def two(folder: Path, *daemons: str, **settings: object) -> Iterator[Hosts]:
+    """Two hosts; `daemons` are their two libvirtds."""
+    first, second = daemons or ("libvirtd", "libvirtd")
     with (
         two_hosts() as cable,
-        started("system", SETTINGS | settings) as here,
-        started("system", SETTINGS | settings) as there,
+        started("system", SETTINGS | settings, first) as here,
+        started("system", SETTINGS | settings, second) as there,
     ):
         yield Hosts(here, there, cable, Credentials(folder, *ADDRESSES))

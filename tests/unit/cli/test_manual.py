@@ -166,7 +166,8 @@ def test_what_is_marked_as_a_verb_is_one() -> None:
 
 
 OF_VIRSH = {"--copy-storage-all", "--compressed", "--desturi", "--p", "--parallel", "--postcopy", "--postcopy-resume"}
-"""Options of virsh migrate that the page of tunnel names, as the pattern below finds them (--p2p)."""
+OF_VIRSH |= {"--reason"}
+"""Options of virsh that the page of tunnel names, as the pattern below finds them (--p2p)."""
 
 
 def test_no_option_is_told_of_that_does_not_exist() -> None:

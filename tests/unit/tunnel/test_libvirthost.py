@@ -260,6 +260,13 @@ def test_sockets_get_their_label_where_selinux_is_on(tmp_path: Path, monkeypatch
         pass
 
 
+def test_a_label_that_the_policy_does_not_know_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libvirthost, "_SELINUX", str(tmp_path))
+    monkeypatch.setattr(libvirthost, "_SOCKETS", "/proc/self/oom_score_adj")  # it answers EINVAL to any text
+    with labelled():
+        pass
+
+
 def test_without_selinux_nothing_is_labelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(libvirthost, "_SELINUX", str(tmp_path / "none"))
     monkeypatch.setattr(libvirthost, "_SOCKETS", str(tmp_path / "none" / "x"))
