@@ -66,6 +66,20 @@ def test_an_image_where_libvirt_keeps_them_is_a_managed_save(libvirt: Libvirt) -
     assert libvirt.run("test", "-e", place, check=False).returncode == 1  # libvirt has used it up
 
 
+def test_what_save_wrote_through_libvirt_becomes_an_image(session: Libvirt) -> None:
+    domain, folder = session.domain(), session.place("saves")
+    state, again = folder / "state", folder / "again"
+    session.statepipe("save", "--domain", "vm1", state, check=True)
+    done = session.statepipe("convert", "--to-image", state, again, check=True)
+    assert "warning" not in done.stderr  # its disks are known, and as they were
+    assert_restored(session, domain, again)
+    session.statepipe("save", "--domain", "vm1", state, check=True)
+    with domain.image.open("r+b") as disk:
+        disk.write(b"written since")
+    done = session.statepipe("convert", "--to-image", state, again, check=True)
+    assert "virsh restore compares no disks" in done.stderr and str(domain.image) in done.stderr
+
+
 def test_a_paused_domain_stays_paused(session: Libvirt) -> None:
     domain, folder = session.domain(), session.place("saves")
     session.virsh("suspend", "vm1")
