@@ -18,7 +18,7 @@ from statepipe.formats.qemu import postcopy
 from statepipe.formats.qemu.postcopy import Block
 from statepipe.formats.qemu.sections import COMMAND, START, SWITCHOVER_START
 from statepipe.lazy.workingset import held_back
-from statepipe.qemu.late_pages import NoLatePages
+from statepipe.qemu.late_pages import WITHOUT, NoLatePages
 from statepipe.state.pagestore import PageStore
 
 
@@ -43,9 +43,6 @@ def blocks_of(store: PageStore, sizes: Mapping[str, int]) -> list[Block]:
         what = f"the guest's memory {huge.name!r} is in pages of {huge.page_size >> 10} KiB"
         raise NoLatePages(what, hint=f"give it memory without huge pages, or {WITHOUT}")
     return found
-
-
-WITHOUT = "load it without --lazy"
 
 
 def opening(store: PageStore, blocks: Sequence[Block]) -> tuple[bytes, bytes]:

@@ -40,6 +40,14 @@ SETTING = (
 IN_MEMORY = ("tmpfs", "hugetlbfs")
 """File systems whose pages can be put in place one by one."""
 
+WITHOUT = "load it without --lazy"
+
+_VHOST = ("vhost-user-", "vhost-vdpa-")
+_NETWORK = re.compile(r",type=(vhost-user|vhost-vdpa),")
+_ELSEWHERE = "another process or the hardware serves, which cannot wait for memory"
+"""QEMU 7.2 and 11.1 refuse neither, and tell a program of QEMU's own (qemu-storage-daemon) of memory that comes late in
+a way that it does not understand: then the guest runs, and its disk is gone."""
+
 _LINE = re.compile(r" *(\S.*?) +(\d+) (B|KiB|MiB|GiB) +0x[0-9a-f]+ +0x([0-9a-f]+) +0x[0-9a-f]+\b.*")
 _UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
@@ -82,9 +90,14 @@ def demand_late_pages(monitor: Monitor) -> None:
                 )
     for folder in ("/machine/peripheral", "/machine/peripheral-anon"):
         for row in ask(monitor, "qom-list", path=folder) or []:
-            if row["type"].startswith("child<vfio-"):
-                what = f"the guest has a device of the host ({row['type'][6:-1]}), which holds all of its memory"
-                raise NoLatePages(what, hint="load it without --lazy")
+            if (kind := row["type"].removeprefix("child<").removesuffix(">")).startswith("vfio-"):
+                what = f"the guest has a device of the host ({kind}), which holds all of its memory"
+                raise NoLatePages(what, hint=WITHOUT)
+            if kind.startswith(_VHOST):
+                raise NoLatePages(f"the guest has a device that {_ELSEWHERE} ({kind})", hint=WITHOUT)
+    network = monitor.execute("human-monitor-command", command_line="info network")
+    if found := _NETWORK.search(network):
+        raise NoLatePages(f"the guest has a network that {_ELSEWHERE} ({found[1]})", hint=WITHOUT)
 
 
 def _file_system(view: View, path: str) -> str | None:

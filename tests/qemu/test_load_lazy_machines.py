@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.qemu.harness import assert_continues, wait_for
+from tests.qemu.harness import Guest, assert_continues, run_statepipe, wait_for
 from tests.qemu.loading import MEMORY, Saved, assert_never_ran, loaded, run_load, save_guest
 
 SIZE = f"size={MEMORY}M"
@@ -85,3 +87,54 @@ def test_huge_pages_are_refused_before_qemu_has_received_anything(tmp_path: Path
         guest.wait_ticks(2)
         assert "warning: all memory is loaded first: the guest's memory 'pc.ram'" in guest.stderr()
         assert_continues(state.before, guest.serial())
+
+
+@pytest.fixture
+def disk_of_another(tmp_path: Path) -> Iterator[Sequence[str]]:
+    """The options for a disk that qemu-storage-daemon serves (vhost-user), to one QEMU after the other."""
+    if (program := shutil.which("qemu-storage-daemon")) is None:
+        pytest.skip("qemu-storage-daemon is not installed")
+    disk, place = tmp_path / "disk", Path(tempfile.mkdtemp(prefix="vhost-"), "socket")
+    disk.write_bytes(bytes(1 << 20))
+    export = f"type=vhost-user-blk,id=e,node-name=f,writable=on,addr.type=unix,addr.path={place}"
+    command = [program, "--blockdev", f"driver=file,filename={disk},node-name=f", "--export", export]
+    memory = f"memory-backend-memfd,id=pc.ram,{SIZE},share=on"
+    try:
+        with subprocess.Popen(command) as daemon:
+            try:
+                wait_for("the disk's socket", place.exists)
+                yield [
+                    *("-object", memory, "-machine", "memory-backend=pc.ram"),
+                    *("-chardev", f"socket,id=v,path={place}", "-device", "vhost-user-blk-pci,chardev=v"),
+                ]
+            finally:
+                daemon.kill()
+    finally:
+        shutil.rmtree(place.parent)
+
+
+def test_a_device_of_another_process_is_not_lost(tmp_path: Path, qemu: str, disk_of_another: Sequence[str]) -> None:
+    """QEMU does not refuse it: the guest would run, and its disk be gone."""
+    with Guest(tmp_path, qemu=qemu, memory=MEMORY, fill=8, dirty=2, args=disk_of_another) as guest:
+        guest.wait_ticks(2)
+        assert run_statepipe("save", "--qmp", guest.socket, tmp_path / "state").returncode == 0
+        saved = Saved(tmp_path / "state", guest.image, guest.serial(), qemu)
+    done = run_load(tmp_path, saved, "--lazy", args=disk_of_another)
+    assert done.returncode == 6 and "the guest has a device that another process" in done.stderr, done.stderr
+    assert "(vhost-user-blk-pci)" in done.stderr and "--lazy=auto" in done.stderr
+    assert_never_ran(tmp_path)
+    with loaded(tmp_path, saved, "--lazy=auto", args=disk_of_another) as guest:
+        guest.wait_ticks(2)
+        assert_continues(saved.before, guest.serial())
+        assert "warning: all memory is loaded first: the guest has a device" in guest.stderr()
+        assert "vhost start failed" not in guest.stderr(), guest.stderr()
+
+
+def test_a_network_of_another_process_is_refused(
+    tmp_path: Path, state72: Saved, disk_of_another: Sequence[str]
+) -> None:
+    """Whatever that process serves: QEMU does not ask before a device uses it."""
+    args = [*disk_of_another[:-2], "-netdev", "vhost-user,id=n,chardev=v"]
+    done = run_load(tmp_path, state72, "--lazy", args=args)
+    assert done.returncode == 6 and "the guest has a network that another process" in done.stderr, done.stderr
+    assert_never_ran(tmp_path)

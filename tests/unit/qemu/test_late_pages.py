@@ -38,12 +38,22 @@ def test_page_sizes_are_read_from_what_both_series_print(tmp_path: Path, text: s
         assert asked(server, page_sizes) == expected
 
 
-def test_a_device_of_the_host_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "why"), [("vfio-pci", "a device of the host"), ("vhost-user-fs-pci", "another process or the hardware")]
+)
+def test_a_device_of_the_host_or_another_process_is_refused(tmp_path: Path, kind: str, why: str) -> None:
     with qmp_server(tmp_path) as server:
-        server.answers["qom-list"] = [{"name": "nic", "type": "child<vfio-pci>"}]
-        with pytest.raises(NoLatePages, match=r"a device of the host \(vfio-pci\)") as refused:
+        server.answers["qom-list"] = [{"name": "nic", "type": f"child<{kind}>"}]
+        with pytest.raises(NoLatePages, match=rf"{why}.* \({kind}\)") as refused:
             asked(server, demand_late_pages)
         assert refused.value.exit_code == 6
+
+
+def test_a_network_of_another_process_is_refused(tmp_path: Path) -> None:
+    with qmp_server(tmp_path) as server:
+        server.answers["human-monitor-command"] = "n: index=0,type=vhost-user,vhost-user0 to v\r\n"
+        with pytest.raises(NoLatePages, match=r"a network that another process .*\(vhost-user\)"):
+            asked(server, demand_late_pages)
 
 
 @pytest.mark.parametrize(("path", "is_refused"), [("/proc/self/status", True), ("/dev/shm", False)])
@@ -51,7 +61,7 @@ def test_memory_may_come_late_in_tmpfs_alone(tmp_path: Path, path: str, is_refus
     with qmp_server(tmp_path) as server:
         rows = [{"name": "pc.ram", "type": "child<memory-backend-file>"}]
         server.takes["qom-list"] = lambda arguments: rows if arguments["path"] == "/objects" else []
-        server.answers["qom-get mem-path"] = path
+        server.answers |= {"qom-get mem-path": path, "human-monitor-command": ""}
         if not is_refused:
             asked(server, demand_late_pages)
             return
