@@ -6,7 +6,6 @@ import io
 import json
 import shutil
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,7 +46,7 @@ def filtered(data: bytes, name: str, *arguments: str, pin: str = "1234") -> tupl
         return pin
 
     row = find(name)
-    stage = row.build(parse(row, arguments), replace(world(said), ask=ask))
+    stage = row.build(parse(row, arguments), world(said)._replace(ask=ask))
     return b"".join(stage(iter([data]))), said.getvalue()
 
 

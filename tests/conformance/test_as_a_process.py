@@ -150,7 +150,7 @@ def test_help_needs_no_parser() -> None:
 
 
 def test_the_check_sees_what_is_loaded() -> None:
-    assert {"argparse", "zstandard"} <= loaded("compress")
+    assert "zstandard" in loaded("compress") and "argparse" in loaded("compress", "--help")
 
 
 # ---- the processes around

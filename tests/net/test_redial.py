@@ -43,7 +43,7 @@ def test_one_that_listens_is_reached() -> None:
 def test_short_packets_are_asked_for_on_both_sides() -> None:
     address = Address("tls", "127.0.0.1", 0)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        there = replace(address, port=listener.getsockname()[1])
+        there = address._replace(port=listener.getsockname()[1])
         with reach(there, PATIENCE, short=True) as near, listener.accept()[0] as far:
             for each in (near, far):
                 assert each.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) <= SHORT
