@@ -20,6 +20,7 @@ from typing import NamedTuple
 from statepipe.ends.address import SSH
 from statepipe.ends.dial import listening, place_of
 from statepipe.ends.named import Named
+from statepipe.ends.net import Patience
 from statepipe.ends.ration import Refusals
 from statepipe.errors import PeerError, StatepipeError
 from statepipe.pipeline.job import at_work
@@ -44,10 +45,10 @@ CHANNELS = 2
 """What the program writes, and messages."""
 
 HELLO = 10.0
-"""Seconds in which a session must say what it is for."""
+"""Seconds in which a session must say what it is for; in addition, it may be without a link as long as any session."""
 
 ANSWER = 30.0
-"""Seconds in which the far end connects to a target, or opens a tunnel: its own limit is 20."""
+"""As HELLO: seconds in which the far end connects to a target, or opens a tunnel. Its own limit is 20."""
 
 NOT_EXPECTED = "a message that nobody expects"
 
@@ -147,7 +148,7 @@ class _NearEnd:
                 raise PeerError("the tunnel was ended")
             messages.tell({"tunnel": self._ident, "to": to})
             messages.end()
-            if messages.hear(ANSWER) is not None:
+            if messages.hear(ANSWER + self._patience.retry) is not None:
                 raise Violation(NOT_EXPECTED)
         except StatepipeError as error:  # `carry` reports it
             connection.break_off(error)
@@ -203,7 +204,7 @@ def _opened(
                 error.hint = "install the same statepipe on both hosts: an older one there does not know --libvirt"
             raise
         messages.tell(wish)
-        answer = hear(messages, OPENED, ANSWER)
+        answer = hear(messages, OPENED, ANSWER + patience.retry)
         try:
             yield session, answer
         finally:
@@ -219,8 +220,8 @@ def _dials(plan: ConnectionPlan, host: Host, daemon: str | None) -> tuple[MakeDi
     `daemon` is the socket there, for a far end that ssh starts.
     """
     if plan.address.scheme != SSH:
-        make = tls_dials(plan)
-        return make, make
+        waiting = Patience(plan.patience.silence, timing(plan).retry)  # the other end is there: a cut may pass
+        return tls_dials(plan), tls_dials(plan._replace(patience=waiting))
     from statepipe.session.overssh import SshDial, times
 
     there = [] if daemon is None else ["--libvirtd", daemon]
@@ -308,13 +309,14 @@ class _FarEnd:
 
     def _served(self, connection: Connection, messages: Messages) -> StatepipeError | None:
         """Return what broke it."""
+        within = HELLO + connection.session.timing.retry
         try:
-            wish = hear(messages, WISH, HELLO)
+            wish = hear(messages, WISH, within)
             if "domain" in wish:
                 self._hold(connection, messages, wish)
                 return None
             connection.what = to = wish.get("to", "")
-            if messages.hear(HELLO) is not None:
+            if messages.hear(within) is not None:
                 raise Violation(NOT_EXPECTED)
             program = self._targets.connect(connection.session.name, wish["tunnel"], to)
         except StatepipeError as error:

@@ -140,6 +140,56 @@ def test_a_cable_that_is_out_for_six_seconds_goes_unnoticed(hosts: Hosts) -> Non
         near.wait_said("no longer silent|is back|arrives again|after 6")
 
 
+def test_a_cable_that_is_out_as_it_begins_only_delays_it(hosts: Hosts) -> None:
+    with hosts.guest("web1") as guest, hosts.tunnel("web1") as (near, far, line):
+        hosts.cable[0].cut()  # the kernel knows at once that there is no way
+        with hosts.migrating(line, "--p2p", "--parallel") as virsh:
+            wait_for("news of it", lambda: any("nothing has arrived" in text for text in near.said))
+            hosts.cable[0].mend()
+            assert virsh.wait(120) == 0, (virsh.communicate(), near.said, far.said)
+        hosts.assert_arrived(guest)
+
+
+@pytest.mark.faults
+def test_a_cable_that_is_out_for_good_leaves_the_guest_where_it_is(hosts: Hosts) -> None:
+    with (
+        hosts.guest("web1", fill=24, dirty=1) as guest,
+        hosts.tunnel("web1", *RETRY) as (near, far, line),
+        hosts.migrating(line, *SLOW) as virsh,
+    ):
+        hosts.wait_sent(guest, 4 << 20)
+        hosts.cable[1].cut()
+        try:
+            assert virsh.wait(120) == 1, (virsh.communicate(), near.said, far.said)
+            assert near.wait() == 5, near.said
+            near.wait_said("the other end is gone: no link to .* for 1 s|error: no link to .* for 1 s")
+            far.wait_said(r"\(the tunnel for web1\) failed: no link to .* for 1 s")
+        finally:
+            hosts.cable[1].mend()
+        hosts.assert_stayed(guest)
+
+
+def test_a_daemon_there_that_is_started_again_is_found_by_the_next_migration(hosts: Hosts) -> None:
+    with hosts.guest("web1", fill=24, dirty=1) as guest, hosts.tunnel("web1") as (near, far, line):
+        with hosts.migrating(line, *SLOW) as virsh:
+            hosts.wait_sent(guest, 4 << 20)
+            hosts.there.end()
+            said = virsh.communicate(timeout=120)[1]
+            assert virsh.returncode == 1 and "error: " in said, said
+        hosts.there.start()
+        hosts.assert_stayed(guest)
+        assert hosts.migrate(line).returncode == 0, (near.said, far.said)
+        hosts.assert_arrived(guest)
+
+
+def test_a_socket_whose_name_is_removed_ends_the_tunnel(hosts: Hosts) -> None:
+    with hosts.tunnel("web1") as (near, far, line):
+        hosts.here.run("rm", line[line.index("--migrateuri") + 1].removeprefix("unix://"))
+        assert near.wait() == 5, near.said
+        near.wait_said("memory.tunnelmigrate.dest.web1 can no longer be reached: its name was removed")
+        far.wait_said("the tunnel for the guest web1 has ended")
+
+
 @pytest.mark.parametrize("which", ["near", "far"])
 @pytest.mark.parametrize("options", [(), ("--p2p", "--parallel")], ids=["plain", "p2p parallel"])
 def test_a_killed_end_leaves_the_guest_where_it_is(hosts: Hosts, which: str, options: tuple[str, ...]) -> None:
