@@ -72,7 +72,7 @@ class Keeper:
         control = self._control
         watched, until = [control] if self._shared else [control, self._monitor], float("inf")
         while time.monotonic() < until:
-            ready, _, _ = select.select(watched, [], [], AGAIN if self._due else None)
+            ready = _ready(AGAIN if self._due else None, *watched)
             if control in ready:
                 if (word := self._told()) == b".":
                     return
@@ -112,7 +112,7 @@ class Keeper:
         try:
             pidfd_send_signal(pidfd, SIGSTOP)
             try:
-                while select.select([self._monitor], [], [], 0)[0]:
+                while _ready(0, self._monitor):
                     if not self._hear():
                         return False
             finally:
@@ -183,6 +183,15 @@ class Keeper:
             return True
         self._due = status == "postcopy-paused"
         return status != "completed"
+
+
+def _ready(within: float | None, *ends: _socket.socket) -> list[_socket.socket]:
+    """Return those that can be read, after so many seconds at most. select(2) takes no descriptor from 1024 on."""
+    poll = select.poll()
+    for end in ends:
+        poll.register(end, select.POLLIN)
+    found = {fd for fd, _ in poll.poll(None if within is None else within * 1000)}
+    return [end for end in ends if end.fileno() in found]
 
 
 def main() -> None:

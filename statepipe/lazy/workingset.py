@@ -7,6 +7,7 @@ one that does not fit the state, the load is as usual.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -75,6 +76,8 @@ def _content(path: str) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # with its ending, a long name is too long
+            return None
         raise StatepipeError(f"it cannot be read: {error.strerror}") from error
 
 

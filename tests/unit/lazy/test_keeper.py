@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import resource
 import select
 import signal
 import socket
 import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -95,3 +98,30 @@ def test_a_qemu_that_answers_late_keeps_the_socket_that_it_has_made(tmp_path: Pa
         qemu.shutdown(socket.SHUT_WR)
         keeper.join(10)
         assert not keeper.is_alive() and path.exists()
+
+
+@pytest.fixture
+def high() -> Iterator[int]:
+    """A number that no descriptor has, where a parent has opened many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 2048:
+        pytest.skip("this process may not have so many descriptors")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    yield 1100
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_descriptors_may_have_high_numbers(tmp_path: Path, high: int) -> None:
+    qemu, near = socket.socketpair()
+    ours, control = socket.socketpair()
+    with qemu, near, control, qemu.makefile("r") as heard:
+        qemu.settimeout(10)
+        with socket.socket(fileno=fcntl.fcntl(near, fcntl.F_DUPFD_CLOEXEC, high)) as monitor:
+            keeper = threading.Thread(target=Keeper(monitor, control, str(tmp_path / "socket"), shared=False).run)
+            keeper.start()
+            ours.close()
+            while "query-migrate" not in heard.readline():
+                continue
+            qemu.shutdown(socket.SHUT_WR)
+            keeper.join(10)
+            assert not keeper.is_alive()

@@ -53,6 +53,15 @@ def test_without_one_nothing_is_said(store: PageStore) -> None:
     assert read(store) == (None, [])
 
 
+def test_beside_a_long_name_there_is_none(tmp_path: Path, store: PageStore) -> None:
+    path = tmp_path / ("n" * 250)
+    os.rename(store.name, path)
+    with open_pages(str(path), NO_KEYS) as long:
+        assert read(long) == (None, [])
+        with pytest.raises(StatepipeError, match="File name too long"):
+            recorded(long, 1).write()
+
+
 def _foreign(path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b'"blake3":"', b'"blake3":"' + b"0" * 64 + b'","was":"'))
 
