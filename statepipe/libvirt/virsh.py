@@ -137,7 +137,8 @@ def demand_local(uri: str | None) -> None:
 
 def failure(text: str) -> LibvirtError:
     """Return the error for what virsh wrote when it failed: libvirt's own reason, which is its last message."""
-    said = [line.removeprefix("error: ").strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")] or lines
     first, last = (said[0], said[-1]) if said else ("", "virsh failed without a message")
     if first.startswith("failed to get domain"):
         return NoDomain(f"libvirt: {_shown(first)}", hint="virsh list --all shows the domains of this connection")

@@ -85,6 +85,7 @@ def test_another_answer_is_no_answer(virsh: Callable[[str], Virsh], answer: str,
     ("said", "kind", "shown"),
     [
         ("error: failed to get domain 'x'", NoDomain, "failed to get domain 'x'"),
+        ("qemu:///session\n\nerror: failed to get domain 'x'", NoDomain, "failed to get domain 'x'"),
         ("error: failed to connect to the hypervisor\nerror: no such socket", LibvirtError, "connect.*no such socket"),
         (
             "error: Failed to save domain 'x' to /a\nerror: operation aborted",
