@@ -226,7 +226,7 @@ def _dials(plan: ConnectionPlan, host: Host, daemon: str | None) -> tuple[MakeDi
 
     there = [] if daemon is None else ["--libvirtd", daemon]
     ssh = SshDial(plan, ["tunnel", "--libvirt", *times(plan), "--folder", host.folder, *there, STDIO])
-    return lambda: (ssh, ssh), lambda: (Insistent(dial := ssh.another()), dial)
+    return lambda: (ssh, ssh), lambda: (Insistent(dial := ssh.another(), timing(plan).retry), dial)
 
 
 @contextmanager

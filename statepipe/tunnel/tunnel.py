@@ -141,16 +141,20 @@ def _accepted(listener: ListeningSocket, connections: Connections) -> socket.soc
 
 
 class Insistent:
-    """Makes links for one session, and retries a first link that breaks during its handshake, so that QEMU's migration
-    does not fail. A refusal is not retried. The session itself retries later links, as long as its patience lasts."""
+    """Makes links for one session, and retries a first link that fails, so that QEMU's migration does not fail.
 
-    def __init__(self, dial: Dial) -> None:
-        self._dial, self._more = dial, ATTEMPTS - 1
+    It makes ATTEMPTS attempts, and more for so many `seconds`. A refusal is not retried. The session itself retries
+    later links, as long as its patience lasts.
+    """
+
+    def __init__(self, dial: Dial, seconds: float = 0) -> None:
+        self._dial, self._seconds, self._left = dial, seconds, ATTEMPTS
 
     def __call__(self) -> Transport:
         """Return a link. Raises the error of the last attempt; Stopped at once."""
-        while self._more:
-            self._more -= 1
+        deadline = time.monotonic() + self._seconds
+        while self._left > 1 or (self._left == 1 and time.monotonic() < deadline):
+            self._left = max(self._left - 1, 1)
             try:
                 transport = self._dial()
             except Stopped:
@@ -158,8 +162,9 @@ class Insistent:
             except PeerError:  # the last attempt's error is raised
                 time.sleep(FIRST_PAUSE)
             else:
-                self._more = 0
+                self._left = 0
                 return transport
+        self._left = 0
         return self._dial()
 
 
