@@ -81,6 +81,7 @@ def load_by_libvirt(values: Values, keys: Keys) -> None:
     from statepipe.libvirt.load import Telling, Wish, load_domain
     from statepipe.pipeline.deadline import within
     from statepipe.qemu.guard import Said
+    from statepipe.recovery.program import guard_words
 
     _refuse_strays(values)
     if values["status_fd"] is not None:
@@ -99,4 +100,5 @@ def load_by_libvirt(values: Values, keys: Keys) -> None:
     wish = Wish(values["connect"], values["xml"], runs)
     with within(values["timeout"], f"{path} was not loaded") as in_time:
         tell = Telling(warn_load, in_time, loaded)
-        load_domain(values["file"], wish, keys, Said(values["disk"], values["force"]), tell)
+        said = Said(values["disk"], values["force"])
+        load_domain(values["file"], wish, keys, said, tell, guard_words("load", "offer"))

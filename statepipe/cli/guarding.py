@@ -46,6 +46,10 @@ def _recovery(side: str) -> Recover:
         from statepipe.libvirt.witness import recover_domain
 
         return recover_domain
+    if side == "offer":
+        from statepipe.libvirt.target import recover_offer
+
+        return recover_offer
     from statepipe.recovery.rescue import RECOVERIES
 
     return RECOVERIES[side]

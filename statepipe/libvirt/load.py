@@ -8,31 +8,33 @@ ours. Without virsh we could not be told what libvirt did, so the end of virsh e
 from __future__ import annotations
 
 import os
-import shlex
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import NamedTuple
 
 from statepipe.ends.fd import failure
-from statepipe.errors import ReaderGone, StatepipeError
+from statepipe.errors import InterruptedBySignal, ReaderGone, StatepipeError
 from statepipe.formats.domainxml import identity
 from statepipe.formats.libvirtimage import Domain, beginning
 from statepipe.libvirt.disks import refuse_changed_disks
 from statepipe.libvirt.offer import Offer
-from statepipe.libvirt.virsh import PAUSED, RUNNING, LibvirtError, NoDomain, Virsh, demand_local
-from statepipe.libvirt.work import TURN, AtWork
+from statepipe.libvirt.target import CLEARING, HANDED, OFFERED, Target
+from statepipe.libvirt.virsh import LibvirtError, Virsh, demand_local
+from statepipe.libvirt.work import AtWork
 from statepipe.pipeline.pipeline import Pipeline
 from statepipe.qemu.guard import Said
+from statepipe.recovery.guardian import GuardCommand, Guardian
 from statepipe.state.file import Keys, open_state
 from statepipe.state.loading import State, prepare
 from statepipe.telling import Tell
+from statepipe.threads import held
 
 XML_LIMIT = 10 << 20
 """Bytes of a file for --xml at most, as in virsh."""
 
-CLEARING = 10.0
-"""Seconds in which libvirt ends a domain whose stream was broken off. It takes it 0.2 s."""
+HASTE = 1.0
+"""Seconds that a load which was stopped by a signal waits for that."""
 
 
 class Wish(NamedTuple):
@@ -53,49 +55,11 @@ class Telling(NamedTuple):
     loaded: Callable[[str, str], None]
 
 
-class Target(NamedTuple):
-    """The domain that is restored: its connection, its name for people, and its UUID for virsh."""
-
-    virsh: Virsh
-    name: str
-    uuid: str
-
-    def demand_idle(self) -> None:
-        """Raises LibvirtError if it runs already."""
-        try:
-            state = self.virsh.state(self.uuid)
-        except NoDomain:  # it was transient, or another host's
-            return
-        if state.state in (RUNNING, PAUSED):
-            hint = f"it would be another guest on the same disks; to give that up: virsh destroy {self.name}"
-            raise LibvirtError(f"the domain {self.name} is {state} already", hint=hint)
-
-    def report(self, tell: Telling) -> None:
-        """Report a domain that is restored. If libvirt does not tell its state, the load has succeeded all the same."""
-        try:
-            tell.loaded(self.name, self.virsh.state(self.uuid).state)  # libvirt 9.0 gives "migrating" as the reason
-        except StatepipeError as error:
-            tell.warn(f"the state is loaded, but libvirt does not tell the domain's state: {error}")
-
-    def became(self, deadline: float, meanwhile: Callable[[], None]) -> str:
-        """Return for a hint what became of it. Until the deadline, libvirt may end it, and `meanwhile` is called again
-        and again."""
-        try:
-            while (state := self.virsh.state(self.uuid)).state == PAUSED and time.monotonic() < deadline:
-                meanwhile()
-                time.sleep(TURN / 1000)  # an event could have come before anybody waited for it
-            return f"the domain {self.name} is {state}"
-        except NoDomain:
-            return f"the domain {self.name} does not run, and libvirt has no definition of it"
-        except StatepipeError as error:
-            command = shlex.join(["virsh", f"--connect={self.virsh.uri}", "domstate", self.name])
-            return f"what became of the domain {self.name} is not known ({error}); ask libvirt later: {command}"
-
-
-def load_domain(path: str, wish: Wish, keys: Keys, said: Said, tell: Telling) -> None:
+def load_domain(path: str, wish: Wish, keys: Keys, said: Said, tell: Telling, guard: GuardCommand) -> None:
     """Have libvirt restore the domain in the state file at `path`. `said` is about its disks.
 
-    Raises StatepipeError; the hint of an error that arose after libvirt was asked says what became of the domain.
+    Raises StatepipeError; the hint of an error that arose after libvirt was asked says what became of the domain. If we
+    are killed, the guardian that `guard` starts sees to it that nothing of libvirt waits for us.
     """
     with open_state(path, keys) as source, ExitStack() as opened:
         state = prepare(source)
@@ -106,24 +70,33 @@ def load_domain(path: str, wish: Wish, keys: Keys, said: Said, tell: Telling) ->
         refuse_changed_disks(state, domain.xml, xml, said, tell.warn)
         target = _target(wish.uri, xml)
         target.demand_idle()
-        offer = opened.enter_context(Offer(beginning(domain, spare=0)))
+        guardian = opened.enter_context(Guardian(guard))
+        opened.callback(guardian.settle)
+        offer = Offer(beginning(domain, spare=0))
+        guardian.note({"state": OFFERED, "domain": [*target.words, offer.folder]})
+        opened.enter_context(offer)
         words = ["restore", f"--file={offer.path}"]
         if wish.xml is not None:
             words.append(f"--xml={offer.put('domain.xml', xml)}")
         if wish.runs is not None:
             words.append("--running" if wish.runs else "--paused")
-        work = opened.enter_context(AtWork(target.virsh, *words))
+        with held():  # no signal between its start and our record of it
+            work = opened.enter_context(AtWork(target.virsh, *words))
         offer.ended = work.ended
-        _restore(state, offer, work, target, tell)
-    target.report(tell)
+        guardian.note({"state": OFFERED}, {"virsh": work.ended})
+        _restore(state, offer, work, target, tell, lambda: guardian.note({"state": HANDED}))
+        _report(target, tell)
 
 
-def _restore(state: State, offer: Offer, work: AtWork, target: Target, tell: Telling) -> None:
+def _restore(
+    state: State, offer: Offer, work: AtWork, target: Target, tell: Telling, handed: Callable[[], object]
+) -> None:
     """Hand the state over, and wait until libvirt has restored the domain. Raises StatepipeError."""
     patience = CLEARING
     try:
         Pipeline(state.source, state.stages(), offer).pour()
         patience = 0.0
+        handed()
         tell.here()
         offer.commit()
         work.has_ended()
@@ -131,6 +104,8 @@ def _restore(state: State, offer: Offer, work: AtWork, target: Target, tell: Tel
             raise reason
     except BaseException as error:
         offer.withdraw()
+        if isinstance(error, InterruptedBySignal):
+            patience = min(patience, HASTE)
         deadline = time.monotonic() + patience
         has_ended = work.has_ended(patience, offer.wake)
         became = target.became(deadline, offer.wake)
@@ -142,6 +117,14 @@ def _restore(state: State, offer: Offer, work: AtWork, target: Target, tell: Tel
         if isinstance(error, StatepipeError):
             error.advise(became)
         raise
+
+
+def _report(target: Target, tell: Telling) -> None:
+    """Report a domain that is restored. If libvirt does not tell its state, the load has succeeded all the same."""
+    try:
+        tell.loaded(target.name, target.virsh.state(target.uuid).state)  # libvirt 9.0 gives "migrating" as the reason
+    except StatepipeError as error:
+        tell.warn(f"the state is loaded, but libvirt does not tell the domain's state: {error}")
 
 
 def _demand_domain(state: State) -> Domain:

@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import select
 import shutil
-import tempfile
 from contextlib import suppress
 from typing import NamedTuple, Self
 
@@ -33,11 +33,17 @@ from statepipe.wakeups import enlarge_pipe
 OPENS = 16
 """Most times that the image is opened before its stream is read: libvirt 12.9 opens it twice."""
 
+IMAGE = "image"
+"""The FIFO's name in its folder."""
+
 FIRST = 1
 """Bytes that a FIFO holds before it is opened."""
 
 PIECE = 4096
 """Bytes of the stream that are written to a reader that may go away: they fit into the one slot of a small pipe."""
+
+
+_MAKE = "make a folder for libvirt's FIFO"
 
 
 class Withdrawn(ReaderGone):
@@ -56,7 +62,7 @@ class Offer:
     stream's alone.
 
     `ended` is to be a descriptor that becomes readable when virsh has ended, which is started when the offer is there.
-    `folder` is only ours, and is removed with all that is in it. Raises StatepipeError.
+    Entering makes `folder`, which is only ours; leaving removes it with all that is in it. Raises StatepipeError.
     """
 
     def __init__(self, beginning: bytes) -> None:
@@ -68,12 +74,16 @@ class Offer:
         try:
             fd, place = open_runtime_folder()
             os.close(fd)
-            self.folder = tempfile.mkdtemp(prefix="load-", dir=place)
         except OSError as error:
-            raise failure("make a folder for libvirt's FIFO", error) from error
-        self.path = os.path.join(self.folder, "image")
+            raise failure(_MAKE, error) from error
+        self.folder = os.path.join(place, f"load-{secrets.token_hex(8)}")
+        self.path = os.path.join(self.folder, IMAGE)
 
     def __enter__(self) -> Self:
+        try:
+            os.mkdir(self.folder, 0o700)
+        except OSError as error:
+            raise failure(_MAKE, error) from error
         try:
             self._next = self._place()
         except BaseException:
@@ -126,9 +136,9 @@ class Offer:
         self._taken, self._next = -1, self._next._replace(writing=-1)
 
     def wake(self) -> None:
-        """Wake an open that was under way while the offer was withdrawn: it waits for a writer, and would for ever."""
+        """Wake an open that was under way while the offer was withdrawn."""
         if self._next.reading >= 0:
-            os.close(os.open(f"/proc/self/fd/{self._next.reading}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+            wake(self._next.reading)
 
     # --- from one reader to the next
 
@@ -204,3 +214,9 @@ class Offer:
     def _close(fd: int) -> None:
         if fd >= 0:
             os.close(fd)
+
+
+def wake(reading: int) -> None:
+    """Let each open of a FIFO return that waits for a writer, and would for ever: one comes and goes. `reading` is a
+    descriptor of the FIFO, which need not have a name any more."""
+    os.close(os.open(f"/proc/self/fd/{reading}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))

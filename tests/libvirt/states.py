@@ -6,20 +6,12 @@ import json
 import os
 import signal
 import subprocess
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from statepipe.ends.fd import FdSource
-from statepipe.ends.output import new_output
-from statepipe.formats.libvirtimage import HEADER_SIZE, parse_header, split_data
-from statepipe.library.filters import encrypt
-from statepipe.qemu.disks import fingerprint
-from statepipe.stages.packing import choose
-from statepipe.state.saving import Plan, save_stream
 from tests.libvirt.harness import Domain, Libvirt, started
 from tests.qemu.harness import PATIENCE, statepipe_command, wait_for
 
@@ -35,6 +27,10 @@ class Kept:
     def load(self, *words: object, path: Path | str | None = None, **more: object) -> subprocess.CompletedProcess[str]:
         """Run load --domain on the state, or on the file at `path`."""
         return self.libvirt.statepipe("load", "--domain", *words, path or self.state, **more)
+
+    def words(self, *words: object) -> list[object]:
+        """The words of that command."""
+        return [*statepipe_command(), "load", "--domain", *words, self.state]
 
     def assert_goes_on(self) -> None:
         """The domain runs, and counts on from where it was saved."""
@@ -56,26 +52,17 @@ class Kept:
 
 
 @contextmanager
-def saved_domain(mode: str, *, recipients: Sequence[str] = (), **more: object) -> Iterator[Kept]:
+def saved_domain(mode: str, **more: object) -> Iterator[Kept]:
     """A domain of a libvirtd of its own in `mode`, counting, and then saved."""
     with started(mode) as libvirt:
-        yield keep(libvirt, libvirt.domain(**more), recipients=recipients)
+        yield keep(libvirt, libvirt.domain(**more))
 
 
-def keep(libvirt: Libvirt, domain: Domain, *, recipients: Sequence[str] = ()) -> Kept:
-    """Save a domain to a state file with the fingerprint of its disk, encrypted if there are recipients."""
-    image, state = libvirt.folder / f"{domain.name}.image", libvirt.folder / f"{domain.name}.state"
-    libvirt.virsh("save", domain.name, image)
-    with image.open("rb", buffering=0) as file:
-        header = parse_header(file.read(HEADER_SIZE))
-        its = split_data(header, file.read(header.data_len))
-        seal = [("encrypt", encrypt(recipients))] if recipients else []
-        packing, disk = choose("zstd").packing(time.monotonic), str(domain.image)
-        plan = Plan(packing, seal=seal, disks=lambda: [fingerprint(disk)], domain=its)
-        with new_output(str(state)) as sink, FdSource(file.fileno(), "the image") as source:
-            save_stream(plan, source, sink, None, lambda: None)
-    image.unlink()
-    state.chmod(0o644)  # statepipe runs as another user
+def keep(libvirt: Libvirt, domain: Domain, *words: object) -> Kept:
+    """Save a domain to a state file."""
+    state = domain.files / "state"
+    libvirt.statepipe("save", "--domain", domain.name, "--overwrite", *words, state, check=True)
+    state.chmod(0o644)  # for other users that load it
     return Kept(libvirt, domain, state)
 
 
@@ -119,8 +106,7 @@ class MidLoad(NamedTuple):
 @contextmanager
 def in_mid_load(kept: Kept, *words: object) -> Iterator[MidLoad]:
     """A load that is caught in its middle; when the context ends, it is over."""
-    command = [*statepipe_command(), "load", "--domain", *words, kept.state]
-    with kept.libvirt.popen(*command, stderr=subprocess.PIPE, text=True) as process:
+    with kept.libvirt.popen(*kept.words(*words), stderr=subprocess.PIPE, text=True) as process:
         qemu = 0
         try:
             qemu = wait_for("QEMU that reads the state", lambda: _reader(kept.domain))

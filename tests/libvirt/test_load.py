@@ -82,7 +82,7 @@ def test_an_encrypted_state_needs_its_key(session: Libvirt) -> None:
     key = session.folder / "key"
     key.write_bytes((ROOT / "tests" / "age.key").read_bytes())
     key.chmod(0o600)
-    kept = keep(session, session.domain(), recipients=[RECIPIENT])
+    kept = keep(session, session.domain(), "--recipient", RECIPIENT)
     done = kept.load()
     assert done.returncode == 4
     kept.assert_did_not_run()

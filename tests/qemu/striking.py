@@ -1,4 +1,4 @@
-"""statepipe that sends itself a signal at a step of a lazy load, or of a save through libvirt.
+"""statepipe that sends itself a signal at a step of a lazy load, or of a save or a load through libvirt.
 
 It does so between two calls, so that nothing is left to chance:
 
@@ -30,8 +30,13 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
         "lazy.rest": ("Rest.wait", "Rest.settle"),
         "lazy.server": ("Server.begin", "Server.push", "Server.close"),
         "lazy.work": ("LazyWork.__init__",),
+        "libvirt.load": ("_restore", "_report"),
+        "libvirt.offer": ("Offer.__enter__", "Offer._place", "Offer._hand", "Offer.commit", "Offer.withdraw"),
+        "libvirt.target": ("Target.demand_idle", "Target.became"),
+        "libvirt.work": ("AtWork.__init__", "AtWork.has_ended"),
         "qemu.monitor": ("Monitor.__init__", "Monitor.execute", "Monitor.give", "Monitor.close"),
         "qemu.process": ("Child.__init__",),
+        "recovery.guardian": ("Guardian.__enter__", "Guardian.note"),
     },
     "save": {
         "ends.file": ("FileSink.sync", "FileSink.commit", "FileSink._keep_older", "_sync", "FileSink.withdraw"),

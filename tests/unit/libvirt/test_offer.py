@@ -149,6 +149,12 @@ def test_a_folder_that_cannot_be_made_is_named(monkeypatch: pytest.MonkeyPatch, 
     (tmp_path / "statepipe").touch()
     with pytest.raises(StatepipeError, match="make a folder for libvirt's FIFO: Not a directory"):
         Offer(BEGINNING)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "other"))
+    (tmp_path / "other").mkdir()
+    offer = Offer(BEGINNING)
+    Path(offer.folder).touch()
+    with pytest.raises(StatepipeError, match="make a folder for libvirt's FIFO: File exists"), offer:
+        pass
 
 
 def test_a_file_for_virsh_is_ours_alone_and_goes_with_the_folder(offered: Offered) -> None:

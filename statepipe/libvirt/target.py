@@ -1,0 +1,96 @@
+"""A domain that libvirt restores from our FIFO, and what became of it: asked by statepipe, or by its guardian.
+
+If statepipe is killed, its end of the FIFO is closed, and QEMU refuses the state. But libvirt would wait for ever in an
+open() that comes later: so the guardian removes the FIFO, and lets an open that is under way return.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import NamedTuple
+
+from statepipe.errors import StatepipeError
+from statepipe.libvirt.offer import IMAGE, wake
+from statepipe.libvirt.virsh import PAUSED, RUNNING, LibvirtError, NoDomain, Virsh
+from statepipe.recovery.guardian import Notes
+from statepipe.telling import Tell
+from statepipe.wakeups import polled
+
+CLEARING = 10.0
+"""Seconds in which libvirt ends a domain whose stream was broken off. It takes it 0.2 s."""
+
+JUST = 1.0
+"""Seconds in which an open that was under way returns, if it is not known whether virsh was started."""
+
+TURN = 0.1
+"""Seconds between two looks at it: an event could have come before anybody waited for it."""
+
+OFFERED, HANDED = "OFFERED", "HANDED"
+"""What the guardian is told: libvirt may read the state, and all of it was written."""
+
+
+class Target(NamedTuple):
+    """The domain: its connection, its name for people, and its UUID for virsh."""
+
+    virsh: Virsh
+    name: str
+    uuid: str
+
+    @property
+    def words(self) -> list[str | None]:
+        """The same for the guardian."""
+        return [self.virsh.uri, self.name, self.uuid]
+
+    def demand_idle(self) -> None:
+        """Raises LibvirtError if it runs already."""
+        try:
+            state = self.virsh.state(self.uuid)
+        except NoDomain:  # it was transient, or another host's
+            return
+        if state.state in (RUNNING, PAUSED):
+            hint = f"it would be another guest on the same disks; to give that up: virsh destroy {self.name}"
+            raise LibvirtError(f"the domain {self.name} is {state} already", hint=hint)
+
+    def became(self, deadline: float, meanwhile: Callable[[], object] = lambda: None) -> str:
+        """Return for a message what became of it. Until the deadline, libvirt may end it, and `meanwhile` is called
+        again and again."""
+        try:
+            while (state := self.virsh.state(self.uuid)).state == PAUSED and time.monotonic() < deadline:
+                meanwhile()
+                time.sleep(TURN)
+            return f"the domain {self.name} is {state}"
+        except NoDomain:
+            return f"the domain {self.name} does not run, and libvirt has no definition of it"
+        except StatepipeError as error:
+            command = shlex.join(["virsh", f"--connect={self.virsh.uri}", "domstate", self.name])
+            return f"what became of the domain {self.name} is not known ({error}); ask libvirt later: {command}"
+
+
+def recover_offer(known: Notes, tell: Tell) -> str:
+    """Withdraw what was offered by a statepipe that was killed, and return what became of the domain.
+
+    `known`: state, domain (the target, and the folder of the FIFO), and virsh (its end) once it was started.
+    """
+    uri, name, uuid, folder = known["domain"]
+    target, path, reading = Target(Virsh(uri), name, uuid), os.path.join(folder, IMAGE), -1
+    try:
+        with suppress(OSError):  # it was withdrawn
+            reading = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            os.unlink(path)
+        start, ending = time.monotonic(), polled(*([known["virsh"]] if "virsh" in known else []))
+        deadline = start + CLEARING
+        while not ending.poll(TURN * 1000) and time.monotonic() < (deadline if "virsh" in known else start + JUST):
+            if reading >= 0:
+                wake(reading)
+        if known["state"] == HANDED:
+            return f"libvirt has all of the state, and {target.became(0)}"
+        return f"libvirt was not given all of the state, and {target.became(deadline)}"
+    finally:
+        if reading >= 0:
+            os.close(reading)
+        shutil.rmtree(folder, ignore_errors=True)
