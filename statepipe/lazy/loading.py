@@ -106,7 +106,6 @@ class LazyLoad:
         link: socket.socket | None = None
         try:
             marks.leave(identity(self._store), before, runs=runs)
-            monitor.execute("stop")  # as -S does: otherwise QEMU would run also a guest that was paused
             link, theirs = socket.socketpair()
             start_incoming(monitor, theirs)
         except BaseException as error:

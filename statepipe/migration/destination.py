@@ -118,7 +118,6 @@ class Arrival(Coordinator):
 
     def _begin(self) -> None:
         with self._theirs:
-            self.monitor.execute("stop")  # a QEMU that was started without -S would run its guest once it is loaded
             start_incoming(self.monitor, self._theirs, stays=not self._output.is_ours)
         for name, work in (("stream", self._load), ("back", self._answer), ("qemu", self._follow)):
             self.spawn(name, work)

@@ -96,7 +96,11 @@ class OutgoingSocket:
 
 
 def start_incoming(monitor: Monitor, theirs: socket.socket, *, stays: bool = False) -> None:
-    """Tell a QEMU that waits for a guest to load it from `theirs`, which is closed here.
+    """Tell a QEMU that waits for a guest to load it from `theirs`, which is closed here, and to keep it paused then.
+
+    A QEMU that was started without -S would run it by itself. If another process has the lock of a disk, QEMU 10 and
+    later then never runs it: it stays in `inmigrate`, where `cont` is answered and does nothing. `stop` comes only when
+    QEMU has agreed, since another client's guest is to run; and before the first byte.
 
     With `stays`, a QEMU that can (9.1 and later) does not exit if the migration fails, so that its monitor still tells
     why. Raises QemuError.
@@ -107,11 +111,13 @@ def start_incoming(monitor: Monitor, theirs: socket.socket, *, stays: bool = Fal
         if stays:
             try:
                 monitor.execute("migrate-incoming", uri=uri, exit_on_error=False)
+                monitor.execute("stop")
                 return
             except QemuRefused as error:
                 if "exit-on-error" not in str(error):  # else an older QEMU, which does not know the argument
                     raise
         monitor.execute("migrate-incoming", uri=uri)
+        monitor.execute("stop")
 
 
 def outcome(monitor: Monitor, patience: float = PATIENCE, *, cancels: bool = False) -> dict[str, Any]:

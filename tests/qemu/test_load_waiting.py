@@ -30,6 +30,20 @@ def test_the_guest_goes_on_where_it_was(tmp_path: Path, state: Saved, args: tupl
         assert_continues(state.before, guest.serial())
 
 
+@pytest.mark.parametrize("way", [(), ("--lazy",)], ids=["", "lazy"])
+@pytest.mark.parametrize("args", [(), ("-S",)], ids=["", "-S"])
+def test_a_disk_that_another_qemu_has_is_told_and_the_guest_never_runs(
+    tmp_path: Path, state: Saved, args: tuple[str, ...], way: tuple[str, ...]
+) -> None:
+    """QEMU 10 and 11 call the load complete all the same, and without -S they answer `cont` and never run it."""
+    with Guest(tmp_path, qemu=state.qemu, image=state.image, args=["-S"]), waiting(tmp_path, state, *args) as guest:
+        done = run_statepipe("load", *way, "--qmp", guest.socket, state.file)
+        assert done.returncode == 6 and 'QEMU refused cont: Failed to get "write" lock' in done.stderr, done.stderr
+        assert f"{state.image} is open in " in done.stderr
+        guest.wait()
+        assert guest.serial() == ""
+
+
 @pytest.mark.parametrize("args", [(), ("-S",)], ids=["", "-S"])
 def test_a_paused_guest_stays_paused_and_can_go_on(tmp_path: Path, paused72: Saved, args: tuple[str, ...]) -> None:
     with waiting(tmp_path, paused72, *args) as guest:
