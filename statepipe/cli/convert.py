@@ -52,7 +52,7 @@ def _conversion(values: Values) -> Conversion:
     """Raises UsageError for what an image cannot be."""
     from statepipe.libvirt.convert import IMAGES, Conversion, read_xml
 
-    packing, words, sealing = save_words(values["words"])
+    packing, words, sealing = save_words(values["words"], "convert")
     image = values["to_image"]
     if image is None:
         seal = seals(values, sealing)

@@ -111,10 +111,11 @@ def _warn_save(text: str) -> None:
     warn("save", text)
 
 
-def save_words(words: Sequence[str]) -> tuple[Packing, list[NamedStage], list[Values]]:
-    """Return what a save's words mean: the compression, the stages for the plain stream, the values of encrypt.
+def save_words(words: Sequence[str], verb: str = "save") -> tuple[Packing, list[NamedStage], list[Values]]:
+    """Return what the words of a verb that writes states mean: the compression, the stages for the plain stream, the
+    values of encrypt.
 
-    Raises UsageError for a word that save does not take.
+    Raises UsageError for a word that it does not take.
     """
     from statepipe.cli.filters import build_words
     from statepipe.stages.packing import choose
@@ -133,7 +134,7 @@ def save_words(words: Sequence[str]) -> tuple[Packing, list[NamedStage], list[Va
             plain.append(word)
         else:
             hint = "a state file holds the stream unchanged"
-            raise UsageError(f"save does not take the filter '{row.name}'", hint=hint)
+            raise UsageError(f"{verb} does not take the filter '{row.name}'", hint=hint)
     return choose(**chosen).packing(time.monotonic), build_words(plain), encrypt
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from statepipe.formats.libvirtimage import ZSTD, beginning, parse_header
 from tests.agefiles import KEY_FILE, RECIPIENT
-from tests.conformance.running import run
+from tests.conformance.running import STATEPIPE, run
 from tests.statefiles import DOMAIN, cut, noisy_stream, state_file
 
 STREAM = noisy_stream()
@@ -94,7 +94,7 @@ REFUSED = {
     "another level": (["--to-image=raw", "zstd:3", "{image}", "{new}"], b"a raw image is not compressed"),
     "another format": (["--to-image=lzop", "{image}", "{new}"], b"cannot be 'lzop'"),
     "another codec": (["compress:gzip", "{image}", "{new}"], b"a state file is always zstd"),
-    "a filter that changes it": (["decompress", "{image}", "{new}"], b"save does not take the filter"),
+    "a filter that changes it": (["decompress", "{image}", "{new}"], b"convert does not take the filter"),
     "a connection alone": (["--connect", "qemu:///system", "{image}", "{new}"], b"--connect URI needs --domain"),
     "another host": (["--domain", "web1", "--connect", "qemu+ssh://h/system", "{new}"], b"another host"),
 }
@@ -140,3 +140,13 @@ def test_another_xml_is_read_from_a_file(new: Path, tmp_path: Path) -> None:
     xml.write_text("<network/>")
     done = run("convert", "--to-image", "--xml", str(xml), str(state), str(new))
     assert done.returncode == 1 and b"is not the XML of a domain" in done.stderr
+
+
+@pytest.mark.parametrize("option", [[], ["--to-image"], ["--to-image=zstd"]], ids=["state", "raw", "zstd"])
+def test_a_disk_that_fills_leaves_nothing_and_the_older_file(image: Path, new: Path, option: list[str]) -> None:
+    older = state_file(cut(STREAM, 2))
+    new.write_bytes(older)
+    limited = ["prlimit", "--fsize=16384", *STATEPIPE, "convert", *option, str(image), str(new)]
+    done = subprocess.run(limited, capture_output=True)
+    assert done.returncode == 1 and b"File too large" in done.stderr
+    assert new.read_bytes() == older and sorted(new.parent.iterdir()) == [new, image]
