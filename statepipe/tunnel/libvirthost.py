@@ -20,6 +20,7 @@ import socket
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 from typing import NamedTuple
 
 from statepipe.ends.address import PATH_LIMIT
@@ -44,6 +45,9 @@ virtproxyd at the second."""
 
 IDENT = re.compile("[0-9a-f]{8}")
 """The name of a tunnel's own folder."""
+
+LOOKED_AT = 64
+"""Files in a tunnel's folder that are looked at when it is removed: it has three."""
 
 CONNECT = 20.0
 """Seconds until a connection to a program on this host counts as failed: its queue is full."""
@@ -199,8 +203,10 @@ def _remove(top: str, name: str, fd: int) -> None:
 
 
 def _empty(fd: int) -> None:
-    """Remove the sockets in the folder. Other files are not ours."""
-    for name in os.listdir(fd):
+    """Remove the sockets in the folder. Other files are not ours, and QEMU's user can have made any number."""
+    with os.scandir(fd) as entries:
+        names = [entry.name for entry in islice(entries, LOOKED_AT)]
+    for name in names:
         if stat.S_ISSOCK(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
             os.unlink(name, dir_fd=fd)
 

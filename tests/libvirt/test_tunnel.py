@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -124,11 +125,12 @@ def test_disks_go_along_over_nbd(hosts: Hosts, tmp_path: Path) -> None:
         assert same.returncode == 0, same
 
 
-def test_a_cable_that_is_out_for_six_seconds_goes_unnoticed(hosts: Hosts) -> None:
+@pytest.mark.parametrize("options", [(), ("--p2p", "--parallel")], ids=["plain", "p2p parallel"])
+def test_a_cable_that_is_out_for_six_seconds_goes_unnoticed(hosts: Hosts, options: tuple[str, ...]) -> None:
     with (
         hosts.guest("web1", fill=24, dirty=1) as guest,
         hosts.tunnel("web1") as (near, far, line),
-        hosts.migrating(line, *SLOW) as virsh,
+        hosts.migrating(line, *SLOW, *options) as virsh,
     ):
         hosts.wait_sent(guest, 4 << 20)
         hosts.cable[1].cut()
@@ -214,6 +216,28 @@ def test_a_killed_end_leaves_the_guest_where_it_is(hosts: Hosts, which: str, opt
         hosts.assert_arrived(guest)
         assert near.wait() == 0
     assert left(hosts.here) == left(hosts.there) == []
+
+
+@pytest.mark.faults
+def test_an_end_that_is_killed_at_any_time_loses_no_guest(hosts: Hosts) -> None:
+    """Before the migration, in it, at its end, after it: the guest runs on one host, and virsh says on which."""
+    random = Random("kill")
+    for number in range(12):
+        options = ("--p2p", "--parallel") if number % 2 else ()
+        with (
+            hosts.guest("web1", dirty=0) as guest,
+            hosts.tunnel("web1", *RETRY) as ends,
+            hosts.migrating(ends[2], *options) as virsh,
+        ):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                virsh.wait(random.uniform(0.1, 1.5))  # no event: any time
+            ends[random.randrange(2)].kill()
+            said = virsh.communicate(timeout=120)
+            if virsh.returncode == 0:
+                hosts.assert_arrived(guest)
+            else:
+                assert "error: " in said[1], said
+                hosts.assert_stayed(guest)
 
 
 def test_a_cancelled_migration_can_be_begun_again_through_the_same_tunnel(hosts: Hosts) -> None:

@@ -17,6 +17,7 @@ from statepipe.ends.address import PATH_LIMIT
 from statepipe.errors import PeerError, StatepipeError, UsageError
 from statepipe.tunnel import libvirthost
 from statepipe.tunnel.libvirthost import (
+    LOOKED_AT,
     SESSION,
     SYSTEM,
     Host,
@@ -122,6 +123,14 @@ def test_what_is_not_ours_in_it_is_left(tmp_path: Path) -> None:
     with own_folder(host(tmp_path), IDENT, listens=True):
         (tmp_path / "tunnels" / IDENT / "file").touch()
     assert os.listdir(tmp_path / "tunnels" / IDENT) == ["file"]
+
+
+def test_a_folder_that_was_filled_is_not_searched_for_ever(tmp_path: Path) -> None:
+    with own_folder(host(tmp_path), IDENT, listens=True):
+        for number in range(LOOKED_AT + 10):
+            with listening(tmp_path / "tunnels" / IDENT / f"{number}"):
+                pass
+    assert len(os.listdir(tmp_path / "tunnels" / IDENT)) == 10
 
 
 def test_qemu_s_user_can_reach_the_sockets_of_root_and_list_nothing(tmp_path: Path) -> None:
