@@ -63,19 +63,15 @@ def convert(path: str, target: str, keys: Keys, how: Conversion) -> Converted:
     """Convert the file at `path` to a new one at `target`. Raises StatepipeError; then `target` is as it was."""
     with open_state(path, keys) as source:
         state = prepare(source)
-        domain = _domain(state, how)
+        domain, had_name = _domain(state, how), source.has_name()
         with new_output(target, replaceable=_replaceable(how)) as sink:
-            if how.image == RAW:
-                done = _write_raw(source, state.ends, domain, how.words, sink)
-                return done._replace(doubts=_changed(state))
-            if how.image is not None:
-                sink.write(beginning(domain, how.image))
-            disks = (state.ends.trailer or {}).get("disks") if state.ends.is_state else None
-            stream = QemuStream()
-            plan = _plan(source, state.ends, domain, disks, how, stream)
-            saved = save_stream(plan, source, sink, None, lambda: None, stream=stream)
-            doubts = unknown(disks) if how.image is None else _changed(state)
-            return Converted(domain, saved.stream.offset, saved.size, doubts)
+            done = (_write_raw if how.image == RAW else _write_state)(state, domain, how, sink)
+        if had_name and not source.has_name():
+            gone = (
+                f"{source.name} was removed while it was read: if libvirt runs the guest from it, do not load {target}"
+            )
+            done = done._replace(doubts="; ".join(filter(None, (gone, done.doubts))))
+        return done
 
 
 def read_xml(path: str) -> bytes:
@@ -126,16 +122,28 @@ def _domain(state: State, how: Conversion) -> Domain:
     return Domain(how.xml, b"", state.run_state in RAN_AT_SAVE)
 
 
-def _write_raw(source: StateFile, ends: Ends, domain: Domain, words: Sequence[NamedStage], sink: Output) -> Converted:
+def _write_raw(state: State, domain: Domain, how: Conversion, sink: Output) -> Converted:
     """Write an image whose stream is not compressed."""
     stream = QemuStream()
     sink.write(beginning(domain, RAW))
-    Pipeline(source, [*proving(ends, stream, [("alone", alone(stream))]), *words], sink).pour()
+    Pipeline(state.source, [*proving(state.ends, stream, [("alone", alone(stream))]), *how.words], sink).pour()
     sink.sync()
     with held():
         sink.commit()
         forget_late()
-    return Converted(domain, stream.offset, sink.bytes, None)
+    return Converted(domain, stream.offset, sink.bytes, _changed(state))
+
+
+def _write_state(state: State, domain: Domain, how: Conversion, sink: Output) -> Converted:
+    """Write a state file, behind the beginning of an image if one is wanted."""
+    if how.image is not None:
+        sink.write(beginning(domain, how.image))
+    disks = (state.ends.trailer or {}).get("disks") if state.ends.is_state else None
+    stream = QemuStream()
+    plan = _plan(state.source, state.ends, domain, disks, how, stream)
+    saved = save_stream(plan, state.source, sink, None, lambda: None, stream=stream)
+    doubts = unknown(disks) if how.image is None else _changed(state)
+    return Converted(domain, saved.stream.offset, saved.size, doubts)
 
 
 def _plan(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from statepipe.errors import IntegrityError, StatepipeError, TruncatedError, Usa
 from statepipe.formats.libvirtimage import GZIP, LZOP, RAW, SPARSE, TEXT_LIMIT, ZSTD, Domain, beginning
 from statepipe.libvirt.convert import Conversion, Converted, convert, read_xml
 from statepipe.qemu.disks import fingerprint
+from statepipe.stage import Buffer
 from statepipe.stages.agekeys import read_identities
 from statepipe.stages.packing import choose
 from statepipe.state.file import Keys
@@ -160,6 +161,21 @@ def test_a_disk_that_changed_is_told_because_libvirt_compares_none(
     disk.write_bytes(b"written since")
     doubts = convert(path, str(new), NO_KEYS, how(number)).doubts
     assert doubts is not None and "virsh restore compares no disks" in doubts and str(disk) in doubts
+
+
+@pytest.mark.parametrize("number", [None, RAW])
+def test_a_managed_save_that_libvirt_uses_up_meanwhile_is_told(
+    put: Callable[[bytes], str], new: Path, number: int | None
+) -> None:
+    path = put(image())
+
+    def start_the_domain(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
+        os.unlink(path)
+        yield from upstream
+
+    doubts = convert(path, str(new), NO_KEYS, how(number, words=[("checksum", start_the_domain)])).doubts
+    assert doubts is not None and "was removed while it was read" in doubts
+    assert load(new).data == STREAM
 
 
 def test_an_encrypted_state_is_opened_with_its_key(put: Callable[[bytes], str], new: Path) -> None:
