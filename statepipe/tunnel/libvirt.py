@@ -232,15 +232,15 @@ def _dials(plan: ConnectionPlan, host: Host, daemon: str | None) -> tuple[MakeDi
 @contextmanager
 def _listener(host: Host, path: str) -> Iterator[Named]:
     """Listen at a path. QEMU's user may connect, but to the daemon only root or ourselves. Raises StatepipeError."""
-    try:
-        with labelled():
-            listener = Named(path, 0o600)
-        with listener:
+    with ExitStack() as stack:
+        try:
+            with labelled():
+                listener = stack.enter_context(Named(path, 0o600))
             if host.kind == SYSTEM and os.path.basename(path) != "libvirtd":
                 os.chown(path, host.user, host.group)
-            yield listener
-    except OSError as error:
-        raise StatepipeError(f"cannot listen at {path}: {os.strerror(error.errno or 0)}") from error
+        except OSError as error:
+            raise StatepipeError(f"cannot listen at {path}: {os.strerror(error.errno or 0)}") from error
+        yield listener
 
 
 # --- where the guest goes
