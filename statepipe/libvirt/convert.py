@@ -63,7 +63,8 @@ def convert(path: str, target: str, keys: Keys, how: Conversion) -> Converted:
     """Convert the file at `path` to a new one at `target`. Raises StatepipeError; then `target` is as it was."""
     with open_state(path, keys) as source:
         state = prepare(source)
-        domain, had_name = _domain(state, how), source.has_name()
+        domain = _domain(state, how)
+        had_name = source.has_name() and os.path.realpath(path) != os.path.realpath(target)
         with new_output(target, replaceable=_replaceable(how)) as sink:
             done = (_write_raw if how.image == RAW else _write_state)(state, domain, how, sink)
         if had_name and not source.has_name():
