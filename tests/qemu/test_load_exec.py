@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.qemu.harness import Guest, assert_continues
+from tests.qemu.harness import Guest, QmpError, assert_continues
 from tests.qemu.loading import MEMORY, Saved, assert_never_ran, load_uri, run_qemu, save_guest
 from tests.statefiles import layout, seal, state_file
 
@@ -56,6 +56,19 @@ def test_a_state_of_7_2_goes_on_in_a_newer_one_with_its_machine_type(tmp_path: P
     with destination(tmp_path, saved, qemu=newer, args=machine) as guest:
         guest.wait_ticks(3)
         assert_continues(saved.before, guest.serial())
+
+
+def test_with_s_a_guest_whose_disk_is_locked_can_go_on_later(tmp_path: Path, newer: str) -> None:
+    """As the manual says. Without -S, QEMU 10 and 11 answer `cont`, and never run it. 7.2 locks disks earlier."""
+    state = save_guest(tmp_path, newer)
+    with destination(tmp_path, state, args=("-S",)) as guest:
+        with Guest(tmp_path, qemu=state.qemu, image=state.image, args=["-S"]):
+            assert guest.wait_status()["status"] == "completed" and guest.wait_run_state("paused")
+            with pytest.raises(QmpError, match="lock"):
+                guest.qmp("cont")
+        guest.qmp("cont")
+        guest.wait_ticks(2)
+        assert_continues(state.before, guest.serial())
 
 
 # --- what must never run
