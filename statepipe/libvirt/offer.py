@@ -145,16 +145,23 @@ class Offer:
     def _hand(self, piece: memoryview) -> int:
         """Return the descriptor whose reader has read the first piece of the stream. Raises StatepipeError."""
         for _ in range(OPENS):
-            reading, writing = self._next
-            self._is_read(writing)
-            self._next = self._place()
-            os.close(reading)  # from now on we are told when libvirt, the only reader, closes it
-            rest = self._beginning[FIRST:]
-            if all(self._write(writing, part) and self._is_read(writing) for part in (rest, piece)):
+            if (writing := self._serve(piece)) is not None:
                 return writing
-            os.close(writing)
         what = f"libvirt opened the image {OPENS} times and did not read the guest's state"
         raise StatepipeError(what, hint="report this, with the versions that virsh version prints")
+
+    def _serve(self, piece: memoryview) -> int | None:
+        """Wait for a reader, and give it the beginning and the piece. Return the descriptor to it; None if it closes
+        the FIFO before it has read them. Raises StatepipeError."""
+        reading, writing = self._next
+        self._is_read(writing)
+        self._next = self._place()
+        os.close(reading)  # from now on we are told when libvirt, the only reader, closes it
+        rest = self._beginning[FIRST:]
+        if all(self._write(writing, part) and self._is_read(writing) for part in (rest, piece)):
+            return writing
+        os.close(writing)
+        return None
 
     def _place(self) -> Fifo:
         """Put a new FIFO with the first byte in it at the path, over the one that libvirt has open. Raises

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -95,6 +96,24 @@ def test_a_transient_domain_with_a_qcow2_disk_goes_on(system: Libvirt) -> None:
     assert kept.domain.state() == ""
     kept.load(check=True)
     kept.assert_goes_on()
+
+
+def test_of_two_loads_at_once_one_gets_the_domain(kept: Kept) -> None:
+    with in_mid_load(kept) as load:
+        done = kept.load()
+        assert done.returncode == 6
+        assert "the domain vm1 is paused (starting up) already" in done.stderr
+        load.go_on()
+        _, said = load.process.communicate()
+        assert load.process.returncode == 0, said
+    kept.assert_goes_on()
+
+
+def test_the_progress_is_written_to_a_descriptor(kept: Kept, tmp_path: Path) -> None:
+    with (tmp_path / "status").open("w") as file:
+        kept.load("--status-fd", file.fileno(), pass_fds=[file.fileno()], check=True)
+    last = json.loads((tmp_path / "status").read_text().splitlines()[-1])
+    assert last["verdict"] == "done"
 
 
 # --- what is refused before libvirt is asked

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.libvirt.states import Kept, saved_domain
+from tests.libvirt.harness import Libvirt
+from tests.libvirt.states import Kept, keep, saved_domain
 from tests.qemu.harness import PATIENCE, wait_for
 from tests.qemu.striking import steps_of, striking
 
@@ -27,6 +28,8 @@ EARLY = (
     "after AtWork",
     "before _restore",
     "before Offer._hand",
+    "before Offer._serve",
+    "after Offer._serve",
     "after Offer._hand",
 )
 """Steps before the stream's end was written, in their order."""
@@ -100,6 +103,17 @@ def test_killed_before_the_end_nothing_runs(kept: Kept, step: str) -> None:
     assert load.status == -signal.SIGKILL, load.stderr
     if step in EARLY[EARLY.index("after Guardian.note OFFERED") :]:
         assert "libvirt was not given all of the state, and the domain vm1 is shut off" in load.stderr
+    assert_nothing_waits(kept)
+
+
+@pytest.mark.parametrize("step", ["before Offer._serve", "after Offer._serve", "after Offer._hand"])
+def test_killed_between_two_opens_nothing_runs(newer: Libvirt, step: str) -> None:
+    """libvirt 12.9 has closed the image once, and opens it again, at the second of these steps."""
+    kept = keep(newer, newer.domain(memory=32, fill=2, dirty=1))
+    load = Load(kept, signal.SIGKILL, step)
+    assert load.status == -signal.SIGKILL, load.stderr
+    assert ("after Offer._hand" in steps_of(load.record)) is (step == "after Offer._hand")
+    assert "libvirt was not given all of the state, and the domain vm1 is shut off" in load.stderr
     assert_nothing_waits(kept)
 
 

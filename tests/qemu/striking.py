@@ -31,7 +31,7 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
         "lazy.server": ("Server.begin", "Server.push", "Server.close"),
         "lazy.work": ("LazyWork.__init__",),
         "libvirt.load": ("_restore", "_report"),
-        "libvirt.offer": ("Offer.__enter__", "Offer._place", "Offer._hand", "Offer.commit", "Offer.withdraw"),
+        "libvirt.offer": ("Offer.__enter__", "Offer._place", "Offer._serve", "Offer._hand", "Offer.commit"),
         "libvirt.target": ("Target.demand_idle", "Target.became"),
         "libvirt.work": ("AtWork.__init__", "AtWork.has_ended"),
         "qemu.monitor": ("Monitor.__init__", "Monitor.execute", "Monitor.give", "Monitor.close"),
