@@ -107,6 +107,7 @@ def greeting(version: int = 1, kind: int = 1, role: int = 1, window: int = MIN_W
 
 REFUSED = {
     "a role that does not fit": greeting(role=2),
+    "the role of a tunnel for libvirt": greeting(role=5),
     "a window that is too small": greeting(window=MIN_WINDOW - 1),
     "a window that is too large": greeting(window=MAX_WINDOW + 1),
     "a session that is not known": greeting(kind=2),
@@ -115,7 +116,7 @@ REFUSED = {
 IGNORED = {
     "another version": greeting(version=2),
     "a kind that there is not": greeting(kind=5),
-    "a role that there is not": greeting(role=5),
+    "a role that there is not": greeting(role=6),
     "another protocol": b"SSH-2.0-OpenSSH_9.2".ljust(196),
 }
 
