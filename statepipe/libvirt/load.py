@@ -69,7 +69,7 @@ def load_domain(path: str, wish: Wish, keys: Keys, said: Said, tell: Telling, gu
         xml = domain.xml if wish.xml is None else read_xml(wish.xml)
         refuse_changed_disks(state, domain.xml, xml, said, tell.warn)
         target = _target(wish.uri, xml)
-        target.demand_idle()
+        target.demand_idle(tell.warn)
         guardian = opened.enter_context(Guardian(guard))
         opened.callback(guardian.settle)
         offer = Offer(beginning(domain, spare=0))

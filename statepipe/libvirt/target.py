@@ -46,8 +46,8 @@ class Target(NamedTuple):
         """The same for the guardian."""
         return [self.virsh.uri, self.name, self.uuid]
 
-    def demand_idle(self) -> None:
-        """Raises LibvirtError if it runs already."""
+    def demand_idle(self, warn: Tell) -> None:
+        """Raises LibvirtError if it runs already. `warn` hears of another state that its next start would load."""
         try:
             state = self.virsh.state(self.uuid)
         except NoDomain:  # it was transient, or another host's
@@ -55,6 +55,12 @@ class Target(NamedTuple):
         if state.state in (RUNNING, PAUSED):
             hint = f"it would be another guest on the same disks; to give that up: virsh destroy {self.name}"
             raise LibvirtError(f"the domain {self.name} is {state} already", hint=hint)
+        if self.virsh.has_managed_save(self.uuid):
+            command = shlex.join(["virsh", f"--connect={self.virsh.uri}", "managedsave-remove", self.name])
+            warn(
+                f"libvirt also keeps a managed save of {self.name}, and the next start of the domain loads that: once "
+                f"the guest has run, it no longer fits the disks; to remove it: {command}"
+            )
 
     def became(self, deadline: float, meanwhile: Callable[[], object] = lambda: None) -> str:
         """Return for a message what became of it. Until the deadline, libvirt may end it, and `meanwhile` is called

@@ -111,6 +111,11 @@ class Virsh(NamedTuple):
         """Return the state of a domain. Raises NoDomain, LibvirtError, LibvirtSilent."""
         return parse_state(self.ask("domstate", "--reason", f"--domain={uuid}", within=within))
 
+    def has_managed_save(self, uuid: str) -> bool:
+        """Return whether libvirt keeps a managed save, which the domain's next start loads. Raises as `state`."""
+        rows = (line.partition(":") for line in self.ask("dominfo", f"--domain={uuid}").splitlines())
+        return any(name == "Managed save" and value.strip() == "yes" for name, _, value in rows)
+
 
 def parse_state(text: str) -> DomainState:
     """Return the state that virsh prints as "running (booted)"."""

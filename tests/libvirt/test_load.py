@@ -161,6 +161,20 @@ def test_a_domain_that_runs_is_left_alone(kept: Kept) -> None:
     kept.assert_goes_on()
 
 
+def test_a_managed_save_that_would_be_loaded_next_is_told(libvirt: Libvirt) -> None:
+    domain, state = libvirt.domain(), libvirt.place("saves") / "state"
+    libvirt.virsh("managedsave", "vm1")
+    libvirt.statepipe("convert", "--domain", "vm1", state, check=True)
+    done = libvirt.statepipe("load", "--domain", state, check=True)
+    command = f"virsh --connect={libvirt.uri} managedsave-remove vm1"
+    assert "libvirt also keeps a managed save of vm1, and the next start of the domain loads that" in done.stderr
+    assert command in done.stderr
+    domain.assert_runs_on()
+    libvirt.run(*command.split())
+    assert "managed save" not in libvirt.statepipe("save", "--domain", "vm1", state, check=True).stderr
+    assert "managed save" not in libvirt.statepipe("load", "--domain", state, check=True).stderr
+
+
 def test_a_state_that_no_libvirt_has_saved_is_refused(kept: Kept, tmp_path: Path) -> None:
     path = tmp_path / "state"
     path.write_bytes(state_file(cut(noisy_stream(), 2)))
