@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
-from statepipe.errors import StatepipeError
+from statepipe.errors import QemuSilent, StatepipeError
 from statepipe.lazy import keeper
 from statepipe.pipeline.runtimefolder import open_runtime_folder
 from statepipe.processes import GRACE, Process, hold_if_seen
@@ -212,14 +212,21 @@ def find_listening(address: str, digest: str, first: bytes) -> socket.socket | N
     """Connect to the QEMU whose monitor is at `address` where its keeper has it listen for the state `digest`.
 
     `first`, which is short, is written in one step with that, which no signal interrupts. Return None if QEMU does not
-    listen.
+    listen. Raises QemuSilent if it does, and accepts nobody: then a connection would wait without an end.
     """
     link = socket.socket(socket.AF_UNIX)
     try:
         with held():
+            link.setblocking(False)
             link.connect(_place(_name(address) + digest[:16]))
+            link.setblocking(True)
             with suppress(OSError):  # whoever reads from it finds it closed
                 link.sendall(first)
+    except BlockingIOError as error:  # two are waiting already
+        link.close()
+        what = "QEMU listens for a new connection, and has not accepted the earlier ones"
+        hint = "if QEMU was stopped, let it go on: kill -CONT PID; see also: statepipe ps"
+        raise QemuSilent(what, hint=hint) from error
     except OSError:  # QEMU does not listen, or has ended
         link.close()
         return None

@@ -8,7 +8,7 @@ import signal
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -113,6 +113,22 @@ def listening() -> Iterator[socket.socket]:
             yield listener
         finally:
             os.unlink(path)
+
+
+def test_a_qemu_that_accepts_nobody_holds_nothing_up(file: Path) -> None:
+    """It was stopped, and --resume was tried again and again: the next one hung, and no signal ended it."""
+    path = keepers_socket(DIGEST)
+    with socket.socket(socket.AF_UNIX) as listener, ExitStack() as waiting:
+        listener.bind(path)
+        listener.listen(1)
+        with pytest.raises(BlockingIOError):
+            while True:
+                client = waiting.enter_context(socket.socket(socket.AF_UNIX))
+                client.setblocking(False)
+                client.connect(path)
+        done = run("load", "--resume", "--qmp", "qmp", file)
+        os.unlink(path)
+    assert done.returncode == 6 and b"has not accepted the earlier ones" in done.stderr and b"kill -CONT" in done.stderr
 
 
 def test_a_connection_that_qemu_closes_is_reported(file: Path, silent: socket.socket) -> None:
