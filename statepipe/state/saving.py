@@ -62,7 +62,13 @@ class Saved(NamedTuple):
 
 
 def demand_lasting(temporary: Sequence[str]) -> None:
-    """Raises StatepipeError for images without a name: they are gone when QEMU ends, and a state needs its disks."""
+    """Raises StatepipeError for images without a name: they are gone when QEMU ends, and a state needs its disks.
+
+    A name that is not UTF-8 has no place in QEMU's answer: then no file has the name that is there.
+    """
+    if unclear := [path for path in temporary if "\ufffd" in path]:
+        what = f"the disks cannot be found, as QEMU does not report their names unchanged: {', '.join(unclear)}"
+        raise StatepipeError(what, hint="give them names in UTF-8, and start the guest with these")
     if temporary:
         raise StatepipeError(
             "what the guest writes to its disks is lost when its QEMU ends (-snapshot, snapshot=on): "

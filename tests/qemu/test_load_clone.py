@@ -398,6 +398,15 @@ def test_disks_have_any_names(tmp_path: Path, qemu: str) -> None:
     assert {name: (tmp_path / name).stat().st_mtime_ns for name in ODD} == before
 
 
+def test_a_disk_whose_name_qemu_cannot_report_is_no_snapshot(tmp_path: Path, qemu72: str) -> None:
+    disk = tmp_path / os.fsdecode(b"\xff")
+    disk.write_bytes(bytes(1 << 20))
+    with Guest(tmp_path, qemu=qemu72, memory=MEMORY, args=["-drive", f"if=virtio,format=raw,file={disk}"]) as guest:
+        done = run_statepipe("save", "--qmp", guest.socket, tmp_path / "state")
+    assert done.returncode == 1 and "QEMU does not report their names unchanged" in done.stderr, done.stderr
+    assert "-snapshot" not in done.stderr and "UTF-8" in done.stderr
+
+
 def test_an_interface_that_another_qemu_has_is_named(tmp_path: Path, state72: Saved) -> None:
     if not os.access("/dev/net/tun", os.W_OK) or os.geteuid():
         pytest.skip("no tap can be made here")
