@@ -1,21 +1,23 @@
-"""A sender and a receiver of the session that do what docs/protocol.md says, with none of statepipe's own code.
+"""A sender, a receiver and a tunnel's near end that do what docs/protocol.md says, with none of statepipe's own code.
 
 Run as a program it is what `send --ssh` takes for an ssh: it receives into the file that $MINIPEER_OUTPUT names.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from blake3 import blake3
 
 GREETING, HEADER = struct.Struct(">8sHBBII16s32s128s"), struct.Struct(">BBHIQ")
 MAGIC, OFFSETS = b"\x89SPW\r\n\x1a\n", struct.Struct(">16Q")
 NEW, RESUME, WELCOME, REFUSED = 1, 2, 3, 4
-SENDS, RECEIVES = 1, 2
+SENDS, RECEIVES, LIBVIRT = 1, 2, 5
 DATA, ACK, END, DONE, ABORT, CLOSE, PING = range(1, 8)
 PIECE, WINDOW = 65_536, 1 << 20
 
@@ -82,7 +84,7 @@ class Session:
             raise Broken("it is no session of version 1")
         if kind == REFUSED:
             raise Broken(f"refused: {more.rstrip(bytes(1)).decode()}")
-        if role != {SENDS: RECEIVES, RECEIVES: SENDS}[self.role] or not 1 << 20 <= window <= 1 << 30:
+        if role != {SENDS: RECEIVES, RECEIVES: SENDS, LIBVIRT: LIBVIRT}[self.role] or not 1 << 20 <= window <= 1 << 30:
             raise Broken(f"role {role} with a window of {window}")
         return kind, number, window, name, proof, more
 
@@ -133,6 +135,63 @@ class Sender:
             if kind == DONE:
                 raise Broken(f"verdict {offset}: {payload.decode()}")
         raise AssertionError("frames end by an exception")
+
+
+class Near:
+    """One session of the near end of a tunnel for libvirt: messages on channel 1, a program's bytes on channel 0."""
+
+    def __init__(self, link: Link) -> None:
+        self._link, session = link, Session(LIBVIRT)
+        session.greet(link, NEW, 16, session.token)
+        if session.hear(link)[0] != WELCOME:
+            raise Broken("not the answer to our greeting")
+        self._frames = link.frames()
+        self._said, self._heard, self._stream = [b"", b""], b"", b""
+
+    def write(self, data: bytes, channel: int = 0) -> None:
+        """Some of the bytes of a channel."""
+        self._link.say(DATA, len(self._said[channel]), data, channel)
+        self._said[channel] += data
+
+    def end(self, channel: int = 0) -> None:
+        """No more of them."""
+        self._link.say(END, len(self._said[channel]), blake3(self._said[channel]).digest(), channel)
+
+    def tell(self, message: dict[str, Any]) -> None:
+        """A message."""
+        text = json.dumps(message).encode()
+        self.write(len(text).to_bytes(4, "big") + text, 1)
+
+    def hear(self) -> dict[str, Any] | None:
+        """The other side's next message; None at their end."""
+        while True:
+            length = int.from_bytes(self._heard[:4], "big")
+            if len(self._heard) >= 4 + length > 4:
+                text, self._heard = self._heard[4 : 4 + length], self._heard[4 + length :]
+                return dict(json.loads(text))
+            if self._next() == (END, 1):
+                return None
+
+    def read(self, size: int) -> bytes:
+        """So many of the other program's bytes."""
+        while len(self._stream) < size:
+            self._next()
+        data, self._stream = self._stream[:size], self._stream[size:]
+        return data
+
+    def close(self) -> None:
+        """Both have all they want."""
+        self._link.say(CLOSE)
+        while self._next()[0] != CLOSE:
+            continue
+
+    def _next(self) -> tuple[int, int]:
+        kind, channel, _, payload = next(self._frames)
+        if kind == DATA and channel == 1:
+            self._heard += payload
+        elif kind == DATA:
+            self._stream += payload
+        return kind, channel
 
 
 def receive(link: Link) -> bytes:

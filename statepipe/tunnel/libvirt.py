@@ -333,7 +333,7 @@ class _FarEnd:
             self._news(("opened", connection), f"a tunnel for the guest {domain} is open to {peer}")
             if messages.hear() is not None:
                 raise Violation(NOT_EXPECTED)
-            messages.end()
-            connection.session.part(FAREWELL)
+        messages.end()  # now that all is removed
+        connection.session.part(FAREWELL)
         connection.leave()
         self._news(("closed", connection), f"the tunnel for the guest {domain} has ended")
