@@ -112,6 +112,8 @@ def _restore(
         if isinstance(error, ReaderGone):
             reason = work.reason() if has_ended else None
             why = reason or LibvirtError("libvirt closed the stream before its end")
+            if offer.path in str(why):
+                why.advise(f"libvirtd must see {offer.folder}, as statepipe does; XDG_RUNTIME_DIR decides where it is")
             why.advise(became)
             raise why from error
         if isinstance(error, StatepipeError):

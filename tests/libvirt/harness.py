@@ -9,6 +9,7 @@ is left behind: keep.py ends every process that libvirt has started.
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import shutil
 import signal
@@ -174,6 +175,12 @@ class Domain:
         """As virsh shows it with its reason: "running (booted)". Empty if there is no such domain."""
         done = self._libvirt.virsh("domstate", "--reason", self.name, check=False)
         return done.stdout.strip() if done.returncode == 0 else ""
+
+    def at(self, libvirt: Libvirt) -> Domain:
+        """The same guest as a domain of another libvirtd."""
+        other = copy.copy(self)
+        other._libvirt = libvirt
+        return other
 
     def runs(self) -> bool:
         """Whether it is running."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -41,6 +42,14 @@ def test_a_domain_goes_on(mode: str, request: pytest.FixtureRequest) -> None:
     assert done.stderr == f"statepipe: load: {kept.state} is loaded and verified; the domain vm1 is running\n"
     kept.assert_goes_on()
     assert list((libvirt.folder / "run").rglob("load-*")) == []
+
+
+def test_a_state_of_an_older_libvirt_and_qemu_goes_on(system: Libvirt, newer: Libvirt) -> None:
+    """From libvirt 9.0 with QEMU 7.2 to 12.9 with 11.1, which has no definition of the domain."""
+    kept = keep(system, system.domain())
+    other = Kept(newer, kept.domain.at(newer), kept.state)
+    other.load(check=True)
+    other.assert_goes_on()
 
 
 def test_an_image_of_libvirts_goes_on(libvirt: Libvirt) -> None:
@@ -215,6 +224,30 @@ def test_a_damaged_frame_ends_the_load_and_nothing_runs(kept: Kept, at: float) -
     kept.assert_did_not_run()
 
 
+@pytest.mark.faults
+@pytest.mark.parametrize("seed", range(40))
+def test_no_damaged_file_ever_runs(kept: Kept, seed: int) -> None:
+    """One bit anywhere, a cut, a part that is lost or repeated, or zeros in the place of a page."""
+    chance, damaged = random.Random(seed), kept.libvirt.folder / "damaged"
+    data = bytearray(kept.state.read_bytes())
+    at, size = chance.randrange(len(data)), chance.choice([1, 512, 4096])
+    match seed % 5:
+        case 0:
+            data[at] ^= 1 << chance.randrange(8)
+        case 1:
+            del data[at:]
+        case 2:
+            del data[at : at + size]
+        case 3:
+            data[at:at] = data[at : at + size]
+        case 4:
+            data[at : at + 4096] = bytes(len(data[at : at + 4096]))
+    damaged.write_bytes(data)
+    done = kept.load(path=damaged)
+    assert done.returncode in (1, 3), done.stderr
+    kept.assert_did_not_run()
+
+
 def test_a_file_that_was_cut_is_refused(kept: Kept) -> None:
     cut_off = kept.libvirt.folder / "cut"
     cut_off.write_bytes(kept.state.read_bytes()[:-1000])
@@ -230,6 +263,17 @@ def test_libvirts_own_reason_is_passed_on(kept: Kept) -> None:
     assert done.returncode == 6
     assert "libvirt: unsupported configuration: Target domain vCPU max 2 does not match source 1" in done.stderr
     assert "the domain vm1 is shut off" in done.stderr
+    kept.assert_did_not_run()
+
+
+def test_a_libvirt_that_does_not_see_our_folder_is_told_apart(system: Libvirt) -> None:
+    kept = keep(system, system.domain())
+    hidden = ["unshare", "--mount", "--propagation", "private", "sh", "-c"]
+    script = 'mount -t tmpfs tmpfs "$XDG_RUNTIME_DIR" && exec "$@"'
+    done = system.run(*hidden, script, "sh", *kept.words(), check=False)
+    assert done.returncode == 6
+    assert "No such file or directory" in done.stderr
+    assert "libvirtd must see /tmp" in done.stderr
     kept.assert_did_not_run()
 
 
