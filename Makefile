@@ -3,6 +3,8 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 ARGS ?=
 PYTHON := .venv/bin/python
+# Where PYTHONDONTWRITEBYTECODE is set, each worker would rewrite the assertions of all tests anew: 2 s of its time.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(PYTHON) -m pytest
 INSTALLER := build/installer/bin/python
 INTERPRETER ?= $$(readlink -f $(INSTALLER))
 PIP_OPTIONS ?= --only-binary :all:
@@ -30,17 +32,17 @@ demo: ## see a running guest saved, killed and brought back
 test: ## all tests, with real QEMUs (a first run fetches what is missing)
 	@tools/setup test
 	@$(PYTHON) -m compileall -q statepipe
-	@$(PYTHON) -m pytest $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 unit: ## the tests that need no QEMU
 	@tools/setup
 	@$(PYTHON) -m compileall -q statepipe
-	@$(PYTHON) -m pytest tests/unit $(ARGS)
+	@$(PYTEST) tests/unit $(ARGS)
 
 faults: ## the long fault runs that `make test` leaves out
 	@tools/setup test
 	@rm -f build/faults.txt; mkdir -p build
-	@STATEPIPE_FAULTS_TABLE=$(CURDIR)/build/faults.txt $(PYTHON) -m pytest -m faults $(ARGS); status=$$?; \
+	@STATEPIPE_FAULTS_TABLE=$(CURDIR)/build/faults.txt $(PYTEST) -m faults $(ARGS); status=$$?; \
 		sort build/faults.txt 2>/dev/null; exit $$status
 
 lint: ## ruff and mypy --strict
