@@ -39,6 +39,15 @@ MACHINES = {
         "-M",
         "pc,memory-backend=m",
     ],
+    "memory devices": [
+        *("-M", "q35", "-m", f"{MEMORY},slots=2,maxmem=1G"),
+        *("-object", "memory-backend-memfd,id=v,size=64M,share=on"),
+        *("-device", "virtio-mem-pci,memdev=v,requested-size=16M", "-device", "virtio-balloon-pci"),
+    ],
+    "one thread for four processors": [
+        *("-accel", "tcg,thread=single", "-smp", "4", "-device", "e1000e", "-device", "qemu-xhci"),
+        *("-device", "usb-tablet", "-device", "virtio-rng-pci"),
+    ],
     NVDIMM: [
         *("-M", "pc-i440fx-7.2,nvdimm=on", "-m", f"{MEMORY},slots=1,maxmem=1G"),
         *("-object", "memory-backend-ram,id=n,size=16M", "-device", "nvdimm,memdev=n"),
