@@ -39,11 +39,13 @@ def disks(xml: bytes) -> dict[str, str] | None:
     disk: dict[str, str] = {}
 
     def element(path: Sequence[str], words: Mapping[str, str]) -> None:
-        if path[1:] == ["devices", "disk"]:
+        if len(path) not in (3, 4) or path[1:3] != ["devices", "disk"]:  # a path may be very long
+            return
+        if len(path) == 3:
             disk.clear()
-        elif path[1:] == ["devices", "disk", "source"]:
+        elif path[3] == "source":
             disk["path"] = words.get("file") or words.get("dev") or ""
-        elif path[1:] == ["devices", "disk", "target"]:
+        elif path[3] == "target":
             disk["name"] = words.get("dev", "")
         if disk.get("path") and disk.get("name"):
             found[disk["name"]] = disk["path"]

@@ -19,7 +19,7 @@ from blake3 import blake3
 
 from statepipe.cli.report import inspected, verified
 from statepipe.errors import StatepipeError
-from statepipe.formats import libvirtimage
+from statepipe.formats import domainxml, libvirtimage
 from statepipe.formats.metadata import DOMAIN, HEADER, TRAILER
 from statepipe.formats.qemu.pageframes import decode_index, difference, encode_index
 from statepipe.formats.qemu.postcopy import Answers, Block
@@ -381,6 +381,32 @@ def make_sealed(random: Random) -> bytes:
     return mutated(random, sealed) if random.random() < 0.6 else sealed
 
 
+_XML = (
+    b"<domain type='kvm'>\n<name>web1</name><uuid>9f0b0c5e-6b1c-4d8e-8f6e-0d7d1a2b3c4d</uuid>\n<devices>"
+    b"<disk type='file' device='disk'><source file='/a.img'><seclabel model='dac'/></source>"
+    b"<backingStore type='file'><source file='/b.img'/></backingStore><target dev='vda' bus='virtio'/></disk>"
+    b"<disk type='block'><target dev='vdb'/><source dev='/dev/sda'/></disk></devices></domain>\n"
+)
+_ODD_XML = (
+    b"<!DOCTYPE a [<!ENTITY b 'c'>]>",
+    b"&b;",
+    b"<?xml version='1.0' encoding='UTF-7'?>",
+    b"<a " * 500,
+    b"<disk>" * 500,
+)
+
+
+def read_domain(data: bytes) -> None:
+    """What a domain's XML tells: who it is, and its disks."""
+    who, its = domainxml.identity(data), domainxml.disks(data)
+    assert its is not None or who == domainxml.Identity()
+    assert all(isinstance(part, str) and part for pair in (its or {}).items() for part in pair)
+
+
+def make_domain(random: Random) -> bytes:
+    return mutated(random, _XML, _ODD_XML)
+
+
 DOORS = {
     "streams": Door(follow, make_stream, STREAMS),
     "indexes": Door(read_index, make_index),
@@ -388,4 +414,5 @@ DOORS = {
     "sealed-states": Door(read_sealed, make_sealed),
     "requests-for-pages": Door(hear, make_answers),
     "working-sets": Door(read_set, make_set),
+    "domains": Door(read_domain, make_domain),
 }

@@ -65,7 +65,8 @@ SHOWN = 1500
 
 DOORS = {
     **dict.fromkeys(("greetings", "frames", "links", "messages", "answers", "offers", "wishes"), "session"),
-    **dict.fromkeys(("streams", "indexes", "states", "sealed-states", "requests-for-pages", "working-sets"), "guests"),
+    **dict.fromkeys(("streams", "indexes", "states", "sealed-states", "requests-for-pages"), "guests"),
+    **dict.fromkeys(("working-sets", "domains"), "guests"),
     **dict.fromkeys(("zstd", "gzip", "bzip2", "xz", "lz4", "splitters"), "codecs"),
     **dict.fromkeys(("age-files", "armor", "keys", "plugins", "openpgp", "gpg"), "secrets"),
     **dict.fromkeys(("requests", "jobs", "journals", "certificates", "pins", "pairing", "ssh"), "host"),

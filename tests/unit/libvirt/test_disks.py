@@ -117,3 +117,9 @@ def test_only_files_and_block_devices_are_disks_with_a_path() -> None:
     </devices><disk><source file='/no'/><target dev='sde'/></disk></domain>"""
     assert disks(text) == {"sda": "/dev/mapper/a"}
     assert disks(b"") is None
+
+
+def test_elements_in_one_another_without_end_take_no_longer() -> None:
+    """Seen: with a copy of the path for each of them, 100000 took 76 s."""
+    depth = 200_000
+    assert disks(b"<devices>" * depth + b"</devices>" * depth) == {}
