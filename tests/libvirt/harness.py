@@ -22,6 +22,7 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 from tests.guest import parse_ticks, write_image
+from tests.linux import linux_arguments
 from tests.qemu.harness import PATIENCE, assert_unbroken, statepipe_command, wait_for
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +50,7 @@ USER, GROUP = "libvirt-qemu:x:64055:64055::/nonexistent:/bin/false\n", "libvirt-
 
 DOMAIN = """<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
 <name>{name}</name><memory unit='MiB'>{memory}</memory><vcpu>1</vcpu>
-<os><type arch='x86_64' machine='pc'>hvm</type></os>
+<os><type arch='x86_64' machine='pc'>hvm</type>{boot}</os>
 <devices><emulator>{qemu}</emulator>
 <disk type='file' device='disk'><driver name='qemu' type='{format}'/><source file='{image}'/>
 <target dev='hda' bus='ide'/></disk>
@@ -148,6 +149,7 @@ class Domain:
         form: str = "raw",
         more: str = "",
         qemu: str | None = None,
+        linux: bool = False,
     ) -> None:
         self.name, self._libvirt = name, libvirt
         self.files = files = libvirt.place(f"domain-{len(list(libvirt.folder.glob('domain-*')))}")
@@ -160,7 +162,13 @@ class Domain:
         if libvirt.mode == "system":
             self.serial_path.chmod(0o666)  # QEMU's user is another one; libvirt gives it the disk, but not this
         self.xml_path = files / "domain.xml"
+        boot = ""
+        if linux:  # tests/linux.py, in the place of the guest on the disk
+            options = linux_arguments(files, fill)[::2], linux_arguments(files, fill)[1::2]
+            names = {"-kernel": "kernel", "-initrd": "initrd", "-append": "cmdline"}
+            boot = "".join(f"<{names[key]}>{value}</{names[key]}>" for key, value in zip(*options, strict=True))
         text = DOMAIN.format(
+            boot=boot,
             name=escape(name),
             memory=memory,
             qemu=qemu or shutil.which("qemu-system-x86_64"),

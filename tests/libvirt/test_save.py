@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,7 +15,8 @@ import pytest
 from tests.disks import tmpfs
 from tests.libvirt.harness import Domain, Libvirt, started
 from tests.libvirt.saving import Save, assert_nothing_left, assert_runs_on, assert_saved
-from tests.qemu.harness import assert_unbroken, statepipe_command, wait_for
+from tests.linux import Missing
+from tests.qemu.harness import PATIENCE, assert_unbroken, statepipe_command, wait_for
 
 UNMIGRATABLE = "<qemu:commandline><qemu:arg value='-device'/><qemu:arg value='{device}'/></qemu:commandline>"
 
@@ -40,6 +41,18 @@ def test_a_domain_goes_on_where_it_was_saved(mode: str, request: pytest.FixtureR
     (disk,) = facts["trailer"]["disks"]
     assert disk["path"].endswith(str(domain.image)) and "unknown" not in disk  # the newer one is in a root of its own
     assert_saved(save)
+
+
+@pytest.mark.parametrize("times", [2, pytest.param(20, marks=pytest.mark.faults)])
+def test_linux_counts_on_each_time_it_is_saved(session: Libvirt, times: int) -> None:
+    try:
+        domain = session.domain(memory=256, fill=4, linux=True)
+    except Missing as missing:
+        pytest.skip(f"no Linux guest: {missing}")
+    for _ in range(times):
+        save = saved(session, domain)
+        session.statepipe("load", "--domain", save.file, check=True)
+        domain.assert_runs_on(2)
 
 
 @pytest.mark.parametrize("form", ["gzip", "bzip2", "xz"])
@@ -216,7 +229,9 @@ def small_disk(libvirt: Libvirt, size: int) -> Iterator[Path]:
         yield folder
 
 
-def test_a_disk_that_fills_lets_the_domain_run_on(libvirt: Libvirt) -> None:
+@pytest.mark.parametrize("mode", ["session", "system", "newer"])
+def test_a_disk_that_fills_lets_the_domain_run_on(mode: str, request: pytest.FixtureRequest) -> None:
+    libvirt: Libvirt = request.getfixturevalue(mode)
     domain = libvirt.domain()
     with small_disk(libvirt, 4 << 20) as small:
         done = libvirt.statepipe("save", "--domain", "vm1", small / "state")
@@ -306,6 +321,65 @@ def test_a_libvirtd_that_is_killed_before_the_answer_is_not_answered(session: Li
     assert save.end() == 6, save.stderr
     assert "the domain vm1 runs on: running" in save.stderr
     assert_runs_on(save)
+
+
+def test_a_libvirtd_that_is_killed_before_it_ends_the_guest(session: Libvirt, tmp_path: Path) -> None:
+    """It was answered, and counts the domain as shut off before it ends QEMU: its successor does not have it again."""
+    domain = session.domain()
+    save = Save(session, domain, strike=(signal.SIGSTOP, "before answer"))
+    save.wait_at_step()
+    with late_kill(session, tmp_path / "trace") as is_ending:
+        save.go()
+        wait_for("libvirtd about to end QEMU", is_ending)
+        session.end(signal.SIGKILL)
+    session.start()
+    assert save.end() == 0, save.stderr
+    assert "is now shut off (unknown)" in save.stderr
+    assert_saved(save)
+
+
+@pytest.mark.faults
+def test_a_libvirtd_that_does_not_come_back_leaves_the_file(session: Libvirt, tmp_path: Path) -> None:
+    """It was answered, and nobody can tell what it did about it."""
+    save = Save(session, session.domain(), strike=(signal.SIGSTOP, "before answer"))
+    save.wait_at_step()
+    with late_kill(session, tmp_path / "trace") as is_ending:
+        save.go()
+        wait_for("libvirtd about to end QEMU", is_ending)
+        session.end(signal.SIGKILL)
+    assert save.end() == 6
+    assert "holds the whole state; if QEMU still runs the guest, remove the file" in save.stderr, save.stderr
+    assert "libvirt does not say what became of the domain vm1; see: virsh domstate" in save.stderr
+    session.statepipe("verify-state", save.file, check=True)
+    assert_nothing_left(save)
+
+
+@pytest.mark.faults
+def test_a_libvirtd_that_stands_still_is_answered_later(session: Libvirt) -> None:
+    """It has asked, and does not write. The guardian waits on."""
+    save = Save(session, session.domain(), strike=(signal.SIGSTOP, "before answer"))
+    save.wait_at_step()
+    os.kill(session.pid, signal.SIGSTOP)
+    save.go()
+    save.process.wait(PATIENCE * 5)
+    assert save.process.returncode == 6
+    os.kill(session.pid, signal.SIGCONT)
+    save.end()
+    assert "holds the whole state, and the domain vm1 is shut off" in save.stderr, save.stderr
+    assert_saved(save)
+
+
+@contextmanager
+def late_kill(libvirt: Libvirt, trace: Path) -> Iterator[Callable[[], bool]]:
+    """Within it, each kill(2) of libvirtd's takes effect late. Gives what says whether it has begun one."""
+    words = ["strace", "-f", "-q", "-e", "trace=kill", "-e", "inject=kill:delay_enter=60s"]
+    strace = subprocess.Popen([*words, "-o", trace, "-p", str(libvirt.pid)], stderr=subprocess.PIPE)
+    try:
+        wait_for("strace", lambda: "TracerPid:\t0" not in Path(f"/proc/{libvirt.pid}/status").read_text())
+        yield lambda: "kill(" in trace.read_text()
+    finally:
+        strace.kill()  # it hears SIGTERM only after its delay
+        strace.communicate()
 
 
 def test_a_folder_that_libvirt_does_not_see(system: Libvirt, tmp_path: Path) -> None:
