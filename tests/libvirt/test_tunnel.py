@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ import pytest
 from statepipe.tunnel.libvirthost import SYSTEM_FOLDER
 from statepipe.tunnel.libvirthost import Host as LibvirtHost
 from tests.libvirt.conftest import newer_libvirtd
-from tests.libvirt.harness import DOMAIN, Domain
+from tests.libvirt.harness import DOMAIN, USER, Domain
 from tests.libvirt.tunnels import FOLDER, Hosts, counted, left, two
 from tests.qemu.harness import wait_for
 from tests.qemu.moving import Credentials
@@ -289,6 +290,48 @@ def test_no_daemon_there_is_told_before_the_migration(hosts: Hosts) -> None:
         assert near.wait() == 5, near.said
         near.wait_said("no libvirt daemon answers: /run/libvirt/none: No such file or directory")
         far.wait_said("no libvirt daemon answers")
+
+
+CALL = """
+import os, socket, sys
+os.setgroups([])
+os.setgid(int(sys.argv[2]))
+os.setuid(int(sys.argv[2]))
+with socket.socket(socket.AF_UNIX) as program:
+    program.connect(sys.argv[1])
+    sys.stdout.write(repr(program.recv(1)))
+"""
+"""What a program at a socket of the near end hears, as a user of that number."""
+
+QEMU_USER = USER.split(":")[2]
+
+
+def call(hosts: Hosts, path: str, user: str) -> subprocess.CompletedProcess[str]:
+    return hosts.here.run(sys.executable, "-c", CALL, path, user, check=False)
+
+
+def sockets(line: list[str]) -> tuple[str, str, str]:
+    """Those of the daemon, of memory and of disks."""
+    return line[8].partition("=")[2], line[10].removeprefix("unix://"), line[12].removeprefix("unix://")
+
+
+def test_nobody_at_a_target_is_one_connection_s_failure(hosts: Hosts) -> None:
+    with hosts.tunnel("web1") as (near, far, line):
+        for number, (path, what) in enumerate(zip(sockets(line)[1:], ("memory", "disks"), strict=True), 1):
+            assert call(hosts, path, QEMU_USER).stdout == "b''"
+            near.wait_said(rf"connection {number} \({what}\) failed: .*no QEMU listens at {path}: No such file")
+            far.wait_said(rf"connection {number + 1} \({what}\) failed: no QEMU listens at {path}: No such file")
+        with hosts.guest("web1") as guest:
+            assert hosts.migrate(line, "--parallel").returncode == 0, (near.said, far.said)
+            hosts.assert_arrived(guest)
+
+
+def test_other_users_reach_no_socket_and_qemu_s_user_not_the_daemon(hosts: Hosts) -> None:
+    with hosts.tunnel("web1") as (_, _, line):
+        daemon, *others = sockets(line)
+        for path in (daemon, *others):
+            assert "PermissionError" in call(hosts, path, "65534").stderr
+        assert "PermissionError" in call(hosts, daemon, QEMU_USER).stderr
 
 
 def test_folders_that_differ_are_told_before_the_migration(hosts: Hosts) -> None:
