@@ -20,7 +20,7 @@ from statepipe.threads import NoThread, join, start
 from statepipe.wakeups import Bell, polled
 
 LINES = 3
-"""Lines that are kept: QEMU 7.2 to 10.0 reports a failed load in three."""
+"""Lines that are kept: QEMU 7.2 to 11.1 reports a failed load in three at most."""
 
 LONGEST = 1000
 """Characters of a line that are kept."""
