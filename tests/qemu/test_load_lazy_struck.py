@@ -238,9 +238,13 @@ def test_a_keeper_that_was_stopped_does_not_hold_up_the_end(tmp_path: Path, runt
         lazy.here()
         (keeper,) = pids_with(str(runtime), "keeper.py")
         os.kill(keeper, signal.SIGSTOP)
-        assert run_statepipe("rate", lazy.pid, "unlimited").returncode == 0
-        assert lazy.status() == 0
-        assert not pids_with(str(runtime), "keeper.py")
+        try:
+            assert run_statepipe("rate", lazy.pid, "unlimited").returncode == 0
+            assert lazy.status() == 0
+            assert not pids_with(str(runtime), "keeper.py")
+        finally:
+            for pid in pids_with(str(runtime), "keeper.py"):
+                os.kill(pid, signal.SIGCONT)
         assert_went_on(noisy72, lazy)
 
 
