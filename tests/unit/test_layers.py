@@ -78,15 +78,16 @@ def layer(module: str) -> int:
 
 
 @cache
-def tree_of(source: str) -> ast.Module:
-    return ast.parse(source)
+def nodes_of(source: str) -> tuple[ast.AST, ...]:
+    """All of its syntax tree, walked once for all that look through it."""
+    return tuple(ast.walk(ast.parse(source)))
 
 
 @cache
 def imports(source: str) -> frozenset[str]:
     """Every module imported anywhere in `source`; `from a import b` counts as a.b where that is a module."""
     found: set[str] = set()
-    for node in ast.walk(tree_of(source)):
+    for node in nodes_of(source):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -120,7 +121,7 @@ def foreign(module: str, source: str, refused: set[str]) -> Problems:
 
 def talkers(module: str, source: str) -> Problems:
     """Uses of print, sys.stdout and sys.stderr."""
-    for node in ast.walk(tree_of(source)):
+    for node in nodes_of(source):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("print", "input"):
             yield f"{module}:{node.lineno} calls {node.func.id}"
         if isinstance(node, ast.Attribute) and node.attr in ("stdout", "stderr") and ast.unparse(node.value) == "sys":
@@ -181,13 +182,12 @@ def settles(steps: Iterable[ast.stmt], name: str, used: set[str]) -> bool:
 
 def swallowers(module: str, source: str) -> Problems:
     """Where the whole error tree, or everything, may end: no way on leads to somebody who tells it."""
-    tree = tree_of(source)
     used = {
         target_of(node)
-        for node in ast.walk(tree)
+        for node in nodes_of(source)
         if isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Load)
     }
-    for node in ast.walk(tree):
+    for node in nodes_of(source):
         if isinstance(node, ast.ExceptHandler) and is_wide(node.type) and not settles(node.body, node.name or "", used):
             yield f"{module}:{node.lineno} swallows {ast.unparse(node.type) if node.type else 'everything'}"
         if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("suppress") and any(map(is_wide, node.args)):
@@ -212,7 +212,7 @@ def returns_something(step: ast.stmt) -> bool:
 def long_ones(module: str, source: str) -> Problems:
     if (count := len(source.splitlines())) > LONGEST_MODULE:
         yield f"{module} has {count} lines"
-    for node in ast.walk(tree_of(source)):
+    for node in nodes_of(source):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             size = (node.end_lineno or 0) - node.lineno + 1
             if size > LONGEST_FUNCTION:
@@ -278,7 +278,7 @@ def test_modules_and_functions_are_short() -> None:
 
 def forks(module: str, source: str) -> Problems:
     """Uses of fork, which copies the locks of threads and not the threads."""
-    for node in ast.walk(tree_of(source)):
+    for node in nodes_of(source):
         if isinstance(node, ast.Attribute) and node.attr in ("fork", "forkpty"):
             yield f"{module}:{node.lineno} uses {node.attr}"
         if isinstance(node, ast.keyword) and node.arg == "preexec_fn":
