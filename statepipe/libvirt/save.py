@@ -23,7 +23,7 @@ from statepipe.formats.libvirtimage import FORMATS, RAW, ImageHeader, split_data
 from statepipe.formats.zstdframe import MEMORY
 from statepipe.libvirt.intake import SIGNED, Intake, answer, is_asked, knocking
 from statepipe.libvirt.virsh import PAUSED, RUNNING, Found, LibvirtError, LibvirtSilent, Virsh
-from statepipe.libvirt.witness import BACK, RESUMED, Job, judge
+from statepipe.libvirt.witness import ANSWERING, BACK, RESUMED, Job, judge
 from statepipe.libvirt.work import AtWork
 from statepipe.pipeline.job import works_for
 from statepipe.pipeline.pipeline import NamedStage
@@ -164,6 +164,7 @@ class _Save:
     def _answer(self, work: AtWork) -> str:
         """The file has its name: let libvirt commit, and return the domain's state. Raises LibvirtError if the guest
         runs on, so that the file is taken back, and LibvirtSilent if that is not known."""
+        self._guardian.note({"state": ANSWERING})  # first: what we read, it cannot read again
         is_signed = answer(self._intake.question, SIGNED)
         if is_signed and work.has_ended(RESUMED) and work.reason() is None:
             self._is_kept = True

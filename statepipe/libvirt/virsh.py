@@ -36,6 +36,10 @@ class LibvirtSilent(QemuSilent):
     """libvirt did not answer in time. It may still act."""
 
 
+class NoVirsh(StatepipeError):
+    """virsh is not installed."""
+
+
 class NoDomain(LibvirtError):
     """libvirt knows no such domain."""
 
@@ -81,7 +85,7 @@ class Virsh(NamedTuple):
             raise LibvirtSilent(str(error), hint="is libvirtd at work? see: systemctl status libvirtd") from error
         text = output.decode(errors="replace")
         if status == 127:  # env's, for a program that is not there
-            raise StatepipeError("virsh is not installed", hint=INSTALL)
+            raise NoVirsh("virsh is not installed", hint=INSTALL)
         if status:
             raise failure(text)
         return text

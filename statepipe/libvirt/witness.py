@@ -16,9 +16,22 @@ from typing import NamedTuple
 from statepipe.ends.file import is_named, keep, take_back
 from statepipe.errors import QemuError
 from statepipe.libvirt.intake import answer, hide, keep_full, knocking, remove
-from statepipe.libvirt.virsh import PAUSED, RUNNING, SHUT_OFF, DomainState, LibvirtError, LibvirtSilent, NoDomain, Virsh
+from statepipe.libvirt.virsh import (
+    PAUSED,
+    RUNNING,
+    SHUT_OFF,
+    DomainState,
+    LibvirtError,
+    LibvirtSilent,
+    NoDomain,
+    NoVirsh,
+    Virsh,
+)
 from statepipe.recovery.guardian import Decide, Notes
 from statepipe.telling import Tell
+
+ANSWERING = "ANSWERING"
+"""What the guardian is told just before libvirt is answered."""
 
 SAVING = "saving"
 """virsh's reason of a paused domain whose save is under way (and "starting up" of one that is restored)."""
@@ -56,7 +69,7 @@ class Job(NamedTuple):
         deadline = time.monotonic() + within
         while True:
             left = max(deadline - time.monotonic(), LOOK)
-            with suppress(LibvirtError, LibvirtSilent):
+            with suppress(LibvirtError, LibvirtSilent, NoVirsh):
                 try:
                     state = self.virsh.state(self.uuid, left)
                 except NoDomain:
@@ -89,7 +102,7 @@ class Job(NamedTuple):
 def recover_domain(known: Notes, tell: Tell) -> str:
     """Finish a save whose file has its name, or refuse libvirt and leave no file. Return what became of the domain.
 
-    `known`: state, domain; question, or spare if it was refused; from the naming on names, file, place. Raises
+    `known`: states, domain; question, or spare if it was refused; from the naming on names, file, place. Raises
     StatepipeError.
     """
     job = Job(*known["domain"])
@@ -126,10 +139,10 @@ def drop_part(known: Notes) -> None:
 
 
 def _finish(job: Job, known: Notes) -> str:
-    """Let libvirt commit, as the file has its name."""
-    names, is_signed = known["names"], answer(known["question"], None)
+    """Let libvirt commit, as the file has its name. A statepipe that was answering may have read the 92 bytes."""
+    names, is_signed = known["names"], answer(known["question"], None) or ANSWERING in known["states"]
     state = job.ask(RESUMED)
-    if not judge(state, is_signed=bool(is_signed)):
+    if not judge(state, is_signed=is_signed):
         take_back(known["file"], known["place"], names["base"], names["older"])
         return f"there is no file, and {job.words(state)}"
     keep(known["place"], names["older"])
