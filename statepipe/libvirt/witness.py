@@ -14,7 +14,6 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from statepipe.ends.file import is_named, keep, take_back
-from statepipe.errors import QemuError
 from statepipe.libvirt.intake import answer, hide, keep_full, knocking, remove
 from statepipe.libvirt.virsh import (
     PAUSED,
@@ -127,7 +126,7 @@ def _refuse(job: Job, known: Notes) -> str:
         os.close(spare)
     drop_part(known)
     if state is None:
-        raise QemuError("libvirt was refused, and there is no file", hint=job.words(state))
+        raise Decide("libvirt was refused, and there is no file", hint=job.words(state))
     return f"there is no file, and {job.words(state)}"
 
 

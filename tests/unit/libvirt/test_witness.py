@@ -62,6 +62,13 @@ def test_a_file_is_taken_back_if_libvirt_has_gone_without_an_answer(job: Job, qu
     assert not Path(job.path).exists()
 
 
+def test_a_refusal_that_libvirt_does_not_confirm_is_no_failure_to_undo(job: Job) -> None:
+    """Nothing is left to do: only what becomes of the guest is not known."""
+    with pytest.raises(Decide, match="libvirt was refused, and there is no file") as caught:
+        recover_domain({"states": ["ASKED"], "domain": list(job)}, print)
+    assert "libvirt does not say" in str(caught.value.hint)
+
+
 def test_a_virsh_that_cannot_be_started_tells_nothing(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
