@@ -7,6 +7,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from itertools import cycle
 from pathlib import Path
@@ -48,7 +49,10 @@ def threads_and_descriptors() -> tuple[set[threading.Thread], set[str], set[str]
     """And the children, which the kernel lists by the thread that started them."""
     gc.collect()
     tasks = Path("/proc/self/task")
-    started = {child for task in os.listdir(tasks) for child in (tasks / task / "children").read_text().split()}
+    started: set[str] = set()
+    for task in os.listdir(tasks):
+        with suppress(FileNotFoundError):  # a thread that has ended: its children are another's now
+            started |= {*(tasks / task / "children").read_text().split()}
     return set(threading.enumerate()), set(os.listdir("/proc/self/fd")), started
 
 

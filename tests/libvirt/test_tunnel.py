@@ -95,7 +95,8 @@ def test_apparmor_s_profile_of_any_guest_allows_the_sockets(version: str) -> Non
     """As libvirt itself makes it. Whether the kernel has AppArmor does not matter for that."""
     root = ["chroot", f"{Path(newer_libvirtd()).parent}/tree"] if version == "newer" else []
     helper = [*root, "/usr/lib/libvirt/virt-aa-helper", "-d", "-c", "-u", f"libvirt-{uuid.UUID(int=1)}"]
-    domain = DOMAIN.format(name="web 1", memory=64, qemu="/bin/true", format="raw", image="/x", serial="/y", more="")
+    places = {"qemu": "/bin/true", "image": "/x", "serial": "/y"}
+    domain = DOMAIN.format(name="web 1", memory=64, format="raw", boot="", more="", **places)
     domain = domain.replace("<memory", f"<uuid>{uuid.UUID(int=1)}</uuid><memory")
     done = subprocess.run(helper, input=domain, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done

@@ -257,7 +257,7 @@ def impatient(step: str, record: Path) -> list[str]:
 def test_a_qemu_that_loads_no_devices_is_reported_and_not_waited_for_longer_than_allowed(
     tmp_path: Path, noisy72: Saved, limit: list[str]
 ) -> None:
-    step, record = "after Monitor.execute migrate-incoming", tmp_path / "steps"
+    step, record = "after Monitor.execute stop", tmp_path / "steps"  # the last command before the devices are sent
     with Lazy(tmp_path, noisy72, *limit, program=impatient(step, record)) as lazy:
         wait_for(step, lambda: step in steps_of(record))
         pid = qemu_pid(tmp_path)
