@@ -151,8 +151,8 @@ class Hosts:
 
 
 def left(libvirt: Libvirt) -> list[str]:
-    """What there is in the folder for tunnels."""
-    return libvirt.run("ls", FOLDER).stdout.split()
+    """What there is in the folder for tunnels, which the first tunnel makes."""
+    return libvirt.run("sh", "-c", f"[ ! -e {FOLDER} ] || ls {FOLDER}").stdout.split()
 
 
 def counted(domain: Domain) -> int:
