@@ -191,6 +191,14 @@ def decode_meta(payload: bytes, offset: int) -> Meta | None:
         raise IntegrityError(f"the {name} of the file is damaged: {error}", offset=offset) from error
 
 
+def is_disguised(payload: bytes) -> bool:
+    """Return whether a payload without our tag, or in a frame with another magic, has the checksum of one of ours: then
+    the tag or the magic is damaged."""
+    start = len(_TAG)
+    kind, digest, body = payload[start : start + 1], payload[start + 1 : META_OVERHEAD], payload[META_OVERHEAD:]
+    return len(digest) == _CHECK and blake3(kind + body).digest(_CHECK) == digest
+
+
 def check_state_trailer(facts: Facts, offset: int) -> None:
     """Raises IntegrityError if the trailer does not belong to a saved guest."""
     try:

@@ -26,6 +26,7 @@ from statepipe.formats.metadata import (
     check_state_trailer,
     check_version,
     decode_meta,
+    is_disguised,
 )
 from statepipe.formats.seektable import (
     LEAST_FRAME,
@@ -35,6 +36,7 @@ from statepipe.formats.seektable import (
     seek_table_size,
     sum_seek_table,
 )
+from statepipe.formats.zstdframe import FRAME_MAGIC, SKIPPABLE_FIRST, SKIPPABLE_LAST
 from statepipe.qemu.commandline import starts_qemu
 from statepipe.qemu.disks import Disk
 from statepipe.qemu.guard import Said, Warn, judge, named, unknown
@@ -106,14 +108,35 @@ def _read_ends(source: StateFile) -> Ends:
 
 
 def _domain(source: StateFile) -> Domain | None:
-    """Return what is in the frame behind the header, if that describes a domain. Raises IntegrityError."""
+    """Return what is in the frame behind the header, if that describes a domain.
+
+    Raises IntegrityError for damage there. This frame is read before the digest of the file is known, so a damaged
+    description must not look like none.
+    """
     at = LEAST_FRAME + int.from_bytes(source.tail(4, 4), "little")
     meta = _meta_at(source, at)
+    if meta is None:
+        _demand_another_frame(source, at)
     if meta is None or meta.kind != DOMAIN:
         return None
     from statepipe.formats.domainframe import decode_domain  # few files have one
 
     return decode_domain(meta.body, at)
+
+
+def _demand_another_frame(source: StateFile, at: int) -> None:
+    """Raises IntegrityError if what is at `at` is no frame that a reader skips or decodes, but damage."""
+    head = source.tail(at, LEAST_FRAME)
+    magic, length = int.from_bytes(head[:4], "little"), int.from_bytes(head[4:], "little")
+    if magic == FRAME_MAGIC:
+        return
+    if not SKIPPABLE_FIRST <= magic <= SKIPPABLE_LAST or at + LEAST_FRAME + length > source.size():
+        raise IntegrityError("what follows the header is damaged: it is no frame", offset=at)
+    if length > META_LIMIT:
+        if magic == META_MAGIC:
+            raise IntegrityError("metadata larger than statepipe writes", offset=at)
+    elif is_disguised(source.tail(at + LEAST_FRAME, length)):
+        raise IntegrityError("the metadata behind the header are damaged: their magic number or tag", offset=at)
 
 
 def _meta_at(source: StateFile, offset: int, size: int | None = None) -> Meta | None:

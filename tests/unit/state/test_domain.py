@@ -16,6 +16,7 @@ from statepipe.formats.domainframe import CONTENT_LIMIT, decode_domain, encode_d
 from statepipe.formats.libvirtimage import Domain, beginning
 from statepipe.formats.metadata import encode_meta
 from statepipe.formats.statefile import Writer
+from statepipe.formats.zstdframe import skippable
 from statepipe.stages.agekeys import read_identities
 from statepipe.state.file import Keys, open_state
 from statepipe.state.inspect import inspect
@@ -181,6 +182,29 @@ def test_a_flipped_bit_is_found_before_it_is_believed(path: Path) -> None:
         with pytest.raises(IntegrityError):
             verify_state(str(path), NO_KEYS)
         assert isinstance(load(path).error, IntegrityError)
+
+
+def test_a_description_with_a_flipped_bit_is_not_taken_for_none(path: Path) -> None:
+    """In its frame's magic number and length, in the tag, and in the first bytes behind it."""
+    piece = layout(FILE)[1]
+    for bit in range(8 * 40):
+        damaged = bytearray(FILE)
+        damaged[piece.start + bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        for use in (domain_of, lambda path: inspect(str(path), NO_KEYS)):
+            with pytest.raises(IntegrityError) as caught:
+                use(path)
+            assert caught.value.offset == piece.start, bit
+
+
+def test_a_frame_of_another_program_is_no_damage(path: Path) -> None:
+    """However large it is, and whatever its magic number."""
+    for magic in (0x184D2A50, 0x184D2A55, 0x184D2A5E):
+        for size in (0, 9, 26, 27, 1000, (1 << 20) + 1):
+            if (magic, size) == (0x184D2A55, (1 << 20) + 1):
+                continue  # no program writes so many metadata
+            path.write_bytes(with_frames(skippable(magic, bytes(size))))
+            assert domain_of(path) is None
 
 
 def test_a_domain_that_does_not_fit_is_not_written() -> None:
