@@ -18,14 +18,14 @@ MINUTE = 60.0
 def main(verb: str, side: str, fd: str) -> None:
     """Wait until statepipe has ended, and finish or undo its work if it was killed."""
 
-    def speak(recover: Callable[[], str]) -> None:
+    def speak(why: str, recover: Callable[[], str]) -> None:
         try:
-            warn(verb, f"statepipe ended unexpectedly: {recover()}")
+            warn(verb, f"{why}: {recover()}")
         except Decide as sent:  # nothing is left to undo
-            warn(verb, f"statepipe ended unexpectedly: {sent}")
+            warn(verb, f"{why}: {sent}")
             say(f"statepipe: hint: {sent.hint}")
         except (StatepipeError, OSError) as error:
-            warn(verb, f"statepipe ended unexpectedly, and its work could not be undone: {error}")
+            warn(verb, f"{why}, and its work could not be undone: {error}")
             hint = error.hint if isinstance(error, StatepipeError) else None
             say(f"statepipe: hint: {hint or 'see: statepipe resolve --help'}")
 

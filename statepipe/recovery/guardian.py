@@ -24,7 +24,7 @@ from statepipe.telling import Tell
 NOTE_LIMIT = 64 << 10
 """Bytes of one note: a state, or the settings that QEMU had."""
 
-NOTED = ("state", "qmp", "runs", "was", "before", "pid", "over", "stopped", "socket", "domain", "names", "drop")
+NOTED = ("state", "qmp", "runs", "was", "before", "pid", "over", "stopped", "socket", "domain", "names", "drop", "left")
 """What it needs to know. Other entries of a journal may have any size, as what the other host sends of its guest."""
 
 FDS = 4
@@ -39,8 +39,13 @@ GuardCommand = Sequence[str]
 Recover = Callable[[Notes, Tell], str]
 """Does what is safe, by what it was told, and returns what became of the guest. Raises StatepipeError."""
 
-LastWord = Callable[[Callable[[], str]], object]
-"""Calls what restores the guest, and reports its result or what it raised: there is no caller to report to."""
+LastWord = Callable[[str, Callable[[], str]], object]
+"""Calls what restores the guest, and reports its result or what it raised: there is no caller to report to. The text
+says why the guardian acts: BROKE_OFF or LEFT."""
+
+BROKE_OFF = "statepipe ended unexpectedly"
+LEFT = "statepipe left the rest to its guardian"
+"""It has reported its failure, and not waited for a QEMU or a libvirt that did not answer."""
 
 
 class Decide(QemuError):
@@ -99,11 +104,14 @@ class Guardian:
     def leave(self) -> None:
         """It acts once we have ended, and we do not wait for it, as QEMU does not answer."""
         self._left = True
+        self.note({"left": True})
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """If it is not settled, an error has left QEMU as a kill would: then it acts, and we wait for it."""
         if self._settled or error is None:
             self.note({"over": True})
+        elif isinstance(error, StatepipeError):
+            self.note({"left": True})
         self._ours.close()
         in_haste = isinstance(error, InterruptedBySignal) and not self._settled
         if not (self._left or in_haste):  # else it may take as long as QEMU does
@@ -129,4 +137,4 @@ def guard(fd: int, recover: Recover, last_word: LastWord, tell: Tell) -> None:
             for name in known.pop("drop", ()):
                 os.close(known.pop(name))
     if "state" in known and "over" not in known:
-        last_word(lambda: recover(known, tell))
+        last_word(LEFT if "left" in known else BROKE_OFF, lambda: recover(known, tell))

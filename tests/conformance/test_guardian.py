@@ -22,7 +22,11 @@ with Guardian([sys.executable, "-P", "-m", "statepipe.cli.guarding", "test", "de
         if step == "settle":
             guardian.settle()
         elif step == "fail":
+            raise ArithmeticError("a bug")
+        elif step == "give up":
             raise StatepipeError("foreseen")
+        elif step == "leave":
+            guardian.leave()
         elif step == "large":
             guardian.note({"side": "destination", "guest": {"name": "x" * 300_000}})
         else:
@@ -32,7 +36,9 @@ with Guardian([sys.executable, "-P", "-m", "statepipe.cli.guarding", "test", "de
             guardian.note({"state": step, "runs": True, "peer": "y" * 300_000})
 """
 
-ENDED = "statepipe: test: warning: statepipe ended unexpectedly: the QEMU that waited here for the guest is ended"
+DONE = "the QEMU that waited here for the guest is ended"
+ENDED = f"statepipe: test: warning: statepipe ended unexpectedly: {DONE}"
+LEFT = f"statepipe: test: warning: statepipe left the rest to its guardian: {DONE}"
 
 
 @pytest.fixture
@@ -57,6 +63,14 @@ def test_it_acts_where_statepipe_broke_off(sleeper: subprocess.Popen[bytes], ste
     """However much the other host had to say of its guest."""
     assert run(sleeper.pid, *steps).startswith(f"{ENDED}\n")
     assert sleeper.wait(60) == -9
+
+
+@pytest.mark.parametrize("last", ["give up", "leave"])
+def test_what_statepipe_left_to_it_is_not_called_unexpected(sleeper: subprocess.Popen[bytes], last: str) -> None:
+    """It has reported a failure that it foresaw, or did not wait for a QEMU that was silent."""
+    said = run(sleeper.pid, "WAITING", last, *(["fail"] if last == "leave" else []))
+    assert sleeper.wait(60) == -9
+    assert LEFT in said.splitlines() and "unexpectedly" not in said
 
 
 @pytest.mark.parametrize("steps", [("WAITING",), ("WAITING", "settle", "fail"), ("fail",)], ids=" ".join)

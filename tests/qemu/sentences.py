@@ -198,7 +198,9 @@ KNOWN: list[tuple[str, Claim]] = [
 
 _HEAD = re.compile(r"statepipe: (?:(?:hint|migrate|receive): )?(?:(?:error|warning): )?")
 _OF_THE_OTHER = re.compile(r"(?:the other host|\S+) says: ")
-_BROKEN_OFF = re.compile(r"statepipe ended unexpectedly(, and its work could not be undone)?: ")
+_BROKEN_OFF = re.compile(
+    r"statepipe (?:ended unexpectedly|left the rest to its guardian)(, and its work could not be undone)?: "
+)
 _SPEAKS_OF_IT = re.compile(r"guest|QEMU|runs? |ran\b", re.IGNORECASE)
 
 
