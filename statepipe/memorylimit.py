@@ -32,8 +32,8 @@ def memory_limit(system: str | os.PathLike[str] = "/") -> int:
 def _of_groups(system: str | os.PathLike[str]) -> Iterator[int]:
     """Yield the limits of our cgroup and of each above it, in either version. A container's own may be at the root."""
     root = os.path.join(system, "sys/fs/cgroup")
-    with suppress(OSError), open(os.path.join(system, "proc/self/cgroup")) as file:
-        for line in file.read().splitlines():
+    with suppress(OSError), open(os.path.join(system, "proc/self/cgroup"), "rb") as file:
+        for line in map(os.fsdecode, file.read().split(b"\n")[:-1]):
             number, controllers, path = line.split(":", 2)
             if number == "0":
                 yield from _upwards(root, path, "memory.max")

@@ -260,8 +260,21 @@ def _not_started(program: str, why: str) -> Unavailable:
 
 def read_text(path: str, errors: str = "strict") -> str:
     """Return the text of a file such as those in /proc. Raises OSError. Importing pathlib for it would take 8 ms."""
-    with open(path, errors=errors) as file:
+    with open(path, errors=errors, newline="\n") as file:  # a name in it may hold a carriage return
         return file.read()
+
+
+def read_lines(path: str, errors: str = "strict") -> list[str]:
+    """Return the lines of such a file that are not empty. Raises OSError."""
+    return lines_in(read_text(path, errors))
+
+
+def lines_in(text: str) -> list[str]:
+    """Return the lines of another program's text that are not empty.
+
+    Only a newline ends one: a name may hold what str.splitlines() also takes for an end, such as U+2028.
+    """
+    return list(filter(None, text.split("\n")))
 
 
 def name_of_signal(number: int) -> str:

@@ -14,7 +14,7 @@ import shlex
 from typing import NamedTuple
 
 from statepipe.errors import QemuError, QemuSilent, StatepipeError, UsageError
-from statepipe.processes import Unavailable, output_of
+from statepipe.processes import Unavailable, lines_in, output_of
 
 ANSWER = 30.0
 """Seconds that virsh has for an answer, which takes it 15 ms."""
@@ -106,7 +106,7 @@ class Virsh(NamedTuple):
 
     def _lines(self, words: str) -> list[str]:
         """Return the two lines that two of virsh's commands print. Raises LibvirtError."""
-        lines = [line for line in self.ask(words).splitlines() if line]
+        lines = lines_in(self.ask(words))
         if len(lines) != 2:
             raise LibvirtError(f"virsh answered {len(lines)} lines where 2 were asked for: {_shown(' / '.join(lines))}")
         return lines
@@ -117,7 +117,7 @@ class Virsh(NamedTuple):
 
     def has_managed_save(self, uuid: str) -> bool:
         """Return whether libvirt keeps a managed save, which the domain's next start loads. Raises as `state`."""
-        rows = (line.partition(":") for line in self.ask("dominfo", f"--domain={uuid}").splitlines())
+        rows = (line.partition(":") for line in lines_in(self.ask("dominfo", f"--domain={uuid}")))
         return any(name == "Managed save" and value.strip() == "yes" for name, _, value in rows)
 
 
@@ -146,7 +146,7 @@ def demand_local(uri: str | None) -> None:
 
 def failure(text: str) -> LibvirtError:
     """Return the error for what virsh wrote when it failed: libvirt's own reason, which is its last message."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in lines_in(text) if line.strip()]
     said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")] or lines
     first, last = (said[0], said[-1]) if said else ("", "virsh failed without a message")
     if first.startswith("failed to get domain"):

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from statepipe.errors import QemuError, QemuRefused, StatepipeError
-from statepipe.processes import read_text
+from statepipe.processes import lines_in, read_lines, read_text
 from statepipe.qemu.commandline import starts_qemu
 from statepipe.qemu.devices import ask
 from statepipe.qemu.process import qemu_under
@@ -70,7 +70,7 @@ def _is_allowed() -> bool:
     try:
         if read_text(ALLOWED).strip() != "0":
             return True
-        rights = re.search(r"^CapEff:\s*([0-9a-f]+)", read_text("/proc/self/status"), re.MULTILINE)
+        rights = re.search(r"^CapEff:\s*([0-9a-f]+)", read_text("/proc/self/status", "replace"), re.MULTILINE)
     except OSError:
         return True
     return rights is None or bool(int(rights[1], 16) & CAP_SYS_PTRACE)
@@ -107,7 +107,7 @@ def _file_system(view: View, path: str) -> str | None:
     with suppress(OSError), view.place(full) as place:
         device = os.stat(place).st_dev
         number = f"{os.major(device)}:{os.minor(device)}"
-        for line in read_text("/proc/self/mountinfo", "replace").splitlines():
+        for line in read_lines("/proc/self/mountinfo", "replace"):
             fields, _, kind = line.partition(" - ")
             if fields.split()[2] == number:
                 return kind.split()[0]
@@ -126,7 +126,7 @@ def comes_late(monitor: Monitor) -> str | None:
 def page_sizes(monitor: Monitor) -> dict[str, int]:
     """The bytes of a page of each RAM block that a QEMU has: huge pages are placed as a whole. Raises QemuError."""
     text = monitor.execute("human-monitor-command", command_line="info ramblock")
-    rows = (_LINE.fullmatch(line.rstrip()) for line in text.splitlines())
+    rows = (_LINE.fullmatch(line.rstrip()) for line in lines_in(text))
     return {row[1]: int(row[2]) * _UNITS[row[3]] for row in rows if row}
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
-from statepipe.processes import read_text
+from statepipe.processes import read_lines
 
 NETLINK_SOCK_DIAG, SOCK_DIAG_BY_FAMILY = 4, 20
 
@@ -70,8 +70,7 @@ def listened_at() -> Listened:
         return Listened(files=frozenset(_files()))
     names: frozenset[str] = frozenset()
     with suppress(OSError):  # a name proves less than a file: a socket that is gone may have had it
-        lines = read_text("/proc/net/unix", "surrogateescape").splitlines()
-        rows = [line.split(maxsplit=7) for line in lines]
+        rows = [line.split(maxsplit=7) for line in read_lines("/proc/net/unix", "surrogateescape")]
         names = frozenset(row[7] for row in rows if len(row) == 8 and row[3] == "00010000")  # __SO_ACCEPTCON
     return Listened(names)
 

@@ -16,8 +16,9 @@ import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from zlib import crc32
+
+from statepipe.processes import read_lines
 
 PAGE = 4096
 
@@ -115,7 +116,7 @@ def memory(pid: int, size: int, *, once: bool = False) -> Memory | None:
     """
     found = []
     try:
-        for line in Path(f"/proc/{pid}/maps").read_text(errors="surrogateescape").splitlines():
+        for line in read_lines(f"/proc/{pid}/maps", "surrogateescape"):
             span, flags = line.split(maxsplit=2)[:2]
             start, end = (int(number, 16) for number in span.split("-"))
             if end - start == size and flags.startswith("rw"):

@@ -20,7 +20,7 @@ from contextlib import ExitStack, suppress
 from typing import NamedTuple
 
 from statepipe.errors import QemuError, QemuGone, StatepipeError, UsageError
-from statepipe.processes import Process, read_text
+from statepipe.processes import Process, read_lines, read_text
 from statepipe.qemu.commandline import MONITOR, TAKE_JSON, anew, in_words, option_of, parted
 from statepipe.qemu.holders import lock_hint
 from statepipe.qemu.lastwords import LastWords, last_lines
@@ -68,7 +68,7 @@ def parent_pid() -> int | None:
     if is_qemu(pid):
         return pid
     try:
-        pid = int(read_text(f"/proc/{pid}/stat").rpartition(")")[2].split()[1])
+        pid = int(read_text(f"/proc/{pid}/stat", "replace").rpartition(")")[2].split()[1])
     except OSError:
         return None
     return pid if is_qemu(pid) else None
@@ -123,7 +123,7 @@ def owner(pid: int) -> int | None:
 
 def _rights(pid: int | str) -> dict[str, str]:
     """Return the rows of proc_pid_status(5). Raises OSError."""
-    rows = read_text(f"/proc/{pid}/status", "replace").splitlines()
+    rows = read_lines(f"/proc/{pid}/status", "replace")
     return {name: value.strip() for name, _, value in (row.partition(":") for row in rows)}
 
 
@@ -151,7 +151,7 @@ def inspect_process(pid: int) -> Running | None:
         mapped = read_text(f"/proc/{pid}/maps", "surrogateescape")
         written = []
         for target, mode, fd in _open_files(pid):
-            rows = read_text(f"/proc/{pid}/fdinfo/{fd}").splitlines()
+            rows = read_lines(f"/proc/{pid}/fdinfo/{fd}", "replace")
             flags = next((int(row.split()[1], 8) for row in rows if row.startswith("flags:")), os.O_RDONLY)
             if flags & os.O_ACCMODE == os.O_RDWR:
                 written.append((target, mode))

@@ -11,7 +11,7 @@ import stat
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 
-from statepipe.processes import read_text
+from statepipe.processes import read_lines
 from statepipe.qemu.commandline import in_words, parted, split
 from statepipe.qemu.configfile import configured
 from statepipe.qemu.listening import ports_bound
@@ -91,7 +91,7 @@ def _held(wanted: Collection[File | str]) -> Iterator[tuple[File | str, int]]:
 def _open_at(pid: int, entry: os.DirEntry[str]) -> File | str:
     """Return the identity of an open file, or the name of the tap. Raises OSError."""
     if os.readlink(entry.path) == _TUN:
-        rows = read_text(f"/proc/{pid}/fdinfo/{entry.name}").splitlines()
+        rows = read_lines(f"/proc/{pid}/fdinfo/{entry.name}", "surrogateescape")
         return next((row.partition("\t")[2] for row in rows if row.startswith("iff:")), "")
     status = os.stat(entry.path)
     return status.st_dev, status.st_ino

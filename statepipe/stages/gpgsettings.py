@@ -79,8 +79,10 @@ def require_none(names: frozenset[str]) -> None:
 
 def _lines(path: Path) -> list[tuple[str, str]]:
     try:
-        text = path.read_text(errors="replace")
+        text = path.read_bytes()
     except OSError:  # it does not exist, or gpg cannot read it either and will say so
         return []
-    words = [line.split(None, 1) for line in text.splitlines() if not line.lstrip().startswith("#")]
-    return [(each[0].removeprefix("--"), each[1].strip(' \t"') if len(each) > 1 else "") for each in words if each]
+    # A newline ends a line, and ASCII has all white space: what else a text may hold is part of a word, as for gpg.
+    lines = [line.split(None, 1) for line in text.split(b"\n") if not line.lstrip().startswith(b"#")]
+    words = [[word.decode(errors="replace") for word in line] for line in lines if line]
+    return [(each[0].removeprefix("--"), each[1].strip(' \t"') if len(each) > 1 else "") for each in words]

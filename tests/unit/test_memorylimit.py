@@ -31,6 +31,7 @@ LIMITS: dict[str, tuple[str, dict[str, str], int | None]] = {
     "one above": ("0::/a/b\n", {f"{V2}/a/b/memory.max": "max\n", f"{V2}/a/memory.max": "33554432\n"}, 32 * MIB),
     "a container's": ("0::/../x\n", {f"{V2}/memory.max": "16777216\n"}, 16 * MIB),
     "version 1": ("4:cpu:/\n3:memory:/a\n0::/\n", {f"{V1}/a/memory.limit_in_bytes": "8388608\n"}, 8 * MIB),
+    "a group with a strange name": ("0::/a\u2028\x0cb\n", {f"{V2}/a\u2028\x0cb/memory.max": "4194304\n"}, 4 * MIB),
     "none": ("0::/\n", {}, None),
     "no cgroups": ("", {}, None),
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from statepipe.processes import Unavailable, output_of
+from statepipe.processes import Unavailable, lines_in, output_of, read_lines
 
 
 def test_what_it_writes_and_how_it_ended_are_known() -> None:
@@ -41,3 +41,13 @@ def test_one_that_does_not_exist_is_named() -> None:
 def test_a_program_that_writes_without_end_is_ended() -> None:
     with pytest.raises(Unavailable, match="yes wrote more than 65536 bytes"):
         output_of(["yes"], 10, 1 << 16)
+
+
+SEPARATORS = "\r\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"
+"""What str.splitlines() takes for the end of a line, too; in a name it is none."""
+
+
+def test_only_a_newline_ends_a_line(tmp_path: Path) -> None:
+    assert lines_in(f"a{SEPARATORS}b\n\nc\n") == [f"a{SEPARATORS}b", "c"] and lines_in("") == []
+    (tmp_path / "file").write_bytes(f"a{SEPARATORS}b\nc".encode() + b"\xff\n")
+    assert read_lines(str(tmp_path / "file"), "surrogateescape") == [f"a{SEPARATORS}b", "c\udcff"]

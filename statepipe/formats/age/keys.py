@@ -101,7 +101,7 @@ def parse_file(text: str, name: str, parse: Callable[[str], T], warn: Callable[[
     file of keys often holds several kinds.
     """
     found = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if line.startswith("#") or not (line := line.strip()):
             continue
         place = f"line {number} of {name}"

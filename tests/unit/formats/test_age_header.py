@@ -276,7 +276,7 @@ def test_what_is_no_recipient(text: str) -> None:
 
 
 def test_a_file_of_identities_names_its_line_and_no_secret() -> None:
-    good = f"# a comment\n\n{IDENTITY.text()}\r\n"
+    good = f"# a comment\u2028of two\x85lines\n\n{IDENTITY.text()}\r\n"
     assert parse_file(good, "keys", parse_identity) == [IDENTITY]
     broken = IDENTITY.text()[:-1] + "x"
     with pytest.raises(UsageError) as caught:

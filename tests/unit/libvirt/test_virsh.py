@@ -54,6 +54,15 @@ def test_a_domain_is_found_by_its_name(virsh: Callable[[str], Virsh], tmp_path: 
     assert words[-2:] == ["--connect=qemu:///session", f"domname {UUID}; domstate --reason {UUID}"]
 
 
+def test_a_name_may_hold_other_ends_of_lines(virsh: Callable[[str], Virsh]) -> None:
+    name = "a\u2028b\x85c\rd\x0ce"
+    assert virsh(FOUND.replace("vm1", name)).find("vm1").name == name
+    shown = f"printf 'Id:             3\\nName:           {name}\\nManaged save:   yes\\n'"
+    assert virsh(shown.replace("Id:", f"{name}:")).has_managed_save(UUID)
+    with pytest.raises(LibvirtError, match="domain 'a\u2028b\x85c\rd\x0ce' is not running"):
+        virsh(f"printf \"error: domain '{name}' is not running\\n\"; exit 1").ask("save")
+
+
 @pytest.mark.parametrize("name", ["", "a\nb", "a\0b"])
 def test_a_name_that_none_can_have_is_refused(virsh: Callable[[str], Virsh], name: str) -> None:
     with pytest.raises(UsageError, match="no domain"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import shutil
 import signal
@@ -16,6 +17,7 @@ from statepipe.errors import QemuError, StatepipeError
 from statepipe.processes import Process
 from statepipe.qemu.commandline import anew
 from statepipe.qemu.facts import host_facts
+from statepipe.qemu.memory import memory
 from statepipe.qemu.process import COMMAND_LIMIT, demand_equal, inspect_process, is_qemu, listening_qemu, qemu_under
 from statepipe.threads import held
 
@@ -41,6 +43,13 @@ def test_the_program_is_the_kernel_s_word_and_not_the_command_line_s(
 ) -> None:
     found = inspect_process(lookalike.pid)
     assert found is not None and found.command[0] == "id" and found.program == str(tmp_path / "qemu-x")
+
+
+def test_a_mapped_file_whose_name_looks_like_the_end_of_a_line_hides_no_memory(tmp_path: Path) -> None:
+    file = tmp_path / "a\u2028b\x0c c\r d"
+    file.write_bytes(bytes(1 << 16))
+    with file.open("r+b") as opened, mmap.mmap(opened.fileno(), 1 << 16):
+        assert memory(os.getpid(), 1 << 16) is not None
 
 
 def test_who_listens_is_only_a_process_of_the_same_user(lookalike: subprocess.Popen[bytes]) -> None:
