@@ -7,7 +7,8 @@ statepipe` costs nothing. Importing or using it changes nothing else in the prog
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+
+from statepipe.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from statepipe.ends.fd import Nowhere

@@ -20,7 +20,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn
+
+from statepipe.typed import Any, NoReturn
 
 Shape = Callable[[object, str], None]
 """Raises Misshapen unless the value at the named place has the shape."""

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain as concatenate
-from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from statepipe.errors import InterruptedBySignal, StatepipeError
+from statepipe.typed import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 Buffer = bytes | bytearray | memoryview
 """Bytes in flight. A buffer must not change after it was yielded."""

@@ -16,10 +16,10 @@ import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import takewhile
-from typing import Generic, TypeVar
 
 from statepipe.errors import StatepipeError
 from statepipe.stage import Over, cancel, close
+from statepipe.typed import Generic, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")

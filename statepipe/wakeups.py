@@ -15,7 +15,8 @@ import termios
 import threading
 from contextlib import suppress
 from struct import unpack
-from typing import Self
+
+from statepipe.typed import Self
 
 READ_SIZE = 256 << 10
 PIPE_SIZE = 1 << 20

@@ -16,12 +16,12 @@ import re
 import shlex
 import stat
 from contextlib import suppress
-from typing import NamedTuple
 
 from statepipe.descriptors import look_at
 from statepipe.ends.config import config_folder, home
 from statepipe.errors import StatepipeError, UsageError
 from statepipe.guessing import did_you_mean
+from statepipe.typed import NamedTuple
 
 SYSTEM = "/etc/statepipe"
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from statepipe.cli.config import load_config
 from statepipe.cli.keys import PASSPHRASES, keys_of, seals
 from statepipe.cli.messages import say, warn
 from statepipe.cli.states import save_words
 from statepipe.cli.verb import Values, is_given
 from statepipe.errors import UsageError
+from statepipe.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from statepipe.libvirt.convert import Conversion

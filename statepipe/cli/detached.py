@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import Any
 
 from statepipe.cli.messages import say
 from statepipe.errors import UsageError
 from statepipe.processes import Process
 from statepipe.recovery.handover import Source
+from statepipe.typed import Any
 
 DETACH = ("-d", "--detach")
 

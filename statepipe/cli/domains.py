@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from statepipe.cli.messages import say, warn
 from statepipe.cli.onfiles import called
 from statepipe.cli.verb import Values, is_given
 from statepipe.errors import UsageError
+from statepipe.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from statepipe.ends.rehearsal import Replaceable

@@ -6,7 +6,6 @@ The same row makes the command `statepipe NAME ARG --opt V` and the word `NAME:A
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
 
 from statepipe.cli.options import IDENTITIES, RECIPIENTS
 from statepipe.cli.verb import Param, descriptor, joined
@@ -15,6 +14,7 @@ from statepipe.guessing import did_you_mean
 from statepipe.library import filters
 from statepipe.stage import Stage
 from statepipe.stages.context import Context
+from statepipe.typed import Any, NamedTuple
 
 Values = Mapping[str, Any]
 Build = Callable[[Values, Context], Stage]

@@ -12,7 +12,6 @@ import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import pairwise
-from typing import Any
 
 from statepipe.cli.filtertable import CODECS, FILTERS, Filter, find
 from statepipe.cli.verb import Param, Values, Verb, is_given, is_option, joined, shell_words
@@ -20,6 +19,7 @@ from statepipe.cli.verbs import find_verb
 from statepipe.descriptors import look_at
 from statepipe.errors import UsageError
 from statepipe.guessing import did_you_mean
+from statepipe.typed import Any
 
 COMMAND = "command"
 """The name of the parameter that takes a command line of another program."""

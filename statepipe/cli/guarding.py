@@ -6,11 +6,11 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import NoReturn
 
 from statepipe.cli.messages import is_heard, say, warn
 from statepipe.errors import StatepipeError
 from statepipe.recovery.guardian import Decide, Recover, guard
+from statepipe.typed import NoReturn
 
 MINUTE = 60.0
 

@@ -10,12 +10,12 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
 
 from statepipe.cli.messages import INTERNAL, clean, show, warn
 from statepipe.cli.verb import Values
 from statepipe.errors import StatepipeError
 from statepipe.pipeline.job import Job
+from statepipe.typed import TYPE_CHECKING, Any
 from statepipe.units import format_rate, format_size
 
 if TYPE_CHECKING:

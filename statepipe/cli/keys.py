@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from statepipe.cli.config import load_config
 from statepipe.cli.context import context
@@ -12,6 +11,7 @@ from statepipe.cli.filtertable import find
 from statepipe.cli.verb import Values
 from statepipe.descriptors import named_by
 from statepipe.errors import NoKeyError, UsageError
+from statepipe.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from statepipe.formats.age.envelope import Identity

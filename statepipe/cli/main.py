@@ -8,7 +8,6 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any, TextIO
 
 from statepipe import __version__
 from statepipe.cli.messages import explain, is_heard, say, show
@@ -20,6 +19,7 @@ from statepipe.pipeline.signals import ASKING, as_exceptions, ignore
 from statepipe.private import own_process
 from statepipe.session.farwords import meant_words
 from statepipe.threads import LIMITS
+from statepipe.typed import Any, TextIO
 
 
 def main(arguments: Sequence[str] | None = None, leave: Callable[[int], int] = lambda code: code) -> int:

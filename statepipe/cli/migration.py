@@ -8,7 +8,6 @@ import re
 import shlex
 import traceback
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
 
 from statepipe.cli.filters import build_words
 from statepipe.cli.grammar import parse, parse_word, refuse_strays
@@ -21,6 +20,7 @@ from statepipe.errors import StatepipeError, UsageError
 from statepipe.pipeline.job import report_to, teller
 from statepipe.qemu.runstates import RUNNING
 from statepipe.shapes import told
+from statepipe.typed import TYPE_CHECKING, Any
 from statepipe.units import format_size
 
 if TYPE_CHECKING:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from statepipe.cli.filters import build_words
 from statepipe.cli.grammar import refuse_strays, refuse_word
@@ -12,6 +11,7 @@ from statepipe.cli.messages import say, warn
 from statepipe.cli.verb import Values
 from statepipe.errors import UsageError
 from statepipe.telling import nobody
+from statepipe.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from statepipe.session.options import ConnectionPlan

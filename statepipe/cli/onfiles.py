@@ -10,7 +10,6 @@ import re
 import stat
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
 
 from statepipe.cli.filtertable import CODECS, Filter, find
 from statepipe.cli.messages import explain
@@ -18,6 +17,7 @@ from statepipe.cli.verb import Param, Values
 from statepipe.descriptors import demand_readable
 from statepipe.errors import InterruptedBySignal, ReaderGone, StatepipeError, UsageError
 from statepipe.guessing import did_you_mean
+from statepipe.typed import Any
 
 _FILE = Param("file", "file to read (default: standard input, as for -)", "FILE", many="optional", dash=True)
 _OUTPUT = Param(

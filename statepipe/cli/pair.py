@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from ipaddress import ip_address
-from typing import Any
 
 from statepipe.cli.context import ask
 from statepipe.cli.grammar import refuse_strays
@@ -16,6 +15,7 @@ from statepipe.ends.address import TLS, Address, parse_address
 from statepipe.errors import StatepipeError, UsageError
 from statepipe.private import read_private
 from statepipe.telling import nobody
+from statepipe.typed import Any
 
 CODE_LENGTH = 6
 """Fewest letters and digits of a code."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
-from typing import Any, NoReturn
 
 from statepipe.cli.filtertable import Filter
 from statepipe.cli.messages import show
 from statepipe.cli.verb import Values, Verb, is_option, joined
 from statepipe.errors import UsageError
 from statepipe.guessing import closest, did_you_mean
+from statepipe.typed import Any, NoReturn
 
 _MANY = {"optional": "?", "any": "*"}
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
 
 from statepipe.errors import StatepipeError, UsageError
 from statepipe.private import forbid_dumps
 from statepipe.stages.agekeys import PASSPHRASE_LIMIT, first_line, read_secret, typed
 from statepipe.stages.context import Context
+from statepipe.typed import Any
 
 Values = Mapping[str, Any]
 

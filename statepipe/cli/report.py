@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
 
 from statepipe.cli.messages import clean
+from statepipe.typed import TYPE_CHECKING, Any
 from statepipe.units import format_size
 
 if TYPE_CHECKING:

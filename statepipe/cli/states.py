@@ -8,7 +8,6 @@ import stat
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING
 
 from statepipe.cli.config import load_config
 from statepipe.cli.grammar import parse_word, refuse_strays, refuse_word
@@ -18,6 +17,7 @@ from statepipe.cli.onfiles import called, for_each_file
 from statepipe.cli.verb import Values
 from statepipe.descriptors import named_by
 from statepipe.errors import UsageError
+from statepipe.typed import TYPE_CHECKING
 from statepipe.units import rate_word
 
 if TYPE_CHECKING:

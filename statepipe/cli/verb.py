@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
 
 from statepipe.descriptors import demand_numbered
 from statepipe.errors import UsageError
+from statepipe.typed import Any, NamedTuple
 from statepipe.units import number_in
 
 Values = dict[str, Any]

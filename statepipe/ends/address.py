@@ -7,9 +7,9 @@ and in QEMU's notation: tcp:HOST:PORT  unix:/PATH
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
 from statepipe.errors import UsageError
+from statepipe.typed import NamedTuple
 
 TCP, TLS, UNIX, SSH = "tcp", "tls", "unix", "ssh"
 

@@ -9,10 +9,10 @@ import errno
 import os
 import select
 import stat
-from typing import Self
 
 from statepipe.errors import ReaderGone, StatepipeError
 from statepipe.stage import FLUSH, Buffer, Cancelled
+from statepipe.typed import Self
 from statepipe.wakeups import READ_SIZE, Bell, enlarge_pipe, polled
 
 

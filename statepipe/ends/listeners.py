@@ -8,9 +8,9 @@ import select
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from typing import Any, NamedTuple, Protocol, Self
 
 from statepipe.ends.names import Target
+from statepipe.typed import Any, NamedTuple, Protocol, Self
 
 BACKLOG = 128
 """Connections that can wait to be accepted: QEMU opens up to 17 at once, and a tunnel accepts them one by one."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import suppress
-from typing import Any, Self
 
 from statepipe.ends.listeners import BACKLOG, ListeningSocket
 from statepipe.ends.rendezvous import listen, sweep
 from statepipe.errors import PeerError
+from statepipe.typed import Any, Self
 
 NAME_LOOK = 1.0
 """Seconds between two checks of a name at most."""
@@ -35,7 +35,8 @@ class Named:
         opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             sweep(opened, name)
-            self._socket, self._made = listen(opened, name, BACKLOG, mode, folder)
+            listener, self._made = listen(opened, name, BACKLOG, mode, folder)
+            self._socket = socket.socket(fileno=listener.detach())
         finally:
             os.close(opened)
 

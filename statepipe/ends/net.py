@@ -16,11 +16,11 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from select import POLLIN
-from typing import NamedTuple
 
 from statepipe.ends.fd import FdSource
 from statepipe.errors import PeerError
 from statepipe.stage import Buffer
+from statepipe.typed import NamedTuple
 from statepipe.wakeups import Bell, polled
 
 KEEP_IDLE, KEEP_INTERVAL, KEEP_COUNT = 15, 5, 4

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import _socket
 import os
 import pwd
-import socket
 import struct
 
 from statepipe.errors import PeerError, UsageError
@@ -29,13 +29,13 @@ def uid_of(name: str) -> int:
         raise UsageError(f"the user '{name}' does not exist here", hint=hint) from None
 
 
-def peer_of(connection: socket.socket) -> tuple[int, int]:
+def peer_of(connection: _socket.socket) -> tuple[int, int]:
     """Return the process id (0 in another pid namespace) and the user of the process that connected or listens."""
-    pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    pid, uid, _ = struct.unpack("3i", connection.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12))
     return pid, uid
 
 
-def is_ours(connection: socket.socket) -> bool:
+def is_ours(connection: _socket.socket) -> bool:
     """Return whether the other end belongs to our user or root."""
     try:
         return peer_of(connection)[1] in (os.geteuid(), 0)
@@ -43,7 +43,7 @@ def is_ours(connection: socket.socket) -> bool:
         return False
 
 
-def demand_user(connection: socket.socket, meant: str | None, known: int | None = None) -> str:
+def demand_user(connection: _socket.socket, meant: str | None, known: int | None = None) -> str:
     """Return the name of the user who connected or listens: root, our own user, the user `meant`, or `known`.
 
     Raises PeerError for any other user.

@@ -8,10 +8,10 @@ import os
 import select
 import socket
 import time
-from typing import Any
 
 from statepipe.ends.names import Target
 from statepipe.ends.net import Stopped
+from statepipe.typed import Any
 from statepipe.wakeups import Bell
 
 NEXT = 0.25

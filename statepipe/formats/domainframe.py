@@ -7,8 +7,6 @@ stream behind them are an image that `virsh restore` reads, without any code of 
 
 from __future__ import annotations
 
-import zstandard
-
 from statepipe.errors import IntegrityError, StatepipeError
 from statepipe.formats.libvirtimage import (
     HEADER_SIZE,
@@ -20,6 +18,7 @@ from statepipe.formats.libvirtimage import (
     split_data,
 )
 from statepipe.formats.metadata import META_LIMIT, META_OVERHEAD
+from statepipe.libzstd import zstandard
 
 CONTENT_LIMIT = HEADER_SIZE + 2 * TEXT_LIMIT
 """Bytes of what the frame decodes to at most. A usual domain has 10 KiB, and its frame 3 KiB."""

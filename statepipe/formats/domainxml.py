@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 from xml.parsers import expat
+
+from statepipe.typed import NamedTuple
 
 LONGEST = 1024
 """Characters of a name that are kept."""

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import struct
 import sys
-from typing import NamedTuple
 
 from statepipe.errors import IntegrityError, StatepipeError, TruncatedError
 from statepipe.formats.beginning import beginning as words_of
+from statepipe.typed import NamedTuple
 
 SAVED, PARTIAL = b"LibvirtQemudSave", b"LibvirtQemudPart"
 """The magic of a whole image, and of one that libvirt has not finished."""

@@ -7,7 +7,6 @@ and the contents: JSON, or, of the kinds INDEX and DOMAIN, a zstd frame that oth
 from __future__ import annotations
 
 import json
-from typing import Any, NamedTuple
 
 from blake3 import blake3
 
@@ -30,6 +29,7 @@ from statepipe.shapes import (
     text,
     whole,
 )
+from statepipe.typed import Any, NamedTuple
 
 META_MAGIC = 0x184D2A55
 VERSION = 1

@@ -17,7 +17,6 @@ file without its trailer is refused.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 from blake3 import blake3
 
@@ -37,6 +36,7 @@ from statepipe.formats.metadata import (
 )
 from statepipe.formats.seektable import LEAST_FRAME, SEEK_ENTRY_SIZE, SEEK_FOOTER_SIZE, SEEK_TABLE_LIMIT, SeekTable
 from statepipe.formats.zstdframe import SEEK_TABLE_MAGIC
+from statepipe.typed import NamedTuple
 
 
 def index_contents(data: bytes, facts: Facts, offset: int) -> list[bytes]:

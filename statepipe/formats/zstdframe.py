@@ -9,10 +9,10 @@ in parts, for a streaming decoder.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from statepipe.errors import IntegrityError, TruncatedError
 from statepipe.stage import Buffer
+from statepipe.typed import NamedTuple
 from statepipe.units import format_size
 
 FRAME_MAGIC = 0xFD2FB528

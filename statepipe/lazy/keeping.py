@@ -16,7 +16,6 @@ import stat
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
@@ -28,6 +27,7 @@ from statepipe.qemu.commandline import OWN_MONITOR
 from statepipe.qemu.process import is_qemu, owner, qemu_under
 from statepipe.telling import Tell
 from statepipe.threads import held
+from statepipe.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:  # it takes 25 ms, in which a QEMU can start
     from statepipe.qemu.monitor import Monitor

@@ -16,7 +16,6 @@ from __future__ import annotations
 import socket
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from typing import TYPE_CHECKING
 
 from statepipe.descriptors import named_by
 from statepipe.errors import QemuGone
@@ -31,6 +30,7 @@ from statepipe.qemu.process import DYING, Child
 from statepipe.state.file import STDIN, Keys, open_state
 from statepipe.state.load_qmp import CutOff, MayRun, ready, refuse_state_as_disk
 from statepipe.state.loading import State, prepare
+from statepipe.typed import TYPE_CHECKING
 from statepipe.wakeups import polled
 
 if TYPE_CHECKING:

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from contextlib import closing, suppress
 from queue import Empty
-from typing import TYPE_CHECKING
 
 from statepipe.errors import QemuError, QemuRefused, StatepipeError
 from statepipe.formats.qemu.postcopy import LOADED, Pong, Shut
@@ -42,6 +41,7 @@ from statepipe.state.load_qmp import (
 from statepipe.state.loading import State
 from statepipe.state.pagestore import PageStore, pages_of
 from statepipe.telling import Tell
+from statepipe.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:  # it takes 25 ms, in which a QEMU can start
     from statepipe.qemu.monitor import Monitor

@@ -11,12 +11,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
 
 from statepipe.errors import QemuGone, QemuRefused, QemuSilent
 from statepipe.qemu.late_pages import MARK
 from statepipe.shapes import Misshapen, fields, flag, parse, table, text
 from statepipe.state.pagestore import PageStore
+from statepipe.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # it takes 25 ms, in which a QEMU can start
     from statepipe.qemu.monitor import Monitor

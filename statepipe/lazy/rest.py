@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from queue import Empty
-from typing import TYPE_CHECKING, Any
 
 from statepipe.errors import (
     IntegrityError,
@@ -32,6 +31,7 @@ from statepipe.qemu.settings import restore_after, restored
 from statepipe.state.load_qmp import CutOff
 from statepipe.state.pagestore import PageStore
 from statepipe.threads import LIMITS
+from statepipe.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # it takes 25 ms, in which a QEMU can start
     from statepipe.qemu.monitor import Monitor

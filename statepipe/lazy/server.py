@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from queue import SimpleQueue
 from struct import Struct
-from typing import NamedTuple
 
 from statepipe.errors import IntegrityError
 from statepipe.formats.qemu import postcopy
@@ -35,6 +34,7 @@ from statepipe.stage import Cancelled
 from statepipe.stages.throttle import LONGEST_WAIT, Bucket
 from statepipe.state.pagestore import FrameDamaged, Pages, PageStore
 from statepipe.threads import join, start
+from statepipe.typed import NamedTuple
 
 BUFFERED = 256 << 10
 """Bytes of the socket's buffer. A request waits for the pages in it; QEMU takes 0.2 ms for 64 pages."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 from statepipe.pipeline.signals import ignore
 from statepipe.telling import Tell
+from statepipe.typed import NamedTuple
 
 
 class Summary(NamedTuple):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 from statepipe.errors import StatepipeError
 from statepipe.formats.qemu.postcopy import PAGE_SIZE
 from statepipe.lazy.server import Server
+from statepipe.typed import Any
 
 
 class LazyWork:

@@ -10,12 +10,12 @@ import io
 import logging
 import time
 from collections.abc import Callable
-from typing import NoReturn, TextIO
 
 from statepipe.ends.output import new_output
 from statepipe.ends.program import program
 from statepipe.errors import StatepipeError
 from statepipe.stages.context import Context
+from statepipe.typed import NoReturn, TextIO
 
 
 class _Silent(io.StringIO):

@@ -8,14 +8,16 @@ is called. `context` is what the stage may use of the world (library/context.py)
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
 
 from statepipe.errors import UsageError
 from statepipe.stage import Stage
 from statepipe.stages.context import Context, Secret
+from statepipe.typed import TYPE_CHECKING
 from statepipe.units import parse_rate, parse_size
 
 if TYPE_CHECKING:
+    from typing import Literal
+
     from statepipe.stages.checksum import Digest
     from statepipe.stages.progress import Progress
     from statepipe.stages.throttle import Throttle

@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
 
 from statepipe import stage
 from statepipe.ends.fd import FdSource
@@ -29,8 +28,11 @@ from statepipe.state.file import Keys, open_state
 from statepipe.state.loading import State, prepare
 from statepipe.state.source import StateFile
 from statepipe.threads import held
+from statepipe.typed import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
+    from typing import Literal
+
     from statepipe.formats.age.envelope import Identity
 
 Path = str | os.PathLike[str]

@@ -17,7 +17,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
 from statepipe.errors import InterruptedBySignal, PeerError, QemuError, QemuGone, QemuSilent, StatepipeError
 from statepipe.migration.negotiation import STEPS, step_of
@@ -29,6 +28,7 @@ from statepipe.recovery.handover import HURRIED, SWITCHOVER, Action, Destination
 from statepipe.recovery.journal import Journal
 from statepipe.shapes import told
 from statepipe.threads import ENDING, End, held, join, start
+from statepipe.typed import Any
 
 ENDS = (Action.SEND_ABORT, Action.SEND_REFUSED, Action.SEND_UNSURE)
 """The actions that tell the other side that it is over, and why."""

@@ -13,7 +13,6 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 from statepipe.ends.fd import FdSink, FdSource
 from statepipe.errors import PeerError, QemuError, QemuGone, ReaderGone, StatepipeError
@@ -26,6 +25,7 @@ from statepipe.qemu.runstates import RUNNING, SUSPENDED, UNRUN
 from statepipe.recovery.handover import Action, Destination, Event, Side
 from statepipe.recovery.journal import Journal
 from statepipe.shapes import told
+from statepipe.typed import Any
 
 CAPABILITIES = ("events", "return-path", "late-block-activate")
 

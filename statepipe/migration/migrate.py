@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 from statepipe.ends.address import SSH
 from statepipe.errors import QemuError, QemuGone, QemuSilent, StatepipeError
@@ -35,6 +34,7 @@ from statepipe.recovery.resolve import demand_unsent, how_to_decide
 from statepipe.recovery.undoing import facts_of, settle
 from statepipe.session.options import ConnectionPlan
 from statepipe.telling import Tell
+from statepipe.typed import Any
 
 UNMOVED = "nothing was moved"
 """Said of a guest to which nothing was done."""

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from statepipe.errors import PeerError
 from statepipe.migration.peer import Message, Peer
@@ -23,6 +22,7 @@ from statepipe.qemu.facts import FACTS
 from statepipe.recovery.handover import Action, Destination, Event, Side, Source, destination, source
 from statepipe.session.messages import MAX_MESSAGE
 from statepipe.shapes import Misshapen, Shape, check, fields, flag, just, many, maybe, one_of, text, told
+from statepipe.typed import Any
 
 MIGRATE, CHECK = "migrate", "check"
 

@@ -7,12 +7,12 @@ stream ends the session: its failure is an event like others, and the two sides 
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import Any, Self
 
 from statepipe.errors import InterruptedBySignal, PeerError, StatepipeError
 from statepipe.session.messages import Messages
 from statepipe.session.session import FAREWELL, Session
 from statepipe.session.streams import Inlet, Outlet
+from statepipe.typed import Any, Self
 
 Message = dict[str, Any]
 

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
-from typing import NoReturn
 
 from statepipe.ends.address import SSH
 from statepipe.ends.dial import listening, place_of
@@ -42,6 +41,7 @@ from statepipe.recovery.handover import Destination, Side
 from statepipe.recovery.journal import Journal, StepListener
 from statepipe.session.options import ConnectionPlan
 from statepipe.telling import Tell
+from statepipe.typed import NoReturn
 from statepipe.wakeups import polled
 
 QUIT_TIME = 5000

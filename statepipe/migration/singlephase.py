@@ -17,7 +17,6 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
-from typing import Any
 
 from statepipe.ends.net import Patience, SocketSink, SocketSource
 from statepipe.ends.relay import Backflow, Returning
@@ -41,6 +40,7 @@ from statepipe.stages.watch import watch
 from statepipe.state.saving import IDLE
 from statepipe.telling import Tell
 from statepipe.transfer.endpoints import FarSink, connected_to, outgoing
+from statepipe.typed import Any
 
 FarEnd = AbstractContextManager[tuple[Returning, FarSink]]
 """What comes back from the other end, and the sink that leads there."""

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 from statepipe.errors import QemuError, QemuGone, QemuSilent, StatepipeError
 from statepipe.formats.qemu.stream import QemuStream
@@ -28,6 +27,7 @@ from statepipe.recovery.handover import SWITCHOVER, Action, Event, Side, Source
 from statepipe.recovery.journal import Journal
 from statepipe.stages.watch import watch
 from statepipe.state.saving import IDLE
+from statepipe.typed import Any
 
 CAPABILITIES = ("events", "return-path", "pause-before-switchover")
 

@@ -16,10 +16,10 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from statepipe.errors import InterruptedBySignal, StatepipeError
 from statepipe.pipeline.signals import forget_late, held, ignore
+from statepipe.typed import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from statepipe.pipeline.jobsocket import JobSocket
@@ -137,10 +137,7 @@ class Job:
 
     @contextmanager
     def lay(self, work: Work) -> Iterator[None]:
-        """Make this the job's work during the context. Only a command has a job: a library must not tune malloc."""
-        from statepipe.pipeline.malloc import keep_freed_memory
-
-        keep_freed_memory()
+        """Make this the job's work during the context."""
         try:
             with held():
                 self._listen()
@@ -179,13 +176,26 @@ _JOB: ContextVar[Job | None] = ContextVar("job", default=None)
 
 
 @contextmanager
-def at_work(work: Work) -> Iterator[None]:
-    """Make `work` the work of the present command, if there is one, during the context. It may be nested."""
+def at_work(work: Work, *, much: bool = True) -> Iterator[None]:
+    """Make `work` the work of the present command, if there is one, during the context. It may be nested.
+
+    With `much`, it moves many bytes; else it calls `much_comes` once it does.
+    """
     if (job := _JOB.get()) is None or job.work is work:
         yield
     else:
+        if much:
+            much_comes()
         with job.lay(work):
             yield
+
+
+def much_comes() -> None:
+    """Prepare the process of a command for many bytes. A library must not do that to its caller's."""
+    if _JOB.get() is not None:
+        from statepipe.pipeline.malloc import keep_freed_memory
+
+        keep_freed_memory()
 
 
 def glance() -> Callable[[], dict[str, Any] | None]:

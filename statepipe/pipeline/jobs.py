@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
 
 from statepipe.ends.peercred import peer_of
 from statepipe.ends.rendezvous import file_of, inside, remove
@@ -33,6 +32,7 @@ from statepipe.shapes import (
     told,
     whole,
 )
+from statepipe.typed import Any
 
 ANSWER_TIME = 5.0
 """Seconds for an answer. It takes a millisecond, but a stopped process (SIGSTOP) gives none."""

@@ -8,21 +8,24 @@ dropped with the client.
 
 from __future__ import annotations
 
+import _socket
 import errno
 import os
 import select
 import signal
-import socket
 import threading
 import time
-from typing import Any, Protocol
 
 from statepipe.ends.peercred import is_ours
 from statepipe.ends.rendezvous import File, listen, remove, sweep
 from statepipe.errors import StatepipeError
 from statepipe.pipeline.runtimefolder import open_runtime_folder
 from statepipe.threads import begin
+from statepipe.typed import TYPE_CHECKING, Any, Protocol
 from statepipe.wakeups import Bell
+
+if TYPE_CHECKING:
+    import socket
 
 REQUEST_LIMIT = 4096
 """Bytes of a request at most; the longest has sixty."""
@@ -53,7 +56,7 @@ class Asked(Protocol):
 class _Client:
     """A connected client, what it has sent so far, and its deadline."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: _socket.socket) -> None:
         connection.setblocking(False)
         self.connection = connection
         self.said = b""
@@ -136,9 +139,18 @@ class JobSocket:
             for client in [each for each in self._clients.values() if each.until <= now]:
                 self._part(client).close()
 
+    def _listener(self) -> socket.socket:
+        """Return the socket as one of `socket`, which is only imported when somebody asks."""
+        import socket
+
+        if not isinstance(self._socket, socket.socket):
+            self._socket = socket.socket(fileno=self._socket.detach())
+            self._socket.setblocking(False)
+        return self._socket
+
     def _accept(self) -> None:
         try:
-            connection, _ = self._socket.accept()
+            connection, _ = self._listener().accept()
         except OSError:  # it has left again, or no descriptor is free: then it is accepted later
             return
         if not is_ours(connection):
@@ -149,14 +161,14 @@ class JobSocket:
         if len(self._clients) == CLIENTS:
             self._poll.unregister(self._socket)
 
-    def _part(self, client: _Client) -> socket.socket:
+    def _part(self, client: _Client) -> _socket.socket:
         del self._clients[client.connection.fileno()]
         self._poll.unregister(client.connection)
         self._poll.register(self._socket, select.POLLIN)
         return client.connection
 
 
-def answer(asked: Asked, request: bytes, connection: socket.socket) -> bool:
+def answer(asked: Asked, request: bytes, connection: _socket.socket) -> bool:
     """Execute the request in a line, and answer it; return whether the client waits for the end of this process."""
     import json
 
@@ -186,7 +198,7 @@ CANCELLING = "ending"
 """The answer to cancel."""
 
 
-def publish(folder: int) -> tuple[socket.socket, str, File]:
+def publish(folder: int) -> tuple[_socket.socket, str, File]:
     """Listen in the folder under our process id; return the socket, its name and its file. Raises OSError."""
     for number in range(1, NAMES + 1):
         name = str(os.getpid()) if number == 1 else f"{os.getpid()}-{number}"

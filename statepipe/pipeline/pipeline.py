@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
 
 from statepipe.errors import InterruptedBySignal, StatepipeError
-from statepipe.pipeline.bypass import find_shortcut
-from statepipe.pipeline.job import at_work
+from statepipe.pipeline.job import at_work, much_comes
 from statepipe.pipeline.signals import held
 from statepipe.stage import Adjustable, Buffer, Expecting, Link, Meter, Stage, Telling, cancel, chain, close, links
+from statepipe.typed import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from statepipe.pipeline.bypass import Shortcut
 
 
 class Source(Iterator[Buffer], Protocol):
@@ -42,6 +44,9 @@ class Sink(Protocol):
 
 
 NamedStage = tuple[str, Stage]
+
+MUCH = 4 << 20
+"""Bytes after which a stream is long: to prepare for that takes 2 ms of start-up (ctypes)."""
 
 
 class Verdict(NamedTuple):
@@ -77,9 +82,12 @@ class Pipeline:
         flow = chain(self._source, self._stages)
         self._links = links(flow)
         try:
-            with at_work(self):
-                shortcut = find_shortcut(self._source, self._links, self._sink)
+            with at_work(self, much=False):
+                shortcut, is_much = self._shortcut(), False
                 for buffer in flow:
+                    if not is_much and self._source.bytes >= MUCH:
+                        is_much = True
+                        much_comes()
                     if len(buffer):
                         self._sink.write(buffer)
                     if shortcut is not None and shortcut.open and not shortcut.take():
@@ -90,6 +98,13 @@ class Pipeline:
             except (InterruptedBySignal, KeyboardInterrupt):  # in the instant before signals were held
                 _put_away(flow)
                 raise
+
+    def _shortcut(self) -> Shortcut | None:
+        if not all(isinstance(stage, Meter) for _, stage in self._stages):
+            return None
+        from statepipe.pipeline.bypass import find_shortcut  # imports socket, which a stage that works need not pay
+
+        return find_shortcut(self._source, self._links, self._sink)
 
     def status(self) -> dict[str, Any]:
         """Return the progress for JSON: seconds since the start, bytes in and out, the facts of stages and sink."""

@@ -23,10 +23,10 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
 from statepipe.errors import InterruptedBySignal, UsageError
 from statepipe.threads import ENDING, held, start
+from statepipe.typed import Any
 from statepipe.wakeups import waiting
 
 PAUSE = 1.0

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
 
 from statepipe.shapes import Misshapen, Shape, anything, check, either, fields, flag, many, maybe, table, text, whole
+from statepipe.typed import Any
 
 LONGEST = 4 << 20
 """Bytes of one message at most. For a guest of a hundred disks QEMU sends 200 KB. Parsed JSON takes up to thirty times

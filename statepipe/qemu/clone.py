@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NoReturn
 
 from statepipe.errors import StatepipeError, UsageError
 from statepipe.qemu.blocknodes import FORMATS, NULL, Node, Nodes
@@ -22,6 +21,7 @@ from statepipe.qemu.configfile import options, read
 from statepipe.qemu.disks import NoImage, open_image
 from statepipe.qemu.images import FILES
 from statepipe.qemu.view import View
+from statepipe.typed import NoReturn
 
 _PLAIN: dict[str | None, str] = {
     None: "media=disk,index=0",

@@ -9,9 +9,9 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
-from typing import Any
 
 from statepipe.errors import UsageError
+from statepipe.typed import Any
 
 _FLAGS = """
 S s async-teardown audio-help alt-grab ctrl-grab curses daemonize enable-fips enable-hax enable-kvm enable-sync-profile

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from statepipe.qemu.commandline import is_monitor
 from statepipe.qemu.facts import Facts
 from statepipe.qemu.guest import bits, lost, processors
 from statepipe.qemu.places import clashes
+from statepipe.typed import Any
 from statepipe.units import format_size
 
 OK, WARN, FAIL = "ok", "warn", "fail"

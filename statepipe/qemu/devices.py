@@ -6,9 +6,8 @@ migration stream, identify a device by its bus and its address there.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from statepipe.errors import QemuRefused
+from statepipe.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # asyncio takes 60 ms, which a filter need not pay
     from statepipe.qemu.monitor import Monitor

@@ -15,9 +15,10 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
 
 from blake3 import blake3
+
+from statepipe.typed import Any
 
 SAMPLE, SAMPLES = 4096, 256
 """Bytes of a sample, and the number of samples, which include the first and last bytes: 15 ms from a cold SSD."""

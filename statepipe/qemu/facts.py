@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from statepipe.errors import QemuError
 from statepipe.formats.hardware import CPU, CPUS, DEVICES
@@ -28,6 +27,7 @@ from statepipe.qemu.process import inspect_process, qemu_under
 from statepipe.qemu.shared import DISK, disk_facts
 from statepipe.qemu.view import View
 from statepipe.shapes import Misshapen, check, fields, flag, like, many, maybe, number, parse, table, text, told, whole
+from statepipe.typed import Any
 
 Facts = dict[str, Any]
 

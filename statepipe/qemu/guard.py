@@ -13,7 +13,6 @@ import shlex
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from types import MappingProxyType
-from typing import NamedTuple
 
 from statepipe.errors import StatepipeError
 from statepipe.qemu.commandline import in_words, parted, texts
@@ -21,6 +20,7 @@ from statepipe.qemu.disks import Disk, fingerprint
 from statepipe.qemu.guest import PARTS
 from statepipe.qemu.images import Image, Images
 from statepipe.qemu.view import View
+from statepipe.typed import NamedTuple
 
 Warn = Callable[[str], object]
 

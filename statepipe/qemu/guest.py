@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
 
 from statepipe.errors import QemuError
 from statepipe.formats.hardware import HARDWARE
@@ -16,6 +15,7 @@ from statepipe.qemu.commandline import option_of
 from statepipe.qemu.devices import ask, plugged
 from statepipe.qemu.runstates import SUSPENDED
 from statepipe.shapes import LARGEST, Misshapen, check
+from statepipe.typed import TYPE_CHECKING, Any
 from statepipe.units import number_in
 
 if TYPE_CHECKING:  # asyncio takes 60 ms, which a filter need not pay

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from statepipe.errors import QemuError
 from statepipe.qemu.answers import file_name
@@ -18,6 +17,7 @@ from statepipe.qemu.devices import ask, place
 from statepipe.qemu.process import qemu_under
 from statepipe.qemu.view import View
 from statepipe.shapes import Misshapen
+from statepipe.typed import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:  # asyncio takes 60 ms, which a filter need not pay
     from statepipe.qemu.monitor import Monitor

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Self
 
 from statepipe.ends.fd import FdSource, write_all
 from statepipe.errors import QemuError, QemuGone, QemuRefused
@@ -18,6 +17,7 @@ from statepipe.processes import hold_if_seen
 from statepipe.qemu.holders import lock_hint
 from statepipe.qemu.runstates import FINAL, SENT
 from statepipe.stage import Buffer
+from statepipe.typed import TYPE_CHECKING, Any, Self
 from statepipe.wakeups import polled
 
 if TYPE_CHECKING:  # it takes 25 ms, in which a QEMU can start

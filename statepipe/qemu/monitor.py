@@ -18,7 +18,6 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
 
 from qemu.qmp import ExecInterruptedError, ExecuteError, QMPError, Runstate
 
@@ -32,6 +31,7 @@ from statepipe.qemu.runstates import FINAL, SENT
 from statepipe.shapes import Misshapen
 from statepipe.telling import Tell, nobody
 from statepipe.threads import begin, held
+from statepipe.typed import Any, TypeVar
 
 T = TypeVar("T")
 

@@ -8,7 +8,6 @@ import shutil
 import stat
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from statepipe.errors import StatepipeError, UsageError
 from statepipe.imagelocks import deny_writing
@@ -18,6 +17,7 @@ from statepipe.qemu.disks import NoImage, open_image
 from statepipe.qemu.holders import holder_hint
 from statepipe.telling import Tell
 from statepipe.threads import held
+from statepipe.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from statepipe.qemu.clone import Overlay

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
+from statepipe.typed import Any
 from statepipe.units import format_size
 
 FIRST_ROUND = 4

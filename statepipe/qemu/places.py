@@ -13,7 +13,6 @@ import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple
 
 from statepipe.errors import QemuError
 from statepipe.qemu.commandline import TAKE_JSON, in_words, is_monitor, json_of, parted, split
@@ -21,6 +20,7 @@ from statepipe.qemu.configfile import configured, options, read
 from statepipe.qemu.listening import Listened, listened_at
 from statepipe.qemu.view import View
 from statepipe.shapes import fields, flag, many, text, whole
+from statepipe.typed import Any, NamedTuple
 
 Facts = dict[str, Any]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 from statepipe.qemu.commandline import in_words, parted, split
+from statepipe.typed import NamedTuple
 
 _ON = ("on", "yes", "y", "true")
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
 
 from statepipe.errors import InterruptedBySignal, QemuError, QemuGone, StatepipeError
+from statepipe.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # it takes 25 ms, in which a QEMU can start
     from statepipe.qemu.monitor import Monitor

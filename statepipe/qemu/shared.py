@@ -12,13 +12,13 @@ import stat
 import struct
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any
 
 from statepipe.imagelocks import is_image_of_qemu
 from statepipe.qemu.disks import NoImage, format_of, open_image, samples
 from statepipe.qemu.images import Image, Images
 from statepipe.qemu.view import View
 from statepipe.shapes import either, fields, flag, many, maybe, text, whole
+from statepipe.typed import Any
 
 Facts = dict[str, Any]
 

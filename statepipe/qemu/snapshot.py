@@ -18,7 +18,6 @@ import re
 import stat
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, suppress
-from typing import TYPE_CHECKING
 
 from statepipe.errors import IntegrityError, QemuError, QemuGone
 from statepipe.formats.qemu.stream import Phase, QemuStream
@@ -26,6 +25,7 @@ from statepipe.processes import Unavailable, output_of
 from statepipe.qemu.process import names_open, owner, parent_pid
 from statepipe.qemu.runstates import FINAL
 from statepipe.threads import beside_if_possible
+from statepipe.typed import TYPE_CHECKING
 from statepipe.wakeups import READ_SIZE, SMALL, polled
 
 if TYPE_CHECKING:  # it imports asyncio, which would delay a save without a monitor

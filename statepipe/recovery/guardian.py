@@ -14,12 +14,12 @@ import signal
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Self
 
 from statepipe.errors import InterruptedBySignal, QemuError, StatepipeError
 from statepipe.pipeline.signals import ENDING
 from statepipe.processes import Process
 from statepipe.telling import Tell
+from statepipe.typed import Any, Self
 
 NOTE_LIMIT = 64 << 10
 """Bytes of one note: a state, or the settings that QEMU had."""

@@ -33,7 +33,8 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from typing import Generic, TypeVar
+
+from statepipe.typed import Generic, TypeVar
 
 
 class Event(enum.Enum):

@@ -13,11 +13,11 @@ import os
 import stat
 import time
 from collections.abc import Callable
-from typing import Any
 
 from statepipe.ends.fd import failure, write_all
 from statepipe.errors import StatepipeError
 from statepipe.shapes import Misshapen, fields, one_of, parse, text, told
+from statepipe.typed import Any
 
 StepListener = Callable[[dict[str, Any]], None]
 

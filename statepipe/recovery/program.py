@@ -13,8 +13,10 @@ def guard_words(verb: str, side: str) -> list[str]:
 
     It names the folder of our own code, which the launcher of an installed statepipe knows and its children do not.
     """
+    flags = ["-I"] if sys.flags.isolated else ["-P"]
+    flags += ["-S"] if sys.flags.no_site else []
     library = os.path.dirname(os.path.dirname(os.path.abspath(statepipe.__file__)))
-    return [sys.executable, "-I" if sys.flags.isolated else "-P", "-c", _PROGRAM, library, verb, side]
+    return [sys.executable, *flags, "-c", _PROGRAM, library, verb, side]
 
 
 _PROGRAM = "import sys; sys.path.insert(0, sys.argv.pop(1)); from statepipe.cli.guarding import run; run()"

@@ -12,7 +12,6 @@ import socket
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from typing import TypeVar
 
 from statepipe.errors import QemuError, QemuGone, QemuSilent
 from statepipe.qemu.guest import demand_cont
@@ -26,6 +25,7 @@ from statepipe.recovery.guardian import Decide, Notes, Recover
 from statepipe.recovery.handover import RECOVERY, Action, Destination, Source
 from statepipe.recovery.resolve import how_if_sent, how_to_decide
 from statepipe.telling import Tell
+from statepipe.typed import TypeVar
 from statepipe.wakeups import polled
 
 LOOK = 1.0

@@ -8,7 +8,6 @@ from __future__ import annotations
 import shlex
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from typing import Any
 
 from statepipe.errors import QemuError, QemuSilent
 from statepipe.qemu.late_pages import comes_late
@@ -18,6 +17,7 @@ from statepipe.qemu.runstates import LIVE, SENT
 from statepipe.recovery.handover import Destination, Source
 from statepipe.recovery.journal import read_journal
 from statepipe.telling import Tell
+from statepipe.typed import Any
 
 END_TIME = 10_000
 """Milliseconds in which a QEMU must end after it was told to."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from typing import Any
 
 from statepipe.errors import InterruptedBySignal, QemuError, QemuGone, StatepipeError, TruncatedError
 from statepipe.qemu.migration import Outgoing, ProcessWatch, outcome, reported, resume_stopped
@@ -18,6 +17,7 @@ from statepipe.qemu.runstates import FINAL, LIVE
 from statepipe.qemu.settings import are_restored
 from statepipe.recovery.guardian import Guardian
 from statepipe.recovery.rescue import socket_of
+from statepipe.typed import Any
 
 END_TIME = 2000
 """Milliseconds in which QEMU's process ends after its monitor broke off, if it does."""

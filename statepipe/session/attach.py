@@ -44,7 +44,8 @@ def door(name: str, come: Come) -> Iterator[None]:
             if left.startswith(_PREFIX):
                 sweep(folder, left)
         try:
-            listener, file = listen(folder, _PREFIX + name, QUEUE)
+            bound, file = listen(folder, _PREFIX + name, QUEUE)
+            listener = socket.socket(fileno=bound.detach())
         except OSError as error:
             raise StatepipeError(f"cannot open a socket for links: {os.strerror(error.errno or 0)}") from error
         end = Bell()

@@ -12,13 +12,13 @@ import json
 import threading
 import time
 from struct import Struct
-from typing import Any
 
 from statepipe.errors import IntegrityError, PeerError
 from statepipe.session.protocol.frames import Violation
 from statepipe.session.session import Session
 from statepipe.session.streams import Inlet, Outlet
 from statepipe.shapes import Misshapen, anything, parse, table, text, told
+from statepipe.typed import Any
 
 MESSAGES = 1
 """Their channel in each direction. Each side allows the other two channels."""

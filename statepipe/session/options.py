@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
 
 from statepipe.ends.address import Address
 from statepipe.ends.net import Patience, SocketSource
 from statepipe.pipeline.pipeline import NamedStage
 from statepipe.stage import Buffer
 from statepipe.telling import Tell, nobody
+from statepipe.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:  # the session and ssl take 30 ms, which a plain connection need not pay
     import socket

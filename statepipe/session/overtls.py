@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 from statepipe.ends.dial import connect_again, connect_first
 from statepipe.ends.listeners import ListeningSocket
@@ -28,6 +27,7 @@ from statepipe.session.session import FAREWELL, Timing
 from statepipe.session.streams import Inlet, Outlet
 from statepipe.session.tls import HANDSHAKE_TIME
 from statepipe.threads import beside
+from statepipe.typed import TYPE_CHECKING
 from statepipe.wakeups import Stoppable
 
 if TYPE_CHECKING:

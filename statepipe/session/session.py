@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
 
 from statepipe.errors import IntegrityError, NoKeyError, PeerError, QemuError, StatepipeError
 from statepipe.session.linknews import LinkNews, Tell, nobody
@@ -24,6 +23,7 @@ from statepipe.session.protocol.wire import Wire
 from statepipe.session.transport import Transport, drain
 from statepipe.stage import FLUSH, Buffer
 from statepipe.threads import NoThread, join, start
+from statepipe.typed import Self
 
 FAREWELL = 5.0
 """Seconds at most to report the end to the peer, when nothing depends on its answer any more."""

@@ -8,13 +8,13 @@ alone knows whether the consumer has done its part, calls `accept` or `refuse`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Self
 
 from statepipe.errors import IntegrityError, StatepipeError
 from statepipe.session.protocol.channels import ChannelVerdict
 from statepipe.session.protocol.frames import FRAME_SIZE
 from statepipe.session.session import FAREWELL, Session, error_of
 from statepipe.stage import Buffer, Cancelled
+from statepipe.typed import Self
 
 
 class Outlet:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Protocol
 
 from statepipe.ends.net import is_stuck, round_trip
 from statepipe.errors import PeerError
 from statepipe.stage import Buffer
+from statepipe.typed import Protocol
 
 
 class Transport(Protocol):

@@ -18,18 +18,17 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
-
-import zstandard
 
 from statepipe.formats.libvirtimage import Domain
 from statepipe.formats.metadata import Facts
 from statepipe.formats.statefile import Indexed
+from statepipe.libzstd import zstandard
 from statepipe.stage import Buffer, Over, Stage
 from statepipe.stages.blocks import PerThread, over_blocks
 from statepipe.stages.levels import HOME, Controller, levels
 from statepipe.stages.zstd import FRAME_SIZE, Packer, no_index
 from statepipe.threads import cores
+from statepipe.typed import Any
 
 Clock = Callable[[], float]
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from typing import Generic, TypeVar
 
 from statepipe.memorylimit import workers_within
 from statepipe.stage import FLUSH, Buffer, Over, Stage, cut, joined
 from statepipe.threads import parallel
+from statepipe.typed import Generic, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -8,8 +8,6 @@ import re
 import stat
 from collections.abc import Callable, Iterator
 from itertools import chain
-from pathlib import Path
-from typing import Protocol
 
 from blake3 import blake3
 
@@ -18,6 +16,7 @@ from statepipe.errors import IntegrityError, StatepipeError, UsageError
 from statepipe.guessing import did_you_mean
 from statepipe.stage import Buffer, Stage, hold_last
 from statepipe.stages.context import NewFile
+from statepipe.typed import Protocol
 
 ALGORITHMS = ("sha256", "sha512", "sha1", "md5", "blake2b", "blake3")
 
@@ -99,7 +98,11 @@ def lines_to(report: Callable[[str], object], place: str, new_file: NewFile, to:
                 file.commit()
             return
         try:
-            report(lines) if to is None else Path(to).write_bytes(os.fsencode(lines))
+            if to is None:
+                report(lines)
+            else:
+                with open(to, "wb") as device:
+                    device.write(os.fsencode(lines))
         except OSError as error:
             raise StatepipeError(f"cannot write the checksum to {to or place}: {error.strerror}") from error
 

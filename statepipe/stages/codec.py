@@ -8,13 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from importlib import import_module
-from typing import NamedTuple, Protocol, cast
 
 from statepipe.errors import IntegrityError, TruncatedError, UsageError
 from statepipe.formats.beginning import beginning
 from statepipe.formats.zstdframe import MEMORY, SKIPPABLE_FIRST, SKIPPABLE_LAST
 from statepipe.guessing import did_you_mean
 from statepipe.stage import Buffer, Stage, peek
+from statepipe.typed import NamedTuple, Protocol, cast
 
 
 class _Module(Protocol):

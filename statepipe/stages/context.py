@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, Protocol, Self, TextIO
 
 from statepipe.stage import Buffer
+from statepipe.typed import Any, NamedTuple, Protocol, Self, TextIO
 
 Secret = Callable[[], bytes | None]
 """Returns a passphrase, or None if there is none. It may ask the user, so it is called after all other checks."""

@@ -12,12 +12,12 @@ import select
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Protocol, TextIO
 
 from tqdm import tqdm
 from tqdm.utils import disp_len, disp_trim
 
 from statepipe.threads import join, start
+from statepipe.typed import Any, Protocol, TextIO
 from statepipe.units import format_rate, format_size, number_in
 
 BAR_PAUSE, LINE_PAUSE = 0.2, 10.0

@@ -14,7 +14,6 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from itertools import chain
-from typing import NamedTuple
 
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
@@ -37,6 +36,7 @@ from statepipe.formats.age.payload import (
 )
 from statepipe.stage import FLUSH, Buffer, Over, Stage, cut, joined, peek
 from statepipe.threads import parallel
+from statepipe.typed import NamedTuple
 
 WORKERS = None if WRITES_INTO else 1
 """Threads that seal or open: one for each core, if cryptography releases the GIL."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 from statepipe.errors import IntegrityError, StatepipeError, UsageError
 from statepipe.extras import extra
@@ -31,6 +30,7 @@ from statepipe.stage import Buffer, Over, Stage, hold_last
 from statepipe.stages.context import Context, Secret
 from statepipe.stages.external import Ending, ExternalProgram, running
 from statepipe.stages.gpgsettings import DECRYPTING, ENCRYPTING, OVERRULED, SAMPLE, require_none
+from statepipe.typed import Any
 
 _AEAD = "or it is intact and gpg only lacks the key that signed it: import that with gpg --import FILE"
 

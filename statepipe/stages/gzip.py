@@ -8,13 +8,13 @@ last. It parses the header itself: the libraries accept headers that RFC 1952 sa
 from __future__ import annotations
 
 import zlib
-from typing import cast
 
 from statepipe.extras import extra
 from statepipe.formats.zstdframe import MEMORY
 from statepipe.stage import Buffer, Stage
 from statepipe.stages.blocks import in_blocks
 from statepipe.stages.joined import Corrupt, Format, reader
+from statepipe.typed import cast
 
 with extra("gzip"):
     import deflate

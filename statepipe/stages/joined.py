@@ -13,12 +13,12 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Protocol
 
 from statepipe.errors import IntegrityError, TruncatedError
 from statepipe.formats.zstdframe import WHOLE_LIMIT
 from statepipe.stage import FLUSH, Buffer, Over, Stage
 from statepipe.threads import ahead, parallel
+from statepipe.typed import Protocol
 
 STEP = 64 << 10
 """Compressed bytes given to a decoder at a time: it copies its unused bytes, and a malicious file can have a stream in

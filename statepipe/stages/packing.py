@@ -7,7 +7,6 @@ later.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 from statepipe.errors import UsageError
 from statepipe.formats.libvirtimage import Domain
@@ -15,6 +14,7 @@ from statepipe.formats.metadata import Facts
 from statepipe.formats.statefile import Indexed
 from statepipe.stage import Stage
 from statepipe.stages.codec import ZSTD, Codec, parse_codec
+from statepipe.typed import NamedTuple
 from statepipe.units import number_in
 
 Pack = Callable[[Facts, Callable[[], Facts], Callable[[], Indexed | None], Domain | None], Stage]

@@ -11,7 +11,6 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from statepipe.errors import IntegrityError
 from statepipe.formats.qemu.stream import QemuStream
@@ -20,6 +19,7 @@ from statepipe.stages.context import Context
 from statepipe.stages.display import Display
 from statepipe.stages.eta import Remaining
 from statepipe.threads import cores
+from statepipe.typed import Any
 from statepipe.units import format_size
 
 RATE_WINDOW = 3.0

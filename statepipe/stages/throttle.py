@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from typing import Any
 
 from statepipe.errors import IntegrityError
 from statepipe.formats.qemu.stream import QemuStream
 from statepipe.stage import Buffer, Cancelled, Over
 from statepipe.stages.context import Context
+from statepipe.typed import Any
 
 BURST = 0.1
 """Seconds' worth that may pass at once: 2 % of the bytes of 5 s, and enough for late wake-ups."""

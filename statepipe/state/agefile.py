@@ -7,7 +7,6 @@ itself and its place.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol
 
 from statepipe.errors import StatepipeError
 from statepipe.formats.age.armor import looks_armored
@@ -23,6 +22,7 @@ from statepipe.formats.age.payload import (
     open_chunk,
     payload_key,
 )
+from statepipe.typed import Protocol
 
 HEADER_READ = 4 << 10
 """Bytes to read at a time to find the header: one read is enough for two post-quantum recipients."""

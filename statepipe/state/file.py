@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
 
 from statepipe.descriptors import named_by
 from statepipe.ends.file import FileSource
@@ -15,6 +14,7 @@ from statepipe.formats.openpgp import looks_encrypted
 from statepipe.stage import Stage
 from statepipe.stages.codec import RAW, identify
 from statepipe.state.source import StateFile
+from statepipe.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from statepipe.formats.age.envelope import Identity

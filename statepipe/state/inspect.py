@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from statepipe.ends.fd import Nowhere
 from statepipe.formats.libvirtimage import Domain
 from statepipe.pipeline.pipeline import Pipeline
 from statepipe.state.file import Keys, open_state
 from statepipe.state.loading import Ends, foreign_state, read_ends
+from statepipe.typed import Any
 
 
 def inspect(path: str, keys: Keys) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import shlex
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
 
 from statepipe.descriptors import named_by
 from statepipe.ends.fd import FdSink
@@ -44,6 +43,7 @@ from statepipe.state.file import STDIN, Keys, open_state
 from statepipe.state.loading import State, prepare
 from statepipe.state.source import StateFile
 from statepipe.telling import Tell
+from statepipe.typed import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:  # it takes 25 ms, in which a QEMU can start
     from statepipe.qemu.monitor import Monitor

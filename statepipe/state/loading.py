@@ -10,7 +10,6 @@ of what cannot be proved.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
 
 from statepipe.errors import IntegrityError, StatepipeError, TruncatedError
 from statepipe.formats.beginning import HEAD
@@ -47,6 +46,7 @@ from statepipe.stages.codec import RAW, ZSTD, decompress
 from statepipe.state.file import demand_stream
 from statepipe.state.saveimage import SaveImage, demand_format
 from statepipe.state.source import StateFile
+from statepipe.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:  # what reads a whole stream takes 10 ms, which a lazy load need not pay
     from statepipe.formats.qemu.stream import QemuStream

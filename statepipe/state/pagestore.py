@@ -21,15 +21,13 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
-from typing import TYPE_CHECKING, Self
-
-import zstandard
 
 from statepipe.ends.file import FileSource
 from statepipe.errors import IntegrityError, StatepipeError, TruncatedError
 from statepipe.formats.qemu.pages import STORED, Outline, PageIndex, Run
 from statepipe.formats.seektable import SEEK_FOOTER_SIZE, entries_of, seek_table_size
 from statepipe.formats.zstdframe import MEMORY, WHOLE_LIMIT, Frame, FrameSplitter, Part, parse_header
+from statepipe.libzstd import zstandard
 from statepipe.stage import Buffer
 from statepipe.stages.blocks import PerThread
 from statepipe.stages.codec import RAW
@@ -40,6 +38,7 @@ from statepipe.state.saveimage import SaveImage
 from statepipe.state.source import StateFile
 from statepipe.telling import Tell, nobody
 from statepipe.threads import cores, parallel
+from statepipe.typed import TYPE_CHECKING, Self
 from statepipe.units import format_size
 
 if TYPE_CHECKING:  # what reads a whole stream takes 10 ms, which a lazy load need not pay

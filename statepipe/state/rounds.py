@@ -10,13 +10,13 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, NamedTuple
 
 from statepipe.errors import QemuError, QemuGone, StatepipeError
 from statepipe.formats.qemu.stream import QemuStream
 from statepipe.qemu.pace import WAYS_OUT, Pace, StreamPace
 from statepipe.telling import Tell
 from statepipe.threads import beside, beside_if_possible
+from statepipe.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:  # it imports asyncio, which would delay a save without a monitor
     from statepipe.qemu.monitor import Monitor

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any
 
 from statepipe.ends.output import Output, new_output
 from statepipe.ends.rehearsal import Replaceable
@@ -37,6 +36,7 @@ from statepipe.stages.packing import Packing
 from statepipe.state.rounds import Limits, Rounds
 from statepipe.state.saving import IDLE, Plan, Saved, demand_lasting, save_stream
 from statepipe.telling import Tell
+from statepipe.typed import Any
 
 LIVE = "live"
 

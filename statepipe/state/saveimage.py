@@ -6,7 +6,6 @@ Offsets count from where the state begins, behind libvirt's header and its XML.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Self
 
 from statepipe.errors import IntegrityError, StatepipeError, TruncatedError
 from statepipe.formats.libvirtimage import (
@@ -21,6 +20,7 @@ from statepipe.formats.libvirtimage import (
 )
 from statepipe.stage import Buffer
 from statepipe.state.source import StateFile
+from statepipe.typed import Self
 
 
 class SaveImage:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
 
 from statepipe import __version__
 from statepipe.ends.fd import FdSource
@@ -30,6 +29,7 @@ from statepipe.stage import Buffer, Over, Stage
 from statepipe.stages.checksum import Digest
 from statepipe.stages.packing import Packing
 from statepipe.stages.watch import Answer, alone, watch
+from statepipe.typed import Any, NamedTuple
 
 IDLE = 1000
 """Milliseconds without a byte after which a stream without vmdesc counts as ended, if it could end there."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from typing import Protocol, Self
 
 from statepipe.ends.file import FileSource
 from statepipe.errors import StatepipeError
@@ -18,6 +17,7 @@ from statepipe.formats.metadata import META_LIMIT
 from statepipe.formats.seektable import SEEK_TABLE_LIMIT
 from statepipe.stage import Buffer, Over, Stage, cancel, chain, close
 from statepipe.state.agefile import AgeReaderAt
+from statepipe.typed import Protocol, Self
 
 HEAD_LIMIT, TAIL_LIMIT = 2 * (META_LIMIT + 8), META_LIMIT + SEEK_TABLE_LIMIT
 """What is kept of both ends of a file that is decrypted twice: a header and a domain, and a trailer with its seek

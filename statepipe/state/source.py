@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Iterator
-from typing import Protocol, Self
 
 from statepipe.stage import Buffer
+from statepipe.typed import Protocol, Self
 
 
 class StateFile(Protocol):

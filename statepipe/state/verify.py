@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from statepipe.ends.fd import Nowhere
 from statepipe.errors import IntegrityError
@@ -19,6 +18,7 @@ from statepipe.state.inspect import name_format
 from statepipe.state.loading import Ends, read_ends
 from statepipe.state.pageindex import read_index
 from statepipe.state.source import StateFile
+from statepipe.typed import Any
 
 
 def verify_state(path: str, keys: Keys) -> dict[str, Any]:

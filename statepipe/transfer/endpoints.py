@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Union
+from typing import Union
 
 from statepipe.ends.address import SSH, TLS, UNIX
 from statepipe.ends.dial import connect, listening, port_of
@@ -16,6 +16,7 @@ from statepipe.ends.peercred import peer_of, user_name
 from statepipe.ends.ration import Refusals
 from statepipe.session.options import ConnectionPlan, Visit
 from statepipe.telling import Tell, nobody
+from statepipe.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:  # ssl alone takes 18 ms, which a plain connection need not pay
     from statepipe.session.streams import Inlet, Outlet

@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from datetime import datetime
-from typing import Protocol, runtime_checkable
 
 from statepipe.ends.fd import failure, write_all
 from statepipe.errors import StatepipeError, UsageError
 from statepipe.formats.age.envelope import Identity
 from statepipe.formats.age.x25519 import X25519Identity
+from statepipe.typed import Protocol, runtime_checkable
 
 
 @runtime_checkable

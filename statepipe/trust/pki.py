@@ -18,7 +18,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 from cryptography import x509
 
@@ -40,6 +39,7 @@ from statepipe.trust.certificates import (
     read_crl,
     revoke,
 )
+from statepipe.typed import Any
 
 CA_CERT, CA_KEY, CA_CRL = "ca-cert.pem", "ca-key.pem", "ca-crl.pem"
 ISSUED = "issued"

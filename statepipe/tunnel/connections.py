@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
-from typing import Any
 
 from statepipe.ends.ration import Ration
 from statepipe.errors import PeerError, StatepipeError
@@ -18,6 +17,7 @@ from statepipe.session.session import Session
 from statepipe.telling import Tell
 from statepipe.threads import join, start
 from statepipe.tunnel.connection import Connection
+from statepipe.typed import Any
 
 CONNECTIONS = 64
 """Connections at a time. A multifd migration has 17 at most (QEMU's multifd-channels and the main stream)."""

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
 
 from statepipe.ends.address import SSH
 from statepipe.ends.dial import listening, place_of
@@ -40,6 +39,7 @@ from statepipe.tunnel.connections import CONNECTIONS, Connections, share
 from statepipe.tunnel.libvirthost import SYSTEM, Host, labelled, own_folder, this_host, virsh_line
 from statepipe.tunnel.targets import OPENED, TARGETS, WISH, Targets, compared, hear
 from statepipe.tunnel.tunnel import STDIO, Insistent, accept_each, tls_dials
+from statepipe.typed import NamedTuple
 
 CHANNELS = 2
 """What the program writes, and messages."""

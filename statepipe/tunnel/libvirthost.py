@@ -21,13 +21,13 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
-from typing import NamedTuple
 
 from statepipe.ends.address import PATH_LIMIT
 from statepipe.ends.net import Patience, tune
 from statepipe.ends.peercred import peer_of, user_name
 from statepipe.errors import PeerError, StatepipeError, UsageError
 from statepipe.pipeline.runtimefolder import runtime_folder
+from statepipe.typed import NamedTuple
 
 SYSTEM, SESSION = "system", "session"
 """libvirt's two kinds of daemon: root's, and one for each user."""

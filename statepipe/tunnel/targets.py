@@ -12,7 +12,6 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
 
 from statepipe.ends.ration import LINE
 from statepipe.errors import PeerError, StatepipeError, UsageError
@@ -28,6 +27,7 @@ from statepipe.tunnel.libvirthost import (
     connect_qemu,
     own_folder,
 )
+from statepipe.typed import Any, NamedTuple
 
 TARGETS = ("libvirtd", "memory", "disks")
 

@@ -194,7 +194,7 @@ def test_a_package_for_debian_has_all_in_its_place_and_needs_no_more_than_it_say
         }
         <= files
     )
-    assert (root / "usr/bin/statepipe").read_text().startswith("#!/usr/bin/python3 -I\n")
+    assert (root / "usr/bin/statepipe").read_text().startswith("#!/usr/bin/python3 -IS\n")
     assert not [name for name in files if "__pycache__" in name or str(tmp_path) in name]
     assert re.search(
         r"^Depends: python3 \(>= 3\.\d+\), python3 \(<< 3\.\d+~\), libc6 \(>= 2\.34\), libgcc-s1$", control, re.M

@@ -16,6 +16,8 @@ PACKAGE = Path(statepipe.__file__).parent
 
 LAYERS = (
     "statepipe",
+    "statepipe.typed",
+    "statepipe.libzstd",
     "statepipe.errors",
     "statepipe.extras",
     "statepipe.telling",

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol
 
 from statepipe.errors import IntegrityError, NoKeyError, UsageError
 from statepipe.formats.age.derive import FILE_KEY_SIZE, header_mac
 from statepipe.formats.age.header import HEADER_LIMIT, STANZA_LIMIT, Header, HeaderError, Stanza, covered, written
+from statepipe.typed import NamedTuple, Protocol
 
 PASSPHRASE = "scrypt"
 """The kind of stanza that must be the only one in its header, so that it proves that the sender knew the passphrase."""

@@ -14,10 +14,10 @@ from __future__ import annotations
 import binascii
 import re
 from collections.abc import Iterable
-from typing import NamedTuple, NoReturn
 
 from statepipe.errors import IntegrityError, TruncatedError
 from statepipe.stage import Buffer
+from statepipe.typed import NamedTuple, NoReturn
 
 VERSION = b"age-encryption.org/v1\n"
 

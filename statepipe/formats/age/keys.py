@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from statepipe.errors import UsageError
 from statepipe.formats.age import bech32, x25519
 from statepipe.formats.age.envelope import Recipient
 from statepipe.formats.age.x25519 import X25519Identity, X25519Recipient
+from statepipe.typed import TYPE_CHECKING, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     from statepipe.formats.age.hybrid import HybridIdentity

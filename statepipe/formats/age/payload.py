@@ -9,14 +9,13 @@ refused. Only the last chunk may be short; it is empty only in an empty file.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from statepipe.errors import IntegrityError, TruncatedError
 from statepipe.formats.age.derive import hkdf
 from statepipe.stage import Buffer
+from statepipe.typed import NamedTuple
 
 NONCE_SIZE = 16
 CHUNK = 64 << 10

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from statepipe.errors import StatepipeError
 from statepipe.formats.age.envelope import Wrapped
 from statepipe.formats.age.header import HeaderError, Stanza, StanzaParser
+from statepipe.typed import Protocol
 
 LINE_LIMIT = 64 << 10
 """Bytes of a line from a plugin at most: a post-quantum share has 1.5 KB."""

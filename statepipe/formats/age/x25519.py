@@ -6,7 +6,6 @@ wrapping key = HKDF(X25519(ephemeral, recipient), salt = ephemeral share and rec
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
@@ -14,6 +13,7 @@ from statepipe.formats.age import bech32
 from statepipe.formats.age.derive import check_stanza, decode_argument, hkdf, unwrap, wrap
 from statepipe.formats.age.envelope import Wrapped
 from statepipe.formats.age.header import HeaderError, Stanza, encode
+from statepipe.typed import NamedTuple
 
 KIND = "X25519"
 NAME = "age"

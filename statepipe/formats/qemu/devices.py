@@ -19,9 +19,9 @@ import re
 from collections.abc import Iterable
 from itertools import islice
 from struct import Struct
-from typing import NamedTuple
 
 from statepipe.stage import Buffer
+from statepipe.typed import NamedTuple
 
 # A minimal PC's vmdesc has 100 KB, 3 KB a device. This limits the memory that a candidate can use.
 MAX_VMDESC = 32 << 20

@@ -16,9 +16,6 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise, zip_longest
 from operator import add, le
-from typing import Any, NamedTuple
-
-import zstandard
 
 from statepipe.errors import IntegrityError
 from statepipe.formats.qemu.pages import (
@@ -38,7 +35,9 @@ from statepipe.formats.qemu.pages import (
     Run,
 )
 from statepipe.formats.qemu.ram import MAX_BLOCKS, MAX_RAM, RamBlock
+from statepipe.libzstd import zstandard
 from statepipe.shapes import Misshapen, Shape, fields, flag, many, maybe, parse, text, whole
+from statepipe.typed import Any, NamedTuple
 
 RUNS_IN_FRAME = 1 << 15
 CONTENT_LIMIT = 1 << 20

@@ -26,9 +26,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate, islice
 from operator import le
-from typing import NamedTuple
 
 from statepipe.formats.qemu.ram import RamBlock
+from statepipe.typed import NamedTuple
 
 ZERO, STORED = 0, 1
 

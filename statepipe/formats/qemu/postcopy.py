@@ -24,7 +24,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from operator import or_
 from struct import Struct
-from typing import NamedTuple
 
 from statepipe.errors import IntegrityError
 from statepipe.formats.qemu.ram import CONTINUE, EOS, MEM_SIZE, PAGE, ZERO
@@ -44,6 +43,7 @@ from statepipe.formats.qemu.sections import (
     START,
 )
 from statepipe.stage import Buffer
+from statepipe.typed import NamedTuple
 
 PAGE_SIZE = 4096
 """Bytes of a page of the guest: of every machine whose QEMU knows postcopy on x86."""

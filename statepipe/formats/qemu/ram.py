@@ -18,12 +18,12 @@ Sources: QEMU migration/ram.c, ram_save_setup, save_zero_page, ram_save_page, ra
 from __future__ import annotations
 
 from struct import Struct
-from typing import NamedTuple, Protocol
 
 from statepipe.errors import IntegrityError
 from statepipe.formats.qemu.configuration import name_at
 from statepipe.formats.qemu.zeropages import same_records
 from statepipe.stage import Buffer
+from statepipe.typed import NamedTuple, Protocol
 
 ZERO, MEM_SIZE, PAGE, EOS, CONTINUE = 0x02, 0x04, 0x08, 0x10, 0x20
 XBZRLE, HOOK, COMPRESS_PAGE, MULTIFD_FLUSH = 0x40, 0x80, 0x100, 0x200

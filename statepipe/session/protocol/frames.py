@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import enum
 from struct import Struct
-from typing import NamedTuple
 
 from statepipe.errors import PeerError
 from statepipe.stage import Buffer
+from statepipe.typed import NamedTuple
 
 MAGIC = b"\x89SPW\r\n\x1a\n"
 """Like PNG's: a terminal or a text mode between the two ends would change it."""

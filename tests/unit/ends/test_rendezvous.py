@@ -7,6 +7,7 @@ import os
 import socket
 import stat
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ def folder(tmp_path: Path) -> Iterator[int]:
 
 def test_the_name_is_there_alone_with_its_mode_and_somebody_listens(folder: int, tmp_path: Path) -> None:
     listener, file = listen(folder, "name", 1, 0o640)
-    with listener, socket.socket(socket.AF_UNIX) as client:
+    with closing(listener), socket.socket(socket.AF_UNIX) as client:
         client.connect(str(tmp_path / "name"))
         assert os.listdir(folder) == ["name"] and file == file_of(folder, "name")
         assert stat.S_IMODE((tmp_path / "name").stat().st_mode) == 0o640
@@ -38,7 +39,7 @@ def test_only_what_was_left_over_is_taken_away(folder: int, tmp_path: Path, kind
     if kind == "a file":
         (tmp_path / "name").write_text("no socket")
     listener, _ = listen(folder, "other" if kind == "a file" else "name", 0)
-    with listener, socket.socket(socket.AF_UNIX) as client:
+    with closing(listener), socket.socket(socket.AF_UNIX) as client:
         client.connect(str(tmp_path / ("other" if kind == "a file" else "name")))
         if kind == "left over":
             listener.close()
@@ -48,7 +49,7 @@ def test_only_what_was_left_over_is_taken_away(folder: int, tmp_path: Path, kind
 
 def test_a_name_that_another_has_by_now_stays(folder: int, tmp_path: Path) -> None:
     listener, file = listen(folder, "name", 1)
-    with listener:
+    with closing(listener):
         (tmp_path / "another").write_text("another's")
         os.rename(tmp_path / "another", tmp_path / "name")
         remove(folder, "name", file)
