@@ -135,27 +135,47 @@ def output_of(
     Its standard error is dropped, or is a part of the output `with_errors`. Raises Unavailable if it cannot be started,
     takes more than `within` seconds, or writes more than `most` bytes.
     """
-    written, deadline = bytearray(), time.monotonic() + within
+    status, (output,) = _run(command, command[0], within, most, [(1, 2) if with_errors else (1,)])
+    return status, output
+
+
+def outputs_of(command: Sequence[str], name: str, within: float, most: int = 1 << 20) -> tuple[int, bytes, bytes]:
+    """Do the same, and return its standard error apart. `name` is what messages call the program."""
+    status, (output, errors) = _run(command, name, within, most, [(1,), (2,)])
+    return status, output, errors
+
+
+def _run(
+    command: Sequence[str], name: str, within: float, most: int, wanted: Sequence[Sequence[int]]
+) -> tuple[int, list[bytes]]:
+    """Run it, and return its exit status and what it wrote to the descriptors of each group in `wanted`."""
+    deadline = time.monotonic() + within
     with ExitStack() as opened:
         nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         opened.callback(os.close, nothing)
-        reading, writing = os.pipe()
-        opened.callback(os.close, reading)
-        try:
-            process = Process(command, {0: nothing, 1: writing, 2: writing if with_errors else nothing})
-        finally:
-            os.close(writing)
+        descriptors, written = {0: nothing, 1: nothing, 2: nothing}, dict[int, bytearray]()
+        with ExitStack() as until_started:
+            for numbers in wanted:
+                reading, writing = os.pipe()
+                opened.callback(os.close, reading)
+                until_started.callback(os.close, writing)
+                descriptors |= dict.fromkeys(numbers, writing)
+                written[reading] = bytearray()
+            process = Process(command, descriptors)
         opened.callback(process.reap)
         opened.callback(process.kill)  # its whole group: its children may still hold the pipe
-        while polled(reading).poll(max(deadline - time.monotonic(), 0) * 1000):
-            if not (part := os.read(reading, READ_SIZE)):
-                if process.has_ended(int(max(deadline - time.monotonic(), 0) * 1000)):
-                    return process.status(), bytes(written)
-                break
-            written += part
-            if len(written) > most:
-                raise Unavailable(f"{command[0]} wrote more than {most} bytes")
-        raise Unavailable(f"{command[0]} took more than {within:g} s")
+        poll, left = polled(*written), len(written)
+        while left and (ready := poll.poll(max(deadline - time.monotonic(), 0) * 1000)):
+            for reading, _ in ready:
+                if not (part := os.read(reading, READ_SIZE)):
+                    poll.unregister(reading)
+                    left -= 1
+                written[reading] += part
+            if sum(map(len, written.values())) > most:
+                raise Unavailable(f"{name} wrote more than {most} bytes")
+        if not left and process.has_ended(int(max(deadline - time.monotonic(), 0) * 1000)):
+            return process.status(), [bytes(part) for part in written.values()]
+        raise Unavailable(f"{name} took more than {within:g} s")
 
 
 def _waited_for(pid: int) -> int:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from statepipe.errors import StatepipeError
 from statepipe.libvirt.offer import IMAGE, wake
-from statepipe.libvirt.virsh import PAUSED, RUNNING, LibvirtError, NoDomain, Virsh
+from statepipe.libvirt.virsh import PAUSED, SHUT_OFF, LibvirtError, NoDomain, Virsh
 from statepipe.recovery.guardian import Notes
 from statepipe.telling import Tell
 from statepipe.wakeups import polled
@@ -52,7 +52,7 @@ class Target(NamedTuple):
             state = self.virsh.state(self.uuid)
         except NoDomain:  # it was transient, or another host's
             return
-        if state.state in (RUNNING, PAUSED):
+        if state.state != SHUT_OFF:  # also one that sleeps, or has crashed and is kept, has its guest
             hint = f"it would be another guest on the same disks; to give that up: virsh destroy {self.name}"
             raise LibvirtError(f"the domain {self.name} is {state} already", hint=hint)
         if self.virsh.has_managed_save(self.uuid):

@@ -14,7 +14,7 @@ import shlex
 from typing import NamedTuple
 
 from statepipe.errors import QemuError, QemuSilent, StatepipeError, UsageError
-from statepipe.processes import Unavailable, lines_in, output_of
+from statepipe.processes import Unavailable, lines_in, outputs_of
 
 ANSWER = 30.0
 """Seconds that virsh has for an answer, which takes it 15 ms."""
@@ -24,8 +24,9 @@ LONGEST = 500
 
 INSTALL = "install virsh (Debian and Ubuntu: libvirt-clients, Fedora: libvirt-client)"
 
-RUNNING, PAUSED, SHUT_OFF = "running", "paused", "shut off"
-"""virsh's words for states of a domain; its others are: idle, in shutdown, crashed, pmsuspended."""
+RUNNING, PAUSED, SHUT_OFF, ASLEEP = "running", "paused", "shut off", "pmsuspended"
+STATES = (RUNNING, PAUSED, SHUT_OFF, ASLEEP, "idle", "in shutdown", "crashed", "no state")
+"""virsh's words for the states of a domain. Only one that is shut off has no guest."""
 
 
 class LibvirtError(QemuError):
@@ -43,6 +44,8 @@ class NoVirsh(StatepipeError):
 class NoDomain(LibvirtError):
     """libvirt knows no such domain."""
 
+
+_URI = re.compile(r"[a-z]\S{0,2000}:\S{0,2000}")
 
 _UUID = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -74,21 +77,20 @@ class Virsh(NamedTuple):
     def command(self, *words: str) -> list[str]:
         """Return the command line of virsh for these words, with messages that can be read by programs."""
         uri = [] if self.uri is None else [f"--connect={self.uri}"]
-        return ["env", "LC_ALL=C", "virsh", "--quiet", *uri, *words]
+        return ["env", "-u", "VIRSH_DEBUG", "LC_ALL=C", "virsh", "--quiet", *uri, *words]
 
     def ask(self, *words: str, within: float = ANSWER) -> str:
         """Return what virsh prints. Raises LibvirtError with libvirt's reason if it fails, LibvirtSilent if it does not
         answer within so many seconds."""
         try:
-            status, output = output_of(self.command(*words), within, with_errors=True)
+            status, output, errors = outputs_of(self.command(*words), "virsh", within)
         except Unavailable as error:
             raise LibvirtSilent(str(error), hint="is libvirtd at work? see: systemctl status libvirtd") from error
-        text = output.decode(errors="replace")
         if status == 127:  # env's, for a program that is not there
             raise NoVirsh("virsh is not installed", hint=INSTALL)
         if status:
-            raise failure(text)
-        return text
+            raise failure(errors.decode(errors="replace"))
+        return output.decode(errors="replace")
 
     def find(self, name: str) -> Found:
         """Return the domain with this name, id or UUID. Raises LibvirtError, and UsageError for a connection to another
@@ -97,7 +99,7 @@ class Virsh(NamedTuple):
         if not name or "\0" in name or "\n" in name:
             raise UsageError(f"no domain can have the name {name!r}", hint="virsh list --all shows them")
         uri, uuid = self._lines(f"uri; domuuid --domain={shlex.quote(name)}")
-        demand_local(uri)
+        _demand_uri(uri)
         if not _UUID.fullmatch(uuid):
             raise LibvirtError(f"virsh answered what is not a UUID: {_shown(uuid)}")
         there = Virsh(uri)
@@ -111,6 +113,13 @@ class Virsh(NamedTuple):
             raise LibvirtError(f"virsh answered {len(lines)} lines where 2 were asked for: {_shown(' / '.join(lines))}")
         return lines
 
+    def itself(self) -> Virsh:
+        """Return the same connection with its URI, for a connection that virsh has chosen. Raises as `find`."""
+        demand_local(self.uri or os.environ.get("LIBVIRT_DEFAULT_URI"))
+        uri = self.ask("uri").strip()
+        _demand_uri(uri)
+        return Virsh(uri)
+
     def state(self, uuid: str, within: float = ANSWER) -> DomainState:
         """Return the state of a domain. Raises NoDomain, LibvirtError, LibvirtSilent."""
         return parse_state(self.ask("domstate", "--reason", f"--domain={uuid}", within=within))
@@ -122,8 +131,11 @@ class Virsh(NamedTuple):
 
 
 def parse_state(text: str) -> DomainState:
-    """Return the state that virsh prints as "running (booted)"."""
+    """Return the state that virsh prints as "running (booted)". Raises LibvirtError for other text: what is not
+    understood must not decide about a guest."""
     state, _, reason = text.strip().partition(" (")
+    if state not in STATES:
+        raise LibvirtError(f"virsh answered what is not the state of a domain: {_shown(text.strip())}")
     return DomainState(state, reason.removesuffix(")"))
 
 
@@ -142,6 +154,13 @@ def demand_local(uri: str | None) -> None:
             f"{uri} is a connection to another host, and libvirt passes the state on only where it runs",
             hint=f"run statepipe there, for example: ssh {host or 'HOST'} statepipe save --domain NAME FILE",
         )
+
+
+def _demand_uri(uri: str) -> None:
+    """Raises LibvirtError unless virsh has answered a URI, and UsageError as `demand_local`."""
+    if not _URI.fullmatch(uri):
+        raise LibvirtError(f"virsh answered what is not the URI of a connection: {_shown(uri)}")
+    demand_local(uri)
 
 
 def failure(text: str) -> LibvirtError:

@@ -16,7 +16,6 @@ from typing import NamedTuple
 from statepipe.ends.file import is_named, keep, take_back
 from statepipe.libvirt.intake import answer, hide, keep_full, knocking, remove
 from statepipe.libvirt.virsh import (
-    PAUSED,
     RUNNING,
     SHUT_OFF,
     DomainState,
@@ -151,9 +150,7 @@ def _finish(job: Job, known: Notes) -> str:
 
 
 def judge(state: DomainState | None, *, is_signed: bool) -> bool:
-    """Return whether the file stays. It does unless the domain has its guest, running or paused. If the domain's state
-    is not known, it stays if libvirt has written its last 92 bytes: without them, the guest runs on when libvirt is
-    back."""
-    if state is None:
-        return is_signed
-    return state.state not in (RUNNING, PAUSED)
+    """Return whether the file stays. It does if the domain is shut off: in every other state it has its guest. If the
+    domain's state is not known, it stays if libvirt has written its last 92 bytes: without them, the guest runs on when
+    libvirt is back."""
+    return is_signed if state is None else state.state == SHUT_OFF

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from statepipe.processes import Unavailable, lines_in, output_of, read_lines
+from statepipe.processes import Unavailable, lines_in, output_of, outputs_of, read_lines
 
 
 def test_what_it_writes_and_how_it_ended_are_known() -> None:
@@ -51,3 +51,17 @@ def test_only_a_newline_ends_a_line(tmp_path: Path) -> None:
     assert lines_in(f"a{SEPARATORS}b\n\nc\n") == [f"a{SEPARATORS}b", "c"] and lines_in("") == []
     (tmp_path / "file").write_bytes(f"a{SEPARATORS}b\nc".encode() + b"\xff\n")
     assert read_lines(str(tmp_path / "file"), "surrogateescape") == [f"a{SEPARATORS}b", "c\udcff"]
+
+
+def test_its_errors_are_apart() -> None:
+    script = "echo heard; echo lost >&2; head -c 200000 /dev/zero >&2; echo more; exit 3"
+    status, output, errors = outputs_of(["sh", "-c", script], "it", 10)
+    assert (status, output, errors[:5], len(errors)) == (3, b"heard\nmore\n", b"lost\n", 200_005)
+
+
+@pytest.mark.parametrize(
+    ("script", "within", "told"), [("exec sleep 60", 0.2, "it took more than 0.2 s"), ("yes >&2", 10, "it wrote more")]
+)
+def test_it_is_called_by_its_name(script: str, within: float, told: str) -> None:
+    with pytest.raises(Unavailable, match=told):
+        outputs_of(["sh", "-c", script], "it", within, 1 << 16)

@@ -45,6 +45,28 @@ def test_a_state_has_a_reason() -> None:
     assert str(DomainState("running", "save canceled")) == "running (save canceled)"
 
 
+@pytest.mark.parametrize("text", ["", "Running", "was weiss ich", "(booted)", "running\nshut off", "x" * 9999])
+def test_what_is_not_understood_is_no_state(text: str) -> None:
+    """Above all, it is not a domain that is shut off."""
+    with pytest.raises(LibvirtError, match="not the state of a domain") as caught:
+        parse_state(text)
+    assert len(str(caught.value)) < 1000
+
+
+def test_messages_of_virsh_are_not_taken_for_its_answer(virsh: Callable[[str], Virsh]) -> None:
+    """Such as those that LIBVIRT_DEBUG makes libvirt's library write."""
+    noise = "echo '2026-01-01 12:00:00.000+0000: 1: info : libvirt version: 9.0.0' >&2"
+    assert virsh(f"{noise}\necho 'shut off (saved)'").state(UUID) == DomainState("shut off", "saved")
+
+
+@pytest.mark.parametrize("answer", ["", "qemu", "what is this?", "qemu:///system\\nqemu:///session", "q:" + "x" * 9999])
+def test_a_connection_without_an_uri_is_none(virsh: Callable[[str], Virsh], answer: str) -> None:
+    with pytest.raises(LibvirtError, match="not the URI of a connection") as caught:
+        virsh(f"printf '{answer}\\n'").itself()
+    assert len(str(caught.value)) < 1000
+    assert virsh("echo qemu:///session").itself() == Virsh("qemu:///session")
+
+
 def test_a_domain_is_found_by_its_name(virsh: Callable[[str], Virsh], tmp_path: Path) -> None:
     found = virsh(FOUND).find("a'b c")
     assert found == (Virsh("qemu:///session"), "vm1", UUID, DomainState("running", "booted"))
@@ -84,7 +106,15 @@ def test_the_default_is_looked_at_before_virsh_dials_it(
     assert not (tmp_path / "words").exists()
 
 
-@pytest.mark.parametrize(("answer", "shown"), [("what", "answered 1 lines"), ("a\\nb\\n", "not a UUID: b")])
+@pytest.mark.parametrize(
+    ("answer", "shown"),
+    [
+        ("what", "answered 1 lines"),
+        ("a\\nb\\n", "not the URI of a connection: a"),
+        ("qemu:///system\\nb\\n", "not a UUID: b"),
+        (f"qemu:///system\\n{UUID}\\n", "not the state of a domain: " + UUID),
+    ],
+)
 def test_another_answer_is_no_answer(virsh: Callable[[str], Virsh], answer: str, shown: str) -> None:
     with pytest.raises(LibvirtError, match=shown):
         virsh(f"printf '{answer}'").find("vm1")
@@ -123,6 +153,6 @@ def test_no_virsh_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_silent_libvirt_is_told(virsh: Callable[[str], Virsh]) -> None:
-    with pytest.raises(LibvirtSilent, match=r"more than 0\.2 s") as caught:
+    with pytest.raises(LibvirtSilent, match=r"virsh took more than 0\.2 s") as caught:
         virsh("exec sleep 60").state(UUID, within=0.2)
     assert isinstance(caught.value, QemuSilent)

@@ -11,7 +11,8 @@ import pytest
 
 from statepipe.ends.file import FileSink
 from statepipe.libvirt import witness
-from statepipe.libvirt.witness import ANSWERING, Job, recover_domain
+from statepipe.libvirt.virsh import STATES, DomainState
+from statepipe.libvirt.witness import ANSWERING, Job, judge, recover_domain
 from statepipe.recovery.guardian import Decide
 
 
@@ -76,3 +77,10 @@ def test_a_virsh_that_cannot_be_started_tells_nothing(
     (tmp_path / "env").symlink_to(str(shutil.which("env")))
     monkeypatch.setenv("PATH", str(tmp_path))
     assert job.ask(0.1) is None
+
+
+@pytest.mark.parametrize("is_signed", [False, True])
+def test_only_a_domain_that_is_shut_off_has_no_guest(is_signed: bool) -> None:
+    stays = [state for state in STATES if judge(DomainState(state, ""), is_signed=is_signed)]
+    assert stays == ["shut off"]
+    assert judge(None, is_signed=is_signed) == is_signed
