@@ -28,6 +28,7 @@ import errno
 import os
 import select
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fcntl import F_SETPIPE_SZ, fcntl
@@ -36,6 +37,7 @@ from typing import Self
 from statepipe.ends.fd import failure
 from statepipe.errors import StatepipeError, TruncatedError
 from statepipe.formats.libvirtimage import HEADER_SIZE, SAVED, ImageHeader, parse_header
+from statepipe.libvirt.virsh import LibvirtSilent
 from statepipe.pipeline.runtimefolder import open_runtime_folder
 from statepipe.threads import beside
 from statepipe.wakeups import enlarge_pipe, polled
@@ -117,16 +119,18 @@ class Intake:
 
     # --- the image
 
-    def await_image(self, ended: int) -> bool:
+    def await_image(self, ended: int, within: float) -> bool:
         """Wait until libvirt has opened the image and written; then its second open will find the second FIFO.
 
         Return False if the descriptor `ended` is readable first: virsh has ended, and libvirt has written nothing.
-        Raises StatepipeError.
+        Raises LibvirtSilent if neither happens within so many seconds, StatepipeError.
         """
-        poll = polled(self.data, ended)
-        while not (ready := dict(poll.poll())).get(self.data, 0) & select.POLLIN:
+        poll, deadline = polled(self.data, ended), time.monotonic() + within
+        while not (ready := dict(poll.poll(_left(deadline)))).get(self.data, 0) & select.POLLIN:
             if ended in ready:
                 return False
+            if not ready:
+                raise LibvirtSilent(f"libvirt has not begun the save after {within:g} s", hint=_STUCK)
             poll.unregister(self.data)  # libvirt has closed it without a byte: virsh will end, and say why
         try:
             os.rename(os.path.join(self.folder, FINAL), self.path)
@@ -159,18 +163,22 @@ class Intake:
 
     # --- the question
 
-    def await_question(self, ended: int) -> bool:
-        """Wait until libvirt asks to commit. Return False if it does not: virsh has ended (`ended` is readable)."""
+    def await_question(self, ended: int, within: float) -> bool:
+        """Wait until libvirt asks to commit. Return False if it does not: virsh has ended (`ended` is readable). Raises
+        LibvirtSilent if neither happens within so many seconds."""
+        deadline = time.monotonic() + within
         with select.epoll() as epoll:
             # A level would be reported for ever, as the pipe is full. An edge is there when a writer comes or goes.
             epoll.register(self.question, select.EPOLLIN | select.EPOLLET)
             epoll.register(ended, select.EPOLLIN)
             while True:
-                seen = {fd for fd, _ in epoll.poll()}
+                seen = {fd for fd, _ in epoll.poll(max(deadline - time.monotonic(), 0))}
                 if is_asked(self.question):
                     return True
                 if ended in seen:
                     return False
+                if not seen:
+                    raise LibvirtSilent(f"libvirt has not finished the save after {within:g} s", hint=_STUCK)
 
     # --- the refusal
 
@@ -187,6 +195,14 @@ class Intake:
             if fd >= 0:
                 os.close(fd)
         self.question = self.data = -1
+
+
+_STUCK = "see whether libvirtd and the guest's QEMU are at work: virsh domjobinfo NAME"
+
+
+def _left(deadline: float) -> float:
+    """Milliseconds until then."""
+    return max(deadline - time.monotonic(), 0) * 1000
 
 
 def is_asked(question: int) -> bool:

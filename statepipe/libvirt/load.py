@@ -7,7 +7,6 @@ ours. Without virsh we could not be told what libvirt did, so the end of virsh e
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -20,8 +19,8 @@ from statepipe.formats.libvirtimage import Domain, beginning
 from statepipe.libvirt.disks import refuse_changed_disks
 from statepipe.libvirt.offer import Offer
 from statepipe.libvirt.target import CLEARING, HANDED, OFFERED, Target
-from statepipe.libvirt.virsh import LibvirtError, Virsh, demand_local
-from statepipe.libvirt.work import AtWork
+from statepipe.libvirt.virsh import SHUT_OFF, DomainState, LibvirtError, LibvirtSilent, NoDomain, Virsh
+from statepipe.libvirt.work import LATEST, AtWork
 from statepipe.pipeline.pipeline import Pipeline
 from statepipe.qemu.guard import Said
 from statepipe.recovery.guardian import GuardCommand, Guardian
@@ -99,7 +98,10 @@ def _restore(
         handed()
         tell.here()
         offer.commit()
-        work.has_ended()
+        if not work.has_ended(LATEST):
+            raise LibvirtSilent(
+                f"libvirt has all of the state, and does not say after {LATEST:g} s that it is restored"
+            )
         if reason := work.reason():
             raise reason
     except BaseException as error:
@@ -122,11 +124,19 @@ def _restore(
 
 
 def _report(target: Target, tell: Telling) -> None:
-    """Report a domain that is restored. If libvirt does not tell its state, the load has succeeded all the same."""
+    """Report a domain that is restored. If libvirt does not tell its state, the load has succeeded all the same. Raises
+    LibvirtError if its guest is gone by now: then nobody has the state but the file."""
     try:
-        tell.loaded(target.name, target.virsh.state(target.uuid).state)  # libvirt 9.0 gives "migrating" as the reason
+        state = target.virsh.state(target.uuid)
+    except NoDomain:
+        state = DomainState(SHUT_OFF, "")  # a transient one
     except StatepipeError as error:
         tell.warn(f"the state is loaded, but libvirt does not tell the domain's state: {error}")
+        return
+    if state.state == SHUT_OFF:
+        hint = "see the end of the domain's log in /var/log/libvirt/qemu or ~/.cache/libvirt/qemu/log; keep the file"
+        raise LibvirtError(f"libvirt has restored the domain {target.name}, but now it is {state}", hint=hint)
+    tell.loaded(target.name, state.state)  # libvirt 9.0 gives "migrating" as the reason
 
 
 def _demand_domain(state: State) -> Domain:
@@ -139,13 +149,11 @@ def _demand_domain(state: State) -> Domain:
 
 def _target(uri: str | None, xml: bytes) -> Target:
     """Return the domain that this XML describes. Raises StatepipeError, and UsageError for another host's libvirt."""
-    demand_local(uri or os.environ.get("LIBVIRT_DEFAULT_URI"))
-    its = Virsh(uri).ask("uri").strip()
-    demand_local(its)
+    its = Virsh(uri).itself()
     who = identity(xml)
     if who.name is None or who.uuid is None:
         raise StatepipeError("the domain's XML has no name or no UUID", hint="check it with xmllint")
-    return Target(Virsh(its), who.name, who.uuid)
+    return Target(its, who.name, who.uuid)
 
 
 def read_xml(path: str) -> bytes:

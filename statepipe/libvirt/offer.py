@@ -11,7 +11,8 @@ open finds a FIFO of its own:
 3. The first piece of the stream is written when all of the beginning has been read. The reader that reads it, too, gets
    the stream. If the reader has closed its FIFO, everything begins again in the next one.
 
-No step waits for a time. A reader whose stream has no end mark refuses it, so nothing runs if we are killed.
+No step waits for a time, but libvirt must open the image within LATEST. A reader whose stream has no end mark refuses
+it, so nothing runs if we are killed.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from typing import NamedTuple, Self
 
 from statepipe.ends.fd import failure, reader_gone
 from statepipe.errors import ReaderGone, StatepipeError
+from statepipe.libvirt.virsh import LibvirtSilent
+from statepipe.libvirt.work import LATEST
 from statepipe.pipeline.runtimefolder import open_runtime_folder
 from statepipe.stage import Buffer
 from statepipe.wakeups import enlarge_pipe
@@ -111,7 +114,8 @@ class Offer:
     def write(self, buffer: Buffer) -> None:
         """Write the whole buffer; the first waits until libvirt reads the stream.
 
-        Raises Withdrawn if virsh ends before all is written, ReaderGone if libvirt closes the stream, StatepipeError.
+        Raises Withdrawn if virsh ends before all is written, ReaderGone if libvirt closes the stream, LibvirtSilent if
+        it never opens the image, StatepipeError.
         """
         left = memoryview(buffer).cast("B")
         if self._taken < 0:
@@ -154,7 +158,7 @@ class Offer:
         """Wait for a reader, and give it the beginning and the piece. Return the descriptor to it; None if it closes
         the FIFO before it has read them. Raises StatepipeError."""
         reading, writing = self._next
-        self._is_read(writing)
+        self._wait(writing, LATEST)
         self._next = self._place()
         os.close(reading)  # from now on we are told when libvirt, the only reader, closes it
         rest = self._beginning[FIRST:]
@@ -206,13 +210,17 @@ class Offer:
         """Wait until what is in the FIFO was read; return False if its reader has closed it. Raises Withdrawn."""
         return not self._wait(writing) & select.POLLERR
 
-    def _wait(self, writing: int) -> int:
-        """Return what poll() reports of a descriptor, once there is something. Raises Withdrawn."""
+    def _wait(self, writing: int, within: float | None = None) -> int:
+        """Return what poll() reports of a descriptor, once there is something. Raises Withdrawn, and LibvirtSilent if
+        there is nothing within so many seconds (None: without limit)."""
         poll = select.poll()
         poll.register(writing, select.POLLOUT)
         if self.ended is not None:
             poll.register(self.ended, select.POLLIN)
-        seen = dict(poll.poll())
+        seen = dict(poll.poll(None if within is None else within * 1000))
+        if not seen:
+            what = f"libvirt has not opened the image after {within:g} s"
+            raise LibvirtSilent(what, hint="is libvirtd at work? see: systemctl status libvirtd")
         if self.ended in seen:
             raise Withdrawn(f"virsh ended before libvirt had read the image at {self.path}")
         return seen[writing]

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any, NamedTuple
@@ -22,9 +23,9 @@ from statepipe.errors import InterruptedBySignal, StatepipeError, TruncatedError
 from statepipe.formats.libvirtimage import FORMATS, RAW, ImageHeader, split_data
 from statepipe.formats.zstdframe import MEMORY
 from statepipe.libvirt.intake import SIGNED, Intake, answer, is_asked, knocking
-from statepipe.libvirt.virsh import PAUSED, RUNNING, Found, LibvirtError, LibvirtSilent, Virsh
+from statepipe.libvirt.virsh import ASLEEP, PAUSED, RUNNING, SHUT_OFF, Found, LibvirtError, LibvirtSilent, Virsh
 from statepipe.libvirt.witness import ANSWERING, BACK, RESUMED, Job, judge
-from statepipe.libvirt.work import AtWork
+from statepipe.libvirt.work import LATEST, AtWork
 from statepipe.pipeline.job import works_for
 from statepipe.pipeline.pipeline import NamedStage
 from statepipe.pipeline.signals import ignore
@@ -67,15 +68,27 @@ def save_domain(request: DomainRequest, guard: GuardCommand) -> DomainSaved:
     """Save a domain of libvirt's, which is shut off then. Raises StatepipeError, with the domain as it was before; if
     we are killed, the guardian that `guard` starts sees to that."""
     found = Virsh(request.uri).find(request.name)
-    if found.state.state not in (RUNNING, PAUSED):
-        hint = f"start it: virsh start {found.name}"
-        raise LibvirtError(f"the domain {found.name} is {found.state}: there is no state to save", hint=hint)
+    _demand_guest(found)
     with new_output(request.path, replaceable=request.replaceable) as sink:
         if not isinstance(sink, FileSink):
             what = "libvirt ends the domain with its save, and what is written to a descriptor cannot be taken back"
             raise UsageError(what, hint="name a FILE")
         with Guardian(guard) as guardian:
             return _Save(request, found, sink, guardian).run()
+
+
+def _demand_guest(found: Found) -> None:
+    """Raises LibvirtError for a domain whose guest is not there, or in no state that libvirt saves."""
+    state, name = found.state, shlex.quote(found.name)
+    if state.state in (RUNNING, PAUSED):
+        return
+    if state.state == SHUT_OFF:
+        what, hint = "there is no state to save", f"start it: virsh start {name}"
+    else:
+        what, hint = "only a guest that is running or paused is saved", f"see: virsh domstate --reason {name}"
+    if state.state == ASLEEP:
+        hint = f"wake it first: virsh dompmwakeup {name}"
+    raise LibvirtError(f"the domain {found.name} is {state}: {what}", hint=hint)
 
 
 class _Save:
@@ -121,7 +134,7 @@ class _Save:
 
     def _take(self, work: AtWork) -> DomainSaved:
         """Take the image, and answer. Raises StatepipeError."""
-        if not self._intake.await_image(work.ended):
+        if not self._intake.await_image(work.ended, LATEST):
             raise _reason(work)
         header, data = self._intake.read_beginning()
         state = "shut off (saved)"
@@ -153,7 +166,7 @@ class _Save:
     def _ready(self, work: AtWork) -> None:
         """Wait until libvirt asks to commit. Raises LibvirtError if it does not."""
         intake = self._intake
-        if not intake.await_question(work.ended):
+        if not intake.await_question(work.ended, LATEST):
             while not is_asked(intake.question):  # virsh has ended; the job is libvirt's, and may go on
                 if not self._job.is_saving() and not is_asked(intake.question):
                     raise _reason(work)

@@ -12,7 +12,12 @@ from statepipe.processes import Process
 from statepipe.wakeups import READ_SIZE, polled
 
 SAID_LIMIT = 64 << 10
-"""Bytes of virsh's messages that are kept: libvirt's reason, which may contain the last lines of a QEMU."""
+"""Bytes of virsh's messages that are kept, the last ones: libvirt's reason, which may contain the last lines of a
+QEMU. What stands before it is what LIBVIRT_DEBUG makes virsh write."""
+
+LATEST = 600.0
+"""Seconds in which libvirt begins what it was asked for, or reports the end of it. It takes it less than one, but it
+may have to wait for the guest's disks, for a lock or for a hook."""
 
 TURN = 100
 """Milliseconds between two calls of what is to be done while virsh has not ended."""
@@ -50,7 +55,8 @@ class AtWork:
             ready = {fd for fd, _ in poll.poll(TURN)}
             if self._reading in ready:  # also if nobody waits for it: virsh must not wait for room in a pipe
                 part = os.read(self._reading, READ_SIZE)
-                self._said += part[: SAID_LIMIT - len(self._said)]
+                self._said += part
+                del self._said[:-SAID_LIMIT]
                 if not part:
                     poll.unregister(self._reading)
             elif self._process.pidfd in ready:

@@ -15,6 +15,7 @@ from statepipe.errors import IntegrityError, StatepipeError, TruncatedError
 from statepipe.formats.libvirtimage import HEADER_SIZE, PARTIAL, SAVED, Domain, beginning
 from statepipe.libvirt import intake as module
 from statepipe.libvirt.intake import Intake, answer, is_asked, knocking, remove
+from statepipe.libvirt.virsh import LibvirtSilent
 
 IMAGE = beginning(Domain(b"<domain/>", b"<cookie/>", True)).replace(SAVED, PARTIAL, 1)
 FINAL = IMAGE.replace(PARTIAL, SAVED, 1)[:HEADER_SIZE]
@@ -101,7 +102,7 @@ def write(fd: int, data: bytes) -> None:
 def take(intake: Intake, libvirt: Libvirt, ended: int) -> None:
     """The image, to its end."""
     libvirt.begin(lambda: first(intake.path))
-    assert intake.await_image(ended)
+    assert intake.await_image(ended, 60)
     header, data = intake.read_beginning()
     assert header.is_partial and data.startswith(b"<domain/>\0<cookie/>\0")
     os.set_blocking(intake.data, True)
@@ -114,7 +115,7 @@ def test_libvirt_is_answered_when_it_was_asked_to(intake: Intake, libvirt: Libvi
     take(intake, libvirt, ended[0])
     assert not is_asked(intake.question)
     libvirt.begin(lambda: second(intake.path))
-    assert intake.await_question(ended[0]) and is_asked(intake.question)
+    assert intake.await_question(ended[0], 60) and is_asked(intake.question)
     assert answer(intake.question, None) is True
     libvirt.done()
 
@@ -123,7 +124,7 @@ def test_libvirt_cannot_commit_while_the_first_reader_is_open(intake: Intake, li
     """A naive reader would have its 92 bytes by now."""
     take(intake, libvirt, ended[0])
     libvirt.begin(lambda: second(intake.path))
-    assert intake.await_question(ended[0])
+    assert intake.await_question(ended[0], 60)
     intake.keep_full()
     intake.refuse()
     with pytest.raises(BrokenPipeError):
@@ -134,10 +135,10 @@ def test_libvirt_cannot_end_its_first_step_before_we_have_read(intake: Intake, l
     """So its second open always finds the second FIFO, however short the image is."""
     libvirt.begin(lambda: first(intake.path, IMAGE))
     libvirt.begin(lambda: second(intake.path))
-    assert intake.await_image(ended[0])
+    assert intake.await_image(ended[0], 60)
     intake.read_beginning()
     libvirt.done()
-    assert intake.await_question(ended[0])
+    assert intake.await_question(ended[0], 60)
     assert answer(intake.question, None) is True
     libvirt.done()
 
@@ -182,14 +183,14 @@ def test_a_libvirt_that_goes_away_is_not_waited_for(intake: Intake, libvirt: Lib
     libvirt.begin(lambda: os.close(os.open(intake.path, os.O_WRONLY)))
     libvirt.done()
     ended[1]()
-    assert not intake.await_question(ended[0])
+    assert not intake.await_question(ended[0], 60)
     assert answer(intake.question, None) is False
 
 
 def test_a_libvirt_that_opens_and_does_not_write_may_still_do_so(intake: Intake, ended: Any, libvirt: Libvirt) -> None:
     take(intake, libvirt, ended[0])
     writing = os.open(intake.path, os.O_WRONLY)
-    assert intake.await_question(ended[0])
+    assert intake.await_question(ended[0], 60)
     assert answer(intake.question, 1) is None
     write(writing, FINAL)
     assert answer(intake.question, None) is True
@@ -199,14 +200,14 @@ def test_a_libvirt_that_opens_and_does_not_write_may_still_do_so(intake: Intake,
 def test_other_bytes_are_no_commit(intake: Intake, libvirt: Libvirt, ended: Any, final: bytes) -> None:
     take(intake, libvirt, ended[0])
     libvirt.begin(lambda: write(os.open(intake.path, os.O_WRONLY), final))
-    assert intake.await_question(ended[0])
+    assert intake.await_question(ended[0], 60)
     assert answer(intake.question, None) is False
     libvirt.done()
 
 
 def test_a_virsh_that_ends_without_an_image(intake: Intake, libvirt: Libvirt, ended: Any) -> None:
     ended[1]()
-    assert not intake.await_image(ended[0])
+    assert not intake.await_image(ended[0], 60)
 
 
 def test_an_image_without_a_byte_is_none(intake: Intake, libvirt: Libvirt, ended: Any) -> None:
@@ -214,7 +215,7 @@ def test_an_image_without_a_byte_is_none(intake: Intake, libvirt: Libvirt, ended
     libvirt.begin(lambda: first(intake.path, b""))
     libvirt.done()
     threading.Timer(0, ended[1]).start()
-    assert not intake.await_image(ended[0])
+    assert not intake.await_image(ended[0], 60)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +226,7 @@ def test_another_beginning_is_refused(
     intake: Intake, libvirt: Libvirt, ended: Any, data: bytes, kind: type[StatepipeError]
 ) -> None:
     libvirt.begin(lambda: first(intake.path, data))
-    assert intake.await_image(ended[0])
+    assert intake.await_image(ended[0], 60)
     with pytest.raises(kind):
         intake.read_beginning()
     libvirt.done()
@@ -247,3 +248,10 @@ def test_no_place_for_a_fifo_is_told(runtime: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(StatepipeError, match="cannot make a FIFO at"):
         Intake().__enter__()
     assert list(runtime.iterdir()) == []
+
+
+def test_a_libvirt_that_does_nothing_is_not_waited_for_without_end(intake: Intake, ended: Any) -> None:
+    with pytest.raises(LibvirtSilent, match=r"has not begun the save after 0\.1 s"):
+        intake.await_image(ended[0], 0.1)
+    with pytest.raises(LibvirtSilent, match=r"has not finished the save after 0\.1 s"):
+        intake.await_question(ended[0], 0.1)

@@ -13,6 +13,7 @@ import pytest
 from statepipe.errors import ReaderGone, StatepipeError
 from statepipe.formats.libvirtimage import HEADER_SIZE, Domain, beginning
 from statepipe.libvirt.offer import FIRST, OPENS, PIECE, Offer, Withdrawn
+from statepipe.libvirt.virsh import LibvirtSilent
 
 BEGINNING = beginning(Domain(b"<domain>" + bytes(range(1, 255)) * 200 + b"</domain>", b"<cookie/>", True))
 STREAM = os.urandom(3 << 20)
@@ -164,3 +165,11 @@ def test_a_file_for_virsh_is_ours_alone_and_goes_with_the_folder(offered: Offere
     assert path.parent.stat().st_mode & 0o077 == 0
     with pytest.raises(StatepipeError, match=r"domain\.xml: File exists"):
         offer.put("domain.xml", b"")
+
+
+def test_a_libvirt_that_opens_nothing_is_not_waited_for_without_end(
+    offered: Offered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("statepipe.libvirt.offer.LATEST", 0.1)
+    with pytest.raises(LibvirtSilent, match=r"libvirt has not opened the image after 0\.1 s"):
+        offered[0].write(STREAM)

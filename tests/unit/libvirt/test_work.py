@@ -26,6 +26,14 @@ def test_the_reason_is_libvirts_last_message(virsh: Script) -> None:
         assert str(work.reason()) == "libvirt: no room"
 
 
+def test_the_reason_is_what_it_says_last(virsh: Script) -> None:
+    """However much LIBVIRT_DEBUG makes it write before."""
+    script = f"head -c {SAID_LIMIT * 2} /dev/zero >&2; echo >&2; echo 'error: no room' >&2; exit 1"
+    with AtWork(virsh(script), "restore") as work:
+        assert work.has_ended()
+        assert str(work.reason()) == "libvirt: no room"
+
+
 def test_one_that_was_killed_says_by_what(virsh: Script) -> None:
     with AtWork(virsh("kill -9 $$"), "restore") as work:
         assert work.has_ended()
