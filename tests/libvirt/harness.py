@@ -48,6 +48,12 @@ SYSTEM_SETTINGS: Mapping[str, object] = {"cgroup_controllers": [], "namespaces":
 USER, GROUP = "libvirt-qemu:x:64055:64055::/nonexistent:/bin/false\n", "libvirt-qemu:x:64055:\n"
 """Who runs QEMU in Debian, as the package libvirt-daemon-system makes it."""
 
+SHARED: Mapping[str, object] = {"unix_sock_rw_perms": "0777", "auth_unix_rw": "none"}
+"""Of libvirtd.conf: every user may ask for everything, as the members of group libvirt may."""
+
+MEMBER = 65534
+"""The number of such a user: nobody."""
+
 DOMAIN = """<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
 <name>{name}</name><memory unit='MiB'>{memory}</memory><vcpu>1</vcpu>
 <os><type arch='x86_64' machine='pc'>hvm</type>{boot}</os>
@@ -235,10 +241,14 @@ def missing() -> str | None:
 
 @contextlib.contextmanager
 def started(
-    mode: str, settings: Mapping[str, object] | None = None, libvirtd: str = "libvirtd", path: Path | None = None
+    mode: str,
+    settings: Mapping[str, object] | None = None,
+    libvirtd: str = "libvirtd",
+    path: Path | None = None,
+    daemon: Mapping[str, object] | None = None,
 ) -> Iterator[Libvirt]:
-    """A libvirtd in `mode`, session or system, with more `settings` in its qemu.conf; `libvirtd` is its program, and
-    `path` a folder in which it finds other programs first."""
+    """A libvirtd in `mode`, session or system, with more `settings` in its qemu.conf, and `daemon` in libvirtd.conf;
+    `libvirtd` is its program, and `path` a folder in which it finds other programs first."""
     with tempfile.TemporaryDirectory(prefix="libvirt-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         for part in HOMES.values():
@@ -246,7 +256,8 @@ def started(
         conf = folder / "config" / "libvirt"
         conf.mkdir()
         lines = {**SETTINGS, **(SYSTEM_SETTINGS if mode == "system" else {}), **(settings or {})}
-        (conf / "qemu.conf").write_text("".join(f"{key} = {_value(value)}\n" for key, value in lines.items()))
+        for name_of_it, chosen in (("qemu.conf", lines), ("libvirtd.conf", daemon or {})):
+            (conf / name_of_it).write_text("".join(f"{key} = {_value(value)}\n" for key, value in chosen.items()))
         folder.chmod(0o755)
         log = folder / "libvirtd.log"
         keeper = _keeper(mode, folder, stack.enter_context(log.open("w")), libvirtd, path)
@@ -268,7 +279,7 @@ def _keeper(mode: str, folder: Path, log: Any, libvirtd: str, path: Path | None)
         if os.path.exists("/dev/kvm"):  # it would be examined anew for each domain, for 7 s where KVM is emulated
             (folder / "kvm").touch(mode=0)
             steps += [f"mount --bind {folder}/kvm /dev/kvm"]
-        steps += [f"cp {folder}/config/libvirt/qemu.conf /etc/libvirt/", 'exec "$@"']
+        steps += [f"cp {folder}/config/libvirt/*.conf /etc/libvirt/", 'exec "$@"']
         enter = ["unshare", "--mount", "--propagation", "private", "sh", "-c", " && ".join(steps), "sh"]
         environment = {"PATH": found}
     else:

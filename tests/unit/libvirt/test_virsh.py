@@ -82,7 +82,7 @@ def test_a_name_may_hold_other_ends_of_lines(virsh: Callable[[str], Virsh]) -> N
     shown = f"printf 'Id:             3\\nName:           {name}\\nManaged save:   yes\\n'"
     assert virsh(shown.replace("Id:", f"{name}:")).has_managed_save(UUID)
     with pytest.raises(LibvirtError, match="domain 'a\u2028b\x85c\rd\x0ce' is not running"):
-        virsh(f"printf \"error: domain '{name}' is not running\\n\"; exit 1").ask("save")
+        virsh(f"printf \"error: domain '{name}' is not running\\n\" >&2; exit 1").ask("save")
 
 
 @pytest.mark.parametrize("name", ["", "a\nb", "a\0b"])
