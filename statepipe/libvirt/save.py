@@ -98,7 +98,7 @@ class _Save:
         self._request, self._found, self._sink, self._guardian = request, found, sink, guardian
         self._intake = Intake()
         path = os.path.abspath(request.path)
-        self._job = Job(str(found.virsh.uri), found.uuid, found.name, self._intake.folder, path)
+        self._job = Job(str(found.virsh.uri), found.uuid, found.name, self._intake.folder, path, found.number)
         self._is_kept = False  # the file has its name, and keeps it
         self._is_over = False  # nothing is left to do for the guardian
 

@@ -29,6 +29,10 @@ STATES = (RUNNING, PAUSED, SHUT_OFF, ASLEEP, "idle", "in shutdown", "crashed", "
 """virsh's words for the states of a domain. Only one that is shut off has no guest."""
 
 
+_AGAIN = "and was started again since"
+"""Why a guest is not there whose domain is."""
+
+
 class LibvirtError(QemuError):
     """libvirt refused or failed, with its own reason, or cannot be reached."""
 
@@ -61,12 +65,14 @@ class DomainState(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A domain that exists: the connection it was found through, and what it is and does."""
+    """A domain that exists: the connection it was found through, and what it is and does. `number` is libvirt's id,
+    which is another one each time it is started."""
 
     virsh: Virsh
     name: str
     uuid: str
     state: DomainState
+    number: str
 
 
 class Virsh(NamedTuple):
@@ -98,19 +104,20 @@ class Virsh(NamedTuple):
         demand_local(self.uri or os.environ.get("LIBVIRT_DEFAULT_URI"))
         if not name or "\0" in name or "\n" in name:
             raise UsageError(f"no domain can have the name {name!r}", hint="virsh list --all shows them")
-        uri, uuid = self._lines(f"uri; domuuid --domain={shlex.quote(name)}")
+        uri, uuid = self._lines("uri", f"domuuid --domain={shlex.quote(name)}")
         _demand_uri(uri)
         if not _UUID.fullmatch(uuid):
             raise LibvirtError(f"virsh answered what is not a UUID: {_shown(uuid)}")
         there = Virsh(uri)
-        its_name, state = there._lines(f"domname {uuid}; domstate --reason {uuid}")
-        return Found(there, its_name, uuid, parse_state(state))
+        its_name, state, number = there._lines(f"domname {uuid}", f"domstate --reason {uuid}", f"domid {uuid}")
+        return Found(there, its_name, uuid, parse_state(state), number)
 
-    def _lines(self, words: str) -> list[str]:
-        """Return the two lines that two of virsh's commands print. Raises LibvirtError."""
-        lines = lines_in(self.ask(words))
-        if len(lines) != 2:
-            raise LibvirtError(f"virsh answered {len(lines)} lines where 2 were asked for: {_shown(' / '.join(lines))}")
+    def _lines(self, *commands: str, within: float = ANSWER) -> list[str]:
+        """Return the line that each of virsh's commands prints. Raises as `ask`."""
+        lines, wanted = lines_in(self.ask("; ".join(commands), within=within)), len(commands)
+        if len(lines) != wanted:
+            shown = _shown(" / ".join(lines))
+            raise LibvirtError(f"virsh answered {len(lines)} lines where {wanted} were asked for: {shown}")
         return lines
 
     def itself(self) -> Virsh:
@@ -123,6 +130,13 @@ class Virsh(NamedTuple):
     def state(self, uuid: str, within: float = ANSWER) -> DomainState:
         """Return the state of a domain. Raises NoDomain, LibvirtError, LibvirtSilent."""
         return parse_state(self.ask("domstate", "--reason", f"--domain={uuid}", within=within))
+
+    def state_of(self, uuid: str, number: str, within: float) -> DomainState:
+        """Return the state of the guest that the domain had when libvirt's id of it was `number`: it is shut off, too,
+        if the domain was started again since. Raises as `state`."""
+        state, now = self._lines(f"domstate --reason {uuid}", f"domid {uuid}", within=within)
+        found = parse_state(state)
+        return DomainState(SHUT_OFF, _AGAIN) if found.state != SHUT_OFF and now != number else found
 
     def has_managed_save(self, uuid: str) -> bool:
         """Return whether libvirt keeps a managed save, which the domain's next start loads. Raises as `state`."""

@@ -48,13 +48,14 @@ BACK = 10.0
 
 
 class Job(NamedTuple):
-    """A save at libvirt, to `path` and through the FIFOs in `folder`."""
+    """A save at libvirt, to `path` and through the FIFOs in `folder`, of the guest that the domain has as `number`."""
 
     uri: str
     uuid: str
     name: str
     folder: str
     path: str
+    number: str
 
     @property
     def virsh(self) -> Virsh:
@@ -63,13 +64,14 @@ class Job(NamedTuple):
 
     def ask(self, within: float) -> DomainState | None:
         """Return the domain's state once it is no longer being saved; None if libvirt does not tell within so many
-        seconds. A domain that is gone, as a transient one after its save, is shut off."""
+        seconds. A domain that is gone, as a transient one after its save, is shut off, and so is one that was started
+        again: by libvirtd's autostart, say."""
         deadline = time.monotonic() + within
         while True:
             left = max(deadline - time.monotonic(), LOOK)
             with suppress(LibvirtError, LibvirtSilent, NoVirsh):
                 try:
-                    state = self.virsh.state(self.uuid, left)
+                    state = self.virsh.state_of(self.uuid, self.number, left)
                 except NoDomain:
                     return DomainState(SHUT_OFF, "")
                 if state.reason != SAVING:

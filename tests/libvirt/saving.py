@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 from contextlib import suppress
@@ -55,6 +56,20 @@ class Save:
             self.process.kill()
         with suppress(ValueError):  # it was read to its end
             self.process.communicate()
+
+
+def virsh_of(save: Save) -> int:
+    """The process id of its virsh that saves, once there is one."""
+
+    def find() -> int:
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # it has just ended
+                words = (folder / "cmdline").read_bytes().split(b"\0")
+                if words[0].endswith(b"virsh") and b"save" in words and os.fsencode(save.libvirt.folder) in words[-2]:
+                    return int(folder.name)
+        return 0
+
+    return wait_for("virsh", find)
 
 
 def assert_runs_on(save: Save) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from tests.disks import tmpfs
 from tests.libvirt.harness import Domain, Libvirt, started
-from tests.libvirt.saving import Save, assert_nothing_left, assert_runs_on, assert_saved
+from tests.libvirt.saving import Save, assert_nothing_left, assert_runs_on, assert_saved, virsh_of
 from tests.linux import Missing
 from tests.qemu.harness import PATIENCE, assert_unbroken, statepipe_command, wait_for
 
@@ -418,15 +418,3 @@ def test_the_older_file_is_back_after_a_failure(session: Libvirt) -> None:
     assert_nothing_left(save)
     domain.assert_runs_on()
     assert_unbroken(domain.ticks())
-
-
-def virsh_of(save: Save) -> int:
-    """The process id of its virsh."""
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (folder / "cmdline").read_bytes().split(b"\0")
-            if words[0].endswith(b"virsh") and b"save" in words and os.fsencode(save.libvirt.folder) in words[-2]:
-                return int(folder.name)
-        except OSError:
-            continue
-    raise AssertionError("no virsh")

@@ -13,7 +13,7 @@ from statepipe.libvirt.virsh import DomainState, LibvirtError, LibvirtSilent, No
 UUID = "3fbf76b1-f6fe-43d6-bf76-cd41371924dc"
 FOUND = f"""case "$*" in
 *domuuid*) printf 'qemu:///session\\n{UUID}\\n\\n' ;;
-*) printf 'vm1\\nrunning (booted)\\n\\n' ;;
+*) printf 'vm1\\nrunning (booted)\\n7\\n\\n' ;;
 esac"""
 
 
@@ -45,6 +45,21 @@ def test_a_state_has_a_reason() -> None:
     assert str(DomainState("running", "save canceled")) == "running (save canceled)"
 
 
+@pytest.mark.parametrize(
+    ("answer", "state"),
+    [
+        ("paused (saving)\\n7\\n", DomainState("paused", "saving")),
+        ("shut off (saved)\\n-\\n", DomainState("shut off", "saved")),
+        ("running (booted)\\n8\\n", DomainState("shut off", "and was started again since")),
+        ("running (booted)\\n-\\n", DomainState("shut off", "and was started again since")),
+    ],
+)
+def test_a_domain_that_was_started_again_has_another_guest(
+    virsh: Callable[[str], Virsh], answer: str, state: DomainState
+) -> None:
+    assert virsh(f"printf '{answer}'").state_of(UUID, "7", 10) == state
+
+
 @pytest.mark.parametrize("text", ["", "Running", "was weiss ich", "(booted)", "running\nshut off", "x" * 9999])
 def test_what_is_not_understood_is_no_state(text: str) -> None:
     """Above all, it is not a domain that is shut off."""
@@ -69,11 +84,11 @@ def test_a_connection_without_an_uri_is_none(virsh: Callable[[str], Virsh], answ
 
 def test_a_domain_is_found_by_its_name(virsh: Callable[[str], Virsh], tmp_path: Path) -> None:
     found = virsh(FOUND).find("a'b c")
-    assert found == (Virsh("qemu:///session"), "vm1", UUID, DomainState("running", "booted"))
+    assert found == (Virsh("qemu:///session"), "vm1", UUID, DomainState("running", "booted"), "7")
     words = (tmp_path / "words").read_text().splitlines()
     assert words[:2] == ["C", "--quiet"]
     assert words[2] == "uri; domuuid --domain='a'\"'\"'b c'"
-    assert words[-2:] == ["--connect=qemu:///session", f"domname {UUID}; domstate --reason {UUID}"]
+    assert words[-2:] == ["--connect=qemu:///session", f"domname {UUID}; domstate --reason {UUID}; domid {UUID}"]
 
 
 def test_a_name_may_hold_other_ends_of_lines(virsh: Callable[[str], Virsh]) -> None:
@@ -112,7 +127,7 @@ def test_the_default_is_looked_at_before_virsh_dials_it(
         ("what", "answered 1 lines"),
         ("a\\nb\\n", "not the URI of a connection: a"),
         ("qemu:///system\\nb\\n", "not a UUID: b"),
-        (f"qemu:///system\\n{UUID}\\n", "not the state of a domain: " + UUID),
+        (f"qemu:///system\\n{UUID}\\n", "answered 2 lines where 3"),
     ],
 )
 def test_another_answer_is_no_answer(virsh: Callable[[str], Virsh], answer: str, shown: str) -> None:

@@ -25,7 +25,8 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
     uri = f"qemu:///session?socket={tmp_path}/nothing"
-    return Job(uri, "01234567-89ab-cdef-0123-456789abcdef", "vm1", str(tmp_path / "save-1"), str(tmp_path / "state"))
+    uuid = "01234567-89ab-cdef-0123-456789abcdef"
+    return Job(uri, uuid, "vm1", str(tmp_path / "save-1"), str(tmp_path / "state"), "1")
 
 
 @pytest.fixture
