@@ -2,10 +2,10 @@
 
 The folder is opened once (place.py) and held. The bytes go to a file without a name (O_TMPFILE), so that nothing is
 left behind if we are killed or the power fails. `commit` makes the bytes durable and only then gives them a name:
-fsync, link under an unpredictable temporary name, rename, fsync of the folder. A file that is replaced keeps a second
-name until the new one is durable. If the system has no nameless files, or cannot name them (no /proc, no linkat), the
-file has the temporary name from the start. That name is locked while in use, and the next save removes one that is not
-locked. Conditions that would make the commit fail are checked at the beginning (rehearsal.py).
+fsync, the name (naming.py has the ways), fsync of the folder. If the system has no nameless files, or cannot name them
+(no /proc, no linkat), the file has an unpredictable temporary name from the start. That name is locked while in use,
+and the next save removes one that is not locked. Conditions that would make the commit fail are checked at the
+beginning (rehearsal.py).
 
 Optional features may be missing: advice on the cache, locks (then no old temporary file is removed), and fsync of a
 folder, which some network file systems do not support. Then a name is as durable as that file system makes it, and
@@ -23,13 +23,24 @@ import os
 import re
 import shlex
 import stat
-from collections.abc import Callable
 from contextlib import suppress
 
 from statepipe.descriptors import demand, demand_readable, named_by
 from statepipe.ends.fd import FdSource, failure, write_all
+from statepipe.ends.naming import (
+    UNKNOWN,
+    drop_name,
+    if_known,
+    link,
+    link_nameless,
+    rename,
+    replace,
+    sync_names,
+    take_free,
+    undo_naming,
+)
 from statepipe.ends.place import open_place
-from statepipe.ends.rehearsal import Replaceable, refuse_impossible, shortened
+from statepipe.ends.rehearsal import Replaceable, exists, refuse_impossible, refuse_there, shortened
 from statepipe.errors import StatepipeError
 from statepipe.stage import Buffer
 from statepipe.threads import held
@@ -41,12 +52,12 @@ DROP_WINDOW = 32 << 20
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 """Errors about the folder or this process, and not about files without a name."""
 
-_UNKNOWN = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.ENOTTY, errno.EPERM, errno.EACCES)
-"""Errors of a kernel, a file system or a sandbox for a call that it does not support or allow."""
-
 
 class FileSink:
     """Writes a new file at `path` with `mode` minus the umask. Only `commit` replaces an existing file.
+
+    Without `replaceable`, any regular file is replaced. With it, only the file that is there now, if `replaceable`
+    allows that by its first bytes; if another file has the name at the end, the commit fails.
 
     The context manager removes the new file at its exit unless it was committed. Raises StatepipeError.
     """
@@ -55,6 +66,8 @@ class FileSink:
         self.name, self.bytes = path, 0
         self._linked = False
         self._older: int | None = None
+        self._seen: int | None = None
+        self._replaceable = replaceable
         try:
             self._folder, self._base = open_place(path)
         except (OSError, ValueError) as error:  # a NUL in it, say
@@ -63,6 +76,8 @@ class FileSink:
         stem = shortened(self._base, self._folder, len(f"..{unguessed}.older.part"))
         self._part, self._older_name = f".{stem}.{unguessed}.part", f".{stem}.{unguessed}.older.part"
         try:
+            if replaceable is not None:
+                self._seen = _seen(self._base, self._folder)
             refuse_impossible(path, self._base, self._folder, replaceable)
             sweep(self._folder, stem)
             fd = open_nameless(self._folder, mode) if self._can_name() else None
@@ -71,8 +86,10 @@ class FileSink:
                 fd = os.open(self._part, flags, mode, dir_fd=self._folder)
                 self._linked = True
             self._fd = fd
-            _if_known(lambda: fcntl.flock(self._fd, fcntl.LOCK_EX))
+            if_known(lambda: fcntl.flock(self._fd, fcntl.LOCK_EX))
         except BaseException as error:
+            if self._seen is not None:
+                os.close(self._seen)
             os.close(self._folder)
             if isinstance(error, OSError):
                 raise failure(f"create {path}", error) from error
@@ -85,10 +102,10 @@ class FileSink:
             return False
         try:
             with held():  # a signal between the two would leave the name
-                _link(spare, self._part, self._folder)
+                link_nameless(spare, self._part, self._folder)
                 os.unlink(self._part, dir_fd=self._folder)
         except OSError as error:
-            if error.errno in (*_UNKNOWN, errno.ENOENT):
+            if error.errno in (*UNKNOWN, errno.ENOENT):
                 return False
             raise
         finally:
@@ -104,9 +121,8 @@ class FileSink:
 
         Errors of close are ignored: fsync has reported those of a committed file, and other bytes are not needed.
         """
-        with suppress(OSError):  # if it cannot be removed now, the next save removes it
-            if self._linked:
-                os.unlink(self._part, dir_fd=self._folder)
+        if self._linked:
+            drop_name(self._fd, self._folder, self._part)
         self._linked = False
         if self._older is not None:
             with suppress(OSError):
@@ -114,6 +130,9 @@ class FileSink:
             with suppress(OSError):
                 os.close(self._older)
             self._older = None
+        if self._seen is not None:
+            os.close(self._seen)
+            self._seen = None
         with suppress(OSError):
             os.close(self._fd)
         os.close(self._folder)
@@ -137,19 +156,52 @@ class FileSink:
         """Make the file durable and give it its name. Raises StatepipeError, and then the file does not exist."""
         self.sync()
         try:
-            if not self._linked:
-                _link(self._fd, self._part, self._folder)
-                self._linked = True
-            self._keep_older()
-            os.rename(self._part, self._base, src_dir_fd=self._folder, dst_dir_fd=self._folder)
-            self._linked = False
+            if self._replaceable is None:
+                self._link()
+                self._keep_older()
+                rename(self._folder, self._part, self._base)
+                self._linked = False
+            else:
+                self._take_name(self._replaceable)
             try:
-                _sync(self._folder)
+                sync_names(self._folder)
             except OSError:  # the name might not survive a crash
                 self._take_back()
                 raise
         except OSError as error:
             raise failure(f"complete {self.name}", error) from error
+
+    def _link(self) -> None:
+        """Give the file its temporary name, unless it has it. Raises OSError."""
+        if not self._linked:
+            link_nameless(self._fd, self._part, self._folder)
+            self._linked = True
+
+    def _take_name(self, replaceable: Replaceable) -> None:
+        """Give the file its name, in the place of the file that was there at the beginning or of none.
+
+        Raises UsageError if another file has the name, or that one may not be replaced any more; OSError.
+        """
+        refuse_there(self.name, self._base, self._folder, replaceable)
+        try:
+            if self._seen is None or not self._replace(self._seen):
+                take_free(self._fd, self._folder, self._part, self._base, has_part=self._linked)
+        except FileExistsError as error:
+            raise exists(self.name, "it was not there at the beginning") from error
+        self._linked = False
+
+    def _replace(self, seen: int) -> bool:
+        """Take the name of an open file; return False if no file has that name. Raises FileExistsError, OSError."""
+        self._link()
+        self._keep_older()
+        try:
+            replace(self._folder, self._part, self._base, seen)
+        except FileNotFoundError:
+            return False
+        with suppress(OSError):  # it was renamed, or cannot be kept
+            rename(self._folder, self._part, self._older_name)  # does nothing if it has that name, too
+        drop_name(seen, self._folder, self._part)
+        return True
 
     def sync(self) -> None:
         """Wait until all bytes are on the disk: the long part of a commit. Raises StatepipeError."""
@@ -163,7 +215,7 @@ class FileSink:
         """Remove the committed file, because another part of the work failed. Raises StatepipeError."""
         try:
             self._take_back()
-            _sync(self._folder)
+            sync_names(self._folder)
         except OSError as error:
             raise failure(f"take back {self.name}", error) from error
 
@@ -182,48 +234,21 @@ class FileSink:
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             self._older = os.open(self._base, flags, dir_fd=self._folder)
             fcntl.flock(self._older, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            os.link(
-                self._base,
-                self._older_name,
-                src_dir_fd=self._folder,
-                dst_dir_fd=self._folder,
-                follow_symlinks=False,
-            )
+            link(self._folder, self._base, self._older_name)
 
     def _take_back(self) -> None:
-        undo_rename(self._folder, self._base, self._older_name)
+        undo_naming(self._fd, self._folder, self.naming()[0])
 
 
-def undo_rename(folder: int, base: str, older: str) -> None:
-    """Put the older file back in the open `folder`, or remove the new one if there was none. Raises OSError."""
+def _seen(base: str, folder: int) -> int | None:
+    """Open the file that has the name `base`, so that no later file can be taken for it; None if there is none.
+
+    Raises OSError.
+    """
     try:
-        os.rename(older, base, src_dir_fd=folder, dst_dir_fd=folder)
+        return os.open(base, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
     except FileNotFoundError:
-        os.unlink(base, dir_fd=folder)
-
-
-def is_named(fd: int, folder: int, base: str) -> bool:
-    """Return whether the open file has the name `base` in the open folder."""
-    try:
-        there = os.stat(base, dir_fd=folder, follow_symlinks=False)
-    except OSError:
-        return False
-    return os.path.samestat(there, os.fstat(fd))
-
-
-def take_back(fd: int, folder: int, base: str, older: str) -> None:
-    """Do for a killed process what `FileSink.withdraw` does. Raises OSError."""
-    if is_named(fd, folder, base):
-        undo_rename(folder, base, older)
-        _sync(folder)
-
-
-def keep(folder: int, older: str) -> None:
-    """Do for a killed process what a commit leaves to do: make the name durable, and let the older file go."""
-    with suppress(OSError):
-        _sync(folder)
-    with suppress(OSError):
-        os.unlink(older, dir_fd=folder)
+        return None
 
 
 def write_private(path: str, data: bytes) -> None:
@@ -243,32 +268,6 @@ def open_nameless(folder: int, mode: int = 0o600) -> int | None:
         return None
 
 
-def _link(fd: int, name: str, folder: int) -> None:
-    """Give a nameless file its temporary name. A link cannot replace a file, so a rename follows.
-
-    Passing the folder's descriptor makes Python call linkat, which is needed to follow the link in /proc.
-    """
-    descriptors = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.link(str(fd), name, src_dir_fd=descriptors, dst_dir_fd=folder, follow_symlinks=True)
-    finally:
-        os.close(descriptors)
-
-
-def _sync(folder: int) -> None:
-    """Make names in the open folder durable, if its file system supports that. Raises OSError."""
-    _if_known(lambda: os.fsync(folder))
-
-
-def _if_known(call: Callable[[], None]) -> None:
-    """Make a call that the system need not support. Raises OSError for other errors."""
-    try:
-        call()
-    except OSError as error:
-        if error.errno not in _UNKNOWN:
-            raise
-
-
 def _as_os_error(error: OSError | ValueError) -> OSError:
     return error if isinstance(error, OSError) else OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
@@ -277,7 +276,7 @@ def sync_folder(folder: str) -> None:
     """Make a rename or unlink in `folder` durable. Raises OSError."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        _sync(fd)
+        sync_names(fd)
     finally:
         os.close(fd)
 

@@ -40,19 +40,28 @@ def refuse_impossible(path: str, base: str, folder: int, replaceable: Replaceabl
         raise StatepipeError(
             f"{path} is in a folder where files cannot be renamed (immutable or append-only)", hint=hint
         )
-    try:
-        there = os.stat(base, dir_fd=folder, follow_symlinks=False)
-    except FileNotFoundError:
+    there = refuse_there(path, base, folder, replaceable)
+    if there is None:
         return
-    if not stat.S_ISREG(there.st_mode):
-        raise StatepipeError(f"{path} is not a regular file", hint="name a file; a new one will be made")
     if _is_mounted(base, folder):
         raise StatepipeError(
             f"{path} is a mount point and cannot be replaced",
             hint="name another file, or mount its folder: a container's -v FILE:FILE mounts only the file",
         )
-    _refuse_content(path, base, folder, replaceable if there.st_size else None)
     _refuse_kept(path, base, folder, there)
+
+
+def refuse_there(path: str, base: str, folder: int, replaceable: Replaceable | None) -> os.stat_result | None:
+    """Return what is known of the file that has the name `base`; None if none has it. Raises as refuse_impossible for
+    one that may not be replaced."""
+    try:
+        there = os.stat(base, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISREG(there.st_mode):
+        raise StatepipeError(f"{path} is not a regular file", hint="name a file; a new one will be made")
+    _refuse_content(path, base, folder, replaceable if there.st_size else None)
+    return there
 
 
 def _refuse_content(path: str, base: str, folder: int, replaceable: Replaceable | None) -> None:
@@ -77,8 +86,13 @@ def _refuse_content(path: str, base: str, folder: int, replaceable: Replaceable 
         if replaceable is not None and not replaceable(head):
             what = f"it is not a saved state: it begins {beginning(head)}"
     if what is not None:
-        hint = "name another file, or replace it anyway with --overwrite"
-        raise UsageError(f"{path} exists already, and {what}", hint=hint)
+        raise exists(path, what)
+
+
+def exists(path: str, what: str) -> UsageError:
+    """Return the error for a file that may not be replaced; `what` says why."""
+    hint = "name another file, or replace it anyway with --overwrite"
+    return UsageError(f"{path} exists already, and {what}", hint=hint)
 
 
 def _refuse_kept(path: str, base: str, folder: int, there: os.stat_result) -> None:

@@ -18,7 +18,7 @@ from contextlib import closing, suppress
 File = tuple[int, int]
 """Device and inode, which distinguish a socket from a later one with the same name."""
 
-_NO_SECOND_NAME = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
+NO_SECOND_NAME = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
 """Errors of link(2) where a file can have only one name (FAT), or in a sandbox."""
 
 
@@ -79,7 +79,7 @@ def listen(folder: int, name: str, queue: int, mode: int = 0o600, path: str = ""
         listener.close()
         if error.errno == errno.EEXIST:
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE)) from error
-        if error.errno not in _NO_SECOND_NAME:
+        if error.errno not in NO_SECOND_NAME:
             raise
     listener = _bound(f"{place}/{name}", mode)
     listener.listen(queue)

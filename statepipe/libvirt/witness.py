@@ -13,7 +13,7 @@ import time
 from contextlib import suppress
 from typing import NamedTuple
 
-from statepipe.ends.file import is_named, keep, take_back
+from statepipe.ends.naming import drop_part, is_named, keep, take_back
 from statepipe.libvirt.intake import answer, hide, keep_full, knocking, remove
 from statepipe.libvirt.virsh import (
     RUNNING,
@@ -125,27 +125,22 @@ def _refuse(job: Job, known: Notes) -> str:
         state = job.ask(RESUMED)
     if spare >= 0:
         os.close(spare)
-    drop_part(known)
+    if "names" in known:
+        drop_part(known["file"], known["place"], known["names"])
     if state is None:
         raise Decide("libvirt was refused, and there is no file", hint=job.words(state))
     return f"there is no file, and {job.words(state)}"
 
 
-def drop_part(known: Notes) -> None:
-    """Remove the temporary name that the file had just before it got its own."""
-    if "names" in known:
-        with suppress(OSError):
-            os.unlink(known["names"]["part"], dir_fd=known["place"])
-
-
 def _finish(job: Job, known: Notes) -> str:
     """Let libvirt commit, as the file has its name. A statepipe that was answering may have read the 92 bytes."""
-    names, is_signed = known["names"], answer(known["question"], None) or ANSWERING in known["states"]
+    file, place, names = known["file"], known["place"], known["names"]
+    is_signed = answer(known["question"], None) or ANSWERING in known["states"]
     state = job.ask(RESUMED)
     if not judge(state, is_signed=is_signed):
-        take_back(known["file"], known["place"], names["base"], names["older"])
+        take_back(file, place, names)
         return f"there is no file, and {job.words(state)}"
-    keep(known["place"], names["older"])
+    keep(file, place, names)
     if state is None:
         raise Decide(f"{job.path} holds the whole state", hint=job.words(state))
     return f"{job.path} holds the whole state, and {job.words(state)}"

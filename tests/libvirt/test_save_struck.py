@@ -31,17 +31,19 @@ EARLY = (
     "after Intake.await_question",
     "after Guardian.note NAMING",
     "before FileSink.commit",
-    "before FileSink._keep_older",
 )
 """Steps before the file has its name, in their order."""
 
-LATE = ("before _sync", "after _sync", "after FileSink.commit", "before answer")
+LATE = ("before sync_names", "after sync_names", "after FileSink.commit", "before answer")
 """Steps from the naming on."""
 
 ANSWERED = ("after answer", "before AtWork.has_ended", "after AtWork.has_ended", "after save_stream")
 """Steps after libvirt was answered."""
 
 NUMBERS = count(1)
+
+OLDER = b"QEVM, older"
+"""Begins as what a save may replace."""
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +103,38 @@ def test_stopped_before_that_the_domain_runs_on(
 def test_a_signal_after_that_is_too_late(shared: Libvirt, domain: Domain) -> None:
     save = Save(shared, domain, strike=(signal.SIGTERM, "before answer"))
     assert save.end() == 0, save.stderr
+    assert_saved(save)
+
+
+def test_a_file_that_appears_meanwhile_is_not_replaced_and_the_domain_runs_on(shared: Libvirt, domain: Domain) -> None:
+    """libvirt has asked by then, and is refused."""
+    save = Save(shared, domain, strike=(signal.SIGSTOP, "before FileSink.commit"))
+    save.wait_at_step()
+    save.file.write_bytes(OLDER)
+    save.go()
+    assert save.end() == 2, save.stderr
+    assert f"{save.file} exists already, and it was not there at the beginning" in save.stderr
+    assert f"the domain {domain.name} runs on" in save.stderr
+    assert save.file.read_bytes() == OLDER
+    save.file.unlink()
+    assert_runs_on(save)
+
+
+@pytest.mark.parametrize("step", ["before FileSink._keep_older", "after FileSink._keep_older", "before replace"])
+def test_killed_before_the_name_changes_hands_the_older_file_stays(shared: Libvirt, domain: Domain, step: str) -> None:
+    (domain.files / "state").write_bytes(OLDER)
+    save = Save(shared, domain, strike=(signal.SIGKILL, step))
+    assert save.end() == -signal.SIGKILL, save.stderr
+    assert save.file.read_bytes() == OLDER
+    shared.statepipe("save", "--domain", domain.name, save.file, check=True)  # it removes what is left of the other
+    assert_saved(save)
+
+
+@pytest.mark.parametrize("step", ["after replace", "after sync_names", "before answer"])
+def test_killed_after_that_nothing_of_the_older_file_is_left(shared: Libvirt, domain: Domain, step: str) -> None:
+    (domain.files / "state").write_bytes(OLDER)
+    save = Save(shared, domain, strike=(signal.SIGKILL, step))
+    assert save.end() == -signal.SIGKILL, save.stderr
     assert_saved(save)
 
 

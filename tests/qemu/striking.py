@@ -39,7 +39,14 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
         "recovery.guardian": ("Guardian.__enter__", "Guardian.note"),
     },
     "save": {
-        "ends.file": ("FileSink.sync", "FileSink.commit", "FileSink._keep_older", "_sync", "FileSink.withdraw"),
+        "ends.file": (
+            "FileSink.sync",
+            "FileSink.commit",
+            "FileSink._keep_older",
+            "replace",
+            "sync_names",
+            "FileSink.withdraw",
+        ),
         "libvirt.intake": (
             "Intake.__enter__",
             "Intake.await_image",

@@ -16,6 +16,10 @@ Start = Callable[..., Save]
 OLDER = b"QEVM, older"
 """Begins as what a save may replace."""
 
+LINK, EXCHANGE = "linkat:signal={}:when=3", "renameat2:signal={}:when=1"
+"""The first linkat tries whether a file can be named, the second gives the control socket its name, the third the file.
+An older file and the new one exchange their names."""
+
 MODES = [EXEC_MODE, QMP_MODE]
 FOLDER = "fsync:signal={}:when=3"
 """The file is synced twice, before signals are held back and within; the third is the folder."""
@@ -41,12 +45,12 @@ def test_sigterm_before_the_commit_means_no_file(
 
 
 @pytest.mark.parametrize("mode", MODES)
-# The first linkat tries whether a file can be named, the second gives the control socket its name, the third the file.
-@pytest.mark.parametrize("step", ["linkat:signal=TERM:when=3", "renameat:signal=TERM:when=1", FOLDER.format("TERM")])
+@pytest.mark.parametrize("step", [LINK.format("TERM"), EXCHANGE.format("TERM"), FOLDER.format("TERM")])
 def test_sigterm_during_the_commit_comes_too_late(
     answered_guest: Guest, states: Path, start_save: Start, mode: str, step: str
 ) -> None:
     """The file is there and QEMU knows: the status says so too."""
+    (states / "s").write_bytes(OLDER)
     save = start_save(answered_guest, states / "s", mode, wrapper=inject(step))
     assert save.status() == 0, save.stderr()
     assert answered_guest.wait_status()["status"] == "completed"
@@ -54,10 +58,8 @@ def test_sigterm_during_the_commit_comes_too_late(
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(
-    "step", ["fsync:signal=KILL:when=1", "linkat:signal=KILL:when=3", "renameat:signal=KILL:when=1"]
-)
-def test_killed_before_the_rename_the_older_file_stays(
+@pytest.mark.parametrize("step", ["fsync:signal=KILL:when=1", LINK.format("KILL"), EXCHANGE.format("KILL")])
+def test_killed_before_the_naming_the_older_file_stays(
     answered_guest: Guest, states: Path, start_save: Start, mode: str, step: str
 ) -> None:
     (states / "s").write_bytes(OLDER)
@@ -70,7 +72,22 @@ def test_killed_before_the_rename_the_older_file_stays(
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_killed_after_the_rename_the_file_is_whole(
+def test_a_file_that_appears_during_the_save_is_not_replaced(
+    answered_guest: Guest, states: Path, start_save: Start, mode: str
+) -> None:
+    """Whatever it is: the status is that for a file that was there before, and the guest runs on."""
+    save = start_save(answered_guest, states / "s", mode, wrapper=inject("fsync:delay_enter=2s:when=1"))
+    answered_guest.wait_run_state("finish-migrate")
+    wait_for("the sync", lambda: in_call(child_of(save.pid), FSYNC))
+    (states / "s").write_bytes(OLDER)
+    said = assert_failed(save, 2, kept=OLDER)
+    assert "s exists already, and it was not there at the beginning" in said and "--overwrite" in said
+    assert answered_guest.wait_status()["status"] == "failed"
+    assert_runs_on(answered_guest)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_killed_after_the_naming_the_file_is_whole(
     answered_guest: Guest, states: Path, start_save: Start, mode: str
 ) -> None:
     save = start_save(answered_guest, states / "s", mode, wrapper=inject(FOLDER.format("KILL")))

@@ -94,7 +94,7 @@ def test_a_limit_on_the_files_size(guest: Guest, states: Path, start_save: Start
         "fsync:error=ENOSPC:when=1",
         "fsync:error=EIO:when=1",
         "linkat:error=EIO:when=3",
-        "renameat:error=EIO",
+        "renameat2:error=EIO",
         "fsync:error=EIO:when=3",
     ],
     ids=["space at fsync", "fsync", "link", "rename", "fsync of the folder"],
