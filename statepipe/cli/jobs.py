@@ -31,6 +31,7 @@ CLEAR = "\x1b[H\x1b[J"
 def run_ps(name: str, values: Values) -> int:
     """List the running statepipes, once or again and again."""
     from statepipe.lazy.keeping import interrupted
+    from statepipe.libvirt.leftover import sweep
     from statepipe.pipeline.jobs import elsewhere, find_jobs
 
     if notice := elsewhere():
@@ -39,6 +40,7 @@ def run_ps(name: str, values: Values) -> int:
         command = f"statepipe load --resume --qmp {shlex.quote(address)} FILE"
         what = f"a lazy load was interrupted; continue with the state whose blake3 begins {digest}: {command}"
         warn("ps", what)
+    sweep()
     jobs = find_jobs()
     _show(jobs, [], values)
     while values["watch"]:

@@ -37,8 +37,8 @@ from typing import Self
 from statepipe.ends.fd import failure
 from statepipe.errors import StatepipeError, TruncatedError
 from statepipe.formats.libvirtimage import HEADER_SIZE, SAVED, ImageHeader, parse_header
+from statepipe.libvirt.folders import claim, own_path
 from statepipe.libvirt.virsh import LibvirtSilent
-from statepipe.pipeline.runtimefolder import open_runtime_folder
 from statepipe.threads import beside
 from statepipe.wakeups import enlarge_pipe, polled
 
@@ -57,25 +57,23 @@ SIGNED = 60_000
 
 class Intake:
     """The two FIFOs, made on entering. `path` is what libvirt is to open, `data` the descriptor that the image is read
-    from, `question` the reader of the second FIFO.
+    from, `question` the reader of the second FIFO, `lock` what keeps others from sweeping the folder.
 
     The context manager closes and removes all. Raises StatepipeError if they cannot be made.
     """
 
     def __init__(self) -> None:
-        self.data = self.question = self._writing = -1
+        self.data = self.question = self._writing = self.lock = -1
         self._is_left = False
         try:
-            folder, place = open_runtime_folder()
-            os.close(folder)
+            self.folder = own_path("save")
         except OSError as error:
             raise failure("make a folder for libvirt's FIFO", error) from error
-        self.folder = os.path.join(place, f"save-{os.urandom(6).hex()}")
         self.path = os.path.join(self.folder, IMAGE)
 
     def __enter__(self) -> Self:
         try:
-            os.mkdir(self.folder, 0o700)
+            self.lock = claim(self.folder)
             self._make()
         except BaseException as error:
             self._remove()
@@ -116,6 +114,9 @@ class Intake:
         self.data = self.question = self._writing = -1
         if not self._is_left:
             remove(self.folder)
+        if self.lock >= 0:
+            os.close(self.lock)
+        self.lock = -1
 
     # --- the image
 
@@ -244,15 +245,20 @@ def knocking(folder: str) -> Iterator[None]:
     """During the context, let opens of libvirt's return that wait for a reader of a FIFO in the hidden folder."""
     over = threading.Event()
 
-    def knock() -> None:
+    def repeat() -> None:
         while not over.wait(KNOCK):
-            for name in (IMAGE, FINAL):
-                with suppress(OSError):  # one of them has gone
-                    place = os.path.join(folder + REFUSED, name)
-                    os.close(os.open(place, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+            knock(folder)
 
-    with beside("knock", knock, over.set):
+    with beside("knock", repeat, over.set):
         yield
+
+
+def knock(folder: str) -> None:
+    """Let a reader come and go at each FIFO in the hidden folder. Somebody must keep the second one's pipe full, unless
+    nobody can have that one open."""
+    for name in (IMAGE, FINAL):
+        with suppress(OSError):  # one of them has gone
+            os.close(os.open(os.path.join(folder + REFUSED, name), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
 
 
 def remove(folder: str) -> None:

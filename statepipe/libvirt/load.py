@@ -17,6 +17,7 @@ from statepipe.errors import InterruptedBySignal, ReaderGone, StatepipeError
 from statepipe.formats.domainxml import identity
 from statepipe.formats.libvirtimage import Domain, beginning
 from statepipe.libvirt.disks import refuse_changed_disks
+from statepipe.libvirt.leftover import sweep
 from statepipe.libvirt.offer import Offer
 from statepipe.libvirt.target import CLEARING, HANDED, OFFERED, Target
 from statepipe.libvirt.virsh import SHUT_OFF, DomainState, LibvirtError, LibvirtSilent, NoDomain, Virsh
@@ -67,6 +68,7 @@ def load_domain(path: str, wish: Wish, keys: Keys, said: Said, tell: Telling, gu
             tell.warn(state.doubts)
         xml = domain.xml if wish.xml is None else read_xml(wish.xml)
         refuse_changed_disks(state, domain.xml, xml, said, tell.warn)
+        sweep()  # a libvirt that waits for a killed load does not answer
         target = _target(wish.uri, xml)
         target.demand_idle(tell.warn)
         guardian = opened.enter_context(Guardian(guard))
@@ -74,6 +76,7 @@ def load_domain(path: str, wish: Wish, keys: Keys, said: Said, tell: Telling, gu
         offer = Offer(beginning(domain, spare=0))
         guardian.note({"state": OFFERED, "domain": [*target.words, offer.folder]})
         opened.enter_context(offer)
+        guardian.note({"state": OFFERED}, {"lock": offer.lock})
         words = ["restore", f"--file={offer.path}"]
         if wish.xml is not None:
             words.append(f"--xml={offer.put('domain.xml', xml)}")

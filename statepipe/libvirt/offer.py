@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import secrets
 import select
 import shutil
 from contextlib import suppress
@@ -27,9 +26,9 @@ from typing import NamedTuple, Self
 
 from statepipe.ends.fd import failure, reader_gone
 from statepipe.errors import ReaderGone, StatepipeError
+from statepipe.libvirt.folders import claim, own_path
 from statepipe.libvirt.virsh import LibvirtSilent
 from statepipe.libvirt.work import LATEST
-from statepipe.pipeline.runtimefolder import open_runtime_folder
 from statepipe.stage import Buffer
 from statepipe.wakeups import enlarge_pipe
 
@@ -65,7 +64,8 @@ class Offer:
     stream's alone.
 
     `ended` is to be a descriptor that becomes readable when virsh has ended, which is started when the offer is there.
-    Entering makes `folder`, which is only ours; leaving removes it with all that is in it. Raises StatepipeError.
+    Entering makes `folder`, which is only ours; leaving removes it with all that is in it. `lock` keeps others from
+    sweeping it. Raises StatepipeError.
     """
 
     def __init__(self, beginning: bytes) -> None:
@@ -74,17 +74,16 @@ class Offer:
         self._beginning = memoryview(beginning)
         self._taken = -1
         self._next = Fifo(-1, -1)
+        self.lock = -1
         try:
-            fd, place = open_runtime_folder()
-            os.close(fd)
+            self.folder = own_path("load")
         except OSError as error:
             raise failure(_MAKE, error) from error
-        self.folder = os.path.join(place, f"load-{secrets.token_hex(8)}")
         self.path = os.path.join(self.folder, IMAGE)
 
     def __enter__(self) -> Self:
         try:
-            os.mkdir(self.folder, 0o700)
+            self.lock = claim(self.folder)
         except OSError as error:
             raise failure(_MAKE, error) from error
         try:
@@ -100,6 +99,8 @@ class Offer:
         self._close(self._next.reading)
         self._next = Fifo(-1, -1)
         shutil.rmtree(self.folder, ignore_errors=True)
+        self._close(self.lock)
+        self.lock = -1
 
     def put(self, name: str, data: bytes) -> str:
         """Write a file for virsh into the folder, and return its path. Raises StatepipeError."""

@@ -23,6 +23,7 @@ from statepipe.errors import InterruptedBySignal, StatepipeError, TruncatedError
 from statepipe.formats.libvirtimage import FORMATS, RAW, ImageHeader, split_data
 from statepipe.formats.zstdframe import MEMORY
 from statepipe.libvirt.intake import SIGNED, Intake, answer, is_asked, knocking
+from statepipe.libvirt.leftover import sweep
 from statepipe.libvirt.virsh import ASLEEP, PAUSED, RUNNING, SHUT_OFF, Found, LibvirtError, LibvirtSilent, Virsh
 from statepipe.libvirt.witness import ANSWERING, BACK, RESUMED, Job, judge
 from statepipe.libvirt.work import LATEST, AtWork
@@ -67,6 +68,7 @@ class DomainSaved(NamedTuple):
 def save_domain(request: DomainRequest, guard: GuardCommand) -> DomainSaved:
     """Save a domain of libvirt's, which is shut off then. Raises StatepipeError, with the domain as it was before; if
     we are killed, the guardian that `guard` starts sees to that."""
+    sweep()  # first: a libvirt that waits for a killed save does not answer
     found = Virsh(request.uri).find(request.name)
     _demand_guest(found)
     with new_output(request.path, replaceable=request.replaceable) as sink:
@@ -107,7 +109,7 @@ class _Save:
         self._guardian.note({"state": "ASKED", "domain": list(self._job)})
         with self._intake as intake:
             try:
-                self._guardian.note({"state": "ASKED"}, {"question": intake.question})
+                self._guardian.note({"state": "ASKED"}, {"question": intake.question, "lock": intake.lock})
                 return self._ask(intake)
             except BaseException:
                 if not self._is_over:
