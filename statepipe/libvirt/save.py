@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 from statepipe.ends.fd import FdSource
@@ -24,15 +24,14 @@ from statepipe.formats.libvirtimage import FORMATS, RAW, ImageHeader, split_data
 from statepipe.formats.zstdframe import MEMORY
 from statepipe.libvirt.intake import SIGNED, Intake, answer, is_asked, knocking
 from statepipe.libvirt.leftover import sweep
+from statepipe.libvirt.process import qemu_of
 from statepipe.libvirt.virsh import ASLEEP, PAUSED, RUNNING, SHUT_OFF, Found, LibvirtError, LibvirtSilent, Virsh
 from statepipe.libvirt.witness import ANSWERING, BACK, RESUMED, Job, judge
 from statepipe.libvirt.work import LATEST, AtWork
 from statepipe.pipeline.job import works_for
 from statepipe.pipeline.pipeline import NamedStage
 from statepipe.pipeline.signals import ignore
-from statepipe.processes import read_text
 from statepipe.qemu.guard import look_from_outside
-from statepipe.qemu.process import Running, inspect_process, is_qemu
 from statepipe.recovery.guardian import GuardCommand, Guardian
 from statepipe.stages.codec import CODECS
 from statepipe.stages.packing import Packing
@@ -155,7 +154,7 @@ class _Save:
         request, found = self._request, self._found
         guest: dict[str, Any] = {"name": found.name, "uuid": found.uuid, "run_state_before": found.state.state}
         more: dict[str, Any] = {}
-        if (qemu := _qemu_of(found.uuid)) is not None:
+        if (qemu := qemu_of(str(found.virsh.uri), found.name, found.uuid)) is not None:
             demand_lasting(qemu.temporary)
             works_for(qemu.pid, once=True)
             guest["command"] = list(qemu.command)
@@ -225,17 +224,6 @@ def _reason(work: AtWork) -> LibvirtError:
     """Return why libvirt did not save the domain."""
     reason = work.reason() if work.has_ended(RESUMED) else None
     return reason or LibvirtError("libvirt did not finish the save")
-
-
-def _qemu_of(uuid: str) -> Running | None:
-    """Return the QEMU process of a domain; None if it is not seen from here."""
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        with suppress(OSError):  # it has ended, or is not to be seen
-            if is_qemu(int(name)) and uuid in read_text(f"/proc/{name}/cmdline", "replace"):
-                running = inspect_process(int(name))
-                if running is not None and running.option("-uuid") == uuid:
-                    return running
-    return None
 
 
 def _unpacking(header: ImageHeader) -> list[NamedStage]:
