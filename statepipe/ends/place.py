@@ -20,6 +20,43 @@ LINKS = 40
 """Links in one path at most, as in the kernel (path_resolution(7))."""
 
 
+class Way:
+    """How the open `folder` was found: by `path`, and from the working folder if that is relative.
+
+    A folder that is moved or replaced takes what is in it along, and nothing is at the path then.
+    """
+
+    def __init__(self, path: str, folder: int) -> None:
+        self._path, self._seen = path, (_start(path), _key(os.fstat(folder)))
+        self._is_known = self._now() == self._seen  # else this file system's inodes do not tell
+
+    def leads_elsewhere(self) -> bool:
+        """Return whether the path now leads to another folder, or nowhere. It does not count if this process has gone
+        to another working folder itself, or may not look any more. Raises StatepipeError as `open_place`."""
+        try:
+            return self._is_known and _start(self._path) == self._seen[0] and self._now() != self._seen
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        except OSError:
+            return False
+
+    def _now(self) -> tuple[object, object]:
+        folder, _ = open_place(self._path)
+        try:
+            return _start(self._path), _key(os.fstat(folder))
+        finally:
+            os.close(folder)
+
+
+def _start(path: str) -> object:
+    """Return what tells the working folder from others, if `path` begins there."""
+    return None if path.startswith("/") else _key(os.stat("."))
+
+
+def _key(status: os.stat_result) -> object:
+    return status.st_dev, status.st_ino
+
+
 def open_place(path: str) -> tuple[int, str]:
     """Return a descriptor of the folder of the file `path`, and the file's name there, which is not a link.
 

@@ -20,10 +20,15 @@ class Save:
     """
 
     def __init__(
-        self, libvirt: Libvirt, domain: Domain, *words: object, strike: tuple[signal.Signals, str] | None = None
+        self,
+        libvirt: Libvirt,
+        domain: Domain,
+        *words: object,
+        strike: tuple[signal.Signals, str] | None = None,
+        file: Path | None = None,
     ) -> None:
         self.libvirt, self.domain = libvirt, domain
-        self.file = domain.files / "state"
+        self.file = file or domain.files / "state"
         self._record = domain.files / "steps"
         start = statepipe_command() if strike is None else striking(*strike, self._record)
         self._step = None if strike is None else strike[1]

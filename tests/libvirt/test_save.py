@@ -403,6 +403,23 @@ def test_a_folder_that_libvirt_does_not_see(system: Libvirt, tmp_path: Path) -> 
     assert not (domain.files / "state").exists()
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_folder_that_is_moved_meanwhile_lets_the_domain_run_on(session: Libvirt, replaced: bool) -> None:
+    """Else the file would not be where it is said to be."""
+    domain, folder = session.domain(), session.place("saves")
+    save = Save(session, domain, strike=(signal.SIGSTOP, "before Intake.await_question"), file=folder / "state")
+    save.wait_at_step()
+    moved = folder.rename(folder.with_name("moved"))
+    if replaced:
+        folder.mkdir()
+    save.go()
+    assert save.end() == 1, save.stderr
+    assert f"the folder of {save.file} was moved or replaced while the domain was saved" in save.stderr
+    assert "the domain vm1 runs on: running (save canceled)" in save.stderr
+    assert list(moved.iterdir()) == [] and not save.file.exists()
+    domain.assert_runs_on()
+
+
 def test_the_older_file_is_back_after_a_failure(session: Libvirt) -> None:
     domain = session.domain()
     first = saved(session, domain)

@@ -7,11 +7,13 @@ import os
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from statepipe.ends.file import FileSink
+from statepipe.ends.place import Way
 from statepipe.errors import StatepipeError
 
 NOBODY = 65534
@@ -131,3 +133,51 @@ def test_what_another_user_left_is_not_ours_to_sweep(shared: Path) -> None:
     os.chown(theirs, NOBODY, NOBODY)
     put(shared / "state")
     assert sorted(os.listdir(shared)) == [theirs.name, "state"]
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> Iterator[tuple[Path, int]]:
+    """A folder that somebody has open."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    fd = os.open(folder, os.O_RDONLY)
+    yield folder, fd
+    os.close(fd)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+@pytest.mark.parametrize("form", ["{}/file", "link/file", "folder/../folder/file"])
+def test_a_folder_that_was_moved_is_noticed(
+    held: tuple[Path, int], monkeypatch: pytest.MonkeyPatch, replaced: bool, form: str
+) -> None:
+    folder, fd = held
+    monkeypatch.chdir(folder.parent)
+    (folder.parent / "link").symlink_to("folder")
+    way = Way(form.format(folder), fd)
+    assert not way.leads_elsewhere()
+    folder.rename(folder.parent / "moved")
+    if replaced:
+        folder.mkdir()
+    assert way.leads_elsewhere()
+
+
+def test_a_caller_that_went_elsewhere_himself_does_not_matter(
+    held: tuple[Path, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, fd = held
+    monkeypatch.chdir(folder)
+    way = Way("file", fd)
+    folder.rename(folder.parent / "moved")
+    assert not way.leads_elsewhere()
+    monkeypatch.chdir("/")
+    assert not way.leads_elsewhere()
+
+
+def test_a_folder_that_may_not_be_looked_for_has_not_moved(
+    held: tuple[Path, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, fd = held
+    (folder.parent / "link").symlink_to("folder")
+    way = Way(f"{folder.parent}/link/file", fd)
+    monkeypatch.setattr("statepipe.ends.place.LINKS", 0)
+    assert not way.leads_elsewhere()
