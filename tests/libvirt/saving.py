@@ -77,6 +77,13 @@ def virsh_of(save: Save) -> int:
     return wait_for("virsh", find)
 
 
+def children(pid: int, program: str) -> list[int]:
+    """The children of a process whose program's name begins so."""
+    found = subprocess.run(["ps", "--ppid", str(pid), "-o", "pid=,comm="], capture_output=True, text=True).stdout
+    rows = [line.split() for line in found.splitlines()]
+    return [int(row[0]) for row in rows if row[1].startswith(program)]
+
+
 def assert_runs_on(save: Save) -> None:
     """The domain runs on and counts, there is no file, and nothing else is left."""
     save.domain.assert_runs_on()

@@ -13,7 +13,7 @@ from itertools import count
 import pytest
 
 from tests.libvirt.harness import Domain, Libvirt, started
-from tests.libvirt.saving import Save, assert_either, assert_runs_on, assert_saved
+from tests.libvirt.saving import Save, assert_either, assert_runs_on, assert_saved, children
 from tests.qemu.striking import steps_of
 
 EARLY = (
@@ -187,10 +187,3 @@ def test_killed_at_random_exactly_one_of_both_holds(shared: Libvirt, domain: Dom
         chance.choice([save.process.kill, save.process.terminate])()
     save.end()
     assert_either(save)
-
-
-def children(pid: int, program: str) -> list[int]:
-    """The children of a process whose program's name begins so."""
-    found = subprocess.run(["ps", "--ppid", str(pid), "-o", "pid=,comm="], capture_output=True, text=True).stdout
-    rows = [line.split() for line in found.splitlines()]
-    return [int(row[0]) for row in rows if row[1].startswith(program)]

@@ -77,3 +77,41 @@ def test_a_domain_that_was_started_anew_is_not_the_one_that_was_saved(shared: Li
     shared.virsh("destroy", domain.name)
     shared.statepipe("verify-state", save.file, check=True)
     assert_nothing_left(save)
+
+
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [
+        ("exit 0", "libvirt did not finish the save"),
+        ("exit 1", "libvirt: virsh failed without a message"),
+        (': >"$file"; exit 0', "libvirt did not finish the save"),
+        ('echo garbage >"$file"; exit 0', "libvirt did not finish the save"),
+        ('cat /dev/zero >"$file"; exit 0', "this is not libvirt's save image"),
+    ],
+)
+def test_a_virsh_that_does_not_save_leaves_the_domain_running(
+    shared: Libvirt, domain: Domain, instead: Instead, script: str, told: str
+) -> None:
+    done = run(shared, instead(save=script), "save", "--domain", domain.name, domain.files / "state")
+    assert done.returncode in (3, 6) and told in done.stderr, done.stderr
+    assert "the domain vm1 runs on: running" in done.stderr
+    assert not (domain.files / "state").exists()
+    domain.assert_runs_on()
+
+
+def test_a_load_after_which_the_domain_is_shut_off_is_no_success(
+    shared: Libvirt, domain: Domain, instead: Instead
+) -> None:
+    state = domain.files / "state"
+    shared.statepipe("save", "--domain", domain.name, state, check=True)
+    done = run(shared, instead(restore='cat "$file" >/dev/null; exit 0'), "load", "--domain", state)
+    assert done.returncode == 6, done.stderr
+    assert "libvirt has restored the domain vm1, but now it is shut off (saved)" in done.stderr
+    assert "keep the file" in done.stderr
+
+
+def test_what_virsh_writes_for_debugging_is_no_answer(shared: Libvirt, domain: Domain) -> None:
+    more = {"LIBVIRT_DEBUG": "1", "VIRSH_DEBUG": "0"}
+    done = run(shared, more, "save", "--domain", domain.name, domain.files / "state")
+    assert done.returncode == 0 and "is now shut off (saved)" in done.stderr, done.stderr
+    assert domain.state() == "shut off (saved)"
