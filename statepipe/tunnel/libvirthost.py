@@ -26,7 +26,7 @@ from statepipe.ends.address import PATH_LIMIT
 from statepipe.ends.net import Patience, tune
 from statepipe.ends.peercred import peer_of, user_name
 from statepipe.errors import PeerError, StatepipeError, UsageError
-from statepipe.pipeline.runtimefolder import runtime_folder
+from statepipe.pipeline.runtimefolder import open_runtime_folder, runtime_folder
 from statepipe.typed import NamedTuple
 
 SYSTEM, SESSION = "system", "session"
@@ -162,6 +162,8 @@ def own_folder(host: Host, ident: str, *, listens: bool) -> Iterator[int]:
 
 def _opened(path: str) -> int:
     """Open the folder of all tunnels, and make it if needed. Raises OSError."""
+    if os.path.dirname(path) == runtime_folder():  # which this user's first statepipe makes
+        os.close(open_runtime_folder()[0])
     with suppress(FileExistsError):
         os.mkdir(path, 0o700)
         os.chmod(path, 0o711)  # whatever the umask is

@@ -67,13 +67,15 @@ DOMAIN = """<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qe
 class Libvirt:
     """A libvirtd that runs. What it and its clients need is in `folder`; `environment` leads clients to it."""
 
-    def __init__(self, folder: Path, mode: str, log: Path, keeper: subprocess.Popen[str]) -> None:
-        self.folder, self.mode, self.log = folder, mode, log
+    def __init__(
+        self, folder: Path, mode: str, log: Path, keeper: subprocess.Popen[str], runtime: Path | None = None
+    ) -> None:
+        self.folder, self.mode, self.log, self._is_apart = folder, mode, log, runtime is not None
         self.uri = f"qemu:///{mode}"
         self._keeper = keeper
         self.environment = {**os.environ, "PATH": PATH, "PYTHONPATH": str(ROOT), "STATEPIPE_CONFIG": "/dev/null"}
         self.environment |= {"LIBVIRT_DEFAULT_URI": self.uri, "LIBVIRT_AUTOSTART": "0"}
-        self.environment |= {name: str(folder / part) for name, part in HOMES.items()}
+        self.environment |= _homes(folder, runtime)
         self.pid = 0
 
     def start(self) -> None:
@@ -101,7 +103,8 @@ class Libvirt:
         if self.mode == "system":
             return ["nsenter", f"--mount={place}/mnt", "--wd=.", *map(str, words)]
         if _as_root():
-            return ["nsenter", f"--user={place}/user", "--preserve-credentials", *map(str, words)]
+            apart = ["nsenter", f"--mount={place}/mnt", "--wd=."] if self._is_apart else []
+            return [*apart, "nsenter", f"--user={place}/user", "--preserve-credentials", *map(str, words)]
         return [*map(str, words)]
 
     def popen(self, *words: object, **more: Any) -> subprocess.Popen[Any]:
@@ -246,9 +249,14 @@ def started(
     libvirtd: str = "libvirtd",
     path: Path | None = None,
     daemon: Mapping[str, object] | None = None,
+    runtime: Path | None = None,
 ) -> Iterator[Libvirt]:
     """A libvirtd in `mode`, session or system, with more `settings` in its qemu.conf, and `daemon` in libvirtd.conf;
-    `libvirtd` is its program, and `path` a folder in which it finds other programs first."""
+    `libvirtd` is its program, and `path` a folder in which it finds other programs first.
+
+    A session's may have a mount namespace of its own, in which the folder `runtime` is its XDG_RUNTIME_DIR: so two
+    hosts have sockets with the same paths. Only root can do that.
+    """
     with tempfile.TemporaryDirectory(prefix="libvirt-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         for part in HOMES.values():
@@ -260,17 +268,25 @@ def started(
             (conf / name_of_it).write_text("".join(f"{key} = {_value(value)}\n" for key, value in chosen.items()))
         folder.chmod(0o755)
         log = folder / "libvirtd.log"
-        keeper = _keeper(mode, folder, stack.enter_context(log.open("w")), libvirtd, path)
+        keeper = _keeper(mode, folder, stack.enter_context(log.open("w")), libvirtd, path, runtime)
         stack.callback(_let_go, keeper)
-        libvirt = Libvirt(folder, mode, log, keeper)
+        libvirt = Libvirt(folder, mode, log, keeper, runtime)
         libvirt.start()
         yield libvirt
 
 
-def _keeper(mode: str, folder: Path, log: Any, libvirtd: str, path: Path | None) -> subprocess.Popen[str]:
+def _homes(folder: Path, runtime: Path | None) -> dict[str, str]:
+    """The variables that name a user's folders."""
+    homes = {name: str(folder / part) for name, part in HOMES.items()}
+    return homes if runtime is None else homes | {"XDG_RUNTIME_DIR": str(runtime)}
+
+
+def _keeper(
+    mode: str, folder: Path, log: Any, libvirtd: str, path: Path | None, runtime: Path | None
+) -> subprocess.Popen[str]:
     """The process that libvirtd's family belongs to."""
     found = PATH if path is None else f"{path}:{PATH}"
-    words, environment = [libvirtd], {"PATH": found, **{name: str(folder / part) for name, part in HOMES.items()}}
+    words, environment = [libvirtd], {"PATH": found, **_homes(folder, runtime)}
     if mode == "system":
         (folder / "passwd").write_text(Path("/etc/passwd").read_text() + USER)
         (folder / "group").write_text(Path("/etc/group").read_text() + GROUP)
@@ -284,6 +300,9 @@ def _keeper(mode: str, folder: Path, log: Any, libvirtd: str, path: Path | None)
         environment = {"PATH": found}
     else:
         enter = ["unshare", "--map-user=daemon", "--map-group=daemon"] if _as_root() else []
+        if runtime is not None:
+            mount = 'mount -t tmpfs -o mode=700 tmpfs "$0" && exec "$@"'
+            enter = ["unshare", "--mount", "--propagation", "private", "sh", "-c", mount, str(runtime), *enter]
     return subprocess.Popen(
         [*enter, sys.executable, "-I", "-S", KEEP, *words],
         stdin=subprocess.PIPE,

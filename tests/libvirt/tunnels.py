@@ -172,3 +172,17 @@ def two(folder: Path, *daemons: str, **settings: object) -> Iterator[Hosts]:
         started("system", SETTINGS | settings, second) as there,
     ):
         yield Hosts(here, there, cable, Credentials(folder, *ADDRESSES))
+
+
+@contextlib.contextmanager
+def two_sessions(folder: Path) -> Iterator[Hosts]:
+    """Two hosts with an ordinary user's libvirtd each. `folder` holds certificates, and is where both have their
+    sockets."""
+    runtime = folder / "run"
+    runtime.mkdir()
+    with (
+        two_hosts() as cable,
+        started("session", SETTINGS, runtime=runtime) as here,
+        started("session", SETTINGS, runtime=runtime) as there,
+    ):
+        yield Hosts(here, there, cable, Credentials(folder, *ADDRESSES))

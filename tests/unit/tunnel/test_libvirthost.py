@@ -119,6 +119,15 @@ def test_the_folder_of_a_tunnel_goes_with_its_sockets(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "tunnels") == []
 
 
+def test_a_users_first_statepipe_makes_the_folder_that_it_is_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    with own_folder(host(tmp_path)._replace(folder=f"{tmp_path}/statepipe/libvirt"), IDENT, listens=True):
+        assert stat.S_IMODE((tmp_path / "statepipe").stat().st_mode) == 0o700
+        assert os.listdir(tmp_path / "statepipe" / "libvirt") == [IDENT]
+
+
 def test_what_is_not_ours_in_it_is_left(tmp_path: Path) -> None:
     with own_folder(host(tmp_path), IDENT, listens=True):
         (tmp_path / "tunnels" / IDENT / "file").touch()
