@@ -66,7 +66,7 @@ def run(libvirt: Libvirt, more: dict[str, str], *words: object) -> subprocess.Co
 def test_a_domain_that_was_started_anew_is_not_the_one_that_was_saved(shared: Libvirt, domain: Domain) -> None:
     """As somebody who looks after it does, or libvirtd's autostart. The saved guest has only its file."""
     save = Save(shared, domain, "throttle:2M", strike=(signal.SIGSTOP, "before Job.ask"))
-    wait_for("save of libvirt's", lambda: domain.state() == "paused (saving)")
+    wait_for("image", lambda: [path.name for path in (shared.folder / "run").rglob("save-*/*")] == ["image"])
     os.kill(virsh_of(save), signal.SIGKILL)  # so libvirt must be asked
     save.wait_at_step()
     wait_for("end of the domain", lambda: domain.state() == "shut off (saved)")
