@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from statepipe.errors import StatepipeError
 from statepipe.libvirt.offer import IMAGE, wake
-from statepipe.libvirt.virsh import PAUSED, SHUT_OFF, LibvirtError, NoDomain, Virsh
+from statepipe.libvirt.virsh import PAUSED, SHUT_OFF, LibvirtError, NoDomain, Virsh, parse_state
 from statepipe.recovery.guardian import Notes
 from statepipe.telling import Tell
 from statepipe.wakeups import polled
@@ -49,13 +49,14 @@ class Target(NamedTuple):
     def demand_idle(self, warn: Tell) -> None:
         """Raises LibvirtError if it runs already. `warn` hears of another state that its next start would load."""
         try:
-            state = self.virsh.state(self.uuid)
+            its = self.virsh.facts(self.uuid)
         except NoDomain:  # it was transient, or another host's
             return
+        state = parse_state(its.get("State", ""))
         if state.state != SHUT_OFF:  # also one that sleeps, or has crashed and is kept, has its guest
             hint = f"it would be another guest on the same disks; to give that up: virsh destroy {self.name}"
-            raise LibvirtError(f"the domain {self.name} is {state} already", hint=hint)
-        if self.virsh.has_managed_save(self.uuid):
+            raise LibvirtError(f"the domain {self.name} is {self.virsh.state(self.uuid)} already", hint=hint)
+        if its.get("Managed save") == "yes":
             command = shlex.join(["virsh", f"--connect={self.virsh.uri}", "managedsave-remove", self.name])
             warn(
                 f"libvirt also keeps a managed save of {self.name}, and the next start of the domain loads that: once "

@@ -104,13 +104,13 @@ class Virsh(NamedTuple):
         demand_local(self.uri or os.environ.get("LIBVIRT_DEFAULT_URI"))
         if not name or "\0" in name or "\n" in name:
             raise UsageError(f"no domain can have the name {name!r}", hint="virsh list --all shows them")
-        uri, uuid = self._lines("uri", f"domuuid --domain={shlex.quote(name)}")
+        domain = f"--domain={shlex.quote(name)}"  # virsh domname takes no name, and domuuid no UUID
+        uri, *rows = lines_in(self.ask(f"uri; dominfo {domain}; domstate --reason {domain}")) or [""]
         _demand_uri(uri)
-        if not _UUID.fullmatch(uuid):
-            raise LibvirtError(f"virsh answered what is not a UUID: {_shown(uuid)}")
-        there = Virsh(uri)
-        its_name, state, number = there._lines(f"domname {uuid}", f"domstate --reason {uuid}", f"domid {uuid}")
-        return Found(there, its_name, uuid, parse_state(state), number)
+        its = _facts(rows)
+        if not _UUID.fullmatch(uuid := its.get("UUID", "")):
+            raise LibvirtError(f"virsh does not tell the domain's UUID: {_shown(' / '.join(rows))}")
+        return Found(Virsh(uri), its.get("Name", uuid), uuid, parse_state(rows[-1]), its.get("Id", ""))
 
     def _lines(self, *commands: str, within: float = ANSWER) -> list[str]:
         """Return the line that each of virsh's commands prints. Raises as `ask`."""
@@ -138,10 +138,15 @@ class Virsh(NamedTuple):
         found = parse_state(state)
         return DomainState(SHUT_OFF, _AGAIN) if found.state != SHUT_OFF and now != number else found
 
-    def has_managed_save(self, uuid: str) -> bool:
-        """Return whether libvirt keeps a managed save, which the domain's next start loads. Raises as `state`."""
-        rows = (line.partition(":") for line in lines_in(self.ask("dominfo", f"--domain={uuid}")))
-        return any(name == "Managed save" and value.strip() == "yes" for name, _, value in rows)
+    def facts(self, uuid: str) -> dict[str, str]:
+        """Return what virsh dominfo tells of a domain by its own words, such as State. Raises as `state`."""
+        return _facts(lines_in(self.ask("dominfo", f"--domain={uuid}")))
+
+
+def _facts(lines: list[str]) -> dict[str, str]:
+    """Return what virsh prints as "Name:           vm1"."""
+    rows = (line.partition(":") for line in lines)
+    return {name: value.strip() for name, colon, value in rows if colon}
 
 
 def parse_state(text: str) -> DomainState:

@@ -43,6 +43,14 @@ def test_a_domain_goes_on_where_it_was_saved(mode: str, request: pytest.FixtureR
     assert_saved(save)
 
 
+@pytest.mark.parametrize("kind", ["domid", "domuuid"])
+def test_a_domain_may_be_named_by_its_number_or_its_uuid(session: Libvirt, kind: str) -> None:
+    domain = session.domain(memory=32, fill=1, dirty=1)
+    name = session.virsh(kind, domain.name).stdout.strip()
+    done = session.statepipe("save", "--domain", name, domain.files / "state", check=True)
+    assert done.stderr.endswith("the domain vm1 is now shut off (saved)\n")
+
+
 @pytest.mark.parametrize("times", [2, pytest.param(20, marks=pytest.mark.faults)])
 def test_linux_counts_on_each_time_it_is_saved(session: Libvirt, times: int) -> None:
     try:

@@ -11,10 +11,19 @@ from statepipe.errors import QemuSilent, StatepipeError, UsageError
 from statepipe.libvirt.virsh import DomainState, LibvirtError, LibvirtSilent, NoDomain, Virsh, demand_local, parse_state
 
 UUID = "3fbf76b1-f6fe-43d6-bf76-cd41371924dc"
-FOUND = f"""case "$*" in
-*domuuid*) printf 'qemu:///session\\n{UUID}\\n\\n' ;;
-*) printf 'vm1\\nrunning (booted)\\n7\\n\\n' ;;
-esac"""
+FOUND = f"""cat <<'END'
+qemu:///session
+
+Id:             7
+Name:           vm1
+UUID:           {UUID}
+Managed save:   yes
+Messages:       tainted: custom monitor
+                UUID: none
+
+running (booted)
+
+END"""
 
 
 @pytest.mark.parametrize(
@@ -87,15 +96,14 @@ def test_a_domain_is_found_by_its_name(virsh: Callable[[str], Virsh], tmp_path: 
     assert found == (Virsh("qemu:///session"), "vm1", UUID, DomainState("running", "booted"), "7")
     words = (tmp_path / "words").read_text().splitlines()
     assert words[:2] == ["C", "--quiet"]
-    assert words[2] == "uri; domuuid --domain='a'\"'\"'b c'"
-    assert words[-2:] == ["--connect=qemu:///session", f"domname {UUID}; domstate --reason {UUID}; domid {UUID}"]
+    domain = "--domain='a'\"'\"'b c'"
+    assert words[2:] == [f"uri; dominfo {domain}; domstate --reason {domain}"]
 
 
 def test_a_name_may_hold_other_ends_of_lines(virsh: Callable[[str], Virsh]) -> None:
     name = "a\u2028b\x85c\rd\x0ce"
     assert virsh(FOUND.replace("vm1", name)).find("vm1").name == name
-    shown = f"printf 'Id:             3\\nName:           {name}\\nManaged save:   yes\\n'"
-    assert virsh(shown.replace("Id:", f"{name}:")).has_managed_save(UUID)
+    assert virsh(FOUND.replace("Id:", f"{name}:")).facts(UUID)["Managed save"] == "yes"
     with pytest.raises(LibvirtError, match="domain 'a\u2028b\x85c\rd\x0ce' is not running"):
         virsh(f"printf \"error: domain '{name}' is not running\\n\" >&2; exit 1").ask("save")
 
@@ -124,10 +132,11 @@ def test_the_default_is_looked_at_before_virsh_dials_it(
 @pytest.mark.parametrize(
     ("answer", "shown"),
     [
-        ("what", "answered 1 lines"),
+        ("", "not the URI of a connection: $"),
         ("a\\nb\\n", "not the URI of a connection: a"),
-        ("qemu:///system\\nb\\n", "not a UUID: b"),
-        (f"qemu:///system\\n{UUID}\\n", "answered 2 lines where 3"),
+        ("qemu:///system\\n", "does not tell the domain's UUID: $"),
+        ("qemu:///system\\nUUID: b\\nshut off", "does not tell the domain's UUID: UUID: b / shut off"),
+        (f"qemu:///system\\nUUID: {UUID}\\n", "not the state of a domain: UUID"),
     ],
 )
 def test_another_answer_is_no_answer(virsh: Callable[[str], Virsh], answer: str, shown: str) -> None:
