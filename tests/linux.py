@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gzip
 import subprocess
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -35,6 +36,10 @@ done
 """
 
 
+INITRAMFS = "initramfs.gz"
+"""The name of the guest's first files."""
+
+
 class Missing(Exception):
     """The reason why there is no Linux to be had."""
 
@@ -51,11 +56,20 @@ def linux() -> Path:
 def linux_arguments(folder: Path, fill: int = 8) -> list[str]:
     """QEMU's arguments for the guest. Its initramfs is written to `folder`. Raises Missing."""
     parts = linux()
-    initramfs = folder / "initramfs.gz"
+    initramfs = folder / INITRAMFS
     if not initramfs.exists():
         initramfs.write_bytes(gzip.compress(_initramfs((parts / "busybox").read_bytes()), 1))
     append = f"console=ttyS0 quiet mitigations=off fill={fill}"
     return ["-kernel", str(parts / "vmlinuz"), "-initrd", str(initramfs), "-append", append]
+
+
+def add_files(folder: Path, files: Iterable[Path]) -> None:
+    """Give a guest that has not been started yet copies of more files, in its memory; `folder` has its initramfs."""
+    with (folder / INITRAMFS).open("ab") as initramfs:  # archives may follow each other, packed or not
+        initramfs.write(b"\0" * (-initramfs.tell() % 4))
+        for number, path in enumerate(files):
+            initramfs.write(_member(f"file{number}", 0o100644, path.read_bytes()))
+        initramfs.write(_member("TRAILER!!!", 0))
 
 
 def _initramfs(busybox: bytes) -> bytes:
