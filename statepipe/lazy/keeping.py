@@ -65,22 +65,29 @@ def _place(name: str) -> str:
 
 
 def sweep() -> None:
-    """Remove the sockets in the runtime folder whose QEMU was killed, and could not remove them.
+    """Remove the sockets in the runtime folder whose QEMU was killed, and could not remove them."""
+    with suppress(OSError):
+        folder = os.path.dirname(_place(""))
+        for name in filter(_LEFT.fullmatch, os.listdir(folder)):
+            if _has_no_owner(path := os.path.join(folder, name)):
+                os.unlink(path)
+
+
+def _has_no_owner(path: str) -> bool:
+    """Return whether the socket at `path` is what a process has left that was killed.
 
     A live one must not be connected to: QEMU would take that for the connection that it waits for. So a socket of
     another type is tried, for which the kernel reports EPROTOTYPE, and ECONNREFUSED if the socket has no owner.
     """
-    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
-        folder = os.path.dirname(_place(""))
-        for name in filter(_LEFT.fullmatch, os.listdir(folder)):
-            path = os.path.join(folder, name)
-            try:
-                if stat.S_ISSOCK(os.lstat(path).st_mode):
-                    other.connect(path)
-            except ConnectionRefusedError:
-                os.unlink(path)
-            except OSError:  # it has an owner, or is gone
-                continue
+    try:
+        if stat.S_ISSOCK(os.lstat(path).st_mode):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+                other.connect(path)
+    except ConnectionRefusedError:
+        return True
+    except OSError:  # it has an owner, or is gone
+        pass
+    return False
 
 
 class OwnMonitor:
@@ -197,10 +204,18 @@ def _is_own(address: str) -> bool:
     return False
 
 
-def removed(address: str) -> str | None:
-    """Return a hint if an own monitor's socket is not there any more."""
-    if _is_own(address) and not os.path.lexists(address):
+def gone(place: str | tuple[str, int]) -> str | None:
+    """Return a hint if the QEMU whose monitor was at `place` has ended, or the socket of an own monitor was removed.
+
+    It is a socket's path, or a host and a port, of which nothing is known.
+    """
+    if not isinstance(place, str):
+        return None
+    if _is_own(place) and not os.path.lexists(place):
         return "a load removes this socket once all memory is loaded, or QEMU has ended: nothing is left to continue"
+    if _has_no_owner(place):
+        again = "load the state again, which says if a guest has changed its disks since the save"
+        return f"the QEMU that listened at this socket has ended, so nothing is left to continue: {again}"
     return None
 
 

@@ -28,8 +28,8 @@ from statepipe.lazy.keeping import (
     Keeping,
     demand_same,
     find_listening,
+    gone,
     other_state,
-    removed,
     resume_command,
     same_state,
 )
@@ -42,6 +42,7 @@ from statepipe.lazy.telling import LazyOptions, LazyTelling
 from statepipe.lazy.work import LazyWork
 from statepipe.pipeline.job import at_work
 from statepipe.qemu.monitor import Monitor
+from statepipe.qemu.reach import parse_monitor
 from statepipe.qemu.settings import restored
 from statepipe.state.file import Keys, open_state
 from statepipe.state.loading import prepare
@@ -85,7 +86,7 @@ def resume_load(path: str, address: str, keys: Keys, tell: LazyTelling, options:
                         error.advise(other_state(address, digest) or same_state(digest))
                         raise
                 except QemuError as error:
-                    error.hint = removed(address) or error.hint
+                    error.hint = gone(parse_monitor(address)) or error.hint
                     raise
             opened.enter_context(link)
             link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFERED)

@@ -91,7 +91,11 @@ ENDED, LACKING, COMPLETE = "QEMU ended", "memory lacking", "memory complete"
 
 
 def seen_after_kill(lazy: Lazy, qmp: Path, runtime: Path) -> str:
-    """Which case a kill has made, by QEMU's process, its monitor, and the socket at which the keeper has it listen."""
+    """Which case a kill has made, by QEMU's process, its monitor, and the socket at which the keeper has it listen.
+
+    A QEMU that has lost its connection, and does not listen yet, may still be ended by the keeper: its guest has not
+    run then.
+    """
 
     def look() -> str | None:
         if not pids_with(f"{lazy.folder}/pid"):
@@ -105,12 +109,14 @@ def seen_after_kill(lazy: Lazy, qmp: Path, runtime: Path) -> str:
         try:
             status = monitor.execute("query-migrate").get("status")
         except TimeoutError:
-            return LACKING if list(runtime.glob("resume-*")) else None
+            status = "postcopy-paused"
         except OSError:
             return None
         finally:
             monitor.close()
-        return {"postcopy-paused": LACKING, "completed": COMPLETE}.get(status)
+        if status == "postcopy-paused":
+            return LACKING if list(runtime.glob("resume-*")) else None
+        return COMPLETE if status == "completed" else None
 
     return wait_for("end of QEMU, or guest in it", look, 20)
 

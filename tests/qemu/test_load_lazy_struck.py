@@ -7,12 +7,12 @@ import shlex
 import signal
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.qemu.harness import Guest, assert_continues, run_statepipe, wait_for
+from tests.qemu.harness import Guest, Qmp, assert_continues, run_statepipe, wait_for
 from tests.qemu.lazily import RESUME, SLOW, Lazy, assert_went_on, pids_with
 from tests.qemu.loading import MEMORY, Saved, end_qemu, qemu_command, qemu_pid
 from tests.qemu.striking import steps_of, striking
@@ -208,14 +208,14 @@ def test_a_signal_at_a_step(
         assert step in steps_of(it.record)
 
 
-@pytest.mark.parametrize("way", ["started", "waiting"])
-def test_a_keeper_that_comes_late_ends_no_guest_that_runs_again(
-    tmp_path: Path, runtime: Path, noisy72: Saved, way: str
-) -> None:
-    """It was stopped when statepipe was killed; somebody continues the load before it looks."""
-    step, other = "before Keeping.may_run", tmp_path / "third.qmp"
+@contextmanager
+def late_keeper(
+    way: str, folder: Path, saved: Saved, runtime: Path, step: str = "before Keeping.may_run"
+) -> Iterator[tuple[Struck, int, Path]]:
+    """A load that was killed there, its keeper, which was stopped before that, and one more monitor of its QEMU."""
+    other = folder / "third.qmp"
     args = ["-qmp", f"unix:{other},server=on,wait=off"]
-    with struck(way, tmp_path, noisy72, runtime, signal.SIGSTOP, step, args) as (it, words):
+    with struck(way, folder, saved, runtime, signal.SIGSTOP, step, args) as (it, words):
         process = it.start(*words)
         try:
             wait_for(step, lambda: step in steps_of(it.record))
@@ -225,12 +225,45 @@ def test_a_keeper_that_comes_late_ends_no_guest_that_runs_again(
             process.kill()
             process.wait()
         try:
-            done = run_statepipe("load", "--resume", "--qmp", other, noisy72.file)
-            assert done.returncode == 0 and "all memory is loaded" in done.stderr, done.stderr
+            yield it, keeper, other
         finally:
             os.kill(keeper, signal.SIGCONT)
         wait_for("end of the keeper", lambda: not pids_with(str(runtime), "keeper.py"))
+
+
+@pytest.mark.parametrize("way", ["started", "waiting"])
+def test_a_keeper_that_comes_late_ends_no_guest_that_runs_again(
+    tmp_path: Path, runtime: Path, noisy72: Saved, way: str
+) -> None:
+    """It was stopped when statepipe was killed; somebody continues the load before it looks."""
+    with late_keeper(way, tmp_path, noisy72, runtime) as (it, _, other):
+        done = run_statepipe("load", "--resume", "--qmp", other, noisy72.file)
+        assert done.returncode == 0 and "all memory is loaded" in done.stderr, done.stderr
         it.assert_goes_on()
+
+
+@pytest.mark.parametrize("step", ["before Monitor", "after Monitor"])
+@pytest.mark.parametrize("way", ["started", "waiting"])
+def test_a_keeper_that_comes_late_ends_a_guest_that_has_not_run(
+    tmp_path: Path, runtime: Path, noisy72: Saved, way: str, step: str
+) -> None:
+    """QEMU waits for a new connection already; a --resume that has not continued the load says what became of it."""
+    record = tmp_path / "steps of resume"
+    with late_keeper(way, tmp_path, noisy72, runtime) as (it, keeper, other):
+        with closing(Qmp(other, 60)) as monitor:
+            wait_for("end of the connection", lambda: monitor.execute("query-migrate")["status"] == "postcopy-paused")
+        words = [*striking(signal.SIGSTOP, step, record), "load", "--resume", "--qmp", str(other), str(noisy72.file)]
+        with subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as resume:
+            try:
+                wait_for(step, lambda: step in steps_of(record))
+                os.kill(keeper, signal.SIGCONT)
+                wait_for("end of QEMU", lambda: not it.lives())
+                Path(f"{record}.go").touch()
+                said = resume.communicate(timeout=60)[1]
+            finally:
+                resume.kill()
+        assert resume.returncode == 6 and "the QEMU that listened at this socket has ended" in said, said
+        assert "load the state again" in said and not it.serial(), said
 
 
 def test_a_keeper_that_was_stopped_does_not_hold_up_the_end(tmp_path: Path, runtime: Path, noisy72: Saved) -> None:

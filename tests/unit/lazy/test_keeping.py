@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
-from statepipe.lazy.keeping import OwnMonitor, interrupted, sweep
+from statepipe.lazy.keeping import OwnMonitor, gone, interrupted, sweep
 
 
 def test_no_load_takes_the_socket_of_another_that_had_its_process_number(
@@ -58,3 +58,18 @@ def test_a_load_is_interrupted_where_qemu_listens(runtime: Path) -> None:
             opened.enter_context(socket.socket(socket.AF_UNIX)).bind(str(runtime / name))
         assert sorted(interrupted()) == sorted([(str(monitor), f"{1:016}"), ("SOCKET", f"{2:016}")])
     assert interrupted() == []
+
+
+def test_a_monitor_whose_qemu_has_ended_is_told_from_one_that_it_still_has(runtime: Path) -> None:
+    runtime.mkdir(mode=0o700)
+    own, left, kept = runtime / "load-1.qmp", runtime / "left", runtime / "kept"
+    assert "removes this socket" in str(gone(str(own)))
+    with socket.socket(socket.AF_UNIX) as owner:
+        owner.bind(str(left))
+    with socket.socket(socket.AF_UNIX) as owner:
+        owner.bind(str(kept))
+        owner.listen()
+        assert "has ended" in str(gone(str(left)))
+        assert [gone(place) for place in (str(kept), str(runtime), str(runtime / "none"), ("localhost", 1))] == [
+            None
+        ] * 4
