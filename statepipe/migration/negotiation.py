@@ -13,6 +13,7 @@ and nowhere else, each when it is due: `Offer.make`, `answer` and `begin` send, 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -81,12 +82,14 @@ HEARD_BY: Mapping[type[Source] | type[Destination], Shape] = {
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """`facts` are those of qemu/facts.py; `undo` names the stages that undo the caller's, in order."""
+    """`facts` are those of qemu/facts.py; `undo` names the stages that undo the caller's, in order. `arrived` is this
+    host's clock when it arrived."""
 
     purpose: str
     facts: dict[str, Any]
     undo: tuple[str, ...] = ()
     runs: bool = True
+    arrived: float = 0.0
 
     @property
     def disks(self) -> list[str]:
@@ -118,12 +121,16 @@ def offered(peer: Peer) -> tuple[Offer, Side[Destination]]:
     message = _heard(peer, OFFER, "an offer of a guest", OFFER_TIME)
     actions = side.hear(Event.OFFER)
     assert actions == (Action.SEND_ANSWER,)
-    return Offer(message["offer"], message["facts"], tuple(message["undo"]), message["runs"]), side
+    return Offer(message["offer"], message["facts"], tuple(message["undo"]), message["runs"], time.time()), side
 
 
-def answer(peer: Peer, facts: Mapping[str, Any]) -> None:
-    """Send what this host has, once its QEMU waits for the guest. Raises PeerError."""
-    peer.tell({"facts": dict(facts)})
+def answer(peer: Peer, offer: Offer, facts: Mapping[str, Any]) -> None:
+    """Send what this host has, once its QEMU waits for the guest. Raises PeerError.
+
+    Its clock is the one that it had when the offer arrived: QEMU may have taken minutes to start since, and would make
+    it seem ahead.
+    """
+    peer.tell({"facts": {**facts, "clock": offer.arrived}})
 
 
 def begun(peer: Peer, offer: Offer, side: Side[Destination]) -> bool:

@@ -307,7 +307,7 @@ class _Reception:
     def _take(self, offer: Offer, side: Side[Destination], peer: Peer, host: Host, guardian: Guardian) -> bool:
         """Return whether there is a guest now; False after a `check`. Raises StatepipeError."""
         host.monitor.demand_waiting()
-        answer(peer, gather(host.monitor, offer.disks, host.own))
+        answer(peer, offer, gather(host.monitor, offer.disks, host.own))
         if not begun(peer, offer, side):
             peer.farewell()
             self._say(f"{peer.name} has checked whether its guest could move here")

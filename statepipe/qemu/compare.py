@@ -247,7 +247,7 @@ def _processors(source: Facts, destination: Facts) -> Rows:
 
 
 def _clock(source: Facts, destination: Facts) -> Rows:
-    """The facts were collected a round trip apart, which limits the precision."""
+    """The destination's clock was read when the source's facts arrived: their way limits the precision."""
     skew = destination["clock"] - source["clock"]
     level = OK if abs(skew) <= CLOCK_SKEW else WARN
     yield Finding("clock", level, f"the destination's clock is {abs(skew):.1f} s {'ahead' if skew > 0 else 'behind'}")

@@ -126,10 +126,10 @@ def host_facts(command: Sequence[str]) -> Facts:
     return {
         "machine": platform.machine(),
         "memory_free": None if free is None else int(free.split()[1]) << 10,
-        "clock": time.time(),
         "clocksource": source,
         "tsc_scales": _scales_tsc(),
         "taps": {name: _subnets(name) for name in taps},
+        "clock": time.time(),  # last: it is compared with the other host's when these facts arrive there
     }
 
 

@@ -51,6 +51,18 @@ def look(guest: Guest, credentials: Credentials, port: int) -> subprocess.Comple
     return run_statepipe("check", "--qmp", guest.socket, *credentials.of("source"), f"tls://127.0.0.1:{port}")
 
 
+def test_a_qemu_that_takes_its_time_to_start_does_not_put_its_host_s_clock_ahead(
+    guest: Guest, tmp_path: Path, credentials: Credentials
+) -> None:
+    """As one that allocates all of a large guest's memory first."""
+    late = 'sleep 3; exec "$0" "$@"'  # no event: the time itself
+    receiving, port = receiver(credentials, "--", "sh", "-c", late, *guest.command)
+    with receiving:
+        looked = look(guest, credentials, port)
+    rows = [line.split() for line in looked.stdout.splitlines()]
+    assert [row[0] for row in rows if "clock" in row] == ["ok"], looked
+
+
 def test_a_qemu_that_ends_at_once_is_told_on_both_hosts(guest: Guest, tmp_path: Path, credentials: Credentials) -> None:
     qemu = noted(tmp_path / "pid", guest.command[0], "-no-such-option")
     receiving, port = receiver(credentials, "--", *qemu)
