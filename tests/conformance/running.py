@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import select
 import signal
 import subprocess
@@ -22,6 +23,17 @@ STREAM += streams.ram(streams.LAST, kind=3) + streams.devices() + b"\0" + stream
 
 STATEPIPE = (sys.executable, "-m", "statepipe")
 PATIENCE = 60
+
+
+NEWS = re.compile(
+    rb"statepipe: \w+: (nothing has arrived from \S+ for \d+ s( \(.*\))?; waiting up to \d+ s"
+    rb"|\S+ is back after \d+ s)\n"
+)
+
+
+def beside_news(said: bytes) -> bytes:
+    """What was said, without the news of links that are silent for seconds: a busy host makes them true."""
+    return NEWS.sub(b"", said)
 
 
 def run(*arguments: str, data: bytes = b"", **options: Any) -> subprocess.CompletedProcess[bytes]:

@@ -20,7 +20,7 @@ from cryptography.x509.oid import ExtensionOID, NameOID
 
 from statepipe.trust.certificates import SKEW, issue, make_self, new_key, pem, pem_key, read_authority
 from tests import warm
-from tests.conformance.running import PATIENCE, STATEPIPE, started, wait_until_read
+from tests.conformance.running import PATIENCE, STATEPIPE, beside_news, started, wait_until_read
 from tests.conformance.test_plain import NOISE, both, collect
 from tests.net.relay import Faults, relay
 
@@ -293,8 +293,10 @@ def test_a_server_that_speaks_no_tls(ca: Path, speech: bytes) -> None:
 def test_cut_connections_are_made_anew(ca: Path, tmp_path: Path, links: int) -> None:
     data, faults = NOISE * 6, Faults(cut_after=lambda: 3 << 20)
     with receiving("--tls-creds", ca / "good", "-o", tmp_path / "out") as (receiver, port), relay(port, faults) as at:
-        assert send(at.port, "--tls-creds", ca / "good", "--links", links, data=data) == (0, b"")
-        assert collect(receiver) == (0, b"", b"")
+        status, said = send(at.port, "--tls-creds", ca / "good", "--links", links, data=data)
+        assert (status, beside_news(said)) == (0, b"")
+        status, out, said = collect(receiver)
+        assert (status, out, beside_news(said)) == (0, b"", b"")
         assert at.cuts >= 8
     assert (tmp_path / "out").read_bytes() == data
 

@@ -19,7 +19,7 @@ from cryptography.x509.oid import NameOID
 
 from statepipe.session.protocol.frames import GREETING_SIZE, Greeting, decode_greeting
 from statepipe.trust.certificates import USES, make_self, new_key, pem, pem_key
-from tests.conformance.running import PATIENCE, STATEPIPE, started, wait_until_read
+from tests.conformance.running import PATIENCE, STATEPIPE, beside_news, started, wait_until_read
 
 MIB = 1 << 20
 DATA = random.Random(7).randbytes(32 * MIB)
@@ -150,7 +150,7 @@ def sending(world: World, port: int, *words: str) -> Iterator[subprocess.Popen[b
 def finish(sender: subprocess.Popen[bytes], data: bytes) -> None:
     """Give it what is left; it ends well."""
     out, said = sender.communicate(data, PATIENCE)
-    assert (sender.returncode, out, said) == (0, b"", b"")
+    assert (sender.returncode, out, beside_news(said)) == (0, b"", b"")
 
 
 @contextmanager

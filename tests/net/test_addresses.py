@@ -19,7 +19,7 @@ from statepipe.ends.address import Address
 from statepipe.errors import PeerError
 from statepipe.session.overtls import TlsDial
 from statepipe.trust.identity import by_pins
-from tests.conformance.running import PATIENCE, STATEPIPE, run, started, wait
+from tests.conformance.running import PATIENCE, STATEPIPE, beside_news, run, started, wait
 from tests.net.homes import DATA, MIB, Receiver, World, finish, receiving, sending
 from tests.net.relay import Faults, Relay, relay
 
@@ -47,7 +47,7 @@ def at(other: Relay) -> list[str]:
 
 def assert_whole(receiver: Receiver, data: bytes) -> None:
     status, said = receiver.ended()
-    assert (status, said) == (0, "")
+    assert (status, beside_news(said.encode())) == (0, b"")
     assert receiver.out.read_bytes() == data
 
 
@@ -60,10 +60,9 @@ def test_links_lead_to_all_addresses_in_turn(world: World, tmp_path: Path, links
     ):
         sender.stdin.write(DATA[:HALF])
         each = 2 if links else 1
-        wait(sender, lambda: (one.accepted, other.accepted) == (each, each))
+        wait(sender, lambda: min(one.accepted, other.accepted) >= each)  # more if a busy host makes a link seem stuck
         finish(sender, DATA[HALF:])
         assert_whole(receiver, DATA)
-        assert (one.accepted, other.accepted) == (each, each)
 
 
 @pytest.mark.parametrize("dying", [0, 1])
@@ -78,7 +77,7 @@ def test_a_link_whose_address_dies_goes_to_another(world: World, tmp_path: Path,
         sender.stdin.write(DATA[:HALF])
         wait(sender, lambda: min(dead.bytes, left.bytes) > MIB)
         end()
-        wait(sender, lambda: left.accepted == 2)
+        wait(sender, lambda: left.accepted >= 2)
         left.faults.bandwidth = None
         finish(sender, DATA[HALF:])
         assert_whole(receiver, DATA)
