@@ -228,7 +228,10 @@ class Domain:
 
     def assert_runs_on(self, more: int = 3) -> None:
         """It runs and goes on counting, and nothing in it has changed."""
-        wait_for(f"{self.name} running", self.runs)
+        try:
+            wait_for(f"{self.name} running", self.runs)
+        except AssertionError as error:
+            raise AssertionError(f"{error}: it is {self.state() or 'not there'}") from error
         self.wait_ticks(more)
         assert_unbroken(self.ticks())
 
