@@ -25,8 +25,8 @@ from tests.qemu.harness import wait_for
 from tests.qemu.moving import Credentials
 from tests.sshd import sshd
 
-SLOW = ("--bandwidth", "2")
-"""MiB/s: the guest's memory takes some ten seconds."""
+SLOW = ("--bandwidth", "1")
+"""MiB/s: the guest's memory takes some 25 seconds. On a busy host, virsh takes seconds to say how much is sent."""
 
 RETRY = ("--retry", "1")
 
@@ -72,7 +72,7 @@ def test_a_killed_ssh_costs_its_time_alone(hosts: Hosts, tmp_path: Path) -> None
         hosts.by_ssh(host, "web1", "--once") as near,
         hosts.migrating(near.line(), *SLOW) as virsh,
     ):
-        hosts.wait_sent(guest, 4 << 20)
+        hosts.wait_sent(guest, 2 << 20)
         for pid in host.sessions():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -134,7 +134,7 @@ def test_a_cable_that_is_out_for_six_seconds_goes_unnoticed(hosts: Hosts, option
         hosts.tunnel("web1") as (near, far, line),
         hosts.migrating(line, *SLOW, *options) as virsh,
     ):
-        hosts.wait_sent(guest, 4 << 20)
+        hosts.wait_sent(guest, 2 << 20)
         hosts.cable[1].cut()
         time.sleep(6)  # no event: the fault itself
         hosts.cable[1].mend()
@@ -161,7 +161,7 @@ def test_a_cable_that_is_out_for_good_leaves_the_guest_where_it_is(hosts: Hosts)
         hosts.tunnel("web1", *RETRY) as (near, far, line),
         hosts.migrating(line, *SLOW) as virsh,
     ):
-        hosts.wait_sent(guest, 4 << 20)
+        hosts.wait_sent(guest, 2 << 20)
         hosts.cable[1].cut()
         try:
             assert virsh.wait(120) == 1, (virsh.communicate(), near.said, far.said)
@@ -176,7 +176,7 @@ def test_a_cable_that_is_out_for_good_leaves_the_guest_where_it_is(hosts: Hosts)
 def test_a_daemon_there_that_is_started_again_is_found_by_the_next_migration(hosts: Hosts) -> None:
     with hosts.guest("web1", fill=24, dirty=1) as guest, hosts.tunnel("web1") as (near, far, line):
         with hosts.migrating(line, *SLOW) as virsh:
-            hosts.wait_sent(guest, 4 << 20)
+            hosts.wait_sent(guest, 2 << 20)
             hosts.there.end()
             said = virsh.communicate(timeout=120)[1]
             assert virsh.returncode == 1 and "error: " in said, said
@@ -202,7 +202,7 @@ def test_a_killed_end_leaves_the_guest_where_it_is(hosts: Hosts, which: str, opt
         hosts.tunnel("web1", *RETRY) as (near, far, line),
         hosts.migrating(line, *SLOW, *options) as virsh,
     ):
-        hosts.wait_sent(guest, 4 << 20)
+        hosts.wait_sent(guest, 2 << 20)
         (near if which == "near" else far).kill()
         said = virsh.communicate(timeout=120)[1]
         assert virsh.returncode == 1 and "error: " in said, said
@@ -222,7 +222,10 @@ def test_a_killed_end_leaves_the_guest_where_it_is(hosts: Hosts, which: str, opt
 
 @pytest.mark.faults
 def test_an_end_that_is_killed_at_any_time_loses_no_guest(hosts: Hosts) -> None:
-    """Before the migration, in it, at its end, after it: the guest runs on one host, and virsh says on which."""
+    """Before the migration, in it, at its end, after it: the guest runs on one host, and virsh says on which.
+
+    If libvirtd cannot know, in the instant of the end, it keeps the guest paused where it was.
+    """
     random = Random("kill")
     for number in range(12):
         options = ("--p2p", "--parallel") if number % 2 else ()
@@ -239,14 +242,14 @@ def test_an_end_that_is_killed_at_any_time_loses_no_guest(hosts: Hosts) -> None:
                 hosts.assert_arrived(guest)
             else:
                 assert "error: " in said[1], said
-                hosts.assert_stayed(guest)
+                hosts.assert_settled(guest)
 
 
 def test_a_cancelled_migration_can_be_begun_again_through_the_same_tunnel(hosts: Hosts) -> None:
     with hosts.guest("web1", fill=24, dirty=1) as guest, hosts.tunnel("web1") as (near, far, line):
         for options in [(), ("--p2p", "--parallel")]:
             with hosts.migrating(line, *SLOW, *options) as virsh:
-                hosts.wait_sent(guest, 4 << 20)
+                hosts.wait_sent(guest, 2 << 20)
                 hosts.here.virsh("domjobabort", "web1")
                 said = virsh.communicate(timeout=120)[1]
                 assert virsh.returncode == 1 and "canceled by client" in said, said

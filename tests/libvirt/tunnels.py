@@ -128,6 +128,14 @@ class Hosts:
         wait_for("end of what was to take it", lambda: not self.seen_there(domain).state() or self.is_off(domain))
         assert len(self.pids(domain)) == 1
 
+    def assert_settled(self, domain: Domain) -> None:
+        """It stayed, or it runs there, and is paused here as libvirt could not learn that."""
+        if domain.state() != "paused (migrating)":
+            self.assert_stayed(domain)
+            return
+        self.seen_there(domain).assert_runs_on()
+        assert domain.state() == "paused (migrating)"
+
     def is_off(self, domain: Domain) -> bool:
         return self.seen_there(domain).state().startswith("shut off")
 

@@ -168,8 +168,15 @@ class StruckWaiting(Struck):
         return self.guest.serial()
 
     def _waits(self) -> str:
-        assert self.guest.migration()["status"] == "none"
-        return WAITS
+        """Or it was told to quit, and may take a while to end."""
+        try:
+            waits = self.guest.migration()["status"] == "none"
+        except OSError:
+            waits = False
+        if waits:
+            return WAITS
+        self.guest.wait()
+        return self._ended(NEVER_RAN)
 
 
 @contextmanager
