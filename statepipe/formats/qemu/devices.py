@@ -5,8 +5,8 @@
     06 be32 len, JSON                                                                  vmdesc
 
 A device section has no length and only the device knows its state, so sections cannot be walked. But the end can be
-proved: an end mark after a section's footer, then a vmdesc of exactly `len` bytes, which is JSON and lists devices
-that were all seen in this stream, in that order. The guest controls the bytes of its state and can imitate an end, so
+proved: an end mark after a section's footer, then a vmdesc of exactly `len` bytes, which lists devices that were all
+seen in this stream, in that order. The guest controls the bytes of its state and can imitate an end, so
 a candidate that fails is dropped and the search continues.
 
 Sources: QEMU migration/savevm.c, qemu_savevm_state_complete_precopy_non_iterable, vmstate_save.
@@ -37,10 +37,13 @@ _END = re.compile(rb"\x7e(?=.{4}\x00\x06(.{4})\{)", re.DOTALL)
 _END_BARE = re.compile(rb"\x00(?=\x06(.{4})\{)", re.DOTALL)
 _BE32 = Struct(">I")
 
-PARSED = 1 << 20
-"""Bytes of a vmdesc that is parsed whole, for which Python needs up to 25 times as much memory. A longer one, of
-hundreds of devices, is searched for the text that begins a device (QEMU migration/savevm.c)."""
+# The text that begins a device (QEMU migration/savevm.c). To search for it takes 0.3 ms for 100 KB, while a guest that
+# moves stands still; json.loads takes 1 ms, and 4 if the processor has done something else before.
 _DEVICE = re.compile(rb'\{"name": ?"([\x20\x21\x23-\x5b\x5d-\x7e]{1,255})", ?"instance_id": ?\d')
+
+PARSED = 1 << 20
+"""Bytes of a vmdesc that is parsed whole if no device was found so, for which Python needs up to 25 times as much
+memory."""
 
 
 class _Candidate(NamedTuple):
@@ -163,8 +166,10 @@ def _devices_in(text: bytes) -> list[str]:
     """Return the devices that a vmdesc lists; empty if `text` is not a vmdesc."""
     if not text.endswith(b"}"):
         return []
-    if len(text) > PARSED:
-        return [match[1].decode("ascii") for match in islice(_DEVICE.finditer(text), MAX_SECTIONS)]
+    if (found := [match[1].decode("ascii") for match in islice(_DEVICE.finditer(text), MAX_SECTIONS)]) or (
+        len(text) > PARSED
+    ):
+        return found
     try:
         names = [device["name"] for device in json.loads(text)["devices"]]
     except (ValueError, LookupError, TypeError, RecursionError):
