@@ -87,9 +87,9 @@ class QmpServer:
         error = {"error": {"class": "GenericError", "desc": "no"}, "id": self.identity}
         return Raw(json.dumps(error).encode() + b"\n")
 
-    def event(self, status: str) -> None:
-        """Each client hears of a state of the migration."""
-        message = {"event": "MIGRATION", "data": {"status": status}, "timestamp": {"seconds": 1, "microseconds": 2}}
+    def event(self, status: str, name: str = "MIGRATION") -> None:
+        """Each client hears of a state of the migration, or of another event."""
+        message = {"event": name, "data": {"status": status}, "timestamp": {"seconds": 1, "microseconds": 2}}
         for peer in self._peers:
             self._say(peer, message)
 

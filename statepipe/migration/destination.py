@@ -77,7 +77,8 @@ class Arrival(Coordinator):
         self._came_as: str | None = None  # its run state when it was here, before anybody let it run
         self._reason = ""  # QEMU's, by its monitor
         self._runs = runs
-        self._decided = threading.Event()  # the stream was verified, or no longer matters
+        self._lacks = {"QEMU", "stream"}  # what has not reported yet that the guest is here
+        self._counting = threading.Lock()
         self._ours, self._theirs = socket.socketpair()
         sink = FdSink(self._ours.fileno(), "the migration socket")
         self._pipeline = Pipeline(peer.incoming, words, sink)
@@ -117,6 +118,7 @@ class Arrival(Coordinator):
         return "until it is ended, its guest runs here" if self.ran else "its guest never ran"
 
     def _begin(self) -> None:
+        self.monitor.on_events(self._hear)
         with self._theirs:
             start_incoming(self.monitor, self._theirs, stays=not self._output.is_ours)
         for name, work in (("stream", self._load), ("back", self._answer), ("qemu", self._follow)):
@@ -128,8 +130,16 @@ class Arrival(Coordinator):
             self._pipeline.pour()
         except ReaderGone as error:
             raise _GaveUp("QEMU stopped reading the guest") from error
-        self._decided.set()
+        self._has("stream")
         self.peer.incoming.accept()
+
+    def _has(self, what: str) -> None:
+        """Take note that QEMU has the guest, or that the stream is verified; after the second of them, it is here."""
+        with self._counting:
+            is_last = self._lacks == {what}
+            self._lacks.discard(what)
+        if is_last:
+            self.put(Event.COMPLETED)
 
     def _answer(self) -> None:
         """Send QEMU's return path to the source, until QEMU closes it."""
@@ -142,22 +152,31 @@ class Arrival(Coordinator):
                 raise _GaveUp("QEMU closed the return path") from error
         self.peer.outgoing.end()
 
+    def _hear(self, what: str) -> None:
+        """Take note of an event of QEMU's, in the monitor's thread. A guest that is to run stands still until the
+        source hears that it is here: so QEMU is not asked. If its guest ran before, another event has said so."""
+        if what == "RESUME" and self._runs and "QEMU" in self._lacks:
+            self.ran = True
+            self.put(Event.CANCEL, ran_early())
+        elif what == "completed" and self._runs:
+            self._has("QEMU")
+
     def _follow(self) -> None:
-        """Wait until QEMU has the whole guest, paused, and the stream is verified. Raises QemuError."""
-        if (figures := self.monitor.migration_outcome())["status"] != "completed":
+        """Wait until QEMU has the whole guest, paused, unless an event has reported it. Raises QemuError."""
+        if (figures := self.monitor.incoming_outcome())["status"] != "completed":
             self._reason = figures.get("error-desc") or ""
             raise _GaveUp(reported({"status": figures["status"]}))
+        if "QEMU" not in self._lacks:
+            return
         state = self.monitor.run_state()
         if state not in (*UNRUN, SUSPENDED) if self._runs else state == RUNNING:
             self.ran = True
             raise ran_early()
         self._came_as = state  # suspended, or stopped by an I/O error, if it was so at the source
-        self._decided.wait()
-        self.put(Event.COMPLETED)
+        self._has("QEMU")
 
     def _act_on_qemu(self, action: Action) -> None:
         if action is Action.END:
-            self._decided.set()
             self.spawn("end", self._see_ended, Event.OVERDUE)
         elif action is Action.START:
             self.spawn("start", self._start, Event.FAILED)
@@ -199,6 +218,5 @@ class Arrival(Coordinator):
             self.monitor.execute("announce-self", initial=50, max=550, rounds=5, step=100)
 
     def _release(self) -> None:
-        self._decided.set()
         with suppress(OSError):  # QEMU closed it first
             self._ours.shutdown(socket.SHUT_RDWR)

@@ -64,7 +64,7 @@ class MigrateRequest:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A guest that has moved: QEMU's figures, seconds from STOP here to RUNNING there, bytes sent and sent again.
+    """A guest that has moved: QEMU's figures, seconds from STOP here to RUNNING, bytes sent and sent again.
 
     `state` is the run state that it had here and now has there; None if no statepipe there reports it.
     """
@@ -152,10 +152,9 @@ class _Progress:
         return Source.MOVED.name in self._at
 
     def downtime(self, stopped: float | None) -> float:
-        """Seconds from QEMU's report that the guest is stopped, or from when it was `stopped` before, to the
-        destination's report that it runs."""
-        asked = self._at[Source.ASKED.name]
-        return self._at[Source.MOVED.name] - min(asked, stopped or asked)
+        """Seconds from when the guest was `stopped` to the destination's report that it runs."""
+        moved = self._at[Source.MOVED.name]
+        return moved - (moved if stopped is None else stopped)
 
 
 @contextmanager

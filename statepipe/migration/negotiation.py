@@ -104,11 +104,13 @@ class Offer:
 
 
 def begin(peer: Peer) -> Side[Source]:
-    """Tell the other host that the move begins, and return the source's side from then on. Raises PeerError."""
+    """Tell the other host that the move begins, ask it whether all is well there, and return the source's side from
+    then on. Raises PeerError."""
     side = source()
-    for action in side.hear(Event.ANSWER):
-        assert action is Action.SEND_BEGIN
-        peer.tell({"begin": True})
+    actions = side.hear(Event.ANSWER)
+    assert actions == (Action.SEND_BEGIN, Action.SEND_ASK)
+    peer.tell({"begin": True})
+    peer.tell({"event": STEPS[Action.SEND_ASK].name})  # its answer is here before the guest is stopped
     return side
 
 

@@ -39,6 +39,9 @@ STATES = {
 }
 """The events of QEMU's migration states. Every other state, also one of a later QEMU, is on the way."""
 
+AT_ONCE = ("pre-switchover", "completed")
+"""States that count as soon as QEMU's event reports them, as the guest stands still: to ask QEMU takes 1 to 10 ms."""
+
 LOOK = 1.0
 """Seconds between two looks at QEMU's figures."""
 
@@ -78,7 +81,9 @@ class Departure(Coordinator):
         self.switchover = self._limits.switchover
         self.stream = QemuStream()
         self.stranded: QemuError | None = None  # why a guest that stayed here does not run
-        self.stopped: float | None = None  # when it was stopped before the switchover (time.monotonic)
+        self.stopped: float | None = None  # when the guest was stopped, for the switchover or before (time.monotonic)
+        self._last_stop: float | None = None  # when QEMU's event said so
+        self._heard: set[str] = set()  # QEMU's states that have become events
         self._figures: dict[str, Any] = {}
         self._migration = Outgoing(monitor)  # if it is not begun, what QEMU does with its guest is another client's
         self._begun = threading.Event()  # QEMU was told to migrate, or never will be
@@ -151,6 +156,7 @@ class Departure(Coordinator):
         return StatepipeError(what, hint="allow more time with --switchover-timeout SECONDS")
 
     def _begin(self) -> None:
+        self.monitor.on_events(self._hear)
         try:
             self._socket.start(self._migration)
         finally:
@@ -168,17 +174,33 @@ class Departure(Coordinator):
         for buffer in self.peer.incoming:
             self._socket.answer(buffer)
 
+    def _hear(self, what: str) -> None:
+        """Take note of an event of QEMU's, in the monitor's thread."""
+        if what in ("STOP", "RESUME"):
+            self._last_stop = time.monotonic() if what == "STOP" else None
+        elif what in AT_ONCE and self._begun.is_set() and self._migration.is_begun:  # else it may be another client's
+            self._report(what)
+
+    def _report(self, status: str, reason: QemuError | None = None) -> None:
+        """Turn a state of QEMU's migration into an event, once."""
+        if status in STATES and status not in self._heard:
+            self._heard.add(status)
+            if status == "pre-switchover":
+                self.stopped = self.stopped or self._last_stop or time.monotonic()
+            self.put(STATES[status], reason)
+
     def _follow(self) -> None:
-        """Turn QEMU's migration states into events, until the final one, and keep the time limit. Raises QemuGone."""
+        """Turn QEMU's migration states into events, until the final one, and keep the time limit. QEMU is asked once
+        every LOOK seconds, and how a migration failed; of AT_ONCE, an event was enough. Raises QemuGone."""
         status, pace, limits = "", Pace(), self._limits
         deadline = math.inf if limits.seconds is None else time.monotonic() + limits.seconds
-        while status not in FINAL:
-            self._figures = self.monitor.migration_changed(status, LOOK)
+        while status not in FINAL and "completed" not in self._heard:
+            self._figures = self.monitor.our_migration()
             if (words := pace.judge(self._figures)) is not None and self.stopped is None:
                 self._say(words)
-            if (now := str(self._figures["status"])) != status and now in STATES:
-                self.put(STATES[now], _reason(self._figures))
-            if time.monotonic() >= deadline and now == "active":
+            status = str(self._figures["status"])
+            self._report(status, _reason(self._figures))
+            if time.monotonic() >= deadline and status == "active":
                 deadline = math.inf
                 if limits.then == "suspend":
                     self.stop_guest()
@@ -186,7 +208,8 @@ class Departure(Coordinator):
                     hint = "use --on-timeout suspend, --auto-converge or a longer --downtime-limit"
                     what = f"the guest's memory was not sent within {limits.seconds:g} s"
                     self.put(Event.CANCEL, StatepipeError(what, hint=hint))
-            status = now
+            if status not in FINAL:
+                self.monitor.migration_settled(LOOK)
 
     def _act_on_qemu(self, action: Action) -> None:
         if action is Action.CONTINUE:

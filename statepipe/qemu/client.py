@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from qemu.qmp import QMPClient, Runstate
 from qemu.qmp.error import ProtocolError
 from qemu.qmp.message import Message
 
 from statepipe.qemu.answers import FIRST, LONGEST, MESSAGE
+from statepipe.qemu.runstates import FINAL
 from statepipe.shapes import Misshapen, parse
 
 FIRST_WORDS = 200
@@ -16,19 +18,23 @@ FIRST_WORDS = 200
 
 
 class Client(QMPClient):
-    """A QMPClient that checks each message, and keeps no event: it sets `changed` when one arrives.
+    """A QMPClient that checks each message, and keeps no event: it sets `changed` when one arrives, and `settled` when
+    it says that a migration has ended.
 
     `misfit` is what was wrong with the last message, `first_line` the beginning of the first one. `broken_off` is the
-    status of the first migration that began after `expect_migration`, if it failed or was cancelled.
+    status of the first migration that began after `expect_migration`, if it failed or was cancelled, and `is_loaded`
+    says that it completed. `heard` is called at once with each status of that migration, and with STOP and RESUME.
     """
 
     def __init__(self) -> None:
         super().__init__("statepipe", LONGEST)
         self.misfit: Misshapen | None = None
         self.first_line = b""
-        self.changed = asyncio.Event()
+        self.changed, self.settled = asyncio.Event(), asyncio.Event()
+        self.heard: Callable[[str], object] = lambda what: None
         self.broken_off: str | None = None
-        self._has_begun = False
+        self.is_loaded = False
+        self._is_expected = self._has_begun = False
 
     def _cb_inbound(self, msg: Message) -> Message:
         return msg  # qemu.qmp would format each message for a log that does not exist
@@ -62,14 +68,25 @@ class Client(QMPClient):
             return
         if msg["event"] == "MIGRATION":
             data = msg.get("data")
-            status = data.get("status") if isinstance(data, dict) else None
-            if status == "setup" and not self._has_begun:  # before that, another client's migration may still end
-                self.broken_off, self._has_begun = None, True
-            elif status in ("failed", "cancelled") and self.broken_off is None:
-                self.broken_off = status
+            self._on_status(data.get("status") if isinstance(data, dict) else None)
+        elif msg["event"] in ("STOP", "RESUME"):
+            self.heard(str(msg["event"]))
         if msg["event"] in ("MIGRATION", "RESUME"):
             self.changed.set()
 
-    def expect_migration(self) -> None:
-        """Forget the events of earlier migrations: QEMU is about to be told to migrate."""
-        self.broken_off, self._has_begun = None, False
+    def _on_status(self, status: object) -> None:
+        if status == "setup" and not self._has_begun:  # before that, another client's migration may still end
+            self.broken_off, self._has_begun = None, True
+        elif status in ("failed", "cancelled") and self.broken_off is None:
+            self.broken_off = str(status)
+        if self._is_expected and self._has_begun and self.broken_off is None and isinstance(status, str):
+            self.is_loaded = self.is_loaded or status == "completed"
+            self.heard(status)
+        if status in FINAL:
+            self.settled.set()
+
+    def expect_migration(self, *, incoming: bool = False) -> None:
+        """Forget the events of earlier migrations: QEMU is about to be told to migrate. One that waits for an
+        `incoming` guest has had no other, and may not report that it begins."""
+        self.broken_off, self.is_loaded = None, False
+        self._is_expected, self._has_begun = True, incoming

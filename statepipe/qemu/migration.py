@@ -107,6 +107,7 @@ def start_incoming(monitor: Monitor, theirs: socket.socket, *, stays: bool = Fal
     """
     with theirs:
         monitor.give(theirs.fileno(), FD_NAME)
+        monitor.expect_incoming()
         uri = f"fd:{FD_NAME}"
         if stays:
             try:

@@ -286,13 +286,35 @@ class Monitor:
         """Return the same during a migration, which can delay QEMU's answer (FLOWING). Raises QemuError."""
         return {"status": "none", **self._execute("query-migrate", FLOWING, {})}
 
+    def expect_incoming(self) -> None:
+        """Take the events from now on for those of a guest that QEMU is about to be told to load."""
+        self._loop.call_soon_threadsafe(lambda: self._client.expect_migration(incoming=True))
+
+    def on_events(self, heard: Callable[[str], object]) -> None:
+        """Have `heard` called, from the monitor's thread, with each status of our migration as soon as an event reports
+        it, and with STOP and RESUME. It must not wait. Needs the capability `events`."""
+        self._client.heard = heard
+
+    def migration_settled(self, patience: float) -> None:
+        """Wait until an event reports that a migration has ended, the connection ends, or `patience` seconds have
+        passed. Raises QemuSilent."""
+        self._await(self._client.settled, patience)
+
     def migration_outcome(self, patience: float = WORD) -> dict[str, Any]:
         """Wait until the migration is completed, failed or cancelled, and return query-migrate's answer.
 
         QEMU is also asked every `patience` seconds, for the case that the capability `events` is off. Raises QemuError.
         """
-        while (answer := self._ours())["status"] not in FINAL:
+        while (answer := self.our_migration())["status"] not in FINAL:
             self._await_change(patience)
+        return answer
+
+    def incoming_outcome(self, patience: float = WORD) -> dict[str, Any]:
+        """Do the same for a guest that QEMU loads. If an event reported that it is loaded, QEMU is not asked again."""
+        while (answer := self.our_migration())["status"] not in FINAL:
+            self._await(self._client.settled, patience)
+            if self._client.is_loaded:
+                return {"status": "completed"}
         return answer
 
     def migration_changed(self, status: str, patience: float) -> dict[str, Any]:
@@ -300,9 +322,9 @@ class Monitor:
 
         Needs the capability `events`. Raises QemuError.
         """
-        if (answer := self._ours())["status"] == status:
+        if (answer := self.our_migration())["status"] == status:
             self._await_change(patience)
-            answer = self._ours()
+            answer = self.our_migration()
         return answer
 
     @property
@@ -310,9 +332,9 @@ class Monitor:
         """How our migration (`migrate`) ended, if an event reported that it failed or was cancelled."""
         return self._client.broken_off
 
-    def _ours(self) -> dict[str, Any]:
+    def our_migration(self) -> dict[str, Any]:
         """Return query-migrate's answer. If an event reported before the question that our migration failed or was
-        cancelled, an answer with another status is about a later migration of another client's."""
+        cancelled, an answer with another status is about a later migration of another client's. Raises QemuError."""
         status = self.broken_off  # before the question: an event after QEMU's answer does not make the answer wrong
         answer = self.flowing()
         if status is None or answer["status"] in ("failed", "cancelled"):
@@ -358,18 +380,21 @@ class Monitor:
 
     def _await_change(self, patience: float) -> None:
         """Wait for an event, the end of the connection, or `patience` seconds. Raises QemuSilent."""
+        self._await(self._client.changed, patience)
+
+    def _await(self, event: asyncio.Event, patience: float) -> None:
         try:
-            self._call(self._change(patience), None)
+            self._call(self._set(event, patience), None)
         except TimeoutError as error:
             hint = f"check at {self.place} whether its guest runs"
             raise QemuSilent("QEMU has not finished its migration", hint=hint) from error
 
-    async def _change(self, patience: float) -> None:
+    async def _set(self, event: asyncio.Event, patience: float) -> None:
         if self._client.runstate is not Runstate.RUNNING:  # the connection ended after the last answer
             return
-        waits = [asyncio.ensure_future(wait) for wait in (self._client.changed.wait(), self._client.runstate_changed())]
+        waits = [asyncio.ensure_future(wait) for wait in (event.wait(), self._client.runstate_changed())]
         _, pending = await asyncio.wait(waits, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
-        self._client.changed.clear()
+        event.clear()
         for wait in pending:
             wait.cancel()
 

@@ -3,10 +3,9 @@
     source                                     destination
     OFFERING    OFFER            ------------>  EXPECTING   its QEMU starts
                                  <------------  ANSWER, ANSWERING
-                BEGIN            ------------>  INCOMING
-    PRECOPY     QEMU stops at pre-switchover
-    ASKED       ASK              ------------>  INCOMING   every stage is asked
-                                 <------------  READY
+    PRECOPY     BEGIN, ASK       ------------>  INCOMING
+    PROMISED    the guest runs   <------------  READY
+                QEMU stops it at pre-switchover
     HANDING     migrate-continue, the rest flows           QEMU `completed`, paused, digests agree
     HANDED      QEMU `completed` <------------  ACCEPTED   WAITING
     COMMITTED   GO               ------------>             STARTING: cont
@@ -14,6 +13,9 @@
 
 Until BEGIN the hosts only compare what they have (migration/negotiation.py): after any failure before that, the guest
 was not touched. A `check` leaves instead of beginning.
+
+The guest stands still from pre-switchover on. So the destination is asked before, and whatever fails there later is
+told at once. A QEMU that stops its guest before READY came waits for it: ASKED.
 
 One rule decides the rest: the destination runs the guest only after GO, and the source never runs it once it has sent
 GO. So any failure before GO ends with the guest on the source. After GO it ends with the guest on the destination,
@@ -93,6 +95,7 @@ class Source(enum.Enum):
     OFFERING = "the hosts compare what they have; the guest is not touched"
     UNTOUCHED = "the migration did not begin; the guest was not touched"
     PRECOPY = "the guest runs here and its memory is being sent"
+    PROMISED = "the guest runs here and its memory is being sent; the destination has said that all is well"
     ASKED = "the guest is stopped; the destination was asked"
     HANDING = "the last bytes are being sent"
     ACCEPTED = "the destination has everything; QEMU here has not reported that yet"
@@ -141,8 +144,9 @@ _DIED = _DEAF | {E.GONE: (S.DEAD, (A.SEND_ABORT,))}
 _NOT_BEGUN = dict.fromkeys((E.REFUSED, E.LOST, E.CANCEL, E.FAILED, E.MUTE, E.OVERDUE, E.BROKEN), (S.UNTOUCHED, ()))
 
 SOURCE: Mapping[Source, Mapping[Event, tuple[Source, tuple[Action, ...]]]] = {
-    S.OFFERING: {**_NOT_BEGUN, E.GONE: (S.DEAD, ()), E.ANSWER: (S.PRECOPY, (A.SEND_BEGIN,))},
-    S.PRECOPY: _UNDO | _DIED | {E.PRE_SWITCHOVER: (S.ASKED, (A.SEND_ASK,))},
+    S.OFFERING: {**_NOT_BEGUN, E.GONE: (S.DEAD, ()), E.ANSWER: (S.PRECOPY, (A.SEND_BEGIN, A.SEND_ASK))},
+    S.PRECOPY: _UNDO | _DIED | {E.READY: (S.PROMISED, ()), E.PRE_SWITCHOVER: (S.ASKED, ())},
+    S.PROMISED: _UNDO | _DIED | {E.PRE_SWITCHOVER: (S.HANDING, (A.CONTINUE,))},
     S.ASKED: _UNDO | _DIED | {E.READY: (S.HANDING, (A.CONTINUE,))},
     S.HANDING: _UNDO
     | _DEAF
@@ -234,6 +238,11 @@ SWITCHOVER = (S.ASKED, S.HANDING, S.HANDED, S.ACCEPTED)
 """States in which the guest is stopped and can still be taken back: the switchover, which has its own time limit."""
 
 
+WITHOUT_SYNC = (S.PROMISED, S.ASKED, S.HANDING, S.ACCEPTED, S.HANDED, D.WAITING)
+"""States whose line in a journal need not be on the disk before they act. If the host crashes, QEMU is gone too, and
+the line before says the same of the guest: it was not given away, or never ran there."""
+
+
 State = TypeVar("State", bound=enum.Enum)
 Row = Mapping[Event, tuple[State, tuple[Action, ...]]]
 """What to do in one state about each event."""
@@ -279,7 +288,7 @@ _UNDONE = (A.CANCEL, A.RESUME)
 
 RECOVERY: Mapping[Source | Destination, tuple[Action, ...]] = {
     **dict.fromkeys((S.OFFERING, S.UNTOUCHED), ()),
-    **dict.fromkeys((S.PRECOPY, S.ASKED, S.HANDING, S.ACCEPTED, S.HANDED, S.ORPHANED), _UNDONE),
+    **dict.fromkeys((S.PRECOPY, S.PROMISED, S.ASKED, S.HANDING, S.ACCEPTED, S.HANDED, S.ORPHANED), _UNDONE),
     **dict.fromkeys((S.CANCELLING, S.RESUMING, S.KEPT, S.UNANSWERED), _UNDONE),
     **dict.fromkeys((S.DOUBTED, S.COMMITTED, S.MOVED, S.UNDECIDED, S.DEAD), ()),
     **dict.fromkeys((D.EXPECTING, D.ANSWERING, D.DECLINED), (A.END_OURS,)),

@@ -1,8 +1,10 @@
-"""The journal of a migration: its state is on the disk before anything is done about it.
+"""The journal of a migration: its state is written down before anything is done about it.
 
 It has a line of JSON for each step, for `resolve` and for people: if the host crashed, its last line is all there is.
-So each line is on the disk (fsync) before the step's actions begin, GO above all, after which the source must not run.
-Then the listeners hear of it, the guardian first, which never reads the file: there need not be one.
+So a line that says something new about where the guest may run is on the disk (fsync) before the step's actions begin:
+GO above all, after which the source must not run. For the others (WITHOUT_SYNC) the guest need not stand still: the
+next fsync takes them along. Then the listeners hear of it, the guardian first, which never reads the file: there need
+not be one.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from collections.abc import Callable
 
 from statepipe.ends.fd import failure, write_all
 from statepipe.errors import StatepipeError
+from statepipe.recovery.handover import WITHOUT_SYNC
 from statepipe.shapes import Misshapen, fields, one_of, parse, text, told
 from statepipe.typed import Any
 
@@ -51,23 +54,26 @@ class Journal:
             raise failure(f"write the journal {path}", error) from error
 
     def write(self, state: enum.Enum, event: enum.Enum | None = None) -> StatepipeError | None:
-        """Write the new state and what led to it; it is durable when this returns. Return what prevented that.
+        """Write the new state and what led to it; it is durable when this returns, unless it is of WITHOUT_SYNC. Return
+        what prevented that.
 
         After such an error the file is closed, and the listeners have not heard of the state: writing it again passes
         it to them alone.
         """
         try:
-            self._put({"state": state.name, "meaning": state.value, "event": event.name if event else None})
+            facts = {"state": state.name, "meaning": state.value, "event": event.name if event else None}
+            self._put(facts, sync=state not in WITHOUT_SYNC)
         except OSError as error:
             self.close()
             return failure(f"write the journal {self._path}", error)
         return None
 
-    def _put(self, facts: dict[str, Any]) -> None:
+    def _put(self, facts: dict[str, Any], *, sync: bool = True) -> None:
         facts = {"time": round(time.time(), 3), **facts}
         if self._fd is not None:
             write_all(self._fd, json.dumps(facts).encode() + b"\n")
-            os.fsync(self._fd)
+            if sync:
+                os.fsync(self._fd)
         for listener in self._listeners:
             listener(facts)
 

@@ -124,6 +124,7 @@ def test_a_guest_that_was_sent_is_not_run_again(server: QmpServer, known: dict[s
     ("states", "status", "resumes"),
     [
         (["PRECOPY"], "completed", False),
+        (["PRECOPY", "PROMISED"], "completed", False),
         (["PRECOPY", "ASKED"], "completed", False),
         (["PRECOPY", "CANCELLING"], "completed", False),
         (["PRECOPY", "ASKED", "CANCELLING", "RESUMING"], "completed", False),

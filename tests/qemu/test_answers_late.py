@@ -116,7 +116,7 @@ def test_a_source_that_answers_nothing_keeps_nobody_for_ever(
     with two_guests(tmp_path, qemu72) as (source, target):
         receiving, port = receiver(credentials, "--qmp", target.socket)
         creds = credentials.folder / "source"
-        words = ("migrate", f"ASKED={source.pid}", creds, f"tls://127.0.0.1:{port}", source.socket)
+        words = ("migrate", f"PROMISED={source.pid}", creds, f"tls://127.0.0.1:{port}", source.socket)
         with receiving, breaking(*words) as moving:
             wait_for("stopped QEMU", lambda: is_stopped(source))
             moving.send(signal.SIGTERM)

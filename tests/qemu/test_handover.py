@@ -5,13 +5,13 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from statepipe.errors import PeerError, StatepipeError
+from statepipe.errors import PeerError, QemuGone, StatepipeError
 from statepipe.migration.destination import CAPABILITIES as ARRIVING
 from statepipe.migration.destination import Arrival
 from statepipe.migration.peer import Peer
@@ -44,6 +44,7 @@ class Pair:
         self.network = ends[2]
         self.steps: list[str] = []
         self.faults: dict[str, Callable[[Pair], None]] = {}
+        self.watching: list[Callable[[str], object]] = []  # hear of each step of the source, after its fault
         self.monitors = [Monitor(guest.socket) for guest in (source, target)]
         prepare(self.monitors[0], DEPARTING, downtime_limit=2000)
         prepare(self.monitors[1], ARRIVING)
@@ -60,6 +61,8 @@ class Pair:
         if "state" in facts:
             self.steps.append(facts["state"])
             self.at(facts["state"])
+            for hear in self.watching:
+                hear(facts["state"])
 
     def _note_there(self, facts: dict[str, Any]) -> None:
         if "state" in facts:
@@ -75,6 +78,7 @@ class Pair:
 
     def run(self) -> tuple[Source, Destination]:
         there: list[Destination] = []
+        self.departure.peer.tell({"event": "ASK"})
         thread = threading.Thread(target=lambda: there.append(self.arrival.run()))
         thread.start()
         here = self.departure.run()
@@ -111,7 +115,8 @@ def test_the_guest_goes_on_over_there(tmp_path: Path, qemu: str) -> None:
         assert both.run() == (Source.MOVED, Destination.RUNS)
         assert both.departure.cause is None
         ways = (["HANDING", "HANDED"], ["HANDING", "ACCEPTED"])
-        assert both.steps in [["PRECOPY", "ASKED", *way, "COMMITTED", "MOVED"] for way in ways]
+        asked = (["PROMISED"], ["ASKED"])  # the second if QEMU was faster than the answer
+        assert both.steps in [["PRECOPY", *word, *way, "COMMITTED", "MOVED"] for word in asked for way in ways]
         assert_one_runs(both, both.target, both.source)
 
 
@@ -144,12 +149,40 @@ def test_a_guest_that_somebody_else_has_run_too_early_is_not_said_never_to_have_
 ) -> None:
     write_image(tmp_path / "apart.img", 24, 2)  # QEMU locks those that are shared, and refuses
     with paired(tmp_path, qemu72, image=tmp_path / "apart.img") as both:
-        both.faults["ASKED"] = lambda both: both.target.qmp("cont")  # which QEMU keeps for when the guest is there
+        both.faults["HANDING"] = lambda both: both.target.qmp("cont")  # which QEMU keeps for when the guest is there
         assert both.run() == (Source.UNDECIDED, Destination.UNSURE)
         assert both.arrival.ran and both.target.wait() is not None
         assert "ran here before the source allowed it" in str(both.departure.cause)
         silent = both.source.serial()
         assert both.source.run_state() == "postmigrate" and both.source.serial() == silent, "a person decides"
+
+
+def test_the_guest_stands_still_for_three_ways_of_the_network(tmp_path: Path, qemu: str) -> None:
+    """Its last bytes go there, ACCEPTED comes back, GO goes there. It runs by the time of RUNNING."""
+    with paired(tmp_path, qemu, "-S") as both:
+        asked_in_time(both)
+        story: list[str] = []
+        record(both.departure.peer, "source says", story)
+        record(both.arrival.peer, "destination says", story)
+        both.watching.append(story.append)
+        both.faults["there: RUNS"] = lambda both: story.append(f"there it is {both.target.run_state()}")
+        assert both.run() == (Source.MOVED, Destination.RUNS)
+        before, still = story[: story.index("HANDING")], story[story.index("HANDING") :]
+        assert [words for words in before if " " in words] == ["source says ASK", "destination says READY"]
+        assert before[-1] == "PROMISED"
+        way = ["destination says ACCEPTED", "source says GO", "there it is running", "destination says RUNNING"]
+        assert [words for words in still if " " in words] == way
+
+
+def record(peer: Peer, who: str, story: list[str]) -> None:
+    """Keep what this side tells the other."""
+    tell = peer.tell
+
+    def telling(message: dict[str, Any]) -> None:
+        story.append(f"{who} {message['event']}")
+        tell(message)
+
+    peer.tell = telling  # type: ignore[method-assign]
 
 
 def assert_one_runs(both: Pair, here: Guest, not_there: Guest) -> None:
@@ -192,7 +225,31 @@ def test_a_signal_once_all_is_decided_takes_no_word_of_it_away(pair: Pair, monke
     assert_one_runs(pair, pair.source, pair.target)
 
 
-STEPS = ("PRECOPY", "ASKED", "HANDING", "HANDED", "ACCEPTED", "COMMITTED")
+STEPS = ("PRECOPY", "PROMISED", "ASKED", "HANDING", "HANDED", "ACCEPTED", "COMMITTED")
+
+
+def asked_in_time(both: Pair) -> None:
+    """READY is here before QEMU stops the guest: until then it sends so slowly that it cannot."""
+    both.monitors[0].execute("migrate-set-parameters", max_bandwidth=1 << 20)
+
+    def quickly(step: str) -> None:
+        if step == "PROMISED":
+            with suppress(QemuGone):  # the fault of this step was its end
+                both.monitors[0].execute("migrate-set-parameters", max_bandwidth=0)
+
+    both.watching.append(quickly)
+
+
+def asked_late(both: Pair) -> None:
+    """READY is late: QEMU has stopped the guest before."""
+    stopped, tell = threading.Event(), both.arrival.peer.tell
+
+    def late(message: dict[str, Any]) -> None:
+        assert message.get("event") != "READY" or stopped.wait(60)
+        tell(message)
+
+    both.arrival.peer.tell = late  # type: ignore[method-assign]
+    both.watching.append(lambda step: stopped.set() if step == "ASKED" else None)
 
 
 def cancel(both: Pair) -> None:
@@ -217,9 +274,13 @@ def kill_target(both: Pair) -> None:
 def test_a_fault_at_a_step(pair: Pair, step: str, fault: Callable[[Pair], None]) -> None:
     """The fault comes when the step is written down and before anything is done about it."""
     pair.faults[step] = fault
+    if step == "PROMISED":
+        asked_in_time(pair)
+    elif step == "ASKED":
+        asked_late(pair)
     here, there = pair.run()
     if pair.faults:  # it went by the other of HANDED and ACCEPTED
-        assert here is Source.MOVED
+        assert here is Source.MOVED and step in ("HANDED", "ACCEPTED")
     judge(pair, fault, here, there, gave_away="COMMITTED" in pair.steps)
 
 

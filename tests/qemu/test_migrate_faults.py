@@ -194,7 +194,7 @@ def settle(it: Move, states: dict[str, str | None]) -> str:
 TABLE = "STATEPIPE_FAULTS_TABLE"
 """Names the file that the outcomes are written to; `make faults` shows it."""
 
-STEPS = ("ASKED", "HANDING", "COMMITTED", "MOVED")
+STEPS = ("PROMISED", "HANDING", "COMMITTED", "MOVED")
 
 
 SAMPLE: list[tuple[Point, Callable[[Move], None]]] = [

@@ -122,9 +122,9 @@ SINCE: dict[tuple[str, str, str], tuple[str, str] | None] = {
     ("receive", "STARTING", "disk here"): ("receive", "INCOMING"),
     ("receive", "RUNS", "disk here"): ("receive", "RUNS"),
     ("migrate", "HANDING", "qemu here"): ("migrate", "HANDING"),
-    ("migrate", "HANDING", "disk here"): ("migrate", "ASKED"),
+    ("migrate", "HANDING", "disk here"): ("migrate", "PROMISED"),
     ("migrate", "HANDED", "qemu there"): ("migrate", "HANDING"),
-    ("migrate", "HANDED", "disk here"): ("migrate", "ASKED"),
+    ("migrate", "HANDED", "disk here"): ("migrate", "PROMISED"),
     ("migrate", "COMMITTED", "qemu there"): ("receive", "WAITING"),
     ("migrate", "COMMITTED", "disk there"): ("receive", "INCOMING"),
 }
@@ -132,7 +132,7 @@ SINCE: dict[tuple[str, str, str], tuple[str, str] | None] = {
 
 STATES: dict[str, tuple[tuple[str, ...], ...]] = {
     "receive": (("INCOMING",), ("WAITING",), ("STARTING",), ("RUNS",)),
-    "migrate": (("PRECOPY",), ("ASKED",), ("HANDING",), ("HANDED", "ACCEPTED"), ("CANCELLING",), ("COMMITTED",)),
+    "migrate": (("PRECOPY",), ("PROMISED",), ("HANDING",), ("HANDED", "ACCEPTED"), ("CANCELLING",), ("COMMITTED",)),
 }
 
 LATE = ("qemu here", "disk here", "qemu there", "disk there", "peer", "link")
@@ -167,7 +167,7 @@ SAMPLE = [
     case("migrate", ("COMMITTED",), "disk there", KILL, 0.0, 2.5),
     case("migrate", ("HANDING",), "disk here", TERM, 0.0, 1.5),
     case("migrate", ("PRECOPY",), "qemu here", TERM, 0.1, 1.5),
-    case("migrate", ("ASKED",), "link", TERM, 0.0, 1.5),
+    case("migrate", ("PROMISED",), "link", TERM, 0.0, 1.5),
 ]
 
 

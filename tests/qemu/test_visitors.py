@@ -185,7 +185,7 @@ def test_an_odd_step_from_the_destination_is_as_good_as_its_loss(
 
 def test_a_source_cannot_say_that_the_guest_runs_over_there(tmp_path: Path, qemu72: str) -> None:
     with paired(tmp_path, qemu72, "-S") as both:
-        both.faults["ASKED"] = lambda pair: pair.departure.peer.tell({"event": "RUNNING"})
+        both.faults["HANDING"] = lambda pair: pair.departure.peer.tell({"event": "RUNNING"})
         assert outcome(both) == (Source.KEPT, Destination.ENDED)
         assert_one_runs(both, both.source, both.target)
 

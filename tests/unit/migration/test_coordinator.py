@@ -86,10 +86,45 @@ def test_a_guest_that_was_stopped_by_what_it_did_has_run(
         side = handover.destination()
         half = Arrival(monitor, destination, [], Journal(None, {}, ()), lambda: None, side=side, runs=runs)
         with half._ours, half._theirs:
-            half._decided.set()
             half._follow()
             server.answers["query-status"] = {"status": now}
             half._see_ended()
         half._join(None)
         assert half.ran == ran
         assert half.told_of_guest == ("until it is ended, its guest runs here" if ran else "its guest never ran")
+
+
+def told(server: QmpServer, *events: tuple[str, str]) -> tuple[Arrival, list[Event]]:
+    """The half whose stream is verified, and what it makes of these events of QEMU's."""
+    with two_ends(QUICK) as (_, destination, _), closing(Monitor(server.path)) as monitor:
+        side = handover.destination()
+        half = Arrival(monitor, destination, [], Journal(None, {}, ()), lambda: None, side=side, runs=True)
+        with half._ours, half._theirs:
+            monitor.on_events(half._hear)
+            monitor.expect_incoming()
+            half._has("stream")
+            for status, name in events:
+                server.event(status, name)
+            monitor.run_state()  # its answer comes after the events
+            server.commands()
+            half._follow()
+        half._join(None)
+        return half, [half._events.get(timeout=60)[0] for _ in range(half._events.qsize())]
+
+
+def test_a_guest_that_is_here_is_so_by_an_event_and_qemu_is_not_asked(server: QmpServer) -> None:
+    """It stands still, and an answer of a QEMU that has just loaded a guest takes milliseconds."""
+    half, events = told(server, ("completed", "MIGRATION"))
+    assert events == [Event.COMPLETED] and not half.ran
+    assert "query-status" not in server.commands()
+
+
+def test_a_guest_that_qemu_ran_as_soon_as_it_was_there_is_seen_by_an_event(server: QmpServer) -> None:
+    half, events = told(server, ("", "RESUME"), ("completed", "MIGRATION"))
+    assert events == [Event.CANCEL, Event.COMPLETED] and half.ran
+
+
+def test_a_guest_that_is_run_once_it_is_here_is_no_failure_yet(server: QmpServer) -> None:
+    """The word to run it may be ours. Before it is said never to have run, QEMU is asked."""
+    half, events = told(server, ("completed", "MIGRATION"), ("", "RESUME"))
+    assert events == [Event.COMPLETED] and not half.ran

@@ -283,6 +283,28 @@ def test_events_alone_take_no_memory(server: QmpServer) -> None:
         assert monitor.run_state() == "paused"
 
 
+def test_of_migrations_only_our_own_is_heard_of(server: QmpServer) -> None:
+    """Another client's may end before ours begins, or begin once ours has failed."""
+    heard: list[str] = []
+    with closing(Monitor(server.path)) as monitor:
+        monitor.on_events(heard.append)
+
+        def tells(*statuses: str) -> list[str]:
+            for status in statuses:
+                server.event(status)
+            monitor.run_state()  # its answer comes after the events
+            return heard
+
+        assert tells("setup", "pre-switchover", "completed") == []
+        monitor.migrate("fd:ours")
+        assert tells("completed") == []
+        assert tells("setup", "active", "pre-switchover") == ["setup", "active", "pre-switchover"]
+        server.event("", "STOP")
+        server.event("", "RESUME")
+        assert tells("failed", "setup", "completed")[3:] == ["STOP", "RESUME"]
+        assert monitor.broken_off == "failed"
+
+
 def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 

@@ -26,6 +26,9 @@ from statepipe.recovery.handover import (
     Source,
 )
 
+SENDING = (Source.PRECOPY, Source.PROMISED, Source.HANDING, Source.ACCEPTED)
+"""QEMU sends, and may report that it failed."""
+
 OUT = {**STEPS, Action.SEND_ANSWER: Event.ANSWER, Action.SEND_BEGIN: Event.BEGIN}
 """What the other side hears when an action sends: the steps, and what comes before them."""
 
@@ -133,7 +136,7 @@ def messages(world: World) -> Iterator[World]:
 
 def source_qemu(world: World) -> Iterator[World]:
     """What QEMU does, and, unless it is mute, what it says of it."""
-    if world.qemu == "runs" and world.source is Source.PRECOPY and not world.mute[0]:
+    if world.qemu == "runs" and world.source in (Source.PRECOPY, Source.PROMISED) and not world.mute[0]:
         yield tell_source(replace(world, qemu="paused"), Event.PRE_SWITCHOVER)
     if world.qemu in ("handing", "cancelled late"):  # it may have been through
         yield said(replace(world, qemu="handed", sent=True), Event.COMPLETED)
@@ -183,7 +186,7 @@ def faults(world: World) -> Iterator[World]:
 
 
 def source_faults(world: World) -> Iterator[World]:
-    if world.qemu in ("runs", "handing") and world.source in (Source.PRECOPY, Source.HANDING, Source.ACCEPTED):
+    if world.qemu in ("runs", "handing") and world.source in SENDING:
         yield tell_source(replace(world, qemu="runs"), Event.FAILED)
     if world.qemu == "resuming":
         yield tell_source(replace(world, qemu="handed"), Event.STRANDED)
