@@ -122,9 +122,9 @@ SINCE: dict[tuple[str, str, str], tuple[str, str] | None] = {
     ("receive", "STARTING", "disk here"): ("receive", "INCOMING"),
     ("receive", "RUNS", "disk here"): ("receive", "RUNS"),
     ("migrate", "HANDING", "qemu here"): ("migrate", "HANDING"),
-    ("migrate", "HANDING", "disk here"): ("migrate", "PROMISED"),
+    ("migrate", "HANDING", "disk here"): ("migrate", "HANDING"),
     ("migrate", "HANDED", "qemu there"): ("migrate", "HANDING"),
-    ("migrate", "HANDED", "disk here"): ("migrate", "PROMISED"),
+    ("migrate", "HANDED", "disk here"): ("migrate", "HANDING"),
     ("migrate", "COMMITTED", "qemu there"): ("receive", "WAITING"),
     ("migrate", "COMMITTED", "disk there"): ("receive", "INCOMING"),
 }
