@@ -77,6 +77,7 @@ class Arrival(Coordinator):
         self._came_as: str | None = None  # its run state when it was here, before anybody let it run
         self._reason = ""  # QEMU's, by its monitor
         self._runs = runs
+        self._has_resumed = False  # by another client's command, before the guest was here
         self._lacks = {"QEMU", "stream"}  # what has not reported yet that the guest is here
         self._counting = threading.Lock()
         self._ours, self._theirs = socket.socketpair()
@@ -155,10 +156,9 @@ class Arrival(Coordinator):
     def _hear(self, what: str) -> None:
         """Take note of an event of QEMU's, in the monitor's thread. A guest that is to run stands still until the
         source hears that it is here: so QEMU is not asked. If its guest ran before, another event has said so."""
-        if what == "RESUME" and self._runs and "QEMU" in self._lacks:
-            self.ran = True
-            self.put(Event.CANCEL, ran_early())
-        elif what == "completed" and self._runs:
+        if what == "RESUME" and "QEMU" in self._lacks:
+            self._has_resumed = True  # not to be ended before it has told the source's QEMU that all arrived
+        elif what == "completed" and self._runs and not self._has_resumed:
             self._has("QEMU")
 
     def _follow(self) -> None:
@@ -169,7 +169,7 @@ class Arrival(Coordinator):
         if "QEMU" not in self._lacks:
             return
         state = self.monitor.run_state()
-        if state not in (*UNRUN, SUSPENDED) if self._runs else state == RUNNING:
+        if self._has_resumed or (state not in (*UNRUN, SUSPENDED) if self._runs else state == RUNNING):
             self.ran = True
             raise ran_early()
         self._came_as = state  # suspended, or stopped by an I/O error, if it was so at the source
