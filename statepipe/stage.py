@@ -69,7 +69,7 @@ class Adjustable(Protocol):
 
 @runtime_checkable
 class Meter(Protocol):
-    """A stage that only needs to count bytes. While all stages are `blind`, the kernel moves the bytes."""
+    """A stage that only needs to count bytes. While all are `blind`, the kernel moves them, and no mark comes."""
 
     @property
     def blind(self) -> bool:

@@ -74,11 +74,8 @@ class FdSource:
     def _read(self) -> bytes | None:
         """Return the next bytes, b"" at the end of the file, None when idle."""
         while True:
-            ready = self._poll.poll(self._idle)
-            if not ready:
+            if not self._await(self._idle):
                 return None
-            if any(fd == self._wake.fd for fd, _ in ready):
-                raise Cancelled
             try:
                 return self._take()
             except BlockingIOError:  # another reader of a non-blocking descriptor was faster
@@ -89,8 +86,14 @@ class FdSource:
 
     def wait(self) -> None:
         """Wait for bytes or the end, for a caller that moves the bytes by other means. Raises Cancelled."""
-        if any(fd == self._wake.fd for fd, _ in self._poll.poll()):
+        self._await(None)
+
+    def _await(self, limit: int | None) -> bool:
+        """Wait for bytes or the end, for up to `limit` milliseconds; return whether they came. Raises Cancelled."""
+        ready = self._poll.poll(limit)
+        if any(fd == self._wake.fd for fd, _ in ready):
             raise Cancelled
+        return bool(ready)
 
     def lost(self, error: OSError) -> StatepipeError:
         """Return the error for an OSError of a read."""
@@ -138,6 +141,10 @@ class FdSink:
             self.bytes += write_all(self.fd, buffer)
         except OSError as error:
             raise self.lost(error) from error
+
+    def wrote(self, count: int) -> None:
+        """Count bytes that a caller wrote to `fd` by other means."""
+        self.bytes += count
 
     def lost(self, error: OSError) -> StatepipeError:
         """Return the error for an OSError of a write."""

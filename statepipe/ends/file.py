@@ -139,13 +139,26 @@ class FileSink:
 
     def write(self, buffer: Buffer) -> None:
         """Append the buffer. Raises StatepipeError (disk full, quota, error of the device)."""
-        before = self.bytes // DROP_WINDOW
         try:
-            self.bytes += write_all(self._fd, buffer)
-            if self.bytes // DROP_WINDOW != before:
-                self._drop()
+            self.wrote(write_all(self._fd, buffer))
         except OSError as error:
-            raise failure(f"write {self.name} at byte {self.bytes}", error) from error
+            raise self.lost(error) from error
+
+    @property
+    def fd(self) -> int:
+        """The new file's descriptor."""
+        return self._fd
+
+    def wrote(self, count: int) -> None:
+        """Count bytes that were written to `fd`."""
+        before = self.bytes // DROP_WINDOW
+        self.bytes += count
+        if self.bytes // DROP_WINDOW != before:
+            self._drop()
+
+    def lost(self, error: OSError) -> StatepipeError:
+        """Return the error for an OSError of a write."""
+        return failure(f"write {self.name} at byte {self.bytes}", error)
 
     def _drop(self) -> None:
         """Starts the write-out of the newest window and frees those already on disk, without waiting."""

@@ -164,9 +164,8 @@ class SocketSource(FdSource):
 
     def wait(self) -> None:
         """As in FdSource, but limited by the patience. Raises PeerError."""
-        if not self._poll.poll(self._silence):
+        if not self._await(self._silence):
             raise self.lost(TimeoutError())
-        super().wait()
 
     def _read(self) -> bytes | None:
         buffer = super()._read()
@@ -221,6 +220,10 @@ class SocketSink:
                 left = left[count:]
         except OSError as error:
             raise self.lost(error) from error
+
+    def wrote(self, count: int) -> None:
+        """Count bytes that a caller wrote to `fd` by other means."""
+        self.bytes += count
 
     def commit(self) -> None:
         """Send the FIN and wait for the peer's. Raises PeerError."""

@@ -1,7 +1,7 @@
 """Move bytes that no stage changes inside the kernel, and carry what flows the other way meanwhile.
 
-If one side is a pipe, splice passes its pages on without a copy; from a file to a socket, sendfile does. The caller
-sees no difference except in CPU time.
+If one side is a pipe, splice passes its pages on without a copy; from a file to a socket, sendfile does. Between two
+others a pipe of ours is put. The caller sees no difference except in CPU time.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Protocol
 from statepipe.ends.fd import FdSource, wait_until_writable
 from statepipe.stage import Buffer, Cancelled
 from statepipe.threads import End, join, start
-from statepipe.wakeups import enlarge_pipe, polled
+from statepipe.wakeups import PIPE_SIZE, READ_SIZE, enlarge_pipe, polled
 
-PIECE = 1 << 20
-"""Bytes requested in one call: the size of an enlarged pipe."""
+PIECE = PIPE_SIZE
+"""Bytes requested in one call: what an enlarged pipe holds."""
 
 Moved = Callable[[int], object]
 """Receives the number of bytes that each step moved."""
@@ -32,49 +32,92 @@ def can_relay(*fds: int) -> bool:
     return all(map(os.get_blocking, fds))
 
 
-def move(source: FdSource, step: Callable[[int], int], moved: Moved, room: Room) -> None:
+class Mover:
+    """Moves bytes inside the kernel from one descriptor to another. `held` is 0: none is ever on its way."""
+
+    held = 0
+
+    def __init__(self, source: int, sink: int, call: Callable[[int, int, int], int]) -> None:
+        self._source, self._sink, self._call = source, sink, call
+
+    def __call__(self, count: int) -> int:
+        """Move up to so many bytes; return their number, 0 at the end. A call that raises OSError has moved nothing."""
+        return _patiently(self._call, self._source, self._sink, count)
+
+    def rest(self) -> Iterator[Buffer]:
+        """Take back the bytes that are on their way."""
+        return iter(())
+
+    def close(self) -> None:
+        """Does nothing: the descriptors are the caller's."""
+
+
+class LongMover(Mover):
+    """The same in two hops, through a pipe of ours. `held` is the number of bytes in it: read, and not yet written.
+
+    An OSError while it holds bytes is the sink's, else the source's.
+    """
+
+    def __init__(self, source: int, sink: int) -> None:
+        super().__init__(source, sink, os.splice)
+        self.held = 0
+        self._out, self._in = os.pipe()
+        enlarge_pipe(self._in)
+
+    def __call__(self, count: int) -> int:
+        if not self.held:
+            self.held = _patiently(os.splice, self._source, self._in, count)
+        moved = _patiently(os.splice, self._out, self._sink, min(self.held, count)) if self.held else 0
+        self.held -= moved
+        return moved
+
+    def rest(self) -> Iterator[Buffer]:
+        while self.held:
+            piece = os.read(self._out, min(self.held, READ_SIZE))
+            self.held -= len(piece)
+            yield piece
+
+    def close(self) -> None:
+        os.close(self._out)
+        os.close(self._in)
+
+
+def move(source: FdSource, step: Mover, moved: Moved, room: Room) -> None:
     """Repeat the step until it finds the end. Raises what a step and the source's wait raise."""
     source.wait()
     while count := step(room(PIECE)):
         moved(count)
-        source.wait()
+        if not step.held:
+            source.wait()
 
 
-def mover(source: int, sink: int) -> Callable[[int], int] | None:
-    """Return a step that moves up to a number of bytes inside the kernel and returns how many it moved.
-
-    A step that fails has moved nothing. None if the kernel offers no such way between the two.
-    """
+def mover(source: int, sink: int) -> Mover:
+    """Return the way inside the kernel from one descriptor to another. Raises OSError if no pipe can be made."""
     modes = [os.fstat(fd).st_mode for fd in (source, sink)]
     if any(map(stat.S_ISFIFO, modes)):
         enlarge_pipe(source)
         enlarge_pipe(sink)
-        return _patient(lambda count: os.splice(source, sink, count), source, sink)
+        return Mover(source, sink, os.splice)
     if stat.S_ISREG(modes[0]) and stat.S_ISSOCK(modes[1]):
-        return _patient(lambda count: os.sendfile(sink, source, None, count), source, sink)  # from its current position
-    return None
+        return Mover(source, sink, lambda source, sink, count: os.sendfile(sink, source, None, count))
+    return LongMover(source, sink)
 
 
-def _patient(step: Callable[[int], int], source: int, sink: int) -> Callable[[int], int]:
-    """Return the step, made to wait too if a program that shares a descriptor makes it non-blocking, as node, ssh and
-    QEMU do.
+def _patiently(call: Callable[[int, int, int], int], source: int, sink: int, count: int) -> int:
+    """Make the call, and wait too if a program that shares a descriptor makes it non-blocking, as node and QEMU do.
 
     This can happen at any time. A blocking socket of ours reports the same when its patience ends: that is an error.
     """
-
-    def patient(count: int) -> int:
-        while True:
-            try:
-                return step(count)
-            except BlockingIOError:
-                if not os.get_blocking(sink):
-                    wait_until_writable(sink)
-                elif not os.get_blocking(source):
-                    polled(source).poll()
-                else:
-                    raise
-
-    return patient
+    while True:
+        try:
+            return call(source, sink, count)
+        except BlockingIOError:
+            if not os.get_blocking(sink):
+                wait_until_writable(sink)
+            elif not os.get_blocking(source):
+                polled(source).poll()
+            else:
+                raise
 
 
 class Returning(Protocol):

@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import closing
 from typing import NamedTuple
 
 from statepipe.ends.fd import FdSink, FdSource
+from statepipe.ends.file import FileSink
 from statepipe.ends.net import SocketSink, SocketSource, is_network
-from statepipe.ends.relay import can_relay, move, mover
+from statepipe.ends.output import DescriptorSink
+from statepipe.ends.relay import Mover, can_relay, move, mover
 from statepipe.stage import Link, Meter
+
+Target = FdSink | FileSink | SocketSink
+SOURCES, TARGETS = (FdSource, SocketSource), (FdSink, DescriptorSink, FileSink, SocketSink)
 
 
 class Shortcut(NamedTuple):
@@ -23,8 +29,7 @@ class Shortcut(NamedTuple):
     source: FdSource
     links: Sequence[Link]
     meters: Sequence[Meter]
-    sink: FdSink | SocketSink
-    step: Callable[[int], int]
+    sink: Target
 
     @property
     def open(self) -> bool:
@@ -38,38 +43,53 @@ class Shortcut(NamedTuple):
         error once, and a second read would find a clean end of the stream: so such an error is raised at once. Also
         raises what waiting for the source and for a throttle raises.
         """
-
-        def room(wanted: int) -> int:
-            for meter in self.meters:
-                wanted = meter.admit(wanted)
-            return wanted
-
-        def moved(count: int) -> None:
-            self.source.bytes += count
-            for link, meter in zip(self.links, self.meters, strict=True):
-                link.bytes += count
-                meter.passed(count)
-            self.sink.bytes += count
-
         try:
-            move(self.source, self.step, moved, room)
-        except OSError as error:
-            sockets = [end for end in (self.source, self.sink) if stat.S_ISSOCK(os.fstat(end.fd).st_mode)]
-            can_wait = isinstance(error, BlockingIOError) and not isinstance(self.sink, SocketSink)
-            if sockets and is_network(error) and not can_wait:
-                raise sockets[0].lost(error) from error  # the kernel moves nothing between two sockets
+            step = mover(self.source.fd, self.sink.fd)
+        except OSError:  # no descriptor is left for a pipe
             return False
-        return True
+        with closing(step):
+            try:
+                move(self.source, step, self._moved, self._room)
+                ended = not step.held
+            except OSError as error:
+                self._report(error, step)
+                ended = False
+            for piece in step.rest():
+                self._passed(len(piece))
+                self.sink.write(piece)
+        return ended
+
+    def _room(self, wanted: int) -> int:
+        for meter in self.meters:
+            wanted = meter.admit(wanted)
+        return wanted
+
+    def _passed(self, count: int) -> None:
+        self.source.bytes += count
+        for link, meter in zip(self.links, self.meters, strict=True):
+            link.bytes += count
+            meter.passed(count)
+
+    def _moved(self, count: int) -> None:
+        self._passed(count)
+        self.sink.wrote(count)
+
+    def _report(self, error: OSError, step: Mover) -> None:
+        """Raise the error of a socket, which reports it only once; of two sockets, that of the one that failed."""
+        ends = (self.sink,) if step.held else (self.source, self.sink)
+        sockets = [end for end in ends if stat.S_ISSOCK(os.fstat(end.fd).st_mode)]
+        can_wait = isinstance(error, BlockingIOError) and not isinstance(self.sink, SocketSink)
+        if sockets and is_network(error) and not can_wait:
+            raise sockets[0].lost(error) from error
 
 
 def find_shortcut(source: object, links: Sequence[Link], sink: object) -> Shortcut | None:
-    """Return the shortcut, if there is one. A source that marks idle times has none: a stage waits for its marks."""
-    if type(source) not in (FdSource, SocketSource) or type(sink) not in (FdSink, SocketSink):
+    """Return the shortcut, if there is one: all stages are meters, and both ends are descriptors that block."""
+    if type(source) not in SOURCES or type(sink) not in TARGETS:
         return None
-    assert isinstance(source, FdSource) and isinstance(sink, FdSink | SocketSink)
+    assert isinstance(source, FdSource) and isinstance(sink, Target)
     stages: list[object] = [link.stage for link in links]
     meters = [stage for stage in stages if isinstance(stage, Meter)]
-    if source.marks_idle or len(meters) < len(links) or not can_relay(source.fd, sink.fd):
+    if len(meters) < len(links) or not can_relay(source.fd, sink.fd):
         return None
-    step = mover(source.fd, sink.fd)
-    return None if step is None else Shortcut(source, links, meters, sink, step)
+    return Shortcut(source, links, meters, sink)
