@@ -83,6 +83,15 @@ class Meter(Protocol):
 
 
 @runtime_checkable
+class Vouching(Protocol):
+    """A stage that may have to prove every byte: then the bytes that it saw are passed on, and no other reference."""
+
+    @property
+    def vouches(self) -> bool:
+        """Return whether it proves the bytes themselves, and not only the order of the stream."""
+
+
+@runtime_checkable
 class Expecting(Protocol):
     """A stage that can use the number of bytes that will come."""
 

@@ -19,6 +19,7 @@ NUMBERS = {
     "sched_getaffinity": 204,
     "sendfile": 40,
     "splice": 275,
+    "tee": 276,
     "userfaultfd": 323,
 }
 """Of x86-64 (arch/x86/entry/syscalls/syscall_64.tbl)."""

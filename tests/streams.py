@@ -111,3 +111,12 @@ def whole(*more: bytes) -> bytes:
         + b"\0"
         + vmdesc(*DEVICES)
     )
+
+
+FULL = ram(ordinary(0, "pc.ram"), *map(ordinary, range(1, 64)))
+"""A section with all pages of the first block."""
+
+
+def long(sections: int = 12) -> bytes:
+    """A stream of 3 MB, which is longer than a pipe, without a return path: so many times the same pages."""
+    return setup() + sections * FULL + ram(LAST, kind=3) + devices() + b"\0" + vmdesc(*DEVICES)

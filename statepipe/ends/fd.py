@@ -9,11 +9,18 @@ import errno
 import os
 import select
 import stat
+from contextlib import closing
 
 from statepipe.errors import ReaderGone, StatepipeError
 from statepipe.stage import FLUSH, Buffer, Cancelled
-from statepipe.typed import Self
+from statepipe.typed import TYPE_CHECKING, Self
 from statepipe.wakeups import READ_SIZE, Bell, enlarge_pipe, polled
+
+if TYPE_CHECKING:
+    from statepipe.ends.tap import Tap
+
+REFUSED = (errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP)
+"""Errors of a kernel or a sandbox for a call that it does not have, or not for these descriptors."""
 
 
 def failure(action: str, error: OSError) -> StatepipeError:
@@ -42,7 +49,8 @@ _HINTS = {
 class FdSource:
     """Buffers from a descriptor until its end of file. `bytes` counts the bytes read.
 
-    With `idle` (milliseconds), it `marks_idle`: yields a flush mark whenever no bytes arrived for that long. Raises
+    With a `tap` (tap.py), it returns copies of the bytes, and the originals are to be moved on or dropped.
+    With `idle` (milliseconds), it yields a flush mark whenever no bytes arrived for that long. Raises
     StatepipeError that contains `name` if a read fails, Cancelled after `cancel`.
     """
 
@@ -50,7 +58,7 @@ class FdSource:
         self.fd = fd
         self.name = name
         self.bytes = 0
-        self.marks_idle = idle is not None
+        self.tap: Tap | None = None
         self._idle = idle
         self._wake = Bell()
         self._poll = polled(fd, self._wake.fd)
@@ -82,7 +90,22 @@ class FdSource:
                 continue
 
     def _take(self) -> bytes:
+        if self.tap is not None:
+            try:
+                if not self.tap.pending:
+                    return self.tap.read()
+            except OSError as error:
+                if error.errno not in REFUSED:
+                    raise
+            self.untap()  # the kernel has no such way, or a stage asks for more before it has passed on the last
         return os.read(self.fd, READ_SIZE)
+
+    def untap(self) -> None:
+        """Go back to ordinary reads; the bytes that are pending in the tap were seen. Raises OSError."""
+        if self.tap is not None:
+            tap, self.tap = self.tap, None
+            with closing(tap):
+                tap.drop()
 
     def wait(self) -> None:
         """Wait for bytes or the end, for a caller that moves the bytes by other means. Raises Cancelled."""
@@ -118,6 +141,8 @@ class FdSource:
     def __exit__(self, *error: object) -> None:
         """Close what we opened, after the last read; the descriptor still belongs to the caller."""
         self._wake.close()
+        if self.tap is not None:
+            self.tap.close()
 
 
 class FdSink:

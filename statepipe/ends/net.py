@@ -153,7 +153,6 @@ class SocketSource(FdSource):
     def __init__(self, connection: socket.socket, name: str, patience: Patience, idle: int | None = None) -> None:
         silence = None if patience.silence is None else max(int(patience.silence * 1000), 1)
         super().__init__(connection.fileno(), name, idle if silence is None else min(idle or silence, silence))
-        self.marks_idle = idle is not None
         self._patience, self._silence = patience, silence
         self._last = time.monotonic()
         self.passed: Callable[[], int] = lambda: self.bytes

@@ -42,7 +42,7 @@ class Mover:
 
     def __call__(self, count: int) -> int:
         """Move up to so many bytes; return their number, 0 at the end. A call that raises OSError has moved nothing."""
-        return _patiently(self._call, self._source, self._sink, count)
+        return patiently(lambda: self._call(self._source, self._sink, count), self._source, self._sink)
 
     def rest(self) -> Iterator[Buffer]:
         """Take back the bytes that are on their way."""
@@ -66,8 +66,10 @@ class LongMover(Mover):
 
     def __call__(self, count: int) -> int:
         if not self.held:
-            self.held = _patiently(os.splice, self._source, self._in, count)
-        moved = _patiently(os.splice, self._out, self._sink, min(self.held, count)) if self.held else 0
+            self.held = patiently(lambda: os.splice(self._source, self._in, count), self._source, self._in)
+        if not self.held:
+            return 0
+        moved = patiently(lambda: os.splice(self._out, self._sink, min(self.held, count)), self._out, self._sink)
         self.held -= moved
         return moved
 
@@ -103,14 +105,14 @@ def mover(source: int, sink: int) -> Mover:
     return LongMover(source, sink)
 
 
-def _patiently(call: Callable[[int, int, int], int], source: int, sink: int, count: int) -> int:
+def patiently(call: Callable[[], int], source: int, sink: int) -> int:
     """Make the call, and wait too if a program that shares a descriptor makes it non-blocking, as node and QEMU do.
 
     This can happen at any time. A blocking socket of ours reports the same when its patience ends: that is an error.
     """
     while True:
         try:
-            return call(source, sink, count)
+            return call()
         except BlockingIOError:
             if not os.get_blocking(sink):
                 wait_until_writable(sink)

@@ -17,7 +17,7 @@ from statepipe.stage import Adjustable, Buffer, Expecting, Link, Meter, Stage, T
 from statepipe.typed import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from statepipe.pipeline.bypass import Shortcut
+    from statepipe.pipeline.bypass import Bypass
 
 
 class Source(Iterator[Buffer], Protocol):
@@ -83,15 +83,15 @@ class Pipeline:
         self._links = links(flow)
         try:
             with at_work(self, much=False):
-                shortcut, is_much = self._shortcut(), False
+                bypass, is_much = self._bypass(), False
                 for buffer in flow:
                     if not is_much and self._source.bytes >= MUCH:
                         is_much = True
                         much_comes()
                     if len(buffer):
-                        self._sink.write(buffer)
-                    if shortcut is not None and shortcut.open and not shortcut.take():
-                        shortcut = None
+                        (bypass or self._sink).write(buffer)
+                    if bypass is not None and not bypass.look():
+                        bypass = None
         finally:
             try:
                 _put_away(flow)
@@ -99,12 +99,12 @@ class Pipeline:
                 _put_away(flow)
                 raise
 
-    def _shortcut(self) -> Shortcut | None:
+    def _bypass(self) -> Bypass | None:
         if not all(isinstance(stage, Meter) for _, stage in self._stages):
             return None
-        from statepipe.pipeline.bypass import find_shortcut  # imports socket, which a stage that works need not pay
+        from statepipe.pipeline.bypass import find_bypass  # imports socket, which a stage that works need not pay
 
-        return find_shortcut(self._source, self._links, self._sink)
+        return find_bypass(self._source, self._links, self._sink)
 
     def status(self) -> dict[str, Any]:
         """Return the progress for JSON: seconds since the start, bytes in and out, the facts of stages and sink."""

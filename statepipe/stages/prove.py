@@ -60,6 +60,11 @@ class Proof:
         """Do nothing: bytes that it does not see are not proved."""
 
     @property
+    def vouches(self) -> bool:
+        """Return whether every byte is proved: by the digest of a stream of ours."""
+        return self.checker is not None
+
+    @property
     def holds(self) -> bool:
         """Return whether the stream is proved complete, after it has ended without an error."""
         ours = self.checker is not None and self.checker.header is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -19,7 +20,9 @@ import pytest
 
 from statepipe.ends.address import Address, parse_address
 from statepipe.errors import UsageError
+from tests import streams
 from tests.conformance.running import PATIENCE, STATEPIPE, STREAM, assert_one_error, run, started, wait
+from tests.refusing import refusing
 
 NOISE = hashlib.shake_128(b"plain").digest((5 << 20) + 17)
 UNPROVED = b"statepipe: %s: warning: plain connections do not prove that a stream is whole"
@@ -194,6 +197,16 @@ def test_a_stream_with_an_end_of_its_own_needs_no_warning(kind: str, tmp_path: P
     data = STREAM if kind == "migration" else container()
     with receiving() as (receiver, port):
         assert both(receiver, sending(port), data) == ((0, b"", b""), (0, data, b""))
+
+
+@pytest.mark.parametrize("calls", [["tee"], ["splice", "sendfile"], ["splice", "sendfile", "tee"]], ids=" ".join)
+@pytest.mark.parametrize("piped", [False, True])
+def test_a_guests_stream_passes_without_the_calls_that_spare_copies(*, piped: bool, calls: list[str]) -> None:
+    sandbox, data = refusing(errno.ENOSYS, *calls), streams.long()
+    with receiving(before=sandbox) as (receiver, port):
+        piping = ["sh", "-c", 'cat | "$@"', "sh"] if piped else []
+        ours, theirs = both(receiver, [*piping, *sandbox, *sending(port)], data)
+    assert (ours[0], theirs[:2]) == (0, (0, data)) and UNPROVED % b"recv" not in theirs[2]
 
 
 @pytest.mark.parametrize("kind", ["migration", "container"])

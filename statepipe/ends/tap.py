@@ -1,0 +1,193 @@
+"""Read a stream and leave its bytes in the kernel, which moves them on once a stage has seen them.
+
+A stage that follows a guest's stream must see it, and changes nothing. A read and a write copy every byte twice. A tap
+copies it once: tee(2) gives a second reference to the pages in a pipe, of which one is read and the other is spliced;
+a regular file is read at its position, and sendfile moves on from there.
+
+The copy that was seen and the bytes that are moved on are the same pages, unless a program changes them meanwhile: a
+file that is written to while it is read. So this is not for a stage that vouches for every byte (`Vouching`).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Callable
+
+from statepipe.typed import Protocol
+from statepipe.wakeups import READ_SIZE, enlarge_pipe
+
+_F_GETPIPE_SZ = 1032
+"""fcntl.h of Linux; Python names it from 3.10 on, but not everywhere."""
+
+
+class Tap(Protocol):
+    """Bytes that are seen before they are moved. `pending`: how many were seen, and are still in the kernel.
+
+    After `read`, all of them must be moved or dropped before the next.
+    """
+
+    pending: int
+
+    def read(self) -> bytes:
+        """Return a copy of the next bytes, b"" at the end. Raises OSError, and has taken nothing then."""
+
+    def move(self, sink: int, count: int) -> int:
+        """Move up to so many of the pending bytes to the sink; return their number. Raises OSError: moved nothing."""
+
+    def drop(self) -> None:
+        """Drop the pending bytes. Raises OSError."""
+
+    def close(self) -> None:
+        """Close what it opened."""
+
+
+_TEE: list[Callable[[int, int, int, int], int]] = []
+
+
+def _tee() -> Callable[[int, int, int, int], int]:
+    """Return the C library's tee, which releases the GIL as well: Python has none."""
+    if _TEE:
+        return _TEE[0]
+    import ctypes
+
+    call = getattr(ctypes.CDLL(None, use_errno=True), "tee", None)
+    if call is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    call.argtypes, call.restype = [ctypes.c_int, ctypes.c_int, ctypes.c_size_t, ctypes.c_uint], ctypes.c_ssize_t
+    _TEE.append(call)
+    return _TEE[0]
+
+
+def tee(source: int, copy: int, count: int) -> int:
+    """Give a pipe a second reference to up to so many bytes that are in another; return their number, 0 at its end.
+
+    Raises OSError.
+    """
+    from ctypes import get_errno
+
+    while (given := _tee()(source, copy, count, 0)) < 0:
+        code = get_errno()
+        if code != errno.EINTR:  # a signal's handler runs before the next call
+            raise OSError(code, os.strerror(code))
+    return given
+
+
+class PipeTap:
+    """A tap of a pipe, whose bytes stay in it."""
+
+    def __init__(self, source: int) -> None:
+        self.pending = 0
+        self._source = source
+        self._out, self._in = _pipe()
+
+    def read(self) -> bytes:
+        self.pending = tee(self._source, self._in, READ_SIZE)
+        return _read_exactly(self._out, self.pending)
+
+    def move(self, sink: int, count: int) -> int:
+        moved = os.splice(self._source, sink, min(count, self.pending))
+        self.pending -= moved
+        return moved
+
+    def drop(self) -> None:
+        _read_exactly(self._source, self.pending)
+        self.pending = 0
+
+    def close(self) -> None:
+        os.close(self._out)
+        os.close(self._in)
+
+
+class SocketTap(PipeTap):
+    """A tap of a connection, whose bytes are moved into a pipe of ours first. Raises OSError without tee."""
+
+    def __init__(self, source: int) -> None:
+        held, self._fill = _pipe()
+        try:
+            super().__init__(held)
+        except OSError:
+            _close(held, self._fill)
+            raise
+        self._connection = source
+        try:
+            self._try_out()
+        except OSError:
+            self.close()
+            raise
+
+    def _try_out(self) -> None:
+        """Raise OSError if what fits into the one pipe may not fit into the other, or if there is no tee."""
+        if fcntl.fcntl(self._in, _F_GETPIPE_SZ) < fcntl.fcntl(self._fill, _F_GETPIPE_SZ):
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        os.write(self._fill, b"\0")
+        super().read()
+        self.drop()
+
+    def read(self) -> bytes:
+        count = os.splice(self._connection, self._fill, READ_SIZE)
+        seen = super().read() if count else b""
+        assert len(seen) == count, "two pipes of one size, and the copy does not fit"
+        return seen
+
+    def close(self) -> None:
+        super().close()
+        _close(self._source, self._fill)
+
+
+class FileTap:
+    """A tap of a regular file, from its current position on, into a socket or a pipe."""
+
+    def __init__(self, source: int) -> None:
+        self.pending = 0
+        self._source = source
+
+    def read(self) -> bytes:
+        seen = os.pread(self._source, READ_SIZE, os.lseek(self._source, 0, os.SEEK_CUR))
+        self.pending = len(seen)
+        return seen
+
+    def move(self, sink: int, count: int) -> int:
+        moved = os.sendfile(sink, self._source, None, min(count, self.pending))
+        self.pending -= moved
+        return moved
+
+    def drop(self) -> None:
+        os.lseek(self._source, self.pending, os.SEEK_CUR)
+        self.pending = 0
+
+    def close(self) -> None:
+        """Does nothing: the file is the caller's."""
+
+
+def new_tap(source: int, sink: int) -> Tap | None:
+    """Return a tap of a source; None if a read and a write cost no more. Raises OSError if none can be made."""
+    source_mode, sink_mode = os.fstat(source).st_mode, os.fstat(sink).st_mode
+    if not (stat.S_ISSOCK(sink_mode) or stat.S_ISFIFO(sink_mode)):  # into a file, the bytes are copied anyway
+        return None
+    if stat.S_ISREG(source_mode):
+        return FileTap(source)
+    if stat.S_ISFIFO(source_mode):
+        return PipeTap(source)
+    return SocketTap(source) if stat.S_ISSOCK(source_mode) else None
+
+
+def _pipe() -> tuple[int, int]:
+    out, into = os.pipe()
+    enlarge_pipe(into)
+    return out, into
+
+
+def _close(*fds: int) -> None:
+    for fd in fds:
+        os.close(fd)
+
+
+def _read_exactly(fd: int, count: int) -> bytes:
+    """Read bytes that are known to be in a pipe."""
+    data = os.read(fd, count)
+    while len(data) < count:
+        data += os.read(fd, count - len(data))
+    return data
