@@ -118,6 +118,7 @@ def patiently(call: Callable[[], int], source: int, sink: int) -> int:
                 wait_until_writable(sink)
             elif not os.get_blocking(source):
                 polled(source).poll()
+                wait_until_writable(sink)  # a pipe that does not block does not wait for the other one either
             else:
                 raise
 
