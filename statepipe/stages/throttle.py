@@ -67,6 +67,10 @@ class Bucket:
         self._filled -= count
         return count, 0.0
 
+    def give_back(self, count: int) -> None:
+        """Put back bytes that did not pass."""
+        self._filled += count
+
 
 class Throttle:
     """The stage. A wait that is cancelled raises Cancelled."""
@@ -77,6 +81,7 @@ class Throttle:
         self._changed = threading.Condition()
         self._cancelled = False
         self._let_go = False
+        self._admitted = 0
         self._stream = QemuStream() if until_switchover else None
 
     def __call__(self, upstream: Iterator[Buffer]) -> Iterator[Buffer]:
@@ -104,7 +109,10 @@ class Throttle:
         return self._stream is None
 
     def passed(self, count: int) -> None:
-        """Do nothing: `admit` has emptied the bucket already."""
+        """Give back what `admit` let pass and did not: a small pipe takes a part of it."""
+        with self._changed:
+            self._bucket.give_back(self._admitted - count)
+            self._admitted = 0
 
     def admit(self, wanted: int) -> int:
         """Wait until some of `wanted` bytes (at least 1) may pass; return how many."""
@@ -114,6 +122,7 @@ class Throttle:
                     return wanted
                 count, delay = self._bucket.take(wanted, self._clock())
                 if count:
+                    self._admitted = count
                     return count
                 self._changed.wait(min(delay, LONGEST_WAIT))
         raise Cancelled

@@ -148,3 +148,11 @@ def test_without_until_the_kernel_may_move_the_bytes() -> None:
     assert isinstance(stage, Meter) and stage.blind
     stage.set_rate(None)
     assert stage.admit(1 << 20) == 1 << 20
+
+
+def test_what_a_small_pipe_did_not_take_may_pass_at_once() -> None:
+    times = iter([0.0, 1.0])
+    stage = Throttle(1_000_000, world(clock=lambda: next(times, 1.0)))
+    assert stage.admit(1 << 20) == 100_000  # the first look finds no time that has passed
+    stage.passed(4096)
+    assert stage.admit(1 << 20) == 100_000 - 4096
