@@ -21,6 +21,7 @@ from struct import Struct
 
 from statepipe.errors import IntegrityError
 from statepipe.formats.qemu.configuration import name_at
+from statepipe.formats.qemu.pagerows import same_headers
 from statepipe.formats.qemu.zeropages import same_records
 from statepipe.stage import Buffer
 from statepipe.typed import NamedTuple, Protocol
@@ -39,8 +40,8 @@ MAP_PART = 1 << 12
 FREE_PARTS = 8192
 PAGES_PER_PART = MAP_PART // 4
 MAX_BLOCKS = 4096
-# From this length on, a row of zero pages is compared with a table (zeropages.py).
-SHORT_RUN = 8
+# From this length on, a row of pages is compared with a table (pagerows.py, zeropages.py).
+SHORT_RUN, SHORT_ROW = 8, 4
 
 _BE16, _BE32, _BE64 = Struct(">H"), Struct(">I"), Struct(">Q")
 _header_at = _BE64.unpack_from
@@ -145,15 +146,18 @@ class RamPages:
             self._place = -1
         self.rounds += 1
 
-    # Measured with 256 KiB buffers: 130 ns a page in a row (30 GB/s), 610 ns a page scattered (6.7 GB/s).
+    # Measured with 256 KiB buffers and a loop alone: 130 ns a page in a row (30 GB/s), 610 ns a page scattered (6.7).
     def _ordinary_run(self, data: Buffer, at: int, end: int, header: int) -> int:
         page, start, expected = self.page_size, at, header
         stride, last = page + 8, end - 8
+        short = min(last, at + stride * SHORT_ROW)
         while True:
             at += stride
             expected += page
-            if at > last or _header_at(data, at)[0] != expected:
+            if at > short or _header_at(data, at)[0] != expected:
                 break
+        if short < at <= last:
+            at += stride * same_headers(data, at, end, expected, page)
         count = (at - start) // stride
         self._sent(start, header & -page, count)
         self.counts.normal += count
