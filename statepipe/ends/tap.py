@@ -4,6 +4,9 @@ A stage that follows a guest's stream must see it, and changes nothing. A read a
 copies it once: tee(2) gives a second reference to the pages in a pipe, of which one is read and the other is spliced;
 a regular file is read at its position, and sendfile moves on from there.
 
+Measured with both ends over the loopback: 1.45 CPU s per GB, where reads and writes take 2.0 to 2.3, in pieces of
+256 KiB; 512 KiB were no better (docs/measurements.md).
+
 The copy that was seen and the bytes that are moved on are the same pages, unless a program changes them meanwhile: a
 file that is written to while it is read. So this is not for a stage that vouches for every byte (`Vouching`).
 """
