@@ -223,6 +223,7 @@ def test_a_file_that_is_cut_while_it_is_sent_gives_as_much_as_was_seen() -> None
 
 
 def test_a_reader_that_left_is_sigpipe() -> None:
+    """A pipe of 256 places holds 8 MB of a connection's bytes: a place has 32 KB of them, and not a page."""
     reading, writing = os.pipe()
     watcher = Watcher()
 
@@ -232,7 +233,7 @@ def test_a_reader_that_left_is_sigpipe() -> None:
         os.close(reading)
 
     thread = threading.Thread(target=leave)
-    with fed("tcp", NOISE) as source, open(writing, "wb", 0) as out:
+    with fed("tcp", NOISE * 8) as source, open(writing, "wb", 0) as out:
         thread.start()
         with pytest.raises(ReaderGone):
             Pipeline(source, [("watcher", watcher)], FdSink(out.fileno(), "the sink")).run()
