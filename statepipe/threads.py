@@ -201,12 +201,14 @@ class _Slot(Generic[R]):
         self._value = value
         self._done.release()
 
-    def get(self) -> R:
+    def take(self) -> R:
+        """Return the result, once, and let go of it."""
         with self._done:
-            pass
-        if isinstance(self._value, _Failure):
-            raise self._value.error
-        return self._value
+            value = self._value
+            del self._value
+        if isinstance(value, _Failure):
+            raise value.error
+        return value
 
 
 class _Pool(Generic[T, R]):
@@ -233,7 +235,7 @@ class _Pool(Generic[T, R]):
             item, slot = task
             try:
                 slot.set(self._function(item))
-            except BaseException as error:  # raised again by get(), in the consumer's thread
+            except BaseException as error:  # raised again by take(), in the consumer's thread
                 slot.set(_Failure(error))
             del item, slot, task
 
@@ -261,7 +263,7 @@ def parallel(function: Callable[[T], R], upstream: Iterator[T], workers: int | N
     try:
         pool.start()
         for slot in pending:
-            yield slot.get()
+            yield slot.take()
     finally:
         close(pending)
         pool.close()

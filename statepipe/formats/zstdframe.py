@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from statepipe.errors import IntegrityError, TruncatedError
-from statepipe.stage import Buffer
+from statepipe.stage import Buffer, gather
 from statepipe.typed import NamedTuple
 from statepipe.units import format_size
 
@@ -85,6 +85,10 @@ def beyond(what: str, needed: int | None, memory: int, offset: int) -> Integrity
     return IntegrityError(f"{what} needs {lacking}, of {format_size(memory)} allowed", hint=hint, offset=offset)
 
 
+HEADER_LIMIT = 18
+"""Bytes of a frame's magic and header at most (RFC 8878 section 3.1.1.1)."""
+
+
 class FrameHeader(NamedTuple):
     """The fields in a frame's first 2 to 18 bytes (RFC 8878 section 3.1.1.1). Sizes in bytes."""
 
@@ -120,6 +124,53 @@ def parse_header(data: bytes | bytearray, start: int, offset: int) -> FrameHeade
     return FrameHeader(length, window, content if size_bytes else None, bool(descriptor & 4), dictionary)
 
 
+class _Held:
+    """Bytes that have arrived and not been taken, in the buffers they came in: what is taken is copied only once."""
+
+    def __init__(self) -> None:
+        self._buffers: list[Buffer] = []
+        self._taken = 0  # bytes of the first buffer
+        self.size = 0
+
+    def add(self, data: Buffer) -> None:
+        """Append bytes."""
+        if len(data):
+            gather(self._buffers, data)
+            self.size += len(data)
+
+    def look(self, at: int, count: int) -> bytes:
+        """Return a few bytes at an index, without taking them; fewer at the end."""
+        buffers = self._buffers
+        if buffers and (place := at + len(buffers[-1]) - self.size) >= 0:  # usually
+            return bytes(buffers[-1][place : place + count])
+        index, start = len(buffers), self.size
+        while index and start > at:
+            index -= 1
+            start -= len(buffers[index])
+        found = bytes(buffers[index][at - start : at - start + count]) if index < len(buffers) else b""
+        for buffer in buffers[index + 1 :]:
+            if len(found) == count:
+                break
+            found += buffer[: count - len(found)]
+        return found
+
+    def take(self, count: int) -> bytes:
+        """Return the first bytes, of which there are at least `count`, and drop them."""
+        parts, left, whole = [], count, 0
+        for buffer in self._buffers:
+            part = memoryview(buffer)[self._taken : self._taken + left]
+            parts.append(part)
+            left -= len(part)
+            self._taken += len(part)
+            if self._taken == len(buffer):
+                whole, self._taken = whole + 1, 0
+            if not left:
+                break
+        del self._buffers[:whole]
+        self.size -= count
+        return b"".join(parts)
+
+
 class FrameSplitter:
     """Splits a zstd stream into pieces as it arrives. No I/O: `feed` bytes, take pieces; `close` at the end.
 
@@ -130,28 +181,28 @@ class FrameSplitter:
 
     def __init__(self, memory: int | None = None) -> None:
         self._memory = memory
-        self._held = bytearray()
-        self._start = 0  # stream offset of _held[0]
+        self._held = _Held()
+        self._start = 0  # stream offset of the first byte held
         self._frame_offset = 0
         self._header: FrameHeader | None = None
-        self._next_block = 0  # index in _held of the next block header
-        self._end: int | None = None  # index in _held of the frame's end, once its last block is known
+        self._next_block = 0  # index of the next block header in what is held
+        self._end: int | None = None  # index there of the frame's end, once its last block is known
         self._blocks = self._part_blocks = 0  # in the frame; since its last part
         self._parts = False
         self._skip: tuple[int, int, int] | None = None  # a long skippable frame: magic, length, bytes passed on
 
     def feed(self, data: Buffer) -> Iterator[Piece]:
         """Take the next bytes; yield each piece that they complete."""
-        self._held += data
+        self._held.add(data)
         while (piece := self._step()) is not None:
             yield piece
 
     def close(self) -> None:
         """Report the end of the stream. Raises TruncatedError unless it ended between frames."""
-        if self._held or self._skip or self._parts:
+        if self._held.size or self._skip or self._parts:
             raise TruncatedError(
                 f"the zstd stream stops inside the frame that begins at byte {self._frame_offset}",
-                offset=self._start + len(self._held),
+                offset=self._start + self._held.size,
             )
 
     def _step(self) -> Piece | None:
@@ -160,14 +211,12 @@ class FrameSplitter:
         return self._walk(self._header) if self._header else self._begin()
 
     def _take(self, count: int) -> bytes:
-        taken = bytes(memoryview(self._held)[:count])
-        del self._held[:count]
         self._start += count
-        return taken
+        return self._held.take(count)
 
     def _skipped(self, magic: int, length: int, at: int) -> Piece | None:
         """Return the next part of a long skippable frame, or None if no more bytes have arrived."""
-        data = self._take(min(length - at, len(self._held)))
+        data = self._take(min(length - at, self._held.size))
         if not data:
             return None
         out = at + len(data)
@@ -177,25 +226,26 @@ class FrameSplitter:
     def _begin(self) -> Piece | None:
         """At a frame's first byte: take a skippable frame, or read the header of a data frame."""
         offset = self._frame_offset = self._start
-        if len(self._held) < 4:
+        head = self._held.look(0, HEADER_LIMIT)
+        if len(head) < 4:
             return None
-        magic = int.from_bytes(self._held[:4], "little")
+        magic = int.from_bytes(head[:4], "little")
         if SKIPPABLE_FIRST <= magic <= SKIPPABLE_LAST:
-            if len(self._held) < 8:
+            if len(head) < 8:
                 return None
-            size = int.from_bytes(self._held[4:8], "little")
+            size = int.from_bytes(head[4:8], "little")
             if size > KEPT_LIMIT:
                 self._take(8)
                 self._skip = magic, size, 0
                 return self._skipped(*self._skip)
-            if len(self._held) < 8 + size:
+            if self._held.size < 8 + size:
                 return None
             self._take(8)
             return Skippable(offset, magic, size, 0, self._take(size))
         if magic != FRAME_MAGIC:
             what = "trailing garbage" if offset else "not a zstd stream"
-            raise IntegrityError(f"{what}: {bytes(self._held[:4]).hex()} does not begin a zstd frame", offset=offset)
-        header = parse_header(self._held, 0, offset)
+            raise IntegrityError(f"{what}: {head[:4].hex()} does not begin a zstd frame", offset=offset)
+        header = parse_header(head, 0, offset)
         if header is None:
             return None
         if header.dictionary:
@@ -211,12 +261,12 @@ class FrameSplitter:
 
         RFC 8878 section 3.1.1.2: a block header has a last-block bit, a type (1 is RLE, 3 reserved), and a size.
         """
-        while self._end is None and len(self._held) >= self._next_block + 3:
+        while self._end is None and self._held.size >= self._next_block + 3:
             # Without this limit, a small piece of a malicious file could decode to gigabytes.
             limit = PART_LIMIT if self._parts else WHOLE_LIMIT + BLOCK_LIMIT
             if self._part_blocks * BLOCK_LIMIT > limit and not self._is_declared_small(header):
                 break
-            word = int.from_bytes(self._held[self._next_block : self._next_block + 3], "little")
+            word = int.from_bytes(self._held.look(self._next_block, 3), "little")
             kind, size = word >> 1 & 3, word >> 3
             if kind == 3 or size > BLOCK_LIMIT:
                 raise IntegrityError("corrupt zstd block header", offset=self._start + self._next_block)
@@ -228,14 +278,14 @@ class FrameSplitter:
         large = self._parts
         if not large and not self._is_declared_small(header):
             large = header.content_size is not None or self._blocks * BLOCK_LIMIT > WHOLE_LIMIT + BLOCK_LIMIT
-        if self._end is not None and len(self._held) >= self._end:
+        if self._end is not None and self._held.size >= self._end:
             data = self._take(self._end)
             self._header, self._parts = None, False
             if large:
                 return Part(self._frame_offset, data, last=True)
             return Frame(self._frame_offset, data, header.content_size)
         # Pass on what has arrived of a large frame, up to the next block header, so that the walk can continue.
-        count = min(self._next_block if self._end is None else self._end, len(self._held))
+        count = min(self._next_block if self._end is None else self._end, self._held.size)
         if not large or not count:
             return None
         self._parts = True

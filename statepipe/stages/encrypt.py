@@ -35,7 +35,8 @@ from statepipe.formats.age.payload import (
     seal_chunk,
 )
 from statepipe.stage import FLUSH, Buffer, Over, Stage, cut, joined, peek
-from statepipe.threads import parallel
+from statepipe.stages.reuse import Buffers
+from statepipe.threads import cores, parallel
 from statepipe.typed import NamedTuple
 
 WORKERS = None if WRITES_INTO else 1
@@ -55,7 +56,7 @@ def encrypt(recipients: Sequence[Recipient]) -> Stage:
         nonce = os.urandom(NONCE_SIZE)
         yield header + nonce
         batches = _batches(cut(upstream, CHUNK, early=False), keep=1)  # a chunk waits: it may be the last
-        sealer = _Sealer(payload_key(file_key, nonce))
+        sealer = _Sealer(payload_key(file_key, nonce), _buffers())
         with closing(parallel(sealer.seal, Over(upstream, batches), WORKERS)) as sealed:
             yield from sealed
 
@@ -95,7 +96,8 @@ def decrypt(identities: Sequence[Identity]) -> Stage:
             else:
                 header = reader.feed(buffer)
         file_key = open_header(header, identities)
-        opener = _Opener(payload_key(file_key, reader.rest[:NONCE_SIZE]), header.size + NONCE_SIZE)
+        key = payload_key(file_key, reader.rest[:NONCE_SIZE])
+        opener = _Opener(key, header.size + NONCE_SIZE, _buffers())
         batches = _batches(cut(chain([reader.rest[NONCE_SIZE:]], binary), SEALED, early=False), keep=0)
         ended = False
         with closing(parallel(opener.open, Over(upstream, batches), WORKERS)) as opened:
@@ -162,16 +164,22 @@ def _batches(pieces: Iterator[list[Buffer]], keep: int) -> Iterator[_Batch | Non
     yield _Batch(number, held, last=True)
 
 
+def _buffers() -> Buffers:
+    """Return memory for batches: those that the workers have, and those that wait for the sink."""
+    return Buffers(BATCH * SEALED, 2 * cores() + 6)
+
+
 class _Sealer(NamedTuple):
     """Seals a batch, on a worker."""
 
     key: ChaCha20Poly1305
+    buffers: Buffers
 
     def seal(self, batch: _Batch | None) -> Buffer:
         if batch is None:
             return FLUSH
         chunks = batch.chunks or [b""]
-        out = bytearray(sum(map(len, chunks)) + TAG_SIZE * len(chunks))
+        out = self.buffers.get(sum(map(len, chunks)) + TAG_SIZE * len(chunks))
         view, at = memoryview(out), 0
         final = batch.number + len(chunks) - 1 if batch.last else -1
         for number, chunk in enumerate(chunks, batch.number):
@@ -194,11 +202,12 @@ class _Opener(NamedTuple):
 
     key: ChaCha20Poly1305
     start: int
+    buffers: Buffers
 
     def open(self, batch: _Batch | None) -> tuple[_Batch, _Opened] | None:
         if batch is None:
             return None
-        out = memoryview(bytearray(sum(map(len, batch.chunks))))
+        out = memoryview(self.buffers.get(sum(map(len, batch.chunks))))
         at = 0
         for number, chunk in enumerate(batch.chunks, batch.number):
             end = at + len(chunk) - TAG_SIZE
