@@ -35,8 +35,15 @@ class _Failure:
 _END = object()
 
 
-def ahead(upstream: Iterator[T], depth: int) -> Generator[T, None, None]:
-    """Pull `upstream` in a separate thread, at most `depth` items ahead of the consumer."""
+def _as_one(item: object) -> int:
+    return 1
+
+
+def ahead(upstream: Iterator[T], depth: int, weight: Callable[[T], int] = _as_one) -> Generator[T, None, None]:
+    """Pull `upstream` in a separate thread, at most `depth` items ahead of the consumer.
+
+    An item of more `weight` counts as so many, but never as more than `depth`.
+    """
     items: queue.SimpleQueue[object] = queue.SimpleQueue()
     # Not a Semaphore: a signal's exception during its release could leave its lock taken, and every thread would hang.
     room: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -49,6 +56,8 @@ def ahead(upstream: Iterator[T], depth: int) -> Generator[T, None, None]:
                 room.get()
                 if stopped or (item := next(upstream, _END)) is _END:
                     break
+                for _ in range(1, min(weight(item), depth)):  # type: ignore[arg-type]
+                    room.get()
                 items.put(item)
                 del item
         except BaseException as error:  # passed on: the consumer's thread raises it
@@ -67,12 +76,14 @@ def ahead(upstream: Iterator[T], depth: int) -> Generator[T, None, None]:
         while (item := items.get()) is not _END:
             if isinstance(item, _Failure):
                 raise item.error
-            room.put(None)
+            for _ in range(min(weight(item), depth)):  # type: ignore[arg-type]
+                room.put(None)
             yield item  # type: ignore[misc]
     finally:
         stopped = True
         cancel(upstream)
-        room.put(None)
+        for _ in range(depth):
+            room.put(None)
         join(thread)
         if thread.ident is None:  # the thread could not be started
             close(upstream)
@@ -192,7 +203,8 @@ class End:
 class _Slot(Generic[R]):
     """Holds one result, so that results stay in order while the pool works out of order."""
 
-    def __init__(self) -> None:
+    def __init__(self, weight: int) -> None:
+        self.weight = weight
         self._done = threading.Lock()
         self._done.acquire()
         self._value: R | _Failure
@@ -225,8 +237,8 @@ class _Pool(Generic[T, R]):
         with held():
             self._threads[1:] = takewhile(_starts, self._threads[1:])
 
-    def submit(self, item: T) -> _Slot[R]:
-        slot: _Slot[R] = _Slot()
+    def submit(self, item: T, weight: int) -> _Slot[R]:
+        slot: _Slot[R] = _Slot(weight)
         self._tasks.put((item, slot))
         return slot
 
@@ -246,20 +258,35 @@ class _Pool(Generic[T, R]):
             join(thread)
 
 
-def parallel(function: Callable[[T], R], upstream: Iterator[T], workers: int | None = None) -> Generator[R, None, None]:
+SPARE = 14
+"""Pieces of a megabyte that may wait before and behind the workers. Where other programs want the cores, each wait for
+another thread takes a turn of theirs. With 20 programs at 2 cores, 3 pieces: 950 MB decoded in 18 s; 22 pieces: in 9 s,
+with the same processor time."""
+
+
+def parallel(
+    function: Callable[[T], R],
+    upstream: Iterator[T],
+    workers: int | None = None,
+    *,
+    spare: int = 3,
+    weight: Callable[[T], int] = _as_one,
+) -> Generator[R, None, None]:
     """Yield `function(item)` for each item of `upstream`, in order, computed on `workers` threads.
 
-    At most `workers` + 4 items are in flight, which limits memory. A separate thread pulls the upstream, so a result is
-    yielded as soon as it and all before it are ready, even while the upstream waits.
+    At most `workers` + `spare` + 1 items are in flight, which limits memory. One of more `weight` counts as so many,
+    but `workers` + 4 always fit. A separate thread pulls the upstream, so a result is yielded as soon as it and all
+    before it are ready, even while the upstream waits.
     """
     workers = workers or cores()
     pool = _Pool(function, workers)
+    most = (workers + spare) // (workers + 3)
 
     def submitted() -> Iterator[_Slot[R]]:
         for item in upstream:
-            yield pool.submit(item)
+            yield pool.submit(item, min(weight(item), most))
 
-    pending = ahead(Over(upstream, submitted()), workers + 3)
+    pending = ahead(Over(upstream, submitted()), workers + spare, lambda slot: slot.weight)
     try:
         pool.start()
         for slot in pending:

@@ -20,19 +20,19 @@ R = TypeVar("R")
 
 
 def over_blocks(
-    function: Callable[[Buffer], R], upstream: Iterator[Buffer], size: int, memory: int = 0
+    function: Callable[[Buffer], R], upstream: Iterator[Buffer], size: int, memory: int = 0, *, spare: int = 3
 ) -> Generator[R | None, None, None]:
     """Yield `function` of each block of `size` bytes, computed on all cores, in order; None stands for a flush mark.
 
     `memory`: bytes that `function` needs while it works; it limits the number of workers. Each worker also holds its
-    block as buffers, the joined block and the result, and one more block waits.
+    block as buffers, the joined block and the result, and one more block waits. `spare` as in `parallel`.
     """
 
     def work(buffers: list[Buffer]) -> R | None:
         return function(joined(buffers)) if buffers else None
 
     workers = workers_within(memory + 4 * size) if memory else None
-    with closing(parallel(work, Over(upstream, cut(upstream, size, early=True)), workers)) as results:
+    with closing(parallel(work, Over(upstream, cut(upstream, size, early=True)), workers, spare=spare)) as results:
         yield from results
 
 

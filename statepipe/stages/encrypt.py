@@ -36,7 +36,7 @@ from statepipe.formats.age.payload import (
 )
 from statepipe.stage import FLUSH, Buffer, Over, Stage, cut, joined, peek
 from statepipe.stages.reuse import Buffers
-from statepipe.threads import cores, parallel
+from statepipe.threads import SPARE, cores, parallel
 from statepipe.typed import NamedTuple
 
 WORKERS = None if WRITES_INTO else 1
@@ -57,7 +57,7 @@ def encrypt(recipients: Sequence[Recipient]) -> Stage:
         yield header + nonce
         batches = _batches(cut(upstream, CHUNK, early=False), keep=1)  # a chunk waits: it may be the last
         sealer = _Sealer(payload_key(file_key, nonce), _buffers())
-        with closing(parallel(sealer.seal, Over(upstream, batches), WORKERS)) as sealed:
+        with closing(parallel(sealer.seal, Over(upstream, batches), WORKERS, spare=SPARE)) as sealed:
             yield from sealed
 
     return stage
@@ -100,7 +100,7 @@ def decrypt(identities: Sequence[Identity]) -> Stage:
         opener = _Opener(key, header.size + NONCE_SIZE, _buffers())
         batches = _batches(cut(chain([reader.rest[NONCE_SIZE:]], binary), SEALED, early=False), keep=0)
         ended = False
-        with closing(parallel(opener.open, Over(upstream, batches), WORKERS)) as opened:
+        with closing(parallel(opener.open, Over(upstream, batches), WORKERS, spare=SPARE)) as opened:
             for each in opened:
                 if each is None:
                     yield FLUSH
@@ -166,7 +166,7 @@ def _batches(pieces: Iterator[list[Buffer]], keep: int) -> Iterator[_Batch | Non
 
 def _buffers() -> Buffers:
     """Return memory for batches: those that the workers have, and those that wait for the sink."""
-    return Buffers(BATCH * SEALED, 2 * cores() + 6)
+    return Buffers(BATCH * SEALED, cores() + SPARE + 4)
 
 
 class _Sealer(NamedTuple):

@@ -20,6 +20,8 @@ from statepipe.formats.metadata import META_MAGIC, Facts
 from statepipe.formats.statefile import Checker, Indexed, Writer
 from statepipe.formats.zstdframe import (
     MEMORY,
+    PART_LIMIT,
+    WHOLE_LIMIT,
     Frame,
     FrameSplitter,
     Part,
@@ -30,12 +32,16 @@ from statepipe.formats.zstdframe import (
 from statepipe.libzstd import zstandard
 from statepipe.stage import FLUSH, Buffer, Over, Stage, Telling, close
 from statepipe.stages.blocks import PerThread, over_blocks
-from statepipe.threads import cores, parallel
+from statepipe.threads import SPARE, cores, parallel
 from statepipe.typed import Any
 
 FRAME_SIZE = 1 << 20
 """Plain bytes in a frame. For a 158 MB Linux guest, level 1, 2 cores: 512 KiB 1160 MB/s and 57.2 MB, 1 MiB 1177 and
 56.7, 2 MiB 1058 and 56.5, 4 MiB 1018 and 56.4; zstd -T0 -1 gives 56.8."""
+
+
+SPARE_FRAMES = 22
+"""Frames that may wait to be decoded or written: until they are decoded they are a third as large."""
 
 
 def compress(level: int) -> Stage:
@@ -63,7 +69,9 @@ def pack(
     def compressed(plain: Buffer) -> tuple[bytes, int]:
         return contexts.get().compress(plain), len(plain)
 
-    return Packer(lambda upstream: over_blocks(compressed, upstream, FRAME_SIZE), header, trailer, index, domain)
+    return Packer(
+        lambda upstream: over_blocks(compressed, upstream, FRAME_SIZE, spare=SPARE), header, trailer, index, domain
+    )
 
 
 Frames = Callable[[Iterator[Buffer]], Iterator[tuple[bytes, int] | None]]
@@ -147,7 +155,8 @@ def decompress(memory: int = MEMORY) -> Stage:
 
     def stage(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
         checker, large = Checker(), _LargeFrame(window)
-        with closing(parallel(decoded, Over(upstream, _split(upstream, memory)))) as results:
+        pieces = Over(upstream, _split(upstream, memory))
+        with closing(parallel(decoded, pieces, spare=SPARE_FRAMES, weight=_weight)) as results:
             for piece, plain in results:
                 if isinstance(piece, Frame):
                     checker.frame(piece.data, len(plain), piece.offset)
@@ -163,6 +172,14 @@ def decompress(memory: int = MEMORY) -> Stage:
                     checker.close(piece)
 
     return stage
+
+
+def _weight(piece: Piece | int | None) -> int:
+    """Return how many of our own frames a piece is as large as, decoded."""
+    if isinstance(piece, Frame):
+        size = WHOLE_LIMIT if piece.content_size is None else piece.content_size
+        return max(1, -(-size // FRAME_SIZE))
+    return PART_LIMIT // FRAME_SIZE if isinstance(piece, Part) else 1
 
 
 def _split(upstream: Iterator[Buffer], memory: int) -> Iterator[Piece | int | None]:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import queue
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import closing
 from types import FrameType
 from typing import Any
 
-from statepipe.threads import ahead
+import pytest
+
+from statepipe.threads import ahead, parallel
 
 PATIENCE = 60
 
@@ -53,3 +58,23 @@ def test_wherever_it_is_interrupted_nothing_waits_for_ever() -> None:
         if not outcome[0]:
             assert count > 10
             return
+
+
+@pytest.mark.parametrize(("weight", "most"), [(1, 13), (3, 5), (100, 5)])
+def test_heavy_items_count_as_several_but_the_workers_never_lack_some(weight: int, most: int) -> None:
+    """Nothing is taken from the flow: what it pulled until it waits is what is in flight."""
+    pulled: queue.SimpleQueue[int] = queue.SimpleQueue()
+    waits = threading.Event()
+
+    def items() -> Iterator[int]:
+        for number in itertools.count():
+            pulled.put(number)
+            if number == most - 1:
+                waits.set()
+            yield number
+
+    flow = parallel(lambda item: item, items(), 1, spare=12, weight=lambda item: weight)
+    with closing(flow):
+        assert next(flow) == 0 and waits.wait(PATIENCE)
+        assert [next(flow) for _ in range(30)] == list(range(1, 31))
+    assert pulled.qsize() <= 31 + 1 + most
