@@ -1,4 +1,4 @@
-"""The configuration of a user or a host: the codec, the recipients, and the identities.
+"""The configuration of a user or a host: the codec, the recipients, the identities, and the kind of records.
 
 The command line overrides the environment, and the environment the file. The file is $STATEPIPE_CONFIG, or the first
 that exists of config.toml in the folder of ends/config.py, ~/.config/statepipe and /etc/statepipe: a save that QEMU
@@ -7,6 +7,7 @@ starts by exec: has QEMU's environment, often without a home.
     codec = "zstd:3"
     recipients = ["age1…", "gpg:KEY"]
     identities = ["~/.config/statepipe/key.txt"]
+    records = "tls"
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import stat
 from contextlib import suppress
 
 from statepipe.descriptors import look_at
-from statepipe.ends.config import config_folder, home
+from statepipe.ends.config import RECORDS, config_folder, home
 from statepipe.errors import StatepipeError, UsageError
 from statepipe.guessing import did_you_mean
 from statepipe.typed import NamedTuple
@@ -35,11 +36,12 @@ _FORMAT = "the format is in man statepipe, CONFIGURATION"
 
 
 class Config(NamedTuple):
-    """The settings: `recipients` as for `encrypt`, `identities` as paths of files."""
+    """The settings: `recipients` as for `encrypt`, `identities` as paths of files, `records` as one of RECORDS."""
 
     codec: str | None = None
     recipients: tuple[str, ...] = ()
     identities: tuple[str, ...] = ()
+    records: str | None = None
 
 
 def load_config() -> Config:
@@ -99,9 +101,14 @@ def _read(path: str) -> Config:
             raise UsageError(f"{path}: no setting '{key}'", hint=hint)
         if key == "codec" and not isinstance(value, str):
             raise UsageError(f'{path}: codec must be a string, as in "zstd:3"', hint=_FORMAT)
-        if key != "codec" and not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
+        if key == "records" and value not in RECORDS:
+            raise UsageError(f"{path}: records must be {' or '.join(map(repr, RECORDS))}", hint=_FORMAT)
+        if key not in ("codec", "records") and not (
+            isinstance(value, list) and all(isinstance(item, str) for item in value)
+        ):
             raise UsageError(f"{path}: {key} must be a list of strings", hint=_FORMAT)
-    return Config(table.get("codec"), tuple(table.get("recipients", ())), _paths(table.get("identities", [])))
+    identities = _paths(table.get("identities", []))
+    return Config(table.get("codec"), tuple(table.get("recipients", ())), identities, table.get("records"))
 
 
 def _paths(names: list[str]) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from statepipe.cli.config import load_config
 from statepipe.cli.filters import build_words
 from statepipe.cli.grammar import refuse_strays, refuse_word
 from statepipe.cli.messages import say, warn
@@ -77,6 +78,7 @@ def plan_of(name: str, address: str, words: Sequence[str], values: Values, silen
     `silence`: seconds without a word from the peer before giving up.
     """
     from statepipe.ends.address import TLS, UNIX, parse_address
+    from statepipe.ends.config import LARGE
     from statepipe.ends.net import Patience
     from statepipe.session.options import ConnectionPlan
     from statepipe.session.protocol.frames import MAX_LINKS
@@ -92,6 +94,7 @@ def plan_of(name: str, address: str, words: Sequence[str], values: Values, silen
     for other in also:
         if other.scheme != TLS:
             raise UsageError(f"--also takes another tls:// address, not '{other}'", hint="write HOST or HOST:PORT")
+    records = values.get("records") or (load_config().records if where.scheme == TLS else None) or LARGE
     # ssh starts a command with standard input and output; the other end of it has the messages for people.
     inside = values.get("session_stdio") or values.get("come") == "-"
     return ConnectionPlan(
@@ -108,5 +111,6 @@ def plan_of(name: str, address: str, words: Sequence[str], values: Values, silen
         values.get("remote_command") or "statepipe",
         also,
         values.get("allow_empty", False),
+        records=records,
         say=nobody if inside else lambda text: say(f"statepipe: {name}: {text}"),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from statepipe.cli.verb import Param, descriptor, moved_disk, number, seconds, shell_words
+from statepipe.ends.config import RECORDS
 from statepipe.units import parse_rate
 
 TLS = ("tls://",)
@@ -21,6 +22,13 @@ FILTERS = "filters for the stream, in order"
 QEMU_COMMAND = "after --: the QEMU command line that the guest was started with"
 
 TLS_CREDS = Param("--tls-creds", "folder with certificates, as for QEMU's tls-creds-x509", "DIR", only=TLS)
+RECORD_KIND = Param(
+    "--records",
+    "large records where the peer knows them, too, or only those of TLS (default: large)",
+    "KIND",
+    choices=RECORDS,
+    only=TLS,
+)
 PEER = Param("--peer", "name of the only peer to accept, of its pin or in its certificate", "NAME", only=TLS)
 PEER_OR_USER = Param(
     "--peer",

@@ -1,10 +1,13 @@
-"""The folder for what statepipe keeps between runs: keys, pinned peers, an authority."""
+"""The folder for what statepipe keeps between runs: keys, pinned peers, an authority, settings; and one of these."""
 
 from __future__ import annotations
 
 import os
 
 from statepipe.errors import StatepipeError
+
+LARGE, TLS_ONLY = RECORDS = ("large", "tls")
+"""What may protect a TLS link: large records where the peer knows them, too, or only TLS's own."""
 
 
 def config_folder() -> str:

@@ -16,7 +16,9 @@ from statepipe.ends.listeners import LULL, ListeningSocket, Origin, origin
 from statepipe.ends.net import Patience, lost
 from statepipe.errors import PeerError
 from statepipe.session.distrust import refused
-from statepipe.session.tls import HANDSHAKE_TIME, Handshake, TlsTransport, shake_hands
+from statepipe.session.largerecords import transport_of
+from statepipe.session.tls import HANDSHAKE_TIME, Handshake, shake_hands
+from statepipe.session.transport import Transport
 from statepipe.trust.identity import Trust
 from statepipe.wakeups import Bell
 
@@ -40,7 +42,7 @@ def greet(
     patience: Patience,
     within: float = HANDSHAKE_TIME,
     stop: Bell | None = None,
-) -> TlsTransport:
+) -> Transport:
     """Complete a client's handshake with `host` within so many seconds. Only the server's answer shows that it trusts
     us too.
 
@@ -49,7 +51,7 @@ def greet(
     name, trust = f"tls://{host}", trust_now()
     handshake = Handshake(connection, trust.context, host if trust.check_host else None, server=False)
     shake_hands(handshake, name, within, stop)
-    return handshake.transport(name, _identified(handshake, trust, trust_now, name), patience)
+    return transport_of(handshake, name, _identified(handshake, trust, trust_now, name), patience)
 
 
 def _identified(handshake: Handshake, trust: Trust, trust_now: TrustNow, name: str) -> str:
@@ -99,7 +101,7 @@ class Gate:
         self._make_room(0)
         self._selector.close()
 
-    def admit_within(self, seconds: float | None) -> TlsTransport | None:
+    def admit_within(self, seconds: float | None) -> Transport | None:
         """Wait so many seconds for the next client, and return its connection; None if there is none."""
         deadline = None if seconds is None else time.monotonic() + seconds
         while True:
@@ -146,7 +148,7 @@ class Gate:
             time.sleep(LULL)  # nothing reports a free descriptor, and the listener stays ready
         self._make_room(len(self._shaking) // 2)
 
-    def _go_on(self, handshake: Handshake) -> TlsTransport | None:
+    def _go_on(self, handshake: Handshake) -> Transport | None:
         visitor = self._shaking[handshake]
         where = visitor.origin.address
         try:
@@ -155,7 +157,7 @@ class Gate:
             identity = _identified(handshake, visitor.trust, self._trust_now, "it")
             self._forget(handshake)
             self._has_admitted = True
-            return handshake.transport(identity, identity, self._patience)
+            return transport_of(handshake, identity, identity, self._patience)
         except ssl.SSLError as error:
             reason, tell = refused(where, error), not isinstance(error, ssl.SSLEOFError) or not self._has_admitted
         except OSError as error:

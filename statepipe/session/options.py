@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from statepipe.ends.address import Address
+from statepipe.ends.config import LARGE
 from statepipe.ends.net import Patience, SocketSource
 from statepipe.pipeline.pipeline import NamedStage
 from statepipe.stage import Buffer
@@ -24,7 +25,8 @@ class ConnectionPlan(NamedTuple):
     the only peer that is accepted, `retry` the seconds that a session continues without a link (None: overtls.RETRY),
     `links` the number of links of a sender, `also` further addresses of the same host. `allow_empty`: a plain receiver
     accepts an empty stream. For ssh: `ssh` starts it here, `remote` is what its shell starts there. `ready` is an
-    existing connection to the address. `say` reports that nothing arrives from the other side.
+    existing connection to the address. `records` is one of ends.config.RECORDS. `say` reports that nothing arrives
+    from the other side.
     """
 
     address: Address
@@ -41,6 +43,7 @@ class ConnectionPlan(NamedTuple):
     also: Sequence[Address] = ()
     allow_empty: bool = False
     ready: socket.socket | None = None
+    records: str = LARGE
     say: Tell = nobody
 
 

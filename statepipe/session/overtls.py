@@ -33,7 +33,7 @@ from statepipe.wakeups import Stoppable
 if TYPE_CHECKING:
     import socket
 
-    from statepipe.session.tls import TlsTransport
+    from statepipe.session.transport import Transport
 
 RETRY = 30.0
 """Seconds that a session continues without a link: a switch's port takes as long to come up (802.1D)."""
@@ -79,7 +79,7 @@ class TlsDial(Stoppable):
         self._known = LookupCache(partial(find_places, [plan.address, *plan.also]))
         self._made: deque[socket.socket] = deque(maxlen=MAX_LINKS)
 
-    def __call__(self) -> TlsTransport:
+    def __call__(self) -> Transport:
         """Raises PeerError."""
         plan, within = self._plan, HANDSHAKE_TIME
         awaited(0, self._stop)

@@ -11,12 +11,12 @@ import select
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
-from statepipe.session.transport import send_all
+from statepipe.session.transport import Unframed, send_all
 from statepipe.stage import Buffer
 from statepipe.wakeups import Bell, enlarge_pipe, polled
 
 
-class PipeTransport:
+class PipeTransport(Unframed):
     """Owns both descriptors. `release` is called once after they are closed, to free what else belongs to them.
 
     `name` is for messages, `identity` is what the caller knows about the peer.

@@ -120,12 +120,11 @@ class Session:
         try:
             transport.send([greeting])
             start(writer)
-            while link is not None and (count := transport.recv_into(link.reader.room())):
-                item = link.reader.filled(count)
+            for item in transport.items(link.reader) if link is not None else ():
                 with self.lock:
                     if item is not None:
                         self._announce(self.wire.receive(number, item))
-                    else:
+                    elif link is not None:
                         link.heard = True  # part of a long frame, over a slow link
         except Violation as error:
             self.fail(error)

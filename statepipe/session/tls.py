@@ -20,6 +20,7 @@ from contextlib import suppress
 from statepipe.ends.net import Patience, awaited, is_stuck, lost, round_trip, tune
 from statepipe.errors import PeerError
 from statepipe.session.distrust import refused
+from statepipe.session.transport import Unframed
 from statepipe.stage import Buffer
 from statepipe.wakeups import Bell
 
@@ -43,7 +44,7 @@ class Handshake:
     """One side of a handshake on a non-blocking socket."""
 
     def __init__(self, connection: socket.socket, context: ssl.SSLContext, host: str | None, *, server: bool) -> None:
-        self.connection = connection
+        self.connection, self.server = connection, server
         self.began = time.monotonic()
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server, server_hostname=host)
@@ -84,13 +85,26 @@ class Handshake:
         """Return the peer's certificate in DER."""
         return self._tls.getpeercert(binary_form=True) or b""
 
+    @property
+    def chosen(self) -> str | None:
+        """What ALPN chose (RFC 7301); None if one side has offered nothing that the other knows."""
+        return self._tls.selected_alpn_protocol()
+
+    @property
+    def finished(self) -> bytes:
+        """The client's Finished, which depends on the whole handshake (RFC 8446, 4.4.4): equal on both sides, and only
+        there. Raises PeerError if OpenSSL does not tell it."""
+        if not (finished := self._tls.get_channel_binding("tls-unique")):
+            raise PeerError("OpenSSL does not tell the handshake's Finished", hint="use --records tls")
+        return finished
+
     def transport(self, name: str, identity: str, patience: Patience) -> TlsTransport:
         """Return the connection of a complete handshake."""
         tune(self.connection, patience)
         return TlsTransport(self.connection, (self._tls, self._incoming, self._outgoing), name, identity, patience)
 
 
-class TlsTransport:
+class TlsTransport(Unframed):
     """An authenticated connection. One thread may send while another receives.
 
     `identity` is who the peer has proved to be; `bytes` counts the plain bytes received.
@@ -105,9 +119,9 @@ class TlsTransport:
         patience: Patience,
     ) -> None:
         self.connection, self.name, self.identity, self.bytes = connection, name, identity, 0
-        self._sent = 0
+        self.sent = 0
         self._tls, self._incoming, self._outgoing = parts
-        self._patience = patience
+        self.patience = patience
         self._using = threading.Lock()  # OpenSSL's object is for one thread at a time
         self._sending = threading.Lock()  # records must be sent in the order in which they were sealed
         if connection.family != socket.AF_UNIX:  # each send is complete: waiting for more would cost 40 ms
@@ -121,7 +135,7 @@ class TlsTransport:
     @property
     def is_stuck(self) -> bool:
         """Whether the kernel retransmits without an answer, or the keys were used for KEY_BYTES."""
-        return is_stuck(self.connection) or max(self._sent, self.bytes) >= KEY_BYTES
+        return is_stuck(self.connection) or max(self.sent, self.bytes) >= KEY_BYTES
 
     def send(self, buffers: Iterable[Buffer]) -> None:
         """Send all buffers, small ones together with the next. Raises PeerError."""
@@ -136,7 +150,7 @@ class TlsTransport:
                             self._tls.write(piece)
                     except ssl.SSLError as error:
                         raise refused(self.name, error) from error
-                    self._sent += len(piece)
+                    self.sent += len(piece)
                     held += len(piece)
                     if held >= WRITE_BATCH:
                         self._send_sealed()
@@ -149,7 +163,7 @@ class TlsTransport:
         try:
             self.connection.sendall(sealed)
         except OSError as error:
-            raise lost(self.name, error, self.bytes, self._patience) from error
+            raise lost(self.name, error, self.bytes, self.patience) from error
 
     def recv_into(self, buffer: memoryview) -> int:
         """Receive at least one byte; return the number, 0 after the peer's close_notify. Raises PeerError."""
@@ -157,7 +171,7 @@ class TlsTransport:
             try:
                 data = self.connection.recv(READ_BATCH)
             except OSError as error:
-                raise lost(self.name, error, self.bytes, self._patience) from error
+                raise lost(self.name, error, self.bytes, self.patience) from error
             with self._using:
                 if data:
                     self._incoming.write(data)
@@ -178,13 +192,21 @@ class TlsTransport:
         except ssl.SSLZeroReturnError:  # the close_notify of a peer that has received ours
             pass
         except ssl.SSLEOFError as error:
-            hint = "the other side, or something between, broke the connection off: the data is not complete"
-            what = f"{self.name} closed the connection without ending TLS, after {self.bytes} bytes"
-            raise PeerError(what, hint=hint) from error
+            raise ended(self.name, self.bytes) from error
         except ssl.SSLError as error:
             raise refused(self.name, error) from error
         self.bytes += done
         return done
+
+    def leave(self) -> bytes:
+        """Return the bytes after the last one of TLS that was received: TLS is not used for what follows.
+
+        Raises PeerError if TLS itself holds more.
+        """
+        with self._using:
+            if self._tls.pending():
+                raise PeerError(f"{self.name} sent more in TLS's own records than was agreed")
+            return self._incoming.read()
 
     def cut(self) -> None:
         """End the connection: calls that are blocked in `send` or `recv_into` return."""
@@ -194,6 +216,12 @@ class TlsTransport:
     def close(self) -> None:
         """Close the connection."""
         self.connection.close()
+
+
+def ended(name: str, count: int) -> PeerError:
+    """Return the error for a connection that has ended after so many bytes, without TLS's own end."""
+    hint = "the other side, or something between, broke the connection off: the data is not complete"
+    return PeerError(f"{name} closed the connection without ending TLS, after {count} bytes", hint=hint)
 
 
 def shake_hands(handshake: Handshake, name: str, within: float = HANDSHAKE_TIME, stop: Bell | None = None) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 
 from statepipe.ends.net import is_stuck, round_trip
 from statepipe.errors import PeerError
+from statepipe.session.protocol.frames import Frame, FrameReader, Greeting
 from statepipe.stage import Buffer
 from statepipe.typed import Protocol
 
@@ -38,6 +39,9 @@ class Transport(Protocol):
     def recv_into(self, buffer: memoryview) -> int:
         """Wait for bytes; return their number, 0 at the end."""
 
+    def items(self, reader: FrameReader) -> Iterator[Frame | Greeting | None]:
+        """Wait for bytes until the end; yield what they complete, and None for a part. Raises Violation, too."""
+
     def cut(self) -> None:
         """End the connection: calls that are blocked in it return."""
 
@@ -45,7 +49,20 @@ class Transport(Protocol):
         """Close the connection, once nobody uses it any more."""
 
 
-class SocketTransport:
+class Unframed:
+    """The part of a transport whose bytes arrive without bounds: they are received into the reader's own memory."""
+
+    def recv_into(self, buffer: memoryview) -> int:
+        """Wait for bytes; return their number, 0 at the end."""
+        raise NotImplementedError
+
+    def items(self, reader: FrameReader) -> Iterator[Frame | Greeting | None]:
+        """Wait for bytes until the end; yield what they complete, and None for a part. Raises Violation, too."""
+        while count := self.recv_into(reader.room()):
+            yield reader.filled(count)
+
+
+class SocketTransport(Unframed):
     """A connected socket. The caller knows who is at the other end."""
 
     def __init__(self, connection: socket.socket, name: str, identity: str) -> None:

@@ -77,9 +77,9 @@ class Home:
         """The environment of a program on this host."""
         return {**os.environ, "XDG_CONFIG_HOME": str(self.base)}
 
-    def context(self) -> ssl.SSLContext:
-        """A client's, which shows this host's certificate and believes anybody."""
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    def context(self, *, server: bool = False) -> ssl.SSLContext:
+        """One that shows this host's certificate and believes anybody."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         context.load_cert_chain(self._folder / "own-cert.pem", self._folder / "own-key.pem")
         return context

@@ -12,6 +12,7 @@ read into its own memory, directly from the socket, so nothing is copied.
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterator
 from struct import Struct
 
 from statepipe.errors import PeerError
@@ -212,6 +213,27 @@ class FrameReader:
     def room(self) -> memoryview:
         """Return the memory for the next bytes."""
         return self._room
+
+    def cut(self, data: memoryview) -> Iterator[Frame | Greeting]:
+        """Take note of bytes that lie in memory of their own; yield what they complete. Raises Violation.
+
+        A payload stays there if it is whole, and most of that memory: less would hold too much of it.
+        """
+        most = len(data) // 2
+        while data:
+            if len(self._room) == HEADER_SIZE and self._head is None and self._greeted and len(data) >= HEADER_SIZE:
+                kind, channel, length, offset = _decode_header(data[:HEADER_SIZE], self.offset)
+                end = HEADER_SIZE + length
+                if most < length <= len(data) - HEADER_SIZE:
+                    self.offset += end
+                    yield Frame(kind, channel, offset, data[HEADER_SIZE:end])
+                    data = data[end:]
+                    continue
+            count = min(len(self._room), len(data))
+            self._room[:count] = data[:count]
+            data = data[count:]
+            if (item := self.filled(count)) is not None:
+                yield item
 
     def filled(self, count: int) -> Frame | Greeting | None:
         """Take note of `count` bytes in `room()`; return what they complete, if anything. Raises Violation."""

@@ -13,6 +13,7 @@ WHOLE = """
 codec = "zstd:3"
 recipients = ["age1one", "gpg:KEY"]
 identities = ["~/key.txt", "/other"]
+records = "tls"
 """
 
 
@@ -40,7 +41,7 @@ def test_nothing_is_set_unless_somebody_did() -> None:
 def test_the_file_of_the_user(tmp_path: Path, folder: str) -> None:
     (tmp_path / folder).mkdir(parents=True)
     (tmp_path / folder / "config.toml").write_text(WHOLE)
-    assert load_config() == Config("zstd:3", ("age1one", "gpg:KEY"), (f"{tmp_path}/key.txt", "/other"))
+    assert load_config() == Config("zstd:3", ("age1one", "gpg:KEY"), (f"{tmp_path}/key.txt", "/other"), "tls")
 
 
 def test_the_environment_wins_over_the_file(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,13 +49,15 @@ def test_the_environment_wins_over_the_file(file: Path, tmp_path: Path, monkeypa
     monkeypatch.setenv("STATEPIPE_CODEC", "zstd:9")
     monkeypatch.setenv("STATEPIPE_RECIPIENTS", "age1two  age1three")
     monkeypatch.setenv("STATEPIPE_IDENTITIES", "~/a:/b")
-    assert load_config() == Config("zstd:9", ("age1two", "age1three"), (f"{tmp_path}/a", "/b"))
+    assert load_config() == Config("zstd:9", ("age1two", "age1three"), (f"{tmp_path}/a", "/b"), "tls")
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("codec = 3", "codec must be a string"),
+        ("records = 1", "records must be .large. or .tls."),
+        ('records = "TLS"', "records must be .large. or .tls."),
         ('recipients = "age1"', "recipients must be a list of strings"),
         ("identities = [1]", "identities must be a list of strings"),
         ('recipient = ["age1"]', "no setting 'recipient'"),
