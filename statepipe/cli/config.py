@@ -57,6 +57,12 @@ def load_config() -> Config:
     return config
 
 
+def load_records() -> str | None:
+    """Return the setting `records` of the file, which needs nothing of the environment. Raises as `load_config`."""
+    path = _find()
+    return _read(path).records if path else None
+
+
 def _find() -> str | None:
     """Return the file that STATEPIPE_CONFIG names, or the first of the others that exists."""
     if named := os.environ.get("STATEPIPE_CONFIG"):

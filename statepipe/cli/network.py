@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from statepipe.cli.config import load_config
+from statepipe.cli.config import load_records
 from statepipe.cli.filters import build_words
 from statepipe.cli.grammar import refuse_strays, refuse_word
 from statepipe.cli.messages import say, warn
@@ -94,7 +94,7 @@ def plan_of(name: str, address: str, words: Sequence[str], values: Values, silen
     for other in also:
         if other.scheme != TLS:
             raise UsageError(f"--also takes another tls:// address, not '{other}'", hint="write HOST or HOST:PORT")
-    records = values.get("records") or (load_config().records if where.scheme == TLS else None) or LARGE
+    records = values.get("records") or (load_records() if where.scheme == TLS else None) or LARGE
     # ssh starts a command with standard input and output; the other end of it has the messages for people.
     inside = values.get("session_stdio") or values.get("come") == "-"
     return ConnectionPlan(

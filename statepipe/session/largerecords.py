@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import ssl
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -28,10 +29,11 @@ from statepipe.session.protocol.records import (
     Agreement,
     Opener,
     Sealer,
+    can_use,
     sealed_size,
 )
 from statepipe.session.protocol.states import Misuse
-from statepipe.session.tls import READ_BATCH, Handshake, TlsTransport, ended
+from statepipe.session.tls import FINISHED, READ_BATCH, Handshake, TlsTransport, ended
 from statepipe.session.transport import Transport, send_all
 from statepipe.stage import Buffer
 
@@ -46,11 +48,12 @@ _FLAGS = re.compile(rb"^(?:flags|Features)\s*:(.*)$", re.MULTILINE)
 def offered(records: str) -> list[str]:
     """Return the names for ALPN, the best first, for one of RECORDS.
 
-    A side whose processor has no AES offers only ChaCha20-Poly1305, so that both use it.
+    A side whose processor has no AES offers only ChaCha20-Poly1305, so that both use it. Ciphers that the library does
+    not make here (FIPS) are not offered.
     """
-    if records == TLS_ONLY:
+    if records == TLS_ONLY or FINISHED not in ssl.CHANNEL_BINDING_TYPES:
         return []
-    return [AES, CHACHA] if _has_aes() else [CHACHA]
+    return [name for name in (AES, CHACHA) if (name == CHACHA or _has_aes()) and can_use(name)]
 
 
 @cache
@@ -63,10 +66,12 @@ def _has_aes() -> bool:
 
 def transport_of(handshake: Handshake, name: str, identity: str, patience: Patience) -> Transport:
     """Return the connection of a complete handshake, in the way that both sides agreed on. Raises PeerError."""
-    tls = handshake.transport(name, identity, patience)
-    if handshake.chosen is None:
+    tls, chosen = handshake.transport(name, identity, patience), handshake.chosen
+    if chosen is None:
         return tls
-    return RecordTransport(tls, handshake.chosen, handshake.finished, dials=not handshake.server)
+    if chosen not in (AES, CHACHA):
+        raise PeerError(f"{name} chose a protocol that was not offered")
+    return RecordTransport(tls, chosen, handshake.finished, dials=not handshake.server)
 
 
 class RecordTransport:
@@ -80,11 +85,11 @@ class RecordTransport:
         self.connection, self.name, self.identity = tls.connection, tls.name, tls.identity
         self._tls, self._suite, self._finished, self._dials = tls, suite, finished, dials
         self._secret = secrets.token_bytes(SECRET_SIZE)
-        self._said, self._heard = b"", bytearray()
+        self._has_greeted, self._said, self._heard = False, b"", bytearray()
         self._sending = threading.Lock()  # records must be sent in the order in which they were sealed
         self._sealer: Sealer | None = None
         self._opener: Opener | None = None
-        self._block = memoryview(bytearray(LENGTH_SIZE + MAX_SEALED + READ_BATCH))  # what comes with the greeting, too
+        self._block = memoryview(b"")
         self._start = self._end = self._wanted = 0
         self._opened = memoryview(b"")
 
@@ -103,13 +108,16 @@ class RecordTransport:
     def send(self, buffers: Iterable[Buffer]) -> None:
         """Send all buffers. Raises PeerError."""
         with self._sending:
-            if not self._said:
+            if not self._has_greeted:
                 self._greet(b"".join(buffers))
                 return
             if self._sealer is None:
                 raise Misuse("frames before the peer's greeting")
             for content in _packed(buffers):
-                record = self._sealer.seal(content)
+                try:
+                    record = self._sealer.seal(content)
+                except PeerError as error:
+                    raise PeerError(f"{self.name}: {error}", hint=error.hint) from error
                 try:
                     send_all(self.connection.sendmsg, record)
                 except OSError as error:
@@ -119,7 +127,7 @@ class RecordTransport:
     def _greet(self, greeting: bytes) -> None:
         if len(greeting) != GREETING_SIZE:
             raise Misuse(f"a greeting of {len(greeting)} bytes")
-        self._said, secret = greeting, self._secret
+        self._has_greeted, self._said, secret = True, greeting, self._secret
         self._make_keys()
         self._tls.send([greeting + secret])
 
@@ -133,32 +141,36 @@ class RecordTransport:
         agreed = Agreement(self._suite, self._finished, *asked, *answered)
         self._sealer = Sealer(*agreed.key(of_dialler=self._dials))
         self._opener = Opener(*agreed.key(of_dialler=not self._dials))
-        self._secret = b""
+        self._secret = self._said = self._finished = b""
         self._heard.clear()
 
     # --- receiving
 
     def recv_into(self, buffer: memoryview) -> int:
-        """Receive at least one byte; return the number, 0 if the peer ended its connection. Raises PeerError."""
-        if not self._opened and not (self._hear_greeting() if self._opener is None else self._open_next()):
+        """Receive at least one byte; return the number, 0 if the peer ended TLS and never greeted. Raises PeerError."""
+        if not self._opened and self._opener is None and not self._hear_greeting():
             return 0
+        while not self._opened:
+            self._go_on()
         count = min(len(buffer), len(self._opened))
         buffer[:count] = self._opened[:count]
         self._opened = self._opened[count:]
         return count
 
     def items(self, reader: FrameReader) -> Iterator[Frame | Greeting | None]:
-        """Receive until the connection fails; yield what each record completes, and None for a part.
+        """Receive until the connection fails; yield what each record completes, and None whenever bytes arrive:
+        over a slow link, a record takes a while.
 
         Raises PeerError, Violation.
         """
-        while self._opened or (self._hear_greeting() if self._opener is None else self._open_next()):
-            content, self._opened = self._opened, self._opened[:0]
-            whole = False
-            for item in reader.cut(content):
-                whole = True
-                yield item
-            if not whole:
+        if not self._opened and self._opener is None and not self._hear_greeting():
+            return
+        while True:
+            if self._opened:
+                content, self._opened = self._opened, self._opened[:0]
+                yield from reader.cut(content)
+            self._go_on()
+            if not self._opened:
                 yield None
 
     def _hear_greeting(self) -> bool:
@@ -172,30 +184,33 @@ class RecordTransport:
                 return False
             done += count
         early = self._tls.leave()
+        self._block = memoryview(bytearray(LENGTH_SIZE + MAX_SEALED + READ_BATCH))  # the last for what came early
         self._block[: len(early)] = early
+        self._tls.bytes += len(early)
         self._end = len(early)
         self._heard += block
         self._opened = memoryview(bytes(block[:GREETING_SIZE]))
         self._make_keys()
         return True
 
-    def _open_next(self) -> bool:
-        """Receive and open the next record. Raises PeerError."""
-        while (record := self._complete()) is None:
-            try:
-                count = self.connection.recv_into(self._block[self._end : self._wanted])
-            except OSError as error:
-                raise lost(self.name, error, self._tls.bytes, self._tls.patience) from error
-            if not count:
-                raise ended(self.name, self._tls.bytes)
-            self._end += count
-            self._tls.bytes += count
+    def _go_on(self) -> None:
+        """Open the next record if it has arrived, or receive some of it. Raises PeerError."""
         assert self._opener is not None
         try:
-            self._opened = self._opener.open(*record)
+            record = self._complete()
+            if record is not None:
+                self._opened = self._opener.open(*record)
+                return
         except PeerError as error:
             raise PeerError(f"{self.name}: {error}", hint=error.hint) from error
-        return True
+        try:
+            count = self.connection.recv_into(self._block[self._end : self._wanted])
+        except OSError as error:
+            raise lost(self.name, error, self._tls.bytes, self._tls.patience) from error
+        if not count:
+            raise ended(self.name, self._tls.bytes)
+        self._end += count
+        self._tls.bytes += count
 
     def _complete(self) -> tuple[bytes, memoryview] | None:
         """Return length and sealed content of a record that has arrived; None if the socket must be read first, up to

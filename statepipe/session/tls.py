@@ -35,6 +35,9 @@ WRITE_BATCH = 128 << 10
 
 READ_BATCH = 256 << 10
 
+FINISHED = "tls-unique"
+"""What Python calls the client's Finished, in TLS 1.3, too (a channel binding: RFC 5929)."""
+
 KEY_BYTES = 256 << 30
 """Plain bytes in each direction for one connection's keys: AES-GCM allows 2^24.5 records, 388 GB of full ones (RFC
 8446, 5.5), and OpenSSL neither counts them nor lets Python request new keys."""
@@ -87,14 +90,17 @@ class Handshake:
 
     @property
     def chosen(self) -> str | None:
-        """What ALPN chose (RFC 7301); None if one side has offered nothing that the other knows."""
-        return self._tls.selected_alpn_protocol()
+        """What ALPN chose (RFC 7301); None if one side has offered nothing that the other knows. Raises PeerError."""
+        try:
+            return self._tls.selected_alpn_protocol()
+        except UnicodeDecodeError as error:
+            raise PeerError("it chose a protocol that was not offered") from error
 
     @property
     def finished(self) -> bytes:
         """The client's Finished, which depends on the whole handshake (RFC 8446, 4.4.4): equal on both sides, and only
         there. Raises PeerError if OpenSSL does not tell it."""
-        if not (finished := self._tls.get_channel_binding("tls-unique")):
+        if not (finished := self._tls.get_channel_binding(FINISHED)):
             raise PeerError("OpenSSL does not tell the handshake's Finished", hint="use --records tls")
         return finished
 

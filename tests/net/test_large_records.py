@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import socket
+import ssl
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
@@ -11,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from cryptography.exceptions import UnsupportedAlgorithm
 
 from statepipe.ends.net import Patience
 from statepipe.errors import PeerError
 from statepipe.session import largerecords
 from statepipe.session.gate import Gate, greet
 from statepipe.session.largerecords import RecordTransport, offered
-from statepipe.session.protocol.frames import GREETING_SIZE
+from statepipe.session.protocol.frames import GREETING_SIZE, Frame, FrameReader, Kind
 from statepipe.session.protocol.records import AES, CHACHA, LENGTH_SIZE, MAX_CONTENT, SECRET_SIZE
 from statepipe.session.tls import TlsTransport
 from statepipe.session.transport import Transport
@@ -257,6 +259,36 @@ def test_more_than_the_greeting_in_records_of_tls_is_refused(folder: str) -> Non
             secure.sendall(ASKED + bytes(SECRET_SIZE) + b"more")
             with closing(theirs), pytest.raises(PeerError, match="more in TLS's own records than was agreed"):
                 take(theirs, GREETING_SIZE)
+
+
+def test_a_part_of_a_record_is_a_sign_of_life(ends: Ends) -> None:
+    """Over a slow link a record takes longer than a link may be silent."""
+    frame = Frame(Kind.DATA, 0, 0, bytes(5000))
+    (sent,) = captured(ends, [b"".join(map(bytes, frame.encode()))])
+    items = ends.far.items(FrameReader(greeted=True))
+    for place in range(0, len(sent), 1000):
+        ends.near.connection.sendall(sent[place : place + 1000])
+        assert next(items) is None
+    assert next(items) == frame
+
+
+def test_a_choice_that_was_not_offered_is_refused(folder: str) -> None:
+    with pytest.raises(PeerError, match="chose a protocol that was not offered"), linked(folder, ["x/1"], ["x/1"]):
+        pass
+
+
+def test_ciphers_that_the_library_lacks_are_not_offered(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(key: bytes) -> None:
+        raise UnsupportedAlgorithm("not with this FIPS provider")
+
+    largerecords._has_aes.cache_clear()
+    monkeypatch.setattr("cryptography.hazmat.primitives.ciphers.aead.ChaCha20Poly1305", refuse)
+    assert CHACHA not in offered("large")
+    monkeypatch.setattr("cryptography.hazmat.primitives.ciphers.aead.AESGCM", refuse)
+    assert offered("large") == []
+    monkeypatch.undo()
+    monkeypatch.setattr(ssl, "CHANNEL_BINDING_TYPES", [])
+    assert offered("large") == []
 
 
 # --- the programs

@@ -32,10 +32,10 @@ SECRET_SIZE = 32
 MAX_CONTENT = HEADER_SIZE + FRAME_SIZE
 """Bytes of content that a record may have: one frame as we send it, which then is not copied by its reader."""
 
-KEY_BYTES = 256 << 30
-"""Bytes that one key may protect, each record's overhead included: so a record counts at least 22. AES-GCM allows
-2^38.5 bytes under one key, whatever the size of the records: RFC 8446, 5.5, counts full ones, and the draft divides
-their number by their size."""
+KEY_BYTES = 320 << 30
+"""Bytes that one key may protect, each record's overhead included; a link is replaced before (tls.KEY_BYTES). AES-GCM
+allows 2^38.5 bytes under one key, whatever the size of the records: RFC 8446, 5.5, counts full ones, and the draft
+divides their number by their size."""
 
 _LENGTH = Struct(">I")
 LENGTH_SIZE = _LENGTH.size
@@ -82,10 +82,22 @@ class Agreement(NamedTuple):
         return _cipher(self.suite)(both[:_KEY_SIZE]), both[_KEY_SIZE:]
 
 
+def can_use(suite: str) -> bool:
+    """Return whether the library makes this cipher here."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+
+    try:
+        _cipher(suite)(bytes(_KEY_SIZE))
+    except UnsupportedAlgorithm:
+        return False
+    return True
+
+
 def _cipher(suite: str) -> Callable[[bytes], Aead]:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
-    return AESGCM if suite == AES else ChaCha20Poly1305
+    ciphers: dict[str, Callable[[bytes], Aead]] = {AES: AESGCM, CHACHA: ChaCha20Poly1305}
+    return ciphers[suite]
 
 
 class _Protection:
