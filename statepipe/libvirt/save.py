@@ -86,6 +86,8 @@ def _demand_guest(found: Found) -> None:
         return
     if state.state == SHUT_OFF:
         what, hint = "there is no state to save", f"start it: virsh start {name}"
+        if state.reason == "saved":  # a start from nothing would change the disks that the state needs
+            hint = f"its state: statepipe load --domain FILE; or, after virsh managedsave, virsh start {name}"
     else:
         what, hint = "only a guest that is running or paused is saved", f"see: virsh domstate --reason {name}"
     if state.state == ASLEEP:

@@ -77,7 +77,8 @@ class Arrival(Coordinator):
         self._came_as: str | None = None  # its run state when it was here, before anybody let it run
         self._reason = ""  # QEMU's, by its monitor
         self._runs = runs
-        self._has_resumed = False  # by another client's command, before the guest was here
+        self._is_started = False  # we have told QEMU to run the guest
+        self._has_resumed = False  # by another client's command, before we told it
         self._lacks = {"QEMU", "stream"}  # what has not reported yet that the guest is here
         self._counting = threading.Lock()
         self._ours, self._theirs = socket.socketpair()
@@ -156,7 +157,7 @@ class Arrival(Coordinator):
     def _hear(self, what: str) -> None:
         """Take note of an event of QEMU's, in the monitor's thread. A guest that is to run stands still until the
         source hears that it is here: so QEMU is not asked. If its guest ran before, another event has said so."""
-        if what == "RESUME" and "QEMU" in self._lacks:
+        if what == "RESUME" and not self._is_started:
             self._has_resumed = True  # not to be ended before it has told the source's QEMU that all arrived
         elif what == "completed" and self._runs and not self._has_resumed:
             self._has("QEMU")
@@ -167,6 +168,10 @@ class Arrival(Coordinator):
             self._reason = figures.get("error-desc") or ""
             raise _GaveUp(reported({"status": figures["status"]}))
         if "QEMU" not in self._lacks:
+            with suppress(QemuError):  # it is asked only to tell at a bad end what the guest has done since
+                state = self.monitor.run_state()
+                if not self._is_started and state != RUNNING:
+                    self._came_as = state
             return
         state = self.monitor.run_state()
         if self._has_resumed or (state not in (*UNRUN, SUSPENDED) if self._runs else state == RUNNING):
@@ -195,12 +200,14 @@ class Arrival(Coordinator):
         """End QEMU. First ask whether another client let its guest run, and why it gave up: a QEMU that stays after a
         failure knows, and the thread that follows it may not have asked yet."""
         self.monitor.hurry()
+        has_run = self._has_resumed  # what was heard holds, also of a QEMU that answers no more
         with suppress(QemuError):  # a QEMU that does not answer is ended all the same
-            if not self.ran and self.monitor.run_state() not in (*UNRUN, self._came_as):
-                self.ran = True
-                self.cause = ran_early(self.cause)
+            has_run = self.ran or has_run or self.monitor.run_state() not in (*UNRUN, self._came_as)
             if not self._output.is_ours and isinstance(self.cause, _GaveUp) and not self._reason:
                 self._reason = self.monitor.migration().get("error-desc") or ""
+        if has_run and not self.ran:
+            self.ran = True
+            self.cause = ran_early(self.cause)
         if self.ran:
             self.put(Event.STRAYED)
         self._end()
@@ -211,6 +218,7 @@ class Arrival(Coordinator):
         if self.has_ended():  # before it was told: so its guest never ran
             self.put(Event.ENDED, QemuGone("QEMU has ended before its guest could run"))
             return
+        self._is_started = True
         if self._runs:
             self.monitor.execute("cont")
         self.put(Event.RUNNING)

@@ -100,7 +100,7 @@ class Departure(Coordinator):
     def stop_guest(self) -> None:
         """Stop the guest before its memory is sent. Raises QemuError."""
         if self.runs:
-            self.stopped = time.monotonic()
+            self.stopped = self.stopped or time.monotonic()
         self.monitor.execute("stop")
 
     def run(self) -> Source:

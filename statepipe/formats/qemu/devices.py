@@ -42,8 +42,8 @@ _BE32 = Struct(">I")
 _DEVICE = re.compile(rb'\{"name": ?"([\x20\x21\x23-\x5b\x5d-\x7e]{1,255})", ?"instance_id": ?\d')
 
 PARSED = 1 << 20
-"""Bytes of a vmdesc that is parsed whole if no device was found so, for which Python needs up to 25 times as much
-memory."""
+"""Bytes of a vmdesc that is parsed whole if not all of its devices were found so, for which Python needs up to 25 times
+as much memory."""
 
 
 class _Candidate(NamedTuple):
@@ -166,9 +166,9 @@ def _devices_in(text: bytes) -> list[str]:
     """Return the devices that a vmdesc lists; empty if `text` is not a vmdesc."""
     if not text.endswith(b"}"):
         return []
-    if (found := [match[1].decode("ascii") for match in islice(_DEVICE.finditer(text), MAX_SECTIONS)]) or (
-        len(text) > PARSED
-    ):
+    found = [match[1].decode("ascii") for match in islice(_DEVICE.finditer(text), MAX_SECTIONS)]
+    is_list = bool(found) and text.endswith(b"]}") and b'"devices"' in text
+    if (is_list and text.count(b'"instance_id"') == len(found)) or len(text) > PARSED:
         return found
     try:
         names = [device["name"] for device in json.loads(text)["devices"]]

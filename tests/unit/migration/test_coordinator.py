@@ -14,7 +14,7 @@ from statepipe.recovery import handover
 from statepipe.recovery.handover import Destination, Event
 from statepipe.recovery.journal import Journal
 from tests.qemu.peers import QUICK, two_ends
-from tests.qmpserver import QmpServer
+from tests.qmpserver import SILENT, QmpServer
 
 
 @pytest.fixture
@@ -95,8 +95,8 @@ def test_a_guest_that_was_stopped_by_what_it_did_has_run(
         assert half.told_of_guest == ("until it is ended, its guest runs here" if ran else "its guest never ran")
 
 
-def told(server: QmpServer, *events: tuple[str, str]) -> tuple[Arrival, list[Event]]:
-    """The half whose stream is verified, and what it makes of these events of QEMU's."""
+def told(server: QmpServer, *events: tuple[str, str], follows: bool = True) -> tuple[Arrival, list[Event]]:
+    """The half whose stream is verified, and what it makes of these events of QEMU's, alone or with what it asks."""
     with two_ends(QUICK) as (_, destination, _), closing(Monitor(server.path)) as monitor:
         side = handover.destination()
         half = Arrival(monitor, destination, [], Journal(None, {}, ()), lambda: None, side=side, runs=True)
@@ -108,7 +108,9 @@ def told(server: QmpServer, *events: tuple[str, str]) -> tuple[Arrival, list[Eve
                 server.event(status, name)
             monitor.run_state()  # its answer comes after the events
             server.commands()
-            if any(name == "RESUME" for _, name in events[:1]):
+            if not follows:
+                pass
+            elif any(name == "RESUME" for _, name in events[:1]):
                 with pytest.raises(QemuError, match="ran here before the source allowed it"):
                     half._follow()
             else:
@@ -117,11 +119,12 @@ def told(server: QmpServer, *events: tuple[str, str]) -> tuple[Arrival, list[Eve
         return half, [half._events.get(timeout=60)[0] for _ in range(half._events.qsize())]
 
 
-def test_a_guest_that_is_here_is_so_by_an_event_and_qemu_is_not_asked(server: QmpServer) -> None:
-    """It stands still, and an answer of a QEMU that has just loaded a guest takes milliseconds."""
-    half, events = told(server, ("completed", "MIGRATION"))
+@pytest.mark.parametrize("follows", [False, True])
+def test_a_guest_that_is_here_is_so_by_an_event(server: QmpServer, follows: bool) -> None:
+    """It stands still, and an answer of a QEMU that has just loaded a guest takes milliseconds: QEMU is asked later."""
+    half, events = told(server, ("completed", "MIGRATION"), follows=follows)
     assert events == [Event.COMPLETED] and not half.ran
-    assert "query-status" not in server.commands()
+    assert ("query-status" in server.commands()) == follows
 
 
 def test_a_guest_that_qemu_ran_as_soon_as_it_was_there_is_seen_by_an_event(server: QmpServer) -> None:
@@ -134,3 +137,53 @@ def test_a_guest_that_is_run_once_it_is_here_is_no_failure_yet(server: QmpServer
     """The word to run it may be ours. Before it is said never to have run, QEMU is asked."""
     half, events = told(server, ("completed", "MIGRATION"), ("", "RESUME"))
     assert events == [Event.COMPLETED] and not half.ran
+
+
+RESUMED, COMPLETED, STOPPED = ("", "RESUME"), ("completed", "MIGRATION"), ("", "STOP")
+
+
+@pytest.mark.parametrize(
+    ("events", "now", "ran"),
+    [
+        ([RESUMED, COMPLETED, STOPPED], "paused", True),
+        ([RESUMED, COMPLETED], None, True),  # a QEMU that answers no more
+        ([COMPLETED, RESUMED, STOPPED], "paused", True),
+        ([COMPLETED], "paused", False),
+        ([COMPLETED], None, False),
+    ],
+)
+def test_what_was_heard_of_a_guest_holds_to_the_end(
+    server: QmpServer, monkeypatch: pytest.MonkeyPatch, events: list[tuple[str, str]], now: str | None, ran: bool
+) -> None:
+    """A guest that another client let run has run, whatever state it is in when the source gives up."""
+    monkeypatch.setattr("statepipe.qemu.monitor.HURRY", 10.0 if now else 0.5)
+    with two_ends(QUICK) as (_, destination, _), closing(Monitor(server.path)) as monitor:
+        side = handover.destination()
+        half = Arrival(monitor, destination, [], Journal(None, {}, ()), lambda: None, side=side, runs=True)
+        with half._ours, half._theirs:
+            monitor.on_events(half._hear)
+            monitor.expect_incoming()
+            half._has("stream")
+            for status, name in events:
+                server.event(status, name)
+            monitor.run_state()
+            server.answers["query-status"] = {"status": now} if now else SILENT
+            half._see_ended()
+        half._join(None)
+        assert half.ran == ran
+        assert [half._events.get(timeout=60)[0] for _ in range(half._events.qsize())][-1] is Event.ENDED
+
+
+@pytest.mark.parametrize(("now", "ran"), [("io-error", False), ("running", True), ("guest-panicked", True)])
+def test_a_guest_that_came_with_an_error_has_not_run_for_that(server: QmpServer, now: str, ran: bool) -> None:
+    server.answers |= {"query-status": {"status": "io-error"}, "query-migrate": {"status": "completed"}}
+    with two_ends(QUICK) as (_, destination, _), closing(Monitor(server.path)) as monitor:
+        side = handover.destination()
+        half = Arrival(monitor, destination, [], Journal(None, {}, ()), lambda: None, side=side, runs=True)
+        with half._ours, half._theirs:
+            half._hear("completed")
+            half._follow()
+            server.answers["query-status"] = {"status": now}
+            half._see_ended()
+        half._join(None)
+        assert half.ran == ran
