@@ -100,6 +100,12 @@ ssize_t send(int fd, const void *from, size_t n, int flags)
     return NEXT(send)(fd, from, less(n), flags);
 }
 
+ssize_t sendmsg(int fd, const struct msghdr *message, int flags)
+{
+    if (interrupted() || fails("send")) return -1;
+    return NEXT(sendmsg)(fd, message, flags);
+}
+
 ssize_t recv(int fd, void *to, size_t n, int flags)
 {
     return interrupted() ? -1 : NEXT(recv)(fd, to, less(n), flags);

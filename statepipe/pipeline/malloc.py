@@ -7,8 +7,6 @@ in flight at the same time.
 
 from __future__ import annotations
 
-import ctypes
-
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 """malloc.h of glibc. Other C libraries have no mallopt, and stay unchanged."""
 
@@ -18,7 +16,14 @@ PAD = 4 << 20
 
 
 def keep_freed_memory() -> None:
-    """Tune this process's malloc, not through the environment, which QEMU and other children would inherit."""
+    """Tune this process's malloc, not through the environment, which QEMU and other children would inherit.
+
+    Bytes are on their way by then: where ctypes is missing or cannot be loaded any more, memory stays as it was.
+    """
+    try:
+        import ctypes
+    except ImportError:
+        return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(_M_TRIM_THRESHOLD, KEEP)

@@ -37,8 +37,11 @@ def test_over_several_links(host: Host, tmp_path: Path) -> None:
 
 def started_by(pid: int) -> list[str]:
     """The children of any of its threads."""
-    lists = Path(f"/proc/{pid}/task").glob("*/children")
-    return [each for path in lists for each in path.read_text().split()]
+    found: list[str] = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # the thread has ended
+            found += path.read_text().split()
+    return found
 
 
 def ssh_of(process: subprocess.Popen[bytes], before: str = "") -> str:

@@ -119,8 +119,8 @@ def test_what_cannot_be_swept_is_no_obstacle(guest: Guest, states: Path, start_s
 
 
 def without_nameless_files(folder: Path) -> str:
-    """strace that refuses O_TMPFILE in the folder, as NFS and FAT do. The first look into it is the sweep's."""
-    return f"strace -f -qq -o /dev/null -P {folder} -e inject=openat:error=EOPNOTSUPP:when=3"
+    """strace that refuses O_TMPFILE in the folder, as NFS and FAT do. The looks before are at name and folder."""
+    return f"strace -f -qq -o /dev/null -P {folder} -e inject=openat:error=EOPNOTSUPP:when=4"
 
 
 @pytest.mark.parametrize("mode", MODES)
