@@ -24,21 +24,14 @@ from statepipe.session.protocol.records import AES, CHACHA, LENGTH_SIZE, MAX_CON
 from statepipe.session.tls import TlsTransport
 from statepipe.session.transport import Transport
 from statepipe.trust.identity import by_folder
-from tests import warm
-from tests.conformance.running import PATIENCE, STATEPIPE
+from tests.conformance.running import PATIENCE
 from tests.minipeer import Large, Link, Sender
 from tests.net.homes import World, receiving, sending
+from tests.net.test_session_tls import folder
+
+__all__ = ["folder"]
 
 ASKED, ANSWERED = b"a" * GREETING_SIZE, b"w" * GREETING_SIZE
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A host's certificates, for either end."""
-    base: Path = tmp_path_factory.mktemp("pki")
-    for words in (["init"], ["issue", "localhost", "127.0.0.1", "--dir", base / "host"]):
-        warm.run([*STATEPIPE, "pki", *map(str, words), "--ca", str(base / "ca")], check=True, capture_output=True)
-    return str(base / "host")
 
 
 @dataclass
@@ -50,16 +43,16 @@ class Ends:
 
 
 @contextmanager
-def linked(folder: str, near: list[str], far: list[str]) -> Iterator[Ends]:
+def linked(creds: str, near: list[str], far: list[str]) -> Iterator[Ends]:
     """Two sides after the handshake, which offer these ways."""
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,
         ThreadPoolExecutor(1) as pool,
-        Gate(listener, by_folder(folder, server=True, ways=far), Patience(), lambda *_: None) as gate,
+        Gate(listener, by_folder(creds, server=True, ways=far), Patience(), lambda *_: None) as gate,
     ):
         admitted = pool.submit(gate.admit_within, PATIENCE)
         connection = socket.create_connection(listener.getsockname(), PATIENCE)
-        ours = greet(connection, by_folder(folder, server=False, ways=near), "localhost", Patience())
+        ours = greet(connection, by_folder(creds, server=False, ways=near), "localhost", Patience())
         theirs = admitted.result()
         assert theirs is not None
         with closing(ours), closing(theirs):
@@ -219,16 +212,29 @@ def test_a_link_that_is_reset_is_lost(ends: Ends) -> None:
 
 def test_what_is_stripped_of_its_offer_fails_in_the_handshake(folder: str) -> None:
     """Somebody on the path takes the names out of the first message, so that both would use TLS's own records."""
+    told: list[str] = []
+
+    def admitted() -> Transport | None:
+        while not told:
+            if (link := gate.admit_within(0.1)) is not None:
+                return link
+        return None
+
     with (
         socket.create_server(("127.0.0.1", 0)) as trap,
         socket.create_server(("127.0.0.1", 0)) as listener,
-        Gate(listener, by_folder(folder, server=True, ways=[AES]), Patience(), lambda *_: None) as gate,
+        Gate(
+            listener,
+            by_folder(folder, server=True, ways=[AES]),
+            Patience(),
+            lambda where, error: told.append(str(error)),
+        ) as gate,
         ThreadPoolExecutor(2) as pool,
     ):
         port = trap.getsockname()[1]
         connection = socket.create_connection(("127.0.0.1", port), PATIENCE)
         near = pool.submit(greet, connection, by_folder(folder, server=False, ways=[AES]), "localhost", Patience())
-        far = pool.submit(gate.admit_within, 3 * PATIENCE)
+        far = pool.submit(admitted)
         here, _ = trap.accept()
         beyond = socket.create_connection(("127.0.0.1", listener.getsockname()[1]), PATIENCE)
         hello = here.recv(1 << 16)
@@ -239,8 +245,7 @@ def test_what_is_stripped_of_its_offer_fails_in_the_handshake(folder: str) -> No
             with pytest.raises(PeerError, match="no trust between us"):
                 near.result()
         connection.close()
-        listener.close()
-        far.cancel()
+        assert far.result() is None
 
 
 def test_more_than_the_greeting_in_records_of_tls_is_refused(folder: str) -> None:
@@ -272,9 +277,18 @@ def test_a_part_of_a_record_is_a_sign_of_life(ends: Ends) -> None:
     assert next(items) == frame
 
 
-def test_a_choice_that_was_not_offered_is_refused(folder: str) -> None:
-    with pytest.raises(PeerError, match="chose a protocol that was not offered"), linked(folder, ["x/1"], ["x/1"]):
-        pass
+def test_a_choice_of_another_protocol_is_refused(folder: str) -> None:
+    theirs = by_folder(folder, server=True, ways=["x/1"])().context
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        ThreadPoolExecutor(1) as pool,
+        socket.create_connection(listener.getsockname(), PATIENCE) as connection,
+    ):
+        accepted, _ = listener.accept()
+        shaken = pool.submit(theirs.wrap_socket, accepted, server_side=True)
+        with pytest.raises(PeerError, match="chose a protocol that was not offered"):
+            greet(connection, by_folder(folder, server=False, ways=["x/1"]), "localhost", Patience())
+        shaken.result().close()
 
 
 def test_ciphers_that_the_library_lacks_are_not_offered(monkeypatch: pytest.MonkeyPatch) -> None:
