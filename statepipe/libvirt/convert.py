@@ -111,7 +111,7 @@ def _domain(state: State, how: Conversion) -> Domain:
         kind = "a state file already" if ends.is_state else "no save image of libvirt's"
         raise UsageError(f"{name} is {kind}", hint="--to-image writes a save image" if ends.is_state else saving)
     if ends.domain is not None:
-        return ends.domain if how.xml is None else ends.domain._replace(xml=how.xml)
+        return ends.domain if how.xml is None else ends.domain._replace(xml=_same(how.xml, ends.domain.xml, name))
     if not ends.is_state:
         raise StatepipeError(f"{name} is a stream without facts about its guest", hint=f"first {saving}")
     if how.xml is None:
@@ -121,6 +121,15 @@ def _domain(state: State, how: Conversion) -> Domain:
             "statepipe load FILE -- qemu-system-…",
         )
     return Domain(how.xml, b"", state.run_state in RAN_AT_SAVE)
+
+
+def _same(new: bytes, saved: bytes, name: str) -> bytes:
+    """Return the new XML, which libvirt would take for the saved guest. Raises UsageError if its UUID is another."""
+    ours, theirs = identity(new), identity(saved)
+    if ours.uuid and theirs.uuid and ours.uuid.lower() != theirs.uuid.lower():
+        what = f"the XML is of another domain, {ours.name} ({ours.uuid}): {name} has {theirs.name} ({theirs.uuid})"
+        raise UsageError(what, hint="change the XML that inspect --json shows, and keep its uuid")
+    return new
 
 
 def _write_raw(state: State, domain: Domain, how: Conversion, sink: Output) -> Converted:

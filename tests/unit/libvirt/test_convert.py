@@ -137,6 +137,18 @@ def test_another_xml_takes_the_place_of_libvirts(put: Callable[[bytes], str], ne
         assert inspect(path, NO_KEYS)["domain"]["name"] == "other"
 
 
+def test_the_xml_of_another_domain_is_refused(put: Callable[[bytes], str], new: Path) -> None:
+    """As virsh restore refuses it: libvirt would have two domains with one guest."""
+    uuid = b"<uuid>3fbf76b1-f6fe-43d6-bf76-cd41371924dc</uuid>"
+    path = put(image(DOMAIN._replace(xml=b"<domain><name>vm1</name>" + uuid + b"</domain>")))
+    for xml in (uuid.upper().replace(b"UUID", b"uuid"), b""):
+        assert convert(path, str(new), NO_KEYS, how(None, xml=b"<domain><name>b</name>" + xml + b"</domain>"))
+        new.unlink()
+    with pytest.raises(UsageError, match="the XML is of another domain, b") as caught:
+        convert(path, str(new), NO_KEYS, how(None, xml=b"<domain><name>b</name><uuid>0</uuid></domain>"))
+    assert "keep its uuid" in (caught.value.hint or "") and not new.exists()
+
+
 @pytest.mark.parametrize(
     ("stream", "facts", "ran"), [(STREAM, {}, True), (PAUSED, {}, False), (PAUSED, {"stopped_for_it": True}, True)]
 )
