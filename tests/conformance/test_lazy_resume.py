@@ -169,7 +169,7 @@ def asks(block: str, page: int) -> bytes:
 def test_what_a_silent_qemu_waits_for_is_told(file: Path, is_damaged: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its guest's processor waits for a page, so its monitor does not answer: a damaged page is the cause, and its
     status is 3."""
-    monkeypatch.setattr("statepipe.qemu.monitor.GREETING_TIME", 0.5)
+    monkeypatch.setattr("statepipe.qemu.connection.GREETING_TIME", 0.5)
     if is_damaged:
         middle = [piece for piece in layout(file.read_bytes()) if piece.content][1]
         with file.open("r+b") as damaged:

@@ -110,7 +110,7 @@ def test_a_cont_that_comes_late_is_waited_for_and_told_of(server: QmpServer) -> 
 def test_a_qemu_that_stands_still_is_given_up_with_what_is_known(server: QmpServer, tmp_path: Path) -> None:
     """What it was told it may still do: so nothing is said of its guest but that it is to be looked at."""
     server.answers["query-migrate-capabilities"] = SILENT
-    soon = hurried("qemu.monitor.ANSWER=12")
+    soon = hurried("qemu.connection.ANSWER=12")
     with Running("save", "--qmp", server.path, tmp_path / "s", program=soon) as saving:
         assert saving.wait() == 6
     first, *_, error, hint, _ = saving.said

@@ -61,7 +61,7 @@ def test_a_source_that_says_more_than_there_are_steps_is_left(server: QmpServer)
 def test_qemu_is_asked_before_its_guest_is_said_never_to_have_run(
     server: QmpServer, state: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("statepipe.qemu.monitor.HURRY", 10.0)  # a busy host is no QEMU that is silent
+    monkeypatch.setattr("statepipe.qemu.connection.HURRY", 10.0)  # a busy host is no QEMU that is silent
     server.answers["query-status"] = {"status": state}
     half = arrived(server, Event.ABORT)
     assert half.ran == (state == "running")
@@ -156,7 +156,7 @@ def test_what_was_heard_of_a_guest_holds_to_the_end(
     server: QmpServer, monkeypatch: pytest.MonkeyPatch, events: list[tuple[str, str]], now: str | None, ran: bool
 ) -> None:
     """A guest that another client let run has run, whatever state it is in when the source gives up."""
-    monkeypatch.setattr("statepipe.qemu.monitor.HURRY", 10.0 if now else 0.5)
+    monkeypatch.setattr("statepipe.qemu.connection.HURRY", 10.0 if now else 0.5)
     with two_ends(QUICK) as (_, destination, _), closing(Monitor(server.path)) as monitor:
         side = handover.destination()
         half = Arrival(monitor, destination, [], Journal(None, {}, ()), lambda: None, side=side, runs=True)
