@@ -261,7 +261,7 @@ class _Pool(Generic[T, R]):
 SPARE = 14
 """Pieces of a megabyte that may wait before and behind the workers. Where other programs want the cores, each wait for
 another thread takes a turn of theirs. With 20 programs at 2 cores, 3 pieces: 950 MB decoded in 18 s; 22 pieces: in 9 s,
-with the same processor time."""
+with the same processor time. 14 was not measured; 22 was, for `decompress`."""
 
 
 def parallel(

@@ -1,7 +1,7 @@
 """The names of `typing` that this package uses: the real ones for a type checker, light ones at run time.
 
-To import typing takes 3 ms of each start, and to make a named tuple there compiles the type of every field: 170 µs for
-six fields, and 70 here. Nothing of this package reads types while it runs; what does need them, such as
+To import typing takes 3 ms of each start, and to make a named tuple there compiles the type of every field: some 150 µs
+for six fields, and half of it here. Nothing of this package reads types while it runs; what does need them, such as
 `typing.get_type_hints`, finds no more than `object` for Any and Self.
 """
 

@@ -16,6 +16,7 @@ NUMBERS = {
     "pidfd_open": 434,
     "pidfd_send_signal": 424,
     "pipe2": 293,
+    "renameat2": 316,
     "sched_getaffinity": 204,
     "sendfile": 40,
     "splice": 275,

@@ -1,4 +1,7 @@
-"""The folder for what statepipe keeps between runs: keys, pinned peers, an authority, settings; and one of these."""
+"""The folder for what statepipe keeps between runs: keys, pinned peers, an authority, settings.
+
+Also the values of the setting `records`, which several rooms need.
+"""
 
 from __future__ import annotations
 

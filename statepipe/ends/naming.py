@@ -3,8 +3,8 @@
 rename(2) replaces whatever has the name by then. Where another file is not to be replaced, link(2) gives the name only
 if no file has it, and one certain file is replaced by an exchange of both names (renameat2), after which it is seen
 whether it was that file. Each is one step: no other process ever sees two files or none. Where a file can have only
-one name (FAT), renameat2 gives a new one; where the system lacks renameat2 as well, we look and then rename, and a file
-that appears between the two is replaced.
+one name (FAT), renameat2 gives a new one. Where the system lacks renameat2, we look and then rename: a file that takes
+the place of an older state between the two is replaced, and without links so is one that appears at a free name.
 
 A file that is replaced keeps a second name until the new one is durable, so that it can be put back.
 """
@@ -23,8 +23,6 @@ RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 
 UNKNOWN = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.ENOTTY, errno.EPERM, errno.EACCES)
 """Errors of a kernel, a file system or a sandbox for a call that it does not support or allow."""
-
-_NO_RENAMEAT2 = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 def link_nameless(fd: int, name: str, folder: int) -> None:
@@ -54,7 +52,7 @@ def rename_to_free(folder: int, name: str, new: str) -> None:
     try:
         _renameat2(folder, name, new, RENAME_NOREPLACE)
     except OSError as error:
-        if error.errno not in _NO_RENAMEAT2:
+        if error.errno not in UNKNOWN:
             raise
         with suppress(FileNotFoundError):
             os.stat(new, dir_fd=folder, follow_symlinks=False)
@@ -81,14 +79,17 @@ def take_free(fd: int, folder: int, part: str, base: str, *, has_part: bool) -> 
 
 
 def replace(folder: int, part: str, base: str, older: int) -> None:
-    """Give the file `part` the name `base` if the open file `older` has it. Then that is `part`, or has that name no
-    more. Raises FileExistsError if another file has the name, FileNotFoundError if none has it, OSError."""
+    """Give the file `part` the name `base`, which the open file `older` has. Afterwards `older` has the name `part`, or
+    no name here.
+
+    Raises FileExistsError if another file has the name, FileNotFoundError if none has it, OSError.
+    """
     if not _has_name(older, folder, base):
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
     try:
         _renameat2(folder, part, base, RENAME_EXCHANGE)
     except OSError as error:
-        if error.errno not in _NO_RENAMEAT2:
+        if error.errno not in UNKNOWN:
             raise
         rename(folder, part, base)
         return

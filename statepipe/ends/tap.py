@@ -19,50 +19,22 @@ import fcntl
 import os
 import stat
 from collections.abc import Callable
+from functools import cache
 
-from statepipe.typed import Protocol
 from statepipe.wakeups import READ_SIZE, enlarge_pipe
 
-_F_GETPIPE_SZ = 1032
-"""fcntl.h of Linux; Python names it from 3.10 on, but not everywhere."""
 
-
-class Tap(Protocol):
-    """Bytes that are seen before they are moved. `pending`: how many were seen, and are still in the kernel.
-
-    After `read`, all of them must be moved or dropped before the next.
-    """
-
-    pending: int
-
-    def read(self) -> bytes:
-        """Return a copy of the next bytes, b"" at the end. Raises OSError, and has taken nothing then."""
-
-    def move(self, sink: int, count: int) -> int:
-        """Move up to so many of the pending bytes to the sink; return their number. Raises OSError: moved nothing."""
-
-    def drop(self) -> None:
-        """Drop the pending bytes. Raises OSError."""
-
-    def close(self) -> None:
-        """Close what it opened."""
-
-
-_TEE: list[Callable[[int, int, int, int], int]] = []
-
-
+@cache
 def _tee() -> Callable[[int, int, int, int], int]:
-    """Return the C library's tee, which releases the GIL as well: Python has none."""
-    if _TEE:
-        return _TEE[0]
+    """Return the C library's tee, which releases the GIL as well: Python has none. Raises OSError without it."""
     import ctypes
 
     call = getattr(ctypes.CDLL(None, use_errno=True), "tee", None)
     if call is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     call.argtypes, call.restype = [ctypes.c_int, ctypes.c_int, ctypes.c_size_t, ctypes.c_uint], ctypes.c_ssize_t
-    _TEE.append(call)
-    return _TEE[0]
+    found: Callable[[int, int, int, int], int] = call
+    return found
 
 
 def tee(source: int, copy: int, count: int) -> int:
@@ -79,8 +51,11 @@ def tee(source: int, copy: int, count: int) -> int:
     return given
 
 
-class PipeTap:
-    """A tap of a pipe, whose bytes stay in it."""
+class Tap:
+    """A tap of a pipe: its bytes are seen before they are moved. `pending`: how many were seen, and are still in it.
+
+    After `read`, all of them must be moved or dropped before the next.
+    """
 
     def __init__(self, source: int) -> None:
         self.pending = 0
@@ -88,24 +63,28 @@ class PipeTap:
         self._out, self._in = _pipe()
 
     def read(self) -> bytes:
+        """Return a copy of the next bytes, b"" at the end. Raises OSError, and has taken nothing then."""
         self.pending = tee(self._source, self._in, READ_SIZE)
         return _read_exactly(self._out, self.pending)
 
     def move(self, sink: int, count: int) -> int:
+        """Move up to so many of the pending bytes to the sink; return their number. Raises OSError: moved nothing."""
         moved = os.splice(self._source, sink, min(count, self.pending))
         self.pending -= moved
         return moved
 
     def drop(self) -> None:
+        """Drop the pending bytes. Raises OSError."""
         _read_exactly(self._source, self.pending)
         self.pending = 0
 
     def close(self) -> None:
+        """Close what it opened."""
         os.close(self._out)
         os.close(self._in)
 
 
-class SocketTap(PipeTap):
+class SocketTap(Tap):
     """A tap of a connection, whose bytes are moved into a pipe of ours first. Raises OSError without tee."""
 
     def __init__(self, source: int) -> None:
@@ -124,7 +103,7 @@ class SocketTap(PipeTap):
 
     def _try_out(self) -> None:
         """Raise OSError if what fits into the one pipe may not fit into the other, or if there is no tee."""
-        if fcntl.fcntl(self._in, _F_GETPIPE_SZ) < fcntl.fcntl(self._fill, _F_GETPIPE_SZ):
+        if fcntl.fcntl(self._in, fcntl.F_GETPIPE_SZ) < fcntl.fcntl(self._fill, fcntl.F_GETPIPE_SZ):
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
         os.write(self._fill, b"\0")
         super().read()
@@ -147,7 +126,7 @@ def new_tap(source: int, sink: int) -> Tap | None:
     if not (stat.S_ISSOCK(sink_mode) or stat.S_ISFIFO(sink_mode)):  # into a file, the bytes are copied anyway
         return None
     if stat.S_ISFIFO(source_mode):
-        return PipeTap(source)
+        return Tap(source)
     return SocketTap(source) if stat.S_ISSOCK(source_mode) else None
 
 

@@ -58,7 +58,7 @@ class Bypass:
                 self.sink.wrote(moved)
         except OSError as error:
             self._report(error, self.sink)
-        if left:  # refused, or the file that is sent was cut meanwhile
+        if left:  # the kernel refused
             self.source.untap()
             self.sink.write(memoryview(buffer)[-left:])
 

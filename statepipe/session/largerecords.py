@@ -45,7 +45,7 @@ _FLAGS = re.compile(rb"^(?:flags|Features)\s*:(.*)$", re.MULTILINE)
 """The features of a processor, on x86 and on ARM."""
 
 
-def offered(records: str) -> list[str]:
+def offered_protocols(records: str) -> list[str]:
     """Return the names for ALPN, the best first, for one of RECORDS.
 
     A side whose processor has no AES offers only ChaCha20-Poly1305, so that both use it. Ciphers that the library does

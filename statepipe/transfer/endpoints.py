@@ -67,13 +67,15 @@ def connected_to(plan: ConnectionPlan) -> Iterator[socket.socket]:
 
 def trust_of(plan: ConnectionPlan, *, server: bool, say: Tell = nobody) -> Kept:
     """Return whom to trust, and our own key; `say` gets what is missing. Raises StatepipeError."""
-    from statepipe.session.largerecords import offered
+    from statepipe.session.largerecords import offered_protocols
     from statepipe.trust.identity import by_folder, by_pins
 
-    ways = offered(plan.records)
+    protocols = offered_protocols(plan.records)
     if plan.creds is not None:
-        return by_folder(plan.creds, server=server, peer=plan.peer, tell=say, ways=ways)
-    return by_pins(plan.peer if server else plan.peer or plan.address.name, server=server, tell=say, ways=ways)
+        return by_folder(plan.creds, server=server, peer=plan.peer, tell=say, protocols=protocols)
+    return by_pins(
+        plan.peer if server else plan.peer or plan.address.name, server=server, tell=say, protocols=protocols
+    )
 
 
 @contextmanager

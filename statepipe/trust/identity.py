@@ -122,20 +122,20 @@ class Kept:
 
 
 def by_folder(
-    folder: str, *, server: bool, peer: str | None = None, tell: Tell = nobody, ways: Sequence[str] = ()
+    folder: str, *, server: bool, peer: str | None = None, tell: Tell = nobody, protocols: Sequence[str] = ()
 ) -> Kept:
     """Trust the authority of a tls-creds-x509 folder, except for certificates on its revocation list.
 
     With `peer`, trust only certificates with this name. A folder without a list is reported; a folder whose list has
-    disappeared is no longer trusted. `ways` is what ALPN offers (RFC 7301), the best first. Raises StatepipeError if a
-    file is missing, or others can read a key.
+    disappeared is no longer trusted. `protocols` is what ALPN offers (RFC 7301), the best first. Raises StatepipeError
+    if a file is missing, or others can read a key.
     """
     end = "server" if server else "client"
     names = [f"{end}-cert.pem", f"{end}-key.pem", "ca-cert.pem", CRL]
     revocations = _Revocations(os.path.join(folder, CRL), tell)
 
     def load() -> Trust:
-        context = _context(ways, server=server)
+        context = _context(protocols, server=server)
         _load_own(context, folder, names[0], names[1])
         try:
             context.load_verify_locations(os.path.join(folder, "ca-cert.pem"))
@@ -171,17 +171,17 @@ class _Revocations:
             self._tell = nobody
 
 
-def by_pins(peer: str | None, *, server: bool, tell: Tell = nobody, ways: Sequence[str] = ()) -> Kept:
+def by_pins(peer: str | None, *, server: bool, tell: Tell = nobody, protocols: Sequence[str] = ()) -> Kept:
     """Trust the peers pinned here, or only `peer` if it is given. Raises StatepipeError if no peer is pinned.
 
-    A peer whose file cannot be read is reported and not trusted; the others are. `ways` is what ALPN offers.
+    A peer whose file cannot be read is reported and not trusted; the others are. `protocols` is what ALPN offers.
     """
     folder, pins = config_folder(), _Pins(peer, tell)
     pins.demand()  # first: without pinned peers, no key of our own is needed
     own_identity()
 
     def load() -> Trust:
-        context = _context(ways, server=server)
+        context = _context(protocols, server=server)
         context.verify_flags |= ssl.VerifyFlags.VERIFY_X509_PARTIAL_CHAIN | _NO_CHECK_TIME
         _load_own(context, folder, "own-cert.pem", "own-key.pem")
         return Trust(context, False, pins.load(context))
@@ -239,13 +239,13 @@ class _Pins:
         return known
 
 
-def _context(ways: Sequence[str], *, server: bool) -> ssl.SSLContext:
+def _context(protocols: Sequence[str], *, server: bool) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.check_hostname = False
     context.verify_mode = ssl.CERT_REQUIRED
-    if ways:
-        context.set_alpn_protocols(ways)
+    if protocols:
+        context.set_alpn_protocols(protocols)
     if server:
         context.num_tickets = 0  # unread tickets would turn a client's close into a reset
     return context

@@ -225,7 +225,7 @@ def test_without_proc_a_file_is_made_as_well(as_root: None, tmp_path: Path) -> N
 
 REFUSED = [
     *("pidfd_open", "pidfd_send_signal", "splice", "tee", "sendfile", "linkat", "flock", "memfd_create", "userfaultfd"),
-    *("eventfd2", "sched_getaffinity"),
+    *("eventfd2", "sched_getaffinity", "renameat2"),
 ]
 
 

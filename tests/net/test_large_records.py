@@ -18,7 +18,7 @@ from statepipe.ends.net import Patience
 from statepipe.errors import PeerError
 from statepipe.session import largerecords
 from statepipe.session.gate import Gate, greet
-from statepipe.session.largerecords import RecordTransport, offered
+from statepipe.session.largerecords import RecordTransport, offered_protocols
 from statepipe.session.protocol.frames import GREETING_SIZE, Frame, FrameReader, Kind
 from statepipe.session.protocol.records import AES, CHACHA, LENGTH_SIZE, MAX_CONTENT, SECRET_SIZE
 from statepipe.session.tls import TlsTransport
@@ -48,11 +48,11 @@ def linked(creds: str, near: list[str], far: list[str]) -> Iterator[Ends]:
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,
         ThreadPoolExecutor(1) as pool,
-        Gate(listener, by_folder(creds, server=True, ways=far), Patience(), lambda *_: None) as gate,
+        Gate(listener, by_folder(creds, server=True, protocols=far), Patience(), lambda *_: None) as gate,
     ):
         admitted = pool.submit(gate.admit_within, PATIENCE)
         connection = socket.create_connection(listener.getsockname(), PATIENCE)
-        ours = greet(connection, by_folder(creds, server=False, ways=near), "localhost", Patience())
+        ours = greet(connection, by_folder(creds, server=False, protocols=near), "localhost", Patience())
         theirs = admitted.result()
         assert theirs is not None
         with closing(ours), closing(theirs):
@@ -116,11 +116,11 @@ def test_a_processor_without_aes_offers_only_chacha(monkeypatch: pytest.MonkeyPa
         (tmp_path / "cpuinfo").write_text(text)
         monkeypatch.setattr(largerecords, "_CPU", str(tmp_path / "cpuinfo"))
         largerecords._has_aes.cache_clear()
-        assert offered("large") == ways, text
-        assert offered("tls") == []
+        assert offered_protocols("large") == ways, text
+        assert offered_protocols("tls") == []
     monkeypatch.setattr(largerecords, "_CPU", str(tmp_path / "missing"))
     largerecords._has_aes.cache_clear()
-    assert offered("large") == [CHACHA]
+    assert offered_protocols("large") == [CHACHA]
     largerecords._has_aes.cache_clear()
 
 
@@ -225,7 +225,7 @@ def test_what_is_stripped_of_its_offer_fails_in_the_handshake(folder: str) -> No
         socket.create_server(("127.0.0.1", 0)) as listener,
         Gate(
             listener,
-            by_folder(folder, server=True, ways=[AES]),
+            by_folder(folder, server=True, protocols=[AES]),
             Patience(),
             lambda where, error: told.append(str(error)),
         ) as gate,
@@ -233,7 +233,7 @@ def test_what_is_stripped_of_its_offer_fails_in_the_handshake(folder: str) -> No
     ):
         port = trap.getsockname()[1]
         connection = socket.create_connection(("127.0.0.1", port), PATIENCE)
-        near = pool.submit(greet, connection, by_folder(folder, server=False, ways=[AES]), "localhost", Patience())
+        near = pool.submit(greet, connection, by_folder(folder, server=False, protocols=[AES]), "localhost", Patience())
         far = pool.submit(admitted)
         here, _ = trap.accept()
         beyond = socket.create_connection(("127.0.0.1", listener.getsockname()[1]), PATIENCE)
@@ -249,11 +249,11 @@ def test_what_is_stripped_of_its_offer_fails_in_the_handshake(folder: str) -> No
 
 
 def test_more_than_the_greeting_in_records_of_tls_is_refused(folder: str) -> None:
-    context = by_folder(folder, server=False, ways=[AES])().context
+    context = by_folder(folder, server=False, protocols=[AES])().context
     context.check_hostname = False
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,
-        Gate(listener, by_folder(folder, server=True, ways=[AES]), Patience(), lambda *_: None) as gate,
+        Gate(listener, by_folder(folder, server=True, protocols=[AES]), Patience(), lambda *_: None) as gate,
         ThreadPoolExecutor(1) as pool,
     ):
         admitted = pool.submit(gate.admit_within, PATIENCE)
@@ -278,7 +278,7 @@ def test_a_part_of_a_record_is_a_sign_of_life(ends: Ends) -> None:
 
 
 def test_a_choice_of_another_protocol_is_refused(folder: str) -> None:
-    theirs = by_folder(folder, server=True, ways=["x/1"])().context
+    theirs = by_folder(folder, server=True, protocols=["x/1"])().context
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,
         ThreadPoolExecutor(1) as pool,
@@ -287,7 +287,7 @@ def test_a_choice_of_another_protocol_is_refused(folder: str) -> None:
         accepted, _ = listener.accept()
         shaken = pool.submit(theirs.wrap_socket, accepted, server_side=True)
         with pytest.raises(PeerError, match="chose a protocol that was not offered"):
-            greet(connection, by_folder(folder, server=False, ways=["x/1"]), "localhost", Patience())
+            greet(connection, by_folder(folder, server=False, protocols=["x/1"]), "localhost", Patience())
         shaken.result().close()
 
 
@@ -297,12 +297,12 @@ def test_ciphers_that_the_library_lacks_are_not_offered(monkeypatch: pytest.Monk
 
     largerecords._has_aes.cache_clear()
     monkeypatch.setattr("cryptography.hazmat.primitives.ciphers.aead.ChaCha20Poly1305", refuse)
-    assert CHACHA not in offered("large")
+    assert CHACHA not in offered_protocols("large")
     monkeypatch.setattr("cryptography.hazmat.primitives.ciphers.aead.AESGCM", refuse)
-    assert offered("large") == []
+    assert offered_protocols("large") == []
     monkeypatch.undo()
     monkeypatch.setattr(ssl, "CHANNEL_BINDING_TYPES", [])
-    assert offered("large") == []
+    assert offered_protocols("large") == []
 
 
 # --- the programs

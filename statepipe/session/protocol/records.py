@@ -7,8 +7,8 @@ length before them (draft-ietf-tls-super-jumbo-record-limit):
     be32 length, then so many bytes: the content and a byte 23 (application data), sealed
 
 The nonce is the IV xor the number of the record, and the length is authenticated with the content. So a record opens
-only as the next one of its link and direction. One that was changed, repeated, moved or sent back is refused, or that
-comes in the place of another, and the link ends.
+only as the next one of its link and direction. A record that was changed, repeated, moved or
+sent back, or that replaces another, is refused, and the link ends.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SECRET_SIZE = 32
 """Bytes of the secret that each side makes for a link."""
 
 MAX_CONTENT = HEADER_SIZE + FRAME_SIZE
-"""Bytes of content that a record may have: one frame as we send it, which then is not copied by its reader."""
+"""Bytes of content that a record may have: a full frame as we send it, whose reader then need not copy it."""
 
 KEY_BYTES = 320 << 30
 """Bytes that one key may protect, each record's overhead included; a link is replaced before (tls.KEY_BYTES). AES-GCM

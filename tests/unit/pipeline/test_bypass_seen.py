@@ -107,7 +107,7 @@ def fed(kind: str, data: bytes) -> Iterator[FdSource]:
 
 
 def carried(source: FdSource, kind: str, *stages: Stage) -> bytes:
-    """What arrives at a sink of that kind, whatever the pipeline raises; `raised` is called with it."""
+    """What arrives at a sink of that kind, whatever the pipeline raises."""
     got: list[bytes] = []
     with ExitStack() as stack:
         near, far = linked(kind, stack)
@@ -210,7 +210,7 @@ def test_a_stream_whose_every_byte_is_proved_is_passed_on_as_it_was_seen() -> No
 
 
 def test_a_file_that_is_cut_while_it_is_sent_gives_as_much_as_was_seen() -> None:
-    """The rest of the last piece comes from the copy. The kernel zeroes the pages of the cut that are on their way."""
+    """A file is read and written, so all that was seen arrives."""
     with fed("file", NOISE) as it:
 
         def cut(upstream: Iterator[Buffer]) -> Iterator[Buffer]:

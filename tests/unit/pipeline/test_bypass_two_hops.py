@@ -187,9 +187,17 @@ def test_a_wait_for_more_can_be_cancelled(tmp_path: Path) -> None:
     with near, far, SocketSource(near, "the peer", Patience()) as source:
         far.sendall(NOISE[:1000])
         pipeline = Pipeline(source, [("counter", counter)], FileSink(str(tmp_path / "new")))
-        threading.Timer(0.05, source.cancel).start()
+
+        def cancel() -> None:
+            while counter.seen + counter.counted < 1000:
+                continue
+            source.cancel()
+
+        thread = threading.Thread(target=cancel)
+        thread.start()
         with pytest.raises(Cancelled):
             pipeline.run()
+        thread.join()
     assert os.listdir(tmp_path) == []
 
 
