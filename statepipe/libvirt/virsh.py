@@ -112,9 +112,19 @@ class Virsh(NamedTuple):
             raise LibvirtError(f"virsh does not tell the domain's UUID: {_shown(' / '.join(rows))}")
         return Found(Virsh(uri), its.get("Name", uuid), uuid, parse_state(rows[-1]), its.get("Id", ""))
 
-    def _lines(self, *commands: str, within: float = ANSWER) -> list[str]:
-        """Return the line that each of virsh's commands prints. Raises as `ask`."""
-        lines, wanted = lines_in(self.ask("; ".join(commands), within=within)), len(commands)
+    def _ask_of(self, uuid: str, *words: str, within: float = ANSWER) -> str:
+        """As `ask`, about a domain. Raises NoDomain only if libvirt's list of domains lacks it, too: a guest is taken
+        for ended then, and virsh says the same of a domain that it could not look for."""
+        try:
+            return self.ask(*words, within=within)
+        except NoDomain as error:
+            if uuid in lines_in(self.ask("list", "--all", "--uuid", within=within)):
+                raise LibvirtError(f"{error}, but it lists the domain {uuid}") from error
+            raise
+
+    def _lines(self, uuid: str, *commands: str, within: float = ANSWER) -> list[str]:
+        """Return the line that each of virsh's commands about a domain prints. Raises as `_ask_of`."""
+        lines, wanted = lines_in(self._ask_of(uuid, "; ".join(commands), within=within)), len(commands)
         if len(lines) != wanted:
             shown = _shown(" / ".join(lines))
             raise LibvirtError(f"virsh answered {len(lines)} lines where {wanted} were asked for: {shown}")
@@ -129,18 +139,18 @@ class Virsh(NamedTuple):
 
     def state(self, uuid: str, within: float = ANSWER) -> DomainState:
         """Return the state of a domain. Raises NoDomain, LibvirtError, LibvirtSilent."""
-        return parse_state(self.ask("domstate", "--reason", f"--domain={uuid}", within=within))
+        return parse_state(self._ask_of(uuid, "domstate", "--reason", f"--domain={uuid}", within=within))
 
     def state_of(self, uuid: str, number: str, within: float) -> DomainState:
         """Return the state of the guest that the domain had when libvirt's id of it was `number`: it is shut off, too,
         if the domain was started again since. Raises as `state`."""
-        state, now = self._lines(f"domstate --reason {uuid}", f"domid {uuid}", within=within)
+        state, now = self._lines(uuid, f"domstate --reason {uuid}", f"domid {uuid}", within=within)
         found = parse_state(state)
         return DomainState(SHUT_OFF, _AGAIN) if found.state != SHUT_OFF and now != number else found
 
     def facts(self, uuid: str) -> dict[str, str]:
         """Return what virsh dominfo tells of a domain by its own words, such as State. Raises as `state`."""
-        return _facts(lines_in(self.ask("dominfo", f"--domain={uuid}")))
+        return _facts(lines_in(self._ask_of(uuid, "dominfo", f"--domain={uuid}")))
 
 
 def _facts(lines: list[str]) -> dict[str, str]:

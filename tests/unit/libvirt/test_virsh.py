@@ -168,6 +168,26 @@ def test_a_failure_has_libvirts_own_reason(
     assert caught.value.exit_code == 6
 
 
+@pytest.mark.parametrize("asked", ["state", "state_of", "facts"])
+@pytest.mark.parametrize(
+    ("lists", "kind", "shown"),
+    [
+        ("exit 0", NoDomain, "failed to get domain 'x'"),
+        (f"echo; echo {UUID[:-1]}0; exit 0", NoDomain, "failed to get domain 'x'"),
+        (f"echo {UUID}; exit 0", LibvirtError, f"failed to get domain 'x', but it lists the domain {UUID}"),
+        ("echo error: no memory >&2; exit 1", LibvirtError, "^libvirt: no memory"),
+    ],
+)
+def test_a_domain_is_gone_only_if_the_list_lacks_it(
+    virsh: Callable[[str], Virsh], asked: str, lists: str, kind: type[LibvirtError], shown: str
+) -> None:
+    """A guest is said to have ended then."""
+    answers = f"case $* in *--all*) {lists};; esac; echo \"error: failed to get domain 'x'\" >&2; exit 1"
+    with pytest.raises(LibvirtError, match=shown) as caught:
+        getattr(virsh(answers), asked)(UUID, *(["7", 9.0] if asked == "state_of" else []))
+    assert type(caught.value) is kind
+
+
 def test_no_virsh_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "env").symlink_to("/usr/bin/env")
     monkeypatch.setenv("PATH", str(tmp_path))
