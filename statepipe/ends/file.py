@@ -31,6 +31,7 @@ from statepipe.ends.naming import (
     UNKNOWN,
     drop_name,
     if_known,
+    is_named,
     link,
     link_nameless,
     rename,
@@ -44,10 +45,14 @@ from statepipe.ends.rehearsal import Replaceable, exists, refuse_impossible, ref
 from statepipe.errors import StatepipeError
 from statepipe.stage import Buffer
 from statepipe.threads import held
+from statepipe.typed import NamedTuple
 from statepipe.wakeups import READ_SIZE
 
 DROP_WINDOW = 32 << 20
 """Bytes after which the written pages are sent to disk, and those of the previous window are dropped."""
+
+NAMINGS = 10
+"""Times that a file is given a name which others take and leave at the same moment, when any file may be replaced."""
 
 _NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 """Errors about the folder or this process, and not about files without a name."""
@@ -66,7 +71,7 @@ class FileSink:
         self.name, self.bytes = path, 0
         self._linked = False
         self._older: int | None = None
-        self._seen: int | None = None
+        self._seen: _Seen | None = None
         self._replaceable = replaceable
         try:
             self._folder, self._base = open_place(path)
@@ -81,15 +86,11 @@ class FileSink:
             refuse_impossible(path, self._base, self._folder, replaceable)
             sweep(self._folder, stem)
             fd = open_nameless(self._folder, mode) if self._can_name() else None
-            if fd is None:
-                flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
-                fd = os.open(self._part, flags, mode, dir_fd=self._folder)
-                self._linked = True
-            self._fd = fd
-            if_known(lambda: fcntl.flock(self._fd, fcntl.LOCK_EX))
+            self._linked = fd is None
+            self._fd = self._open_named(mode) if fd is None else fd
         except BaseException as error:
             if self._seen is not None:
-                os.close(self._seen)
+                os.close(self._seen.fd)
             os.close(self._folder)
             if isinstance(error, OSError):
                 raise failure(f"create {path}", error) from error
@@ -113,6 +114,20 @@ class FileSink:
                 os.close(spare)
         return True
 
+    def _open_named(self, mode: int) -> int:
+        """Open a new file with the temporary name, and lock it. Raises OSError."""
+        while True:
+            fd = os.open(self._part, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, mode, dir_fd=self._folder)
+            try:
+                if_known(lambda: fcntl.flock(fd, fcntl.LOCK_EX))  # noqa: B023
+                if os.fstat(fd).st_nlink:
+                    return fd
+            except BaseException:
+                drop_name(fd, self._folder, self._part)
+                os.close(fd)
+                raise
+            os.close(fd)  # another save has swept it before it was locked
+
     def __enter__(self) -> FileSink:
         return self
 
@@ -124,14 +139,14 @@ class FileSink:
         if self._linked:
             drop_name(self._fd, self._folder, self._part)
         self._linked = False
+        with suppress(OSError):  # mostly, there is none
+            os.unlink(self._older_name, dir_fd=self._folder)
         if self._older is not None:
-            with suppress(OSError):
-                os.unlink(self._older_name, dir_fd=self._folder)
             with suppress(OSError):
                 os.close(self._older)
             self._older = None
         if self._seen is not None:
-            os.close(self._seen)
+            os.close(self._seen.fd)
             self._seen = None
         with suppress(OSError):
             os.close(self._fd)
@@ -169,13 +184,7 @@ class FileSink:
         """Make the file durable and give it its name. Raises StatepipeError, and then the file does not exist."""
         self.sync()
         try:
-            if self._replaceable is None:
-                self._link()
-                self._keep_older()
-                rename(self._folder, self._part, self._base)
-                self._linked = False
-            else:
-                self._take_name(self._replaceable)
+            self._take_name()
             try:
                 sync_names(self._folder)
             except OSError:  # the name might not survive a crash
@@ -190,31 +199,52 @@ class FileSink:
             link_nameless(self._fd, self._part, self._folder)
             self._linked = True
 
-    def _take_name(self, replaceable: Replaceable) -> None:
-        """Give the file its name, in the place of the file that was there at the beginning or of none.
+    def _take_name(self) -> None:
+        """Give the file its name, in the place of one that may be replaced or of none.
 
-        Raises UsageError if another file has the name, or that one may not be replaced any more; OSError.
+        Raises UsageError if a file that may not be replaced has the name, StatepipeError, OSError.
         """
-        refuse_there(self.name, self._base, self._folder, replaceable)
-        try:
-            if self._seen is None or not self._replace(self._seen):
-                take_free(self._fd, self._folder, self._part, self._base, has_part=self._linked)
-        except FileExistsError as error:
-            raise exists(self.name, "it was not there at the beginning") from error
+        for left in reversed(range(NAMINGS)):
+            refuse_there(self.name, self._base, self._folder, self._replaceable)
+            try:
+                if (self._seen is None and self._replaceable is not None) or not self._replace():
+                    take_free(self._fd, self._folder, self._part, self._base, has_part=self._linked)
+                break
+            except FileExistsError as error:
+                if self._replaceable is not None:
+                    raise exists(self.name, self._what_is_there()) from error
+                if not left:
+                    raise
         self._linked = False
 
-    def _replace(self, seen: int) -> bool:
-        """Take the name of an open file; return False if no file has that name. Raises FileExistsError, OSError."""
+    def _what_is_there(self) -> str:
+        """Return what is known of the file that may not be replaced."""
+        if self._seen is not None and is_named(self._seen.fd, self._folder, self._base):
+            return "it was changed since the beginning"
+        return "it was not there at the beginning"
+
+    def _replace(self) -> bool:
+        """Take the name of a file that may be replaced; return False if no file has that name. Raises FileExistsError,
+        OSError."""
         self._link()
         self._keep_older()
         try:
-            replace(self._folder, self._part, self._base, seen)
+            replace(self._fd, self._folder, self._part, self._base, self._may_go)
         except FileNotFoundError:
             return False
         with suppress(OSError):  # it was renamed, or cannot be kept
             rename(self._folder, self._part, self._older_name)  # does nothing if it has that name, too
-        drop_name(seen, self._folder, self._part)
+        with suppress(OSError):
+            os.unlink(self._part, dir_fd=self._folder)
         return True
+
+    def _may_go(self, name: str) -> bool:
+        """Return whether the file with this name may be replaced: any regular one, or the one that was there at the
+        beginning if it is what it was then. Raises OSError."""
+        if self._replaceable is None:
+            return stat.S_ISREG(os.stat(name, dir_fd=self._folder, follow_symlinks=False).st_mode)
+        seen = self._seen
+        return seen is not None and is_named(seen.fd, self._folder, name) and seen == _Seen.of(seen.fd)
 
     def sync(self) -> None:
         """Wait until all bytes are on the disk: the long part of a commit. Raises StatepipeError."""
@@ -234,32 +264,61 @@ class FileSink:
 
     def naming(self) -> tuple[dict[str, str], dict[str, int]]:
         """Return what another process needs to tell whether the file has its name (`is_named`), and to take it back
-        (`take_back`): names and descriptors, which it must duplicate."""
+        (`take_back`): names and descriptors, which it must duplicate. It keeps the older file locked for us: then no
+        other save removes its second name."""
+        self._lock_older()
         names = {"base": self._base, "part": self._part, "older": self._older_name}
-        return names, {"file": self._fd, "place": self._folder}
+        fds = {"file": self._fd, "place": self._folder}
+        return names, fds if self._older is None else fds | {"older": self._older}
 
-    def _keep_older(self) -> None:
-        """Give the file that will be replaced a second name, locked so that no save removes it.
+    @property
+    def folder(self) -> int:
+        """The descriptor of the folder that has, or will have, the file."""
+        return self._folder
 
-        If that is impossible (another user's file, a file system without links), it cannot be put back later.
-        """
+    def _lock_older(self) -> None:
+        """Open the file that will be replaced, and lock it so that no save removes its second name. If that is
+        impossible (another user's file, no locks), we go on without."""
+        if self._older is not None:
+            if is_named(self._older, self._folder, self._base):
+                return
+            os.close(self._older)
+            self._older = None
         with suppress(OSError):
             flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
             self._older = os.open(self._base, flags, dir_fd=self._folder)
             fcntl.flock(self._older, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+    def _keep_older(self) -> None:
+        """Give the file that will be replaced a second name. Without links, an exchange of the names keeps it."""
+        self._lock_older()
+        with suppress(OSError):
             link(self._folder, self._base, self._older_name)
 
     def _take_back(self) -> None:
-        undo_naming(self._fd, self._folder, self.naming()[0])
+        names = {"base": self._base, "part": self._part, "older": self._older_name}
+        undo_naming(self._fd, self._folder, names)
 
 
-def _seen(base: str, folder: int) -> int | None:
-    """Open the file that has the name `base`, so that no later file can be taken for it; None if there is none.
+class _Seen(NamedTuple):
+    """The file that has the name at the beginning, opened so that no later file can be taken for it, and what its
+    content was by size and time."""
 
-    Raises OSError.
-    """
+    fd: int
+    size: int
+    changed: int
+
+    @classmethod
+    def of(cls, fd: int) -> _Seen:
+        """Look at an open file."""
+        found = os.fstat(fd)
+        return cls(fd, found.st_size, found.st_mtime_ns)
+
+
+def _seen(base: str, folder: int) -> _Seen | None:
+    """Return the file that has the name `base`, or None if there is none. Raises OSError."""
     try:
-        return os.open(base, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
+        return _Seen.of(os.open(base, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder))
     except FileNotFoundError:
         return None
 

@@ -1,10 +1,10 @@
 """Give a complete file its name in an open folder: in the place of any file, of one certain file, or of none.
 
-rename(2) replaces whatever has the name by then. Where another file is not to be replaced, link(2) gives the name only
-if no file has it, and one certain file is replaced by an exchange of both names (renameat2), after which it is seen
-whether it was that file. Each is one step: no other process ever sees two files or none. Where a file can have only
-one name (FAT), renameat2 gives a new one. Where the system lacks renameat2, we look and then rename: a file that takes
-the place of an older state between the two is replaced, and without links so is one that appears at a free name.
+rename(2) replaces whatever has the name by then. So link(2) gives the name only if no file has it, and a file is
+replaced by an exchange of both names (renameat2), after which it is seen whether it was one that may go. Each is one
+step: no other process ever sees two files or none. Where a file can have only one name (FAT), renameat2 gives a new
+one. Where the system lacks renameat2, we look and then rename: a file that takes the place of an older state between
+the two is replaced, and without links so is one that appears at a free name.
 
 A file that is replaced keeps a second name until the new one is durable, so that it can be put back.
 """
@@ -56,7 +56,7 @@ def rename_to_free(folder: int, name: str, new: str) -> None:
             raise
         with suppress(FileNotFoundError):
             os.stat(new, dir_fd=folder, follow_symlinks=False)
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from error
+            raise _exists() from error
         rename(folder, name, new)
 
 
@@ -74,28 +74,51 @@ def take_free(fd: int, folder: int, part: str, base: str, *, has_part: bool) -> 
         if not has_part or error.errno not in NO_SECOND_NAME:
             raise
         rename_to_free(folder, part, base)
+        _demand(fd, folder, base)
         return
+    _demand(fd, folder, base)
     drop_name(fd, folder, part)
 
 
-def replace(folder: int, part: str, base: str, older: int) -> None:
-    """Give the file `part` the name `base`, which the open file `older` has. Afterwards `older` has the name `part`, or
-    no name here.
+def replace(fd: int, folder: int, part: str, base: str, may_go: Callable[[str], bool]) -> None:
+    """Give the open file, whose name is `part`, the name `base`, which another file has. Afterwards that one has the
+    name `part`, or no name here. It is replaced only if `may_go`, called with the name that it has, allows that: before
+    the exchange and after it.
 
-    Raises FileExistsError if another file has the name, FileNotFoundError if none has it, OSError.
+    Raises FileExistsError if it may not be replaced, FileNotFoundError if no file has the name, OSError.
     """
-    if not _has_name(older, folder, base):
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+    os.stat(base, dir_fd=folder, follow_symlinks=False)
+    if not may_go(base):
+        raise _exists()
     try:
         _renameat2(folder, part, base, RENAME_EXCHANGE)
     except OSError as error:
         if error.errno not in UNKNOWN:
             raise
         rename(folder, part, base)
-        return
-    if not is_named(older, folder, part):  # another file took the name between the two calls
+    else:
+        if not may_go(part):  # another file took the name between the two calls, or this one was written to
+            _exchange_back(folder, part, base)
+            raise _exists()
+    _demand(fd, folder, base)
+
+
+def _exchange_back(folder: int, part: str, base: str) -> None:
+    """Undo an exchange of the two names. Raises OSError."""
+    try:
         _renameat2(folder, part, base, RENAME_EXCHANGE)
-        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+    except FileNotFoundError:  # somebody removed ours at once
+        rename_to_free(folder, part, base)
+
+
+def _demand(fd: int, folder: int, base: str) -> None:
+    """Raises FileExistsError if the name is not the open file's: the temporary name was another's by then."""
+    if not is_named(fd, folder, base):
+        raise _exists()
+
+
+def _exists() -> FileExistsError:
+    return FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
 
 
 def is_named(fd: int, folder: int, base: str) -> bool:
@@ -118,16 +141,38 @@ def undo_naming(fd: int, folder: int, names: Mapping[str, str]) -> None:
 
     `names` are those of `FileSink.naming`. Raises FileExistsError if another file has the name by now, OSError.
     """
+    base, part = names["base"], names["part"]
+    drop_name(fd, folder, part)  # if it has both names, the temporary one is not the older file's
     try:
-        if not _has_name(fd, folder, names["base"]):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        if not _has_name(fd, folder, base):
+            raise _exists()
     except FileNotFoundError:  # somebody has removed it
         return
-    for name in ("older", "part"):  # after an exchange, the older file may still have the temporary name alone
+    for name in (names["older"], part):  # after an exchange, the older file may still have the temporary name alone
         with suppress(FileNotFoundError):
-            rename(folder, names[name], names["base"])
+            _put_back(fd, folder, name, base)
             return
-    os.unlink(names["base"], dir_fd=folder)
+    rename_to_free(folder, base, part)
+    if not is_named(fd, folder, part):  # another file took the name between the two calls
+        rename_to_free(folder, part, base)
+        raise _exists()
+    os.unlink(part, dir_fd=folder)
+
+
+def _put_back(fd: int, folder: int, older: str, base: str) -> None:
+    """Give the file `older` the name of the open one, which is removed. Raises FileNotFoundError if there is no file
+    `older`, FileExistsError if `base` is another one's name by now, OSError."""
+    try:
+        _renameat2(folder, older, base, RENAME_EXCHANGE)
+    except OSError as error:
+        if error.errno not in UNKNOWN:
+            raise
+        rename(folder, older, base)
+        return
+    if not is_named(fd, folder, older):
+        _exchange_back(folder, older, base)
+        raise _exists()
+    os.unlink(older, dir_fd=folder)
 
 
 def take_back(fd: int, folder: int, names: Mapping[str, str]) -> None:

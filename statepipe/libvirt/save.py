@@ -103,7 +103,7 @@ class _Save:
         self._intake = Intake()
         path = os.path.abspath(request.path)
         self._job = Job(str(found.virsh.uri), found.uuid, found.name, self._intake.folder, path, found.number)
-        self._way = Way(path, sink.naming()[1]["place"])
+        self._way = Way(path, sink.folder)
         self._is_kept = False  # the file has its name, and keeps it
         self._is_over = False  # nothing is left to do for the guardian
 

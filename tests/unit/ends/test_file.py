@@ -75,7 +75,7 @@ def test_the_bytes_are_on_disk_before_the_name_and_the_name_before_success(old: 
     seen = [line.split(None, 1)[1] for line in log.read_text().splitlines() if folder in line]
     kinds = [re.match(r"\w+", call)[0] for call in seen]  # type: ignore[index]
     assert kinds.pop(0) == "linkat" and seen.pop(0), "of an empty file, to see whether it will do"
-    assert kinds == ["write", "fsync", "linkat", "linkat", "renameat", "fsync"], "the second keeps the older file"
+    assert kinds == ["write", "fsync", "linkat", "linkat", "renameat2", "renameat", "fsync"]  # the second link: OLD
     assert f"<{folder}>" not in seen[1]
     assert kinds[-1] == "fsync" and f"<{folder}>" in seen[-1]
     assert old.read_text() == "the new one" and names(old) == ["state"]
@@ -204,14 +204,14 @@ FAULTS = {
     "write": "inject=write:error=ENOSPC",
     "fsync": "inject=fsync:error=EIO:when=1",
     "link": "inject=linkat:error=EIO",
-    "rename": "inject=renameat:error=EACCES",
+    "rename": "inject=renameat2:error=EIO",
 }
 
 
 @pytest.mark.parametrize("call", FAULTS)
 def test_a_call_that_fails_leaves_the_old_file_alone(call: str, old: Path, tmp_path: Path) -> None:
     part = old.parent / "x"
-    command = traced(old, tmp_path / "log", "trace=write,fsync,linkat,renameat", FAULTS[call])
+    command = traced(old, tmp_path / "log", "trace=write,fsync,linkat,renameat2", FAULTS[call])
     if call == "write":  # of the file's alone: python's own are to succeed
         command = ["/bin/sh", "-c", 'ulimit -f 0; trap "" XFSZ; exec "$@"', "sh", *writer(old)]
     done = commit(command)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -101,6 +102,14 @@ def test_nor_is_one_that_was_written_into_what_was_there(system: str, path: Path
     assert path.read_bytes() == b"a disk image" and names(path) == ["state"]
 
 
+@pytest.mark.parametrize("content", [b"another state", b"old State"[:4] + b"state"])
+def test_nor_is_a_state_that_was_written_over_another(system: str, path: Path, content: bytes) -> None:
+    """As `cp` does it: the file is the same one, and what it holds is not. The second is as long as the older one."""
+    with pytest.raises(UsageError, match="exists already, and it was changed since the beginning"):
+        written(path, lambda: path.write_bytes(content), OLD)
+    assert path.read_bytes() == content and names(path) == ["state"]
+
+
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo], ids=["folder", "fifo"])
 def test_nor_is_what_is_no_file(system: str, path: Path, make: Callable[[Path], object]) -> None:
     with pytest.raises(StatepipeError, match="is not a regular file"):
@@ -146,6 +155,65 @@ def test_nor_is_it_if_an_older_file_was_there(path: Path, monkeypatch: pytest.Mo
     assert path.read_bytes() == OTHER and names(path) == ["state"]
 
 
+def test_nor_if_the_older_file_is_written_over(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    intrude(monkeypatch, naming, "_renameat2", lambda: path.write_bytes(OTHER), lambda words: True)
+    with pytest.raises(UsageError, match="it was changed since the beginning"):
+        written(path, before=OLD)
+    assert path.read_bytes() == OTHER and names(path) == ["state"]
+
+
+def test_nor_if_ours_is_removed_before_the_other_file_is_back(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then there is nothing to exchange it with."""
+    intrude(monkeypatch, naming, "_exchange_back", path.unlink, lambda words: True)
+    intrude(monkeypatch, naming, "_renameat2", moved_in(path, OTHER), lambda words: True)
+    with pytest.raises(UsageError, match="it was not there at the beginning"):
+        written(path, before=OLD)
+    assert path.read_bytes() == OTHER and names(path) == ["state"]
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo], ids=["folder", "fifo"])
+def test_with_overwrite_what_is_no_file_stays(
+    path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], object]
+) -> None:
+    def moved() -> None:
+        path.unlink()
+        make(path)
+
+    path.write_bytes(OLD)
+    intrude(monkeypatch, naming, "_renameat2", moved, lambda words: True)
+    with pytest.raises(StatepipeError, match="is not a regular file"), FileSink(str(path)) as sink:
+        sink.commit()
+    assert names(path) == ["state"] and not path.is_file()
+
+
+@pytest.mark.parametrize("before", [None, OLD])
+def test_a_temporary_name_that_is_another_files_is_noticed(
+    path: Path, monkeypatch: pytest.MonkeyPatch, before: bytes | None
+) -> None:
+    """Who writes to the folder can put a link there, and the state would be wherever that leads."""
+    refuse(monkeypatch, "open", errno.EOPNOTSUPP, lambda words: words[1] & os.O_TMPFILE == os.O_TMPFILE)
+
+    def swap() -> None:
+        (part,) = (name for name in os.listdir(path.parent) if name.endswith(".part") and "older" not in name)
+        path.with_name(part).unlink()
+        path.with_name(part).symlink_to("/dev/null")
+
+    with pytest.raises(UsageError, match="exists already"):
+        written(path, swap, before)
+
+
+def test_a_name_that_another_save_sweeps_at_once_is_made_anew(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse(monkeypatch, "open", errno.EOPNOTSUPP, lambda words: words[1] & os.O_TMPFILE == os.O_TMPFILE)
+
+    def sweep() -> None:
+        for part in path.parent.iterdir():
+            part.unlink()
+
+    intrude(monkeypatch, fcntl, "flock", sweep, lambda words: True)
+    written(path)
+    assert path.read_bytes() == NEW and names(path) == ["state"]
+
+
 def intrude(
     monkeypatch: pytest.MonkeyPatch,
     place: object,
@@ -189,7 +257,7 @@ def test_what_was_committed_can_be_taken_back(system: str, path: Path, before: b
     with FileSink(str(path), replaceable=None if overwrites else is_state) as sink:
         sink.commit()
         sink.withdraw()
-    is_lost = (overwrites and system == "no links") or system == "neither"  # it could not be kept
+    is_lost = system == "neither"  # it could not be kept
     assert names(path) == ([] if before is None or is_lost else ["state"])
     assert not path.exists() or path.read_bytes() == before
 
@@ -201,6 +269,38 @@ def test_another_file_is_not_taken_back(path: Path) -> None:
         with pytest.raises(StatepipeError, match=r"cannot take back .*: File exists"):
             sink.withdraw()
     assert path.read_bytes() == OTHER and names(path) == ["state"]
+
+
+@pytest.mark.parametrize("before", [None, OLD])
+def test_nor_is_one_that_takes_the_name_at_that_instant(
+    path: Path, monkeypatch: pytest.MonkeyPatch, before: bytes | None
+) -> None:
+    if before is not None:
+        path.write_bytes(before)
+    with FileSink(str(path), replaceable=is_state) as sink:
+        sink.commit()
+        intrude(monkeypatch, naming, "_renameat2", moved_in(path, OTHER), lambda words: True)
+        with pytest.raises(StatepipeError, match=r"cannot take back .*: File exists"):
+            sink.withdraw()
+    assert path.read_bytes() == OTHER and names(path) == ["state"]
+
+
+@pytest.mark.parametrize("overwrites", [False, True])
+def test_no_other_save_removes_the_older_file_of_a_killed_one(path: Path, overwrites: bool) -> None:
+    """As long as its guardian may need it to take the new file back."""
+    path.write_bytes(OLD)
+    sink = FileSink(str(path), replaceable=None if overwrites else is_state)
+    words, fds = sink.naming()
+    kept = {name: os.dup(fd) for name, fd in fds.items()}
+    sink.commit()
+    for fd in fds.values():  # it is killed
+        os.close(fd)
+    with FileSink(str(path)):
+        assert len(names(path)) == 2
+    take_back(kept["file"], kept["place"], words)
+    assert path.read_bytes() == OLD and names(path) == ["state"]
+    for fd in kept.values():
+        os.close(fd)
 
 
 def test_what_somebody_has_removed_is_taken_back(path: Path) -> None:
