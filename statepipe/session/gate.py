@@ -59,7 +59,7 @@ def _identified(handshake: Handshake, trust: Trust, trust_now: TrustNow, name: s
     since: the peer may have been removed."""
     if trust.seen != trust_now().seen:
         raise PeerError(f"the trusted peers changed during the handshake with {name}", hint="try again")
-    return trust.identify(handshake.certificate())
+    return trust.identify(handshake.certificate(), handshake.fields)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
 from statepipe.ends.net import Patience, awaited, is_stuck, lost, round_trip, tune
@@ -22,6 +22,7 @@ from statepipe.errors import PeerError
 from statepipe.session.distrust import refused
 from statepipe.session.transport import Unframed
 from statepipe.stage import Buffer
+from statepipe.typed import Any
 from statepipe.wakeups import Bell
 
 HANDSHAKE_TIME = 10.0
@@ -87,6 +88,11 @@ class Handshake:
     def certificate(self) -> bytes:
         """Return the peer's certificate in DER."""
         return self._tls.getpeercert(binary_form=True) or b""
+
+    def fields(self) -> Mapping[str, Any] | None:
+        """Return what OpenSSL reads in the peer's certificate, as ssl.SSLSocket.getpeercert does. Raises ValueError,
+        OSError."""
+        return self._tls.getpeercert()
 
     @property
     def chosen(self) -> str | None:

@@ -14,19 +14,20 @@ trusted, so that a damaged file cannot delay a revocation or the removal of a pi
 from __future__ import annotations
 
 import os
+import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 from statepipe.ends.config import config_folder
 from statepipe.ends.fd import failure
 from statepipe.ends.file import write_private
-from statepipe.errors import IntegrityError, InterruptedBySignal, PeerError, StatepipeError
+from statepipe.errors import InterruptedBySignal, PeerError, StatepipeError
 from statepipe.private import forbid_dumps, refuse_open
 from statepipe.telling import Tell, nobody
 from statepipe.trust.pins import alone, make_folder, name_of, pin_files, pin_of, read, read_pem, shown
+from statepipe.typed import Any, NamedTuple
 
 SETTLED = 100_000_000
 """Nanoseconds after which another change to a file gives it another time: the kernel's clock for files ticks at least
@@ -56,24 +57,41 @@ class Trust(NamedTuple):
     peer: str | None = None
     seen: tuple[FileState, ...] = ()
 
-    def identify(self, certificate: bytes) -> str:
-        """Return the peer's name. Raises PeerError if it is unknown here, or not the peer that the user named."""
+    def identify(self, certificate: bytes, fields: Callable[[], Mapping[str, Any] | None]) -> str:
+        """Return the peer's name: the pinned one of its certificate (DER), or one that an authority vouches for.
+
+        `fields` returns what OpenSSL reads in the certificate that it has verified, as `SSLObject.getpeercert` does:
+        to read it with the library that makes certificates would take 60 ms of each start. Raises PeerError if the peer
+        is unknown here, or not the one that the user named.
+        """
         if self.pinned is not None:
             name = self.pinned.get(certificate)
             if name is None:
                 raise PeerError("its certificate is not pinned here", hint="pair the two hosts: statepipe pair")
             return name
-        from statepipe.trust.certificates import facts, read_certificate
-
         try:
-            it = facts(read_certificate(ssl.DER_cert_to_PEM_cert(certificate).encode(), "the peer's certificate"))
-        except IntegrityError as error:  # OpenSSL accepted it, but its fields do not follow RFC 5280
+            names = _names(fields() or {})
+        except (ValueError, OSError) as error:  # OpenSSL accepted it, but its names are no text
             raise PeerError("its certificate cannot be read", hint="issue a new one: statepipe pki issue") from error
-        names = dict.fromkeys((it.name, *it.names))
         if self.peer is not None and self.peer.lower() not in {name.lower() for name in names}:
             hint = "give one of the names in its certificate with --peer; list them with: statepipe pki show"
             raise PeerError(f"its certificate is for {', '.join(names)}, not for {self.peer}", hint=hint)
-        return it.name
+        return names[0]
+
+
+def _names(fields: Mapping[str, Any]) -> list[str]:
+    """Return the names in a certificate, each once, as ssl.SSLSocket.getpeercert gives it: the common name first, and
+    an empty one if there is none at all. Raises OSError for an address that is none."""
+    common = [value for row in fields.get("subject", ()) for kind, value in row if kind == "commonName"]
+    others = [(kind, value) for kind, value in fields.get("subjectAltName", ()) if kind in ("DNS", "IP Address")]
+    alternative = [_shortest(value) if kind == "IP Address" else value for kind, value in others]
+    return list(dict.fromkeys((*common[:1], *alternative))) or [""]
+
+
+def _shortest(address: str) -> str:
+    """Return an IP address as people write it: OpenSSL tells all digits of an IPv6 one. Raises OSError."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    return socket.inet_ntop(family, socket.inet_pton(family, address.strip()))
 
 
 class Kept:

@@ -47,7 +47,7 @@ class TlsReceiver(Receiver):
         handshake = Handshake(connection, self._trust.context, None, server=True)
         with contextlib.suppress(PeerError):  # cut in the handshake: the next dial will do
             shake_hands(handshake, name)
-            identity = self._trust.identify(handshake.certificate())
+            identity = self._trust.identify(handshake.certificate(), handshake.fields)
             self.acceptor.adopt(handshake.transport(name, identity, Patience()))
 
 

@@ -13,6 +13,13 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from cryptography.x509.oid import NameOID
 
 from statepipe.errors import PeerError, StatepipeError
@@ -65,7 +72,7 @@ def comes(who: Identity, trusted: Kept, folder: Path) -> str:
     for side in (there, here, there, here):
         with suppress(ssl.SSLWantReadError):
             side.do_handshake()
-    return trust.identify(here.getpeercert(binary_form=True) or b"")
+    return trust.identify(here.getpeercert(binary_form=True) or b"", here.getpeercert)
 
 
 CLONES: dict[str, Callable[[], Identity]] = {
@@ -233,6 +240,62 @@ def test_a_name_singles_out_one_certificate(folder: Path, tmp_path: Path, peer: 
     assert comes(client(tmp_path / "node1"), trusted, tmp_path) == "node1.example"
     with pytest.raises(PeerError, match=f"its certificate is for node2, not for {peer}"):
         comes(client(tmp_path / "node2"), trusted, tmp_path)
+
+
+def vouched(folder: Path, alternative: bytes | None, *common: str) -> Identity:
+    """A host's certificate that the authority has signed, with these common names and this subjectAltName in DER."""
+    key = new_key()
+    signing = load_pem_private_key((folder.parent / "ca" / "ca-key.pem").read_bytes(), None)
+    assert isinstance(signing, EllipticCurvePrivateKey)
+    issuer = x509.load_pem_x509_certificate((folder / "ca-cert.pem").read_bytes()).subject
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, each) for each in common])
+    builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(key.public_key())
+    builder = builder.not_valid_before(datetime.now(UTC) - timedelta(days=1)).not_valid_after(FOREVER)
+    if alternative is not None:
+        names = x509.UnrecognizedExtension(x509.SubjectAlternativeName.oid, alternative)
+        builder = builder.add_extension(names, critical=not common)
+    made = builder.serial_number(x509.random_serial_number()).sign(signing, hashes.SHA256())
+    return pem(made), key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def general(tag: int, content: bytes) -> bytes:
+    """One name of a subjectAltName in DER (RFC 5280, 4.2.1.6)."""
+    return bytes([tag, len(content)]) + content
+
+
+def sequence(*names: bytes) -> bytes:
+    return general(0x30, b"".join(names))
+
+
+DNS, ADDRESS, MAIL = 0x82, 0x87, 0x81
+
+
+@pytest.mark.parametrize(
+    ("alternative", "common", "name", "others"),
+    [
+        (None, ["node9"], "node9", []),
+        (sequence(general(DNS, b"a.example")), [], "a.example", []),
+        (sequence(general(DNS, b"a.example"), general(ADDRESS, bytes(15) + b"\1")), ["node9"], "node9", ["::1"]),
+        (sequence(general(MAIL, b"root@b"), general(ADDRESS, bytes((192, 0, 2, 7)))), [], "192.0.2.7", []),
+        (sequence(general(DNS, b"a.example\0.evil")), [], "a.example\0.evil", []),
+        (sequence(general(DNS, b"a")), ["node9", "node8"], "node9", ["a"]),
+    ],
+)
+def test_names_are_those_that_the_authority_has_signed(
+    folder: Path, tmp_path: Path, alternative: bytes | None, common: list[str], name: str, others: list[str]
+) -> None:
+    who = vouched(folder, alternative, *common)
+    assert comes(who, by_folder(str(folder), server=True), tmp_path) == name
+    for peer in (name, *others):
+        assert comes(who, by_folder(str(folder), server=True, peer=peer), tmp_path) == name
+    with pytest.raises(PeerError, match=r"its certificate is for .*, not for node8$"):
+        comes(who, by_folder(str(folder), server=True, peer="node8"), tmp_path)
+
+
+@pytest.mark.parametrize("bad", [general(DNS, b"\xff.example"), general(ADDRESS, bytes(5))])
+def test_names_that_are_no_text_belong_to_nobody(folder: Path, tmp_path: Path, bad: bytes) -> None:
+    with pytest.raises(PeerError, match="its certificate cannot be read"):
+        comes(vouched(folder, sequence(bad), "node9"), by_folder(str(folder), server=True), tmp_path)
 
 
 def test_where_a_file_is_missing_at_the_start_that_is_the_error(folder: Path) -> None:
