@@ -11,7 +11,7 @@ import re
 import secrets
 import ssl
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import cache
 
@@ -34,7 +34,7 @@ from statepipe.session.protocol.records import (
 )
 from statepipe.session.protocol.states import Misuse
 from statepipe.session.tls import FINISHED, READ_BATCH, Handshake, TlsTransport, ended
-from statepipe.session.transport import Transport, send_all
+from statepipe.session.transport import Transport
 from statepipe.stage import Buffer
 
 _CPU = "/proc/cpuinfo"
@@ -105,24 +105,43 @@ class RecordTransport:
 
     # --- sending
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether `send_now` has left something."""
+        return self._tls.is_behind
+
     def send(self, buffers: Iterable[Buffer]) -> None:
-        """Send all buffers. Raises PeerError."""
+        """Send what is left, and all buffers. Raises PeerError."""
         with self._sending:
             if not self._has_greeted:
                 self._greet(b"".join(buffers))
                 return
-            if self._sealer is None:
-                raise Misuse("frames before the peer's greeting")
-            for content in _packed(buffers):
-                try:
-                    record = self._sealer.seal(content)
-                except PeerError as error:
-                    raise PeerError(f"{self.name}: {error}", hint=error.hint) from error
-                try:
-                    send_all(self.connection.sendmsg, record)
-                except OSError as error:
-                    raise lost(self.name, error, self._tls.bytes, self._tls.patience) from error
-                self._tls.sent += sum(map(len, record))
+            if self._tls.is_behind:
+                self._send_sealed([], self._tls.sender.send)
+            self._seal(buffers, self._tls.sender.send)
+
+    def send_now(self, buffers: Iterable[Buffer]) -> None:
+        """Send what the socket takes of the buffers without waiting. Raises PeerError."""
+        with self._sending:
+            self._seal(buffers, self._tls.sender.send_now)
+
+    def _seal(self, buffers: Iterable[Buffer], send: Callable[[list[Buffer]], None]) -> None:
+        """Seal the buffers, and pass on each record. Raises PeerError."""
+        if self._sealer is None:
+            raise Misuse("frames before the peer's greeting")
+        for content in _packed(buffers):
+            try:
+                record = self._sealer.seal(content)
+            except PeerError as error:
+                raise PeerError(f"{self.name}: {error}", hint=error.hint) from error
+            self._send_sealed(record, send)
+            self._tls.sent += sum(map(len, record))
+
+    def _send_sealed(self, record: list[Buffer], send: Callable[[list[Buffer]], None]) -> None:
+        try:
+            send(record)
+        except OSError as error:
+            raise lost(self.name, error, self._tls.bytes, self._tls.patience) from error
 
     def _greet(self, greeting: bytes) -> None:
         if len(greeting) != GREETING_SIZE:

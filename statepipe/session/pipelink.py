@@ -11,7 +11,7 @@ import select
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
-from statepipe.session.transport import Unframed, send_all
+from statepipe.session.transport import Unframed, after, send_all
 from statepipe.stage import Buffer
 from statepipe.wakeups import Bell, enlarge_pipe, polled
 
@@ -30,6 +30,7 @@ class PipeTransport(Unframed):
         self._reading, self._writing, self._release = reading, writing, release
         self._bell = Bell()
         self._cut = False
+        self._left: list[memoryview] = []
         enlarge_pipe(reading)
         enlarge_pipe(writing)
         os.set_blocking(writing, False)
@@ -37,19 +38,34 @@ class PipeTransport(Unframed):
         self._may_write = polled(self._bell.fd)
         self._may_write.register(writing, select.POLLOUT)
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether `send_now` has left something."""
+        return bool(self._left)
+
     def send(self, buffers: Iterable[Buffer]) -> None:
-        """Send all buffers. Raises OSError."""
+        """Send what is left, and all buffers. Raises OSError."""
 
         def send(left: list[memoryview]) -> int:
             self._may_write.poll()
-            if self._cut:
-                raise BrokenPipeError(f"{self.name} was cut")
-            try:
-                return os.writev(self._writing, left)
-            except BlockingIOError:  # less room than poll reported
-                return 0
+            return self._write(left)
 
-        send_all(send, buffers)
+        left, self._left = self._left, []
+        send_all(send, [*left, *buffers])
+
+    def send_now(self, buffers: Iterable[Buffer]) -> None:
+        """Send what the pipe takes of the buffers without waiting. Raises OSError."""
+        left = [*self._left, *(memoryview(buffer) for buffer in buffers)]
+        self._left = after(left, self._write(left))
+
+    def _write(self, left: list[memoryview]) -> int:
+        """Write what the pipe takes, and return the number of bytes. Raises OSError."""
+        if self._cut:
+            raise BrokenPipeError(f"{self.name} was cut")
+        try:
+            return os.writev(self._writing, left)
+        except BlockingIOError:  # less room than poll reported, or none
+            return 0
 
     def recv_into(self, buffer: memoryview) -> int:
         """Wait for bytes; return their number, 0 at the end. Raises OSError."""

@@ -14,13 +14,13 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 
 from statepipe.ends.net import Patience, awaited, is_stuck, lost, round_trip, tune
 from statepipe.errors import PeerError
 from statepipe.session.distrust import refused
-from statepipe.session.transport import Unframed
+from statepipe.session.transport import Sender, Unframed
 from statepipe.stage import Buffer
 from statepipe.typed import Any
 from statepipe.wakeups import Bell
@@ -132,6 +132,7 @@ class TlsTransport(Unframed):
     ) -> None:
         self.connection, self.name, self.identity, self.bytes = connection, name, identity, 0
         self.sent = 0
+        self.sender = Sender(connection)
         self._tls, self._incoming, self._outgoing = parts
         self.patience = patience
         self._using = threading.Lock()  # OpenSSL's object is for one thread at a time
@@ -149,8 +150,21 @@ class TlsTransport(Unframed):
         """Whether the kernel retransmits without an answer, or the keys were used for KEY_BYTES."""
         return is_stuck(self.connection) or max(self.sent, self.bytes) >= KEY_BYTES
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether `send_now` has left something."""
+        return self.sender.is_behind
+
     def send(self, buffers: Iterable[Buffer]) -> None:
-        """Send all buffers, small ones together with the next. Raises PeerError."""
+        """Send what is left, and all buffers, small ones together with the next. Raises PeerError."""
+        self._seal(buffers, self.sender.send)
+
+    def send_now(self, buffers: Iterable[Buffer]) -> None:
+        """Send what the socket takes of the buffers without waiting. Raises PeerError."""
+        self._seal(buffers, self.sender.send_now)
+
+    def _seal(self, buffers: Iterable[Buffer], send: Callable[[list[Buffer]], None]) -> None:
+        """Seal the buffers, and pass on the records of each WRITE_BATCH bytes. Raises PeerError."""
         with self._sending:
             held = 0
             for buffer in buffers:
@@ -165,15 +179,15 @@ class TlsTransport(Unframed):
                     self.sent += len(piece)
                     held += len(piece)
                     if held >= WRITE_BATCH:
-                        self._send_sealed()
+                        self._send_sealed(send)
                         held = 0
-            self._send_sealed()
+            self._send_sealed(send)
 
-    def _send_sealed(self) -> None:
+    def _send_sealed(self, send: Callable[[list[Buffer]], None]) -> None:
         with self._using:
             sealed = self._outgoing.read()
         try:
-            self.connection.sendall(sealed)
+            send([sealed])
         except OSError as error:
             raise lost(self.name, error, self.bytes, self.patience) from error
 

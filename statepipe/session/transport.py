@@ -14,7 +14,7 @@ from statepipe.typed import Protocol
 
 
 class Transport(Protocol):
-    """An authenticated connection. One thread sends, another receives, any thread may `cut` it.
+    """An authenticated connection. One thread sends at a time, another receives, any thread may `cut` it.
 
     `identity` is who the peer has proved to be; `name` is for messages; `delay` is the round trip in seconds, if it is
     known; `is_stuck` says that a new connection should be tried. `send` and `recv_into` raise OSError or PeerError if
@@ -33,8 +33,15 @@ class Transport(Protocol):
     @property
     def is_stuck(self) -> bool: ...
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether `send_now` has left something for the next `send`."""
+
     def send(self, buffers: Iterable[Buffer]) -> None:
-        """Send all buffers."""
+        """Send what is left, and all buffers."""
+
+    def send_now(self, buffers: Iterable[Buffer]) -> None:
+        """Send what the connection takes of the buffers without waiting; the rest is left."""
 
     def recv_into(self, buffer: memoryview) -> int:
         """Wait for bytes; return their number, 0 at the end."""
@@ -67,6 +74,7 @@ class SocketTransport(Unframed):
 
     def __init__(self, connection: socket.socket, name: str, identity: str) -> None:
         self.connection, self.name, self.identity = connection, name, identity
+        self._sender = Sender(connection)
         if connection.family != socket.AF_UNIX:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
@@ -80,9 +88,18 @@ class SocketTransport(Unframed):
         """Whether the kernel retransmits without an answer."""
         return is_stuck(self.connection)
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether `send_now` has left something."""
+        return self._sender.is_behind
+
     def send(self, buffers: Iterable[Buffer]) -> None:
-        """Send all buffers. Raises OSError."""
-        send_all(self.connection.sendmsg, buffers)
+        """Send what is left, and all buffers. Raises OSError."""
+        self._sender.send(buffers)
+
+    def send_now(self, buffers: Iterable[Buffer]) -> None:
+        """Send what the socket takes of the buffers without waiting. Raises OSError."""
+        self._sender.send_now(buffers)
 
     def recv_into(self, buffer: memoryview) -> int:
         """Wait for bytes; return their number, 0 at the end. Raises OSError."""
@@ -106,11 +123,44 @@ def send_all(send: Callable[[list[memoryview]], int], buffers: Iterable[Buffer])
     """Call `send` until it has sent all buffers; it returns the number of bytes that it sent."""
     left = [memoryview(buffer) for buffer in buffers]
     while left:
-        count = send(left[:_IOV_MAX])
-        while left and count >= len(left[0]):
-            count -= len(left.pop(0))
-        if left:
-            left[0] = left[0][count:]
+        left = after(left, send(left[:_IOV_MAX]))
+
+
+def after(buffers: list[memoryview], count: int) -> list[memoryview]:
+    """Return what follows the first `count` bytes of the buffers."""
+    for place, buffer in enumerate(buffers):
+        if count < len(buffer):
+            return [buffer[count:], *buffers[place + 1 :]]
+        count -= len(buffer)
+    return []
+
+
+class Sender:
+    """The sending side of a connected socket, which keeps what it could not send at once. For one thread at a time."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+        self._left: list[memoryview] = []
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether `send_now` has left something."""
+        return bool(self._left)
+
+    def send(self, buffers: Iterable[Buffer]) -> None:
+        """Send what is left, and all buffers. Raises OSError."""
+        left, self._left = self._left, []
+        send_all(self._connection.sendmsg, [*left, *buffers])
+
+    def send_now(self, buffers: Iterable[Buffer]) -> None:
+        """Send what the socket takes without waiting, in order; the rest is left. Raises OSError."""
+        left = [*self._left, *(memoryview(buffer) for buffer in buffers)]
+        try:
+            while left:
+                left = after(left, self._connection.sendmsg(left[:_IOV_MAX], (), socket.MSG_DONTWAIT))
+        except BlockingIOError:  # it is full
+            pass
+        self._left = left
 
 
 def drain(transport: Transport) -> None:

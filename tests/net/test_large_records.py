@@ -104,6 +104,28 @@ def test_two_sides_use_what_both_know(folder: str, near: list[str], far: list[st
                 sent.result()
 
 
+@pytest.mark.parametrize(("offered", "kind"), [([AES], RecordTransport), ([], TlsTransport)])
+def test_what_is_not_taken_at_once_is_sent_first(folder: str, offered: list[str], kind: type[Transport]) -> None:
+    """In order, whoever sends it, and whether or not the socket is full by then."""
+    with linked(folder, offered, offered) as ends:
+        assert type(ends.near) is kind
+        greeted(ends)
+        pieces = [random.Random(number).randbytes(3 * MAX_CONTENT + number) for number in range(20)]
+        assert not ends.near.is_behind
+        sent = 0
+        while not ends.near.is_behind:
+            ends.near.send_now([pieces[sent]])
+            sent += 1
+        ends.near.send_now([pieces[sent]])
+        with ThreadPoolExecutor(1) as pool:
+            rest = pool.submit(ends.near.send, pieces[sent + 1 :])
+            assert take(ends.far, sum(map(len, pieces))) == b"".join(pieces)
+            rest.result()
+        assert not ends.near.is_behind
+        ends.near.send_now([b"a", b"b"])
+        assert take(ends.far, 2) == b"ab"
+
+
 def test_a_processor_without_aes_offers_only_chacha(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     cases = {
         "processor: 0\nflags\t\t: fpu aes sse2\n": [AES, CHACHA],

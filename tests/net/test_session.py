@@ -23,7 +23,7 @@ from statepipe.errors import IntegrityError, PeerError, StatepipeError
 from statepipe.pipeline.pipeline import Pipeline
 from statepipe.session.links import Acceptor, Dial, dialled
 from statepipe.session.protocol.admission import Party, Secrets
-from statepipe.session.protocol.channels import MIN_WINDOW
+from statepipe.session.protocol.channels import MIN_WINDOW, WINDOW
 from statepipe.session.protocol.frames import MAX_LINKS, Role
 from statepipe.session.session import FAREWELL, Session, Timing
 from statepipe.session.streams import Inlet, Outlet
@@ -186,8 +186,12 @@ def test_small_and_empty_streams(size: int) -> None:
     assert receiver.sink.kept == whole(size) and receiver.sink.committed and receiver.heard
 
 
-@pytest.mark.parametrize("links", [1, 3])
-def test_fifty_cuts_cost_no_byte_and_at_most_a_window_each(links: int) -> None:
+@pytest.mark.parametrize(("links", "few_cores"), [(1, 0), (1, 99), (3, 99)])
+def test_fifty_cuts_cost_no_byte_and_at_most_a_window_each(
+    links: int, few_cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the link's writer sends, or on a machine of few cores who writes the stream."""
+    monkeypatch.setattr("statepipe.session.session.FEW_CORES", few_cores)
     chance = random.Random(links)
     faults = Faults(cut_after=lambda: chance.randrange(1, 2 * MIB) if rail.cuts < 50 else 1 << 60)
     with Receiver(Kept()) as receiver, relay(receiver.port, faults) as rail:
@@ -209,6 +213,26 @@ def test_a_slow_link_is_not_taken_for_a_dead_one() -> None:
     with Receiver(Kept(), Timing(0.1, 5, 10)) as receiver, relay(receiver.port, faults) as rail:
         send(rail.port, MIB)
     assert rail.accepted == 1 and receiver.sink.kept == whole(MIB)
+
+
+@pytest.mark.parametrize("few_cores", [0, 99])
+def test_a_full_socket_does_not_hold_up_who_writes(few_cores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a full window does: there he can be told to stop."""
+    monkeypatch.setattr("statepipe.session.session.FEW_CORES", few_cores)
+    calm = Timing(tick=1, limit=PATIENCE, retry=PATIENCE)
+    with (
+        Receiver(Kept(), calm, WINDOW) as receiver,
+        relay(receiver.port, Faults()) as rail,
+        sending(rail.port, 1, calm, WINDOW) as sink,
+    ):
+        sink.session.meet()
+        rail.faults.clear.clear()
+        with Pumped(sink, WINDOW) as pumped:
+            while sink.bytes < WINDOW:  # sockets hold a tenth of it
+                assert not sink.session.stopped.wait(0.01) and pumped.error is None
+            rail.faults.clear.set()
+            pumped.join()
+    assert pumped.error is None and receiver.error is None and receiver.sink.kept == whole(WINDOW)
 
 
 def test_a_black_hole_is_noticed_and_the_stream_goes_on_when_it_clears() -> None:

@@ -154,7 +154,7 @@ class Wire:
     def waits_to_be_heard(self) -> bool:
         """Return whether there is more to send, or sent frames may not have arrived; False for an older peer."""
         unheard = any(link.told < link.owed for link in self.links.values())
-        return self._tells and (unheard or bool(self._due) or any(each.waits for each in self.outgoing.values()))
+        return self._tells and (unheard or bool(self._due) or self.has_data_to_send())
 
     # --- what we write
 
@@ -221,6 +221,10 @@ class Wire:
     def has_to_send(self) -> bool:
         """Return whether a frame other than DATA waits; `to_send` returns those first."""
         return bool(self._due)
+
+    def has_data_to_send(self) -> bool:
+        """Return whether a DATA frame waits for which the peer has room."""
+        return any(channel.waits for channel in self.outgoing.values())
 
     def to_send(self, number: int, limit: int = BATCH) -> list[Buffer]:
         """Return what to send over a link now, about `limit` bytes; empty if there is nothing."""
