@@ -71,6 +71,23 @@ def test_what_fails_twice_fails_the_run_and_what_fails_once_is_named(project: Pa
     }
 
 
+HANGING = """
+def test_hangs():
+    import threading
+    threading.Event().wait()
+"""
+
+
+def test_what_hangs_has_failed_and_keeps_nothing_up(project: Path) -> None:
+    runner, makefile = project / ".ci" / "run", project / "Makefile"
+    runner.write_text(runner.read_text().replace("longest=300", "longest=2"))
+    makefile.write_text(makefile.read_text().replace("-p xdist", "-p xdist -n 2"))
+    (project / "tests" / "test_it.py").write_text(TESTS.replace("raise AssertionError", "print") + HANGING)
+    status, said = run(project)
+    assert status == 1 and said[-1] == "FAILED tests/test_it.py::test_hangs (twice)"
+    assert sum("crashed while running" in line for line in said) == 2 and not any("test_once" in line for line in said)
+
+
 @pytest.mark.parametrize("days", [-1, 0])
 def test_from_a_day_on_what_fails_only_once_fails_the_run(judge: ModuleType, days: int) -> None:
     lines, wrong = judge.repeated([FLAKY], [], [], judge.STRICT_FROM + datetime.timedelta(days))
