@@ -69,7 +69,7 @@ class FileSink:
 
     def __init__(self, path: str, mode: int = 0o600, replaceable: Replaceable | None = None) -> None:
         self.name, self.bytes = path, 0
-        self._linked = False
+        self._linked = self._keeps_older = False
         self._older: int | None = None
         self._seen: _Seen | None = None
         self._replaceable = replaceable
@@ -139,8 +139,9 @@ class FileSink:
         if self._linked:
             drop_name(self._fd, self._folder, self._part)
         self._linked = False
-        with suppress(OSError):  # mostly, there is none
-            os.unlink(self._older_name, dir_fd=self._folder)
+        if not self._keeps_older:
+            with suppress(OSError):  # mostly, there is none
+                os.unlink(self._older_name, dir_fd=self._folder)
         if self._older is not None:
             with suppress(OSError):
                 os.close(self._older)
@@ -181,17 +182,19 @@ class FileSink:
             os.posix_fadvise(self._fd, 0, self.bytes, os.POSIX_FADV_DONTNEED)
 
     def commit(self) -> None:
-        """Make the file durable and give it its name. Raises StatepipeError, and then the file does not exist."""
+        """Make the file durable and give it its name. Raises StatepipeError, and then the file does not exist, or the
+        hint says that it could not be taken back."""
         self.sync()
         try:
             self._take_name()
-            try:
-                sync_names(self._folder)
-            except OSError:  # the name might not survive a crash
-                self._take_back()
-                raise
+            sync_names(self._folder)
         except OSError as error:
-            raise failure(f"complete {self.name}", error) from error
+            told = failure(f"complete {self.name}", error)
+            if is_named(self._fd, self._folder, self._base):  # a name that might not survive a crash
+                with suppress(OSError):
+                    self._take_back()
+                told.advise(self._left(), first=True)
+            raise told from error
 
     def _link(self) -> None:
         """Give the file its temporary name, unless it has it. Raises OSError."""
@@ -260,7 +263,9 @@ class FileSink:
             self._take_back()
             sync_names(self._folder)
         except OSError as error:
-            raise failure(f"take back {self.name}", error) from error
+            told = failure(f"take back {self.name}", error)
+            told.advise(self._left(), first=True)
+            raise told from error
 
     def naming(self) -> tuple[dict[str, str], dict[str, int]]:
         """Return what another process needs to tell whether the file has its name (`is_named`), and to take it back
@@ -296,8 +301,23 @@ class FileSink:
             link(self._folder, self._base, self._older_name)
 
     def _take_back(self) -> None:
+        """Raises OSError; if the new file still has its name then, the older one keeps its second name."""
         names = {"base": self._base, "part": self._part, "older": self._older_name}
-        undo_naming(self._fd, self._folder, names)
+        try:
+            undo_naming(self._fd, self._folder, names)
+        except OSError:
+            self._keeps_older = is_named(self._fd, self._folder, self._base)
+            raise
+
+    def _left(self) -> str | None:
+        """Return what to do about a file that could not be taken back; None if it was."""
+        if not is_named(self._fd, self._folder, self._base):
+            return None
+        older = os.path.join(os.path.dirname(self.name), self._older_name)
+        if os.path.lexists(older):
+            command = f"mv {shlex.quote(older)} {shlex.quote(self.name)}"
+            return f"{self.name} could not be taken back: put the older file in its place, with: {command}"
+        return f"{self.name} could not be taken back: remove it"
 
 
 class _Seen(NamedTuple):

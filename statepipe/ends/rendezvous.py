@@ -18,8 +18,8 @@ from contextlib import closing, suppress
 File = tuple[int, int]
 """Device and inode, which distinguish a socket from a later one with the same name."""
 
-NO_SECOND_NAME = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
-"""Errors of link(2) where a file can have only one name (FAT), or in a sandbox."""
+NO_SECOND_NAME = (errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
+"""Errors of link(2) where a file can have only one name (FAT), or in a sandbox (AppArmor: EACCES)."""
 
 
 def inside(folder: int, name: str) -> str:

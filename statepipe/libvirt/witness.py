@@ -13,7 +13,7 @@ import time
 from contextlib import suppress
 from typing import NamedTuple
 
-from statepipe.ends.naming import drop_part, is_named, keep, take_back
+from statepipe.ends.naming import is_named, keep, take_back
 from statepipe.libvirt.intake import answer, hide, keep_full, knocking, remove
 from statepipe.libvirt.virsh import (
     RUNNING,
@@ -126,7 +126,7 @@ def _refuse(job: Job, known: Notes) -> str:
     if spare >= 0:
         os.close(spare)
     if "names" in known:
-        drop_part(known["file"], known["place"], known["names"])
+        _remove_file(job, known, state)
     if state is None:
         raise Decide("libvirt was refused, and there is no file", hint=job.words(state))
     return f"there is no file, and {job.words(state)}"
@@ -138,12 +138,21 @@ def _finish(job: Job, known: Notes) -> str:
     is_signed = answer(known["question"], None) or ANSWERING in known["states"]
     state = job.ask(RESUMED)
     if not judge(state, is_signed=is_signed):
-        take_back(file, place, names)
+        _remove_file(job, known, state)
         return f"there is no file, and {job.words(state)}"
     keep(file, place, names)
     if state is None:
         raise Decide(f"{job.path} holds the whole state", hint=job.words(state))
     return f"{job.path} holds the whole state, and {job.words(state)}"
+
+
+def _remove_file(job: Job, known: Notes, state: DomainState | None) -> None:
+    """Remove the names that the file has. Raises Decide if it cannot be taken back."""
+    try:
+        take_back(known["file"], known["place"], known["names"])
+    except OSError as error:
+        what = f"{job.path} could not be taken back: {os.strerror(error.errno or 0)}"
+        raise Decide(what, hint=f"remove it, as its guest is not saved: {job.words(state)}") from error
 
 
 def judge(state: DomainState | None, *, is_signed: bool) -> bool:

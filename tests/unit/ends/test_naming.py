@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from statepipe.errors import StatepipeError, UsageError
 
 OLD, NEW, OTHER = b"old state", b"new state", b"other state"
 
-SYSTEMS = ("all", "no O_TMPFILE", "no links", "no renameat2", "neither")
+SYSTEMS = ("all", "no O_TMPFILE", "no links", "links denied", "no renameat2", "neither")
 
 
 def is_state(head: bytes) -> bool:
@@ -29,10 +30,11 @@ def is_state(head: bytes) -> bool:
 def system(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """What a file system or a kernel may lack."""
     lacks: str = request.param
-    if lacks in ("no O_TMPFILE", "no links", "neither"):
+    if lacks in ("no O_TMPFILE", "no links", "links denied", "neither"):
         refuse(monkeypatch, "open", errno.EOPNOTSUPP, lambda words: words[1] & os.O_TMPFILE == os.O_TMPFILE)
-    if lacks in ("no links", "neither"):
-        refuse(monkeypatch, "link", errno.EPERM, lambda words: True)
+    if lacks in ("no links", "links denied", "neither"):
+        number = errno.EACCES if lacks == "links denied" else errno.EPERM  # AppArmor's, and that of FAT
+        refuse(monkeypatch, "link", number, lambda words: True)
     if lacks in ("no renameat2", "neither"):
         monkeypatch.setattr("ctypes.CDLL", lambda *words, **more: None)
     return lacks
@@ -283,6 +285,43 @@ def test_nor_is_one_that_takes_the_name_at_that_instant(
         with pytest.raises(StatepipeError, match=r"cannot take back .*: File exists"):
             sink.withdraw()
     assert path.read_bytes() == OTHER and names(path) == ["state"]
+
+
+@pytest.mark.parametrize("before", [None, OLD])
+@pytest.mark.parametrize("step", ["commit", "withdraw"])
+def test_a_name_that_can_neither_last_nor_be_taken_back_is_told(
+    path: Path, monkeypatch: pytest.MonkeyPatch, before: bytes | None, step: str
+) -> None:
+    """As on a device that has begun to fail. The older file is not lost with it."""
+    if before is not None:
+        path.write_bytes(before)
+    with FileSink(str(path), replaceable=is_state) as sink:
+        sink.write(NEW)
+
+        def fail(folder: int) -> None:
+            monkeypatch.setattr(naming, "_renameat2", failing)
+            monkeypatch.setattr(naming, "rename", failing)
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        def failing(*words: Any) -> None:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+        if step == "withdraw":
+            sink.commit()
+            monkeypatch.setattr(naming, "_renameat2", failing)
+        else:
+            monkeypatch.setattr("statepipe.ends.file.sync_names", fail)
+        with pytest.raises(StatepipeError) as caught:
+            sink.commit() if step == "commit" else sink.withdraw()
+    hint, told = caught.value.hint or "", f"{path} could not be taken back: "
+    if before is None:
+        assert f"{told}remove it" in hint and names(path) == ["state"]
+        return
+    assert f"{told}put the older file in its place, with: mv " in hint
+    (older,) = (name for name in names(path) if name != "state")
+    assert path.read_bytes() == NEW and path.with_name(older).read_bytes() == OLD
+    subprocess.run(["sh", "-c", hint.partition("with: ")[2].partition(";")[0]], check=True)
+    assert path.read_bytes() == OLD and names(path) == ["state"]
 
 
 @pytest.mark.parametrize("overwrites", [False, True])

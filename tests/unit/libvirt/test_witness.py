@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from statepipe.ends import naming
 from statepipe.ends.file import FileSink
 from statepipe.libvirt import witness
 from statepipe.libvirt.virsh import STATES, DomainState
@@ -62,6 +64,22 @@ def test_a_file_is_taken_back_if_libvirt_has_gone_without_an_answer(job: Job, qu
         sink.commit()
         assert "there is no file" in recover_domain(known(job, question, sink, ["ASKED", "NAMING"]), print)
     assert not Path(job.path).exists()
+
+
+def test_a_file_that_cannot_be_taken_back_is_told(job: Job, question: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a device that has begun to fail."""
+
+    def fail(*words: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with FileSink(job.path) as sink:
+        sink.commit()
+        monkeypatch.setattr(naming, "_renameat2", fail)
+        with pytest.raises(Decide, match="could not be taken back: Read-only") as caught:
+            recover_domain(known(job, question, sink, ["ASKED", "NAMING"]), print)
+        assert "remove it, as its guest is not saved" in str(caught.value.hint)
+        monkeypatch.undo()
+        sink.withdraw()
 
 
 def test_a_refusal_that_libvirt_does_not_confirm_is_no_failure_to_undo(job: Job) -> None:
