@@ -1,6 +1,6 @@
 """System calls that fail, are interrupted, short or slow where a test says so: a library before libc in a program.
 
-Only what a program's sink and source are is touched: a regular file open for writing, standard input, sockets.
+Only what a program's sink and source are is touched: a regular file open for writing, standard input, FIFOs, sockets.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ SOURCE = r"""
 #include <sys/file.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/statfs.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -70,6 +71,14 @@ static int is_folder(int fd)
     return !fstat(fd, &it) && S_ISDIR(it.st_mode);
 }
 
+/* One with a name, in which another program writes; what pipe(2) makes is on a file system of its own. */
+static int is_fifo(int fd)
+{
+    struct stat it;
+    struct statfs on;
+    return !fstat(fd, &it) && S_ISFIFO(it.st_mode) && !fstatfs(fd, &on) && on.f_type != 0x50495045;
+}
+
 static void wait_for_disk(void)
 {
     const char *delay = getenv("DELAY_MS");
@@ -80,7 +89,7 @@ static void wait_for_disk(void)
 
 ssize_t read(int fd, void *to, size_t n)
 {
-    if (interrupted() || (fd == 0 && fails("read"))) return -1;
+    if (interrupted() || (fd == 0 && fails("read")) || (is_fifo(fd) && fails("read-fifo"))) return -1;
     return NEXT(read)(fd, to, less(n));
 }
 

@@ -213,15 +213,21 @@ def is_asked(question: int) -> bool:
 
 def answer(question: int, within: int | None) -> bool | None:
     """Let libvirt commit. Return whether its 92 bytes have come: False means that it has gone, and will not write them;
-    None that it has not written in so many milliseconds, and still may (never, if `within` is None)."""
+    None that it has not written in so many milliseconds, and still may (never, if `within` is None). Raises
+    StatepipeError if they cannot be read."""
     read, poll = bytearray(), polled(question)
     while len(signature := read.lstrip(b"\0")) < HEADER_SIZE:
         if not poll.poll(within):
             return None
-        with suppress(BlockingIOError):
-            if not (part := os.read(question, HEADER_SIZE)):  # no writer any more
-                return False
-            read = signature + part
+        try:
+            part = os.read(question, HEADER_SIZE)
+        except BlockingIOError:
+            continue
+        except OSError as error:
+            raise failure("read libvirt's request to commit", error) from error
+        if not part:  # no writer any more
+            return False
+        read = signature + part
     return signature.startswith(SAVED)
 
 
@@ -235,14 +241,17 @@ def keep_full(folder: str) -> int:
 
 
 def hide(folder: str) -> None:
-    """Give the folder another name: what libvirt opens from now on is not there. A second call does nothing."""
-    with suppress(FileNotFoundError):
+    """Give the folder another name: what libvirt opens from now on is not there. A second call does nothing.
+
+    If that fails, an open of libvirt's waits for a reader of a FIFO, and `knocking` lets it return.
+    """
+    with suppress(OSError):
         os.rename(folder, folder + REFUSED)
 
 
 @contextmanager
 def knocking(folder: str) -> Iterator[None]:
-    """During the context, let opens of libvirt's return that wait for a reader of a FIFO in the hidden folder."""
+    """During the context, let opens of libvirt's return that wait for a reader of a FIFO in the folder."""
     over = threading.Event()
 
     def repeat() -> None:
@@ -254,11 +263,12 @@ def knocking(folder: str) -> Iterator[None]:
 
 
 def knock(folder: str) -> None:
-    """Let a reader come and go at each FIFO in the hidden folder. Somebody must keep the second one's pipe full, unless
-    nobody can have that one open."""
-    for name in (IMAGE, FINAL):
-        with suppress(OSError):  # one of them has gone
-            os.close(os.open(os.path.join(folder + REFUSED, name), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    """Let a reader come and go at each FIFO in the folder, under either name. Somebody must keep the second one's pipe
+    full, unless nobody can have that one open."""
+    for place in (folder + REFUSED, folder):
+        for name in (IMAGE, FINAL):
+            with suppress(OSError):  # one of them has gone
+                os.close(os.open(os.path.join(place, name), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
 
 
 def remove(folder: str) -> None:

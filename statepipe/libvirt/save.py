@@ -110,7 +110,12 @@ class _Save:
     def run(self) -> DomainSaved:
         """Raises StatepipeError."""
         self._guardian.note({"state": "ASKED", "domain": list(self._job)})
-        with self._intake as intake:
+        with ExitStack() as opened:
+            try:
+                intake = opened.enter_context(self._intake)
+            except StatepipeError:
+                self._guardian.settle()  # libvirt was not asked
+                raise
             try:
                 self._guardian.note({"state": "ASKED"}, {"question": intake.question, "lock": intake.lock})
                 return self._ask(intake)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.libvirt.harness import MODES, ROOT, Libvirt, missing, started
+from tests.libvirt.harness import MODES, ROOT, Domain, Libvirt, missing, started
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -24,6 +24,21 @@ def session() -> Iterator[Libvirt]:
     """A user's libvirtd."""
     with started("session") as libvirt:
         yield libvirt
+
+
+@pytest.fixture(scope="package")
+def shared() -> Iterator[Libvirt]:
+    """A user's libvirtd for all tests of a process that let it run on."""
+    with started("session") as libvirt:
+        yield libvirt
+
+
+@pytest.fixture
+def domain(shared: Libvirt) -> Iterator[Domain]:
+    """A small domain of the test's own, at the shared libvirtd."""
+    yield shared.domain(memory=32, fill=2, dirty=1)
+    shared.virsh("destroy", "vm1", check=False)
+    shared.virsh("undefine", "vm1")
 
 
 @pytest.fixture

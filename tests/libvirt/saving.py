@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from tests.qemu.striking import striking
 class Save:
     """A `statepipe save --domain` that runs, struck by a signal at a step if there is one (striking.py).
 
-    With SIGSTOP it waits there until `go` is called.
+    With SIGSTOP it waits there until `go` is called. `under` are words that run a program in another one, as strace.
     """
 
     def __init__(
@@ -26,6 +27,7 @@ class Save:
         *words: object,
         strike: tuple[signal.Signals, str] | None = None,
         file: Path | None = None,
+        under: Sequence[str] = (),
     ) -> None:
         self.libvirt, self.domain = libvirt, domain
         self.file = file or domain.files / "state"
@@ -33,7 +35,7 @@ class Save:
         start = statepipe_command() if strike is None else striking(*strike, self._record)
         self._step = None if strike is None else strike[1]
         options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        command = (*start, "save", "--domain", domain.name, *words, self.file)
+        command = (*under, *start, "save", "--domain", domain.name, *words, self.file)
         self.process: subprocess.Popen[str] = libvirt.popen(*command, **options)
         self.stdout = self.stderr = ""
 
@@ -55,12 +57,30 @@ class Save:
         self.stdout, self.stderr = self.process.communicate(timeout=PATIENCE * 2)
         return self.process.returncode
 
+    def load_words(self) -> list[str]:
+        """The words of a load of its file."""
+        return [*statepipe_command(), "load", "--domain", str(self.file)]
+
     def clear(self) -> None:
         """End what is left of it."""
         if self.process.poll() is None:
             self.process.kill()
         with suppress(ValueError):  # it was read to its end
             self.process.communicate()
+
+
+def injecting(domain: Domain, *faults: str) -> list[str]:
+    """The words that run a program some of whose system calls fail or take long, as strace says it: `fsync:error=EIO`.
+    `injected` has the calls that did."""
+    calls = ",".join(fault.partition(":")[0] for fault in faults)
+    words = ["strace", "-f", "-qq", "-o", str(domain.files / "trace"), "--seccomp-bpf", "-e", f"trace={calls}"]
+    return [*words, *(word for fault in faults for word in ("-e", f"inject={fault}"))]
+
+
+def injected(domain: Domain) -> list[str]:
+    """The calls that were struck, as strace shows them."""
+    lines = (domain.files / "trace").read_text().splitlines()
+    return [line for line in lines if "(INJECTED)" in line]
 
 
 def virsh_of(save: Save) -> int:

@@ -6,12 +6,11 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from tests.libvirt.harness import Libvirt, is_alive
-from tests.libvirt.saving import Save, assert_nothing_left, assert_runs_on, assert_saved
+from tests.libvirt.saving import Save, assert_nothing_left, assert_runs_on, assert_saved, children
 from tests.qemu.harness import wait_for
 from tests.qemu.striking import striking
 
@@ -95,13 +94,6 @@ def kill(process: subprocess.Popen[str]) -> None:
     process.kill()
     process.wait()
     wait_for("end of the guardian", lambda: not is_alive(guardians[0]))
-
-
-def children(pid: int, program: str) -> Sequence[int]:
-    """The children of a process whose program's name begins so."""
-    found = subprocess.run(["ps", "--ppid", str(pid), "-o", "pid=,comm="], capture_output=True, text=True).stdout
-    rows = [line.split() for line in found.splitlines()]
-    return [int(row[0]) for row in rows if row[1].startswith(program)]
 
 
 def waits_for_partner(pid: int) -> bool:

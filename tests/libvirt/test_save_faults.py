@@ -6,68 +6,20 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
 
 import pytest
 
 from tests.disks import tmpfs
-from tests.libvirt.harness import Domain, Libvirt, started
-from tests.libvirt.saving import Save, assert_nothing_left, assert_runs_on, assert_saved, children, virsh_of
-from tests.qemu.harness import statepipe_command, wait_for
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Libvirt]:
-    """A libvirtd for all tests of a process."""
-    with started("session") as libvirt:
-        yield libvirt
-
-
-@pytest.fixture
-def domain(shared: Libvirt) -> Iterator[Domain]:
-    """A domain of the test's own."""
-    domain = shared.domain(memory=32, fill=2, dirty=1)
-    yield domain
-    shared.virsh("destroy", domain.name, check=False)
-    shared.virsh("undefine", domain.name)
-
-
-def traced(libvirt: Libvirt, domain: Domain, *calls: str) -> subprocess.CompletedProcess[str]:
-    """A save some of whose system calls fail or take long, as strace's words say."""
-    strace = ["strace", "-f", "-qq", "-o", "/dev/null", *(word for call in calls for word in ("-e", f"inject={call}"))]
-    return libvirt.run(
-        *strace, *statepipe_command(), "save", "--domain", domain.name, domain.files / "state", check=False
-    )
-
-
-@pytest.mark.parametrize(
-    ("call", "told"),
-    [
-        ("fsync:error=ENOSPC:when=1", "No space left on device"),
-        ("fsync:error=EIO:when=1", "Input/output error"),
-        ("fsync:error=EIO:when=2", "Input/output error"),
-    ],
-)
-def test_a_disk_that_fails_at_the_end_lets_the_domain_run_on(
-    shared: Libvirt, domain: Domain, call: str, told: str
-) -> None:
-    """The second fsync is that of the folder, when the file has its name."""
-    done = traced(shared, domain, call)
-    assert done.returncode == 1 and told in done.stderr, done.stderr
-    assert "the domain vm1 runs on: running (save canceled)" in done.stderr
-    assert [path.name for path in domain.files.iterdir() if "state" in path.name] == []
-    domain.assert_runs_on()
+from tests.libvirt.harness import Domain, Libvirt
+from tests.libvirt.saving import Save, assert_nothing_left, assert_runs_on, assert_saved, children, injecting, virsh_of
+from tests.qemu.harness import wait_for
 
 
 @pytest.mark.faults
 def test_a_slow_disk_changes_nothing(shared: Libvirt, domain: Domain) -> None:
-    done = traced(shared, domain, "write:delay_enter=40ms", "fsync:delay_enter=2s")
-    assert done.returncode == 0, done.stderr
-    state = domain.files / "state"
-    assert domain.state() == "shut off (saved)"
-    shared.statepipe("verify-state", state, check=True)
-    shared.statepipe("load", "--domain", state, check=True)
-    domain.assert_runs_on()
+    save = Save(shared, domain, under=injecting(domain, "write:delay_enter=40ms", "fsync:delay_enter=2s"))
+    assert save.end() == 0, save.stderr
+    assert_saved(save)
 
 
 def test_a_disk_that_is_full_at_once_lets_the_domain_run_on(shared: Libvirt, domain: Domain) -> None:

@@ -7,12 +7,10 @@ import os
 import random
 import signal
 import subprocess
-from collections.abc import Iterator
-from itertools import count
 
 import pytest
 
-from tests.libvirt.harness import Domain, Libvirt, started
+from tests.libvirt.harness import Domain, Libvirt
 from tests.libvirt.saving import Save, assert_either, assert_runs_on, assert_saved, children
 from tests.qemu.striking import steps_of
 
@@ -40,25 +38,8 @@ LATE = ("before sync_names", "after sync_names", "after FileSink.commit", "befor
 ANSWERED = ("after answer", "before AtWork.has_ended", "after AtWork.has_ended", "after save_stream")
 """Steps after libvirt was answered."""
 
-NUMBERS = count(1)
-
 OLDER = b"QEVM, older"
 """Begins as what a save may replace."""
-
-
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Libvirt]:
-    """A libvirtd for all tests of a process."""
-    with started("session") as libvirt:
-        yield libvirt
-
-
-@pytest.fixture
-def domain(shared: Libvirt) -> Iterator[Domain]:
-    """A domain of the test's own."""
-    domain = shared.domain(f"vm{next(NUMBERS)}", memory=32, fill=2, dirty=1)
-    yield domain
-    shared.virsh("destroy", domain.name, check=False)
 
 
 def test_the_steps_are_reached(shared: Libvirt, domain: Domain) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import queue
 import threading
@@ -176,6 +177,26 @@ def test_an_open_that_is_under_way_returns_and_its_write_fails(
     with knocking(intake.folder), pytest.raises(BrokenPipeError):
         libvirt.done()
     os.close(place)
+
+
+@pytest.mark.parametrize("steps", ["first", "second"])
+def test_a_folder_that_cannot_be_renamed_is_refused_all_the_same(
+    intake: Intake, libvirt: Libvirt, ended: Any, steps: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if steps == "second":
+        take(intake, libvirt, ended[0])
+    intake.keep_full()
+
+    def fail(*words: Any) -> None:
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "rename", fail)
+    intake.refuse()
+    libvirt.begin(lambda: (first if steps == "first" else second)(intake.path))
+    with knocking(intake.folder), pytest.raises(BrokenPipeError):
+        libvirt.done()
+    remove(intake.folder)
+    assert not os.path.exists(intake.folder)
 
 
 def test_a_libvirt_that_goes_away_is_not_waited_for(intake: Intake, libvirt: Libvirt, ended: Any) -> None:
