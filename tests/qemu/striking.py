@@ -1,4 +1,5 @@
-"""statepipe that sends itself a signal at a step of a lazy load, or of a save or a load through libvirt.
+"""statepipe that sends itself a signal at a step of a lazy load, of a save or a load through libvirt, or of a
+conversion.
 
 It does so between two calls, so that nothing is left to chance:
 
@@ -22,7 +23,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+NAMING = ("FileSink.sync", "FileSink.commit", "FileSink._keep_older", "replace", "sync_names", "FileSink.withdraw")
+"""Of a new file that gets its name."""
+
 CALLS: dict[str, dict[str, tuple[str, ...]]] = {
+    "convert": {
+        "ends.file": NAMING,
+        "libvirt.convert": ("open_state", "prepare", "new_output", "Pipeline.pour", "save_stream"),
+    },
     "load": {
         "lazy.keeping": ("Keeping.__init__", "Keeping.will_load", "Keeping.may_run", "OwnMonitor.__init__"),
         "lazy.load": ("_pages",),
@@ -39,14 +47,7 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
         "recovery.guardian": ("Guardian.__enter__", "Guardian.note"),
     },
     "save": {
-        "ends.file": (
-            "FileSink.sync",
-            "FileSink.commit",
-            "FileSink._keep_older",
-            "replace",
-            "sync_names",
-            "FileSink.withdraw",
-        ),
+        "ends.file": NAMING,
         "libvirt.intake": (
             "Intake.__enter__",
             "Intake.await_image",
