@@ -200,13 +200,22 @@ def failure(text: str) -> LibvirtError:
     if first.startswith("failed to get domain"):
         return NoDomain(f"libvirt: {_shown(first)}", hint="virsh list --all shows the domains of this connection")
     if first.startswith("failed to connect"):
-        return LibvirtError(f"cannot connect to libvirt: {_shown(last)}", hint=_CONNECT)
+        is_refused = any(word in last for word in _REFUSED)
+        return LibvirtError(f"cannot connect to libvirt: {_shown(last)}", hint=_MEMBER if is_refused else _CONNECT)
     return LibvirtError(f"libvirt: {_shown(last)}")
 
 
 _CONNECT = (
     "see whether libvirtd runs (virsh uri); the system's guests are at --connect qemu:///system, for which your user "
     "must be in the group libvirt"
+)
+
+_REFUSED = ("authentication", "Permission denied", "system bus")
+"""Words of libvirt's if polkit, or the mode of its socket, does not let the user in, or polkit's bus is not there."""
+
+_MEMBER = (
+    "libvirt does not let your user in: it must be in the group libvirt, and have logged in since; or use sudo, then "
+    "FILE is root's; where no polkit runs, auth_unix_rw and unix_sock_group in /etc/libvirt/libvirtd.conf decide"
 )
 
 

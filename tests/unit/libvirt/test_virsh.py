@@ -168,6 +168,21 @@ def test_a_failure_has_libvirts_own_reason(
     assert caught.value.exit_code == 6
 
 
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("authentication unavailable: no polkit agent available", "in the group libvirt"),
+        ("Failed to connect socket to '/run/libvirt/libvirt-sock': Permission denied", "in the group libvirt"),
+        ("internal error: Unable to get system bus connection: Could not connect", "where no polkit runs"),
+        ("Failed to connect socket to '/run/libvirt/libvirt-sock': No such file or directory", "whether libvirtd runs"),
+    ],
+)
+def test_who_is_not_let_in_is_told_who_is(virsh: Callable[[str], Virsh], said: str, shown: str) -> None:
+    with pytest.raises(LibvirtError, match="cannot connect to libvirt") as caught:
+        virsh(f'printf "error: failed to connect to the hypervisor\\nerror: {said}\\n" >&2; exit 1').state(UUID)
+    assert shown in str(caught.value.hint)
+
+
 @pytest.mark.parametrize("asked", ["state", "state_of", "facts"])
 @pytest.mark.parametrize(
     ("lists", "kind", "shown"),
