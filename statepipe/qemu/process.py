@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from statepipe.errors import QemuError, QemuGone, StatepipeError, UsageError
 from statepipe.processes import Process, read_lines, read_text
-from statepipe.qemu.commandline import MONITOR, TAKE_JSON, anew, in_words, option_of, parted
+from statepipe.qemu.commandline import MONITOR, TAKE_JSON, anew, in_words, option_of, parted, split
 from statepipe.qemu.holders import lock_hint
 from statepipe.qemu.lastwords import LastWords, last_lines
 from statepipe.threads import ENDING
@@ -44,9 +44,10 @@ class Running(NamedTuple):
 
     @property
     def name(self) -> str | None:
-        """The guest's name: the value of -name, without its options."""
-        value = self.option("-name")
-        return value.split(",")[0].removeprefix("guest=") if value else None
+        """The guest's name: the word `guest` of -name, or its first word without a key."""
+        first, *rest = split(self.option("-name") or "")
+        words = [first if "=" in first else f"guest={first}", *rest]
+        return next((word.removeprefix("guest=") for word in words if word.startswith("guest=")), None) or None
 
     def option(self, flag: str) -> str | None:
         """Return the word after `flag` (also spelled --flag) on the command line."""

@@ -18,7 +18,15 @@ from statepipe.processes import Process
 from statepipe.qemu.commandline import anew
 from statepipe.qemu.facts import host_facts
 from statepipe.qemu.memory import memory
-from statepipe.qemu.process import COMMAND_LIMIT, demand_equal, inspect_process, is_qemu, listening_qemu, qemu_under
+from statepipe.qemu.process import (
+    COMMAND_LIMIT,
+    Running,
+    demand_equal,
+    inspect_process,
+    is_qemu,
+    listening_qemu,
+    qemu_under,
+)
 from statepipe.threads import held
 
 NOBODY = 65534
@@ -147,6 +155,21 @@ def test_who_is_in_another_network_is_not_believed(tmp_path: Path) -> None:
         process.stdin.write(b".")
         assert process.stdout.read(1) == b"."
         assert "another namespace" in refusal(process.pid)
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["-name", "vm1"], "vm1"),
+        (["-name", "vm1,process=x"], "vm1"),
+        (["-name", "guest=vm1,debug-threads=on"], "vm1"),
+        (["--name", "debug-threads=on,guest=a,,b"], "a,b"),
+        (["-name", "debug-threads=on"], None),
+        (["-m", "64"], None),
+    ],
+)
+def test_the_name_is_what_qemu_takes_for_it(words: list[str], name: str | None) -> None:
+    assert Running(1, "qemu", ("qemu", *words), (), "/").name == name
 
 
 def test_a_command_line_without_end_is_none(tmp_path: Path) -> None:
