@@ -20,9 +20,9 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import re
 import shlex
 import stat
+from collections.abc import Callable
 from contextlib import suppress
 
 from statepipe.descriptors import demand, demand_readable, named_by
@@ -36,16 +36,25 @@ from statepipe.ends.naming import (
     link_nameless,
     rename,
     replace,
+    sweep,
     sync_names,
     take_free,
     undo_naming,
 )
 from statepipe.ends.place import open_place
-from statepipe.ends.rehearsal import Replaceable, exists, refuse_impossible, refuse_there, shortened
+from statepipe.ends.rehearsal import (
+    Replaceable,
+    Seen,
+    exists,
+    look_at,
+    open_there,
+    refuse_impossible,
+    refuse_there,
+    shortened,
+)
 from statepipe.errors import StatepipeError
 from statepipe.stage import Buffer
 from statepipe.threads import held
-from statepipe.typed import NamedTuple
 from statepipe.wakeups import READ_SIZE
 
 DROP_WINDOW = 32 << 20
@@ -71,7 +80,7 @@ class FileSink:
         self.name, self.bytes = path, 0
         self._linked = self._keeps_older = False
         self._older: int | None = None
-        self._seen: _Seen | None = None
+        self._seen: Seen | None = None
         self._replaceable = replaceable
         try:
             self._folder, self._base = open_place(path)
@@ -82,7 +91,7 @@ class FileSink:
         self._part, self._older_name = f".{stem}.{unguessed}.part", f".{stem}.{unguessed}.older.part"
         try:
             if replaceable is not None:
-                self._seen = _seen(self._base, self._folder)
+                self._seen = look_at(self._base, self._folder)
             refuse_impossible(path, self._base, self._folder, replaceable)
             sweep(self._folder, stem)
             fd = open_nameless(self._folder, mode) if self._can_name() else None
@@ -127,6 +136,15 @@ class FileSink:
                 os.close(fd)
                 raise
             os.close(fd)  # another save has swept it before it was locked
+
+    def refuse_older(self, refused: Callable[[FileSource], str | None]) -> None:
+        """Raises UsageError if `refused` says why the file that this one is to replace must stay. It is not asked where
+        any file may be replaced, nor about one that appears later: that is never replaced."""
+        older = None if self._seen is None else open_there(self._base, self._folder)
+        if older is not None:
+            with FileSource(self.name, older) as file:
+                if (why := refused(file)) is not None:
+                    raise exists(self.name, why)
 
     def __enter__(self) -> FileSink:
         return self
@@ -247,7 +265,7 @@ class FileSink:
         if self._replaceable is None:
             return stat.S_ISREG(os.stat(name, dir_fd=self._folder, follow_symlinks=False).st_mode)
         seen = self._seen
-        return seen is not None and is_named(seen.fd, self._folder, name) and seen == _Seen.of(seen.fd)
+        return seen is not None and is_named(seen.fd, self._folder, name) and seen == Seen.of(seen.fd)
 
     def sync(self) -> None:
         """Wait until all bytes are on the disk: the long part of a commit. Raises StatepipeError."""
@@ -320,29 +338,6 @@ class FileSink:
         return f"{self.name} could not be taken back: remove it"
 
 
-class _Seen(NamedTuple):
-    """The file that has the name at the beginning, opened so that no later file can be taken for it, and what its
-    content was by size and time."""
-
-    fd: int
-    size: int
-    changed: int
-
-    @classmethod
-    def of(cls, fd: int) -> _Seen:
-        """Look at an open file."""
-        found = os.fstat(fd)
-        return cls(fd, found.st_size, found.st_mtime_ns)
-
-
-def _seen(base: str, folder: int) -> _Seen | None:
-    """Return the file that has the name `base`, or None if there is none. Raises OSError."""
-    try:
-        return _Seen.of(os.open(base, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder))
-    except FileNotFoundError:
-        return None
-
-
 def write_private(path: str, data: bytes) -> None:
     """Write a file that only its owner can read, whole or not at all. Raises StatepipeError."""
     with FileSink(path) as sink:
@@ -371,23 +366,6 @@ def sync_folder(folder: str) -> None:
         sync_names(fd)
     finally:
         os.close(fd)
-
-
-def sweep(folder: int, base: str) -> None:
-    """Remove temporary files that a killed save of `base` left: our files that no process has locked.
-
-    A file that cannot be removed (its owner lives, or removed it first) does not prevent the save.
-    """
-    ours = re.compile(re.escape(f".{base}.") + r"[0-9a-f]+(\.older)?\.part")
-    for name in os.listdir(folder):
-        with suppress(OSError):
-            if ours.fullmatch(name) and os.stat(name, dir_fd=folder, follow_symlinks=False).st_uid == os.geteuid():
-                fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    os.unlink(name, dir_fd=folder)
-                finally:
-                    os.close(fd)
 
 
 class FileSource(FdSource):

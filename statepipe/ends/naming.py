@@ -12,7 +12,9 @@ A file that is replaced keeps a second name until the new one is durable, so tha
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
@@ -201,6 +203,23 @@ def drop_part(fd: int, folder: int, names: Mapping[str, str]) -> None:
             drop_name(older, folder, names["part"])
         finally:
             os.close(older)
+
+
+def sweep(folder: int, base: str) -> None:
+    """Remove temporary files that a killed save of `base` left: our files that no process has locked.
+
+    A file that cannot be removed (its owner lives, or removed it first) does not prevent the save.
+    """
+    ours = re.compile(re.escape(f".{base}.") + r"[0-9a-f]+(\.older)?\.part")
+    for name in os.listdir(folder):
+        with suppress(OSError):
+            if ours.fullmatch(name) and os.stat(name, dir_fd=folder, follow_symlinks=False).st_uid == os.geteuid():
+                fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.unlink(name, dir_fd=folder)
+                finally:
+                    os.close(fd)
 
 
 def sync_names(folder: int) -> None:

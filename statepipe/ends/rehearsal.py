@@ -17,6 +17,7 @@ from contextlib import suppress
 from statepipe.errors import StatepipeError, UsageError
 from statepipe.formats.beginning import HEAD, beginning
 from statepipe.imagelocks import is_image_of_qemu
+from statepipe.typed import NamedTuple
 
 FS_IOC_GETFLAGS, FS_IMMUTABLE_FL, FS_APPEND_FL = 0x80086601, 0x10, 0x20
 """ioctl_iflags(2): the flags that lsattr shows."""
@@ -64,6 +65,29 @@ def refuse_there(path: str, base: str, folder: int, replaceable: Replaceable | N
     return there
 
 
+class Seen(NamedTuple):
+    """The file that has the name at the beginning, opened so that no later file can be taken for it, and what its
+    content was by size and time."""
+
+    fd: int
+    size: int
+    changed: int
+
+    @classmethod
+    def of(cls, fd: int) -> Seen:
+        """Look at an open file."""
+        found = os.fstat(fd)
+        return cls(fd, found.st_size, found.st_mtime_ns)
+
+
+def look_at(base: str, folder: int) -> Seen | None:
+    """Return the file that has the name `base`, or None if there is none. Raises OSError."""
+    try:
+        return Seen.of(os.open(base, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder))
+    except FileNotFoundError:
+        return None
+
+
 def _refuse_content(path: str, base: str, folder: int, replaceable: Replaceable | None) -> None:
     """Raises StatepipeError for a disk of a running guest, and UsageError for a file that may not be replaced."""
     what = None
@@ -87,6 +111,17 @@ def _refuse_content(path: str, base: str, folder: int, replaceable: Replaceable 
             what = f"it is not a saved state: it begins {beginning(head)}"
     if what is not None:
         raise exists(path, what)
+
+
+def open_there(base: str, folder: int) -> int | None:
+    """Open the regular file that has the name `base`; None if it has gone, or cannot be read."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    with suppress(OSError):
+        there = os.open(base, flags, dir_fd=folder)
+        if stat.S_ISREG(os.fstat(there).st_mode):
+            return there
+        os.close(there)
+    return None
 
 
 def exists(path: str, what: str) -> UsageError:

@@ -26,6 +26,7 @@ from statepipe.stages.packing import Packing
 from statepipe.stages.watch import alone, demand_end
 from statepipe.state.file import Keys, looks_saved, open_state
 from statepipe.state.loading import Ends, State, prepare
+from statepipe.state.older import refuse_other_guest
 from statepipe.state.saveimage import SaveImage
 from statepipe.state.saving import Plan, save_stream
 from statepipe.state.source import StateFile
@@ -66,6 +67,7 @@ def convert(path: str, target: str, keys: Keys, how: Conversion) -> Converted:
         domain = _domain(state, how)
         had_name = source.has_name() and os.path.realpath(path) != os.path.realpath(target)
         with new_output(target, replaceable=_replaceable(how)) as sink:
+            refuse_other_guest(sink, *identity(domain.xml))
             done = (_write_raw if how.image == RAW else _write_state)(state, domain, how, sink)
         if had_name and not source.has_name():
             gone = (

@@ -36,6 +36,7 @@ from statepipe.qemu.guard import look_from_outside
 from statepipe.recovery.guardian import GuardCommand, Guardian
 from statepipe.stages.codec import CODECS
 from statepipe.stages.packing import Packing
+from statepipe.state.older import refuse_other_guest
 from statepipe.state.saving import IDLE, Plan, Saved, demand_lasting, save_stream
 from statepipe.threads import held
 
@@ -75,6 +76,7 @@ def save_domain(request: DomainRequest, guard: GuardCommand) -> DomainSaved:
         if not isinstance(sink, FileSink):
             what = "libvirt ends the domain with its save, and what is written to a descriptor cannot be taken back"
             raise UsageError(what, hint="name a FILE")
+        refuse_other_guest(sink, found.name, found.uuid)
         with Guardian(guard) as guardian:
             return _Save(request, found, sink, guardian).run()
 

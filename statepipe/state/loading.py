@@ -107,6 +107,15 @@ def _read_ends(source: StateFile) -> Ends:
     return ends
 
 
+def header_of(source: StateFile) -> Facts | None:
+    """Return what the header at the beginning says, without a look at the rest; None if there is none that is whole."""
+    try:
+        meta = _meta_at(source, 0)
+    except IntegrityError:
+        return None
+    return meta.facts if meta is not None and meta.kind == HEADER else None
+
+
 def _domain(source: StateFile) -> Domain | None:
     """Return what is in the frame behind the header, if that describes a domain.
 

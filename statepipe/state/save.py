@@ -29,6 +29,7 @@ from statepipe.qemu.process import has_open, parent_pid, parent_qemu
 from statepipe.qemu.snapshot import part
 from statepipe.stages.packing import Packing
 from statepipe.stages.watch import LATE
+from statepipe.state.older import refuse_other_guest
 from statepipe.state.rounds import followed
 from statepipe.state.saving import IDLE, Plan, Saved, demand_lasting, save_stream
 from statepipe.telling import Tell
@@ -62,6 +63,7 @@ def save_from_stdin(
             answer = _answer if _may_be_return_path(path) else None
             plan = Plan(packing, words, seal)
             if (qemu := parent_qemu()) is not None:  # its process tells what the stream does not: name and disks
+                refuse_other_guest(sink, qemu.name, qemu.option("-uuid"))
                 demand_lasting(qemu.temporary)
                 guest = {"name": qemu.name, "uuid": qemu.option("-uuid"), "command": list(qemu.command)}
                 plan = Plan(packing, words, seal, guest, lambda: look_from_outside(qemu.disks, qemu.command))

@@ -21,7 +21,7 @@ from statepipe.pipeline.pipeline import NamedStage
 from statepipe.pipeline.signals import ignore
 from statepipe.qemu.disks import Disk
 from statepipe.qemu.guard import look
-from statepipe.qemu.guest import demand_cont, describe_guest, hardware
+from statepipe.qemu.guest import Facts, demand_cont, describe_guest, hardware
 from statepipe.qemu.images import Images, images
 from statepipe.qemu.migration import OutgoingSocket, demand_completed, end_qemu
 from statepipe.qemu.monitor import Monitor
@@ -33,6 +33,7 @@ from statepipe.recovery.guardian import GuardCommand, Guardian
 from statepipe.recovery.resolve import demand_unsent
 from statepipe.recovery.undoing import Undoing, undone
 from statepipe.stages.packing import Packing
+from statepipe.state.older import refuse_other_guest
 from statepipe.state.rounds import Limits, Rounds
 from statepipe.state.saving import IDLE, Plan, Saved, demand_lasting, save_stream
 from statepipe.telling import Tell
@@ -88,6 +89,8 @@ def save_by_qmp(address: str, request: SaveRequest, tell: Tell, guard: GuardComm
         monitor.demand_idle()
         if request.then == "cont":
             demand_cont(monitor, before)
+        guest = describe_guest(monitor)
+        refuse_other_guest(sink, guest["name"], guest["uuid"])
         disks = images(monitor)
         demand_lasting(disks.temporary)
         if live and disks.written and before in LIVE_STATES:
@@ -96,7 +99,7 @@ def save_by_qmp(address: str, request: SaveRequest, tell: Tell, guard: GuardComm
         if keeps and request.limits.seconds is not None:
             what = "with this QEMU, --timeout cannot cancel a live save: the guest would never run again"
             raise QemuError(what, hint="use QEMU 8.1 or later, or save without --live")
-        return _Save(monitor, request, undoing, before, tell, keeps=keeps).run(sink, disks)
+        return _Save(monitor, request, undoing, before, tell, keeps=keeps).run(sink, disks, guest)
 
 
 _MOVING = (
@@ -131,8 +134,8 @@ class _Save:
         self._downtime, self._run_state = 0.0, before
         self._doubts: str | None = None
 
-    def run(self, sink: Output, disks: Images) -> Outcome:
-        """Raises StatepipeError."""
+    def run(self, sink: Output, disks: Images, guest: Facts) -> Outcome:
+        """Raises StatepipeError. `guest` is what `describe_guest` tells."""
         live = self._request.then == LIVE
         wanted = capabilities(live=live) | dict.fromkeys(self._request.capabilities, True)
         harmless = () if live else HARMLESS
@@ -140,7 +143,7 @@ class _Save:
             self._monitor, wanted, {"max-bandwidth": 0}, harmless, lambda was: self._undoing.begin(self._before, was)
         )
         try:
-            saved = self._pour(sink, disks, lambda: self._leave(sink, settings))
+            saved = self._pour(sink, self._plan(disks, guest), lambda: self._leave(sink, settings))
         except BaseException as error:
             if not (self._is_saved or self._is_left):
                 restore_after(error, self._monitor, settings)
@@ -150,9 +153,9 @@ class _Save:
         doubts = "; ".join(filter(None, [self._doubts, moving])) or None
         return Outcome(saved, self._figures, self._downtime, self._run_state, doubts)
 
-    def _plan(self, disks: Images) -> Plan:
+    def _plan(self, disks: Images, told: Facts) -> Plan:
         monitor, request = self._monitor, self._request
-        guest = describe_guest(monitor) | {"live": request.then == LIVE, "run_state_before": self._before}
+        guest = told | {"live": request.then == LIVE, "run_state_before": self._before}
         guest["hardware"] = hardware(monitor)
         if process := inspect_process(qemu_under(monitor.pid)):
             guest["command"] = list(process.command)
@@ -166,14 +169,13 @@ class _Save:
             request.packing, request.words, request.seal, guest, lambda: look(disks) if early is None else early, last
         )
 
-    def _pour(self, sink: Output, disks: Images, leave: Callable[[], None]) -> Saved:
+    def _pour(self, sink: Output, plan: Plan, leave: Callable[[], None]) -> Saved:
         """Save the stream to the file. After a failure QEMU is not held up, and the guest is as before, as far as QEMU
         answers. Raises StatepipeError."""
 
         def approve() -> None:
             self._figures = demand_completed(self._monitor.migration_outcome())
 
-        plan = self._plan(disks)
         with OutgoingSocket(IDLE) as stream:
             try:
                 if self._request.limits.offline:

@@ -21,9 +21,9 @@ from tests.qemu.harness import PATIENCE, assert_unbroken, statepipe_command, wai
 UNMIGRATABLE = "<qemu:commandline><qemu:arg value='-device'/><qemu:arg value='{device}'/></qemu:commandline>"
 
 
-def saved(libvirt: Libvirt, domain: Domain, *words: object) -> Save:
+def saved(libvirt: Libvirt, domain: Domain, *words: object, file: Path | None = None) -> Save:
     """A save that has succeeded."""
-    save = Save(libvirt, domain, *words)
+    save = Save(libvirt, domain, *words, file=file)
     assert save.end() == 0, save.stderr
     return save
 
@@ -129,6 +129,18 @@ def test_words_recipients_and_an_older_file(session: Libvirt, tmp_path: Path) ->
     assert facts["domain"]["name"] == "a 'b' <c>"
     session.statepipe("load", "--domain", "-i", key, save.file, check=True)
     domain.assert_runs_on()
+
+
+def test_the_state_of_another_domain_is_not_replaced_unless_told(session: Libvirt) -> None:
+    vm1, vm2 = [session.domain(name, memory=32, fill=1, dirty=1) for name in ("vm1", "vm2")]
+    file = saved(session, vm1).file
+    before = file.read_bytes()
+    refused = Save(session, vm2, file=file)
+    assert refused.end() == 2, refused.stderr
+    assert "the state of another guest, vm1 (" in refused.stderr and "and this one is vm2 (" in refused.stderr
+    assert file.read_bytes() == before
+    vm2.assert_runs_on()
+    saved(session, vm2, "--overwrite", file=file)
 
 
 def test_two_domains_are_saved_at_once(session: Libvirt) -> None:

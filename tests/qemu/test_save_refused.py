@@ -13,6 +13,7 @@ import pytest
 
 from tests.qemu.harness import EXEC, Guest, assert_runs_on, statepipe_command, wait_for
 from tests.qemu.saving import EXEC_MODE, QMP_MODE, STREAM, Save, assert_whole, child_of, reach, slow_down
+from tests.statefiles import cut, noisy_stream, state_file
 
 Start = Callable[..., Save]
 
@@ -65,6 +66,28 @@ def test_a_disk_that_a_qemu_has_open_is_not_replaced(guest: Guest, start_save: S
     before = guest.image.read_bytes()
     assert_refused(start_save(guest, guest.image, mode), "is a disk image that a QEMU has open")
     assert guest.image.read_bytes() == before
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_state_of_another_guest_is_not_replaced(
+    qemu72: str, tmp_path: Path, states: Path, start_save: Start, mode: str
+) -> None:
+    """Unless told: --overwrite. The guest's own older state is."""
+    (states / "s").write_bytes(before := state_file(cut(noisy_stream(), 2), header={"name": "web"}))
+    with Guest(tmp_path, qemu=qemu72, args=["-name", "debug-threads=on,guest=vm1"]) as guest:
+        guest.wait_ticks(1)
+        guest.capabilities(return_path=True)
+        save = start_save(guest, states / "s", mode)
+        assert save.status() == 2
+        assert "s exists already, and it is the state of another guest, web, and this one is vm1" in save.stderr()
+        assert (states / "s").read_bytes() == before
+        guest.wait_status("failed", "none")
+        assert_runs_on(guest)
+        assert start_save(guest, states / "s", mode, "--overwrite").status() == 0
+        guest.wait_status("completed")
+        guest.qmp("cont")
+        assert start_save(guest, states / "s", mode).status() == 0
+    assert_whole(states / "s")
 
 
 @pytest.mark.parametrize("mode", MODES)

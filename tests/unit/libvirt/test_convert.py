@@ -267,6 +267,20 @@ def test_only_a_saved_state_is_replaced_unless_told(put: Callable[[bytes], str],
         convert(path, str(new), NO_KEYS, with_image)
 
 
+@pytest.mark.parametrize("number", [None, RAW, ZSTD])
+def test_the_state_of_another_domain_is_not_replaced_unless_told(
+    put: Callable[[bytes], str], new: Path, number: int | None
+) -> None:
+    path = put(image())
+    other = Domain(OTHER, b"", was_running=True)
+    new.write_bytes(before := image(other) if number else state_file(cut(STREAM, 2), header={"name": "other"}))
+    with pytest.raises(UsageError, match="the state of another guest, other, and this one is web\xe41"):
+        convert(path, str(new), NO_KEYS, how(number))
+    assert new.read_bytes() == before
+    convert(path, str(new), NO_KEYS, how(number, overwrite=True))
+    convert(path, str(new), NO_KEYS, how(number))
+
+
 def test_the_xml_of_a_file_is_a_domains(tmp_path: Path) -> None:
     path = tmp_path / "domain.xml"
     path.write_bytes(OTHER)
