@@ -7,7 +7,6 @@ open() that comes later: so the guardian removes the FIFO, and lets an open that
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import time
 from collections.abc import Callable
@@ -47,21 +46,44 @@ class Target(NamedTuple):
         return [self.virsh.uri, self.name, self.uuid]
 
     def demand_idle(self, warn: Tell) -> None:
-        """Raises LibvirtError if it runs already. `warn` hears of another state that its next start would load."""
+        """Raises LibvirtError if it runs already, or if libvirt has its name or its UUID for another domain. `warn`
+        hears of another state that its next start would load."""
         try:
             its = self.virsh.facts(self.uuid)
         except NoDomain:  # it was transient, or another host's
+            self._demand_free_name()
             return
         state = parse_state(its.get("State", ""))
         if state.state != SHUT_OFF:  # also one that sleeps, or has crashed and is kept, has its guest
-            hint = f"it would be another guest on the same disks; to give that up: virsh destroy {self.name}"
+            command = self.virsh.typed("destroy", self.name)
+            hint = f"it would be another guest on the same disks; to give that up: {command}"
             raise LibvirtError(f"the domain {self.name} is {self.virsh.state(self.uuid)} already", hint=hint)
+        if (name := its.get("Name", self.name)) != self.name:
+            what = (
+                f"the domain {self.name} ({self.uuid}) is called {name} now, and libvirt restores it by its name alone"
+            )
+            raise LibvirtError(what, hint=f"give it back its name: {self.virsh.typed('domrename', name, self.name)}")
         if its.get("Managed save") == "yes":
-            command = shlex.join(["virsh", f"--connect={self.virsh.uri}", "managedsave-remove", self.name])
+            command = self.virsh.typed("managedsave-remove", self.name)
             warn(
                 f"libvirt also keeps a managed save of {self.name}, and the next start of the domain loads that: once "
                 f"the guest has run, it no longer fits the disks; to remove it: {command}"
             )
+
+    def _demand_free_name(self) -> None:
+        """Raises LibvirtError if another domain has the name, such as one that was defined anew without the UUID."""
+        its = self.virsh.named(self.name)
+        if its is None:
+            return
+        state, undefine = its.get("State", ""), self.virsh.typed("undefine", self.name)
+        if state == SHUT_OFF:
+            rename = self.virsh.typed("domrename", self.name, "NEW")
+            hint = f"if it is a later definition of the same guest: {undefine} (its disks stay); else: {rename}"
+        else:
+            hint = f"end it first: {self.virsh.typed('shutdown', self.name)}"
+            hint += f"; then: {undefine}" if its.get("Persistent") == "yes" else ""
+        what = f"libvirt has another domain named {self.name}: it is {state} and has the UUID {its.get('UUID')}"
+        raise LibvirtError(f"{what}, that of the saved one is {self.uuid}", hint=hint)
 
     def became(self, deadline: float, meanwhile: Callable[[], object] = lambda: None) -> str:
         """Return for a message what became of it. Until the deadline, libvirt may end it, and `meanwhile` is called
@@ -74,7 +96,7 @@ class Target(NamedTuple):
         except NoDomain:
             return f"the domain {self.name} does not run, and libvirt has no definition of it"
         except StatepipeError as error:
-            command = shlex.join(["virsh", f"--connect={self.virsh.uri}", "domstate", self.name])
+            command = self.virsh.typed("domstate", self.name)
             return f"what became of the domain {self.name} is not known ({error}); ask libvirt later: {command}"
 
 

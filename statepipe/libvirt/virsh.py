@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+from contextlib import suppress
 from typing import NamedTuple
 
 from statepipe.errors import QemuError, QemuSilent, StatepipeError, UsageError
@@ -85,6 +86,10 @@ class Virsh(NamedTuple):
         uri = [] if self.uri is None else [f"--connect={self.uri}"]
         return ["env", "-u", "VIRSH_DEBUG", "LC_ALL=C", "virsh", "--quiet", *uri, *words]
 
+    def typed(self, *words: str) -> str:
+        """Return what a person types for these words, at this connection."""
+        return shlex.join(["virsh", *([] if self.uri is None else [f"--connect={self.uri}"]), *words])
+
     def ask(self, *words: str, within: float = ANSWER) -> str:
         """Return what virsh prints. Raises LibvirtError with libvirt's reason if it fails, LibvirtSilent if it does not
         answer within so many seconds."""
@@ -151,6 +156,14 @@ class Virsh(NamedTuple):
     def facts(self, uuid: str) -> dict[str, str]:
         """Return what virsh dominfo tells of a domain by its own words, such as State. Raises as `state`."""
         return _facts(lines_in(self._ask_of(uuid, "dominfo", f"--domain={uuid}")))
+
+    def named(self, name: str) -> dict[str, str] | None:
+        """Return the same of the domain with this name, None if there is none. Raises LibvirtError, LibvirtSilent."""
+        with suppress(NoDomain):
+            its = _facts(lines_in(self.ask("dominfo", f"--domain={name}")))
+            if its.get("Name") == name:  # and not a domain whose id the name looks like
+                return its
+        return None
 
 
 def _facts(lines: list[str]) -> dict[str, str]:

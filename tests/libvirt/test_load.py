@@ -171,6 +171,20 @@ def test_a_domain_that_runs_is_left_alone(kept: Kept) -> None:
     kept.assert_goes_on()
 
 
+def test_a_domain_that_was_defined_anew_must_go_first(session: Libvirt) -> None:
+    """libvirt gives it another UUID. The command of the hint helps, and libvirt has no definition then."""
+    kept = keep(session, session.domain(memory=32, fill=1, dirty=1))
+    session.virsh("undefine", "vm1")
+    session.virsh("define", kept.domain.xml_path)
+    done = kept.load()
+    assert done.returncode == 6 and "libvirt has another domain named vm1: it is shut off" in done.stderr, done.stderr
+    (command,) = re.findall(r"virsh --connect=\S+ undefine vm1", done.stderr)
+    kept.assert_did_not_run()
+    session.run(*command.split())
+    kept.load(check=True)
+    kept.assert_goes_on()
+
+
 def test_a_managed_save_that_would_be_loaded_next_is_told(libvirt: Libvirt) -> None:
     domain, state = libvirt.domain(), libvirt.place("saves") / "state"
     libvirt.virsh("managedsave", "vm1")
