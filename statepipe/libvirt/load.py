@@ -8,7 +8,7 @@ ours. Without virsh we could not be told what libvirt did, so the end of virsh e
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import NamedTuple
 
@@ -34,7 +34,7 @@ XML_LIMIT = 10 << 20
 """Bytes of a file for --xml at most, as in virsh."""
 
 HASTE = 1.0
-"""Seconds that a load which was stopped by a signal waits for that."""
+"""Seconds that a load which was stopped by a signal waits for a libvirt that has all of the state."""
 
 
 class Wish(NamedTuple):
@@ -82,48 +82,57 @@ def load_domain(path: str, wish: Wish, keys: Keys, said: Said, tell: Telling, gu
             words.append(f"--xml={offer.put('domain.xml', xml)}")
         if wish.runs is not None:
             words.append("--running" if wish.runs else "--paused")
-        with held():  # no signal between its start and our record of it
-            work = opened.enter_context(AtWork(target.virsh, *words))
-        offer.ended = work.ended
-        guardian.note({"state": OFFERED}, {"virsh": work.ended})
-        _restore(state, offer, work, target, tell, lambda: guardian.note({"state": HANDED}))
+        _restore(state, offer, target, words, tell, guardian)
         _report(target, tell)
 
 
 def _restore(
-    state: State, offer: Offer, work: AtWork, target: Target, tell: Telling, handed: Callable[[], object]
+    state: State, offer: Offer, target: Target, words: Sequence[str], tell: Telling, guardian: Guardian
 ) -> None:
-    """Hand the state over, and wait until libvirt has restored the domain. Raises StatepipeError."""
-    patience = CLEARING
-    try:
-        Pipeline(state.source, state.stages(), offer).pour()
-        patience = 0.0
-        handed()
-        tell.here()
-        offer.commit()
-        if not work.has_ended(LATEST):
-            raise LibvirtSilent(
-                f"libvirt has all of the state, and does not say after {LATEST:g} s that it is restored"
-            )
-        if reason := work.reason():
-            raise reason
-    except BaseException as error:
-        offer.withdraw()
-        if isinstance(error, InterruptedBySignal):
-            patience = min(patience, HASTE)
-        deadline = time.monotonic() + patience
-        has_ended = work.has_ended(patience, offer.wake)
-        became = target.became(deadline, offer.wake)
-        if isinstance(error, ReaderGone):
-            reason = work.reason() if has_ended else None
-            why = reason or LibvirtError("libvirt closed the stream before its end")
-            if offer.path in str(why):
-                why.advise(f"libvirtd must see {offer.folder}, as statepipe does; XDG_RUNTIME_DIR decides where it is")
-            why.advise(became)
-            raise why from error
-        if isinstance(error, StatepipeError):
-            error.advise(became)
-        raise
+    """Have virsh restore the domain with these words, hand the state over, and wait until libvirt has restored it.
+    Raises StatepipeError."""
+    patience = hurried = CLEARING  # soon over: without the end of the state, libvirt gives the domain up
+    with ExitStack() as opened:
+        work: AtWork | None = None
+        try:
+            with held():  # no signal between its start and our record of it
+                work = opened.enter_context(AtWork(target.virsh, *words))
+            offer.ended = work.ended
+            guardian.note({"state": OFFERED}, {"virsh": work.ended})
+            Pipeline(state.source, state.stages(), offer).pour()
+            patience, hurried = 0.0, HASTE
+            guardian.note({"state": HANDED})
+            tell.here()
+            offer.commit()
+            if not work.has_ended(LATEST):
+                raise LibvirtSilent(
+                    f"libvirt has all of the state, and does not say after {LATEST:g} s that it is restored"
+                )
+            if reason := work.reason():
+                raise reason
+        except BaseException as error:
+            offer.withdraw()
+            if work is None:
+                raise
+            told = _told(error, offer, work, target, hurried if isinstance(error, InterruptedBySignal) else patience)
+            raise told from (None if told is error else error)
+
+
+def _told(error: BaseException, offer: Offer, work: AtWork, target: Target, patience: float) -> BaseException:
+    """Wait for so many seconds until libvirt is done with the domain, and return the error to raise, whose hint says
+    what became of it."""
+    deadline = time.monotonic() + patience
+    has_ended = work.has_ended(patience, offer.wake)
+    became = target.became(deadline, offer.wake)
+    if isinstance(error, ReaderGone):
+        reason = work.reason() if has_ended else None
+        why = reason or LibvirtError("libvirt closed the stream before its end")
+        if offer.path in str(why):
+            why.advise(f"libvirtd must see {offer.folder}, as statepipe does; XDG_RUNTIME_DIR decides where it is")
+        error = why
+    if isinstance(error, StatepipeError):
+        error.advise(became)
+    return error
 
 
 def _report(target: Target, tell: Telling) -> None:

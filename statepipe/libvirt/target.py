@@ -15,13 +15,16 @@ from typing import NamedTuple
 
 from statepipe.errors import StatepipeError
 from statepipe.libvirt.offer import IMAGE, wake
-from statepipe.libvirt.virsh import PAUSED, SHUT_OFF, LibvirtError, NoDomain, Virsh, parse_state
+from statepipe.libvirt.virsh import PAUSED, SHUT_OFF, DomainState, LibvirtError, NoDomain, Virsh, parse_state
 from statepipe.recovery.guardian import Notes
 from statepipe.telling import Tell
 from statepipe.wakeups import polled
 
 CLEARING = 10.0
-"""Seconds in which libvirt ends a domain whose stream was broken off. It takes it 0.2 s."""
+"""Seconds in which libvirt ends a domain whose stream was broken off. It takes it 0.2 s, and some on a busy host."""
+
+STARTING = DomainState(PAUSED, "starting up")
+"""What libvirt reports of a domain until it has restored it, or given it up."""
 
 JUST = 1.0
 """Seconds in which an open that was under way returns, if it is not known whether virsh was started."""
@@ -92,11 +95,14 @@ class Target(NamedTuple):
             while (state := self.virsh.state(self.uuid)).state == PAUSED and time.monotonic() < deadline:
                 meanwhile()
                 time.sleep(TURN)
+            if state == STARTING:  # a paused guest would be taken for the result
+                command = self.virsh.typed("domstate", "--reason", self.name)
+                return f"libvirt is not done with the domain {self.name} yet, which is {state}; ask it later: {command}"
             return f"the domain {self.name} is {state}"
         except NoDomain:
             return f"the domain {self.name} does not run, and libvirt has no definition of it"
         except StatepipeError as error:
-            command = self.virsh.typed("domstate", self.name)
+            command = self.virsh.typed("domstate", "--reason", self.name)
             return f"what became of the domain {self.name} is not known ({error}); ask libvirt later: {command}"
 
 
