@@ -34,8 +34,8 @@ from statepipe.formats.age.payload import (
     payload_key,
     seal_chunk,
 )
+from statepipe.reuse import Buffers
 from statepipe.stage import FLUSH, Buffer, Over, Stage, cut, joined, peek
-from statepipe.stages.reuse import Buffers
 from statepipe.threads import SPARE, cores, parallel
 from statepipe.typed import NamedTuple
 

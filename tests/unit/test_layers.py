@@ -29,6 +29,7 @@ LAYERS = (
     "statepipe.private",
     "statepipe.imagelocks",
     "statepipe.stage",
+    "statepipe.reuse",
     "statepipe.threads",
     "statepipe.memorylimit",
     "statepipe.processes",

@@ -19,6 +19,7 @@ from struct import Struct
 from typing import NamedTuple, Protocol
 
 from statepipe.errors import PeerError
+from statepipe.reuse import Buffers
 from statepipe.session.protocol.frames import FRAME_SIZE, HEADER_SIZE
 from statepipe.stage import Buffer
 
@@ -37,6 +38,9 @@ KEY_BYTES = 320 << 30
 allows 2^38.5 bytes under one key, whatever the size of the records: RFC 8446, 5.5, counts full ones, and the draft
 divides their number by their size."""
 
+UNSENT, UNTAKEN = 4, 64
+"""Full records whose memory is used again: those that a socket has not taken, and those whose content was not taken."""
+
 _LENGTH = Struct(">I")
 LENGTH_SIZE = _LENGTH.size
 TAG_SIZE = 16
@@ -53,7 +57,11 @@ class Aead(Protocol):
 
     def encrypt(self, nonce: bytes, data: Buffer, associated_data: bytes | None) -> bytes: ...
 
+    def encrypt_into(self, nonce: bytes, data: Buffer, associated_data: bytes | None, buf: Buffer) -> int: ...
+
     def decrypt(self, nonce: bytes, data: Buffer, associated_data: bytes | None) -> bytes: ...
+
+    def decrypt_into(self, nonce: bytes, data: Buffer, associated_data: bytes | None, buf: Buffer) -> int: ...
 
 
 class Agreement(NamedTuple):
@@ -106,6 +114,7 @@ class _Protection:
     def __init__(self, aead: Aead, iv: bytes) -> None:
         self._aead, self._iv, self._number = aead, int.from_bytes(iv), 0
         self._left = KEY_BYTES
+        self._writes_into = hasattr(aead, "encrypt_into")  # cryptography 50 and later
 
     def _nonce(self, size: int) -> bytes:
         """Return the nonce of the next record, of so many sealed bytes. Raises PeerError if the key is used up."""
@@ -120,23 +129,49 @@ class _Protection:
 class Sealer(_Protection):
     """Seals the records of one direction."""
 
+    def __init__(self, aead: Aead, iv: bytes) -> None:
+        super().__init__(aead, iv)
+        self._plain = memoryview(bytearray(MAX_CONTENT + len(TYPE)))
+        self._buffers = Buffers(MAX_SEALED, UNSENT)
+
     def seal(self, content: Sequence[Buffer]) -> list[Buffer]:
         """Return a record with this content, of MAX_CONTENT bytes at most. Raises PeerError if the key is used up."""
-        plain = b"".join((*content, TYPE))
+        plain = self._joined((*content, TYPE))
         size = len(plain) + TAG_SIZE
-        length = _LENGTH.pack(size)
-        return [length, self._aead.encrypt(self._nonce(size), plain, length)]
+        length, nonce = _LENGTH.pack(size), self._nonce(size)
+        if not self._writes_into:
+            return [length, self._aead.encrypt(nonce, plain, length)]
+        sealed = memoryview(self._buffers.get(MAX_SEALED))[:size]
+        self._aead.encrypt_into(nonce, plain, length, sealed)
+        return [length, sealed]
+
+    def _joined(self, pieces: Sequence[Buffer]) -> memoryview:
+        """Return the pieces in the memory of this direction: until the next call."""
+        end = 0
+        for piece in pieces:
+            start, end = end, end + len(piece)
+            self._plain[start:end] = piece
+        return self._plain[:end]
 
 
 class Opener(_Protection):
     """Opens the records of one direction, in their order."""
 
+    def __init__(self, aead: Aead, iv: bytes) -> None:
+        super().__init__(aead, iv)
+        self._buffers = Buffers(MAX_CONTENT + len(TYPE), UNTAKEN)
+
     def open(self, length: bytes, sealed: Buffer) -> memoryview:
         """Return the content of a record. Raises PeerError if it is not the next record as it was sent."""
         from cryptography.exceptions import InvalidTag
 
+        nonce = self._nonce(len(sealed))
         try:
-            plain = self._aead.decrypt(self._nonce(len(sealed)), sealed, length)
+            if self._writes_into:
+                plain: Buffer = self._buffers.get(len(sealed) - TAG_SIZE)
+                self._aead.decrypt_into(nonce, sealed, length, plain)
+            else:
+                plain = self._aead.decrypt(nonce, sealed, length)
         except InvalidTag as error:
             raise PeerError("a record was changed, or is not the next one", hint=ON_THE_WAY) from error
         if plain[-1:] != TYPE:

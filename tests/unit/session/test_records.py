@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import random
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
@@ -21,6 +22,7 @@ from statepipe.session.protocol.records import (
     MAX_CONTENT,
     MAX_SEALED,
     OVERHEAD,
+    Aead,
     Agreement,
     Opener,
     Sealer,
@@ -92,6 +94,34 @@ def test_what_is_sealed_is_opened(sizes: list[int], suite: str) -> None:
     sealer, contents = Sealer(*agreed.key(of_dialler=True)), [random.Random(size).randbytes(size) for size in sizes]
     wire = b"".join(b"".join(sealer.seal([each[:7], each[7:]])) for each in contents)
     assert opened(wire, agreed) == (contents, None)
+
+
+class Older:
+    """A cipher as cryptography 49 has it."""
+
+    def __init__(self, aead: Aead) -> None:
+        self.encrypt, self.decrypt = aead.encrypt, aead.decrypt
+
+
+@pytest.mark.parametrize("sizes", [[1, MAX_CONTENT, 7], [MAX_CONTENT] * 9])
+def test_an_older_library_makes_and_reads_the_same(sizes: list[int]) -> None:
+    aead, iv = AGREED.key(of_dialler=True)
+    old: Any = Older(aead)
+    contents = [random.Random(number).randbytes(size) for number, size in enumerate(sizes)]
+    older, newer, opener, other = Sealer(old, iv), Sealer(aead, iv), Opener(old, iv), Opener(aead, iv)
+    kept = []
+    for content in contents:
+        record = [bytes(each) for each in newer.seal([content[:5], content[5:]])]
+        assert [bytes(each) for each in older.seal([content])] == record
+        kept.append((opener.open(*record), other.open(*record)))
+    assert [(bytes(one), bytes(another)) for one, another in kept] == [(each, each) for each in contents]
+
+
+def test_a_record_that_is_not_sent_yet_keeps_its_memory() -> None:
+    sealer = Sealer(*AGREED.key(of_dialler=True))
+    contents = [bytes([number]) * MAX_CONTENT for number in range(12)]
+    records = [sealer.seal([content]) for content in contents]
+    assert opened(b"".join(b"".join(record) for record in records)) == (contents, None)
 
 
 CHANGES = ("flip", "cut", "leave out", "repeat", "swap", "of the other direction", "of another link", "insert")

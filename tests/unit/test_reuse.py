@@ -10,9 +10,9 @@ from contextlib import closing
 import pytest
 
 from statepipe.formats.age.x25519 import X25519Identity
+from statepipe.reuse import Buffers
 from statepipe.stage import Buffer, Stage
 from statepipe.stages.encrypt import decrypt, encrypt
-from statepipe.stages.reuse import Buffers
 
 SIZE = 100
 
