@@ -150,7 +150,7 @@ def opened(values: Values, stack: ExitStack) -> tuple[Any, Any]:
 def open_source(file: str | None, stack: ExitStack) -> Any:
     """Return a source of FILE or standard input, open until the stack closes. Raises StatepipeError."""
     from statepipe.ends.fd import FdSource
-    from statepipe.ends.file import AnyFile
+    from statepipe.ends.source import AnyFile
 
     if file in (None, "-"):
         demand_readable(0, "standard input")

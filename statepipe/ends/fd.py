@@ -213,3 +213,8 @@ def wait_until_writable(fd: int) -> None:
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
     poll.poll()
+
+
+def as_os_error(error: OSError | ValueError) -> OSError:
+    """Return the error of a path that no system call takes, such as one with a NUL, as one of the system."""
+    return error if isinstance(error, OSError) else OSError(errno.EINVAL, os.strerror(errno.EINVAL))

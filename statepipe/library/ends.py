@@ -10,8 +10,9 @@ import os
 import socket
 
 from statepipe.ends.fd import FdSink, FdSource
-from statepipe.ends.file import AnyFile, FileSink
+from statepipe.ends.file import FileSink
 from statepipe.ends.net import Patience, SocketSink, SocketSource
+from statepipe.ends.source import AnyFile
 
 
 def from_fd(fd: int, name: str | None = None) -> FdSource:

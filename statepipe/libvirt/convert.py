@@ -10,9 +10,9 @@ import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from statepipe.ends.file import FileSource
 from statepipe.ends.output import Output, new_output
 from statepipe.ends.rehearsal import Replaceable
+from statepipe.ends.source import FileSource
 from statepipe.errors import StatepipeError, UsageError
 from statepipe.formats.domainxml import identity
 from statepipe.formats.libvirtimage import RAW, TEXT_LIMIT, ZSTD, Domain, beginning, looks_like_image

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from statepipe.descriptors import named_by
-from statepipe.ends.file import FileSource
+from statepipe.ends.source import FileSource
 from statepipe.errors import IntegrityError
 from statepipe.formats.beginning import HEAD, beginning
 from statepipe.formats.libvirtimage import looks_like_image

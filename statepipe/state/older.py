@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from statepipe.ends.file import FileSink, FileSource
+from statepipe.ends.file import FileSink
 from statepipe.ends.output import Output
+from statepipe.ends.source import FileSource
 from statepipe.errors import IntegrityError, StatepipeError
 from statepipe.formats.beginning import HEAD
 from statepipe.formats.domainxml import Identity, identity

@@ -22,7 +22,7 @@ from collections import OrderedDict
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 
-from statepipe.ends.file import FileSource
+from statepipe.ends.source import FileSource
 from statepipe.errors import IntegrityError, StatepipeError, TruncatedError
 from statepipe.formats.qemu.pages import STORED, Outline, PageIndex, Run
 from statepipe.formats.seektable import SEEK_FOOTER_SIZE, entries_of, seek_table_size

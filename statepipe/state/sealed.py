@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 
-from statepipe.ends.file import FileSource
+from statepipe.ends.source import FileSource
 from statepipe.errors import StatepipeError
 from statepipe.formats.age.envelope import Identity
 from statepipe.formats.metadata import META_LIMIT

@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator
 
 from statepipe.descriptors import demand, demand_readable
 from statepipe.ends.fd import FdSource, failure, write_all
-from statepipe.ends.file import FileSource, open_nameless
+from statepipe.ends.file import open_nameless
+from statepipe.ends.source import FileSource
 from statepipe.errors import StatepipeError, UsageError
 from statepipe.formats.beginning import HEAD
 from statepipe.stage import Buffer

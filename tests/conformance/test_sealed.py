@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from statepipe.ends.file import FileSource
+from statepipe.ends.source import FileSource
 from statepipe.errors import IntegrityError, NoKeyError, TruncatedError
 from statepipe.formats.age.envelope import Identity
 from statepipe.formats.age.x25519 import X25519Identity

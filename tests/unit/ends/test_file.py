@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from statepipe.ends.file import FileSink, FileSource, open_nameless
+from statepipe.ends.file import FileSink, open_nameless
+from statepipe.ends.source import FileSource
 from statepipe.errors import StatepipeError
 from tests.conformance.running import started
 

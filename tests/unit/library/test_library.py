@@ -176,16 +176,17 @@ class Interrupting:
         self._parts = iter([data])
 
     def __enter__(self) -> Interrupting:
-        self._rename = os.rename
-        os.rename = self._interrupted  # type: ignore[assignment]
+        self._link = os.link
+        os.link = self._interrupted
         return self
 
     def __exit__(self, *error: object) -> None:
-        os.rename = self._rename
+        os.link = self._link
 
-    def _interrupted(self, *given: Any, **named: Any) -> None:
-        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
-        self._rename(*given, **named)
+    def _interrupted(self, source: str, name: str, **named: Any) -> None:
+        if name == self.path.name:
+            signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+        self._link(source, name, **named)
 
     def __iter__(self) -> Iterator[bytes]:
         return self

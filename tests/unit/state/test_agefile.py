@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from statepipe.ends.file import FileSource
+from statepipe.ends.source import FileSource
 from statepipe.errors import IntegrityError, NoKeyError, StatepipeError
 from statepipe.formats.age.keys import parse_file, parse_identity
 from statepipe.formats.age.x25519 import X25519Identity

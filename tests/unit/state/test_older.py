@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from statepipe.ends.file import FileSink, FileSource
+from statepipe.ends.file import FileSink
 from statepipe.ends.output import new_output
+from statepipe.ends.source import FileSource
 from statepipe.errors import UsageError
 from statepipe.formats.domainxml import Identity
 from statepipe.formats.libvirtimage import beginning
