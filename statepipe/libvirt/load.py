@@ -20,7 +20,7 @@ from statepipe.libvirt.disks import refuse_changed_disks
 from statepipe.libvirt.leftover import sweep
 from statepipe.libvirt.offer import Offer
 from statepipe.libvirt.target import CLEARING, HANDED, OFFERED, Target
-from statepipe.libvirt.virsh import SHUT_OFF, DomainState, LibvirtError, LibvirtSilent, NoDomain, Virsh
+from statepipe.libvirt.virsh import ANSWER, SHUT_OFF, DomainState, LibvirtError, LibvirtSilent, NoDomain, Virsh
 from statepipe.libvirt.work import LATEST, AtWork
 from statepipe.pipeline.pipeline import Pipeline
 from statepipe.qemu.guard import Said
@@ -35,6 +35,9 @@ XML_LIMIT = 10 << 20
 
 HASTE = 1.0
 """Seconds that a load which was stopped by a signal waits for a libvirt that has all of the state."""
+
+SOON = 3.0
+"""Seconds that libvirt then has to tell what became of the domain, which takes it 15 ms, unless it stands still."""
 
 
 class Wish(NamedTuple):
@@ -75,7 +78,8 @@ def load_domain(path: str, wish: Wish, keys: Keys, said: Said, tell: Telling, gu
         opened.callback(guardian.settle)
         offer = Offer(beginning(domain, spare=0))
         guardian.note({"state": OFFERED, "domain": [*target.words, offer.folder]})
-        opened.enter_context(offer)
+        with held():  # no signal between its folder and our record of it
+            opened.enter_context(offer)
         guardian.note({"state": OFFERED}, {"lock": offer.lock})
         words = ["restore", f"--file={offer.path}"]
         if wish.xml is not None:
@@ -123,7 +127,8 @@ def _told(error: BaseException, offer: Offer, work: AtWork, target: Target, pati
     what became of it."""
     deadline = time.monotonic() + patience
     has_ended = work.has_ended(patience, offer.wake)
-    became = target.became(deadline, offer.wake)
+    within = SOON if isinstance(error, InterruptedBySignal) else ANSWER
+    became = target.became(deadline, offer.wake, within=within)
     if isinstance(error, ReaderGone):
         reason = work.reason() if has_ended else None
         why = reason or LibvirtError("libvirt closed the stream before its end")

@@ -114,7 +114,8 @@ class _Save:
         self._guardian.note({"state": "ASKED", "domain": list(self._job)})
         with ExitStack() as opened:
             try:
-                intake = opened.enter_context(self._intake)
+                with held():  # no signal between its folder and our record of it
+                    intake = opened.enter_context(self._intake)
             except StatepipeError:
                 self._guardian.settle()  # libvirt was not asked
                 raise

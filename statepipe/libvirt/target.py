@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from statepipe.errors import StatepipeError
 from statepipe.libvirt.offer import IMAGE, wake
-from statepipe.libvirt.virsh import PAUSED, SHUT_OFF, DomainState, LibvirtError, NoDomain, Virsh, parse_state
+from statepipe.libvirt.virsh import ANSWER, PAUSED, SHUT_OFF, DomainState, LibvirtError, NoDomain, Virsh, parse_state
 from statepipe.recovery.guardian import Notes
 from statepipe.telling import Tell
 from statepipe.wakeups import polled
@@ -88,11 +88,11 @@ class Target(NamedTuple):
         what = f"libvirt has another domain named {self.name}: it is {state} and has the UUID {its.get('UUID')}"
         raise LibvirtError(f"{what}, that of the saved one is {self.uuid}", hint=hint)
 
-    def became(self, deadline: float, meanwhile: Callable[[], object] = lambda: None) -> str:
+    def became(self, deadline: float, meanwhile: Callable[[], object] = lambda: None, *, within: float = ANSWER) -> str:
         """Return for a message what became of it. Until the deadline, libvirt may end it, and `meanwhile` is called
-        again and again."""
+        again and again. libvirt is to answer within so many seconds."""
         try:
-            while (state := self.virsh.state(self.uuid)).state == PAUSED and time.monotonic() < deadline:
+            while (state := self.virsh.state(self.uuid, within)).state == PAUSED and time.monotonic() < deadline:
                 meanwhile()
                 time.sleep(TURN)
             if state == STARTING:  # a paused guest would be taken for the result
