@@ -19,26 +19,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(f"{lacking} is not installed: tools/setup test"))
 
 
-@pytest.fixture
-def session() -> Iterator[Libvirt]:
-    """A user's libvirtd."""
-    with started("session") as libvirt:
-        yield libvirt
-
-
 @pytest.fixture(scope="package")
 def shared() -> Iterator[Libvirt]:
-    """A user's libvirtd for all tests of a process that let it run on."""
+    """A user's libvirtd for all tests of a process."""
     with started("session") as libvirt:
         yield libvirt
+
+
+@pytest.fixture
+def session(shared: Libvirt) -> Iterator[Libvirt]:
+    """The same for a test that may end it and start it again, and that has any domains."""
+    yield shared
+    shared.clear()
 
 
 @pytest.fixture
 def domain(shared: Libvirt) -> Iterator[Domain]:
     """A small domain of the test's own, at the shared libvirtd."""
     yield shared.domain(memory=32, fill=2, dirty=1)
-    shared.virsh("destroy", "vm1", check=False)
-    shared.virsh("undefine", "vm1")
+    shared.clear()
 
 
 @pytest.fixture

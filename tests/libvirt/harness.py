@@ -97,6 +97,25 @@ class Libvirt:
         os.kill(self.pid, number)
         wait_for("end of libvirtd", lambda: not is_alive(self.pid))
 
+    def clear(self) -> None:
+        """Remove its domains and all files of a test; a libvirtd that a test has left stopped or ended is started
+        anew."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGCONT)
+        listed = ["timeout", "20", "virsh", "-q", "-c", self.uri, "list", "--all", "--name"]
+        if (found := self.run(*listed, check=False)).returncode:
+            if is_alive(self.pid):
+                self.end(signal.SIGKILL)
+            self.start()
+            found = self.run(*listed)
+        for name in found.stdout.splitlines():
+            self.virsh("destroy", name, check=False)
+            self.virsh("undefine", "--managed-save", name, check=False)
+        for path in self.folder.iterdir():
+            if path.is_dir() and path.name not in HOMES.values():
+                shutil.rmtree(path)
+        shutil.rmtree(self.folder / "run" / "statepipe", ignore_errors=True)
+
     def command(self, *words: object) -> list[str]:
         """The command line that runs `words` where libvirtd runs."""
         place = f"/proc/{self._keeper.pid}/ns"

@@ -15,13 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.libvirt.harness import Domain, Libvirt, started
-from tests.libvirt.saving import Save, assert_either, assert_runs_on, assert_saved
+from tests.libvirt.harness import Domain, Libvirt
+from tests.libvirt.saving import Save, assert_either, assert_runs_on, assert_saved, few
 from tests.libvirt.states import Kept, saved_domain
 from tests.qemu.harness import PATIENCE, wait_for
 from tests.qemu.striking import striking
-
-ALIKE = pytest.mark.faults
 
 SAVING = (
     "after Intake.__enter__",
@@ -37,20 +35,6 @@ SAVING = (
 
 LOADING = ("after Offer.__enter__", "after AtWork", "before Offer._hand", "after Offer._hand")
 """Steps of a load before the stream's end is written."""
-
-
-@pytest.fixture(scope="module")
-def daemon() -> Iterator[Libvirt]:
-    """A libvirtd that these tests strike, and that is as before then."""
-    with started("session") as libvirt:
-        yield libvirt
-
-
-@pytest.fixture
-def domain(daemon: Libvirt) -> Iterator[Domain]:
-    yield daemon.domain(memory=32, fill=2, dirty=1)
-    daemon.virsh("destroy", "vm1", check=False)
-    daemon.virsh("undefine", "vm1")
 
 
 @pytest.fixture(scope="module")
@@ -106,19 +90,14 @@ def go_on(kept: Kept) -> None:
     (kept.domain.files / "load-steps.go").touch()
 
 
-def few(steps: tuple[str, ...], *kept: str) -> list[object]:
-    """The steps; those that are not `kept` in the suite are long runs."""
-    return [step if step in kept else pytest.param(step, marks=ALIKE) for step in steps]
-
-
 # --- it stands still
 
 
 @pytest.mark.parametrize("step", few((*SAVING, "before answer"), "after AtWork", "before answer"))
-def test_a_save_waits_for_it(daemon: Libvirt, domain: Domain, step: str) -> None:
-    save = Save(daemon, domain, strike=(signal.SIGSTOP, step))
+def test_a_save_waits_for_it(shared: Libvirt, domain: Domain, step: str) -> None:
+    save = Save(shared, domain, strike=(signal.SIGSTOP, step))
     save.wait_at_step()
-    with still(daemon):
+    with still(shared):
         save.go()
         wait_for("statepipe that waits", lambda: waits(save.process))
         assert save.process.poll() is None
@@ -128,12 +107,12 @@ def test_a_save_waits_for_it(daemon: Libvirt, domain: Domain, step: str) -> None
 
 @pytest.mark.parametrize("step", few(SAVING[:-1], "after AtWork", "after Intake.await_question"))
 def test_a_save_that_is_stopped_meanwhile_ends_and_the_domain_runs_on(
-    daemon: Libvirt, domain: Domain, step: str
+    shared: Libvirt, domain: Domain, step: str
 ) -> None:
     """From the naming on, it is too late for that."""
-    save = Save(daemon, domain, strike=(signal.SIGSTOP, step))
+    save = Save(shared, domain, strike=(signal.SIGSTOP, step))
     save.wait_at_step()
-    with still(daemon):
+    with still(shared):
         save.process.terminate()
         save.go()
         save.process.wait(PATIENCE)  # its guardian has the other end of its messages yet
@@ -175,12 +154,12 @@ def test_a_load_that_is_stopped_meanwhile_ends_and_nothing_runs(kept: Kept, step
 
 @pytest.mark.parametrize("step", few((*SAVING, "after answer"), "after AtWork", "after Intake.await_question"))
 def test_a_save_whose_libvirtd_is_started_again_ends_in_one_of_two_ways(
-    daemon: Libvirt, domain: Domain, step: str
+    shared: Libvirt, domain: Domain, step: str
 ) -> None:
-    save = Save(daemon, domain, strike=(signal.SIGSTOP, step))
+    save = Save(shared, domain, strike=(signal.SIGSTOP, step))
     save.wait_at_step()
-    daemon.end(signal.SIGKILL)
-    daemon.start()
+    shared.end(signal.SIGKILL)
+    shared.start()
     save.go()
     status = save.end()
     assert "unexpectedly" not in save.stderr and "Traceback" not in save.stderr

@@ -11,7 +11,7 @@ import subprocess
 import pytest
 
 from tests.libvirt.harness import Domain, Libvirt
-from tests.libvirt.saving import Save, assert_either, assert_runs_on, assert_saved, children
+from tests.libvirt.saving import Save, assert_either, assert_runs_on, assert_saved, children, few
 from tests.qemu.striking import steps_of
 
 EARLY = (
@@ -38,6 +38,9 @@ LATE = ("before sync_names", "after sync_names", "after FileSink.commit", "befor
 ANSWERED = ("after answer", "before AtWork.has_ended", "after AtWork.has_ended", "after save_stream")
 """Steps after libvirt was answered."""
 
+STOPPED = ("after AtWork", "before save_stream", "after Guardian.note NAMING")
+"""Steps at which a signal ends it."""
+
 OLDER = b"QEVM, older"
 """Begins as what a save may replace."""
 
@@ -52,7 +55,18 @@ def test_the_steps_are_reached(shared: Libvirt, domain: Domain) -> None:
     assert_saved(save)
 
 
-@pytest.mark.parametrize("step", EARLY)
+@pytest.mark.parametrize(
+    "step",
+    few(
+        EARLY,
+        "before Guardian.__enter__",
+        "after Guardian.note ASKED",
+        "after AtWork",
+        "before save_stream",
+        "after Intake.await_question",
+        "before FileSink.commit",
+    ),
+)
 def test_killed_before_the_file_has_its_name_the_domain_runs_on(shared: Libvirt, domain: Domain, step: str) -> None:
     save = Save(shared, domain, strike=(signal.SIGKILL, step))
     assert save.end() == -signal.SIGKILL, save.stderr
@@ -61,7 +75,9 @@ def test_killed_before_the_file_has_its_name_the_domain_runs_on(shared: Libvirt,
     assert_runs_on(save)
 
 
-@pytest.mark.parametrize("step", [*LATE, *ANSWERED])
+@pytest.mark.parametrize(
+    "step", few([*LATE, *ANSWERED], "before sync_names", "before answer", "after answer", "after save_stream")
+)
 def test_killed_after_that_the_domain_is_saved(shared: Libvirt, domain: Domain, step: str) -> None:
     save = Save(shared, domain, strike=(signal.SIGKILL, step))
     assert save.end() == -signal.SIGKILL, save.stderr
@@ -69,8 +85,17 @@ def test_killed_after_that_the_domain_is_saved(shared: Libvirt, domain: Domain, 
     assert_saved(save)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-@pytest.mark.parametrize("step", ["after AtWork", "before save_stream", "after Guardian.note NAMING"])
+@pytest.mark.parametrize(
+    ("number", "step"),
+    [
+        *((signal.SIGTERM, step) for step in STOPPED),
+        *(
+            pytest.param(number, step, marks=pytest.mark.faults if step != "before save_stream" else ())
+            for number in (signal.SIGINT, signal.SIGHUP)
+            for step in STOPPED
+        ),
+    ],
+)
 def test_stopped_before_that_the_domain_runs_on(
     shared: Libvirt, domain: Domain, number: signal.Signals, step: str
 ) -> None:
@@ -101,7 +126,9 @@ def test_a_file_that_appears_meanwhile_is_not_replaced_and_the_domain_runs_on(sh
     assert_runs_on(save)
 
 
-@pytest.mark.parametrize("step", ["before FileSink._keep_older", "after FileSink._keep_older", "before replace"])
+@pytest.mark.parametrize(
+    "step", few(("before FileSink._keep_older", "after FileSink._keep_older", "before replace"), "before replace")
+)
 def test_killed_before_the_name_changes_hands_the_older_file_stays(shared: Libvirt, domain: Domain, step: str) -> None:
     (domain.files / "state").write_bytes(OLDER)
     save = Save(shared, domain, strike=(signal.SIGKILL, step))
@@ -111,7 +138,7 @@ def test_killed_before_the_name_changes_hands_the_older_file_stays(shared: Libvi
     assert_saved(save)
 
 
-@pytest.mark.parametrize("step", ["after replace", "after sync_names", "before answer"])
+@pytest.mark.parametrize("step", few(("after replace", "after sync_names", "before answer"), "after replace"))
 def test_killed_after_that_nothing_of_the_older_file_is_left(shared: Libvirt, domain: Domain, step: str) -> None:
     (domain.files / "state").write_bytes(OLDER)
     save = Save(shared, domain, strike=(signal.SIGKILL, step))
@@ -119,7 +146,14 @@ def test_killed_after_that_nothing_of_the_older_file_is_left(shared: Libvirt, do
     assert_saved(save)
 
 
-@pytest.mark.parametrize("step", ["before Intake.refuse", "after Intake.refuse", "before Job.ask", "after Job.ask"])
+@pytest.mark.parametrize(
+    "step",
+    few(
+        ("before Intake.refuse", "after Intake.refuse", "before Job.ask", "after Job.ask"),
+        "before Intake.refuse",
+        "after Intake.refuse",
+    ),
+)
 def test_killed_while_it_refuses_the_domain_runs_on(shared: Libvirt, domain: Domain, step: str) -> None:
     """The guardian refuses then."""
     save = Save(shared, domain, f"verify:{'0' * 64}", strike=(signal.SIGKILL, step))  # no stream has this digest
