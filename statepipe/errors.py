@@ -21,6 +21,9 @@ from __future__ import annotations
 
 import signal
 
+ANOTHER_COPY = "what was read is damaged or incomplete: take another copy of it"
+"""What to do about damage where nothing better is known."""
+
 
 class StatepipeError(Exception):
     """A foreseen failure. `str(error)` is one line without the stage, the offset or the hint."""

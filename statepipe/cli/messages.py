@@ -8,7 +8,7 @@ import sys
 import threading
 from contextlib import suppress
 
-from statepipe.errors import IntegrityError, ReaderGone, StatepipeError
+from statepipe.errors import ANOTHER_COPY, IntegrityError, ReaderGone, StatepipeError
 
 _READERS = ("compress", "decompress", "encrypt", "decrypt", "verify", "pipe", "load", "inspect", "verify-state")
 """The verbs that read stored data; compress and encrypt do with -d."""
@@ -32,7 +32,7 @@ def explain(verb: str | None, error: StatepipeError) -> None:
     say(": ".join(["statepipe", *place, f"error: {error}{where}"]))
     hint = error.hint
     if not hint and verb and verb.partition(":")[0] in _READERS and isinstance(error, IntegrityError):
-        hint = "what was read is damaged or incomplete: take another copy of it"
+        hint = ANOTHER_COPY
     if hint:
         say(f"statepipe: hint: {hint}")
 

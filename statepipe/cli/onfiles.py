@@ -186,7 +186,8 @@ def for_each_file(name: str, paths: Sequence[str], work: Callable[[str], object]
         except StatepipeError as error:
             if len(paths) == 1:
                 raise
-            explain(f"{name}: {called(path)}", error)
+            is_named = str(error).startswith(called(path))
+            explain(name if is_named else f"{name}: {called(path)}", error)
             failures.append(error)
     return failures[0].exit_code if failures else 0
 

@@ -29,7 +29,7 @@ from statepipe.state.loading import Ends, State, prepare
 from statepipe.state.older import refuse_other_guest
 from statepipe.state.saveimage import SaveImage
 from statepipe.state.saving import Plan, save_stream
-from statepipe.state.source import StateFile
+from statepipe.state.source import StateFile, damage_named
 from statepipe.state.verify import plain, proving
 
 IMAGES = {"raw": RAW, "zstd": ZSTD}
@@ -68,7 +68,8 @@ def convert(path: str, target: str, keys: Keys, how: Conversion) -> Converted:
         had_name = source.has_name() and os.path.realpath(path) != os.path.realpath(target)
         with new_output(target, replaceable=_replaceable(how)) as sink:
             refuse_other_guest(sink, *identity(domain.xml))
-            done = (_write_raw if how.image == RAW else _write_state)(state, domain, how, sink)
+            with damage_named(source.name):
+                done = (_write_raw if how.image == RAW else _write_state)(state, domain, how, sink)
         if had_name and not source.has_name():
             gone = (
                 f"{source.name} was removed while it was read: if libvirt runs the guest from it, do not load {target}"

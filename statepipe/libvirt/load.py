@@ -27,6 +27,7 @@ from statepipe.qemu.guard import Said
 from statepipe.recovery.guardian import GuardCommand, Guardian
 from statepipe.state.file import Keys, open_state
 from statepipe.state.loading import State, prepare
+from statepipe.state.source import damage_named
 from statepipe.telling import Tell
 from statepipe.threads import held
 
@@ -103,7 +104,8 @@ def _restore(
                 work = opened.enter_context(AtWork(target.virsh, *words))
             offer.ended = work.ended
             guardian.note({"state": OFFERED}, {"virsh": work.ended})
-            Pipeline(state.source, state.stages(), offer).pour()
+            with damage_named(state.source.name):
+                Pipeline(state.source, state.stages(), offer).pour()
             patience, hurried = 0.0, HASTE
             guardian.note({"state": HANDED})
             tell.here()

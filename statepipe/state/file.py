@@ -13,7 +13,7 @@ from statepipe.formats.metadata import META_MAGIC
 from statepipe.formats.openpgp import looks_encrypted
 from statepipe.stage import Stage
 from statepipe.stages.codec import RAW, identify
-from statepipe.state.source import StateFile
+from statepipe.state.source import StateFile, damage_named
 from statepipe.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -53,7 +53,8 @@ def open_state(path: str, keys: Keys) -> StateFile:
     opened = _opened(path)
     file: StateFile = opened
     try:
-        file = _unsealed(opened, keys)
+        with damage_named(opened.name):
+            file = _unsealed(opened, keys)
         if not looks_like_image(file.tail(0, HEAD)):
             return file
         from statepipe.state.saveimage import open_image

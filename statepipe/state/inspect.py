@@ -7,6 +7,7 @@ from statepipe.formats.libvirtimage import Domain
 from statepipe.pipeline.pipeline import Pipeline
 from statepipe.state.file import Keys, open_state
 from statepipe.state.loading import Ends, foreign_state, read_ends
+from statepipe.state.source import damage_named
 from statepipe.typed import Any
 
 
@@ -26,7 +27,8 @@ def inspect(path: str, keys: Keys) -> dict[str, Any]:
             return facts | {"header": ends.header, "trailer": ends.trailer}
         state = foreign_state(source, ends)
         assert state.stream is not None
-        Pipeline(source, state.stages(), Nowhere()).pour()
+        with damage_named(source.name):
+            Pipeline(source, state.stages(), Nowhere()).pour()
         return facts | {"stream": state.stream.facts()}
 
 

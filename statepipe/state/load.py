@@ -24,6 +24,7 @@ from statepipe.qemu.images import Image, Images
 from statepipe.qemu.process import has_open, open_images, parent_pid, parent_qemu
 from statepipe.state.file import STDIN, Keys, open_state
 from statepipe.state.loading import prepare
+from statepipe.state.source import damage_named
 
 POISON = b"!"
 """QEMU reports "Not a migration stream" and exits."""
@@ -51,7 +52,8 @@ def load_to_stdout(path: str, keys: Keys, said: Said, warn: Callable[[str], None
             state.refuse_other_hardware(None, running.command if running else None, said, warn)
             if state.doubts:
                 warn(state.doubts)
-            Pipeline(source, state.stages(), sink).run()
+            with damage_named(source.name):
+                Pipeline(source, state.stages(), sink).run()
     except BaseException:  # also a signal, or a bug: QEMU waits all the same
         poison(sink)
         raise

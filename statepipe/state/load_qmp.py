@@ -41,7 +41,7 @@ from statepipe.qemu.view import View
 from statepipe.state.claims import claim
 from statepipe.state.file import STDIN, Keys, open_state
 from statepipe.state.loading import State, prepare
-from statepipe.state.source import StateFile
+from statepipe.state.source import StateFile, damage_named
 from statepipe.telling import Tell
 from statepipe.typed import TYPE_CHECKING, Any, NamedTuple
 
@@ -266,7 +266,8 @@ def _feed(state: State, monitor: Monitor, ours: socket.socket) -> None:
     from statepipe.pipeline.pipeline import Pipeline
 
     try:
-        Pipeline(state.source, state.stages(), FdSink(ours.fileno(), "the migration socket")).pour()
+        with damage_named(state.source.name):
+            Pipeline(state.source, state.stages(), FdSink(ours.fileno(), "the migration socket")).pour()
     except ReaderGone as error:
         figures = monitor.migration_outcome()
         raise QemuError(f"QEMU refused the state: {figures.get('error-desc', figures['status'])}") from error

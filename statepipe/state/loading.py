@@ -45,7 +45,7 @@ from statepipe.qemu.runstates import PAUSED, RUNNING
 from statepipe.stages.codec import RAW, ZSTD, decompress
 from statepipe.state.file import demand_stream
 from statepipe.state.saveimage import SaveImage, demand_format
-from statepipe.state.source import StateFile
+from statepipe.state.source import StateFile, damage_named
 from statepipe.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:  # what reads a whole stream takes 10 ms, which a lazy load need not pay
@@ -82,7 +82,8 @@ def read_ends(source: StateFile) -> Ends:
     Raises TruncatedError for a file of ours without its trailer, IntegrityError for one that is damaged there or of an
     unknown format, StatepipeError for one of a later version.
     """
-    ends = _read_ends(source)
+    with damage_named(source.name):
+        ends = _read_ends(source)
     if not isinstance(source, SaveImage):
         return ends
     demand_format(source, ends.codec)

@@ -35,7 +35,7 @@ from statepipe.state.file import Keys, open_state
 from statepipe.state.loading import HOLD_LIMIT, Ends, State, prepare, table_parts
 from statepipe.state.pageindex import read_index
 from statepipe.state.saveimage import SaveImage
-from statepipe.state.source import StateFile
+from statepipe.state.source import StateFile, damage_named
 from statepipe.telling import Tell, nobody
 from statepipe.threads import cores, parallel
 from statepipe.typed import TYPE_CHECKING, Self
@@ -100,13 +100,15 @@ def pages_of(state: State, *, told: Tell = nobody) -> PageStore:
     if (why := state.unserved) is not None:
         return PageStore(source, state, FrameTable(), _no_index(why))
     frames, digest = FrameTable(), ""
-    if state.ends.trailer is not None:
-        _listed(source, state.ends, frames)
-    index = read_index(source, state.ends)
+    with damage_named(source.name):
+        if state.ends.trailer is not None:
+            _listed(source, state.ends, frames)
+        index = read_index(source, state.ends)
     is_scanned = index is None
     if index is None:
         told(f"{source.name} has no index of pages: all of it is read first")
-        index, stream, digest = _scanned(source, state.ends, frames)
+        with damage_named(source.name):
+            index, stream, digest = _scanned(source, state.ends, frames)
         state = state._replace(stream=stream)
     store = PageStore(source, state, frames, index, state.digest or digest, is_scanned=is_scanned)
     store.demand_sound()

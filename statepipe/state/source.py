@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Iterator
+from contextlib import contextmanager
 
+from statepipe.errors import ANOTHER_COPY, IntegrityError
 from statepipe.stage import Buffer
 from statepipe.typed import Protocol, Self
 
@@ -36,3 +38,16 @@ class StateFile(Protocol):
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *error: object) -> None: ...
+
+
+@contextmanager
+def damage_named(name: str) -> Iterator[None]:
+    """During the context, the file `name` is read: an IntegrityError names it, and what to do if it has no hint. The
+    stage that found the damage knows neither."""
+    try:
+        yield
+    except IntegrityError as error:
+        if not str(error).startswith((f"{name}: ", f"{name} ")):
+            error.args = (f"{name}: {error}",)
+        error.hint = error.hint or ANOTHER_COPY
+        raise

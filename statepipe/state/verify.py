@@ -17,7 +17,7 @@ from statepipe.state.file import Keys, open_state
 from statepipe.state.inspect import name_format
 from statepipe.state.loading import Ends, read_ends
 from statepipe.state.pageindex import read_index
-from statepipe.state.source import StateFile
+from statepipe.state.source import StateFile, damage_named
 from statepipe.typed import Any
 
 
@@ -31,13 +31,14 @@ def verify_state(path: str, keys: Keys) -> dict[str, Any]:
     """
     with open_state(path, keys) as source:
         ends = read_ends(source)
-        index = read_index(source, ends)
         stream = QemuStream()
-        if index is not None:
-            stream.record_pages()
-        read_whole(source, ends, stream, behind=[("alone", alone(stream))])
-        if index is not None:
-            demand_equal(index, stream.page_index())
+        with damage_named(source.name):
+            index = read_index(source, ends)
+            if index is not None:
+                stream.record_pages()
+            read_whole(source, ends, stream, behind=[("alone", alone(stream))])
+            if index is not None:
+                demand_equal(index, stream.page_index())
         facts = {
             "file": source.name,
             "size": source.stored(),

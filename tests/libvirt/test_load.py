@@ -238,6 +238,7 @@ def test_a_damaged_frame_ends_the_load_and_nothing_runs(kept: Kept, at: float) -
     damaged.write_bytes(data)
     done = kept.load(path=damaged)
     assert done.returncode == 3
+    assert re.search(rf"error: {damaged}: .* at byte \d+ .*\n.*take another copy of it; the domain", done.stderr)
     assert "the domain vm1 is shut off" in done.stderr
     kept.assert_did_not_run()
 
