@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+
 from statepipe.cli.config import load_config
 from statepipe.cli.keys import PASSPHRASES, keys_of, seals
 from statepipe.cli.messages import say, warn
 from statepipe.cli.states import save_words
 from statepipe.cli.verb import Values, is_given
-from statepipe.errors import UsageError
+from statepipe.errors import StatepipeError, UsageError
 from statepipe.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -39,12 +42,20 @@ def _with_source(values: Values) -> Values:
         if values["file"] is None:
             hint = "for example: statepipe convert web1.save web1.state; or name a domain with a managed save: --domain"
             raise UsageError("convert needs a FILE and the NEW file", hint=hint)
+        _demand_file(values["file"], values["target"])
         return values
     if values["file"] is not None:
         raise UsageError(f"--domain and '{values['file']}' exclude each other", hint="leave one of them out")
     from statepipe.libvirt.images import managed_save
 
     return values | {"file": managed_save(values["domain"], values["connect"])}
+
+
+def _demand_file(path: str, target: str) -> None:
+    """Raises StatepipeError for what is no file, but may be the name of a domain."""
+    if path != "-" and "/" not in path and not os.path.lexists(path):
+        command = shlex.join(["statepipe", "convert", "--domain", path, target])
+        raise StatepipeError(f"there is no file {path}", hint=f"for libvirt's managed save of a domain: {command}")
 
 
 def _conversion(values: Values) -> Conversion:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Sequence
 
 from statepipe.cli.messages import say, warn
 from statepipe.cli.onfiles import called
 from statepipe.cli.verb import Values, is_given
-from statepipe.errors import UsageError
+from statepipe.errors import StatepipeError, UsageError
 from statepipe.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,6 +20,13 @@ if TYPE_CHECKING:
     from statepipe.state.saving import Saved
 
 _STOPPED = "libvirt stops the guest before it saves its memory"
+
+_SAVE_STRAYS = {
+    "then": "libvirt ends the guest once the file is safe",
+    "offline": _STOPPED,
+    "auto_converge": _STOPPED,
+}
+"""Why save --domain does not take another way of saving."""
 
 
 def save_by_libvirt(
@@ -36,6 +45,13 @@ def save_by_libvirt(
         raise UsageError(f"--live and --domain exclude each other: {_STOPPED}", hint=hint)
     if values["qmp"] is not None:
         raise UsageError("--qmp and --domain exclude each other", hint="leave one of them out")
+    for key, why in _SAVE_STRAYS.items():
+        if is_given(values[key]):
+            option = f"--{key.replace('_', '-')}"
+            hint = f"leave {option} out"
+            if values[key] in ("cont", "stay"):
+                hint += f"; to have the domain again after the save: statepipe load --domain {shlex.quote(what[0])}"
+            raise UsageError(f"{option} and --domain exclude each other: {why}", hint=hint)
     if values["on_timeout"] == "suspend":
         raise UsageError(f"--on-timeout suspend and --domain exclude each other: {_STOPPED}", hint="leave it out")
     with within(values["timeout"], f"the domain {values['domain']} was not saved") as in_time:
@@ -76,6 +92,13 @@ def _refuse_strays(values: Values) -> None:
         raise UsageError(what, hint="--force names disks here")
 
 
+def _demand_file(path: str) -> None:
+    """Raises StatepipeError for what is no file, but may be the name of a domain."""
+    if path != "-" and "/" not in path and not os.path.lexists(path):
+        hint = "name the file of the state: it holds the domain, whose name is not given"
+        raise StatepipeError(f"there is no file {path}", hint=hint)
+
+
 def load_by_libvirt(values: Values, keys: Keys) -> None:
     """Have libvirt restore the domain in a state file."""
     from statepipe.libvirt.load import Telling, Wish, load_domain
@@ -84,6 +107,7 @@ def load_by_libvirt(values: Values, keys: Keys) -> None:
     from statepipe.recovery.program import guard_words
 
     _refuse_strays(values)
+    _demand_file(values["file"])
     if values["status_fd"] is not None:
         from statepipe.pipeline.job import report_to
 

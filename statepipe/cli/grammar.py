@@ -18,7 +18,7 @@ from statepipe.cli.verb import Param, Values, Verb, is_given, is_option, joined,
 from statepipe.cli.verbs import find_verb
 from statepipe.descriptors import look_at
 from statepipe.errors import UsageError
-from statepipe.guessing import did_you_mean
+from statepipe.guessing import closest, did_you_mean
 from statepipe.typed import Any
 
 COMMAND = "command"
@@ -157,7 +157,10 @@ def _demand_no_strays(verb: Verb | Filter, arguments: Sequence[str], strays: lis
         return
     hint = f"see: statepipe {verb.name} --help"
     optional = {name: param for param in verb.params if param.many == "optional" for name in param.names}
+    switches = {name for param in verb.params if param.metavar is None for name in param.names}
     for before, word in pairwise(arguments):
+        if before in switches and not is_option(word):
+            hint = f"{before} takes no value: leave '{word}' out, if it was meant for one"
         if (param := optional.get(before)) is not None:
             with suppress(UsageError):
                 _converted(param, word)
@@ -195,6 +198,11 @@ def names_filter(text: str) -> bool:
     """Return whether a text would be a word: it begins with the name of a filter or a codec."""
     name = text.partition(":")[0].partition(",")[0]
     return name in CODECS or any(row.name == name for row in FILTERS)
+
+
+def similar_filter(text: str) -> bool:
+    """Return whether a filter or a codec may be meant that is written otherwise."""
+    return closest(text.lower(), [*(row.name for row in FILTERS), *CODECS]) is not None
 
 
 def refuse_word(text: str, what: str, written: str) -> None:

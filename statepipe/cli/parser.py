@@ -33,6 +33,10 @@ class Parser(argparse.ArgumentParser):
             if "--one-frame" in known and closest(option[1], ["--level"]):
                 return "the level is part of the codec, as in zstd:3; "
             return did_you_mean(option[1], known)
+        if re.match(r"unrecognized arguments: (-[rR]\b|--recipient)", message) and "--identity" in known:
+            return "-i FILE names the secret key that decrypts; "
+        if re.match(r"unrecognized arguments: (-i\b|--identity)", message) and "--recipient" in known:
+            return "-r RECIPIENT names who can decrypt; "
         if key := re.match(r"unrecognized arguments: ([\w-]+)=", message):
             return did_you_mean(key[1], [name.removeprefix("--") for name in known])
         if message.endswith("--qmp"):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import stat
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 
 from statepipe.cli.config import load_config
-from statepipe.cli.grammar import parse_word, refuse_strays, refuse_word
+from statepipe.cli.grammar import names_filter, parse_word, refuse_strays, refuse_word, similar_filter
 from statepipe.cli.keys import keys_of, seals, words_of_keys
 from statepipe.cli.messages import say, show, warn
 from statepipe.cli.onfiles import called, for_each_file
@@ -38,6 +40,8 @@ def run_save(name: str, values: Values) -> int:
     if values["domain"] is None:
         refuse_strays("save", values, "--qmp" if values["qmp"] else "exec:", "add --qmp SOCKET")
     _demand_keeper(path, values["then"])
+    if values["domain"] is None and values["qmp"] is None:
+        _refuse_name(values["words"], path)
     packing, plain, sealing = save_words(values["words"])
     seal = seals(values, sealing)
     replaceable: Callable[[bytes], bool] | None = None if values["overwrite"] else looks_saved
@@ -76,6 +80,15 @@ def run_save(name: str, values: Values) -> int:
     if doubts := unknown(saved.disks):
         warn("save", doubts)
     return 0
+
+
+def _refuse_name(words: Sequence[str], path: str) -> None:
+    """Raises UsageError for a word that is no filter, nor like one: a guest's name, say."""
+    for word in words:
+        if re.fullmatch(r"[^:,=/]+", word) and not names_filter(word) and not similar_filter(word):
+            command = shlex.join(["statepipe", "save", "--domain", word, path])
+            hint = f"if it is a domain of libvirt's: {command}; of another QEMU, name its monitor: --qmp SOCKET"
+            raise UsageError(f"there is no filter '{word}'", hint=hint)
 
 
 def _demand_keeper(path: str, then: str | None) -> None:

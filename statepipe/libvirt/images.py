@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import shlex
 
 from statepipe.ends.fd import failure
 from statepipe.errors import StatepipeError, UsageError
-from statepipe.libvirt.virsh import demand_local
+from statepipe.libvirt.virsh import Virsh, demand_local
 
 SYSTEM, SESSION = "qemu:///system", "qemu:///session"
 
@@ -29,7 +30,11 @@ def managed_save(name: str, uri: str | None = None) -> str:
     try:
         os.stat(path)
     except FileNotFoundError as error:
-        hint = f"virsh --connect {uri} managedsave {name} makes one; a domain of another connection: --connect URI"
+        its = Virsh(uri)
+        hint = (
+            f"{its.typed('list', '--all', '--with-managed-save')} shows which domains have one; to save one that runs: "
+            f"{shlex.join(['statepipe', 'save', '--domain', name])} NEW; of another connection: --connect URI"
+        )
         raise StatepipeError(f"the domain {name} has no managed save: there is no {path}", hint=hint) from error
     except OSError as error:
         raise failure(f"look for {path}", error) from error

@@ -53,7 +53,7 @@ def save_from_stdin(
         if os.isatty(0):
             raise UsageError(
                 "standard input is a terminal, not a migration stream",
-                hint=f"at the monitor: {_at_monitor(path)}; from a shell: add --qmp SOCKET",
+                hint=f"at the monitor: {_at_monitor(path)}; from a shell: add --qmp SOCKET, or --domain NAME",
             )
         demand_readable(0, "standard input")
         _refuse_qemu_as_reader(path)
@@ -89,7 +89,7 @@ def _at_monitor(path: str) -> str:
     return 'migrate "{}"'.format(command.replace("\\", r"\\").replace('"', r"\""))
 
 
-_BY_MONITOR = "to save a running guest from a script or a shell, add --qmp SOCKET"
+_BY_MONITOR = "to save a running guest from a script or a shell, add --qmp SOCKET, or for libvirt's --domain NAME"
 
 _IF_COMPLETED = (
     "without the capability return-path, QEMU may report this save as completed: if 'info status' at its monitor shows "

@@ -159,9 +159,10 @@ def test_of_two_saves_of_one_domain_one_succeeds(session: Libvirt) -> None:
     [
         (["--live"], "snapshot-create-as"),
         (["--qmp", "x"], "exclude each other"),
-        (["--then", "quit"], "needs --qmp"),
-        (["--offline"], "needs --qmp"),
-        (["--auto-converge"], "needs --qmp"),
+        (["--then", "quit"], "and --domain exclude each other: libvirt"),
+        (["--then", "cont"], "to have the domain again after the save: statepipe load --domain"),
+        (["--offline"], "and --domain exclude each other: libvirt"),
+        (["--auto-converge"], "and --domain exclude each other: libvirt"),
         (["--timeout", "9", "--on-timeout", "suspend"], "exclude each other"),
         (["--connect", "qemu+ssh://vmhost/system"], "ssh vmhost statepipe save --domain"),
         (["--connect", "test:///default"], "QEMU's guests"),

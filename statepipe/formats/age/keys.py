@@ -70,6 +70,8 @@ def parse_recipient(text: str) -> Recipient | PluginKey:
         hint = "a recipient is age1… or an SSH public key"
         if text.upper().startswith("AGE-"):
             raise UsageError("this is a secret key, not a recipient", hint="give the public key") from None
+        if text.endswith(("…", "...")):  # as documents shorten it
+            hint = "write the whole public key: keygen prints it, and the file of the secret key has it"
         raise UsageError(f"'{shown}' is not a recipient: {error}", hint=hint) from error
 
 

@@ -395,6 +395,35 @@ MISPLACED = [
 ]
 
 
+DOMAINS = [
+    (["save", "vm 1", "F"], 2, "if it is a domain of libvirt's: statepipe save --domain 'vm 1' F; of another QEMU"),
+    (["save", "checksm", "F"], 2, "did you mean checksum?"),
+    (["save", "--qmp", "S", "vm1", "F"], 2, "filters are "),
+    (["save", "--domain", "vm1", "--then", "cont", "F"], 2, "to have the domain again after the save: statepipe load"),
+    (["save", "--domain", "vm1", "--then", "quit", "F"], 2, "leave --then out\n"),
+    (["save", "--domain", "vm1", "-r", "age1…", "F"], 2, "write the whole public key: keygen prints it"),
+    (["save", "--domain", "vm1", "-i", "K", "F"], 2, "-r RECIPIENT names who can decrypt; "),
+    (["load", "--domain", "-r", "age1x", "F"], 2, "-i FILE names the secret key that decrypts; "),
+    (["load", "--domain", "vm1", "F"], 2, "--domain takes no value: leave 'vm1' out"),
+    (["load", "--domain", "vm1"], 1, "name the file of the state: it holds the domain"),
+    (["convert", "vm1", "F"], 1, "for libvirt's managed save of a domain: statepipe convert --domain vm1 F"),
+]
+
+
+@pytest.mark.parametrize(("line", "status", "hint"), DOMAINS, ids=[" ".join(line) for line, _, _ in DOMAINS])
+def test_a_domain_that_is_named_otherwise_gets_the_right_command(
+    line: list[str],
+    status: int,
+    hint: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(line) == status
+    assert f"statepipe: hint: {hint}" in capsys.readouterr().err.replace("leave --then out; ", "")
+
+
 @pytest.mark.parametrize(("line", "hint"), MISPLACED, ids=[" ".join(line) for line, _ in MISPLACED])
 def test_a_misplaced_word_gets_its_place(line: list[str], hint: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(line) == 2
@@ -421,7 +450,7 @@ REFUSED = [
     (["load", "--disk", "=b", "F"], "--disk OLD=NEW: '=b' does not say where a disk is now"),
     (["ps", "--watch", "0"], "SECONDS: '0' is not a number of seconds"),
     (["ps", "3"], "SECONDS needs --watch"),
-    (["save", "--then", "quit", "F"], "--then WHAT needs --qmp SOCKET"),
+    (["save", "--then", "quit", "F"], "--then WHAT is for --qmp only"),
     (["save", "--qmp", "S", "--on-timeout", "cancel", "F"], "--on-timeout WHAT needs --timeout SECONDS"),
     (["load", "--detach", "F"], "--detach needs a QEMU command line after --"),
     (["load", "--learn", "F", "--", "q"], "--learn[=SECONDS] needs --lazy[=WHEN]"),

@@ -50,12 +50,16 @@ def test_without_a_uri_it_is_virshs_choice(home: Path, monkeypatch: pytest.Monke
     assert managed_save("web1") == system
 
 
-def test_a_domain_without_one_is_told_how_to_make_one(home: Path) -> None:
+def test_for_a_domain_without_one_the_right_commands_are_told(home: Path) -> None:
     with pytest.raises(
         StatepipeError, match=r"web1 has no managed save: there is no /.*/qemu/save/web1\.save"
     ) as caught:
         managed_save("web1", "qemu:///session")
-    assert caught.value.hint is not None and "virsh --connect qemu:///session managedsave web1" in caught.value.hint
+    hint = str(caught.value.hint)
+    assert hint.startswith(
+        "virsh --connect=qemu:///session list --all --with-managed-save shows which domains have one"
+    )
+    assert "statepipe save --domain web1 NEW" in hint and "--connect URI" in hint
 
 
 def test_what_may_not_be_looked_into_is_not_called_missing(home: Path) -> None:
