@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 
 from statepipe.cli.messages import clean
@@ -38,7 +39,11 @@ def converted(path: str, done: Converted) -> str:
 def domain_saved(path: str, outcome: DomainSaved) -> str:
     """Return a line on a domain that was saved."""
     state, size = format_size(outcome.saved.stream.offset), format_size(outcome.saved.size)
-    return f"statepipe: save: {path}: {state} of state in {size}; the domain {outcome.name} is now {outcome.state}"
+    became = f"the domain {outcome.name} is now {outcome.state}"
+    if outcome.is_transient:
+        load = shlex.join(["statepipe", "load", "--domain", path])
+        became = f"the domain {outcome.name} was transient, and libvirt has forgotten it: {load} brings it back"
+    return f"statepipe: save: {path}: {state} of state in {size}; {became}"
 
 
 def lazily_loaded(done: Summary) -> str:

@@ -74,7 +74,7 @@ def load_domain(path: str, wish: Wish, keys: Keys, said: Said, tell: Telling, gu
         refuse_changed_disks(state, domain.xml, xml, said, tell.warn)
         sweep()  # a libvirt that waits for a killed load does not answer
         target = _target(wish.uri, xml)
-        target.demand_idle(tell.warn)
+        is_defined = target.demand_idle(tell.warn)
         guardian = opened.enter_context(Guardian(guard))
         opened.callback(guardian.settle)
         offer = Offer(beginning(domain, spare=0))
@@ -89,6 +89,8 @@ def load_domain(path: str, wish: Wish, keys: Keys, said: Said, tell: Telling, gu
             words.append("--running" if wish.runs else "--paused")
         _restore(state, offer, target, words, tell, guardian)
         _report(target, tell)
+        if not is_defined:
+            tell.warn(target.transience)
 
 
 def _restore(

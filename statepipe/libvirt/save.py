@@ -27,7 +27,7 @@ from statepipe.libvirt.intake import SIGNED, Intake, answer, is_asked, knocking
 from statepipe.libvirt.leftover import sweep
 from statepipe.libvirt.process import qemu_of
 from statepipe.libvirt.virsh import ASLEEP, PAUSED, RUNNING, SHUT_OFF, Found, LibvirtError, LibvirtSilent, Virsh
-from statepipe.libvirt.witness import ANSWERING, BACK, RESUMED, Job, judge
+from statepipe.libvirt.witness import ANSWERING, BACK, RESUMED, SAVING, Job, judge
 from statepipe.libvirt.work import LATEST, AtWork
 from statepipe.pipeline.job import works_for
 from statepipe.pipeline.pipeline import NamedStage
@@ -39,6 +39,9 @@ from statepipe.stages.packing import Packing
 from statepipe.state.older import refuse_other_guest
 from statepipe.state.saving import IDLE, Plan, Saved, demand_lasting, save_stream
 from statepipe.threads import held
+
+OTHERS = 3.0
+"""Seconds in which another save that was refused lets the guest run on: it takes it less than one."""
 
 HASTE = 1.0
 """Seconds that a save which was stopped by a signal waits for libvirt; the guardian waits on."""
@@ -59,18 +62,20 @@ class DomainRequest(NamedTuple):
 
 
 class DomainSaved(NamedTuple):
-    """A save that succeeded: the file, the domain's name, and what libvirt reports of it now."""
+    """A save that succeeded: the file, the domain's name, what libvirt reports of it now, and whether libvirt has no
+    definition of it."""
 
     saved: Saved
     name: str
     state: str
+    is_transient: bool
 
 
 def save_domain(request: DomainRequest, guard: GuardCommand) -> DomainSaved:
     """Save a domain of libvirt's, which is shut off then. Raises StatepipeError, with the domain as it was before; if
     we are killed, the guardian that `guard` starts sees to that."""
     sweep()  # first: a libvirt that waits for a killed save does not answer
-    found = Virsh(request.uri).find(request.name)
+    found = _demand_no_other(Virsh(request.uri).find(request.name))
     _demand_guest(found)
     with new_output(request.path, replaceable=request.replaceable) as sink:
         if not isinstance(sink, FileSink):
@@ -79,6 +84,18 @@ def save_domain(request: DomainRequest, guard: GuardCommand) -> DomainSaved:
         refuse_other_guest(sink, found.name, found.uuid)
         with Guardian(guard) as guardian:
             return _Save(request, found, sink, guardian).run()
+
+
+def _demand_no_other(found: Found) -> Found:
+    """Return the domain with its state once no other save of it is under way. Raises LibvirtError if one is."""
+    if found.state.reason != SAVING:
+        return found
+    state = Job(str(found.virsh.uri), found.uuid, found.name, "", "", found.number).ask(OTHERS)
+    if state is None:
+        what = f"another save of the domain {found.name} is under way"
+        hint = f"wait until it has ended; {found.virsh.typed('domjobinfo', found.name)} and statepipe ps show it"
+        raise LibvirtError(what, hint=hint)
+    return found._replace(state=state)
 
 
 def _demand_guest(found: Found) -> None:
@@ -160,7 +177,7 @@ class _Save:
             saved = save_stream(
                 self._plan(header, data), source, self._sink, None, approve, ignore, ready=lambda: self._ready(work)
             )
-        return DomainSaved(saved, self._found.name, state)
+        return DomainSaved(saved, self._found.name, state, self._found.is_transient)
 
     def _plan(self, header: ImageHeader, data: bytes) -> Plan:
         request, found = self._request, self._found

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from statepipe.errors import StatepipeError
 from statepipe.libvirt.offer import IMAGE, wake
 from statepipe.libvirt.virsh import ANSWER, PAUSED, SHUT_OFF, DomainState, LibvirtError, NoDomain, Virsh, parse_state
+from statepipe.libvirt.witness import SAVING
 from statepipe.recovery.guardian import Notes
 from statepipe.telling import Tell
 from statepipe.wakeups import polled
@@ -48,19 +49,22 @@ class Target(NamedTuple):
         """The same for the guardian."""
         return [self.virsh.uri, self.name, self.uuid]
 
-    def demand_idle(self, warn: Tell) -> None:
-        """Raises LibvirtError if it runs already, or if libvirt has its name or its UUID for another domain. `warn`
-        hears of another state that its next start would load."""
+    def demand_idle(self, warn: Tell) -> bool:
+        """Return whether libvirt has a definition of it. Raises LibvirtError if it runs already, or if libvirt has its
+        name or its UUID for another domain. `warn` hears of another state that its next start would load."""
         try:
             its = self.virsh.facts(self.uuid)
         except NoDomain:  # it was transient, or another host's
             self._demand_free_name()
-            return
+            return False
         state = parse_state(its.get("State", ""))
         if state.state != SHUT_OFF:  # also one that sleeps, or has crashed and is kept, has its guest
+            state = self.virsh.state(self.uuid)
             command = self.virsh.typed("destroy", self.name)
             hint = f"it would be another guest on the same disks; to give that up: {command}"
-            raise LibvirtError(f"the domain {self.name} is {self.virsh.state(self.uuid)} already", hint=hint)
+            if state == STARTING or state.reason == SAVING:
+                hint = "another load or save of it is under way: wait until that has ended"
+            raise LibvirtError(f"the domain {self.name} is {state} already", hint=hint)
         if (name := its.get("Name", self.name)) != self.name:
             what = (
                 f"the domain {self.name} ({self.uuid}) is called {name} now, and libvirt restores it by its name alone"
@@ -72,6 +76,16 @@ class Target(NamedTuple):
                 f"libvirt also keeps a managed save of {self.name}, and the next start of the domain loads that: once "
                 f"the guest has run, it no longer fits the disks; to remove it: {command}"
             )
+        return True
+
+    @property
+    def transience(self) -> str:
+        """What to know of a domain that libvirt has no definition of."""
+        dump, define = self.virsh.typed("dumpxml", self.name), self.virsh.typed("define", "FILE")
+        return (
+            f"libvirt has no definition of the domain {self.name}, which is gone once its guest ends; to keep one: "
+            f"{dump} > FILE; {define}"
+        )
 
     def _demand_free_name(self) -> None:
         """Raises LibvirtError if another domain has the name, such as one that was defined anew without the UUID."""

@@ -67,13 +67,15 @@ class DomainState(NamedTuple):
 
 class Found(NamedTuple):
     """A domain that exists: the connection it was found through, and what it is and does. `number` is libvirt's id,
-    which is another one each time it is started."""
+    which is another one each time it is started. libvirt has no definition of a transient one, which is gone with its
+    guest."""
 
     virsh: Virsh
     name: str
     uuid: str
     state: DomainState
     number: str
+    is_transient: bool = False
 
 
 class Virsh(NamedTuple):
@@ -115,7 +117,8 @@ class Virsh(NamedTuple):
         its = _facts(rows)
         if not _UUID.fullmatch(uuid := its.get("UUID", "")):
             raise LibvirtError(f"virsh does not tell the domain's UUID: {_shown(' / '.join(rows))}")
-        return Found(Virsh(uri), its.get("Name", uuid), uuid, parse_state(rows[-1]), its.get("Id", ""))
+        is_transient = its.get("Persistent") == "no"
+        return Found(Virsh(uri), its.get("Name", uuid), uuid, parse_state(rows[-1]), its.get("Id", ""), is_transient)
 
     def _ask_of(self, uuid: str, *words: str, within: float = ANSWER) -> str:
         """As `ask`, about a domain. Raises NoDomain only if libvirt's list of domains lacks it, too: a guest is taken
@@ -151,7 +154,9 @@ class Virsh(NamedTuple):
         if the domain was started again since. Raises as `state`."""
         state, now = self._lines(uuid, f"domstate --reason {uuid}", f"domid {uuid}", within=within)
         found = parse_state(state)
-        return DomainState(SHUT_OFF, _AGAIN) if found.state != SHUT_OFF and now != number else found
+        if found.state == SHUT_OFF or now == number:
+            return found
+        return DomainState(SHUT_OFF, "" if now == "-" else _AGAIN)  # without an id, it ended between the two answers
 
     def facts(self, uuid: str) -> dict[str, str]:
         """Return what virsh dominfo tells of a domain by its own words, such as State. Raises as `state`."""
@@ -215,7 +220,8 @@ def failure(text: str) -> LibvirtError:
     if first.startswith("failed to connect"):
         is_refused = any(word in last for word in _REFUSED)
         return LibvirtError(f"cannot connect to libvirt: {_shown(last)}", hint=_MEMBER if is_refused else _CONNECT)
-    return LibvirtError(f"libvirt: {_shown(last)}")
+    hint = _BUSY if "cannot acquire state change lock" in last else None
+    return LibvirtError(f"libvirt: {_shown(last)}", hint=hint)
 
 
 _CONNECT = (
@@ -229,6 +235,12 @@ _REFUSED = ("authentication", "Permission denied", "system bus")
 _MEMBER = (
     "libvirt does not let your user in: it must be in the group libvirt, and have logged in since; or use sudo, then "
     "FILE is root's; where no polkit runs, auth_unix_rw and unix_sock_group in /etc/libvirt/libvirtd.conf decide"
+)
+
+
+_BUSY = (
+    "libvirt has another job for the domain, such as another save: wait until it has ended (virsh domjobinfo NAME), "
+    "and try again"
 )
 
 

@@ -94,7 +94,12 @@ def test_a_paused_domain_whose_save_fails_stays_paused(session: Libvirt) -> None
 
 def test_a_transient_domain_comes_back(session: Libvirt) -> None:
     domain = session.domain(transient=True)
-    assert_saved(saved(session, domain))
+    save = saved(session, domain)
+    load = f"statepipe load --domain {save.file}"
+    assert save.stderr.endswith(f"the domain vm1 was transient, and libvirt has forgotten it: {load} brings it back\n")
+    done = session.run(*statepipe_command(), *load.split()[1:])
+    assert "libvirt has no definition of the domain vm1, which is gone once its guest ends" in done.stderr
+    domain.assert_runs_on()
 
 
 def test_words_recipients_and_an_older_file(session: Libvirt, tmp_path: Path) -> None:
@@ -148,6 +153,19 @@ def test_of_two_saves_of_one_domain_one_succeeds(session: Libvirt) -> None:
     assert held.end() == 0, held.stderr
     other.communicate()
     assert other.returncode != 0 and not (domain.files / "other").exists()
+    assert_saved(held)
+
+
+def test_a_second_save_of_a_domain_says_that_one_is_under_way(session: Libvirt) -> None:
+    domain = session.domain()
+    held = Save(session, domain, strike=(signal.SIGSTOP, "before save_stream"))
+    held.wait_at_step()
+    other = session.statepipe("save", "--domain", "vm1", domain.files / "other")
+    assert other.returncode == 6 and "another save of the domain vm1 is under way" in other.stderr, other.stderr
+    assert "virsh --connect=qemu:///session domjobinfo vm1" in other.stderr
+    held.go()
+    assert held.end() == 0, held.stderr
+    assert not (domain.files / "other").exists()
     assert_saved(held)
 
 

@@ -18,12 +18,14 @@ def info(name: str, uuid: str, state: str, persistent: str = "yes") -> str:
     return f"Name: {name}\nUUID: {uuid}\nState: {state}\nPersistent: {persistent}\nManaged save: no"
 
 
-def target(virsh: Script, *, by_uuid: str | None = None, by_name: str | None = None) -> Target:
+def target(
+    virsh: Script, *, by_uuid: str | None = None, by_name: str | None = None, state: str = "running (booted)"
+) -> Target:
     """A domain vm1 of a libvirt that answers so to dominfo."""
     cases = {f"--domain={UUID}": by_uuid, "--domain=vm1": by_name}
     words = "\n".join(f"'{word}') echo '{answer}'; exit 0;;" for word, answer in cases.items() if answer is not None)
     virsh(f"""
-case "$*" in *list*) exit 0;; *domstate*) echo 'running (booted)'; exit 0;; esac
+case "$*" in *list*) exit 0;; *domstate*) echo '{state}'; exit 0;; esac
 for word; do case "$word" in
 x) ;;
 {words}
@@ -39,15 +41,22 @@ def refusal(its: Target) -> tuple[str, str]:
 
 
 def test_one_that_is_defined_or_unknown_passes(virsh: Script) -> None:
-    target(virsh, by_uuid=info("vm1", UUID, "shut off")).demand_idle(pytest.fail)
-    target(virsh).demand_idle(pytest.fail)
-    target(virsh, by_name=info("other", OTHER, "running")).demand_idle(pytest.fail)  # vm1 is its id
+    assert target(virsh, by_uuid=info("vm1", UUID, "shut off")).demand_idle(pytest.fail)
+    assert not target(virsh).demand_idle(pytest.fail)
+    assert not target(virsh, by_name=info("other", OTHER, "running")).demand_idle(pytest.fail)  # vm1 is its id
 
 
 def test_one_that_runs_is_refused(virsh: Script) -> None:
     what, hint = refusal(target(virsh, by_uuid=info("vm1", UUID, "running")))
     assert what == "the domain vm1 is running (booted) already"
     assert hint.endswith("to give that up: virsh --connect=qemu:///session destroy vm1")
+
+
+@pytest.mark.parametrize("state", ["paused (starting up)", "paused (saving)"])
+def test_one_that_is_restored_or_saved_already_is_to_be_waited_for(virsh: Script, state: str) -> None:
+    what, hint = refusal(target(virsh, by_uuid=info("vm1", UUID, "paused"), state=state))
+    assert what == f"the domain vm1 is {state} already"
+    assert hint == "another load or save of it is under way: wait until that has ended"
 
 
 def test_one_that_was_defined_anew_is_named_with_both_uuids(virsh: Script) -> None:

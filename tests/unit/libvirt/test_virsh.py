@@ -60,7 +60,7 @@ def test_a_state_has_a_reason() -> None:
         ("paused (saving)\\n7\\n", DomainState("paused", "saving")),
         ("shut off (saved)\\n-\\n", DomainState("shut off", "saved")),
         ("running (booted)\\n8\\n", DomainState("shut off", "and was started again since")),
-        ("running (booted)\\n-\\n", DomainState("shut off", "and was started again since")),
+        ("running (booted)\\n-\\n", DomainState("shut off", "")),
     ],
 )
 def test_a_domain_that_was_started_again_has_another_guest(
@@ -93,11 +93,26 @@ def test_a_connection_without_an_uri_is_none(virsh: Callable[[str], Virsh], answ
 
 def test_a_domain_is_found_by_its_name(virsh: Callable[[str], Virsh], tmp_path: Path) -> None:
     found = virsh(FOUND).find("a'b c")
-    assert found == (Virsh("qemu:///session"), "vm1", UUID, DomainState("running", "booted"), "7")
+    assert found == (Virsh("qemu:///session"), "vm1", UUID, DomainState("running", "booted"), "7", False)
     words = (tmp_path / "words").read_text().splitlines()
     assert words[:2] == ["C", "--quiet"]
     domain = "--domain='a'\"'\"'b c'"
     assert words[2:] == [f"uri; dominfo {domain}; domstate --reason {domain}"]
+
+
+@pytest.mark.parametrize(("answer", "is_transient"), [("yes", False), ("no", True)])
+def test_a_domain_without_a_definition_is_transient(
+    virsh: Callable[[str], Virsh], answer: str, is_transient: bool
+) -> None:
+    found = virsh(FOUND.replace("UUID:  ", f"Persistent: {answer}\nUUID:  ", 1)).find("vm1")
+    assert found.is_transient is is_transient
+
+
+def test_a_job_that_libvirt_has_already_is_told(virsh: Callable[[str], Virsh]) -> None:
+    lock = "cannot acquire state change lock (held by monitor=remoteDispatchDomainSave)"
+    with pytest.raises(LibvirtError, match="state change lock") as caught:
+        virsh(f"echo 'error: Timed out during operation: {lock}' >&2; exit 1").ask("save")
+    assert "another job for the domain, such as another save" in str(caught.value.hint)
 
 
 def test_a_name_may_hold_other_ends_of_lines(virsh: Callable[[str], Virsh]) -> None:
