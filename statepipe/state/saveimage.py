@@ -5,9 +5,12 @@ Offsets count from where the state begins, behind libvirt's header and its XML.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
+from contextlib import suppress
 
 from statepipe.errors import IntegrityError, StatepipeError, TruncatedError
+from statepipe.formats.domainxml import identity
 from statepipe.formats.libvirtimage import (
     FORMATS,
     HEADER_SIZE,
@@ -21,6 +24,7 @@ from statepipe.formats.libvirtimage import (
 from statepipe.stage import Buffer
 from statepipe.state.source import StateFile
 from statepipe.typed import Self
+from statepipe.units import format_size
 
 
 class SaveImage:
@@ -86,7 +90,7 @@ def open_image(file: StateFile) -> SaveImage:
     try:
         header = parse_header(file.tail(0, HEADER_SIZE))
         if header.is_partial:
-            raise TruncatedError("libvirt has not finished this save image", hint=_PARTIAL)
+            raise _unfinished(file, header)
         _refuse_format(file.name, header)
         domain = split_data(header, file.tail(HEADER_SIZE, header.data_len))
         if file.size() <= header.payload_at:
@@ -97,10 +101,19 @@ def open_image(file: StateFile) -> SaveImage:
     return SaveImage(file, header, domain)
 
 
-_PARTIAL = (
-    "if virsh save or managedsave still runs, wait until it ends; if it failed, this file is worthless, and virsh "
-    "domstate tells what became of the domain"
-)
+def _unfinished(file: StateFile, header: ImageHeader) -> TruncatedError:
+    """Return the error for an image that libvirt still writes, or has left behind: whose it is, if that is there."""
+    with suppress(IntegrityError):  # the XML is not written yet
+        name = identity(split_data(header, file.tail(HEADER_SIZE, header.data_len)).xml).name
+        of = f" of the domain {name}" if name else ""
+        state = shlex.join(["virsh", "domstate", "--reason", name or "NAME"])
+        hint = (
+            f"if {state} says saving, or a snapshot is being made, wait until that ends; else this save has failed, and "
+            "the file is worthless"
+        )
+        what = f"libvirt has not finished this save image{of}, which has {format_size(file.size())} so far"
+        return TruncatedError(what, hint=hint)
+    return TruncatedError("libvirt has just begun this save image", hint="wait until virsh save or managedsave ends")
 
 
 def _refuse_format(name: str, header: ImageHeader) -> None:

@@ -161,7 +161,15 @@ def test_an_image_that_libvirt_has_not_finished_is_refused(path: Path) -> None:
     for use in (inspect, verify_state):
         with pytest.raises(TruncatedError, match=r"web\.save: libvirt has not finished this save image") as caught:
             use(str(path), NO_KEYS)
-        assert caught.value.hint is not None and "virsh domstate" in caught.value.hint
+        assert "image of the domain web\xe41, which has 1" in str(caught.value)
+        assert "if virsh domstate --reason 'web\xe41' says saving" in str(caught.value.hint)
+
+
+def test_of_one_that_libvirt_has_just_begun_not_even_the_domain_is_told(path: Path) -> None:
+    path.write_bytes(image(RAW).replace(b"QemudSave", b"QemudPart")[: HEADER_SIZE + 10])
+    with pytest.raises(TruncatedError, match=r"web\.save: libvirt has just begun this save image") as caught:
+        inspect(str(path), NO_KEYS)
+    assert "wait until" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(
