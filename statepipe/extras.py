@@ -13,6 +13,7 @@ from statepipe.errors import StatepipeError
 
 EXTRAS: Mapping[str, tuple[str, str]] = {
     "gzip": ("gzip", ""),
+    "object": ("an object store", ""),
     "lz4": ("lz4", "python3-lz4 python3-xxhash"),
     "gpg": ("GnuPG's list of keys", "python3-gnupg"),
     "pair": ("pairing with a code", "python3-spake2"),

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import shlex
 
-from statepipe.cli.config import load_config
 from statepipe.cli.keys import PASSPHRASES, keys_of, seals
 from statepipe.cli.messages import say, warn
 from statepipe.cli.states import save_words
 from statepipe.cli.verb import Values, is_given
+from statepipe.ends.configfile import load_config
 from statepipe.errors import StatepipeError, UsageError
 from statepipe.typed import TYPE_CHECKING
 

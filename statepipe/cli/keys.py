@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from statepipe.cli.config import load_config
 from statepipe.cli.context import context
 from statepipe.cli.filtertable import find
 from statepipe.cli.verb import Values
 from statepipe.descriptors import named_by
+from statepipe.ends.configfile import load_config
 from statepipe.errors import NoKeyError, UsageError
 from statepipe.typed import TYPE_CHECKING
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from statepipe.cli.config import load_records
 from statepipe.cli.filters import build_words
 from statepipe.cli.grammar import refuse_strays, refuse_word
 from statepipe.cli.messages import say, warn
 from statepipe.cli.verb import Values
+from statepipe.ends.configfile import load_records
 from statepipe.errors import UsageError
 from statepipe.telling import nobody
 from statepipe.typed import TYPE_CHECKING

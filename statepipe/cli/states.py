@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 
-from statepipe.cli.config import load_config
 from statepipe.cli.grammar import names_filter, parse_word, refuse_strays, refuse_word, similar_filter
 from statepipe.cli.keys import keys_of, seals, words_of_keys
 from statepipe.cli.messages import say, show, warn
 from statepipe.cli.onfiles import called, for_each_file
 from statepipe.cli.verb import Values
 from statepipe.descriptors import named_by
+from statepipe.ends.configfile import load_config
 from statepipe.errors import UsageError
 from statepipe.typed import TYPE_CHECKING
 from statepipe.units import rate_word

@@ -18,17 +18,23 @@ def config_folder() -> str:
 
     The folder need not exist. Raises StatepipeError for a user without a known home.
     """
+    folder = known_folder()
+    if folder is None:
+        raise StatepipeError(
+            f"user {os.geteuid()} has no home: it is not in the user database, and HOME is not set",
+            hint="set HOME, or XDG_CONFIG_HOME: keys and pins are kept there",
+        )
+    return folder
+
+
+def known_folder() -> str | None:
+    """Do as `config_folder`; return None for a user without a known home."""
     base = os.environ.get("XDG_CONFIG_HOME")
     if not base and os.geteuid() == 0:
         base = "/etc"
     elif not base and (own := home()) is not None:
         base = os.path.join(own, ".config")
-    if not base:
-        raise StatepipeError(
-            f"user {os.geteuid()} has no home: it is not in the user database, and HOME is not set",
-            hint="set HOME, or XDG_CONFIG_HOME: keys and pins are kept there",
-        )
-    return os.path.join(base, "statepipe")
+    return os.path.join(base, "statepipe") if base else None
 
 
 def home() -> str | None:

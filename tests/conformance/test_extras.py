@@ -36,6 +36,7 @@ BLOCKED = {
     "pair": ("spake2", ["pair", "--listen", "127.0.0.1:0"]),
     "pq": ("cryptography.hazmat.primitives.hpke", ["keygen", "--pq"]),
     "gpg": ("gnupg", ["encrypt", "gpg:somebody"]),
+    "object": ("botocore", ["tee", "s3://bucket/key"]),
     "ssh-keys": ("bcrypt", ["decrypt", "-i", "key", "--passphrase-file", "passphrase"]),
 }
 """For each extra, a module that it brings, and a command line that needs it."""

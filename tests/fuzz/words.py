@@ -9,10 +9,10 @@ import tempfile
 from contextlib import suppress
 from random import Random
 
-from statepipe.cli.config import load_config
 from statepipe.cli.grammar import parse, parse_word
 from statepipe.cli.verbs import VERBS
 from statepipe.ends.address import parse_address
+from statepipe.ends.configfile import load_config
 from statepipe.errors import StatepipeError
 from statepipe.formats.openpgp import fingerprint
 from statepipe.stages.checksum import read_digest

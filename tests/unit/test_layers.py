@@ -34,6 +34,7 @@ LAYERS = (
     "statepipe.memorylimit",
     "statepipe.processes",
     "statepipe.formats",
+    "statepipe.objectstore",
     "statepipe.ends",
     "statepipe.qemu",
     "statepipe.stages",

@@ -1,4 +1,4 @@
-"""The configuration of a user or a host: the codec, the recipients, the identities, and the kind of records.
+"""The configuration of a user or a host: the codec, the recipients, the identities, the kind of records, the store.
 
 The command line overrides the environment, and the environment the file. The file is $STATEPIPE_CONFIG, or the first
 that exists of config.toml in the folder of ends/config.py, ~/.config/statepipe and /etc/statepipe: a save that QEMU
@@ -8,6 +8,7 @@ starts by exec: has QEMU's environment, often without a home.
     recipients = ["age1…", "gpg:KEY"]
     identities = ["~/.config/statepipe/key.txt"]
     records = "tls"
+    endpoint = "https://store.example:9000"
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ import os
 import re
 import shlex
 import stat
-from contextlib import suppress
 
 from statepipe.descriptors import look_at
-from statepipe.ends.config import RECORDS, config_folder, home
+from statepipe.ends.config import RECORDS, home, known_folder
 from statepipe.errors import StatepipeError, UsageError
 from statepipe.guessing import did_you_mean
+from statepipe.objectstore.settings import demand_endpoint
 from statepipe.typed import NamedTuple
 
 SYSTEM = "/etc/statepipe"
@@ -36,12 +37,14 @@ _FORMAT = "the format is in man statepipe, CONFIGURATION"
 
 
 class Config(NamedTuple):
-    """The settings: `recipients` as for `encrypt`, `identities` as paths of files, `records` as one of RECORDS."""
+    """The settings: `recipients` as for `encrypt`, `identities` as paths of files, `records` as one of RECORDS,
+    `endpoint` as the URL of a store of objects."""
 
     codec: str | None = None
     recipients: tuple[str, ...] = ()
     identities: tuple[str, ...] = ()
     records: str | None = None
+    endpoint: str | None = None
 
 
 def load_config() -> Config:
@@ -63,6 +66,12 @@ def load_records() -> str | None:
     return _read(path).records if path else None
 
 
+def load_endpoint() -> str | None:
+    """Return the setting `endpoint` of the file. Raises as `load_config`."""
+    path = _find()
+    return _read(path).endpoint if path else None
+
+
 def _find() -> str | None:
     """Return the file that STATEPIPE_CONFIG names, or the first of the others that exists."""
     if named := os.environ.get("STATEPIPE_CONFIG"):
@@ -70,8 +79,8 @@ def _find() -> str | None:
         return named
     own = home()
     folders = [os.path.join(own, ".config/statepipe"), SYSTEM] if own else [SYSTEM]
-    with suppress(StatepipeError):  # no home folder, so no settings there
-        folders.insert(0, config_folder())
+    if (folder := known_folder()) is not None:
+        folders.insert(0, folder)
     paths = [os.path.join(folder, "config.toml") for folder in dict.fromkeys(folders)]
     return next((path for path in paths if os.path.exists(path)), None)
 
@@ -109,12 +118,23 @@ def _read(path: str) -> Config:
             raise UsageError(f'{path}: codec must be a string, as in "zstd:3"', hint=_FORMAT)
         if key == "records" and value not in RECORDS:
             raise UsageError(f"{path}: records must be {' or '.join(map(repr, RECORDS))}", hint=_FORMAT)
-        if key not in ("codec", "records") and not (
+        if key == "endpoint":
+            _demand_endpoint(path, value)
+        if key not in ("codec", "records", "endpoint") and not (
             isinstance(value, list) and all(isinstance(item, str) for item in value)
         ):
             raise UsageError(f"{path}: {key} must be a list of strings", hint=_FORMAT)
     identities = _paths(table.get("identities", []))
-    return Config(table.get("codec"), tuple(table.get("recipients", ())), identities, table.get("records"))
+    recipients = tuple(table.get("recipients", ()))
+    return Config(table.get("codec"), recipients, identities, table.get("records"), table.get("endpoint"))
+
+
+def _demand_endpoint(path: str, value: object) -> None:
+    """Raise UsageError for an endpoint that is no URL."""
+    try:
+        demand_endpoint(value if isinstance(value, str) else "")
+    except UsageError as error:
+        raise UsageError(f"{path}: endpoint: {error}", hint=error.hint) from error
 
 
 def _paths(names: list[str]) -> tuple[str, ...]:

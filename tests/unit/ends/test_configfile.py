@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from statepipe.cli.config import SIZE_LIMIT, Config, load_config
+from statepipe.ends.configfile import SIZE_LIMIT, Config, load_config
 from statepipe.errors import StatepipeError, UsageError
 
 WHOLE = """
@@ -14,7 +14,11 @@ codec = "zstd:3"
 recipients = ["age1one", "gpg:KEY"]
 identities = ["~/key.txt", "/other"]
 records = "tls"
+endpoint = "https://store.example:9000"
 """
+
+
+ENDPOINT = "https://store.example:9000"
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +45,7 @@ def test_nothing_is_set_unless_somebody_did() -> None:
 def test_the_file_of_the_user(tmp_path: Path, folder: str) -> None:
     (tmp_path / folder).mkdir(parents=True)
     (tmp_path / folder / "config.toml").write_text(WHOLE)
-    assert load_config() == Config("zstd:3", ("age1one", "gpg:KEY"), (f"{tmp_path}/key.txt", "/other"), "tls")
+    assert load_config() == Config("zstd:3", ("age1one", "gpg:KEY"), (f"{tmp_path}/key.txt", "/other"), "tls", ENDPOINT)
 
 
 def test_the_environment_wins_over_the_file(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,13 +53,16 @@ def test_the_environment_wins_over_the_file(file: Path, tmp_path: Path, monkeypa
     monkeypatch.setenv("STATEPIPE_CODEC", "zstd:9")
     monkeypatch.setenv("STATEPIPE_RECIPIENTS", "age1two  age1three")
     monkeypatch.setenv("STATEPIPE_IDENTITIES", "~/a:/b")
-    assert load_config() == Config("zstd:9", ("age1two", "age1three"), (f"{tmp_path}/a", "/b"), "tls")
+    assert load_config() == Config("zstd:9", ("age1two", "age1three"), (f"{tmp_path}/a", "/b"), "tls", ENDPOINT)
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("codec = 3", "codec must be a string"),
+        ("endpoint = 1", "endpoint: '' is not the URL of a store"),
+        ('endpoint = "store:9000"', "endpoint: 'store:9000' is not the URL of a store"),
+        ('endpoint = "https://user:secret@store"', "is not the URL of a store"),
         ("records = 1", "records must be .large. or .tls."),
         ('records = "TLS"', "records must be .large. or .tls."),
         ('recipients = "age1"', "recipients must be a list of strings"),

@@ -1,0 +1,21 @@
+"""Which library serves which kind of store. It is imported only when an address names one."""
+
+from __future__ import annotations
+
+from statepipe.errors import UsageError
+from statepipe.objectstore.address import S3, ObjectAddress
+from statepipe.objectstore.settings import Settings
+from statepipe.typed import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from statepipe.objectstore.s3 import S3Store
+
+
+def open_store(address: ObjectAddress, settings: Settings) -> S3Store:
+    """Return the store of an address. Raises StatepipeError; UsageError for a kind of store that is not served."""
+    if address.scheme != S3:
+        what = f"{address}: objects at {address.scheme}:// cannot be written or read yet"
+        raise UsageError(what, hint="use s3://, which many stores speak")
+    from statepipe.objectstore.s3 import S3Store
+
+    return S3Store(settings)

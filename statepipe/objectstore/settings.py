@@ -1,0 +1,56 @@
+"""Where a store is and how it is reached: nothing but the endpoint is ours.
+
+Credentials, region, profile, proxy and certificates are found by the library as by the store's own tools: for S3 by
+botocore in the environment (AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_REGION, AWS_CA_BUNDLE, HTTPS_PROXY …), in
+~/.aws/config and ~/.aws/credentials (also SSO, roles, programs), and from the instance. So what `aws s3 ls` reaches,
+statepipe reaches. AWS_ENDPOINT_URL_S3 and AWS_ENDPOINT_URL work as for the aws command; the setting `endpoint` of our
+configuration comes after them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+from statepipe.errors import UsageError
+from statepipe.typed import NamedTuple
+
+RETRY = 120.0
+"""Seconds that an operation is tried again after its first failure, by default: an overloaded store recovers in less,
+and a guest that waits for its save is not kept waiting for a store that is gone."""
+
+CONNECT = 10.0
+"""Seconds that a connection may take."""
+
+SILENCE = 60.0
+"""Seconds without a byte after which an attempt has failed. A store that completes a large upload sends blanks."""
+
+LEAST_SILENCE = 1.0
+
+_ENDPOINT = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[^\s/?#@:\[\]]+)(:[0-9]{1,5})?/?")
+
+
+class Settings(NamedTuple):
+    """`endpoint` is the URL of a store that is not the cloud's own; `retry` the seconds for which a failed operation
+    is tried again."""
+
+    endpoint: str | None = None
+    retry: float = RETRY
+
+    @property
+    def silence(self) -> float:
+        """Seconds without a byte after which an attempt has failed: less than `retry`, which is for several."""
+        return min(SILENCE, max(self.retry / 3, LEAST_SILENCE)) if self.retry else SILENCE
+
+
+def demand_endpoint(text: str) -> str:
+    """Return the URL of an endpoint. Raises UsageError."""
+    if not _ENDPOINT.fullmatch(text):
+        raise UsageError(f"'{text}' is not the URL of a store", hint='write "https://HOST" or "https://HOST:PORT"')
+    return text
+
+
+def endpoint_for_s3(settings: Settings) -> str | None:
+    """Return the endpoint to give to botocore; None: it finds its own, as in ~/.aws/config."""
+    named = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+    return None if any(os.environ.get(name) for name in named) else settings.endpoint

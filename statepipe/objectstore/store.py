@@ -1,0 +1,100 @@
+"""What an object store does for us, whatever its kind: two roles, one for writing an object and one for reading one.
+
+To write: `begin` an upload, `put` its parts in any order and side by side, compare them with `parts`, and `complete`
+it. Before that, no object is there. `abort` ends an upload that is not to be completed; `uploads` finds those that a
+killed process has left. To read: `look` once, and `read` ranges of the very object that was seen.
+
+Every method makes one attempt, may be called from any thread, and raises a StatepipeError that names the bucket, the
+key and the next step (failures.py): Transient, if another attempt may succeed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+
+from statepipe.objectstore.address import ObjectAddress
+from statepipe.typed import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from typing import IO
+
+
+class Seen(NamedTuple):
+    """An object as it was seen: its bytes, what tells it from any other that has its key, and what its writer noted.
+
+    `etag` is the store's, quotes included. `version` is None without versioning.
+    """
+
+    size: int
+    etag: str
+    version: str | None
+    notes: Mapping[str, str]
+
+
+class Part(NamedTuple):
+    """A part that the store has: its number from 1, its bytes, the store's `etag`, and its SHA-256 in base64, None if
+    the store does not tell it."""
+
+    number: int
+    size: int
+    etag: str
+    sha256: str | None
+
+
+class Upload(NamedTuple):
+    """An upload that was begun and neither completed nor aborted. `started` is None where the store does not tell."""
+
+    address: ObjectAddress
+    id: str
+    started: datetime | None
+
+
+class Content(NamedTuple):
+    """The bytes of a part as a file that can be read again from its beginning; their number, and their SHA-256 in
+    base64."""
+
+    file: IO[bytes]
+    size: int
+    sha256: str
+
+
+class WritingStore(Protocol):
+    """The role of writing."""
+
+    def look(self, address: ObjectAddress) -> Seen | None:
+        """Return what is known of an object, None if there is none."""
+
+    def begin(self, address: ObjectAddress, notes: Mapping[str, str]) -> Upload:
+        """Begin an upload. The object will have these notes."""
+
+    def put(self, upload: Upload, number: int, content: Content) -> Part:
+        """Send a part. Raises IntegrityError if the store has other bytes than were sent."""
+
+    def parts(self, upload: Upload) -> Iterator[Part]:
+        """Yield the parts that the store has, by their numbers."""
+
+    def complete(self, upload: Upload, parts: Sequence[Part], *, overwrite: bool) -> str | None:
+        """Make the object of the parts, at once. Return its version, None without versioning.
+
+        Raises Occupied if there is an object and it is not to be overwritten.
+        """
+
+    def abort(self, upload: Upload) -> None:
+        """End an upload and drop its parts. An upload that is not there any more is no error."""
+
+    def uploads(self, prefix: ObjectAddress) -> Iterator[Upload]:
+        """Yield the uploads that were begun for keys with this prefix."""
+
+    def remove(self, address: ObjectAddress, seen: Seen) -> None:
+        """Remove the object that was seen, and no other."""
+
+
+class ReadingStore(Protocol):
+    """The role of reading."""
+
+    def look(self, address: ObjectAddress) -> Seen | None:
+        """Return what is known of an object, None if there is none."""
+
+    def read(self, address: ObjectAddress, seen: Seen, start: int, size: int) -> bytes:
+        """Return `size` bytes at `start` of the object that was seen. Raises IntegrityError if it was replaced."""

@@ -1,0 +1,106 @@
+"""The store's two roles against a real server of S3."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from statepipe.errors import IntegrityError, StatepipeError
+from statepipe.objectstore.address import parse_object
+from statepipe.objectstore.failures import Occupied, UploadGone
+from statepipe.objectstore.open import open_store
+from statepipe.objectstore.s3 import S3Store, is_same, sha256_of
+from statepipe.objectstore.settings import Settings
+from statepipe.objectstore.store import Content, Part, Upload
+from tests.object.stores import Bucket
+
+LEAST = 5 << 20
+"""Bytes of a part at least, the last excepted."""
+
+
+@pytest.fixture
+def s3(bucket: Bucket) -> S3Store:
+    return open_store(parse_object(bucket.address("key")), Settings())
+
+
+def content(data: bytes) -> Content:
+    return Content(io.BytesIO(data), len(data), sha256_of(data))
+
+
+def uploaded(s3: S3Store, address: str, *parts: bytes) -> tuple[Upload, list[Part]]:
+    upload = s3.begin(parse_object(address), {"note": "it"})
+    return upload, [s3.put(upload, number, content(data)) for number, data in enumerate(parts, 1)]
+
+
+def test_an_object_is_there_once_its_upload_is_completed(s3: S3Store, bucket: Bucket) -> None:
+    address = bucket.address("some/key")
+    assert s3.look(parse_object(address)) is None
+    upload, parts = uploaded(s3, address, b"a" * LEAST, b"end")
+    assert list(s3.parts(upload)) == parts
+    assert [each.id for each in s3.uploads(parse_object(address))] == [upload.id]
+    assert bucket.keys() == []
+    s3.complete(upload, parts, overwrite=False)
+    seen = s3.look(parse_object(address))
+    assert seen is not None and (seen.size, seen.notes) == (LEAST + 3, {"note": "it"})
+    assert bucket.get("some/key") == b"a" * LEAST + b"end"
+    assert s3.read(parse_object(address), seen, LEAST - 2, 4) == b"aaen"
+
+
+def test_an_object_is_not_overwritten_unless_asked(s3: S3Store, bucket: Bucket) -> None:
+    bucket.put("key", b"older")
+    upload, parts = uploaded(s3, bucket.address("key"), b"newer")
+    with pytest.raises(Occupied, match=rf"s3://{bucket.name}/key exists already"):
+        s3.complete(upload, parts, overwrite=False)
+    assert bucket.get("key") == b"older"
+    s3.complete(upload, parts, overwrite=True)
+    assert bucket.get("key") == b"newer"
+
+
+def test_an_aborted_upload_is_gone_and_can_be_aborted_again(s3: S3Store, bucket: Bucket) -> None:
+    upload, parts = uploaded(s3, bucket.address("key"), b"data")
+    s3.abort(upload)
+    s3.abort(upload)
+    assert bucket.uploads() == []
+    with pytest.raises(UploadGone):
+        list(s3.parts(upload))
+    with pytest.raises(StatepipeError):
+        s3.complete(upload, parts, overwrite=False)
+
+
+def test_a_replaced_object_is_not_read_on(s3: S3Store, bucket: Bucket) -> None:
+    bucket.put("key", b"older")
+    address = parse_object(bucket.address("key"))
+    seen = s3.look(address)
+    assert seen is not None
+    bucket.put("key", b"newer")
+    with pytest.raises(IntegrityError, match="was replaced or removed while it was read"):
+        s3.read(address, seen, 0, 5)
+    with pytest.raises(Occupied):
+        s3.remove(address, seen)
+    assert bucket.get("key") == b"newer"
+
+
+def test_what_the_store_has_is_compared(s3: S3Store) -> None:
+    sent = content(b"sent")
+    md5 = '"7ce38fa5aedb1fb8f3ee3cf5e3ca92a9"'
+    part = Part(1, 4, md5, sent.sha256)
+    assert is_same(part, sent)
+    assert is_same(part._replace(sha256=None), content(b"sent")) is False  # the MD5 of other bytes
+    assert is_same(part._replace(size=5), sent) is False
+    assert is_same(part._replace(sha256=sha256_of(b"other")), sent) is False
+    assert is_same(Part(1, 4, '"opaque"', None), sent) is None
+
+
+def test_a_bucket_that_is_not_there_is_named_with_the_next_step(s3: S3Store) -> None:
+    with pytest.raises(StatepipeError, match=r"cannot begin to upload s3://nowhere/key: .*NoSuchBucket") as caught:
+        s3.begin(parse_object("s3://nowhere/key"), {})
+    assert "create the bucket" in str(caught.value.hint)
+
+
+def test_a_stranger_s_port_is_no_store(monkeypatch: pytest.MonkeyPatch, bucket: Bucket) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:1")
+    s3 = open_store(parse_object(bucket.address("key")), Settings(retry=1))
+    with pytest.raises(StatepipeError, match=r"cannot look for .*127\.0\.0\.1:1") as caught:
+        s3.look(parse_object(bucket.address("key")))
+    assert caught.value.exit_code == 5
