@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         encrypt,
         external,
         progress,
+        put,
         tee,
         throttle,
         verify,
@@ -50,7 +51,7 @@ _ERRORS = (
     "IntegrityError InterruptedBySignal NoKeyError PeerError QemuError QemuGone QemuRefused QemuSilent ReaderGone "
     "StatepipeError TruncatedError UsageError"
 )
-_FILTERS = "checksum compress decompress decrypt encrypt external progress tee throttle verify"
+_FILTERS = "checksum compress decompress decrypt encrypt external progress put tee throttle verify"
 _STATES = "LoadedState Saved inspect load load_guest save save_guest verify_state"
 
 _PLACES = {
@@ -107,6 +108,7 @@ __all__ = [  # the same names, for type checkers and editors
     "load",
     "load_guest",
     "progress",
+    "put",
     "save",
     "save_guest",
     "tee",

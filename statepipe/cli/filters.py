@@ -30,7 +30,7 @@ from statepipe.pipeline.pipeline import NamedStage, Pipeline
 def run_filter(name: str, values: Values) -> int:
     """Run one filter."""
     row, values = meant(find(name), values)
-    stages = [_build(row, values)]
+    stages = [build(row, values)]
     return _run(stages, values if name in ON_FILES else {})  # the FILE of tee is not what it reads
 
 
@@ -39,20 +39,25 @@ def run_pipe(name: str, values: Values) -> int:
     if not values["words"]:
         hint = "for example: statepipe pipe compress checksum < FILE > FILE; filters are listed by: statepipe --help"
         raise UsageError("pipe needs at least one filter", hint=hint)
-    return _run(build_words(values["words"]), {})
+    return _run(build_words(values["words"], may_end=True), {})
 
 
-def build_words(words: Sequence[str]) -> list[NamedStage]:
-    """Return the stages of words. Raises UsageError."""
+def build_words(words: Sequence[str], *, may_end: bool = False) -> list[NamedStage]:
+    """Return the stages of words. Raises UsageError, also for a filter without an output unless it is the last one of
+    a pipeline that may end with it."""
     stages = []
-    for word in words:
+    for at, word in enumerate(words, 1):
         row, values = parse_word(word)
         with naming(word):
-            stages.append(_build(row, values))
+            if row.is_last and not (may_end and at == len(words)):
+                hint = "it can be the last word of pipe, and nothing comes behind it; tee passes everything on"
+                raise UsageError(f"nothing comes out of {row.name}", hint=hint)
+            stages.append(build(row, values))
     return stages
 
 
-def _build(row: Filter, values: Values) -> NamedStage:
+def build(row: Filter, values: Values) -> NamedStage:
+    """Return the stage of a filter with its name. Raises UsageError, StatepipeError."""
     return row.name, row.build(with_defaults(row.name, values), context())
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from statepipe.cli.options import IDENTITIES, RECIPIENTS
-from statepipe.cli.verb import Param, descriptor, joined
+from statepipe.cli.verb import Param, descriptor, joined, seconds
 from statepipe.errors import UsageError
 from statepipe.guessing import did_you_mean
 from statepipe.library import filters
@@ -29,7 +29,7 @@ _ALGORITHMS = "sha256, sha512, sha1, md5, blake2b or blake3"
 class Filter(NamedTuple):
     """A row of the table. `build` makes the stage from the parameters' values and a context.
 
-    `inverse` is the filter that undoes it. `keeps_bytes`: its output is its input.
+    `inverse` is the filter that undoes it. `keeps_bytes`: its output is its input. `is_last`: it has no output.
     """
 
     name: str
@@ -38,6 +38,7 @@ class Filter(NamedTuple):
     build: Build
     inverse: str | None = None
     keeps_bytes: bool = False
+    is_last: bool = False
 
 
 def _built(factory: str, **renamed: str) -> Build:
@@ -89,6 +90,12 @@ def _decrypt(values: Values, context: Context) -> Stage:
         signed_by=values["signed_by"],
         context=context,
     )
+
+
+def _put(values: Values, context: Context) -> Stage:
+    if values["address"] is None:
+        raise UsageError("put needs the ADDRESS of an object", hint="for example: statepipe put s3://bucket/key FILE")
+    return _built("put")(values, context)
 
 
 FILTERS = (
@@ -208,6 +215,24 @@ FILTERS = (
         ),
         _built("tee"),
         keeps_bytes=True,
+    ),
+    Filter(
+        "put",
+        "write an object, such as s3://bucket/key, that exists only once it is complete",
+        (
+            Param("address", "s3://BUCKET/KEY, or file:///PATH", "ADDRESS", many="optional"),
+            Param("--overwrite", "replace an object that is there"),
+            Param("--resume", "continue an upload that was left, and keep this one if it fails"),
+            Param("--size", "about how many bytes will come, as in 4G (default: as the stream tells, or 1T)", "SIZE"),
+            Param(
+                "--retry",
+                "seconds for which a request that failed is made again (default: 120)",
+                "SECONDS",
+                type=seconds(),
+            ),
+        ),
+        _put,
+        is_last=True,
     ),
     Filter(
         "external",

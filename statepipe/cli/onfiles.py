@@ -53,6 +53,14 @@ ON_FILES: Mapping[str, tuple[Param, ...]] = {
     "verify": (_OUTPUT, _FILE),
     "throttle": (_OUTPUT, _FILE),
     "progress": (_OUTPUT, _FILE),
+    "put": (
+        _FILE,
+        Param(
+            "--abort-stale",
+            "end uploads below PREFIX that were left more than a day ago, and do nothing else",
+            "PREFIX",
+        ),
+    ),
 }
 """The further parameters of these filters' commands."""
 

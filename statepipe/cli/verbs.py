@@ -365,13 +365,16 @@ COMMANDS = (
     *KEY_COMMANDS,
 )
 
+_RUN = {"checksum": "statepipe.cli.filters:run_checksum", "put": "statepipe.cli.objects:run_put"}
+"""Filters whose commands are more than the filter."""
+
 VERBS = (
     *(
         Verb(
             row.name,
             row.help,
             (*row.params, *ON_FILES.get(row.name, ())),
-            "statepipe.cli.filters:run_checksum" if row.name == "checksum" else "statepipe.cli.filters:run_filter",
+            _RUN.get(row.name, "statepipe.cli.filters:run_filter"),
         )
         for row in FILTERS
     ),

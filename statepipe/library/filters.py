@@ -8,6 +8,7 @@ is called. `context` is what the stage may use of the world (library/context.py)
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 from statepipe.errors import UsageError
 from statepipe.stage import Stage
@@ -171,6 +172,40 @@ def tee(file: str, *, on_error: Literal["fail", "warn"] = "fail", context: Conte
         return tee(file, world.new_file, world.warn)
     with world.new_file(file):  # what cannot be made is reported before a guest is stopped for it
         return tee(file, world.new_file)
+
+
+def put(
+    address: str,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    size: int | str | None = None,
+    retry: float = 120,
+    context: Context | None = None,
+) -> Stage:
+    """Return a stage that writes the object at `address` and yields nothing; it is the last one of a pipeline.
+
+    The object is there only once all of the stream has come and has proved itself, as far as it can. It replaces
+    another one only with `overwrite`. `size` is about how many bytes will come, `retry` the seconds for which a failed
+    request is made again. With `resume`, an upload that was left is continued, and one that fails is kept for that.
+    file:///PATH is a file, which exists only once complete.
+    """
+    from statepipe.objectstore.scheme import local_path
+    from statepipe.stages.put import Object, Put
+
+    world, path = _or_own(context), local_path(address)
+    expected = None if size is None else _size(size)
+
+    def begin(measure: Callable[[], int | None]) -> AbstractContextManager[Object]:
+        if path is not None:
+            return world.new_file(path)
+        from statepipe.ends.objects import new_object
+
+        made = new_object(address, overwrite=overwrite, size=expected, resume=resume, retry=retry, tell=world.warn)
+        made.measure = measure
+        return made
+
+    return Put(begin, world.warn)
 
 
 def external(

@@ -66,7 +66,8 @@ def convert(path: str, target: str, keys: Keys, how: Conversion) -> Converted:
         state = prepare(source)
         domain = _domain(state, how)
         had_name = source.has_name() and os.path.realpath(path) != os.path.realpath(target)
-        with new_output(target, replaceable=_replaceable(how)) as sink:
+        replaceable = _replaceable(how)
+        with new_output(target, replaceable=replaceable, overwrite=replaceable is None) as sink:
             refuse_other_guest(sink, *identity(domain.xml))
             with damage_named(source.name):
                 done = (_write_raw if how.image == RAW else _write_state)(state, domain, how, sink)

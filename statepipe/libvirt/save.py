@@ -79,8 +79,10 @@ def save_domain(request: DomainRequest, guard: GuardCommand) -> DomainSaved:
     _demand_guest(found)
     with new_output(request.path, replaceable=request.replaceable) as sink:
         if not isinstance(sink, FileSink):
-            what = "libvirt ends the domain with its save, and what is written to a descriptor cannot be taken back"
-            raise UsageError(what, hint="name a FILE")
+            what = (
+                f"libvirt ends the domain with its save, and statepipe can answer for a file alone, not {request.path}"
+            )
+            raise UsageError(what, hint="name a FILE; it becomes an object by: statepipe put ADDRESS FILE")
         refuse_other_guest(sink, found.name, found.uuid)
         with Guardian(guard) as guardian:
             return _Save(request, found, sink, guardian).run()

@@ -1,6 +1,6 @@
-"""Addresses of objects in a store, and of files: they stand wherever a command takes a FILE.
+"""Addresses of objects in a store.
 
-s3://BUCKET/KEY  gs://BUCKET/KEY  az://CONTAINER/KEY  file:///PATH
+s3://BUCKET/KEY  gs://BUCKET/KEY  az://CONTAINER/KEY
 
 The key is taken as it is written, as the stores' own tools do: nothing is decoded, and `?` and `#` are ordinary.
 """
@@ -11,10 +11,8 @@ import re
 
 from statepipe.errors import UsageError
 from statepipe.guessing import did_you_mean
+from statepipe.objectstore.scheme import STORES
 from statepipe.typed import NamedTuple
-
-S3, GS, AZ, LOCAL = "s3", "gs", "az", "file"
-STORES = S3, GS, AZ
 
 KEY_LIMIT = 1024
 """Bytes of a key at most, in all three (docs.aws.amazon.com/AmazonS3/latest/userguide/object-keys.html)."""
@@ -39,22 +37,6 @@ class ObjectAddress(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.bucket}/{self.key}"
-
-
-def is_address(text: str) -> bool:
-    """Return whether a FILE is an address, and not the path of a file: `./s3://x` is a path."""
-    found = _SCHEME.match(text)
-    return found is not None and found[1].lower() in (*STORES, LOCAL)
-
-
-def local_path(text: str) -> str | None:
-    """Return the path that file:///PATH names, None for other addresses. Raises UsageError."""
-    if not text.lower().startswith("file://"):
-        return None
-    path = text[len("file://") :]
-    if not path.startswith("/"):
-        raise UsageError(f"'{text}' does not name a file by its absolute path", hint="write file:///PATH")
-    return path
 
 
 def parse_object(text: str) -> ObjectAddress:

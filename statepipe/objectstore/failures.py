@@ -9,10 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from statepipe.errors import IntegrityError, PeerError, StatepipeError, UsageError
-from statepipe.typed import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from botocore.exceptions import BotoCoreError, ClientError
+from statepipe.typed import Any
 
 
 class Transient(PeerError):
@@ -37,6 +34,10 @@ class UploadGone(StatepipeError):
 
 class NoConditions(StatepipeError):
     """The store does not know If-None-Match, and says so."""
+
+
+class NoRight(StatepipeError):
+    """The credentials lack a right (401, 403). It may be a right to look, without which writing still works."""
 
 
 def occupied(address: object) -> Occupied:
@@ -86,10 +87,11 @@ _AGAIN = {
 _CHANGED = {"BadDigest", "InvalidDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch"}
 
 
-def refused(error: ClientError, doing: str, rights: str) -> StatepipeError:
-    """Return the error for what the store answered. `doing` names the object; `rights` is what a policy must allow."""
-    answer: Mapping[str, Any] = error.response.get("Error", {})
-    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+def refused(response: Mapping[str, Any], doing: str, rights: str) -> StatepipeError:
+    """Return the error for what the store answered, as botocore has read it. `doing` names the object; `rights` is what
+    a policy must allow."""
+    answer: Mapping[str, Any] = response.get("Error", {})
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     code, words = str(answer.get("Code") or ""), str(answer.get("Message") or "")
     said = f"cannot {doing}: the store answered {status or 'without a status'}"
     said += f" {code}" if code and code != str(status) else ""
@@ -109,7 +111,7 @@ def refused(error: ClientError, doing: str, rights: str) -> StatepipeError:
     if status == 507:
         return StatepipeError(said, hint=_ANSWERS["InsufficientStorage"])
     if status in (401, 403):
-        return StatepipeError(said, hint=f"{_RIGHTS.format(rights=rights)}, or they are not those of this store")
+        return NoRight(said, hint=f"{_RIGHTS.format(rights=rights)}, or they are not those of this store")
     if status in (301, 307):
         return StatepipeError(said, hint=_ANSWERS["PermanentRedirect"])
     return StatepipeError(said, hint="the store's words say why; aws s3api shows more with --debug")
@@ -119,10 +121,9 @@ _LATER = "the store is overloaded or in trouble: try again later"
 _WAY = "the bytes were changed on their way: check the network and what stands between, such as a proxy"
 
 
-def broken(error: BotoCoreError, doing: str) -> StatepipeError:
-    """Return the error for an attempt that the store has not answered, or that could not be made."""
-    from botocore import exceptions
-
+def broken(error: Exception, doing: str, exceptions: Any) -> StatepipeError:
+    """Return the error for an attempt that the store has not answered, or that could not be made; `exceptions` is
+    botocore's module."""
     said = f"cannot {doing}: {_one_line(error)}"
     if isinstance(error, exceptions.SSLError):
         return StatepipeError(said, hint="name the authority of its certificate with AWS_CA_BUNDLE")
@@ -142,7 +143,7 @@ def broken(error: BotoCoreError, doing: str) -> StatepipeError:
     return StatepipeError(said, hint="this is what botocore says; the aws command would say the same")
 
 
-def _one_line(error: BotoCoreError) -> str:
+def _one_line(error: Exception) -> str:
     """Return botocore's words without what follows in further lines."""
     first = str(error).strip().partition("\n")[0]
     return first or type(error).__name__

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from statepipe.errors import UsageError
-from statepipe.objectstore.address import S3, ObjectAddress
+from statepipe.objectstore.address import ObjectAddress
+from statepipe.objectstore.scheme import S3
 from statepipe.objectstore.settings import Settings
 from statepipe.typed import TYPE_CHECKING
 

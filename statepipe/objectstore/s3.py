@@ -11,9 +11,6 @@ Its own retries are off: objectstore/retry.py decides what is tried again and fo
 
 from __future__ import annotations
 
-import hashlib
-import re
-from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -21,6 +18,7 @@ from statepipe.errors import IntegrityError
 from statepipe.extras import extra
 from statepipe.objectstore.address import ObjectAddress
 from statepipe.objectstore.failures import Occupied, UploadGone, broken, not_as_sent, occupied, refused, unreadable
+from statepipe.objectstore.parts import is_same
 from statepipe.objectstore.settings import CONNECT, Settings, endpoint_for_s3
 from statepipe.objectstore.store import Content, Part, Seen, Upload
 from statepipe.typed import TYPE_CHECKING, Any
@@ -30,9 +28,6 @@ if TYPE_CHECKING:
 
 CONNECTIONS = 20
 """Connections that are kept open at most: more than there are parts in flight."""
-
-_MD5 = re.compile(r'"?([0-9a-f]{32})"?')
-"""An ETag that is the MD5 of the bytes: that of a part, unless the store encrypts it with a key of KMS."""
 
 _LISTED = 1000
 """Entries of a list at most, and by default."""
@@ -51,7 +46,7 @@ class S3Store:
         self._unreadable = botocore.parsers.ResponseParserError, KeyError
         endpoint = endpoint_for_s3(settings)
         config = botocore.config.Config(
-            connect_timeout=CONNECT,
+            connect_timeout=min(CONNECT, settings.silence),
             read_timeout=settings.silence,
             max_pool_connections=CONNECTIONS,
             retries={"total_max_attempts": 1, "mode": "standard"},
@@ -73,15 +68,15 @@ class S3Store:
         try:
             with self._told(f"look for {address}", "s3:GetObject and s3:ListBucket"):
                 found = self._client.head_object(Bucket=address.bucket, Key=address.key)
+                version = found.get("VersionId")
+                return Seen(
+                    found["ContentLength"],
+                    found["ETag"],
+                    None if version in (None, "null") else version,
+                    found.get("Metadata", {}),
+                )
         except _Absent:
             return None
-        version = found.get("VersionId")
-        return Seen(
-            found["ContentLength"],
-            found["ETag"],
-            None if version in (None, "null") else version,
-            found.get("Metadata", {}),
-        )
 
     def begin(self, address: ObjectAddress, notes: Mapping[str, str]) -> Upload:
         """Begin an upload. The object will have these notes. Raises StatepipeError."""
@@ -89,7 +84,7 @@ class S3Store:
             made = self._client.create_multipart_upload(
                 Bucket=address.bucket, Key=address.key, ChecksumAlgorithm="SHA256", Metadata=dict(notes)
             )
-        return Upload(address, made["UploadId"], None)
+            return Upload(address, made["UploadId"], None)
 
     def put(self, upload: Upload, number: int, content: Content) -> Part:
         """Send a part. Raises NotAsSent if the store has other bytes than were sent, StatepipeError."""
@@ -105,7 +100,7 @@ class S3Store:
                 ContentLength=content.size,
                 ChecksumSHA256=content.sha256,
             )
-        part = Part(number, content.size, made["ETag"], made.get("ChecksumSHA256"))
+            part = Part(number, content.size, made["ETag"], made.get("ChecksumSHA256"))
         verdict = is_same(part, content)
         if verdict is None:
             what = f"cannot {doing}: the store tells neither its SHA-256 nor its MD5, so nothing shows what it has"
@@ -126,11 +121,15 @@ class S3Store:
                     PartNumberMarker=after,
                     MaxParts=_LISTED,
                 )
-            for each in listed.get("Parts", ()):
-                after = max(after, each["PartNumber"])
-                yield Part(each["PartNumber"], each["Size"], each["ETag"], each.get("ChecksumSHA256"))
-            if not listed.get("IsTruncated") or not listed.get("Parts"):
+                found = [
+                    Part(each["PartNumber"], each["Size"], each["ETag"], each.get("ChecksumSHA256"))
+                    for each in listed.get("Parts", ())
+                ]
+                is_last = not listed["IsTruncated"] or not found
+            yield from found
+            if is_last:
                 return
+            after = found[-1].number
 
     def complete(self, upload: Upload, parts: Sequence[Part], *, overwrite: bool) -> str | None:
         """Make the object of the parts, at once. Return its version, None without versioning.
@@ -151,6 +150,7 @@ class S3Store:
                     MultipartUpload={"Parts": named},
                     **condition,
                 )
+                made["ETag"]
         except _Unmet as error:
             raise occupied(upload.address) from error
         version = made.get("VersionId")
@@ -174,9 +174,13 @@ class S3Store:
                 listed = self._client.list_multipart_uploads(
                     Bucket=prefix.bucket, Prefix=prefix.key, MaxUploads=_LISTED, **marks
                 )
-            for each in listed.get("Uploads", ()):
-                yield Upload(prefix._replace(key=each["Key"]), each["UploadId"], each.get("Initiated"))
-            if not listed.get("IsTruncated") or not listed.get("NextKeyMarker"):
+                found = [
+                    Upload(prefix._replace(key=each["Key"]), each["UploadId"], each.get("Initiated"))
+                    for each in listed.get("Uploads", ())
+                ]
+                is_last = not listed["IsTruncated"] or not listed.get("NextKeyMarker")
+            yield from found
+            if is_last:
                 return
             marks = {"KeyMarker": listed["NextKeyMarker"], "UploadIdMarker": listed.get("NextUploadIdMarker", "")}
 
@@ -228,9 +232,9 @@ class S3Store:
                 raise _Absent from error
             if code == "PreconditionFailed" or status == 412:
                 raise _Unmet from error
-            raise refused(error, doing, rights) from error
+            raise refused(answer, doing, rights) from error
         except self._errors.BotoCoreError as error:
-            raise broken(error, doing) from error
+            raise broken(error, doing, self._errors) from error
         except self._unreadable as error:
             raise unreadable(error, doing) from error
 
@@ -241,26 +245,3 @@ class _Absent(Exception):
 
 class _Unmet(Exception):
     """The condition of a request was not met."""
-
-
-def is_same(part: Part, content: Content) -> bool | None:
-    """Return whether the store's part is this content; None if the store does not tell enough to know.
-
-    The SHA-256 counts, if the store told it, or an ETag that is an MD5.
-    """
-    if part.size != content.size:
-        return False
-    if part.sha256 is not None:
-        return part.sha256 == content.sha256
-    if (md5 := _MD5.fullmatch(part.etag)) is None:
-        return None
-    digest = hashlib.md5(usedforsecurity=False)
-    content.file.seek(0)
-    while piece := content.file.read(1 << 20):
-        digest.update(piece)
-    return digest.hexdigest() == md5[1]
-
-
-def sha256_of(data: bytes | bytearray | memoryview) -> str:
-    """Return the SHA-256 of bytes in base64, as S3 writes it."""
-    return b64encode(hashlib.sha256(data).digest()).decode()

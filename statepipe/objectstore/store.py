@@ -14,10 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 
 from statepipe.objectstore.address import ObjectAddress
-from statepipe.typed import TYPE_CHECKING, NamedTuple, Protocol
-
-if TYPE_CHECKING:
-    from typing import IO
+from statepipe.typed import NamedTuple, Protocol
 
 
 class Seen(NamedTuple):
@@ -50,11 +47,20 @@ class Upload(NamedTuple):
     started: datetime | None
 
 
-class Content(NamedTuple):
-    """The bytes of a part as a file that can be read again from its beginning; their number, and their SHA-256 in
-    base64."""
+class Rereadable(Protocol):
+    """A file that can be read again from its beginning."""
 
-    file: IO[bytes]
+    def read(self, size: int = -1, /) -> bytes: ...
+
+    def seek(self, offset: int, whence: int = 0, /) -> int: ...
+
+    def tell(self) -> int: ...
+
+
+class Content(NamedTuple):
+    """The bytes of a part as a file, their number, and their SHA-256 in base64."""
+
+    file: Rereadable
     size: int
     sha256: str
 

@@ -21,6 +21,9 @@ MIGRATION = b"QEVM"
 CONTAINER = META_MAGIC.to_bytes(4, "little")
 MARKS = MIGRATION, CONTAINER
 
+REWRITTEN = 2
+"""A stream is about that many times as long as the memory of a busy guest, whose pages are sent again."""
+
 
 class Proof:
     """A stage that passes everything on, and raises IntegrityError or TruncatedError for an incomplete stream.
@@ -69,6 +72,13 @@ class Proof:
         """Return whether the stream is proved complete, after it has ended without an error."""
         ours = self.checker is not None and self.checker.header is not None
         return ours or (self.stream is not None and self.stream.complete)
+
+    def expected(self) -> int | None:
+        """Return about how many bytes the stream has, by the guest's memory, which its beginning tells; None if it does
+        not, or not yet."""
+        header = self.checker.header if self.checker is not None else None
+        ram = self.stream.ram_bytes if self.stream is not None else header and header.get("ram")
+        return REWRITTEN * ram if ram else None
 
     @property
     def return_path(self) -> bool:

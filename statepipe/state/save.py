@@ -22,6 +22,7 @@ from statepipe.ends.output import new_output
 from statepipe.ends.rehearsal import Replaceable
 from statepipe.errors import StatepipeError, TruncatedError, UsageError
 from statepipe.formats.qemu.stream import QemuStream
+from statepipe.objectstore.scheme import is_address
 from statepipe.pipeline.pipeline import NamedStage
 from statepipe.pipeline.signals import ignore
 from statepipe.qemu.guard import look_from_outside
@@ -45,8 +46,8 @@ def save_from_stdin(
 ) -> Saved:
     """Save the stream on standard input to `path`, encrypted by `seal`.
 
-    `replaceable` says which files the new one may replace, as for `new_output`; `tell` hears warnings. Raises
-    StatepipeError, once QEMU is left as its guest needs it.
+    `replaceable` says which files the new one may replace, as for `new_output`, and None that an object may replace
+    another one; `tell` hears warnings. Raises StatepipeError, once QEMU is left as its guest needs it.
     """
     stream = QemuStream()
     try:
@@ -59,7 +60,8 @@ def save_from_stdin(
         _refuse_qemu_as_reader(path)
         if stat.S_ISCHR(os.fstat(0).st_mode):  # as cron and systemd give it
             raise UsageError("standard input is a device, not a migration stream", hint=_BY_MONITOR)
-        with new_output(path, replaceable=replaceable) as sink, FdSource(0, "standard input", IDLE) as source:
+        new = new_output(path, replaceable=replaceable, overwrite=replaceable is None, tell=tell)
+        with new as sink, FdSource(0, "standard input", IDLE) as source:
             answer = _answer if _may_be_return_path(path) else None
             plan = Plan(packing, words, seal)
             if (qemu := parent_qemu()) is not None:  # its process tells what the stream does not: name and disks
@@ -85,7 +87,7 @@ def save_from_stdin(
 
 def _at_monitor(path: str) -> str:
     """Return what to type at QEMU's monitor, which may run in another folder. A shell reads the inner command."""
-    command = f"exec:exec statepipe save {shlex.quote(os.path.abspath(path))}"
+    command = f"exec:exec statepipe save {shlex.quote(path if is_address(path) else os.path.abspath(path))}"
     return 'migrate "{}"'.format(command.replace("\\", r"\\").replace('"', r"\""))
 
 

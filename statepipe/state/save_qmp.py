@@ -57,7 +57,8 @@ class Outcome:
 @dataclass(frozen=True, slots=True)
 class SaveRequest:
     """What was asked for. `then` is stay, cont or quit, or LIVE if the guest runs on throughout. `capabilities` are
-    set in addition to ours. `replaceable` says which files the new one may replace, as for `new_output`."""
+    set in addition to ours. `replaceable` says which files the new one may replace, as for `new_output`, and None that
+    an object may replace another one."""
 
     path: str
     packing: Packing
@@ -76,7 +77,9 @@ def save_by_qmp(address: str, request: SaveRequest, tell: Tell, guard: GuardComm
     guest as it was before; if we are killed, the guardian that `guard` starts sees to that.
     """
     with (
-        new_output(request.path, replaceable=request.replaceable) as sink,
+        new_output(
+            request.path, replaceable=request.replaceable, overwrite=request.replaceable is None, tell=tell
+        ) as sink,
         Guardian(guard) as guardian,
         closing(Monitor(address, tell=tell)) as monitor,
         undone(guardian, monitor, address) as undoing,

@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 from statepipe import __version__
 from statepipe.ends.fd import FdSource
-from statepipe.ends.output import Output
+from statepipe.ends.output import Measuring, Output
 from statepipe.errors import IntegrityError, QemuGone, QemuSilent, StatepipeError
 from statepipe.formats.libvirtimage import Domain
 from statepipe.formats.qemu.pageframes import encode_index
@@ -28,6 +28,7 @@ from statepipe.qemu.runstates import RUNNING
 from statepipe.stage import Buffer, Over, Stage
 from statepipe.stages.checksum import Digest
 from statepipe.stages.packing import Packing
+from statepipe.stages.prove import REWRITTEN
 from statepipe.stages.watch import Answer, alone, watch
 from statepipe.typed import Any, NamedTuple
 
@@ -99,6 +100,8 @@ def save_stream(
     """
     stream = QemuStream() if stream is None else stream
     stream.record_pages()
+    if isinstance(sink, Measuring):
+        sink.measure = lambda: REWRITTEN * stream.ram_bytes or None
     last: dict[str, Any] = {}
     is_saved = False
 

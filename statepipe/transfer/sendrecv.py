@@ -13,7 +13,7 @@ import stat
 from statepipe.descriptors import demand_readable
 from statepipe.ends.address import SSH, TLS
 from statepipe.ends.fd import FdSink, FdSource, write_all
-from statepipe.ends.output import Output, new_output
+from statepipe.ends.output import Measuring, Output, new_output
 from statepipe.ends.relay import Backflow
 from statepipe.errors import PeerError, StatepipeError
 from statepipe.formats.qemu.returnpath import shut
@@ -68,7 +68,7 @@ def recv_to_file(plan: ConnectionPlan, path: str, say: Tell) -> bool:
     Returns whether the stream is proved complete. A sending QEMU is answered as by save: its migration completes only
     if the file does.
     """
-    with new_output(path) as sink, visited(plan, say, IDLE) as visit:
+    with new_output(path, tell=say) as sink, visited(plan, say, IDLE) as visit:
         return receive(plan, visit, sink) or plan.address.scheme == TLS
 
 
@@ -86,6 +86,8 @@ def receive(plan: ConnectionPlan, visit: Visit, sink: Output) -> bool:
         return True
 
     proof = Proof(answer)
+    if isinstance(sink, Measuring):
+        sink.measure = proof.expected
     try:
         Pipeline(visit.source, [("stream", proof), *plan.words], sink).pour()
         sink.sync()

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import lz4.frame
@@ -60,6 +61,15 @@ def unzstd(data: bytes) -> bytes:
         plain += decoder.decompress(data)
         data = decoder.unused_data
     return plain
+
+
+def written(out: bytes) -> bytes:
+    """What `put` wrote, of which nothing comes out."""
+    assert out == b""
+    path = Path(SCRATCH.name) / "object"
+    data = path.read_bytes() if path.exists() else b""
+    path.unlink(missing_ok=True)
+    return data
 
 
 def joined(pack: Bytes) -> Bytes:
@@ -137,6 +147,9 @@ ADAPTERS = {
     "progress": Adapter(speaks=True),
     "tee": Adapter(arguments=lambda data: [f"{SCRATCH.name}/copy"]),
     "tee:warn": Adapter(arguments=lambda data: ["--on-error", "warn", f"{SCRATCH.name}/another"]),
+    "put": Adapter(
+        arguments=lambda data: [f"file://{SCRATCH.name}/object"], undo=written, speaks=True, holds_back=True
+    ),
     "external": Adapter(arguments=lambda data: ["--", "cat"], holds_back=True, runs=True),
     "external:shell": Adapter(arguments=lambda data: ["--shell", "cat | cat"], holds_back=True, runs=True),
 }

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from statepipe.errors import UsageError
-from statepipe.objectstore.address import ObjectAddress, is_address, local_path, parse_object, parse_prefix
+from statepipe.objectstore.address import ObjectAddress, parse_object, parse_prefix
+from statepipe.objectstore.scheme import is_address, local_path
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from statepipe.errors import IntegrityError, StatepipeError
 from statepipe.objectstore.address import parse_object
 from statepipe.objectstore.failures import Occupied, UploadGone
 from statepipe.objectstore.open import open_store
-from statepipe.objectstore.s3 import S3Store, is_same, sha256_of
+from statepipe.objectstore.parts import is_same, sha256_of
+from statepipe.objectstore.s3 import S3Store
 from statepipe.objectstore.settings import Settings
 from statepipe.objectstore.store import Content, Part, Upload
 from tests.object.stores import Bucket

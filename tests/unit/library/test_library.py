@@ -49,10 +49,22 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         _ = statepipe.compres  # type: ignore[attr-defined]
 
 
-GIVEN = {"verify": ["--from", "FILE"], "throttle": ["100M"], "tee": ["FILE"], "external": ["--", "cat"]}
+GIVEN = {
+    "verify": ["--from", "FILE"],
+    "throttle": ["100M"],
+    "tee": ["FILE"],
+    "put": ["s3://b/k"],
+    "external": ["--", "cat"],
+}
 """What a filter's command line must have."""
 
-SET_BY_CLI = {"checksum": {"report"}, "verify": {"from_file"}, "throttle": {"rate"}, "tee": {"file"}}
+SET_BY_CLI = {
+    "checksum": {"report"},
+    "verify": {"from_file"},
+    "throttle": {"rate"},
+    "tee": {"file"},
+    "put": {"address"},
+}
 """What it hands over then, or always. Whatever else comes must be the default."""
 
 

@@ -1,0 +1,165 @@
+"""A proxy before a store that does what networks and stores do: it refuses, resets, cuts, changes and stalls."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from tests.object.stores import Store
+
+BEGIN, PART, LIST, COMPLETE, ABORT, LOOK, UPLOADS, REMOVE, OTHER = KINDS = (
+    *("begin", "part", "list", "complete", "abort", "look", "uploads", "remove", "other"),
+)
+
+REFUSALS = {
+    "500": (500, "InternalError"),
+    "503": (503, "SlowDown"),
+    "expired": (400, "ExpiredToken"),
+    "skewed": (403, "RequestTimeTooSkewed"),
+    "denied": (403, "AccessDenied"),
+    "no-bucket": (404, "NoSuchBucket"),
+    "quota": (403, "QuotaExceeded"),
+    "conflict": (409, "ConditionalRequestConflict"),
+    "no-conditions": (501, "NotImplemented"),
+}
+"""What the store would answer."""
+
+RESET, LOST, CUT, CHANGED, STALL, GARBAGE = BREAKS = "reset", "lost", "cut", "changed", "stall", "garbage"
+"""What happens on the way: the connection is reset in the midst of the request; the request is carried out, and no
+answer or half of one comes; a bit of what is sent changes; no answer comes for long; somebody else answers."""
+
+FAULTS = (*REFUSALS, *BREAKS)
+
+Plan = Callable[[str], str | None]
+"""The fault that a request of that kind meets, None for none."""
+
+
+def kind_of(method: str, path: str) -> str:
+    """What a request of S3 asks for."""
+    asked = parse_qs(urlsplit(path).query, keep_blank_values=True)
+    if "uploads" in asked:
+        return BEGIN if method == "POST" else UPLOADS
+    if "uploadId" in asked:
+        return {"PUT": PART, "GET": LIST, "POST": COMPLETE, "DELETE": ABORT}[method]
+    return {"HEAD": LOOK, "DELETE": REMOVE}.get(method, OTHER)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """One connection of a client's."""
+
+    protocol_version = "HTTP/1.1"
+    server: _Server
+
+    def log_message(self, *words: Any) -> None:
+        """Say nothing."""
+
+    def handle(self) -> None:
+        with suppress(ConnectionError, ValueError):  # the client, or we, have closed it
+            super().handle()
+
+    def _serve(self) -> None:
+        size, kind = int(self.headers.get("Content-Length") or 0), kind_of(self.command, self.path)
+        fault = self.server.fault(kind)
+        if fault == RESET:
+            self.rfile.read(size // 2)
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+            self.close_connection = True
+            return
+        body = self.rfile.read(size)
+        if fault in REFUSALS:
+            status, code = REFUSALS[fault]
+            said = f"<Error><Code>{code}</Code><Message>said by the test</Message></Error>".encode()
+            self._answer(status, {"Content-Type": "application/xml"}, said)
+            return
+        if fault == GARBAGE:
+            self._answer(200, {"Content-Type": "text/html"}, b"<html>welcome to the hotel<br>")
+            return
+        if fault == STALL:
+            self.server.ended.wait(self.server.stall)
+            self.close_connection = True
+            return
+        if fault == CHANGED and body:
+            body = body[: size // 2] + bytes([body[size // 2] ^ 1]) + body[size // 2 + 1 :]
+        status, headers, answer = self._forward(body)
+        if fault in (LOST, CUT):
+            if fault == CUT:
+                self._answer(status, headers, answer, most=len(answer) // 2)
+            self.close_connection = True
+            return
+        self._answer(status, headers, answer)
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _serve
+
+    def _forward(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
+        onward = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=60)
+        headers = {name: value for name, value in self.headers.items() if name.lower() not in ("expect", "connection")}
+        onward.request(self.command, self.path, body or None, headers)
+        answer = onward.getresponse()
+        found = answer.status, dict(answer.getheaders()), answer.read()
+        onward.close()
+        return found
+
+    def _answer(self, status: int, headers: dict[str, str], body: bytes, most: int | None = None) -> None:
+        self.send_response_only(status)
+        for name, value in headers.items():
+            if name.lower() not in ("connection", "content-length", "transfer-encoding"):
+                self.send_header(name, value)
+        length = headers.get("content-length", headers.get("Content-Length")) if self.command == "HEAD" else None
+        self.send_header("Content-Length", length or str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body[:most])
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, store: Store, plan: Plan, stall: float) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.port = urlsplit(store.endpoint).port
+        self.ended, self.stall = threading.Event(), stall
+        self._plan, self._lock = plan, threading.Lock()
+
+    def fault(self, kind: str) -> str | None:
+        with self._lock:
+            return self._plan(kind)
+
+
+@contextmanager
+def faulty(store: Store, plan: Plan, stall: float = 60) -> Iterator[str]:
+    """The endpoint of a proxy before the store. A stalled request ends after `stall` seconds, or with the context."""
+    server = _Server(store, plan, stall)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.ended.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def once(kind: str, fault: str, at: int = 1) -> Plan:
+    """The request of that kind with that number meets the fault."""
+    seen = 0
+
+    def plan(asked: str) -> str | None:
+        nonlocal seen
+        seen += asked == kind
+        return fault if asked == kind and seen == at else None
+
+    return plan
+
+
+def always(kind: str, fault: str) -> Plan:
+    """Each request of that kind meets the fault."""
+    return lambda asked: fault if asked == kind else None
