@@ -29,6 +29,7 @@ from statepipe.libvirt.process import qemu_of
 from statepipe.libvirt.virsh import ASLEEP, PAUSED, RUNNING, SHUT_OFF, Found, LibvirtError, LibvirtSilent, Virsh
 from statepipe.libvirt.witness import ANSWERING, BACK, RESUMED, SAVING, Job, judge
 from statepipe.libvirt.work import LATEST, AtWork
+from statepipe.objectstore.scheme import is_address
 from statepipe.pipeline.job import works_for
 from statepipe.pipeline.pipeline import NamedStage
 from statepipe.pipeline.signals import ignore
@@ -74,15 +75,16 @@ class DomainSaved(NamedTuple):
 def save_domain(request: DomainRequest, guard: GuardCommand) -> DomainSaved:
     """Save a domain of libvirt's, which is shut off then. Raises StatepipeError, with the domain as it was before; if
     we are killed, the guardian that `guard` starts sees to that."""
+    if is_address(request.path):
+        what = f"a save by libvirt is answered for by a file, and {request.path} is an address"
+        raise UsageError(what, hint="name a FILE; it becomes an object by: statepipe put ADDRESS FILE")
     sweep()  # first: a libvirt that waits for a killed save does not answer
     found = _demand_no_other(Virsh(request.uri).find(request.name))
     _demand_guest(found)
     with new_output(request.path, replaceable=request.replaceable) as sink:
         if not isinstance(sink, FileSink):
-            what = (
-                f"libvirt ends the domain with its save, and statepipe can answer for a file alone, not {request.path}"
-            )
-            raise UsageError(what, hint="name a FILE; it becomes an object by: statepipe put ADDRESS FILE")
+            what = "libvirt ends the domain with its save, and what is written to a descriptor cannot be taken back"
+            raise UsageError(what, hint="name a FILE")
         refuse_other_guest(sink, found.name, found.uuid)
         with Guardian(guard) as guardian:
             return _Save(request, found, sink, guardian).run()

@@ -1,8 +1,9 @@
 """put: the end of a pipe, which becomes an object that is there only if all of the stream has come and proved itself.
 
-Nothing comes out. The object is completed after a clean end of the stream: of a migration's stream at its own end mark,
-of a statepipe stream with its trailer's digest. Any other stream proves nothing, as its producer may have been killed;
-the file that it is read from tells its size, which is compared.
+No bytes come out, but a flush mark for each buffer, so that who pulls keeps control. The object is completed after a
+clean end of the stream: of a migration's stream at its own end mark, of a statepipe stream with its trailer's digest.
+Any other stream proves nothing, as its producer may have been killed; a file that is read tells its size, which is
+compared.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
 from statepipe.errors import StatepipeError, TruncatedError
-from statepipe.stage import Buffer
+from statepipe.stage import FLUSH, Buffer
 from statepipe.stages.prove import Proof
 from statepipe.telling import Tell
 from statepipe.typed import Any, Protocol
@@ -51,13 +52,13 @@ class Put:
             for buffer in self._proof(upstream):
                 if len(buffer):
                     made.write(buffer)
+                yield FLUSH
             if self._coming is not None and made.bytes != self._coming:
                 what = f"{made.bytes} bytes came of a file that had {self._coming} at the beginning"
                 raise TruncatedError(what, hint="something changes the file: wait for it, and start again")
             if not self._proof.holds and self._coming is None:
                 self._warn(UNPROVED)
             made.commit()
-        yield from ()
 
     def _begun(self) -> AbstractContextManager[Object]:
         try:
