@@ -108,8 +108,8 @@ def _unfinished(file: StateFile, header: ImageHeader) -> TruncatedError:
         of = f" of the domain {name}" if name else ""
         state = shlex.join(["virsh", "domstate", "--reason", name or "NAME"])
         hint = (
-            f"if {state} says saving, or a snapshot is being made, wait until that ends; else this save has failed, and "
-            "the file is worthless"
+            f"if {state} says saving, or a snapshot is being made, wait until that ends; else this save has failed, "
+            "and the file is worthless"
         )
         what = f"libvirt has not finished this save image{of}, which has {format_size(file.size())} so far"
         return TruncatedError(what, hint=hint)
