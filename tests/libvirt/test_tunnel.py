@@ -82,8 +82,8 @@ def test_a_killed_ssh_costs_its_time_alone(hosts: Hosts, tmp_path: Path) -> None
         assert near.wait() == 0, near.said
 
 
-@pytest.mark.parametrize("name", ["web server 1", "a&b=c?d", "großer"])
-def test_a_guest_may_have_any_name(hosts: Hosts, name: str) -> None:
+def test_a_guest_may_have_any_name(hosts: Hosts) -> None:
+    name = "web 1 a&b=c?d großer"
     with hosts.guest(name) as guest, hosts.tunnel(name) as (near, far, line):
         done = hosts.migrate(line, "--p2p", "--parallel")
         assert done.returncode == 0, (done, near.said, far.said)
@@ -127,7 +127,10 @@ def test_disks_go_along_over_nbd(hosts: Hosts, tmp_path: Path) -> None:
         assert same.returncode == 0, same
 
 
-@pytest.mark.parametrize("options", [(), ("--p2p", "--parallel")], ids=["plain", "p2p parallel"])
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param((), id="plain"), pytest.param(("--p2p", "--parallel"), id="p2p parallel", marks=pytest.mark.faults)],
+)
 def test_a_cable_that_is_out_for_six_seconds_goes_unnoticed(hosts: Hosts, options: tuple[str, ...]) -> None:
     with (
         hosts.guest("web1", fill=24, dirty=1) as guest,
@@ -194,8 +197,15 @@ def test_a_socket_whose_name_is_removed_ends_the_tunnel(hosts: Hosts) -> None:
         far.wait_said("the tunnel for the guest web1 has ended")
 
 
-@pytest.mark.parametrize("which", ["near", "far"])
-@pytest.mark.parametrize("options", [(), ("--p2p", "--parallel")], ids=["plain", "p2p parallel"])
+@pytest.mark.parametrize(
+    ("options", "which"),
+    [
+        pytest.param((), "near", id="plain-near"),
+        pytest.param((), "far", id="plain-far", marks=pytest.mark.faults),
+        pytest.param(("--p2p", "--parallel"), "near", id="p2p parallel-near", marks=pytest.mark.faults),
+        pytest.param(("--p2p", "--parallel"), "far", id="p2p parallel-far"),
+    ],
+)
 def test_a_killed_end_leaves_the_guest_where_it_is(hosts: Hosts, which: str, options: tuple[str, ...]) -> None:
     with (
         hosts.guest("web1", fill=24, dirty=1) as guest,
