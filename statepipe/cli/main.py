@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -61,10 +62,28 @@ def _run_and_explain(words: Sequence[str], job: Job) -> int:
         heard = is_heard(PATIENCE if hurried else None)  # while a signal can still end this wait
         ignore()
         code = _fail(words, error) if heard else error.exit_code
+    except ModuleNotFoundError as error:
+        lacking = _lacking(error)
+        ignore()
+        code = _fail(words, lacking)
     except MemoryError:
         ignore()
         code = _fail(words, StatepipeError("there is not enough memory", hint=LIMITS))
     return code
+
+
+def _lacking(error: ModuleNotFoundError) -> StatepipeError:
+    """Return the error for a package that everybody needs and this Python lacks. Raises a module's of ours again."""
+    top = (error.name or "").partition(".")[0]
+    if top in ("", "statepipe"):
+        raise error
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    setup = os.path.join(root, "tools", "setup")
+    hint = "install statepipe with its packages: pip install --force-reinstall statepipe"
+    if os.path.exists(setup):  # a checkout
+        hint = f"type: {shlex.quote(setup)}"
+    package = "qemu.qmp" if top == "qemu" else top
+    return StatepipeError(f"the Python package {package} is not installed for {sys.executable}", hint=hint)
 
 
 PATIENCE = 5000

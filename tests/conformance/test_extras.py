@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -108,3 +109,43 @@ def test_without_any_of_them_the_defaults_work(tmp_path: Path) -> None:
     assert without(blocked, "decompress", folder=tmp_path, data=packed.stdout).stdout == b"it" * 999
     for words in (["save", "--help"], ["migrate", "--help"], ["keygen"]):
         assert without(blocked, *words, folder=tmp_path).returncode == 0, words
+
+
+@pytest.mark.parametrize(("module", "package"), [("blake3", "blake3"), ("qemu", "qemu.qmp")])
+def test_a_checkout_that_was_not_set_up_says_what_to_type(tmp_path: Path, module: str, package: str) -> None:
+    words = ["compress"] if module == "blake3" else ["save", "--qmp", "socket", "state"]
+    done = without(module, *words, folder=tmp_path)
+    assert done.returncode == 1 and done.stdout == b""
+    assert done.stderr.decode().splitlines() == [
+        f"statepipe: {words[0]}: error: the Python package {package} is not installed for {sys.executable}",
+        f"statepipe: hint: type: {ROOT}/tools/setup",
+    ]
+
+
+def test_a_checkout_whose_setup_was_broken_off_says_what_to_type(tmp_path: Path) -> None:
+    """Its .venv has a Python, and no statepipe yet; the Python outside has no packages."""
+    for part in ("bin", "statepipe", "tools"):
+        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for place, script in ((".venv/bin/python", "exit 9"), ("path/python3", f'exec "{sys.executable}" -S "$@"')):
+        program = tmp_path / place
+        program.parent.mkdir(parents=True)
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+    path = {"PATH": f"{tmp_path}/path:/usr/bin:/bin"}
+    done = subprocess.run([tmp_path / "bin" / "statepipe", "compress"], input=b"", capture_output=True, env=path)
+    assert done.returncode == 1
+    assert done.stderr.decode().endswith(f"statepipe: hint: type: {tmp_path}/tools/setup\n"), done.stderr
+
+
+def test_an_installation_that_lacks_a_package_is_to_be_repaired(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "statepipe", tmp_path / "statepipe", ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-c", WITHOUT, "blake3", "compress"]
+    done = subprocess.run(command, input=b"", capture_output=True, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 1 and b"hint: install statepipe with its packages: pip install" in done.stderr, (
+        done.stderr
+    )
+
+
+def test_a_module_of_ours_that_is_missing_is_a_bug(tmp_path: Path) -> None:
+    done = without("statepipe.stages.packing", "compress", folder=tmp_path)
+    assert done.returncode == 1 and b"ModuleNotFoundError" in done.stderr
