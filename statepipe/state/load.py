@@ -74,7 +74,7 @@ def _refuse_other_reader(path: str) -> None:
     raise UsageError(
         f"{what}, but QEMU should read the guest from it",
         hint=f"to start QEMU: {command} -- qemu-system-…; from QEMU: -incoming {shlex.quote(f'exec:exec {command}')}; "
-        "for a file: > FILE",
+        "by libvirt: add --domain; for a file: > FILE",
     )
 
 

@@ -29,7 +29,9 @@ def read_by_shell(command: str) -> list[str]:
 @pytest.mark.parametrize("name", NAMES)
 def test_how_to_load(name: str, tmp_path: Path) -> None:
     said = said_at_terminal(tmp_path, "load", name)
-    found = re.search(r"to start QEMU: (.*) -- qemu-system-…; from QEMU: (.*); for a file: > FILE", said)
+    found = re.search(
+        r"to start QEMU: (.*) -- qemu-system-…; from QEMU: (.*); by libvirt: add --domain; for a file: > FILE", said
+    )
     assert found is not None, said
     assert read_by_shell(found[1]) == ["statepipe", "load", name]
     option, uri = read_by_shell(found[2])
