@@ -16,7 +16,7 @@ MINUTE = 60.0
 
 
 def main(verb: str, side: str, fd: str) -> None:
-    """Wait until statepipe has ended, and finish or undo its work if it was killed."""
+    """Wait until statepipe has ended, and finish or undo its work if it was killed or has left it."""
 
     def speak(why: str, recover: Callable[[], str]) -> None:
         try:

@@ -20,7 +20,7 @@ LINKS = 40
 """Links in one path at most, as in the kernel (path_resolution(7))."""
 
 
-class Way:
+class FolderWatch:
     """How the open `folder` was found: by `path`, and from the working folder if that is relative.
 
     A folder that is moved or replaced takes what is in it along, and nothing is at the path then.

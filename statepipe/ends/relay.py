@@ -1,7 +1,7 @@
 """Move bytes that no stage changes inside the kernel, and carry what flows the other way meanwhile.
 
 If one side is a pipe, splice passes its pages on without a copy; from a file to a socket, sendfile does. Between two
-others a pipe of ours is put. The caller sees no difference except in CPU time.
+others, they go through a pipe of ours. The caller sees no difference except in CPU time.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from statepipe.ends.fd import FdSource
 from statepipe.ends.file import FileSink
 from statepipe.ends.output import new_output
-from statepipe.ends.place import Way
+from statepipe.ends.place import FolderWatch
 from statepipe.ends.rehearsal import Replaceable
 from statepipe.errors import InterruptedBySignal, StatepipeError, TruncatedError, UsageError
 from statepipe.formats.libvirtimage import FORMATS, RAW, ImageHeader, split_data
@@ -126,7 +126,7 @@ class _Save:
         self._intake = Intake()
         path = os.path.abspath(request.path)
         self._job = Job(str(found.virsh.uri), found.uuid, found.name, self._intake.folder, path, found.number)
-        self._way = Way(path, sink.folder)
+        self._watch = FolderWatch(path, sink.folder)
         self._is_kept = False  # the file has its name, and keeps it
         self._is_over = False  # nothing is left to do for the guardian
 
@@ -204,7 +204,7 @@ class _Save:
             while not is_asked(intake.question):  # virsh has ended; the job is libvirt's, and may go on
                 if not self._job.is_saving() and not is_asked(intake.question):
                     raise _reason(work)
-        if self._way.leads_elsewhere():  # there would be no file at the path, and no guest
+        if self._watch.leads_elsewhere():  # there would be no file at the path, and no guest
             what = f"the folder of {self._sink.name} was moved or replaced while the domain was saved"
             raise StatepipeError(what, hint="save it again")
         self._request.in_time()

@@ -1,4 +1,4 @@
-"""The guardian: a process beside statepipe that finishes or undoes a migration or a save if statepipe is killed.
+"""The guardian: a process that finishes or undoes a migration, save or load that statepipe has left unfinished.
 
 It is a program of its own, started anew rather than forked: statepipe has threads by then, and a fork would copy their
 locks with nobody to release them. It hears of each step before anything is done about it, and ends with statepipe. If

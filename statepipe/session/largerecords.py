@@ -100,7 +100,7 @@ class RecordTransport:
 
     @property
     def is_stuck(self) -> bool:
-        """Whether the kernel retransmits without an answer, or the keys were used for tls.KEY_BYTES."""
+        """Whether the kernel retransmits without an answer, or the keys were used for tls.RENEWED."""
         return self._tls.is_stuck
 
     # --- sending

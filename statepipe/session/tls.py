@@ -39,7 +39,7 @@ READ_BATCH = 256 << 10
 FINISHED = "tls-unique"
 """What Python calls the client's Finished, in TLS 1.3, too (a channel binding: RFC 5929)."""
 
-KEY_BYTES = 256 << 30
+RENEWED = 256 << 30
 """Plain bytes in each direction for one connection's keys: AES-GCM allows 2^24.5 records, 388 GB of full ones (RFC
 8446, 5.5), and OpenSSL neither counts them nor lets Python request new keys."""
 
@@ -147,8 +147,8 @@ class TlsTransport(Unframed):
 
     @property
     def is_stuck(self) -> bool:
-        """Whether the kernel retransmits without an answer, or the keys were used for KEY_BYTES."""
-        return is_stuck(self.connection) or max(self.sent, self.bytes) >= KEY_BYTES
+        """Whether the kernel retransmits without an answer, or the keys were used for RENEWED."""
+        return is_stuck(self.connection) or max(self.sent, self.bytes) >= RENEWED
 
     @property
     def is_behind(self) -> bool:

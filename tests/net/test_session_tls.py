@@ -53,7 +53,7 @@ class TlsReceiver(Receiver):
 
 def test_keys_that_have_served_their_time_are_replaced(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a link of new ones, in the midst of the stream."""
-    monkeypatch.setattr(tls, "KEY_BYTES", 4 * MIB)
+    monkeypatch.setattr(tls, "RENEWED", 4 * MIB)
     trust, dials = by_folder(folder, server=False), []
 
     def dial() -> TlsTransport:

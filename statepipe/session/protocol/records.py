@@ -34,7 +34,7 @@ MAX_CONTENT = HEADER_SIZE + FRAME_SIZE
 """Bytes of content that a record may have: a full frame as we send it, whose reader then need not copy it."""
 
 KEY_BYTES = 320 << 30
-"""Bytes that one key may protect, each record's overhead included; a link is replaced before (tls.KEY_BYTES). AES-GCM
+"""Bytes that one key may protect, each record's overhead included; a link is replaced before (tls.RENEWED). AES-GCM
 allows 2^38.5 bytes under one key, whatever the size of the records: RFC 8446, 5.5, counts full ones, and the draft
 divides their number by their size."""
 

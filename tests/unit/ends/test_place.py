@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from statepipe.ends.file import FileSink
-from statepipe.ends.place import Way
+from statepipe.ends.place import FolderWatch
 from statepipe.errors import StatepipeError
 
 NOBODY = 65534
@@ -153,7 +153,7 @@ def test_a_folder_that_was_moved_is_noticed(
     folder, fd = held
     monkeypatch.chdir(folder.parent)
     (folder.parent / "link").symlink_to("folder")
-    way = Way(form.format(folder), fd)
+    way = FolderWatch(form.format(folder), fd)
     assert not way.leads_elsewhere()
     folder.rename(folder.parent / "moved")
     if replaced:
@@ -166,7 +166,7 @@ def test_a_caller_that_went_elsewhere_himself_does_not_matter(
 ) -> None:
     folder, fd = held
     monkeypatch.chdir(folder)
-    way = Way("file", fd)
+    way = FolderWatch("file", fd)
     folder.rename(folder.parent / "moved")
     assert not way.leads_elsewhere()
     monkeypatch.chdir("/")
@@ -178,6 +178,6 @@ def test_a_folder_that_may_not_be_looked_for_has_not_moved(
 ) -> None:
     folder, fd = held
     (folder.parent / "link").symlink_to("folder")
-    way = Way(f"{folder.parent}/link/file", fd)
+    way = FolderWatch(f"{folder.parent}/link/file", fd)
     monkeypatch.setattr("statepipe.ends.place.LINKS", 0)
     assert not way.leads_elsewhere()

@@ -207,7 +207,7 @@ BOUNDS = {
     f"A handshake has {tls.HANDSHAKE_TIME:g} seconds and {tls.HANDSHAKE_BYTES:,} bytes": True,
     f"at most {gate.AT_THE_GATE} handshakes at a time": True,
     "at most as many as a quarter of its descriptor limit": gate.SHARE == 4,
-    "at most 256 GiB in each direction": tls.KEY_BYTES == 256 << 30,
+    "at most 256 GiB in each direction": tls.RENEWED == 256 << 30,
     f"reads at most {ssh.LINE_LIMIT} bytes of it": True,
     f"NAME is {2 * ssh.NAME_SIZE} hexadecimal digits": True,
     f"it has {overssh.FIRST:g} seconds, or `--timeout`. A later one has {overssh.SSH_REDIAL:g} seconds": True,
