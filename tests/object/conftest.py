@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.object.stores import Bucket, Store, environment, moto
+from tests.object.stores import DATA, Bucket, Store, environment, moto, seaweed
+from tests.qemu.conftest import qemu72 as qemu72
 
 
 @pytest.fixture(scope="session")
@@ -16,9 +18,35 @@ def store() -> Iterator[Store]:
         yield running
 
 
+@pytest.fixture(scope="session")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of three parts."""
+    path = tmp_path_factory.mktemp("data") / "file"
+    path.write_bytes(DATA)
+    return path
+
+
+@pytest.fixture(scope="session")
+def sea(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """A store that people run."""
+    with seaweed(tmp_path_factory.mktemp("sea")) as running:
+        yield running
+
+
 @pytest.fixture
 def bucket(store: Store, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     """A bucket that ours and other clients reach by the environment."""
+    return reached(store, monkeypatch)
+
+
+@pytest.fixture
+def drop(sea: Store, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """A bucket of the store that people run."""
+    return reached(sea, monkeypatch)
+
+
+def reached(store: Store, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+    """A new bucket, and the environment that leads there."""
     for name, value in environment(store.endpoint).items():
         monkeypatch.setenv(name, value)
     return store.bucket()

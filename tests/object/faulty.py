@@ -7,7 +7,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -99,13 +99,11 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _serve
 
     def _forward(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
-        onward = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=60)
         headers = {name: value for name, value in self.headers.items() if name.lower() not in ("expect", "connection")}
-        onward.request(self.command, self.path, body or None, headers)
-        answer = onward.getresponse()
-        found = answer.status, dict(answer.getheaders()), answer.read()
-        onward.close()
-        return found
+        with closing(http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=60)) as onward:
+            onward.request(self.command, self.path, body or None, headers)
+            with onward.getresponse() as answer:
+                return answer.status, dict(answer.getheaders()), answer.read()
 
     def _answer(self, status: int, headers: dict[str, str], body: bytes, most: int | None = None) -> None:
         self.send_response_only(status)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from random import Random
 from typing import Any
 from uuid import uuid4
 
@@ -18,6 +21,8 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 HERE = Path(__file__).parent
+
+DATA = Random(18).randbytes(17_000_000)
 
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testkey", "AWS_SECRET_ACCESS_KEY": "testsecret"}
 
@@ -43,7 +48,9 @@ class Store:
             endpoint_url=self.endpoint,
             aws_access_key_id=CREDENTIALS["AWS_ACCESS_KEY_ID"],
             aws_secret_access_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
-            config=Config(s3={"addressing_style": "path"}, proxies={}),
+            config=Config(
+                s3={"addressing_style": "path"}, proxies={}, retries={"total_max_attempts": 20, "mode": "standard"}
+            ),
         )
 
     def bucket(self) -> Bucket:
@@ -93,6 +100,44 @@ def moto() -> Iterator[Store]:
         try:
             assert server.stdout is not None
             port = int(server.stdout.readline())
-            yield Store(f"http://127.0.0.1:{port}")
+            store = Store(f"http://127.0.0.1:{port}")
+            yield store
+            store.client.close()
         finally:
             server.kill()
+
+
+IDENTITY = {
+    "name": "test",
+    "credentials": [{"accessKey": CREDENTIALS["AWS_ACCESS_KEY_ID"], "secretKey": CREDENTIALS["AWS_SECRET_ACCESS_KEY"]}],
+    "actions": ["Admin", "Read", "Write", "List", "Tagging"],
+}
+
+
+@contextmanager
+def seaweed(folder: Path) -> Iterator[Store]:
+    """A SeaweedFS with all its servers in one process, at ports that were free a moment before."""
+    (folder / "s3.json").write_text(json.dumps({"identities": [IDENTITY]}))
+    names = [f"{server}.port{kind}" for server in ("master", "volume", "filer", "s3") for kind in ("", ".grpc")]
+    with ExitStack() as taken:
+        places = [taken.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in names]
+        ports = dict(zip(names, (place.getsockname()[1] for place in places), strict=True))
+    command = [str(Path(sys.executable).parent / "weed"), "server", f"-dir={folder}", "-filer", "-s3"]
+    command += ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", f"-s3.config={folder}/s3.json"]
+    command += [
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+        f"-s3.localSocket={folder}/s3",
+        f"-filer.localSocket={folder}/filer",
+    ]
+    command += ["-master.volumeSizeLimitMB=128", "-volume.max=0", *(f"-{name}={port}" for name, port in ports.items())]
+    with open(folder / "log", "wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as server:
+        try:
+            store = Store(f"http://127.0.0.1:{ports['s3.port']}")
+            store.bucket()  # which boto3 tries until the servers have found each other
+            yield store
+            store.client.close()
+        finally:
+            server.kill()
+            for name, port in ports.items():
+                Path(f"/tmp/seaweedfs-{name.partition('.')[0]}-grpc-{port}.sock").unlink(missing_ok=True)

@@ -34,19 +34,11 @@ from tests.object.faulty import (
     faulty,
     once,
 )
-from tests.object.stores import Bucket
+from tests.object.stores import DATA, Bucket
 
-DATA = Random(18).randbytes(17_000_000)
 PUT = [sys.executable, "-m", "statepipe", "put"]
 PARTS = ["--size", "1M"]
 """Parts of 8 MiB."""
-
-
-@pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "file"
-    path.write_bytes(DATA)
-    return path
 
 
 def put(bucket: Bucket, plan: Plan, file: Path, *options: str, retry: float = 4) -> subprocess.CompletedProcess[str]:
