@@ -40,6 +40,26 @@ class NoRight(StatepipeError):
     """The credentials lack a right (401, 403). It may be a right to look, without which writing still works."""
 
 
+class Missing(StatepipeError):
+    """There is no such object."""
+
+
+class Replaced(StatepipeError):
+    """The object was replaced or removed while it was read."""
+
+
+def missing(address: object) -> Missing:
+    """Return the error for an object that is not there."""
+    return Missing(f"there is no object {address}", hint="check the bucket and the key, as with: aws s3 ls")
+
+
+def replaced(address: object, at: int | None) -> Replaced:
+    """Return the error for an object of which the bytes from `at` on are no longer there."""
+    hint = "take the object that was meant, and begin again; a store with versions still has the older one"
+    where = "" if at is None else f", before byte {at} came"
+    return Replaced(f"{address} was replaced or removed while it was read{where}", hint=hint, offset=at)
+
+
 def occupied(address: object) -> Occupied:
     """Return the error for an object that must not be replaced."""
     hint = "name another object, or replace it with --overwrite"
@@ -147,6 +167,12 @@ def _one_line(error: Exception) -> str:
     """Return botocore's words without what follows in further lines."""
     first = str(error).strip().partition("\n")[0]
     return first or type(error).__name__
+
+
+def cut_short(doing: str) -> Transient:
+    """Return the error for an answer whose end did not come."""
+    said = f"cannot {doing}: the connection ended before all of it came"
+    return Transient(said, hint="check the network and the endpoint; --retry SECONDS waits longer")
 
 
 def unreadable(error: Exception, doing: str) -> Transient:

@@ -11,13 +11,25 @@ Its own retries are off: objectstore/retry.py decides what is tried again and fo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 
-from statepipe.errors import IntegrityError
+from statepipe.errors import IntegrityError, StatepipeError
 from statepipe.extras import extra
 from statepipe.objectstore.address import ObjectAddress
-from statepipe.objectstore.failures import Occupied, UploadGone, broken, not_as_sent, occupied, refused, unreadable
+from statepipe.objectstore.failures import (
+    Occupied,
+    UploadGone,
+    broken,
+    cut_short,
+    missing,
+    not_as_sent,
+    occupied,
+    refused,
+    replaced,
+    unreadable,
+)
 from statepipe.objectstore.parts import is_same
 from statepipe.objectstore.settings import CONNECT, Settings, endpoint_for_s3
 from statepipe.objectstore.store import Content, Part, Seen, Upload
@@ -25,6 +37,9 @@ from statepipe.typed import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from typing import IO
+
+Told = Callable[[str, str], AbstractContextManager[None]]
+"""Turns botocore's errors into ours, given what was being done and the right that it needs."""
 
 CONNECTIONS = 20
 """Connections that are kept open at most: more than there are parts in flight."""
@@ -62,6 +77,11 @@ class S3Store:
             session = botocore.session.Session()
             region = session.get_config_variable("region") or "us-east-1"
             self._client: Any = session.create_client("s3", region, endpoint_url=endpoint, config=config)
+
+    @property
+    def place(self) -> str:
+        """The URL of the store."""
+        return str(self._client.meta.endpoint_url)
 
     def look(self, address: ObjectAddress) -> Seen | None:
         """Return what is known of an object, None if there is none. Raises StatepipeError."""
@@ -198,30 +218,40 @@ class S3Store:
         except _Unmet as error:
             raise Occupied(f"{address} is another object by now, and stays", hint="look at it") from error
 
-    def read(self, address: ObjectAddress, seen: Seen, start: int, size: int) -> bytes:
-        """Return `size` bytes at `start` of the object that was seen.
+    def fetch(self, address: ObjectAddress, seen: Seen | None, start: int | None, size: int) -> S3Range:
+        """Begin to read `size` bytes at `start`, of the object that was seen if one was; None: its last ones.
 
-        Raises IntegrityError if it was replaced or removed, StatepipeError.
+        Near the end, and at the beginning of a small object, there are fewer. Raises Replaced if there is another
+        object now, or none, Missing if none was seen before, StatepipeError.
         """
-        which = {"VersionId": seen.version} if seen.version else {"IfMatch": seen.etag}
-        doing = f"read {size} bytes at byte {start} of {address}"
+        span = f"bytes=-{size}" if start is None else f"bytes={start}-{start + size - 1}"
+        doing = f"read the end of {address}" if start is None else f"read {size} bytes at byte {start} of {address}"
+        which = {} if seen is None else {"VersionId": seen.version} if seen.version else {"IfMatch": seen.etag}
         try:
             with self._told(doing, "s3:GetObject"):
-                found = self._client.get_object(
-                    Bucket=address.bucket, Key=address.key, Range=f"bytes={start}-{start + size - 1}", **which
-                )
-                body: IO[bytes] = found["Body"]
-                data = body.read()
-        except (_Absent, _Unmet) as error:
-            hint = "read it again from the beginning"
-            raise IntegrityError(f"{address} was replaced or removed while it was read", hint=hint) from error
-        if len(data) != size:
-            raise not_as_sent(doing, f"the store sent {len(data)} bytes")
-        return data
+                answer = self._client.get_object(Bucket=address.bucket, Key=address.key, Range=span, **which)
+        except _Absent as error:
+            raise (missing(address) if seen is None else replaced(address, start)) from error
+        except _Unmet as error:
+            raise replaced(address, start) from error
+        except _Beyond as error:
+            if (now := self.look(address)) is None:
+                raise missing(address) from error
+            if seen is not None and now.etag != seen.etag:
+                raise replaced(address, start) from error
+            return S3Range(now, now.size, 0, None, doing, self._told)
+        body = S3Range.of(answer, 0 if start else size, doing, self._told)
+        if seen is not None and body.seen.etag != seen.etag:  # a store, or what stands before it, without conditions
+            body.close()
+            raise replaced(address, start)
+        if start is not None and (body.start != start or body.size != min(size, body.seen.size - start)):
+            body.close()
+            raise unreadable(ValueError(), doing)
+        return body
 
     @contextmanager
     def _told(self, doing: str, rights: str) -> Iterator[None]:
-        """Turn botocore's errors into ours. Raises StatepipeError, _Absent, _Unmet."""
+        """Turn botocore's errors into ours. Raises StatepipeError, _Absent, _Unmet, _Beyond."""
         try:
             yield
         except self._errors.ClientError as error:
@@ -232,11 +262,19 @@ class S3Store:
                 raise _Absent from error
             if code == "PreconditionFailed" or status == 412:
                 raise _Unmet from error
+            if code == "InvalidRange" or status == 416:
+                raise _Beyond from error
             raise refused(answer, doing, rights) from error
         except self._errors.BotoCoreError as error:
             raise broken(error, doing, self._errors) from error
         except self._unreadable as error:
             raise unreadable(error, doing) from error
+
+
+def seen_in(answer: Mapping[str, Any], size: int) -> Seen:
+    """Return what an answer says of an object of `size` bytes."""
+    version = answer.get("VersionId")
+    return Seen(size, answer["ETag"], None if version in (None, "null") else version, answer.get("Metadata", {}))
 
 
 class _Absent(Exception):
@@ -245,3 +283,56 @@ class _Absent(Exception):
 
 class _Unmet(Exception):
     """The condition of a request was not met."""
+
+
+class _Beyond(Exception):
+    """The object has no byte of the range that was asked for."""
+
+
+_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+
+
+class S3Range:
+    """A range of an object on its way: of which object, where it begins, and how many bytes it has.
+
+    Closed before its end, it gives up its connection.
+    """
+
+    def __init__(self, seen: Seen, start: int, size: int, body: IO[bytes] | None, doing: str, told: Told) -> None:
+        self.seen, self.start, self.size = seen, start, size
+        self._body, self._doing, self._told = body, doing, told
+
+    @classmethod
+    def of(cls, answer: Mapping[str, Any], most: int, doing: str, told: Told) -> S3Range:
+        """Return the range of an answer of botocore's, or the whole object if it has `most` bytes at most.
+
+        Raises StatepipeError for a larger one; Transient for what is no object.
+        """
+        found = _RANGE.fullmatch(answer.get("ContentRange") or "")
+        if found is None:
+            length = answer.get("ContentLength")
+            if "ETag" in answer and length is not None and length <= most:  # of an empty object, some send no range
+                return cls(seen_in(answer, length), 0, length, answer["Body"], doing, told)
+            answer["Body"].close()
+            if "ETag" not in answer:  # a portal's page, perhaps
+                raise unreadable(ValueError(), doing)
+            what = f"cannot {doing}: the store sent the whole object"
+            raise StatepipeError(what, hint="use a store, and a proxy before it, that can read ranges of an object")
+        first, last, total = map(int, found.groups())
+        seen = seen_in(answer, total)
+        return cls(seen, first, last - first + 1, answer["Body"], doing, told)
+
+    def read(self, size: int) -> bytes:
+        """Return the next `size` bytes. Raises Transient if they do not come."""
+        if self._body is None or not size:
+            return b""
+        with self._told(self._doing, "s3:GetObject"):
+            data = self._body.read(size)
+        if len(data) != size:
+            raise cut_short(self._doing)
+        return data
+
+    def close(self) -> None:
+        """End it."""
+        if self._body is not None:
+            self._body.close()

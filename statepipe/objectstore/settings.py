@@ -13,11 +13,15 @@ import os
 import re
 
 from statepipe.errors import UsageError
+from statepipe.telling import Tell, nobody
 from statepipe.typed import NamedTuple
 
 RETRY = 120.0
 """Seconds that an operation is tried again after its first failure, by default: an overloaded store recovers in less,
 and a guest that waits for its save is not kept waiting for a store that is gone."""
+
+CACHE_SIZE = 16 << 30
+"""Bytes that are kept of objects for the next start, by default: some guests' memory, compressed."""
 
 CONNECT = 10.0
 """Seconds that a connection may take."""
@@ -41,6 +45,16 @@ class Settings(NamedTuple):
     def silence(self) -> float:
         """Seconds without a byte after which an attempt has failed: less than `retry`, which is for several."""
         return min(SILENCE, max(self.retry / 3, LEAST_SILENCE)) if self.retry else SILENCE
+
+
+class Reading(NamedTuple):
+    """How objects are read. `retry`: the seconds for which a failed operation is tried again. `cache` is the folder
+    that keeps what was read, if any, at most `cache_size` bytes. `tell` hears of failed attempts."""
+
+    retry: float = RETRY
+    cache: str | None = None
+    cache_size: int = CACHE_SIZE
+    tell: Tell = nobody
 
 
 def demand_endpoint(text: str) -> str:

@@ -2,7 +2,7 @@
 
 To write: `begin` an upload, `put` its parts in any order and side by side, compare them with `parts`, and `complete`
 it. Before that, no object is there. `abort` ends an upload that is not to be completed; `uploads` finds those that a
-killed process has left. To read: `look` once, and `read` ranges of the very object that was seen.
+killed process has left. To read: `fetch` ranges; the first tells which object it is of, and the others are of that one.
 
 Every method makes one attempt, may be called from any thread, and raises a StatepipeError that names the bucket, the
 key and the next step (failures.py): Transient, if another attempt may succeed.
@@ -96,11 +96,32 @@ class WritingStore(Protocol):
         """Remove the object that was seen, and no other."""
 
 
+class Range(Protocol):
+    """A range of an object on its way: of which object, where it begins, and how many bytes it has."""
+
+    seen: Seen
+    start: int
+    size: int
+
+    def read(self, size: int) -> bytes:
+        """Return the next `size` bytes. Raises Transient if they do not come."""
+
+    def close(self) -> None:
+        """End it."""
+
+
 class ReadingStore(Protocol):
-    """The role of reading."""
+    """The role of reading. `place` tells the store from others."""
+
+    @property
+    def place(self) -> str: ...
 
     def look(self, address: ObjectAddress) -> Seen | None:
         """Return what is known of an object, None if there is none."""
 
-    def read(self, address: ObjectAddress, seen: Seen, start: int, size: int) -> bytes:
-        """Return `size` bytes at `start` of the object that was seen. Raises IntegrityError if it was replaced."""
+    def fetch(self, address: ObjectAddress, seen: Seen | None, start: int | None, size: int) -> Range:
+        """Begin to read `size` bytes at `start`, of the object that was seen if one was; None: its last ones.
+
+        There are fewer if the object ends before. Raises Replaced if there is another object now, or none, Missing if
+        none was seen before.
+        """

@@ -14,8 +14,8 @@ from urllib.parse import parse_qs, urlsplit
 
 from tests.object.stores import Store
 
-BEGIN, PART, LIST, COMPLETE, ABORT, LOOK, UPLOADS, REMOVE, OTHER = KINDS = (
-    *("begin", "part", "list", "complete", "abort", "look", "uploads", "remove", "other"),
+BEGIN, PART, LIST, COMPLETE, ABORT, LOOK, READ, UPLOADS, REMOVE, OTHER = KINDS = (
+    *("begin", "part", "list", "complete", "abort", "look", "read", "uploads", "remove", "other"),
 )
 
 REFUSALS = {
@@ -37,6 +37,10 @@ answer or half of one comes; a bit of what is sent changes; no answer comes for 
 
 FAULTS = (*REFUSALS, *BREAKS)
 
+TORN, WRONG, HALTED = ANSWERS = "torn", "wrong", "halted"
+"""What happens to what is read: the connection is reset in the midst of it; a bit changes; half of it comes, and then
+nothing for long."""
+
 Plan = Callable[[str], str | None]
 """The fault that a request of that kind meets, None for none."""
 
@@ -48,7 +52,8 @@ def kind_of(method: str, path: str) -> str:
         return BEGIN if method == "POST" else UPLOADS
     if "uploadId" in asked:
         return {"PUT": PART, "GET": LIST, "POST": COMPLETE, "DELETE": ABORT}[method]
-    return {"HEAD": LOOK, "DELETE": REMOVE}.get(method, OTHER)
+    is_object = urlsplit(path).path.strip("/").count("/") > 0
+    return {"HEAD": LOOK, "DELETE": REMOVE, "GET": READ if is_object else OTHER}.get(method, OTHER)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -69,9 +74,7 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.server.fault(kind)
         if fault == RESET:
             self.rfile.read(size // 2)
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.connection.close()
-            self.close_connection = True
+            self._reset()
             return
         body = self.rfile.read(size)
         if fault in REFUSALS:
@@ -89,14 +92,25 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == CHANGED and body:
             body = body[: size // 2] + bytes([body[size // 2] ^ 1]) + body[size // 2 + 1 :]
         status, headers, answer = self._forward(body)
-        if fault in (LOST, CUT):
-            if fault == CUT:
+        if fault in (LOST, CUT, TORN, HALTED):
+            if fault != LOST:
                 self._answer(status, headers, answer, most=len(answer) // 2)
+            if fault == TORN:
+                self._reset()
+            if fault == HALTED:
+                self.server.ended.wait(self.server.stall)
             self.close_connection = True
             return
+        if fault == WRONG and answer:
+            answer = answer[: len(answer) // 2] + bytes([answer[len(answer) // 2] ^ 1]) + answer[len(answer) // 2 + 1 :]
         self._answer(status, headers, answer)
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _serve
+
+    def _reset(self) -> None:
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.connection.close()
+        self.close_connection = True
 
     def _forward(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
         headers = {name: value for name, value in self.headers.items() if name.lower() not in ("expect", "connection")}

@@ -6,14 +6,14 @@ import io
 
 import pytest
 
-from statepipe.errors import IntegrityError, StatepipeError
+from statepipe.errors import StatepipeError
 from statepipe.objectstore.address import parse_object
-from statepipe.objectstore.failures import Occupied, UploadGone
+from statepipe.objectstore.failures import Missing, Occupied, Replaced, UploadGone
 from statepipe.objectstore.open import open_store
 from statepipe.objectstore.parts import is_same, sha256_of
 from statepipe.objectstore.s3 import S3Store
 from statepipe.objectstore.settings import Settings
-from statepipe.objectstore.store import Content, Part, Upload
+from statepipe.objectstore.store import Content, Part, Seen, Upload
 from tests.object.stores import Bucket
 
 LEAST = 5 << 20
@@ -45,7 +45,9 @@ def test_an_object_is_there_once_its_upload_is_completed(s3: S3Store, bucket: Bu
     seen = s3.look(parse_object(address))
     assert seen is not None and (seen.size, seen.notes) == (LEAST + 3, {"note": "it"})
     assert bucket.get("some/key") == b"a" * LEAST + b"end"
-    assert s3.read(parse_object(address), seen, LEAST - 2, 4) == b"aaen"
+    assert fetched(s3, address, seen, LEAST - 2, 4) == b"aaen"
+    assert fetched(s3, address, seen, LEAST - 2, 100) == b"aaend"
+    assert fetched(s3, address, seen, None, 3) == b"end"
 
 
 def test_an_object_is_not_overwritten_unless_asked(s3: S3Store, bucket: Bucket) -> None:
@@ -69,14 +71,19 @@ def test_an_aborted_upload_is_gone_and_can_be_aborted_again(s3: S3Store, bucket:
         s3.complete(upload, parts, overwrite=False)
 
 
+def fetched(s3: S3Store, address: str, seen: Seen | None, start: int | None, size: int) -> bytes:
+    found = s3.fetch(parse_object(address), seen, start, size)
+    return found.read(found.size)
+
+
 def test_a_replaced_object_is_not_read_on(s3: S3Store, bucket: Bucket) -> None:
     bucket.put("key", b"older")
     address = parse_object(bucket.address("key"))
     seen = s3.look(address)
     assert seen is not None
     bucket.put("key", b"newer")
-    with pytest.raises(IntegrityError, match="was replaced or removed while it was read"):
-        s3.read(address, seen, 0, 5)
+    with pytest.raises(Replaced, match="was replaced or removed while it was read, before byte 2 came"):
+        s3.fetch(address, seen, 2, 3)
     with pytest.raises(Occupied):
         s3.remove(address, seen)
     assert bucket.get("key") == b"newer"
@@ -105,3 +112,14 @@ def test_a_stranger_s_port_is_no_store(monkeypatch: pytest.MonkeyPatch, bucket: 
     with pytest.raises(StatepipeError, match=r"cannot look for .*127\.0\.0\.1:1") as caught:
         s3.look(parse_object(bucket.address("key")))
     assert caught.value.exit_code == 5
+
+
+def test_an_empty_object_has_no_ranges(s3: S3Store, bucket: Bucket) -> None:
+    bucket.put("key", b"")
+    assert fetched(s3, bucket.address("key"), None, None, 10) == fetched(s3, bucket.address("key"), None, 0, 10) == b""
+
+
+def test_an_object_that_is_not_there_is_named(s3: S3Store, bucket: Bucket) -> None:
+    with pytest.raises(Missing, match=rf"there is no object s3://{bucket.name}/none") as caught:
+        s3.fetch(parse_object(bucket.address("none")), None, 0, 10)
+    assert caught.value.hint
