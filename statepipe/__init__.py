@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         decrypt,
         encrypt,
         external,
+        get,
         progress,
         put,
         tee,
@@ -51,7 +52,7 @@ _ERRORS = (
     "IntegrityError InterruptedBySignal NoKeyError PeerError QemuError QemuGone QemuRefused QemuSilent ReaderGone "
     "StatepipeError TruncatedError UsageError"
 )
-_FILTERS = "checksum compress decompress decrypt encrypt external progress put tee throttle verify"
+_FILTERS = "checksum compress decompress decrypt encrypt external get progress put tee throttle verify"
 _STATES = "LoadedState Saved inspect load load_guest save save_guest verify_state"
 
 _PLACES = {
@@ -104,6 +105,7 @@ __all__ = [  # the same names, for type checkers and editors
     "from_fd",
     "from_file",
     "from_socket",
+    "get",
     "inspect",
     "load",
     "load_guest",

@@ -25,12 +25,15 @@ from statepipe.cli.onfiles import (
 from statepipe.cli.verb import Values
 from statepipe.errors import UsageError
 from statepipe.pipeline.pipeline import NamedStage, Pipeline
+from statepipe.stages.get import Get
 
 
 def run_filter(name: str, values: Values) -> int:
     """Run one filter."""
     row, values = meant(find(name), values)
     stages = [build(row, values)]
+    if row.is_first:
+        return _run_from(stages, values)
     return _run(stages, values if name in ON_FILES else {})  # the FILE of tee is not what it reads
 
 
@@ -39,16 +42,21 @@ def run_pipe(name: str, values: Values) -> int:
     if not values["words"]:
         hint = "for example: statepipe pipe compress checksum < FILE > FILE; filters are listed by: statepipe --help"
         raise UsageError("pipe needs at least one filter", hint=hint)
-    return _run(build_words(values["words"], may_end=True), {})
+    stages = build_words(values["words"], may_begin=True, may_end=True)
+    return _run_from(stages, {}) if isinstance(stages[0][1], Get) else _run(stages, {})
 
 
-def build_words(words: Sequence[str], *, may_end: bool = False) -> list[NamedStage]:
+def build_words(words: Sequence[str], *, may_begin: bool = False, may_end: bool = False) -> list[NamedStage]:
     """Return the stages of words. Raises UsageError, also for a filter without an output unless it is the last one of
-    a pipeline that may end with it."""
+    a pipeline that may end with it, and for one without an input unless it is the first one of one that may begin so.
+    """
     stages = []
     for at, word in enumerate(words, 1):
         row, values = parse_word(word)
         with naming(word):
+            if row.is_first and not (may_begin and at == 1):
+                hint = "it can be the first word of pipe, and what comes before it is not read"
+                raise UsageError(f"nothing goes into {row.name}", hint=hint)
             if row.is_last and not (may_end and at == len(words)):
                 hint = "it can be the last word of pipe, and nothing comes behind it; tee passes everything on"
                 raise UsageError(f"nothing comes out of {row.name}", hint=hint)
@@ -66,6 +74,19 @@ def _run(stages: Sequence[NamedStage], values: Values) -> int:
     with ExitStack() as stack:
         source, sink = opened(values, stack)
         Pipeline(source, stages, sink).run()
+    return 0
+
+
+def _run_from(stages: Sequence[NamedStage], values: Values) -> int:
+    """Run stages of which the first reads an object: that is the source, and standard input is not read."""
+    from statepipe.cli.onfiles import new_sink
+
+    (_, first), *rest = stages
+    assert isinstance(first, Get)
+    require_pipes({"file": "ADDRESS", **values}, binary=True)
+    with ExitStack() as stack:
+        sink = new_sink(values.get("output"))
+        Pipeline(stack.enter_context(first.open()), rest, sink).run()
     return 0
 
 

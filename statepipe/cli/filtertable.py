@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from statepipe.cli.options import IDENTITIES, RECIPIENTS
+from statepipe.cli.options import IDENTITIES, RECIPIENTS, STORE_RETRY
 from statepipe.cli.verb import Param, descriptor, joined, seconds
 from statepipe.errors import UsageError
 from statepipe.guessing import did_you_mean
@@ -29,7 +29,8 @@ _ALGORITHMS = "sha256, sha512, sha1, md5, blake2b or blake3"
 class Filter(NamedTuple):
     """A row of the table. `build` makes the stage from the parameters' values and a context.
 
-    `inverse` is the filter that undoes it. `keeps_bytes`: its output is its input. `is_last`: it has no output.
+    `inverse` is the filter that undoes it. `keeps_bytes`: its output is its input. `is_first`: it reads no input.
+    `is_last`: it has no output.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Filter(NamedTuple):
     build: Build
     inverse: str | None = None
     keeps_bytes: bool = False
+    is_first: bool = False
     is_last: bool = False
 
 
@@ -96,6 +98,12 @@ def _put(values: Values, context: Context) -> Stage:
     if values["address"] is None:
         raise UsageError("put needs the ADDRESS of an object", hint="for example: statepipe put s3://bucket/key FILE")
     return _built("put")(values, context)
+
+
+def _get(values: Values, context: Context) -> Stage:
+    if values["address"] is None:
+        raise UsageError("get needs the ADDRESS of an object", hint="for example: statepipe get s3://bucket/key")
+    return _built("get")(values, context)
 
 
 FILTERS = (
@@ -232,7 +240,19 @@ FILTERS = (
             ),
         ),
         _put,
+        inverse="get",
         is_last=True,
+    ),
+    Filter(
+        "get",
+        "read an object, such as s3://bucket/key, by several requests at once",
+        (
+            Param("address", "s3://BUCKET/KEY, or file:///PATH", "ADDRESS", many="optional"),
+            STORE_RETRY,
+        ),
+        _get,
+        inverse="put",
+        is_first=True,
     ),
     Filter(
         "external",

@@ -15,6 +15,7 @@ from statepipe.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from statepipe.formats.age.envelope import Identity
+    from statepipe.objectstore.settings import Reading
     from statepipe.pipeline.pipeline import NamedStage
     from statepipe.stage import Stage
     from statepipe.state.file import Keys
@@ -58,8 +59,35 @@ def seals(values: Values, words: Sequence[Values]) -> list[NamedStage]:
 
 
 def words_of_keys(values: Values) -> list[str]:
-    """Return the words by which another command, in any folder, finds the same keys. It has none of our descriptors:
-    instead of a passphrase from one, it asks for it."""
+    """Return the words by which another command, in any folder, finds the same keys, and the same cache. It has none of
+    our descriptors: instead of a passphrase from one, it asks for it."""
+    return [*_words_of_reading(values), *_words_of_keys(values)]
+
+
+def _words_of_reading(values: Values) -> list[str]:
+    words = [] if values["retry"] is None else ["--retry", f"{values['retry']:g}"]
+    if values["cache"] is not None:
+        words += ["--cache", os.path.abspath(values["cache"])]
+    if values["cache_size"] is not None:
+        words += ["--cache-size", str(values["cache_size"])]
+    return words
+
+
+def reading_of(values: Values) -> Reading:
+    """Return how an object is to be read. Raises UsageError for an option of that without an object."""
+    from statepipe.objectstore.scheme import is_address, local_path
+    from statepipe.objectstore.settings import Reading
+
+    file = values.get("file")
+    named = [key for key in ("retry", "cache", "cache_size") if values.get(key) is not None]
+    if named and not (file is not None and is_address(file) and local_path(file) is None):
+        option = f"--{named[0].replace('_', '-')}"
+        raise UsageError(f"{option} is for an object", hint=f"leave {option} out, or name FILE by its address: s3://…")
+    given = {key: values[key] for key in named}
+    return Reading(**given, tell=context().warn)
+
+
+def _words_of_keys(values: Values) -> list[str]:
     named = [os.path.abspath(path) for path in values["identity"] if named_by(path) is None]
     words = [word for path in named for word in ("-i", path)]
     file = values["passphrase_file"]
@@ -86,4 +114,4 @@ def keys_of(values: Values) -> Keys:
     def openpgp() -> Stage:
         return find("decrypt").build(values, context())
 
-    return Keys(identities, openpgp)
+    return Keys(identities, openpgp, reading_of(values))

@@ -53,6 +53,7 @@ ON_FILES: Mapping[str, tuple[Param, ...]] = {
     "verify": (_OUTPUT, _FILE),
     "throttle": (_OUTPUT, _FILE),
     "progress": (_OUTPUT, _FILE),
+    "get": (_OUTPUT,),
     "put": (
         _FILE,
         Param(
@@ -140,19 +141,24 @@ def _is_file(text: str) -> bool:
 
 def opened(values: Values, stack: ExitStack) -> tuple[Any, Any]:
     """Return the source and the sink, open until the stack closes. Raises StatepipeError."""
-    from statepipe.ends.fd import FdSink
-    from statepipe.ends.output import new_output
-
     source, output = open_source(values.get("file"), stack), values.get("output")
     for option, target in (("-o", output), ("--to", values.get("to"))):
         refuse_input_as_output(source.fd, option, target)
+    return source, new_sink(output)
+
+
+def new_sink(output: str | None) -> Any:
+    """Return the sink that -o names, or standard output. Raises StatepipeError."""
+    from statepipe.ends.fd import FdSink
+    from statepipe.ends.output import new_output
+
     if output in (None, "-"):
-        return source, FdSink(1, "standard output")
+        return FdSink(1, "standard output")
     try:
         mode = os.stat(output).st_mode & 0o666  # a file that is replaced keeps its mode: a secret stays one
     except (OSError, ValueError):  # there is none; a NUL in its name
         mode = 0o666
-    return source, new_output(str(output), mode)
+    return new_output(str(output), mode)
 
 
 def open_source(file: str | None, stack: ExitStack) -> Any:

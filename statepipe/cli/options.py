@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statepipe.cli.verb import Param, descriptor, moved_disk, number, seconds, shell_words
 from statepipe.ends.config import RECORDS
-from statepipe.units import parse_rate
+from statepipe.units import parse_rate, parse_size
 
 TLS = ("tls://",)
 SSH = ("ssh://",)
@@ -108,6 +108,20 @@ IDENTITIES = (
     Param("--signed-by", "fingerprint of the key whose good OpenPGP signature is required", "FINGERPRINT"),
 )
 """The options of every verb that decrypts."""
+
+STORE_RETRY = Param(
+    "--retry",
+    "seconds without a byte for which a request to the store is made again (default: 120)",
+    "SECONDS",
+    type=seconds(),
+)
+
+OBJECTS = (
+    STORE_RETRY,
+    Param("--cache", "keep what is read of an object in DIR, for the next time", "DIR"),
+    Param("--cache-size", "most that DIR keeps (default: 16G)", "SIZE", type=parse_size, needs="--cache"),
+)
+"""Options of verbs that read a state, for a FILE that is the address of an object."""
 
 LEARN = "10"
 """Seconds of --learn."""

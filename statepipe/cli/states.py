@@ -19,6 +19,7 @@ from statepipe.cli.verb import Values
 from statepipe.descriptors import named_by
 from statepipe.ends.configfile import load_config
 from statepipe.errors import UsageError
+from statepipe.objectstore.scheme import is_address
 from statepipe.typed import TYPE_CHECKING
 from statepipe.units import rate_word
 
@@ -213,6 +214,8 @@ def _demand_lazy_options(values: Values) -> None:
     for name in ("verify_first", "throttle"):
         if values[name] and not (values["lazy"] or values["resume"]):
             raise UsageError(f"--{name.replace('_', '-')} is an option of a lazy load", hint="add --lazy")
+    if values["learn"] is not None and is_address(values["file"]) and values["cache"] is None:
+        raise UsageError("--learn has no place to keep what it learns of an object", hint="name one with --cache DIR")
     for name in ("lazy", "disk", "force"):
         if values[name] and values["resume"]:
             hint = f"leave --{name} out: QEMU has the guest already"

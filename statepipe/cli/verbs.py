@@ -62,7 +62,7 @@ COMMANDS = (
         (
             Param(
                 "file",
-                "the state file, or a QEMU migration stream, raw or compressed; - is standard input",
+                "the state file or its address in a store, or a QEMU stream, raw or compressed; - is standard input",
                 "FILE",
                 dash=True,
             ),
@@ -72,6 +72,7 @@ COMMANDS = (
             options.DETACH._replace(needs="QEMU"),
             Param("--timeout", "seconds that the load may take before it is given up", "SECONDS", type=seconds()),
             *options.LAZY,
+            *options.OBJECTS,
             options.CLONE,
             options.STATUS_FD._replace(help="write the progress each second as JSON to descriptor N"),
             *options.GUARDS,
@@ -83,8 +84,15 @@ COMMANDS = (
         "inspect",
         "show what a state file contains",
         (
-            Param("file", "the file (default: standard input, as for -)", "FILE", many="optional", dash=True),
+            Param(
+                "file",
+                "the file, or the address of an object (default: standard input, as for -)",
+                "FILE",
+                many="optional",
+                dash=True,
+            ),
             options.AS_JSON,
+            options.STORE_RETRY,
             *options.IDENTITIES,
         ),
         "statepipe.cli.states:run_inspect",
@@ -95,12 +103,13 @@ COMMANDS = (
         (
             Param(
                 "file",
-                "the files (default: standard input if it is a pipe or a file, as for -)",
+                "the files, or addresses of objects (default: standard input if it is a pipe or a file, as for -)",
                 "FILE",
                 many="any",
                 dash=True,
             ),
             options.AS_JSON,
+            *options.OBJECTS,
             *options.IDENTITIES,
         ),
         "statepipe.cli.states:run_verify",

@@ -84,6 +84,18 @@ class FileSource(FdSource):
         """Return False once the file was removed, or another one has taken its name."""
         return os.fstat(self.fd).st_nlink > 0
 
+    @property
+    def beside(self) -> str:
+        """The path to which the names of files that belong to it are added."""
+        return self.name
+
+    def doubt(self, offset: int, size: int) -> bool:
+        """Return False: what a disk has returned, it returns again."""
+        return False
+
+    def give_up(self) -> None:
+        """Do nothing: nobody waits for a disk for long."""
+
     def __exit__(self, *error: object) -> None:
         os.close(self.fd)
         super().__exit__(*error)

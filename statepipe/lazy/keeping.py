@@ -21,6 +21,7 @@ from blake3 import blake3
 
 from statepipe.errors import QemuSilent, StatepipeError
 from statepipe.lazy import keeper
+from statepipe.objectstore.scheme import is_address
 from statepipe.pipeline.runtimefolder import open_runtime_folder
 from statepipe.processes import GRACE, Process, hold_if_seen
 from statepipe.qemu.commandline import OWN_MONITOR
@@ -51,7 +52,8 @@ def resume_command(path: str, address: str, words: Sequence[str]) -> str:
     before its name. It may be typed in another folder."""
     if os.path.lexists(address):  # it is not tcp:… or the like
         address = os.path.abspath(address)
-    return shlex.join(["statepipe", "load", "--resume", "--qmp", address, *words, os.path.abspath(path)])
+    named = path if is_address(path) else os.path.abspath(path)
+    return shlex.join(["statepipe", "load", "--resume", "--qmp", address, *words, named])
 
 
 def _place(name: str) -> str:

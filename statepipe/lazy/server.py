@@ -179,6 +179,7 @@ class Server:
     def close(self) -> None:
         """Close the connection, and wait for the threads."""
         self._stopped = True
+        self._store.give_up()
         with suppress(OSError):  # the other side has, too
             self._link.shutdown(socket.SHUT_RDWR)
         with self._rate_changed:

@@ -27,9 +27,9 @@ READ_AHEAD = 48 << 20
 """Bytes of decoded frames that wait for QEMU."""
 
 
-def beside(path: str) -> str:
-    """Return the path of the working set of the state at `path`."""
-    return path + ".working-set"
+def place_of(store: PageStore) -> str | None:
+    """Return the path of the working set of a state; None if it has no place for one."""
+    return None if store.beside is None else store.beside + ".working-set"
 
 
 def page_set(store: PageStore) -> PageSet:
@@ -39,7 +39,9 @@ def page_set(store: PageStore) -> PageSet:
 
 def read_working_set(store: PageStore, warn: Tell) -> PageSet | None:
     """Return the working set of a state; None without one, or, after a warning, if it does not fit the state."""
-    path, blocks = beside(store.name), store.index.outline.blocks
+    path, blocks = place_of(store), store.index.outline.blocks
+    if path is None:
+        return None
     data = None
     try:
         data = _content(path)
@@ -117,7 +119,9 @@ class Recorder:
 
     def write(self) -> str:
         """Write the working set beside the state, and return its path. Raises StatepipeError."""
-        path = beside(self._store.name)
+        path = place_of(self._store)
+        if path is None:
+            raise StatepipeError(f"{self._store.name} has no place for it", hint="name a folder with --cache")
         if (older := _content(path)) and not _is_one(older):
             raise StatepipeError(f"{path} is not a working set, and is not replaced")
         names = [block.name for block in self._store.index.outline.blocks]
@@ -163,6 +167,7 @@ class FirstPages:
 
     def close(self) -> None:
         """End the reading."""
+        self._store.give_up()
         self._frames.close()
 
     def _read(self) -> Iterator[list[Chosen]]:

@@ -208,6 +208,30 @@ def put(
     return Put(begin, world.warn)
 
 
+def get(address: str, *, retry: float = 120, context: Context | None = None) -> Stage:
+    """Return a stage that yields the object at `address`; it is the first one of a pipeline, whose source is not read.
+
+    The object is read by several requests at once, each made again for `retry` seconds without a byte. An object that
+    is replaced meanwhile is an error. file:///PATH is a file.
+    """
+    from statepipe.objectstore.scheme import local_path
+    from statepipe.objectstore.settings import Reading
+    from statepipe.stages.get import Get, Opened
+
+    path, reading = local_path(address), Reading(retry, tell=_or_own(context).warn)
+
+    def opened() -> Opened:
+        if path is not None:
+            from statepipe.ends.source import AnyFile
+
+            return AnyFile(path)
+        from statepipe.ends.objectsource import open_object
+
+        return open_object(address, reading)
+
+    return Get(opened)
+
+
 def external(
     command: Sequence[str] = (), *, shell: str | None = None, may_stop: bool = False, context: Context | None = None
 ) -> Stage:

@@ -19,6 +19,7 @@ from statepipe.errors import NoKeyError
 from statepipe.library import filters
 from statepipe.library.context import context as own_context
 from statepipe.library.filters import Passphrase
+from statepipe.objectstore.settings import Reading
 from statepipe.pipeline.pipeline import NamedStage
 from statepipe.qemu.guard import Said
 from statepipe.stage import Buffer
@@ -225,4 +226,7 @@ def _keys(path: Path, identities: str | Sequence[str], passphrase: Passphrase, w
             raise NoKeyError(f"{os.fspath(path)} is encrypted", hint="give identities= or passphrase=")
         return found
 
-    return Keys(of_age, lambda: filters.decrypt(identities, passphrase=passphrase, context=world))
+    def openpgp() -> stage.Stage:
+        return filters.decrypt(identities, passphrase=passphrase, context=world)
+
+    return Keys(of_age, openpgp, Reading(tell=world.warn))

@@ -38,6 +38,8 @@ class ReadableAt(Protocol):
 
     def tail(self, offset: int, size: int) -> bytes: ...
 
+    def doubt(self, offset: int, size: int) -> bool: ...
+
 
 class AgeReaderAt:
     """The plaintext of an age file, opened by the first identity that fits.
@@ -84,6 +86,15 @@ class AgeReaderAt:
                 start = number * CHUNK
                 out.append(plain[max(offset - start, 0) : end - start])
         return b"".join(out)
+
+    def doubt(self, offset: int, size: int) -> bool:
+        """Note that these bytes are not what was written; return whether to read them again may help."""
+        numbers = self._layout.covering(offset, size)
+        if not numbers:
+            return False
+        start, _ = self._layout.sealed(numbers[0])
+        last, length = self._layout.sealed(numbers[-1])
+        return self._file.doubt(start, last + length - start)
 
     def _chunks(self, numbers: range) -> Iterable[tuple[int, memoryview]]:
         """Yield consecutive chunks after one read; or the one that is kept."""

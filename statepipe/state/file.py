@@ -11,9 +11,11 @@ from statepipe.formats.beginning import HEAD, beginning
 from statepipe.formats.libvirtimage import looks_like_image
 from statepipe.formats.metadata import META_MAGIC
 from statepipe.formats.openpgp import looks_encrypted
+from statepipe.objectstore.scheme import is_address, local_path
+from statepipe.objectstore.settings import Reading
 from statepipe.stage import Stage
 from statepipe.stages.codec import RAW, identify
-from statepipe.state.source import StateFile, damage_named
+from statepipe.state.source import Openable, StateFile, damage_named
 from statepipe.typed import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -21,13 +23,14 @@ if TYPE_CHECKING:
 
 
 class Keys(NamedTuple):
-    """What opens a file: age's identities, or a stage that decrypts OpenPGP.
+    """What opens a file: age's identities, or a stage that decrypts OpenPGP; and how an object is read.
 
     Each is called only for a file that is encrypted in that way: no other keys are read, and no passphrases asked for.
     """
 
     identities: Callable[[], Sequence[Identity]]
     openpgp: Callable[[], Stage]
+    reading: Reading = Reading()
 
 
 AGE, ARMORED = b"age-encryption.org/v1\n", b"-----BEGIN AGE ENCRYPTED FILE-----"
@@ -46,11 +49,12 @@ def looks_saved(head: bytes) -> bool:
 
 
 def open_state(path: str, keys: Keys) -> StateFile:
-    """Open a file that may be encrypted; `-` is standard input. Of a save image of libvirt's, it is the state in it.
+    """Open a file or an object that may be encrypted; `-` is standard input. Of a save image of libvirt's, it is the
+    state in it.
 
     Raises StatepipeError, NoKeyError, IntegrityError.
     """
-    opened = _opened(path)
+    opened = _opened(path, keys.reading)
     file: StateFile = opened
     try:
         with damage_named(opened.name):
@@ -65,7 +69,7 @@ def open_state(path: str, keys: Keys) -> StateFile:
         raise
 
 
-def _unsealed(file: FileSource, keys: Keys) -> StateFile:
+def _unsealed(file: Openable, keys: Keys) -> StateFile:
     sealed = _how_sealed(file.tail(0, HEAD))
     if sealed is None:
         return file
@@ -76,11 +80,23 @@ def _unsealed(file: FileSource, keys: Keys) -> StateFile:
     return sealed_by_age(file, sealed, keys.identities())
 
 
-def _opened(path: str) -> FileSource:
+def on_disk(path: str) -> str | None:
+    """Return the path of the FILE that is read; None for an object, standard input and another descriptor."""
+    if is_address(path):
+        return local_path(path)
+    return None if path == STDIN or named_by(path) is not None else path
+
+
+def _opened(path: str, reading: Reading) -> Openable:
     """Raises StatepipeError."""
+    if (real := on_disk(path)) is not None:
+        return FileSource(real)
+    if is_address(path):
+        from statepipe.ends.objectsource import open_object
+
+        return open_object(path, reading)
     fd = 0 if path == STDIN else named_by(path)
-    if fd is None:
-        return FileSource(path)
+    assert fd is not None
     from statepipe.state.spool import from_descriptor
 
     name = "standard input" if path == STDIN else path

@@ -13,7 +13,6 @@ import socket
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, suppress
 
-from statepipe.descriptors import named_by
 from statepipe.ends.fd import FdSink
 from statepipe.errors import (
     InterruptedBySignal,
@@ -39,7 +38,7 @@ from statepipe.qemu.settings import made_ready, restore_after, restored
 from statepipe.qemu.taken import taken
 from statepipe.qemu.view import View
 from statepipe.state.claims import claim
-from statepipe.state.file import STDIN, Keys, open_state
+from statepipe.state.file import Keys, on_disk, open_state
 from statepipe.state.loading import State, prepare
 from statepipe.state.source import StateFile, damage_named
 from statepipe.telling import Tell
@@ -146,10 +145,10 @@ def _report(monitor: Monitor, tell: Telling) -> None:
 
 def refuse_state_as_disk(path: str, command: Sequence[str]) -> None:
     """Raises UsageError if QEMU's command line names the state file: QEMU would write to it before it is read."""
-    if path == STDIN or named_by(path) is not None or not starts_qemu(command):
+    if (real := on_disk(path)) is None or not starts_qemu(command):
         return
     view, files = View(0), named_files(command)
-    if view.real(path) in files or any(view.is_same(path, file) for file in files):
+    if view.real(real) in files or any(view.is_same(real, file) for file in files):
         what = f"QEMU's command line names {path}, which is the state to load"
         raise UsageError(what, hint="remove it from the command line: statepipe passes the state to QEMU")
 

@@ -357,6 +357,14 @@ class PageStore:
         entry.done.release()
 
     def _decoded(self, number: int) -> bytes:
+        try:
+            return self._decode(number)
+        except FrameDamaged:  # perhaps on its way from a store
+            if not self._source.doubt(self._frames.offsets[number], self._frames.sizes[number]):
+                raise
+        return self._decode(number)
+
+    def _decode(self, number: int) -> bytes:
         offset, size = self._frames.offsets[number], self._frames.sizes[number]
         start, stop = self.span(number)
         if self._look() != self._stamp:
@@ -411,6 +419,15 @@ class PageStore:
     def has_name(self) -> bool:
         """Return False once the file was removed, or another one has taken its name: then only we can read it."""
         return self._source.has_name()
+
+    @property
+    def beside(self) -> str | None:
+        """The path to which the names of files that belong to the state are added; None if it has no place for them."""
+        return self._source.beside
+
+    def give_up(self) -> None:
+        """Have threads that wait for pages from elsewhere raise Cancelled, now and later."""
+        self._source.give_up()
 
     def __enter__(self) -> Self:
         return self

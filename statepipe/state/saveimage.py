@@ -74,6 +74,19 @@ class SaveImage:
         """Return False once the image was removed."""
         return self.file.has_name()
 
+    @property
+    def beside(self) -> str | None:
+        """The path to which the names of files that belong to it are added."""
+        return self.file.beside
+
+    def doubt(self, offset: int, size: int) -> bool:
+        """Note that these bytes are not what was written; return whether to read them again may help."""
+        return self.file.doubt(self.header.payload_at + offset, size)
+
+    def give_up(self) -> None:
+        """Have threads that wait for bytes raise Cancelled."""
+        self.file.give_up()
+
     def __enter__(self) -> Self:
         return self
 

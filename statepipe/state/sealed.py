@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 
-from statepipe.ends.source import FileSource
 from statepipe.errors import StatepipeError
 from statepipe.formats.age.envelope import Identity
 from statepipe.formats.metadata import META_LIMIT
 from statepipe.formats.seektable import SEEK_TABLE_LIMIT
 from statepipe.stage import Buffer, Over, Stage, cancel, chain, close
 from statepipe.state.agefile import AgeReaderAt
+from statepipe.state.source import Openable
 from statepipe.typed import Protocol, Self
 
 HEAD_LIMIT, TAIL_LIMIT = 2 * (META_LIMIT + 8), META_LIMIT + SEEK_TABLE_LIMIT
@@ -27,7 +27,7 @@ SPARE = 4 << 20
 """Bytes above that limit after which the oldest are dropped."""
 
 
-def sealed_by_age(file: FileSource, sealed: str, identities: Sequence[Identity]) -> SealedFile:
+def sealed_by_age(file: Openable, sealed: str, identities: Sequence[Identity]) -> SealedFile:
     """Return the plaintext of an open age file; `sealed` says if it is armored. Raises NoKeyError, IntegrityError."""
 
     def stage(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
@@ -39,7 +39,7 @@ def sealed_by_age(file: FileSource, sealed: str, identities: Sequence[Identity])
     return SealedFile(file, sealed, stage, reader)
 
 
-def sealed_by_openpgp(file: FileSource, sealed: str, stage: Stage) -> SealedFile:
+def sealed_by_openpgp(file: Openable, sealed: str, stage: Stage) -> SealedFile:
     """Return the plaintext of an open OpenPGP file. Its proof is at its end, so all of it is decrypted first."""
     return SealedFile(file, sealed, stage, ReadThrough(file, stage))
 
@@ -47,7 +47,7 @@ def sealed_by_openpgp(file: FileSource, sealed: str, stage: Stage) -> SealedFile
 class SealedFile:
     """The plaintext of an encrypted file; `bytes` counts what was read. Raises what decrypt raises."""
 
-    def __init__(self, file: FileSource, sealed: str, stage: Stage, reader: Reader) -> None:
+    def __init__(self, file: Openable, sealed: str, stage: Stage, reader: Reader) -> None:
         self.name = file.name
         self.bytes = 0
         self.sealed: str | None = sealed
@@ -82,6 +82,19 @@ class SealedFile:
         """Return False once the file was removed."""
         return self._file.has_name()
 
+    @property
+    def beside(self) -> str | None:
+        """The path to which the names of files that belong to it are added."""
+        return self._file.beside
+
+    def doubt(self, offset: int, size: int) -> bool:
+        """Note that these bytes are not what was written; return whether to read them again may help."""
+        return self._reader.doubt(offset, size)
+
+    def give_up(self) -> None:
+        """Have threads that wait for bytes raise Cancelled."""
+        self._file.give_up()
+
     def __enter__(self) -> Self:
         return self
 
@@ -100,11 +113,13 @@ class Reader(Protocol):
 
     def read(self, offset: int, size: int) -> bytes: ...
 
+    def doubt(self, offset: int, size: int) -> bool: ...
+
 
 class ReadThrough:
     """Both ends of a plaintext that cannot be read at an offset, found by decrypting all of it once."""
 
-    def __init__(self, sealed: FileSource, stage: Stage) -> None:
+    def __init__(self, sealed: Openable, stage: Stage) -> None:
         self._name = sealed.name
         self._head, self._tail = bytearray(), bytearray()
         self._size = 0
@@ -129,3 +144,7 @@ class ReadThrough:
         if start < 0:
             raise StatepipeError(f"{self._name} can only be read from its beginning", offset=offset)
         return bytes(self._tail[start : start + max(end - offset, 0)])
+
+    def doubt(self, offset: int, size: int) -> bool:
+        """Return False: what was read is kept."""
+        return False

@@ -1,4 +1,5 @@
-"""What every reader of a state reads from, whether the state is plain, encrypted, or in a save image of libvirt's."""
+"""What every reader of a state reads from, whether the state is plain, encrypted, or in a save image of libvirt's, in a
+file or in an object of a store."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from statepipe.typed import Protocol, Self
 class StateFile(Protocol):
     """A file that can be read at both ends and from its beginning, as plaintext.
 
-    `sealed` says how it is encrypted on the disk ("age", "age, armored"), None if it is not.
+    `sealed` says how it is encrypted on the disk ("age", "age, armored"), None if it is not. `beside` is the path to
+    which the names of files that belong to it are added; None if there is no place for them.
     """
 
     name: str
@@ -35,9 +37,24 @@ class StateFile(Protocol):
 
     def has_name(self) -> bool: ...
 
+    @property
+    def beside(self) -> str | None: ...
+
+    def doubt(self, offset: int, size: int) -> bool:
+        """Note that these bytes are not what was written. Return whether to read them again may help."""
+
+    def give_up(self) -> None:
+        """Have threads that wait for bytes from elsewhere raise Cancelled, now and later."""
+
     def __enter__(self) -> Self: ...
 
     def __exit__(self, *error: object) -> None: ...
+
+
+class Openable(StateFile, Protocol):
+    """A file as it is stored, which can be read again from its beginning."""
+
+    def again(self) -> Openable: ...
 
 
 @contextmanager

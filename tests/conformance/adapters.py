@@ -72,6 +72,13 @@ def written(out: bytes) -> bytes:
     return data
 
 
+def to_read(data: bytes) -> list[str]:
+    """What `get` reads, whatever comes in."""
+    path = Path(SCRATCH.name) / "read"
+    path.write_bytes(data)
+    return [f"file://{path}"]
+
+
 def joined(pack: Bytes) -> Bytes:
     """Streams, members or frames one after another, by none of our code."""
 
@@ -150,6 +157,7 @@ ADAPTERS = {
     "put": Adapter(
         arguments=lambda data: [f"file://{SCRATCH.name}/object"], undo=written, speaks=True, holds_back=True
     ),
+    "get": Adapter(arguments=to_read, holds_back=True),
     "external": Adapter(arguments=lambda data: ["--", "cat"], holds_back=True, runs=True),
     "external:shell": Adapter(arguments=lambda data: ["--shell", "cat | cat"], holds_back=True, runs=True),
 }

@@ -142,7 +142,7 @@ def test_what_is_forgotten_leaves_nothing(name: str) -> None:
     assert threads_and_descriptors() == before
 
 
-@every_filter
+@pytest.mark.parametrize("name", [name for name in ADAPTERS if not find(filter_of(name)).is_first])
 def test_an_error_from_above_arrives_as_it_is(name: str) -> None:
     given = ADAPTERS[name].feed(plenty(name)[: 3 << 20])
     error = PeerError("the peer is gone")

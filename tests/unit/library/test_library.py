@@ -54,6 +54,7 @@ GIVEN = {
     "throttle": ["100M"],
     "tee": ["FILE"],
     "put": ["s3://b/k"],
+    "get": ["s3://b/k"],
     "external": ["--", "cat"],
 }
 """What a filter's command line must have."""
@@ -64,6 +65,7 @@ SET_BY_CLI = {
     "throttle": {"rate"},
     "tee": {"file"},
     "put": {"address"},
+    "get": {"address"},
 }
 """What it hands over then, or always. Whatever else comes must be the default."""
 
