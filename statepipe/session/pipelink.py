@@ -11,7 +11,7 @@ import select
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
-from statepipe.session.transport import Unframed, after, send_all
+from statepipe.session.transport import IOV_MAX, Unframed, after, send_all
 from statepipe.stage import Buffer
 from statepipe.wakeups import Bell, enlarge_pipe, polled
 
@@ -56,7 +56,9 @@ class PipeTransport(Unframed):
     def send_now(self, buffers: Iterable[Buffer]) -> None:
         """Send what the pipe takes of the buffers without waiting. Raises OSError."""
         left = [*self._left, *(memoryview(buffer) for buffer in buffers)]
-        self._left = after(left, self._write(left))
+        while left and (count := self._write(left[:IOV_MAX])):
+            left = after(left, count)
+        self._left = left
 
     def _write(self, left: list[memoryview]) -> int:
         """Write what the pipe takes, and return the number of bytes. Raises OSError."""

@@ -115,7 +115,7 @@ class SocketTransport(Unframed):
         self.connection.close()
 
 
-_IOV_MAX = 1024
+IOV_MAX = 1024
 """Buffers that sendmsg and writev take at most (limits.h)."""
 
 
@@ -123,7 +123,7 @@ def send_all(send: Callable[[list[memoryview]], int], buffers: Iterable[Buffer])
     """Call `send` until it has sent all buffers; it returns the number of bytes that it sent."""
     left = [memoryview(buffer) for buffer in buffers]
     while left:
-        left = after(left, send(left[:_IOV_MAX]))
+        left = after(left, send(left[:IOV_MAX]))
 
 
 def after(buffers: list[memoryview], count: int) -> list[memoryview]:
@@ -157,7 +157,7 @@ class Sender:
         left = [*self._left, *(memoryview(buffer) for buffer in buffers)]
         try:
             while left:
-                left = after(left, self._connection.sendmsg(left[:_IOV_MAX], (), socket.MSG_DONTWAIT))
+                left = after(left, self._connection.sendmsg(left[:IOV_MAX], (), socket.MSG_DONTWAIT))
         except BlockingIOError:  # it is full
             pass
         self._left = left

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from statepipe.session.pipelink import PipeTransport
-from statepipe.session.transport import SocketTransport, Transport, after
+from statepipe.session.transport import IOV_MAX, SocketTransport, Transport, after
 
 PIECES = [bytes([number]) * 300_000 for number in range(20)]
 
@@ -65,6 +65,15 @@ def test_what_is_not_taken_at_once_is_sent_first(link: Link) -> None:
     assert not transport.is_behind
     transport.send_now([b"a", b"b"])
     assert taken(read, 2) == b"ab"
+
+
+def test_many_small_pieces_are_taken_at_once(link: Link) -> None:
+    """More than the system takes in one call, as after an outage of a link."""
+    transport, read = link
+    pieces = [bytes([number % 251]) for number in range(3 * IOV_MAX)]
+    transport.send_now(pieces)
+    assert not transport.is_behind
+    assert taken(read, len(pieces)) == b"".join(pieces)
 
 
 def test_a_connection_that_was_cut_takes_nothing(link: Link) -> None:
