@@ -75,17 +75,17 @@ class Trust(NamedTuple):
             raise PeerError("its certificate cannot be read", hint="issue a new one: statepipe pki issue") from error
         if self.peer is not None and self.peer.lower() not in {name.lower() for name in names}:
             hint = "give one of the names in its certificate with --peer; list them with: statepipe pki show"
-            raise PeerError(f"its certificate is for {', '.join(names)}, not for {self.peer}", hint=hint)
-        return names[0]
+            raise PeerError(f"its certificate is for {', '.join(names) or 'nobody'}, not for {self.peer}", hint=hint)
+        return names[0] if names else ""
 
 
 def _names(fields: Mapping[str, Any]) -> list[str]:
-    """Return the names in a certificate, each once, as ssl.SSLSocket.getpeercert gives it: the common name first, and
-    an empty one if there is none at all. Raises OSError for an address that is none."""
+    """Return the names in a certificate, each once, as ssl.SSLSocket.getpeercert gives it: the common name first. What
+    is empty is no name. Raises OSError for an address that is none."""
     common = [value for row in fields.get("subject", ()) for kind, value in row if kind == "commonName"]
     others = [(kind, value) for kind, value in fields.get("subjectAltName", ()) if kind in ("DNS", "IP Address")]
     alternative = [_shortest(value) if kind == "IP Address" else value for kind, value in others]
-    return list(dict.fromkeys((*common[:1], *alternative))) or [""]
+    return list(dict.fromkeys(filter(None, (*common[:1], *alternative))))
 
 
 def _shortest(address: str) -> str:

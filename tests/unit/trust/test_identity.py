@@ -248,7 +248,7 @@ def vouched(folder: Path, alternative: bytes | None, *common: str) -> Identity:
     signing = load_pem_private_key((folder.parent / "ca" / "ca-key.pem").read_bytes(), None)
     assert isinstance(signing, EllipticCurvePrivateKey)
     issuer = x509.load_pem_x509_certificate((folder / "ca-cert.pem").read_bytes()).subject
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, each) for each in common])
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, each, _validate=bool(each)) for each in common])
     builder = x509.CertificateBuilder().subject_name(subject).issuer_name(issuer).public_key(key.public_key())
     builder = builder.not_valid_before(datetime.now(UTC) - timedelta(days=1)).not_valid_after(FOREVER)
     if alternative is not None:
@@ -296,6 +296,17 @@ def test_names_are_those_that_the_authority_has_signed(
 def test_names_that_are_no_text_belong_to_nobody(folder: Path, tmp_path: Path, bad: bytes) -> None:
     with pytest.raises(PeerError, match="its certificate cannot be read"):
         comes(vouched(folder, sequence(bad), "node9"), by_folder(str(folder), server=True), tmp_path)
+
+
+def test_what_is_empty_is_no_name(folder: Path, tmp_path: Path) -> None:
+    """Not even for a user whose variable is empty: --peer "$PEER"."""
+    with pytest.warns(UserWarning, match="length must be"):
+        who = vouched(folder, sequence(general(DNS, b""), general(DNS, b"a.example")), "")
+        nameless = vouched(folder, None, "")
+    for certificate, name, told in ((who, "a.example", "a.example"), (nameless, "", "nobody")):
+        assert comes(certificate, by_folder(str(folder), server=True), tmp_path) == name
+        with pytest.raises(PeerError, match=f"its certificate is for {told}, not for $"):
+            comes(certificate, by_folder(str(folder), server=True, peer=""), tmp_path)
 
 
 def test_where_a_file_is_missing_at_the_start_that_is_the_error(folder: Path) -> None:
