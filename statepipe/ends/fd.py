@@ -101,11 +101,18 @@ class FdSource:
         return os.read(self.fd, READ_SIZE)
 
     def untap(self) -> None:
-        """Go back to ordinary reads; the bytes that are pending in the tap were seen. Raises OSError."""
+        """Go back to ordinary reads; the bytes that are pending in the tap were seen.
+
+        Raises OSError, and StatepipeError if another program has read them.
+        """
         if self.tap is not None:
             tap, self.tap = self.tap, None
             with closing(tap):
-                tap.drop()
+                try:
+                    tap.drop()
+                except EOFError as error:
+                    what = f"{self.name} has ended before bytes that were in it: another program reads from it, too"
+                    raise StatepipeError(what, hint="give each program an input of its own") from error
 
     def wait(self) -> None:
         """Wait for bytes or the end, for a caller that moves the bytes by other means. Raises Cancelled."""

@@ -8,8 +8,8 @@ Measured with both ends over the loopback: 1.45 CPU s per GB, where reads and wr
 
 A regular file is read and written: sendfile after pread gained nothing, and a program that writes to the file between
 the two would have bytes sent that no stage has seen. The pages in a pipe do not change, unless the program before it
-gave its own to the kernel (vmsplice, splice from a file). So this is not for a stage that vouches for every byte
-(`Vouching`).
+gave its own to the kernel (vmsplice, splice from a file), or another program reads from the same pipe. So this is not
+for a stage that vouches for every byte (`Vouching`).
 """
 
 from __future__ import annotations
@@ -53,29 +53,30 @@ def tee(source: int, copy: int, count: int) -> int:
 
 class Tap:
     """A tap of a pipe: its bytes are seen before they are moved. `pending`: how many were seen, and are still in it.
+    `source` is that pipe.
 
     After `read`, all of them must be moved or dropped before the next.
     """
 
     def __init__(self, source: int) -> None:
         self.pending = 0
-        self._source = source
+        self.source = source
         self._out, self._in = _pipe()
 
     def read(self) -> bytes:
         """Return a copy of the next bytes, b"" at the end. Raises OSError, and has taken nothing then."""
-        self.pending = tee(self._source, self._in, READ_SIZE)
+        self.pending = tee(self.source, self._in, READ_SIZE)
         return _read_exactly(self._out, self.pending)
 
     def move(self, sink: int, count: int) -> int:
         """Move up to so many of the pending bytes to the sink; return their number. Raises OSError: moved nothing."""
-        moved = os.splice(self._source, sink, min(count, self.pending))
+        moved = os.splice(self.source, sink, min(count, self.pending))
         self.pending -= moved
         return moved
 
     def drop(self) -> None:
-        """Drop the pending bytes. Raises OSError."""
-        _read_exactly(self._source, self.pending)
+        """Drop the pending bytes. Raises OSError, and EOFError if another program has read them."""
+        _read_exactly(self.source, self.pending)
         self.pending = 0
 
     def close(self) -> None:
@@ -117,7 +118,7 @@ class SocketTap(Tap):
 
     def close(self) -> None:
         super().close()
-        _close(self._source, self._fill)
+        _close(self.source, self._fill)
 
 
 def new_tap(source: int, sink: int) -> Tap | None:
@@ -142,8 +143,10 @@ def _close(*fds: int) -> None:
 
 
 def _read_exactly(fd: int, count: int) -> bytes:
-    """Read bytes that are known to be in a pipe."""
-    data = os.read(fd, count)
+    """Read bytes that are known to be in a pipe. Raises OSError, and EOFError if they are gone at its end."""
+    data = b""
     while len(data) < count:
-        data += os.read(fd, count - len(data))
+        if not (piece := os.read(fd, count - len(data))):
+            raise EOFError
+        data += piece
     return data

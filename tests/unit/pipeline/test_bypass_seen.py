@@ -271,6 +271,34 @@ def test_a_receiver_that_takes_nothing_is_given_up() -> None:
             Pipeline(it, [("watcher", Watcher())], SocketSink(far, "the receiver", patience)).run()
 
 
+@pytest.mark.parametrize("asks", [False, True])
+def test_bytes_that_another_program_reads_are_missed(*, asks: bool) -> None:
+    """They were seen, and cannot be passed on, or dropped where a stage asks for more before it has passed them on."""
+    (reading, writing), ends = os.pipe(), os.pipe()
+
+    def steal(upstream: Iterator[Buffer]) -> Iterator[Buffer]:
+        yield next(upstream)
+        os.write(writing, b"more")
+        os.close(writing)
+        buffer = next(upstream)
+        assert source.tap is not None and source.tap.pending == len(buffer)
+        assert os.read(reading, 100) == b"more"
+        if asks:
+            next(upstream)
+        yield buffer
+
+    os.write(writing, b"first")
+    with (
+        open(reading, "rb", 0),
+        open(ends[0], "rb", 0),
+        open(ends[1], "wb", 0) as out,
+        FdSource(reading, "the source") as source,
+    ):
+        with pytest.raises(StatepipeError, match="the source has ended before bytes that were in it"):
+            Pipeline(source, [("thief", Kept(steal))], FdSink(out.fileno(), "the sink")).run()
+        assert source.tap is None
+
+
 def test_a_sender_that_breaks_off_is_an_error_and_no_end() -> None:
     """A socket reports its reset once: the next read of it finds a clean end."""
     watcher = Watcher()
