@@ -215,11 +215,14 @@ def write_all(fd: int, buffer: Buffer) -> int:
     return len(buffer)
 
 
-def wait_until_writable(fd: int) -> None:
-    """Wait until a write succeeds or fails at once. Uses poll, because select is limited to descriptors up to 1023."""
+def wait_until_writable(fd: int, within: float | None = None) -> bool:
+    """Wait until a write succeeds or fails at once, for up to `within` seconds; return whether it does.
+
+    Uses poll, because select is limited to descriptors up to 1023.
+    """
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
-    poll.poll()
+    return bool(poll.poll(None if within is None else within * 1000))
 
 
 def as_os_error(error: OSError | ValueError) -> OSError:

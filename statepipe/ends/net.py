@@ -205,6 +205,11 @@ class SocketSink:
         """The connection's descriptor."""
         return self.connection.fileno()
 
+    @property
+    def silence(self) -> float | None:
+        """Seconds that a send may wait; None: no limit."""
+        return self._patience.silence
+
     def lost(self, error: OSError) -> PeerError:
         """Return the error for an OSError on the connection."""
         return _lost(self.name, error, self.bytes, self._patience)

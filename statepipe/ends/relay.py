@@ -33,16 +33,22 @@ def can_relay(*fds: int) -> bool:
 
 
 class Mover:
-    """Moves bytes inside the kernel from one descriptor to another. `held` is 0: none is ever on its way."""
+    """Moves bytes inside the kernel from one descriptor to another. `held` is 0: none is ever on its way.
+
+    `silence` limits a wait for the sink (patiently).
+    """
 
     held = 0
 
-    def __init__(self, source: int, sink: int, call: Callable[[int, int, int], int]) -> None:
-        self._source, self._sink, self._call = source, sink, call
+    def __init__(
+        self, source: int, sink: int, call: Callable[[int, int, int], int], silence: float | None = None
+    ) -> None:
+        self._source, self._sink, self._call, self._silence = source, sink, call, silence
 
     def __call__(self, count: int) -> int:
         """Move up to so many bytes; return their number, 0 at the end. A call that raises OSError has moved nothing."""
-        return patiently(lambda: self._call(self._source, self._sink, count), self._source, self._sink)
+        call = self._call
+        return patiently(lambda: call(self._source, self._sink, count), self._source, self._sink, self._silence)
 
     def rest(self) -> Iterator[Buffer]:
         """Take back the bytes that are on their way."""
@@ -93,22 +99,26 @@ def move(source: FdSource, step: Mover, moved: Moved, room: Room) -> None:
             source.wait()
 
 
-def mover(source: int, sink: int) -> Mover:
-    """Return the way inside the kernel from one descriptor to another. Raises OSError if no pipe can be made."""
+def mover(source: int, sink: int, silence: float | None = None) -> Mover:
+    """Return the way inside the kernel from one descriptor to another; `silence` as in `patiently`.
+
+    Raises OSError if no pipe can be made.
+    """
     modes = [os.fstat(fd).st_mode for fd in (source, sink)]
     if any(map(stat.S_ISFIFO, modes)):
         enlarge_pipe(source)
         enlarge_pipe(sink)
-        return Mover(source, sink, os.splice)
+        return Mover(source, sink, os.splice, silence)
     if stat.S_ISREG(modes[0]) and stat.S_ISSOCK(modes[1]):
-        return Mover(source, sink, lambda source, sink, count: os.sendfile(sink, source, None, count))
+        return Mover(source, sink, lambda source, sink, count: os.sendfile(sink, source, None, count), silence)
     return LongMover(source, sink)
 
 
-def patiently(call: Callable[[], int], source: int, sink: int) -> int:
+def patiently(call: Callable[[], int], source: int, sink: int, silence: float | None = None) -> int:
     """Make the call, and wait too if a program that shares a descriptor makes it non-blocking, as node and QEMU do.
 
     This can happen at any time. A blocking socket of ours reports the same when its patience ends: that is an error.
+    So is a wait of `silence` seconds for such a socket, if it is the source that does not block.
     """
     while True:
         try:
@@ -118,7 +128,8 @@ def patiently(call: Callable[[], int], source: int, sink: int) -> int:
                 wait_until_writable(sink)
             elif not os.get_blocking(source):
                 polled(source).poll()
-                wait_until_writable(sink)  # a pipe that does not block does not wait for the other one either
+                if not wait_until_writable(sink, silence):  # a pipe that does not block waits for no other one either
+                    raise
             else:
                 raise
 

@@ -44,6 +44,7 @@ class Bypass:
 
     def __init__(self, source: FdSource, links: Sequence[Link], meters: Sequence[Meter], sink: Target) -> None:
         self.source, self.links, self.meters, self.sink = source, links, meters, sink
+        self._silence = sink.silence if isinstance(sink, SocketSink) else None
         self._tapped = False
 
     def write(self, buffer: Buffer) -> None:
@@ -63,7 +64,7 @@ class Bypass:
             self.sink.write(memoryview(buffer)[-left:])
 
     def _move(self, tap: Tap, count: int) -> int:
-        return patiently(lambda: tap.move(self.sink.fd, count), self.source.fd, self.sink.fd)
+        return patiently(lambda: tap.move(self.sink.fd, count), tap.source, self.sink.fd, self._silence)
 
     def look(self) -> bool:
         """Take a way that is open now; return False if there will be none any more. Raises what it meets there."""
@@ -87,7 +88,7 @@ class Bypass:
         """
         self.source.untap()
         try:
-            step = mover(self.source.fd, self.sink.fd)
+            step = mover(self.source.fd, self.sink.fd, self._silence)
         except OSError:  # no descriptor is left for a pipe
             return False
         with closing(step):

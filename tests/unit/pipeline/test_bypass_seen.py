@@ -19,6 +19,7 @@ from statepipe.errors import IntegrityError, PeerError, ReaderGone, StatepipeErr
 from statepipe.pipeline.pipeline import Pipeline
 from statepipe.stage import Buffer, Cancelled, Stage
 from statepipe.stages.prove import CONTAINER, Proof
+from statepipe.wakeups import READ_SIZE
 from tests import streams
 from tests.unit.pipeline.test_bypass import NOISE, Counter
 
@@ -269,6 +270,36 @@ def test_a_receiver_that_takes_nothing_is_given_up() -> None:
         tune(far, patience)
         with pytest.raises(PeerError, match=r"the receiver has not moved for 0.2 s"):
             Pipeline(it, [("watcher", Watcher())], SocketSink(far, "the receiver", patience)).run()
+
+
+class Shared(Counter):
+    """A meter of bytes from a descriptor that another program has, too, and sets to non-blocking in the midst."""
+
+    def __init__(self, fd: int, looks: int) -> None:
+        super().__init__(looks)
+        self._fd = fd
+
+    def __call__(self, upstream: Iterator[Buffer]) -> Iterator[Buffer]:
+        for buffer in super().__call__(upstream):
+            if self.seen > READ_SIZE:
+                os.set_blocking(self._fd, False)
+            yield buffer
+
+    def passed(self, count: int) -> None:
+        super().passed(count)
+        os.set_blocking(self._fd, False)
+
+
+@pytest.mark.parametrize("looks", [1, 1 << 60])
+def test_it_is_given_up_too_where_the_source_does_not_block(looks: int) -> None:
+    patience = Patience(0.2)
+    with ExitStack() as stack, fed("pipe", NOISE) as it:
+        _, far = linked("unix", stack)
+        assert isinstance(far, socket.socket)
+        tune(far, patience)
+        with pytest.raises(PeerError, match=r"the receiver has not moved for 0.2 s"):
+            Pipeline(it, [("shared", Shared(it.fd, looks))], SocketSink(far, "the receiver", patience)).run()
+        assert not os.get_blocking(it.fd)
 
 
 @pytest.mark.parametrize("asks", [False, True])
