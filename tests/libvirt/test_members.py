@@ -4,6 +4,7 @@ one whom it does not let in; and root, as sudo makes it."""
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -67,7 +68,8 @@ def test_a_member_saves_and_loads_a_domain_that_others_run(member: Member) -> No
     damaged[len(damaged) // 2] ^= 1
     (member.home / "damaged").write_bytes(damaged)
     done = member.statepipe("load", "--domain", member.home / "damaged")
-    assert done.returncode == 3 and "the domain vm1 is shut off (failed)" in done.stderr, done.stderr
+    assert done.returncode == 3, done.stderr
+    assert re.search(r"the domain vm1 is shut off \((failed|crashed)\)", done.stderr), done.stderr  # by who is faster
     done = member.statepipe("load", "--domain", state)
     assert done.returncode == 0, done.stderr
     domain.assert_runs_on()
