@@ -49,7 +49,7 @@ from statepipe.objectstore.settings import LEAST_SILENCE, Settings
 from statepipe.objectstore.store import Content, Part, Seen, Upload, WritingStore
 from statepipe.stage import Buffer
 from statepipe.telling import Tell, nobody
-from statepipe.threads import End, cores, held, join, start
+from statepipe.threads import End, NoThread, cores, held, join, start
 from statepipe.typed import Any, NamedTuple, Self
 from statepipe.units import format_size
 
@@ -124,11 +124,21 @@ class ObjectSink:
             return None
 
     def _begun(self) -> Upload:
-        def attempt() -> Upload:
-            with held():  # a signal between the answer and its arrival here would leave the upload
-                return self._store.begin(self._address, {NOTE: self._note})
+        """Begin an upload. A signal that comes meanwhile is raised once it is aborted again."""
+        made: list[Upload] = []
 
-        return self._tries(attempt)
+        def attempt() -> Upload:
+            with held():  # so that the answer is not lost
+                made.append(self._store.begin(self._address, {NOTE: self._note}))
+            return made[0]
+
+        try:
+            return self._tries(attempt)
+        except InterruptedBySignal as error:
+            if made:
+                self._upload = made[0]
+                self._abort(error)
+            raise
 
     def _continued(self) -> Upload | None:
         """Return the newest upload of the same object and note its parts; None if there is none."""
@@ -197,10 +207,19 @@ class ObjectSink:
             raise StatepipeError(what, hint="tell with --size how much will come")
         self._submitted += 1
         if len(self._threads) < self._buffers:
-            thread = threading.Thread(target=self._work, name="upload", daemon=True)
-            self._threads.append(thread)
-            start(thread)
+            self._start_thread()
         self._tasks.put((self._submitted, buffer, size))
+
+    def _start_thread(self) -> None:
+        """Start one more thread that sends; without one more, those that run suffice. Raises NoThread for the first."""
+        thread = threading.Thread(target=self._work, name="upload", daemon=True)
+        try:
+            start(thread)
+        except NoThread:
+            if not self._threads:
+                raise
+            return
+        self._threads.append(thread)
 
     def _work(self) -> None:
         """Send parts, until there is no more. What fails is raised by the thread that writes."""
@@ -364,6 +383,11 @@ class ObjectSink:
             if isinstance(error, StatepipeError):
                 error.advise("what the store has of it is kept: put --resume goes on with it")
             return
+        self._abort(error)
+
+    def _abort(self, error: object) -> None:
+        """Undo the upload because of `error`, which says so if that fails. Raises StatepipeError if it is none of
+        ours."""
         try:
             self._undo()
         except StatepipeError as another:

@@ -15,6 +15,7 @@ from statepipe.ends.address import parse_address
 from statepipe.ends.configfile import load_config
 from statepipe.errors import StatepipeError
 from statepipe.formats.openpgp import fingerprint
+from statepipe.objectstore.address import parse_prefix
 from statepipe.stages.checksum import read_digest
 from statepipe.stages.codec import parse_codec
 from statepipe.trust.pins import check_name
@@ -40,7 +41,7 @@ LINES = (
 SIZES = ("1.5GiB", "64K", "80Mbit", "unlimited", "10M/s", "1e5", "0")
 ADDRESSES = (
     *("tls://host:1", "tls://[2001:db8::7%eth0]:20490", "tcp://:99999", "unix:///tmp/x", "ssh://u@h:22/p", "host"),
-    *("ssh://[::1]/x", "ssh://-o@x/y", "tcp://a@b:1"),
+    *("ssh://[::1]/x", "ssh://-o@x/y", "tcp://a@b:1", "s3://bucket/key/k", "gs://b/../k", "az://$web/"),
 )
 
 
@@ -67,6 +68,9 @@ def one_figure(data: bytes) -> None:
             look(text)  # type: ignore[operator]
     with suppress(StatepipeError):
         assert format_size(parse_size(text)) and format_rate(parse_rate(text))
+    with suppress(StatepipeError):
+        place = parse_prefix(text)
+        assert parse_prefix(str(place)) == place
     address = parse_address(text)
     assert parse_address(str(address)) == address
 

@@ -14,7 +14,7 @@ import pytest
 import zstandard
 
 from tests import warm
-from tests.object.faulty import COMPLETE, PART, STALL, always, faulty
+from tests.object.faulty import BEGIN, COMPLETE, PART, STALL, always, faulty
 from tests.object.stores import Bucket
 from tests.statefiles import noisy_stream
 
@@ -194,14 +194,21 @@ def test_the_configuration_names_the_store(bucket: Bucket, tmp_path: Path) -> No
 
 
 def test_a_signal_to_a_slow_producer_s_put_leaves_nothing(bucket: Bucket) -> None:
-    words = [*STATEPIPE, "put", bucket.address("key")]
-    with warm.Popen(words, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdin is not None
-        process.stdin.write(b"beginning")
-        process.stdin.flush()
-        while not bucket.uploads():
-            pass
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=60)
+    begun = threading.Event()
+
+    def plan(kind: str) -> None:
+        if kind == BEGIN:
+            begun.set()
+
+    with faulty(bucket.store, plan) as endpoint:
+        environment = {**os.environ, "AWS_ENDPOINT_URL_S3": endpoint}
+        words = [*STATEPIPE, "put", bucket.address("key")]
+        with warm.Popen(words, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
+            assert process.stdin is not None
+            process.stdin.write(b"beginning")
+            process.stdin.flush()
+            assert begun.wait(60)
+            process.send_signal(signal.SIGTERM)
+            process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
     assert bucket.keys() == bucket.uploads() == []
