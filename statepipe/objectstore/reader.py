@@ -281,20 +281,24 @@ class ObjectReader:
                 self._urgent += 1
                 self._calm.clear()
 
+        def ended() -> None:
+            with self._lock:
+                self._ahead -= is_ahead
+                self._urgent -= is_urgent
+                if not self._urgent:
+                    self._calm.set()
+
         def work() -> None:
             try:
                 self._bring(start, stop, gives_way=is_ahead)
             finally:
-                with self._lock:
-                    self._ahead -= is_ahead
-                    self._urgent -= is_urgent
-                    if not self._urgent:
-                        self._calm.set()
+                ended()
 
         try:
             self._workers.run(work)
         except NoThread as error:
             self._blocks.failed(range(start, stop), error)
+            ended()
             raise
 
     def _bring(self, start: int, stop: int, *, gives_way: bool) -> None:
