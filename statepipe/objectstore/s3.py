@@ -244,7 +244,8 @@ class S3Store:
         if seen is not None and body.seen.etag != seen.etag:  # a store, or what stands before it, without conditions
             body.close()
             raise replaced(address, start)
-        if start is not None and (body.start != start or body.size != min(size, body.seen.size - start)):
+        at = max(body.seen.size - size, 0) if start is None else start
+        if (body.start, body.size) != (at, min(size, body.seen.size - at)):
             body.close()
             raise unreadable(ValueError(), doing)
         return body

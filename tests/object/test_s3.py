@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
@@ -123,3 +125,33 @@ def test_an_object_that_is_not_there_is_named(s3: S3Store, bucket: Bucket) -> No
     with pytest.raises(Missing, match=rf"there is no object s3://{bucket.name}/none") as caught:
         s3.fetch(parse_object(bucket.address("none")), None, 0, 10)
     assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "told", ["0-99999999999999/100000000000000", "5-14/15", "0-9/999", "9-0/10", "0-9/0", "x", None], ids=str
+)
+@pytest.mark.parametrize("start", [None, 0])
+def test_a_store_that_sends_another_range_is_not_believed(
+    monkeypatch: pytest.MonkeyPatch, bucket: Bucket, told: str | None, start: int | None
+) -> None:
+    class Liar(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(206)
+            if told is not None:
+                self.send_header("Content-Range", f"bytes {told}")
+            self.send_header("ETag", '"it"')
+            self.send_header("Content-Length", "10")
+            self.end_headers()
+            self.wfile.write(bytes(10))
+
+        def log_message(self, *words: object) -> None:
+            """Say nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Liar) as server:
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{server.server_address[1]}")
+        lying = open_store(parse_object(bucket.address("key")), Settings())
+        with pytest.raises(StatepipeError, match=f"cannot read .* of s3://{bucket.name}/key: the store"):
+            lying.fetch(parse_object(bucket.address("key")), None, start, 8)
+        thread.join()
