@@ -80,7 +80,7 @@ def crossed(good: Path, folder: Path) -> None:
 
 
 def odd(ca: Path, good: Path, folder: Path) -> None:
-    """A client's of the right authority; the issuer's other name in it is no name, which OpenSSL does not look at."""
+    """A client's of the right authority, whose other name is no text, which OpenSSL does not look at."""
     shutil.copytree(good, folder)
     authority = read_authority((ca / "ca-cert.pem").read_bytes(), (ca / "ca-key.pem").read_bytes(), str(ca))
     key, now = new_key(), datetime.now(UTC)
@@ -88,7 +88,7 @@ def odd(ca: Path, good: Path, folder: Path) -> None:
     builder = x509.CertificateBuilder(authority.certificate.subject, subject, key.public_key())
     builder = builder.serial_number(1).not_valid_before(now - timedelta(hours=1))
     builder = builder.not_valid_after(now + timedelta(days=1))
-    name = x509.UnrecognizedExtension(ExtensionOID.ISSUER_ALTERNATIVE_NAME, b"\x04\x02hi")
+    name = x509.UnrecognizedExtension(ExtensionOID.SUBJECT_ALTERNATIVE_NAME, b"\x30\x04\x82\x02\xffa")
     made = builder.add_extension(name, critical=False).sign(authority.key, hashes.SHA256())
     (folder / "client-cert.pem").write_bytes(pem(made))
     (folder / "client-key.pem").write_bytes(pem_key(key))
