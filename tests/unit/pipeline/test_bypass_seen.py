@@ -293,8 +293,8 @@ class Shared(Counter):
 @pytest.mark.parametrize("looks", [1, 1 << 60])
 def test_it_is_given_up_too_where_the_source_does_not_block(looks: int) -> None:
     patience = Patience(0.2)
-    with ExitStack() as stack, fed("pipe", NOISE) as it:
-        _, far = linked("unix", stack)
+    with ExitStack() as stack, fed("pipe", NOISE * 8) as it:
+        _, far = linked("tcp", stack)
         assert isinstance(far, socket.socket)
         tune(far, patience)
         with pytest.raises(PeerError, match=r"the receiver has not moved for 0.2 s"):
