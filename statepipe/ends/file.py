@@ -24,6 +24,7 @@ import shlex
 import stat
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 from statepipe.ends.fd import as_os_error, failure, write_all
 from statepipe.ends.naming import (
@@ -127,7 +128,7 @@ class FileSink:
         while True:
             fd = os.open(self._part, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, mode, dir_fd=self._folder)
             try:
-                if_known(lambda: fcntl.flock(fd, fcntl.LOCK_EX))  # noqa: B023
+                if_known(partial(fcntl.flock, fd, fcntl.LOCK_EX))
                 if os.fstat(fd).st_nlink:
                     return fd
             except BaseException:
@@ -289,9 +290,12 @@ class FileSink:
         (`take_back`): names and descriptors, which it must duplicate. It keeps the older file locked for us: then no
         other save removes its second name."""
         self._lock_older()
-        names = {"base": self._base, "part": self._part, "older": self._older_name}
         fds = {"file": self._fd, "place": self._folder}
-        return names, fds if self._older is None else fds | {"older": self._older}
+        return self._names, fds if self._older is None else fds | {"older": self._older}
+
+    @property
+    def _names(self) -> dict[str, str]:
+        return {"base": self._base, "part": self._part, "older": self._older_name}
 
     @property
     def folder(self) -> int:
@@ -319,9 +323,8 @@ class FileSink:
 
     def _take_back(self) -> None:
         """Raises OSError; if the new file still has its name then, the older one keeps its second name."""
-        names = {"base": self._base, "part": self._part, "older": self._older_name}
         try:
-            undo_naming(self._fd, self._folder, names)
+            undo_naming(self._fd, self._folder, self._names)
         except OSError:
             self._keeps_older = is_named(self._fd, self._folder, self._base)
             raise

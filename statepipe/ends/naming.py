@@ -92,17 +92,25 @@ def replace(fd: int, folder: int, part: str, base: str, may_go: Callable[[str], 
     os.stat(base, dir_fd=folder, follow_symlinks=False)
     if not may_go(base):
         raise _exists()
+    if _exchange(folder, part, base) and not may_go(part):  # another took the name meanwhile, or it was written to
+        _exchange_back(folder, part, base)
+        raise _exists()
+    _demand(fd, folder, base)
+
+
+def _exchange(folder: int, name: str, base: str) -> bool:
+    """Exchange the two names, and return True; where the system cannot, rename the first, in the place of the other.
+
+    Raises OSError.
+    """
     try:
-        _renameat2(folder, part, base, RENAME_EXCHANGE)
+        _renameat2(folder, name, base, RENAME_EXCHANGE)
     except OSError as error:
         if error.errno not in UNKNOWN:
             raise
-        rename(folder, part, base)
-    else:
-        if not may_go(part):  # another file took the name between the two calls, or this one was written to
-            _exchange_back(folder, part, base)
-            raise _exists()
-    _demand(fd, folder, base)
+        rename(folder, name, base)
+        return False
+    return True
 
 
 def _exchange_back(folder: int, part: str, base: str) -> None:
@@ -164,12 +172,7 @@ def undo_naming(fd: int, folder: int, names: Mapping[str, str]) -> None:
 def _put_back(fd: int, folder: int, older: str, base: str) -> None:
     """Give the file `older` the name of the open one, which is removed. Raises FileNotFoundError if there is no file
     `older`, FileExistsError if `base` is another one's name by now, OSError."""
-    try:
-        _renameat2(folder, older, base, RENAME_EXCHANGE)
-    except OSError as error:
-        if error.errno not in UNKNOWN:
-            raise
-        rename(folder, older, base)
+    if not _exchange(folder, older, base):
         return
     if not is_named(fd, folder, older):
         _exchange_back(folder, older, base)
