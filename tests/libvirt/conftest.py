@@ -1,4 +1,4 @@
-"""The libvirtds to test with."""
+"""The libvirtds to test with, and domains that were saved."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.libvirt.harness import MODES, ROOT, Domain, Libvirt, missing, started
+from tests.libvirt.states import Kept, saved_domain
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -38,6 +39,20 @@ def domain(shared: Libvirt) -> Iterator[Domain]:
     """A small domain of the test's own, at the shared libvirtd."""
     yield shared.domain(memory=32, fill=2, dirty=1)
     shared.clear()
+
+
+@pytest.fixture(scope="module")
+def saved() -> Iterator[Kept]:
+    """A small domain that was saved, for all tests of a module."""
+    with saved_domain("session", memory=32, fill=2, dirty=1) as kept:
+        yield kept
+
+
+@pytest.fixture
+def kept(saved: Kept) -> Iterator[Kept]:
+    """The same for one test, which leaves it shut off."""
+    yield saved
+    saved.end()
 
 
 @pytest.fixture

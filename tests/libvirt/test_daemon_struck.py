@@ -17,7 +17,7 @@ import pytest
 
 from tests.libvirt.harness import Domain, Libvirt
 from tests.libvirt.saving import Save, assert_either, assert_runs_on, assert_saved, few
-from tests.libvirt.states import Kept, saved_domain
+from tests.libvirt.states import Kept
 from tests.qemu.harness import PATIENCE, wait_for
 from tests.qemu.striking import striking
 
@@ -35,20 +35,6 @@ SAVING = (
 
 LOADING = ("after Offer.__enter__", "after AtWork", "before Offer._hand", "after Offer._hand")
 """Steps of a load before the stream's end is written."""
-
-
-@pytest.fixture(scope="module")
-def saved() -> Iterator[Kept]:
-    """A domain that was saved, for all tests of a process."""
-    with saved_domain("session", memory=32, fill=2, dirty=1) as kept:
-        yield kept
-
-
-@pytest.fixture
-def kept(saved: Kept) -> Iterator[Kept]:
-    """The same for one test, which leaves it shut off."""
-    yield saved
-    saved.end()
 
 
 @contextmanager

@@ -31,13 +31,6 @@ def saved() -> Iterator[Kept]:
         yield kept
 
 
-@pytest.fixture
-def kept(saved: Kept) -> Iterator[Kept]:
-    """The same for one test, which leaves it shut off."""
-    yield saved
-    saved.end()
-
-
 @pytest.mark.parametrize("mode", ["session", "system", "newer"])
 def test_a_domain_goes_on(mode: str, request: pytest.FixtureRequest) -> None:
     libvirt: Libvirt = request.getfixturevalue(mode)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import random
 import signal
 import subprocess
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import pytest
 
 from tests.libvirt.harness import Libvirt
 from tests.libvirt.saving import few
-from tests.libvirt.states import Kept, keep, saved_domain
+from tests.libvirt.states import Kept, keep
 from tests.qemu.harness import PATIENCE, wait_for
 from tests.qemu.striking import steps_of, striking
 
@@ -48,20 +47,6 @@ LATE = (
     "before _report",
 )
 """Steps after that."""
-
-
-@pytest.fixture(scope="module")
-def saved() -> Iterator[Kept]:
-    """A domain that was saved, for all tests of a process."""
-    with saved_domain("session", memory=32, fill=2, dirty=1) as kept:
-        yield kept
-
-
-@pytest.fixture
-def kept(saved: Kept) -> Iterator[Kept]:
-    """The same for one test, which leaves it shut off."""
-    yield saved
-    saved.end()
 
 
 class Load:
