@@ -61,8 +61,9 @@ class Trust(NamedTuple):
         """Return the peer's name: the pinned one of its certificate (DER), or one that an authority vouches for.
 
         `fields` returns what OpenSSL reads in the certificate that it has verified, as `SSLObject.getpeercert` does:
-        to read it with the library that makes certificates would take 33 ms of processor time. Raises PeerError if the peer
-        is unknown here, or not the one that the user named.
+        to read it with the library that makes certificates would take 33 ms of processor time.
+
+        Raises PeerError if the peer is unknown here, or not the one that the user named.
         """
         if self.pinned is not None:
             name = self.pinned.get(certificate)
