@@ -6,12 +6,9 @@ from statepipe.ends.configfile import load_endpoint
 from statepipe.objectstore.address import ObjectAddress, parse_object, parse_prefix
 from statepipe.objectstore.open import open_store
 from statepipe.objectstore.settings import RETRY, Settings
+from statepipe.objectstore.store import Store
 from statepipe.objectstore.upload import How, ObjectSink
 from statepipe.telling import Tell, nobody
-from statepipe.typed import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from statepipe.objectstore.s3 import S3Store
 
 
 def new_object(
@@ -28,13 +25,13 @@ def new_object(
     return ObjectSink(parse_object(text), Settings(load_endpoint(), retry), How(overwrite, size, resume), tell)
 
 
-def store_of(text: str, retry: float = RETRY) -> tuple[S3Store, ObjectAddress]:
+def store_of(text: str, retry: float = RETRY) -> tuple[Store, ObjectAddress]:
     """Return the store and the address that `text` names. Raises UsageError, StatepipeError."""
     address = parse_object(text)
     return open_store(address, Settings(load_endpoint(), retry)), address
 
 
-def store_below(text: str, retry: float = RETRY) -> tuple[S3Store, ObjectAddress]:
+def store_below(text: str, retry: float = RETRY) -> tuple[Store, ObjectAddress]:
     """Do as `store_of` for what the addresses of several objects begin with. Raises UsageError, StatepipeError."""
     prefix = parse_prefix(text)
     return open_store(prefix, Settings(load_endpoint(), retry)), prefix

@@ -6,17 +6,14 @@ from statepipe.errors import UsageError
 from statepipe.objectstore.address import ObjectAddress
 from statepipe.objectstore.scheme import S3
 from statepipe.objectstore.settings import Settings
-from statepipe.typed import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from statepipe.objectstore.s3 import S3Store
+from statepipe.objectstore.store import Store
 
 
-def open_store(address: ObjectAddress, settings: Settings) -> S3Store:
+def open_store(address: ObjectAddress, settings: Settings) -> Store:
     """Return the store of an address. Raises StatepipeError; UsageError for a kind of store that is not served."""
     if address.scheme != S3:
         what = f"{address}: objects at {address.scheme}:// cannot be written or read yet"
         raise UsageError(what, hint="use s3://, which many stores speak")
-    from statepipe.objectstore.s3 import S3Store
+    from statepipe.objectstore.s3.client import S3Store
 
     return S3Store(settings)

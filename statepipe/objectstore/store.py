@@ -125,3 +125,7 @@ class ReadingStore(Protocol):
         There are fewer if the object ends before. Raises Replaced if there is another object now, or none, Missing if
         none was seen before.
         """
+
+
+class Store(WritingStore, ReadingStore, Protocol):
+    """Both roles: what the client of each kind of store is."""

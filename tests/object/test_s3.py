@@ -13,7 +13,7 @@ from statepipe.objectstore.address import parse_object
 from statepipe.objectstore.failures import Missing, Occupied, Replaced, UploadGone
 from statepipe.objectstore.open import open_store
 from statepipe.objectstore.parts import is_same, sha256_of
-from statepipe.objectstore.s3 import S3Store
+from statepipe.objectstore.s3.client import S3Store
 from statepipe.objectstore.settings import Settings
 from statepipe.objectstore.store import Content, Part, Seen, Upload
 from tests.object.stores import Bucket

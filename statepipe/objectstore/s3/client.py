@@ -21,16 +21,15 @@ from statepipe.objectstore.address import ObjectAddress
 from statepipe.objectstore.failures import (
     Occupied,
     UploadGone,
-    broken,
     cut_short,
     missing,
     not_as_sent,
     occupied,
-    refused,
     replaced,
     unreadable,
 )
 from statepipe.objectstore.parts import is_same
+from statepipe.objectstore.s3.answers import broken, refused
 from statepipe.objectstore.settings import CONNECT, Settings, endpoint_for_s3
 from statepipe.objectstore.store import Content, Part, Seen, Upload
 from statepipe.typed import TYPE_CHECKING, Any
