@@ -7,10 +7,16 @@ a kind of store mean stands with its client (s3/answers.py).
 from __future__ import annotations
 
 from statepipe.errors import IntegrityError, PeerError, StatepipeError, UsageError
+from statepipe.objectstore.address import ObjectAddress
+from statepipe.objectstore.scheme import AZ, GS, S3
 
 
 class Transient(PeerError):
     """The store, or the network to it, failed in a way that another attempt may not meet."""
+
+
+class NotDone(Transient):
+    """Nothing was done: the request was not sent, or the store has refused it for now."""
 
 
 class Conflict(Transient):
@@ -45,9 +51,13 @@ class Replaced(StatepipeError):
     """The object was replaced or removed while it was read."""
 
 
-def missing(address: object) -> Missing:
+_LISTED = {S3: "aws s3 ls", GS: "gcloud storage ls", AZ: "az storage blob list"}
+
+
+def missing(address: ObjectAddress) -> Missing:
     """Return the error for an object that is not there."""
-    return Missing(f"there is no object {address}", hint="check the bucket and the key, as with: aws s3 ls")
+    hint = f"check the bucket and the key, as with: {_LISTED[address.scheme]}"
+    return Missing(f"there is no object {address}", hint=hint)
 
 
 def replaced(address: object, at: int | None) -> Replaced:
@@ -83,3 +93,8 @@ def unreadable(error: Exception, doing: str) -> Transient:
 def not_as_sent(doing: str, what: str) -> NotAsSent:
     """Return the error for a part that the store has in another form than was sent."""
     return NotAsSent(f"cannot {doing}: {what}", hint=WAY)
+
+
+def may_come(name: str) -> PeerError:
+    """Return the error for a commit without an answer, in a store that cannot end an upload."""
+    return PeerError(f"the store may still carry out the request that makes {name}, whose answer did not come")

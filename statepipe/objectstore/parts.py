@@ -95,6 +95,13 @@ def is_same(part: Part, content: Content) -> bool | None:
     return digest.hexdigest() == md5[1]
 
 
+def agree(listed: Part, answered: Part) -> bool:
+    """Return whether the store lists a part as its answer to that part said."""
+    sums = listed.sha256, answered.sha256
+    is_same_sum = None in sums or sums[0] == sums[1]
+    return (listed.size, listed.etag) == (answered.size, answered.etag) and is_same_sum
+
+
 def etag_of(parts: list[Part]) -> str | None:
     """Return the ETag that stores give to an object of these parts, quotes included; None if it cannot be told."""
     found = [_MD5.fullmatch(part.etag) for part in parts]

@@ -1,8 +1,9 @@
 """What an object store does for us, whatever its kind: two roles, one for writing an object and one for reading one.
 
 To write: `begin` an upload, `put` its parts in any order and side by side, compare them with `parts`, and `complete`
-it. Before that, no object is there. `abort` ends an upload that is not to be completed; `uploads` finds those that a
-killed process has left. To read: `fetch` ranges; the first tells which object it is of, and the others are of that one.
+it. Before that, no object is there. `abort` ends an upload that is not to be completed; `begun` and `uploads` find
+those that a killed process has left. To read: `fetch` ranges; the first tells which object it is of, and the others are
+of that one.
 
 Every method makes one attempt, may be called from any thread, and raises a StatepipeError that names the bucket, the
 key and the next step (failures.py): Transient, if another attempt may succeed.
@@ -72,25 +73,39 @@ class WritingStore(Protocol):
         """Return what is known of an object, None if there is none."""
 
     def begin(self, address: ObjectAddress, notes: Mapping[str, str]) -> Upload:
-        """Begin an upload. The object will have these notes."""
+        """Begin an upload. The object will have these notes; some stores take them only from `complete`."""
 
     def put(self, upload: Upload, number: int, content: Content) -> Part:
         """Send a part. Raises IntegrityError if the store has other bytes than were sent."""
 
     def parts(self, upload: Upload) -> Iterator[Part]:
-        """Yield the parts that the store has, by their numbers."""
+        """Yield the parts that the store has, by their numbers: several of one number, if it keeps what was sent again.
 
-    def complete(self, upload: Upload, parts: Sequence[Part], *, overwrite: bool) -> str | None:
-        """Make the object of the parts, at once. Return its version, None without versioning.
-
-        Raises Occupied if there is an object and it is not to be overwritten.
+        Those without bytes may be missing. Raises UploadGone.
         """
 
-    def abort(self, upload: Upload) -> None:
-        """End an upload and drop its parts. An upload that is not there any more is no error."""
+    def complete(
+        self, upload: Upload, parts: Sequence[Part], notes: Mapping[str, str], *, overwrite: bool
+    ) -> str | None:
+        """Make the object of the parts, at once. Return its version, None without versioning.
+
+        `notes` are those of `begin`, or of another process that began it: stores that took them there ignore these.
+        Raises Occupied if there is an object and it is not to be overwritten, UploadGone.
+        """
+
+    def abort(self, upload: Upload) -> str | None:
+        """End an upload and drop its parts. An upload that is not there any more is no error.
+
+        Return None; or what becomes of the parts, if the store cannot end an upload. Then a request to complete it,
+        whose answer did not come, may still be carried out.
+        """
+
+    def begun(self, address: ObjectAddress) -> Iterator[Upload]:
+        """Yield the uploads that were begun for this object. Raises UsageError if the store cannot tell."""
 
     def uploads(self, prefix: ObjectAddress) -> Iterator[Upload]:
-        """Yield the uploads that were begun for keys with this prefix."""
+        """Yield the uploads that were begun for keys with this prefix. Raises UsageError if the store cannot tell, or
+        cannot end them."""
 
     def remove(self, address: ObjectAddress, seen: Seen) -> None:
         """Remove the object that was seen, and no other."""

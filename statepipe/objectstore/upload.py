@@ -27,9 +27,11 @@ from statepipe.objectstore.failures import (
     Conflict,
     NoConditions,
     NoRight,
+    NotDone,
     Occupied,
     Transient,
     UploadGone,
+    may_come,
     not_as_sent,
     occupied,
 )
@@ -38,6 +40,7 @@ from statepipe.objectstore.parts import (
     LEAST,
     MOST_PARTS,
     PartFile,
+    agree,
     etag_of,
     is_same,
     most_bytes,
@@ -99,7 +102,7 @@ class ObjectSink:
         self._stop = End()
         self._tries = Tries(settings.retry, tell, self._stop)
         self._note = os.urandom(16).hex()
-        self._older: dict[int, Part] = {}
+        self._older: dict[int, list[Part]] = {}
         self._overwrite = how.overwrite
         self._done = self._unclear = self._is_lost = self._synced = False
         self._version: str | None = None
@@ -142,15 +145,23 @@ class ObjectSink:
 
     def _continued(self) -> Upload | None:
         """Return the newest upload of the same object and note its parts; None if there is none."""
-        found = self._tries(lambda: list(self._store.uploads(self._address)))
-        same = [upload for upload in found if upload.address == self._address]
-        if not same:
+        found = self._tries(lambda: list(self._store.begun(self._address)))
+        if not found:
             self._tell(f"there is no upload of {self.name} to continue: it begins anew")
             return None
-        upload = max(same, key=lambda upload: upload.started.timestamp() if upload.started else 0)
-        parts = self._tries(lambda: list(self._store.parts(upload)))
-        self._older = {part.number: part for part in parts}
+        upload = max(found, key=lambda upload: upload.started.timestamp() if upload.started else 0)
+        self._older = self._listed(upload)
         return upload
+
+    def _listed(self, upload: Upload) -> dict[int, list[Part]]:
+        """Return the parts that the store has, by their numbers: several of one number, if it keeps what was replaced.
+
+        Raises StatepipeError.
+        """
+        listed: dict[int, list[Part]] = {}
+        for part in self._tries(lambda: list(self._store.parts(upload))):
+            listed.setdefault(part.number, []).append(part)
+        return listed
 
     def __enter__(self) -> Self:
         return self
@@ -180,7 +191,7 @@ class ObjectSink:
     def _choose_size(self) -> None:
         """Choose the size of all parts: that of an upload that is continued, or by what is known of the stream."""
         expected = self._how.size if self._how.size is not None else self.measure()
-        older = max((part.size for part in self._older.values()), default=0)
+        older = max((part.size for parts in self._older.values() for part in parts), default=0)
         self._size = older if older >= LEAST else part_size(expected)
         if expected is not None and expected > most_bytes(self._size):
             self._size, self._older = part_size(expected), {}
@@ -235,10 +246,10 @@ class ObjectSink:
 
     def _send(self, number: int, view: memoryview) -> Part:
         content = Content(PartFile(view, self._stop), len(view), sha256_of(view))
-        older = self._older.get(number)
-        if older is not None and is_same(older, content):
-            self._kept += 1
-            return older
+        for older in self._older.get(number, ()):
+            if is_same(older, content):
+                self._kept += 1
+                return older
         return self._tries(lambda: self._store.put(self._upload, number, content))
 
     def sync(self) -> None:
@@ -268,16 +279,19 @@ class ObjectSink:
     def _compare(self) -> None:
         """Raise IntegrityError unless the store's list has each part as its answer to that part said."""
         try:
-            listed = self._tries(lambda: {part.number: part for part in self._store.parts(self._upload)})
+            listed = self._listed(self._upload)
         except NoRight:  # the answers to the parts were compared
             return
+        except UploadGone:
+            self._refuse_occupied()
+            raise
         doing = f"complete {self.name}"
         for number, part in sorted(self._parts.items()):
-            other = listed.get(number)
-            if other is None:
+            if not part.size:
+                continue
+            if number not in listed:
                 raise not_as_sent(doing, f"the store lacks part {number}, which it had")
-            sums = other.sha256, part.sha256
-            if (other.size, other.etag) != (part.size, part.etag) or (None not in sums and sums[0] != sums[1]):
+            if not any(agree(other, part) for other in listed[number]):
                 raise not_as_sent(doing, f"the store lists part {number} as another one than it has received")
 
     def commit(self) -> None:
@@ -296,6 +310,11 @@ class ObjectSink:
                 self.withdraw()
             raise
 
+    def _refuse_occupied(self) -> None:
+        """Raise Occupied if there is an object that is not to be replaced: its commit may have ended our upload."""
+        if not self._overwrite and self._look() is not None:
+            raise occupied(self._address)
+
     def _complete(self) -> None:
         """Make one attempt to complete the upload."""
         if self._unclear and self._is_ours():
@@ -304,10 +323,12 @@ class ObjectSink:
         parts = [self._parts[number] for number in sorted(self._parts)]
         try:
             with held():
-                self._version = self._store.complete(self._upload, parts, overwrite=self._overwrite)
+                notes = {NOTE: self._note}
+                self._version = self._store.complete(self._upload, parts, notes, overwrite=self._overwrite)
                 self._done = True
         except (Occupied, UploadGone):
             if not self._is_ours():  # the answer to an earlier attempt was lost, perhaps on its way through a proxy
+                self._refuse_occupied()
                 raise
             self._done = True
         except NoConditions:
@@ -318,7 +339,7 @@ class ObjectSink:
             self._tell(f"the store knows no conditions: an object that gets the name {self.name} now is replaced")
             self._overwrite = True
             self._complete()
-        except Conflict:
+        except (Conflict, NotDone):
             raise
         except Transient:
             self._unclear = True
@@ -341,8 +362,10 @@ class ObjectSink:
         store, tries = self._store, self._hurried()
         try:
             if not tries(self._is_ours):
-                tries(lambda: self._store.abort(self._upload))
+                left = tries(lambda: self._store.abort(self._upload))
                 if not tries(self._is_ours):
+                    if left is not None:
+                        raise may_come(self.name)
                     return False
         except StatepipeError as error:
             self._is_lost = True
@@ -389,20 +412,33 @@ class ObjectSink:
         """Undo the upload because of `error`, which says so if that fails. Raises StatepipeError if it is none of
         ours."""
         try:
-            self._undo()
+            left = self._undo()
         except StatepipeError as another:
-            words = f"parts of it are left in the store ({another}): statepipe put --abort-stale {self.name} ends them"
+            left = f"parts of it are left in the store ({another}): statepipe put --abort-stale {self.name} ends them"
             if not isinstance(error, StatepipeError):
                 raise
-            error.advise(words)
+        if left is not None and isinstance(error, StatepipeError):
+            error.advise(left)
 
-    def _undo(self) -> None:
-        """Abort the upload, and remove an object that a commit without an answer has made. Raises StatepipeError."""
+    def _undo(self) -> str | None:
+        """Abort the upload, and remove an object that a commit without an answer has made. Return what is left of it.
+
+        Raises StatepipeError.
+        """
         self._stop = End()
         self._tries = self._hurried()
-        self._tries(lambda: self._store.abort(self._upload))
-        if self._unclear and self._tries(self._is_ours):
-            self.withdraw()
+        left = self._tries(lambda: self._store.abort(self._upload))
+        if not self._unclear:
+            return left
+        try:
+            if self._tries(self._is_ours):
+                self.withdraw()
+                return left
+        except StatepipeError as error:
+            if left is None:
+                raise
+            return f"{left}; it is not known whether {self.name} is there: {error}"
+        return None if left is None else f"{left}; {may_come(self.name)}"
 
     def facts(self) -> dict[str, Any]:
         """Return the figures of the upload."""

@@ -43,7 +43,7 @@ def test_an_object_is_there_once_its_upload_is_completed(s3: S3Store, bucket: Bu
     assert list(s3.parts(upload)) == parts
     assert [each.id for each in s3.uploads(parse_object(address))] == [upload.id]
     assert bucket.keys() == []
-    s3.complete(upload, parts, overwrite=False)
+    s3.complete(upload, parts, {}, overwrite=False)
     seen = s3.look(parse_object(address))
     assert seen is not None and (seen.size, seen.notes) == (LEAST + 3, {"note": "it"})
     assert bucket.get("some/key") == b"a" * LEAST + b"end"
@@ -56,9 +56,9 @@ def test_an_object_is_not_overwritten_unless_asked(s3: S3Store, bucket: Bucket) 
     bucket.put("key", b"older")
     upload, parts = uploaded(s3, bucket.address("key"), b"newer")
     with pytest.raises(Occupied, match=rf"s3://{bucket.name}/key exists already"):
-        s3.complete(upload, parts, overwrite=False)
+        s3.complete(upload, parts, {}, overwrite=False)
     assert bucket.get("key") == b"older"
-    s3.complete(upload, parts, overwrite=True)
+    s3.complete(upload, parts, {}, overwrite=True)
     assert bucket.get("key") == b"newer"
 
 
@@ -70,7 +70,7 @@ def test_an_aborted_upload_is_gone_and_can_be_aborted_again(s3: S3Store, bucket:
     with pytest.raises(UploadGone):
         list(s3.parts(upload))
     with pytest.raises(StatepipeError):
-        s3.complete(upload, parts, overwrite=False)
+        s3.complete(upload, parts, {}, overwrite=False)
 
 
 def fetched(s3: S3Store, address: str, seen: Seen | None, start: int | None, size: int) -> bytes:

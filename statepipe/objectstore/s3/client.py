@@ -150,8 +150,10 @@ class S3Store:
                 return
             after = found[-1].number
 
-    def complete(self, upload: Upload, parts: Sequence[Part], *, overwrite: bool) -> str | None:
-        """Make the object of the parts, at once. Return its version, None without versioning.
+    def complete(
+        self, upload: Upload, parts: Sequence[Part], notes: Mapping[str, str], *, overwrite: bool
+    ) -> str | None:
+        """Make the object of the parts, at once. Return its version, None without versioning. The notes are there.
 
         Raises Occupied, Conflict, UploadGone, NoConditions, StatepipeError.
         """
@@ -175,15 +177,20 @@ class S3Store:
         version = made.get("VersionId")
         return None if version == "null" else version
 
-    def abort(self, upload: Upload) -> None:
-        """End an upload and drop its parts; it may be gone already. Raises StatepipeError."""
+    def abort(self, upload: Upload) -> str | None:
+        """End an upload and drop its parts; it may be gone already. Nothing is left. Raises StatepipeError."""
         try:
             with self._told(f"abort the upload of {upload.address}", "s3:AbortMultipartUpload"):
                 self._client.abort_multipart_upload(
                     Bucket=upload.address.bucket, Key=upload.address.key, UploadId=upload.id
                 )
         except UploadGone:
-            return
+            pass
+        return None
+
+    def begun(self, address: ObjectAddress) -> Iterator[Upload]:
+        """Yield the uploads that were begun for this object. Raises StatepipeError."""
+        return (upload for upload in self.uploads(address) if upload.address == address)
 
     def uploads(self, prefix: ObjectAddress) -> Iterator[Upload]:
         """Yield the uploads that were begun for keys with this prefix. Raises StatepipeError."""
