@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import threading
+from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
 from statepipe.errors import StatepipeError
 from statepipe.objectstore.address import parse_object
-from statepipe.objectstore.failures import Missing, Occupied, Replaced, UploadGone
+from statepipe.objectstore.failures import Missing, Occupied, Replaced, Transient, UploadGone
 from statepipe.objectstore.open import open_store
 from statepipe.objectstore.parts import is_same, sha256_of
 from statepipe.objectstore.s3.client import S3Store
@@ -50,6 +51,26 @@ def test_an_object_is_there_once_its_upload_is_completed(s3: S3Store, bucket: Bu
     assert fetched(s3, address, seen, LEAST - 2, 4) == b"aaen"
     assert fetched(s3, address, seen, LEAST - 2, 100) == b"aaend"
     assert fetched(s3, address, seen, None, 3) == b"end"
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_part_is_hashed_once_where_tls_allows_it(
+    monkeypatch: pytest.MonkeyPatch, bucket: Bucket, scheme: str
+) -> None:
+    """Its signature covers our SHA-256 of it, and without TLS one of botocore's own as well."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"{scheme}://127.0.0.1:1")  # where nobody is: what would be sent counts
+    sent: list[Mapping[str, bytes]] = []
+    address, part = parse_object(bucket.address("key")), content(b"data")
+    s3 = open_store(address, Settings())
+    assert isinstance(s3, S3Store)
+    s3._client.meta.events.register("before-send.s3.UploadPart", lambda request, **_: sent.append(request.headers))
+    with pytest.raises(Transient):
+        s3.put(Upload(address, "id", None), 1, part)
+    [headers] = sent
+    assert headers["x-amz-checksum-sha256"] == part.sha256.encode()
+    assert b"x-amz-checksum-sha256" in headers["Authorization"]
+    unsigned = headers["X-Amz-Content-SHA256"] == b"UNSIGNED-PAYLOAD"
+    assert unsigned == (scheme == "https")
 
 
 def test_an_object_is_not_overwritten_unless_asked(s3: S3Store, bucket: Bucket) -> None:

@@ -76,6 +76,7 @@ class S3Store:
             session = botocore.session.Session()
             region = session.get_config_variable("region") or "us-east-1"
             self._client: Any = session.create_client("s3", region, endpoint_url=endpoint, config=config)
+            self._client.meta.events.register("before-sign.s3.UploadPart", _tell_checksum)
 
     @property
     def place(self) -> str:
@@ -276,6 +277,14 @@ class S3Store:
             raise broken(error, doing, self._errors) from error
         except self._unreadable as error:
             raise unreadable(error, doing) from error
+
+
+def _tell_checksum(request: Any, **_: object) -> None:
+    """Tell botocore, before it signs a part, that its header has a checksum of ours: over TLS it hashes no body then.
+
+    The header is signed, so the bytes are vouched for as well, and it saves 0.5 CPU s/GB: half of what is hashed.
+    """
+    request.context.setdefault("checksum", {})["request_algorithm"] = {"in": "header", "name": "x-amz-checksum-sha256"}
 
 
 def seen_in(answer: Mapping[str, Any], size: int) -> Seen:
