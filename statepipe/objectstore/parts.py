@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from base64 import b64encode
 
 from statepipe.objectstore.store import Content, Part
 from statepipe.threads import End
@@ -70,11 +69,6 @@ class PartFile:
     def tell(self) -> int:
         """Return the position."""
         return self._at
-
-
-def sha256_of(data: bytes | bytearray | memoryview) -> str:
-    """Return the SHA-256 of bytes in base64, as S3 writes it."""
-    return b64encode(hashlib.sha256(data).digest()).decode()
 
 
 def is_same(part: Part, content: Content) -> bool | None:

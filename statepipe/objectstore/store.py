@@ -1,9 +1,9 @@
 """What an object store does for us, whatever its kind: two roles, one for writing an object and one for reading one.
 
-To write: `begin` an upload, `put` its parts in any order and side by side, compare them with `parts`, and `complete`
-it. Before that, no object is there. `abort` ends an upload that is not to be completed; `begun` and `uploads` find
-those that a killed process has left. To read: `fetch` ranges; the first tells which object it is of, and the others are
-of that one.
+To write: `begin` an upload, `put` its parts, as many side by side as the store takes (if one, in their order), compare
+them with `parts`, and `complete` it. Before that, no object is there. `abort` ends an upload that is not to be
+completed; `begun` and `uploads` find those that a killed process has left. To read: `fetch` ranges; the first tells
+which object it is of, and the others are of that one.
 
 Every method makes one attempt, may be called from any thread, and raises a StatepipeError that names the bucket, the
 key and the next step (failures.py): Transient, if another attempt may succeed.
@@ -11,17 +11,20 @@ key and the next step (failures.py): Transient, if another attempt may succeed.
 
 from __future__ import annotations
 
+import hashlib
+from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
 
 from statepipe.objectstore.address import ObjectAddress
-from statepipe.typed import NamedTuple, Protocol
+from statepipe.typed import Any, NamedTuple, Protocol
 
 
 class Seen(NamedTuple):
     """An object as it was seen: its bytes, what tells it from any other that has its key, and what its writer noted.
 
-    `etag` is the store's, quotes included. `version` is None without versioning.
+    `etag` is the store's, quotes included (of Google's, the generation). `version` is None without versioning.
     """
 
     size: int
@@ -41,11 +44,15 @@ class Part(NamedTuple):
 
 
 class Upload(NamedTuple):
-    """An upload that was begun and neither completed nor aborted. `started` is None where the store does not tell."""
+    """An upload that was begun and neither completed nor aborted. `started` is None where the store does not tell.
+
+    `state` is what its client keeps of it, if that must not be told or changes; no other process has it.
+    """
 
     address: ObjectAddress
     id: str
     started: datetime | None
+    state: Any = None
 
 
 class Rereadable(Protocol):
@@ -58,22 +65,41 @@ class Rereadable(Protocol):
     def tell(self) -> int: ...
 
 
-class Content(NamedTuple):
-    """The bytes of a part as a file, their number, and their SHA-256 in base64."""
+class Content:
+    """The bytes of a part as a file, and their number."""
 
-    file: Rereadable
-    size: int
-    sha256: str
+    def __init__(self, file: Rereadable, size: int) -> None:
+        self.file, self.size = file, size
+
+    @cached_property
+    def sha256(self) -> str:
+        """Their SHA-256 in base64, as S3 writes it; some stores take none. The file is at its beginning then."""
+        digest = hashlib.sha256()
+        self.file.seek(0)
+        while piece := self.file.read(1 << 20):
+            digest.update(piece)
+        self.file.seek(0)
+        return b64encode(digest.digest()).decode()
 
 
 class WritingStore(Protocol):
-    """The role of writing."""
+    """The role of writing. `in_flight` is how many parts may be on their way at once; if one, in their order."""
+
+    @property
+    def in_flight(self) -> int: ...
+
+    def leftovers(self, address: ObjectAddress) -> str:
+        """Return what becomes of the parts of an upload that could not be aborted, for a message."""
 
     def look(self, address: ObjectAddress) -> Seen | None:
         """Return what is known of an object, None if there is none."""
 
-    def begin(self, address: ObjectAddress, notes: Mapping[str, str]) -> Upload:
-        """Begin an upload. The object will have these notes; some stores take them only from `complete`."""
+    def begin(self, address: ObjectAddress, notes: Mapping[str, str], *, overwrite: bool) -> Upload:
+        """Begin an upload. The object will have these notes. Some stores take the condition of `complete` here, and
+        others the notes only there.
+
+        Raises Occupied if there is an object and it is not to be overwritten.
+        """
 
     def put(self, upload: Upload, number: int, content: Content) -> Part:
         """Send a part. Raises IntegrityError if the store has other bytes than were sent."""

@@ -45,7 +45,6 @@ from statepipe.objectstore.parts import (
     is_same,
     most_bytes,
     part_size,
-    sha256_of,
 )
 from statepipe.objectstore.retry import Tries
 from statepipe.objectstore.settings import LEAST_SILENCE, Settings
@@ -65,8 +64,6 @@ botocore (75 MB), the process stays below 300 MB."""
 
 CONNECTIONS = 4
 """Parts in flight at most for each core: sending waits for the network, and hashing (1 GB/s) for a core."""
-
-MOST_IN_FLIGHT = 16
 
 HURRY = 15.0
 """Seconds for which the upload is undone at most, while somebody waits for our end."""
@@ -99,6 +96,7 @@ class ObjectSink:
         self.measure: Callable[[], int | None] = lambda: None
         self._address, self._settings, self._how, self._tell = address, settings, how, tell
         self._store: WritingStore = open_store(address, settings)
+        self._in_flight = min(CONNECTIONS * cores(), self._store.in_flight)
         self._stop = End()
         self._tries = Tries(settings.retry, tell, self._stop)
         self._note = os.urandom(16).hex()
@@ -132,7 +130,7 @@ class ObjectSink:
 
         def attempt() -> Upload:
             with held():  # so that the answer is not lost
-                made.append(self._store.begin(self._address, {NOTE: self._note}))
+                made.append(self._store.begin(self._address, {NOTE: self._note}, overwrite=self._overwrite))
             return made[0]
 
         try:
@@ -198,8 +196,7 @@ class ObjectSink:
 
     def _buffer(self) -> bytearray:
         """Return memory for a part: new, or that of a part that the store has. Raises what a thread has met."""
-        in_flight = min(CONNECTIONS * cores(), MOST_IN_FLIGHT)
-        if self._buffers < max(1, min(in_flight + 1, BUDGET // self._size)):
+        if self._buffers < max(1, min(self._in_flight + 1, BUDGET // self._size)):
             self._buffers += 1
             buffer = bytearray(self._size)
         else:
@@ -217,7 +214,7 @@ class ObjectSink:
             what = f"an object has {MOST_PARTS} parts at most, and those of {format_size(self._size)} do not suffice"
             raise StatepipeError(what, hint="tell with --size how much will come")
         self._submitted += 1
-        if len(self._threads) < self._buffers:
+        if len(self._threads) < min(self._buffers, self._in_flight):
             self._start_thread()
         self._tasks.put((self._submitted, buffer, size))
 
@@ -245,7 +242,7 @@ class ObjectSink:
             del task, buffer
 
     def _send(self, number: int, view: memoryview) -> Part:
-        content = Content(PartFile(view, self._stop), len(view), sha256_of(view))
+        content = Content(PartFile(view, self._stop), len(view))
         for older in self._older.get(number, ()):
             if is_same(older, content):
                 self._kept += 1
@@ -414,7 +411,7 @@ class ObjectSink:
         try:
             left = self._undo()
         except StatepipeError as another:
-            left = f"parts of it are left in the store ({another}): statepipe put --abort-stale {self.name} ends them"
+            left = f"parts of it are left in the store ({another}): {self._store.leftovers(self._address)}"
             if not isinstance(error, StatepipeError):
                 raise
         if left is not None and isinstance(error, StatepipeError):

@@ -13,7 +13,7 @@ from statepipe.errors import StatepipeError
 from statepipe.objectstore.address import parse_object
 from statepipe.objectstore.failures import Missing, Occupied, Replaced, Transient, UploadGone
 from statepipe.objectstore.open import open_store
-from statepipe.objectstore.parts import is_same, sha256_of
+from statepipe.objectstore.parts import is_same
 from statepipe.objectstore.s3.client import S3Store
 from statepipe.objectstore.settings import Settings
 from statepipe.objectstore.store import Content, Part, Seen, Upload
@@ -29,11 +29,11 @@ def s3(bucket: Bucket) -> S3Store:
 
 
 def content(data: bytes) -> Content:
-    return Content(io.BytesIO(data), len(data), sha256_of(data))
+    return Content(io.BytesIO(data), len(data))
 
 
 def uploaded(s3: S3Store, address: str, *parts: bytes) -> tuple[Upload, list[Part]]:
-    upload = s3.begin(parse_object(address), {"note": "it"})
+    upload = s3.begin(parse_object(address), {"note": "it"}, overwrite=False)
     return upload, [s3.put(upload, number, content(data)) for number, data in enumerate(parts, 1)]
 
 
@@ -119,13 +119,13 @@ def test_what_the_store_has_is_compared(s3: S3Store) -> None:
     assert is_same(part, sent)
     assert is_same(part._replace(sha256=None), content(b"sent")) is False  # the MD5 of other bytes
     assert is_same(part._replace(size=5), sent) is False
-    assert is_same(part._replace(sha256=sha256_of(b"other")), sent) is False
+    assert is_same(part._replace(sha256=content(b"other").sha256), sent) is False
     assert is_same(Part(1, 4, '"opaque"', None), sent) is None
 
 
 def test_a_bucket_that_is_not_there_is_named_with_the_next_step(s3: S3Store) -> None:
     with pytest.raises(StatepipeError, match=r"cannot begin to upload s3://nowhere/key: .*NoSuchBucket") as caught:
-        s3.begin(parse_object("s3://nowhere/key"), {})
+        s3.begin(parse_object("s3://nowhere/key"), {}, overwrite=False)
     assert "create the bucket" in str(caught.value.hint)
 
 

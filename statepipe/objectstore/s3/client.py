@@ -43,12 +43,17 @@ Told = Callable[[str, str], AbstractContextManager[None]]
 CONNECTIONS = 20
 """Connections that are kept open at most: more than there are parts in flight."""
 
+IN_FLIGHT = 16
+"""Parts on their way at most: of a host with many cores, more fill no faster network."""
+
 _LISTED = 1000
 """Entries of a list at most, and by default."""
 
 
 class S3Store:
     """A store that speaks S3, in both roles. Raises StatepipeError if no client can be made."""
+
+    in_flight = IN_FLIGHT
 
     def __init__(self, settings: Settings) -> None:
         with extra("object"):
@@ -98,8 +103,12 @@ class S3Store:
         except _Absent:
             return None
 
-    def begin(self, address: ObjectAddress, notes: Mapping[str, str]) -> Upload:
-        """Begin an upload. The object will have these notes. Raises StatepipeError."""
+    def leftovers(self, address: ObjectAddress) -> str:
+        """Return what becomes of the parts of an upload that could not be aborted."""
+        return f"statepipe put --abort-stale {address} ends them"
+
+    def begin(self, address: ObjectAddress, notes: Mapping[str, str], *, overwrite: bool) -> Upload:
+        """Begin an upload. The object will have these notes; `complete` takes the condition. Raises StatepipeError."""
         with self._told(f"begin to upload {address}", "s3:PutObject"):
             made = self._client.create_multipart_upload(
                 Bucket=address.bucket, Key=address.key, ChecksumAlgorithm="SHA256", Metadata=dict(notes)
