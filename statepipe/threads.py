@@ -164,6 +164,22 @@ def held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+RAISED: list[int] = []
+"""The ending signal whose exception the main thread has raised (pipeline/signals.py), if any."""
+
+
+def pending() -> int | None:
+    """Return the signal that ends a long wait although no exception does; None if there is none.
+
+    In the main thread, one that waits for the end of `held`; in others, one that the main thread has raised: it waits
+    for them then.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return RAISED[0] if RAISED else None
+    waiting = signal.sigpending()
+    return next((each for each in ENDING if each in waiting and signal.getsignal(each) is not signal.SIG_IGN), None)
+
+
 def join(thread: threading.Thread, within: float | None = None) -> bool:
     """Wait at most `within` seconds for the end of a thread, if it was started; return whether it has ended.
 

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 from statepipe.cli.filters import build
 from statepipe.cli.filtertable import find
-from statepipe.cli.messages import say, show
+from statepipe.cli.messages import clean, say, show
 from statepipe.cli.onfiles import open_source, refuse_input_as_output, require_pipes
 from statepipe.cli.verb import Values, is_given
 from statepipe.errors import UsageError
@@ -42,17 +42,19 @@ def run_put(name: str, values: Values) -> int:
 def _abort_stale(values: Values) -> int:
     """Abort the uploads below a prefix that were begun long ago, and print each."""
     from statepipe.ends.objects import store_below
+    from statepipe.objectstore.workers import aside
 
     if stray := [key for key in ("address", "file", "overwrite", "resume", "size") if is_given(values[key])]:
         raise UsageError(f"--abort-stale takes a PREFIX alone, and not {stray[0].upper()}", hint="leave it out")
     store, prefix = store_below(values["abort_stale"])
     now, younger = time.time(), 0
-    for upload in list(store.uploads(prefix)):
+    found = iter(store.uploads(prefix))
+    while (upload := aside(lambda: next(found, None))) is not None:
         if upload.started is None or now - upload.started.timestamp() < STALE:
             younger += 1
             continue
-        store.abort(upload)
-        show(f"{upload.address}\t{upload.started:%Y-%m-%d %H:%M}")
+        aside(lambda: store.abort(upload))
+        show(f"{clean(str(upload.address))}\t{upload.started:%Y-%m-%d %H:%M}")
     if younger:
         say(f"statepipe: put: {younger} younger than a day were left: they may be under way")
     return 0

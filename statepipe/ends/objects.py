@@ -8,6 +8,7 @@ from statepipe.objectstore.open import open_store
 from statepipe.objectstore.settings import RETRY, Settings
 from statepipe.objectstore.store import Store
 from statepipe.objectstore.upload import How, ObjectSink
+from statepipe.objectstore.workers import aside
 from statepipe.telling import Tell, nobody
 
 
@@ -28,10 +29,12 @@ def new_object(
 def store_of(text: str, retry: float = RETRY) -> tuple[Store, ObjectAddress]:
     """Return the store and the address that `text` names. Raises UsageError, StatepipeError."""
     address = parse_object(text)
-    return open_store(address, Settings(load_endpoint(), retry)), address
+    settings = Settings(load_endpoint(), retry)
+    return aside(lambda: open_store(address, settings)), address
 
 
 def store_below(text: str, retry: float = RETRY) -> tuple[Store, ObjectAddress]:
     """Do as `store_of` for what the addresses of several objects begin with. Raises UsageError, StatepipeError."""
     prefix = parse_prefix(text)
-    return open_store(prefix, Settings(load_endpoint(), retry)), prefix
+    settings = Settings(load_endpoint(), retry)
+    return aside(lambda: open_store(prefix, settings)), prefix

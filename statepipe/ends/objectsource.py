@@ -10,6 +10,7 @@ from statepipe.objectstore.address import parse_object
 from statepipe.objectstore.open import open_store
 from statepipe.objectstore.reader import ObjectReader
 from statepipe.objectstore.settings import Reading, Settings
+from statepipe.objectstore.workers import aside
 from statepipe.stage import Cancelled
 from statepipe.typed import Self
 
@@ -17,7 +18,8 @@ from statepipe.typed import Self
 def open_object(text: str, how: Reading) -> ObjectSource:
     """Return the object at an address. Raises UsageError; StatepipeError if it is not there, or cannot be read."""
     address = parse_object(text)
-    store = open_store(address, Settings(load_endpoint(), how.retry))
+    settings = Settings(load_endpoint(), how.retry)
+    store = aside(lambda: open_store(address, settings))
     return ObjectSource(str(address), ObjectReader(store, address, how))
 
 

@@ -10,7 +10,10 @@ from statepipe.objectstore.store import Store
 
 
 def open_store(address: ObjectAddress, settings: Settings) -> Store:
-    """Return the store of an address. Raises StatepipeError; UsageError for a kind of store that is not served."""
+    """Return the store of an address. A program, or another host, may be asked for credentials, so do it `aside`.
+
+    Raises StatepipeError; UsageError for a kind of store that is not served.
+    """
     if address.scheme != S3:
         what = f"{address}: objects at {address.scheme}:// cannot be written or read yet"
         raise UsageError(what, hint="use s3://, which many stores speak")

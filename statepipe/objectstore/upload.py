@@ -16,9 +16,6 @@ upload has.
 from __future__ import annotations
 
 import os
-import queue
-import threading
-import time
 from collections.abc import Callable
 
 from statepipe.errors import InterruptedBySignal, PeerError, StatepipeError
@@ -38,7 +35,6 @@ from statepipe.objectstore.failures import (
 from statepipe.objectstore.open import open_store
 from statepipe.objectstore.parts import (
     LEAST,
-    MOST_PARTS,
     PartFile,
     agree,
     etag_of,
@@ -47,29 +43,28 @@ from statepipe.objectstore.parts import (
     part_size,
 )
 from statepipe.objectstore.retry import Tries
+from statepipe.objectstore.sending import Sending
 from statepipe.objectstore.settings import LEAST_SILENCE, Settings
 from statepipe.objectstore.store import Content, Part, Seen, Upload, WritingStore
+from statepipe.objectstore.workers import Aside, aside
 from statepipe.stage import Buffer
 from statepipe.telling import Tell, nobody
-from statepipe.threads import End, NoThread, cores, held, join, start
-from statepipe.typed import Any, NamedTuple, Self
-from statepipe.units import format_size
+from statepipe.threads import End, held
+from statepipe.typed import Any, NamedTuple, Self, TypeVar
+
+T = TypeVar("T")
 
 NOTE = "statepipe-upload"
 """The note (S3's user metadata) that tells our object from any other with its key."""
 
-BUDGET = 212 << 20
-"""Bytes of parts in memory at most, with the one that is being filled: two of 105 MiB. With the interpreter and
-botocore (75 MB), the process stays below 300 MB."""
-
-CONNECTIONS = 4
-"""Parts in flight at most for each core: sending waits for the network, and hashing (1 GB/s) for a core."""
-
-HURRY = 15.0
+HURRY = 8.0
 """Seconds for which the upload is undone at most, while somebody waits for our end."""
 
 LEAVING = 2.0
 """Seconds to wait for the threads that send, before the upload is aborted under them."""
+
+ANSWER = 5.0
+"""Seconds to wait for the answer to a request that begins an upload or makes an object, once a signal has come."""
 
 
 class How(NamedTuple):
@@ -95,8 +90,7 @@ class ObjectSink:
         self.name, self.bytes = str(address), 0
         self.measure: Callable[[], int | None] = lambda: None
         self._address, self._settings, self._how, self._tell = address, settings, how, tell
-        self._store: WritingStore = open_store(address, settings)
-        self._in_flight = min(CONNECTIONS * cores(), self._store.in_flight)
+        self._store: WritingStore = aside(lambda: open_store(address, settings))
         self._stop = End()
         self._tries = Tries(settings.retry, tell, self._stop)
         self._note = os.urandom(16).hex()
@@ -104,46 +98,54 @@ class ObjectSink:
         self._overwrite = how.overwrite
         self._done = self._unclear = self._is_lost = self._synced = False
         self._version: str | None = None
-        if not how.overwrite and self._look() is not None:
+        if not how.overwrite and self._ask(self._look) is not None:
             raise occupied(address)
         self._upload = (self._continued() if how.resume else None) or self._begun()
-        self._parts: dict[int, Part] = {}
-        self._error: BaseException | None = None
+        self._sending = Sending(self._send, self._store.in_flight)
         self._head = bytearray()
         self._size = 0  # of each part, once it is known
         self._filling: bytearray | None = None
-        self._filled = self._submitted = self._buffers = self._kept = 0
-        self._tasks: queue.SimpleQueue[tuple[int, bytearray, int] | None] = queue.SimpleQueue()
-        self._free: queue.SimpleQueue[bytearray] = queue.SimpleQueue()
-        self._threads: list[threading.Thread] = []
+        self._filled = self._kept = 0
+
+    def _ask(self, attempt: Callable[[], T]) -> T:
+        """Have a thread make attempts, as a signal's exception would be lost in the client library.
+
+        Raises what the last attempt raises, or a signal's exception; then no further attempt is made.
+        """
+        tries = self._tries
+        try:
+            return aside(lambda: tries(attempt))
+        except InterruptedBySignal:
+            self._stop.tell()
+            raise
 
     def _look(self) -> Seen | None:
         """Return what is at the address. None also without the right to look: then the commit's condition decides."""
         try:
-            return self._tries(lambda: self._store.look(self._address))
+            return self._store.look(self._address)
         except NoRight:
             return None
 
     def _begun(self) -> Upload:
         """Begin an upload. A signal that comes meanwhile is raised once it is aborted again."""
-        made: list[Upload] = []
-
-        def attempt() -> Upload:
-            with held():  # so that the answer is not lost
-                made.append(self._store.begin(self._address, {NOTE: self._note}, overwrite=self._overwrite))
-            return made[0]
-
+        asked = Aside(
+            lambda: self._tries(lambda: self._store.begin(self._address, {NOTE: self._note}, overwrite=self._overwrite))
+        )
         try:
-            return self._tries(attempt)
+            with held():  # so that the answer is not lost
+                return asked.take()
         except InterruptedBySignal as error:
-            if made:
-                self._upload = made[0]
+            self._stop.tell()
+            if not asked.wait(ANSWER):
+                error.advise(f"an upload may have begun, which statepipe put --abort-stale {self.name} ends in a day")
+            elif asked.error is None:
+                self._upload = asked.result()
                 self._abort(error)
             raise
 
     def _continued(self) -> Upload | None:
         """Return the newest upload of the same object and note its parts; None if there is none."""
-        found = self._tries(lambda: list(self._store.begun(self._address)))
+        found = self._ask(lambda: list(self._store.begun(self._address)))
         if not found:
             self._tell(f"there is no upload of {self.name} to continue: it begins anew")
             return None
@@ -157,7 +159,7 @@ class ObjectSink:
         Raises StatepipeError.
         """
         listed: dict[int, list[Part]] = {}
-        for part in self._tries(lambda: list(self._store.parts(upload))):
+        for part in self._ask(lambda: list(self._store.parts(upload))):
             listed.setdefault(part.number, []).append(part)
         return listed
 
@@ -176,13 +178,13 @@ class ObjectSink:
             self._choose_size()
         while len(view):
             if self._filling is None:
-                self._filling, self._filled = self._buffer(), 0
+                self._filling, self._filled = self._sending.buffer(self._size), 0
             taken = view[: self._size - self._filled]
             self._filling[self._filled : self._filled + len(taken)] = taken
             self._filled += len(taken)
             view = view[len(taken) :]
             if self._filled == self._size:
-                self._submit(self._filling, self._filled)
+                self._sending.submit(self._filling, self._filled)
                 self._filling = None
         self._head = bytearray()
 
@@ -193,53 +195,6 @@ class ObjectSink:
         self._size = older if older >= LEAST else part_size(expected)
         if expected is not None and expected > most_bytes(self._size):
             self._size, self._older = part_size(expected), {}
-
-    def _buffer(self) -> bytearray:
-        """Return memory for a part: new, or that of a part that the store has. Raises what a thread has met."""
-        if self._buffers < max(1, min(self._in_flight + 1, BUDGET // self._size)):
-            self._buffers += 1
-            buffer = bytearray(self._size)
-        else:
-            buffer = self._free.get()
-        self._refuse_failed()
-        return buffer
-
-    def _refuse_failed(self) -> None:
-        if self._error is not None:
-            raise self._error
-
-    def _submit(self, buffer: bytearray, size: int) -> None:
-        """Give a part to the threads. Raises StatepipeError if there are too many."""
-        if self._submitted == MOST_PARTS:
-            what = f"an object has {MOST_PARTS} parts at most, and those of {format_size(self._size)} do not suffice"
-            raise StatepipeError(what, hint="tell with --size how much will come")
-        self._submitted += 1
-        if len(self._threads) < min(self._buffers, self._in_flight):
-            self._start_thread()
-        self._tasks.put((self._submitted, buffer, size))
-
-    def _start_thread(self) -> None:
-        """Start one more thread that sends; without one more, those that run suffice. Raises NoThread for the first."""
-        thread = threading.Thread(target=self._work, name="upload", daemon=True)
-        try:
-            start(thread)
-        except NoThread:
-            if not self._threads:
-                raise
-            return
-        self._threads.append(thread)
-
-    def _work(self) -> None:
-        """Send parts, until there is no more. What fails is raised by the thread that writes."""
-        while (task := self._tasks.get()) is not None:
-            number, buffer, size = task
-            try:
-                if self._error is None and not self._stop.come:
-                    self._parts[number] = self._send(number, memoryview(buffer)[:size])
-            except BaseException as error:
-                self._error = self._error or error
-            self._free.put(buffer)
-            del task, buffer
 
     def _send(self, number: int, view: memoryview) -> Part:
         content = Content(PartFile(view, self._stop), len(view))
@@ -257,19 +212,13 @@ class ObjectSink:
         if self._synced:
             return
         if not self._size:  # less than a part: what it has is all
-            self._size = max(len(self._head), 1)
-            self._filling, self._filled = self._head, len(self._head)
-            self._buffers += 1
-        if self._filling is not None and (self._filled or not self._submitted):
-            self._submit(self._filling, self._filled)
+            self._sending.submit_foreign(self._head)
+        elif self._filling is not None and self._filled:
+            self._sending.submit(self._filling, self._filled)
         elif self._filling is not None:
-            self._free.put(self._filling)
+            self._sending.give_back(self._filling)
         self._filling = None
-        for _ in range(self._buffers):
-            self._free.get()
-            self._refuse_failed()
-        self._buffers = 0
-        self._refuse_failed()
+        self._sending.wait()
         self._compare()
         self._synced = True
 
@@ -283,7 +232,7 @@ class ObjectSink:
             self._refuse_occupied()
             raise
         doing = f"complete {self.name}"
-        for number, part in sorted(self._parts.items()):
+        for number, part in sorted(self._sending.parts.items()):
             if not part.size:
                 continue
             if number not in listed:
@@ -295,16 +244,19 @@ class ObjectSink:
         """Make the object. Raises Occupied if another one has the key, StatepipeError; then it is not there, or the
         message says that this is not known."""
         self.sync()
+        asked = Aside(lambda: self._tries(self._complete))
         try:
-            self._tries(self._complete)
+            with held():  # so that the answer is not lost
+                self._version = asked.take()
+                self._done = True
         except Transient as error:
-            if not self._unclear or isinstance(error, Conflict):
+            if not self._unclear or isinstance(error, Conflict) or not aside(self._settled):
                 raise
-            if not self._settled():
-                raise
+            self._done = True
         except InterruptedBySignal:
-            if self._done:
-                self.withdraw()
+            self._stop.tell()
+            if not asked.wait(ANSWER) or asked.error is None:
+                self._done, self._unclear = False, True  # what it has made, or makes yet, is undone at the exit
             raise
 
     def _refuse_occupied(self) -> None:
@@ -312,22 +264,18 @@ class ObjectSink:
         if not self._overwrite and self._look() is not None:
             raise occupied(self._address)
 
-    def _complete(self) -> None:
-        """Make one attempt to complete the upload."""
+    def _complete(self) -> str | None:
+        """Make one attempt to complete the upload; return the object's version."""
         if self._unclear and self._is_ours():
-            self._done = True
-            return
-        parts = [self._parts[number] for number in sorted(self._parts)]
+            return None
+        parts = [self._sending.parts[number] for number in sorted(self._sending.parts)]
         try:
-            with held():
-                notes = {NOTE: self._note}
-                self._version = self._store.complete(self._upload, parts, notes, overwrite=self._overwrite)
-                self._done = True
+            return self._store.complete(self._upload, parts, {NOTE: self._note}, overwrite=self._overwrite)
         except (Occupied, UploadGone):
             if not self._is_ours():  # the answer to an earlier attempt was lost, perhaps on its way through a proxy
                 self._refuse_occupied()
                 raise
-            self._done = True
+            return None
         except NoConditions:
             if self._overwrite:
                 raise
@@ -335,7 +283,7 @@ class ObjectSink:
                 raise occupied(self._address) from None
             self._tell(f"the store knows no conditions: an object that gets the name {self.name} now is replaced")
             self._overwrite = True
-            self._complete()
+            return self._complete()
         except (Conflict, NotDone):
             raise
         except Transient:
@@ -351,7 +299,7 @@ class ObjectSink:
             return True
         if not self._how.resume or seen.size != self.bytes:
             return False
-        return seen.etag == etag_of([self._parts[number] for number in sorted(self._parts)])
+        return seen.etag == etag_of([self._sending.parts[number] for number in sorted(self._sending.parts)])
 
     def _settled(self) -> bool:
         """Decide what became of a commit without an answer: return True if the object is there. If it is not, the
@@ -370,7 +318,6 @@ class ObjectSink:
             raise PeerError(what, hint="look for it once the store answers: if it is there, it is whole") from error
         finally:
             self._store = store
-        self._done = True
         return True
 
     def _hurried(self) -> Tries:
@@ -381,55 +328,79 @@ class ObjectSink:
 
     def withdraw(self) -> None:
         """Remove the object that was committed, because another part of the work failed. Raises StatepipeError."""
+        with held():
+            removed = Aside(self._remove)
+            removed.wait()
+            removed.result()
+            self._done = False
+
+    def _remove(self) -> None:
         seen = self._tries(lambda: self._store.look(self._address))
         if seen is not None and self._version is not None:
             seen = seen._replace(version=self._version)
         if seen is not None:
             self._tries(lambda: self._store.remove(self._address, seen))
-        self._done = False
 
     def __exit__(self, *raised: object) -> None:
         """End the threads; without a commit, abort the upload. If that fails, the error that led here says so."""
         error = raised[1] if len(raised) > 1 else None
-        for _ in range(len(self._threads) + 1):
+        for _ in range(self._sending.submitted + 1):
             self._stop.tell()
-            self._tasks.put(None)
-        until = time.monotonic() + LEAVING
-        for thread in self._threads:
-            join(thread, max(until - time.monotonic(), 0))
+        self._sending.end(LEAVING)
         if self._done or self._is_lost:
             return
-        if self._how.resume:
+        if self._how.resume and not self._unclear:
             if isinstance(error, StatepipeError):
                 error.advise("what the store has of it is kept: put --resume goes on with it")
             return
         self._abort(error)
 
     def _abort(self, error: object) -> None:
-        """Undo the upload because of `error`, which says so if that fails. Raises StatepipeError if it is none of
-        ours."""
+        """Undo the upload because of `error`, which says so if that fails. Raises StatepipeError if it is none of ours;
+        a signal's exception, for one that comes meanwhile, once it is done."""
+        left: str | None = None
         try:
-            left = self._undo()
-        except StatepipeError as another:
-            left = f"parts of it are left in the store ({another}): {self._store.leftovers(self._address)}"
-            if not isinstance(error, StatepipeError):
-                raise
-        if left is not None and isinstance(error, StatepipeError):
-            error.advise(left)
+            with held():
+                try:
+                    left = self._undo()
+                except PeerError as another:
+                    left = str(another)
+                    if not isinstance(error, StatepipeError):
+                        raise
+        except InterruptedBySignal as late:
+            error = late
+            raise
+        finally:
+            if isinstance(error, StatepipeError):
+                error.advise(left)
 
     def _undo(self) -> str | None:
+        """Undo the upload while somebody waits; return what is left of it. Raises PeerError if that fails."""
+        self._stop = End()
+        undone, why = Aside(self._undone), "the store has not answered"
+        try:
+            if undone.wait(2 * HURRY):
+                return undone.result()
+            self._stop.tell()
+        except StatepipeError as error:
+            why = str(error)
+        unknown = f"it is not known whether {self.name} is there, and " if self._unclear else ""
+        words = f"{unknown}parts of it are left in the store ({why}): "
+        words += self._store.leftovers(self._address)
+        raise PeerError(words)
+
+    def _undone(self) -> str | None:
         """Abort the upload, and remove an object that a commit without an answer has made. Return what is left of it.
 
         Raises StatepipeError.
         """
-        self._stop = End()
         self._tries = self._hurried()
         left = self._tries(lambda: self._store.abort(self._upload))
         if not self._unclear:
             return left
         try:
             if self._tries(self._is_ours):
-                self.withdraw()
+                self._remove()
                 return left
         except StatepipeError as error:
             if left is None:
@@ -440,4 +411,4 @@ class ObjectSink:
     def facts(self) -> dict[str, Any]:
         """Return the figures of the upload."""
         again, kept = self._tries.again, self._kept
-        return {"parts": len(self._parts), "part_size": self._size, "parts_again": again, "parts_kept": kept}
+        return {"parts": len(self._sending.parts), "part_size": self._size, "parts_again": again, "parts_kept": kept}

@@ -10,8 +10,13 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
-from statepipe.threads import NoThread, join, start
+from statepipe.errors import InterruptedBySignal
+from statepipe.threads import NoThread, join, pending, start
+from statepipe.typed import Generic, TypeVar
+
+T = TypeVar("T")
 
 LEAVING = 0.5
 """Seconds for threads to end; one that reads a piece of an object takes some milliseconds."""
@@ -56,3 +61,65 @@ class Workers:
             self._tasks.put(None)
         for thread in self._threads:
             join(thread, max(until - time.monotonic(), 0))
+
+
+HEED = 0.1
+"""Seconds between two looks for a signal that is held."""
+
+
+class Aside(Generic[T]):
+    """Work that a thread of its own does, while the one that wants its result hears signals.
+
+    A signal ends the wait and not the work: `wait` then tells whether there is a result after all. Raises NoThread.
+    """
+
+    def __init__(self, work: Callable[[], T]) -> None:
+        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._result: T | None = None
+        self._is_done = False
+        self.error: BaseException | None = None
+
+        def run() -> None:
+            try:
+                self._result = work()
+            except BaseException as error:  # `take` raises it
+                self.error = error
+            self._is_done = True
+            self._bell.put(None)
+
+        self._thread = threading.Thread(target=run, name="request", daemon=True)
+        start(self._thread)
+
+    def wait(self, within: float | None = None) -> bool:
+        """Wait for the end of the work, at most `within` seconds; return whether it has ended."""
+        if not self._is_done:
+            with suppress(queue.Empty):
+                self._bell.get(timeout=within)
+        return self._is_done
+
+    def take(self) -> T:
+        """Wait, and return the result or raise the error of the work.
+
+        Raises InterruptedBySignal also for a signal that is held (threads.held), or that ends the main thread.
+        """
+        while not self.wait(HEED):
+            heed()
+        return self.result()
+
+    def result(self) -> T:
+        """Return the result of work that has ended, or raise its error."""
+        join(self._thread)
+        if self.error is not None:
+            raise self.error
+        return self._result  # type: ignore[return-value]
+
+
+def heed() -> None:
+    """Raise InterruptedBySignal for a signal that ends a long wait although no exception does."""
+    if (number := pending()) is not None:
+        raise InterruptedBySignal(number)
+
+
+def aside(work: Callable[[], T]) -> T:
+    """Do it in a thread, and return what it returns or raise what it raises, or a signal's exception."""
+    return Aside(work).take()

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from statepipe.errors import InterruptedBySignal, StatepipeError
-from statepipe.threads import ENDING, held, start
+from statepipe.threads import ENDING, RAISED, held, start
 
 __all__ = ["ASKING", "ENDING", "as_exceptions", "forget_late", "heard", "held", "ignore"]
 
@@ -31,6 +31,7 @@ ASKING = signal.SIGUSR1
 
 def _stop(number: int, frame: FrameType | None) -> None:
     ignore()
+    RAISED.append(number)
     raise InterruptedBySignal(number)
 
 
@@ -84,6 +85,7 @@ def as_exceptions(tell: Callable[[], None] = lambda: None) -> Iterator[None]:
             yield
     finally:
         _HEARD.clear()
+        RAISED.clear()
         for number, handler in before.items():
             signal.signal(number, handler)
 

@@ -37,6 +37,9 @@ answer or half of one comes; a bit of what is sent changes; no answer comes for 
 
 FAULTS = (*REFUSALS, *BREAKS)
 
+LATE = "late"
+"""The request is carried out, and its answer does not come for long."""
+
 TORN, WRONG, HALTED = ANSWERS = "torn", "wrong", "halted"
 """What happens to what is read: the connection is reset in the midst of it; a bit changes; half of it comes, and then
 nothing for long."""
@@ -92,6 +95,10 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == CHANGED and body:
             body = body[: size // 2] + bytes([body[size // 2] ^ 1]) + body[size // 2 + 1 :]
         status, headers, answer = self._forward(body)
+        if fault == LATE:
+            self.server.ended.wait(self.server.stall)
+            self.close_connection = True
+            return
         if fault in (LOST, CUT, TORN, HALTED):
             if fault != LOST:
                 self._answer(status, headers, answer, most=len(answer) // 2)

@@ -209,6 +209,6 @@ def test_a_signal_to_a_slow_producer_s_put_leaves_nothing(bucket: Bucket) -> Non
             process.stdin.flush()
             assert begun.wait(60)
             process.send_signal(signal.SIGTERM)
-            process.communicate(timeout=60)
+            said = process.communicate(timeout=60)[1]
     assert process.returncode == 128 + signal.SIGTERM
-    assert bucket.keys() == bucket.uploads() == []
+    assert bucket.keys() == bucket.uploads() == [], said
