@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from statepipe.stages.packing import Packing
     from statepipe.state.file import Keys
     from statepipe.state.saving import Saved
+    from statepipe.telling import Tell
 
 _STOPPED = "libvirt stops the guest before it saves its memory"
 
@@ -33,8 +34,10 @@ def save_by_libvirt(
     values: Values,
     what: tuple[str, Packing, Sequence[NamedStage], Sequence[NamedStage]],
     replaceable: Replaceable | None,
+    tell: Tell,
 ) -> Saved:
-    """Save a domain. `what` are the path, the compression, and the stages of the stream and of the file."""
+    """Save a domain. `what` are the path, the compression, and the stages of the stream and of the file. `tell` hears
+    how an upload goes."""
     from statepipe.cli.report import domain_saved
     from statepipe.libvirt.save import DomainRequest, save_domain
     from statepipe.pipeline.deadline import within
@@ -55,7 +58,7 @@ def save_by_libvirt(
     if values["on_timeout"] == "suspend":
         raise UsageError(f"--on-timeout suspend and --domain exclude each other: {_STOPPED}", hint="leave it out")
     with within(values["timeout"], f"the domain {values['domain']} was not saved") as in_time:
-        request = DomainRequest(*what, values["domain"], values["connect"], replaceable, in_time)
+        request = DomainRequest(*what, values["domain"], values["connect"], replaceable, in_time, tell)
         outcome = save_domain(request, guard_words("save", "domain"))
     say(domain_saved(what[0], outcome))
     return outcome.saved

@@ -49,7 +49,7 @@ def run_save(name: str, values: Values) -> int:
     if values["domain"] is not None:
         from statepipe.cli.domains import save_by_libvirt
 
-        saved = save_by_libvirt(values, (path, packing, plain, seal), replaceable)
+        saved = save_by_libvirt(values, (path, packing, plain, seal), replaceable, _warn_save)
     elif values["qmp"] is None:
         from statepipe.state.save import save_from_stdin
 

@@ -56,6 +56,7 @@ from statepipe.ends.source import FileSource
 from statepipe.errors import StatepipeError
 from statepipe.stage import Buffer
 from statepipe.threads import held
+from statepipe.typed import Any
 
 DROP_WINDOW = 32 << 20
 """Bytes after which the written pages are sent to disk, and those of the previous window are dropped."""
@@ -285,7 +286,7 @@ class FileSink:
             told.advise(self._left(), first=True)
             raise told from error
 
-    def naming(self) -> tuple[dict[str, str], dict[str, int]]:
+    def naming(self) -> tuple[dict[str, Any], dict[str, int]]:
         """Return what another process needs to tell whether the file has its name (`is_named`), and to take it back
         (`take_back`): names and descriptors, which it must duplicate. It keeps the older file locked for us: then no
         other save removes its second name."""

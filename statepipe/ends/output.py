@@ -23,7 +23,7 @@ from statepipe.errors import UsageError
 from statepipe.objectstore.scheme import is_address, local_path
 from statepipe.stage import Buffer
 from statepipe.telling import Tell, nobody
-from statepipe.typed import Protocol, Self, runtime_checkable
+from statepipe.typed import Any, Protocol, Self, runtime_checkable
 
 
 class DescriptorSink(FdSink):
@@ -77,6 +77,14 @@ class Output(Protocol):
     def commit(self) -> None: ...
 
     def withdraw(self) -> None: ...
+
+
+@runtime_checkable
+class Claimable(Output, Protocol):
+    """An output that another process can keep or take back, which hears of it by `naming`: names, and descriptors that
+    it must duplicate."""
+
+    def naming(self) -> tuple[dict[str, Any], dict[str, int]]: ...
 
 
 @runtime_checkable

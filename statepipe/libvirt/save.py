@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from statepipe.ends.fd import FdSource
 from statepipe.ends.file import FileSink
-from statepipe.ends.output import new_output
+from statepipe.ends.output import Claimable, new_output
 from statepipe.ends.place import FolderWatch
 from statepipe.ends.rehearsal import Replaceable
 from statepipe.errors import InterruptedBySignal, StatepipeError, TruncatedError, UsageError
@@ -29,7 +29,7 @@ from statepipe.libvirt.process import qemu_of
 from statepipe.libvirt.virsh import ASLEEP, PAUSED, RUNNING, SHUT_OFF, Found, LibvirtError, LibvirtSilent, Virsh
 from statepipe.libvirt.witness import ANSWERING, BACK, RESUMED, SAVING, Job, judge
 from statepipe.libvirt.work import LATEST, AtWork
-from statepipe.objectstore.scheme import is_address
+from statepipe.objectstore.scheme import is_address, local_path
 from statepipe.pipeline.job import works_for
 from statepipe.pipeline.pipeline import NamedStage
 from statepipe.pipeline.signals import ignore
@@ -39,6 +39,7 @@ from statepipe.stages.codec import CODECS
 from statepipe.stages.packing import Packing
 from statepipe.state.older import refuse_other_guest
 from statepipe.state.saving import IDLE, Plan, Saved, demand_lasting, save_stream
+from statepipe.telling import Tell, nobody
 from statepipe.threads import held
 
 OTHERS = 3.0
@@ -50,7 +51,8 @@ HASTE = 1.0
 
 class DomainRequest(NamedTuple):
     """What was asked for: the domain's name, id or UUID at the connection `uri` (None: virsh's default). The rest is as
-    for a save through the monitor. `in_time` is called once the time limit has been kept."""
+    for a save through the monitor. `in_time` is called once the time limit has been kept; `tell` hears how an upload
+    goes."""
 
     path: str
     packing: Packing
@@ -60,6 +62,7 @@ class DomainRequest(NamedTuple):
     uri: str | None = None
     replaceable: Replaceable | None = None
     in_time: Callable[[], None] = lambda: None
+    tell: Tell = nobody
 
 
 class DomainSaved(NamedTuple):
@@ -75,14 +78,14 @@ class DomainSaved(NamedTuple):
 def save_domain(request: DomainRequest, guard: GuardCommand) -> DomainSaved:
     """Save a domain of libvirt's, which is shut off then. Raises StatepipeError, with the domain as it was before; if
     we are killed, the guardian that `guard` starts sees to that."""
-    if is_address(request.path):
-        what = f"a save by libvirt is answered for by a file, and {request.path} is an address"
-        raise UsageError(what, hint="name a FILE; it becomes an object by: statepipe put ADDRESS FILE")
+    if request.replaceable is None and is_address(request.path) and local_path(request.path) is None:
+        what = "--overwrite and --domain exclude each other for an object: if libvirt fails, an older one is lost"
+        raise UsageError(what, hint="name another object, and remove the older one after the save")
     sweep()  # first: a libvirt that waits for a killed save does not answer
     found = _demand_no_other(Virsh(request.uri).find(request.name))
     _demand_guest(found)
-    with new_output(request.path, replaceable=request.replaceable) as sink:
-        if not isinstance(sink, FileSink):
+    with new_output(request.path, replaceable=request.replaceable, tell=request.tell) as sink:
+        if not isinstance(sink, Claimable):
             what = "libvirt ends the domain with its save, and what is written to a descriptor cannot be taken back"
             raise UsageError(what, hint="name a FILE")
         refuse_other_guest(sink, found.name, found.uuid)
@@ -121,12 +124,12 @@ def _demand_guest(found: Found) -> None:
 class _Save:
     """The save, from the first step that libvirt sees."""
 
-    def __init__(self, request: DomainRequest, found: Found, sink: FileSink, guardian: Guardian) -> None:
+    def __init__(self, request: DomainRequest, found: Found, sink: Claimable, guardian: Guardian) -> None:
         self._request, self._found, self._sink, self._guardian = request, found, sink, guardian
         self._intake = Intake()
-        path = os.path.abspath(request.path)
+        path = os.path.abspath(sink.name) if isinstance(sink, FileSink) else sink.name
         self._job = Job(str(found.virsh.uri), found.uuid, found.name, self._intake.folder, path, found.number)
-        self._watch = FolderWatch(path, sink.folder)
+        self._watch = FolderWatch(path, sink.folder) if isinstance(sink, FileSink) else None
         self._is_kept = False  # the file has its name, and keeps it
         self._is_over = False  # nothing is left to do for the guardian
 
@@ -204,7 +207,9 @@ class _Save:
             while not is_asked(intake.question):  # virsh has ended; the job is libvirt's, and may go on
                 if not self._job.is_saving() and not is_asked(intake.question):
                     raise _reason(work)
-        if self._watch.leads_elsewhere():  # there would be no file at the path, and no guest
+        if (
+            self._watch is not None and self._watch.leads_elsewhere()
+        ):  # there would be no file at the path, and no guest
             what = f"the folder of {self._sink.name} was moved or replaced while the domain was saved"
             raise StatepipeError(what, hint="save it again")
         self._request.in_time()

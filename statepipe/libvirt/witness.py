@@ -4,6 +4,9 @@ Either the guest runs on and no file has the name, or the guest is shut off and 
 decided by the name: until the file has it, libvirt is refused; from then on, libvirt is answered. The guardian does the
 one or the other if statepipe was killed. It has the reader of libvirt's question, so that what fills that pipe stays
 there, and it recognizes the file by its inode.
+
+An object in a store takes the file's part in this, and is recognized by its note. If the store does not answer, libvirt
+is refused: a guest that runs on is not lost, whatever is in the store.
 """
 
 from __future__ import annotations
@@ -13,8 +16,8 @@ import time
 from contextlib import suppress
 from typing import NamedTuple
 
-from statepipe.ends.naming import is_named, keep, take_back
 from statepipe.libvirt.intake import answer, hide, keep_full, knocking, remove
+from statepipe.libvirt.outcome import Lost, ObjectOutcome, Outcome, outcome_in
 from statepipe.libvirt.virsh import (
     RUNNING,
     SHUT_OFF,
@@ -25,6 +28,7 @@ from statepipe.libvirt.virsh import (
     NoVirsh,
     Virsh,
 )
+from statepipe.objectstore.scheme import is_address
 from statepipe.recovery.guardian import Decide, Notes
 from statepipe.telling import Tell
 
@@ -56,6 +60,11 @@ class Job(NamedTuple):
     folder: str
     path: str
     number: str
+
+    @property
+    def nothing(self) -> str:
+        """That nothing was made, for a message."""
+        return f"there is no {'object' if is_address(self.path) else 'file'}"
 
     @property
     def virsh(self) -> Virsh:
@@ -106,14 +115,25 @@ def recover_domain(known: Notes, tell: Tell) -> str:
     StatepipeError.
     """
     job = Job(*known["domain"])
+    made = outcome_in(known) if "names" in known else None
     try:
-        named = "names" in known and is_named(known["file"], known["place"], known["names"]["base"])
-        return _finish(job, known) if named and "question" in known else _refuse(job, known)
+        if made is not None and "question" in known and _is_there(made, known):
+            return _finish(job, known, made)
+        return _refuse(job, known, made)
     finally:
         remove(job.folder)
 
 
-def _refuse(job: Job, known: Notes) -> str:
+def _is_there(made: Outcome, known: Notes) -> bool:
+    """Return whether the save has made it, as far as that is known."""
+    if ANSWERING in known["states"] and isinstance(made, ObjectOutcome):  # it was, and a store may be silent
+        return True
+    with suppress(Lost):
+        return made.is_there()
+    return False
+
+
+def _refuse(job: Job, known: Notes, made: Outcome | None) -> str:
     spare = known.get("spare", -1)
     if "question" in known:
         with suppress(OSError):  # the FIFOs are gone: statepipe was about to end
@@ -125,34 +145,33 @@ def _refuse(job: Job, known: Notes) -> str:
         state = job.ask(RESUMED)
     if spare >= 0:
         os.close(spare)
-    if "names" in known:
-        _remove_file(job, known, state)
+    if made is not None:
+        _take_back(job, made, state)
     if state is None:
-        raise Decide("libvirt was refused, and there is no file", hint=job.words(state))
-    return f"there is no file, and {job.words(state)}"
+        raise Decide(f"libvirt was refused, and {job.nothing}", hint=job.words(state))
+    return f"{job.nothing}, and {job.words(state)}"
 
 
-def _finish(job: Job, known: Notes) -> str:
+def _finish(job: Job, known: Notes, made: Outcome) -> str:
     """Let libvirt commit, as the file has its name. A statepipe that was answering may have read the 92 bytes."""
-    file, place, names = known["file"], known["place"], known["names"]
     is_signed = answer(known["question"], None) or ANSWERING in known["states"]
     state = job.ask(RESUMED)
     if not judge(state, is_signed=is_signed):
-        _remove_file(job, known, state)
-        return f"there is no file, and {job.words(state)}"
-    keep(file, place, names)
+        _take_back(job, made, state)
+        return f"{job.nothing}, and {job.words(state)}"
+    made.keep()
     if state is None:
         raise Decide(f"{job.path} holds the whole state", hint=job.words(state))
     return f"{job.path} holds the whole state, and {job.words(state)}"
 
 
-def _remove_file(job: Job, known: Notes, state: DomainState | None) -> None:
-    """Remove the names that the file has. Raises Decide if it cannot be taken back."""
+def _take_back(job: Job, made: Outcome, state: DomainState | None) -> None:
+    """Remove what was made. Raises Decide if it cannot be taken back."""
     try:
-        take_back(known["file"], known["place"], known["names"])
-    except OSError as error:
-        what = f"{job.path} could not be taken back: {os.strerror(error.errno or 0)}"
-        raise Decide(what, hint=f"remove it, as its guest is not saved: {job.words(state)}") from error
+        made.take_back()
+    except Lost as error:
+        hint = f"remove it if it is there, as its guest is not saved: {job.words(state)}"
+        raise Decide(f"{job.path} could not be taken back: {error}", hint=hint) from error
 
 
 def judge(state: DomainState | None, *, is_signed: bool) -> bool:

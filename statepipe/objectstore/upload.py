@@ -408,6 +408,11 @@ class ObjectSink:
             return f"{left}; it is not known whether {self.name} is there: {error}"
         return None if left is None else f"{left}; {may_come(self.name)}"
 
+    def naming(self) -> tuple[dict[str, Any], dict[str, int]]:
+        """Return what another process needs to tell whether the object is there, and to take it back (`Claim`). The id
+        of an upload may be all that it takes to go on with it: it is told to nobody else."""
+        return {"claim": [list(self._address), self._upload.id, self._note, self._settings.endpoint]}, {}
+
     def facts(self) -> dict[str, Any]:
         """Return the figures of the upload."""
         again, kept = self._tries.again, self._kept

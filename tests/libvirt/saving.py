@@ -26,6 +26,7 @@ class Save:
     """A `statepipe save --domain` that runs, struck by a signal at a step if there is one (striking.py).
 
     With SIGSTOP it waits there until `go` is called. `under` are words that run a program in another one, as strace.
+    `address` is that of an object, in the place of the file.
     """
 
     def __init__(
@@ -36,14 +37,16 @@ class Save:
         strike: tuple[signal.Signals, str] | None = None,
         file: Path | None = None,
         under: Sequence[str] = (),
+        address: str | None = None,
     ) -> None:
         self.libvirt, self.domain = libvirt, domain
         self.file = file or domain.files / "state"
+        self.output = address or str(self.file)
         self._record = domain.files / "steps"
         start = statepipe_command() if strike is None else striking(*strike, self._record)
         self._step = None if strike is None else strike[1]
         options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        command = (*under, *start, "save", "--domain", domain.name, *words, self.file)
+        command = (*under, *start, "save", "--domain", domain.name, *words, self.output)
         self.process: subprocess.Popen[str] = libvirt.popen(*command, **options)
         self.stdout = self.stderr = ""
 
@@ -67,7 +70,7 @@ class Save:
 
     def load_words(self) -> list[str]:
         """The words of a load of its file."""
-        return [*statepipe_command(), "load", "--domain", str(self.file)]
+        return [*statepipe_command(), "load", "--domain", self.output]
 
     def clear(self) -> None:
         """End what is left of it."""
@@ -126,7 +129,7 @@ def assert_saved(save: Save) -> None:
         f"{save.domain.state()}: {save.stderr}"
     )
     assert_nothing_left(save)
-    save.libvirt.statepipe("load", "--domain", save.file, check=True)
+    save.libvirt.run(*save.load_words(), check=True)
     save.domain.assert_runs_on()
 
 

@@ -82,7 +82,6 @@ def test_a_file_has_an_address(tmp_path: Path) -> None:
         (["pipe", "put:s3://bucket/key", "compress"], "nothing comes out of put"),
         (["send", "put:s3://bucket/key", "tcp://localhost:1"], "nothing comes out of put"),
         (["save", "put:s3://bucket/key", "file"], "save does not take the filter 'put'"),
-        (["save", "--domain", "vm", "s3://bucket/key"], "is answered for by a file"),
     ],
 )
 def test_what_cannot_be_is_refused(words: list[str], said: str, bucket: Bucket) -> None:

@@ -77,7 +77,7 @@ def test_a_file_that_cannot_be_taken_back_is_told(job: Job, question: int, monke
         monkeypatch.setattr(naming, "_renameat2", fail)
         with pytest.raises(Decide, match="could not be taken back: Read-only") as caught:
             recover_domain(known(job, question, sink, ["ASKED", "NAMING"]), print)
-        assert "remove it, as its guest is not saved" in str(caught.value.hint)
+        assert "remove it if it is there, as its guest is not saved" in str(caught.value.hint)
         monkeypatch.undo()
         sink.withdraw()
 
