@@ -11,6 +11,7 @@ from statepipe.cli.messages import say, warn
 from statepipe.cli.verb import Values
 from statepipe.ends.configfile import load_records
 from statepipe.errors import UsageError
+from statepipe.objectstore.scheme import is_address
 from statepipe.telling import nobody
 from statepipe.typed import TYPE_CHECKING
 
@@ -51,6 +52,8 @@ def run_recv(name: str, values: Values) -> int:
             raise UsageError("inside ssh a stream is received into a file", hint="name it with --output FILE")
         recv_inside(values["timeout"], values["retry"], output)
         return 0
+    if values["overwrite"] and (output is None or not is_address(output)):
+        raise UsageError("--overwrite is for an object", hint="leave it out: a file is replaced anyway")
     if values["address"] is None:
         raise UsageError("recv needs an address to listen at", hint="for example: statepipe recv tls://:20490 > FILE")
     if values["address"].startswith("ssh:"):
@@ -63,7 +66,11 @@ def run_recv(name: str, values: Values) -> int:
         say(f"statepipe: recv: {text}")
 
     plan = plan_of(name, values["address"], values["words"], values, values["timeout"])
-    _warn_unless(recv_to_stdout(plan, tell) if output is None else recv_to_file(plan, output, tell), name)
+    if output is None:
+        proved = recv_to_stdout(plan, tell)
+    else:
+        proved = recv_to_file(plan, output, tell, overwrite=values["overwrite"])
+    _warn_unless(proved, name)
     return 0
 
 

@@ -223,6 +223,7 @@ COMMANDS = (
             ),
             Param("words", f"{options.FILTERS}: decompress, checksum, progress", "WORD", many="any"),
             Param("--output", "file that exists only once the stream is complete", "FILE", short="-o", dash=True),
+            Param("--overwrite", "with -o and the address of an object: replace one that is there"),
             options.TLS_CREDS,
             options.RECORD_KIND,
             options.PEER,

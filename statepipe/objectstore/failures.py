@@ -69,7 +69,7 @@ def replaced(address: object, at: int | None) -> Replaced:
 
 def occupied(address: object) -> Occupied:
     """Return the error for an object that must not be replaced."""
-    hint = "name another object, or replace it with --overwrite"
+    hint = "name another object; put, save, recv and convert replace it with --overwrite"
     return Occupied(f"{address} exists already", hint=hint)
 
 

@@ -62,13 +62,13 @@ def send(plan: ConnectionPlan, warn: Tell) -> bool:
 # --- recv
 
 
-def recv_to_file(plan: ConnectionPlan, path: str, say: Tell) -> bool:
-    """Receive a stream into a file, which exists only if it is complete. Raises StatepipeError.
+def recv_to_file(plan: ConnectionPlan, path: str, say: Tell, *, overwrite: bool) -> bool:
+    """Receive a stream into a file or an object, which exists only if it is complete. Raises StatepipeError.
 
-    Returns whether the stream is proved complete. A sending QEMU is answered as by save: its migration completes only
-    if the file does.
+    A file is replaced; an object only with `overwrite`. Returns whether the stream is proved complete. A sending QEMU
+    is answered as by save: its migration completes only if the file does.
     """
-    with new_output(path, tell=say) as sink, visited(plan, say, IDLE) as visit:
+    with new_output(path, overwrite=overwrite, tell=say) as sink, visited(plan, say, IDLE) as visit:
         return receive(plan, visit, sink) or plan.address.scheme == TLS
 
 

@@ -120,14 +120,27 @@ def test_a_copy_can_be_an_object(bucket: Bucket) -> None:
     assert run("decompress", data=bucket.get("packed")).stdout == DATA
 
 
-def test_what_is_received_can_be_an_object(bucket: Bucket, tmp_path: Path) -> None:
+@pytest.mark.parametrize("older", [False, True], ids=["new", "overwritten"])
+def test_what_is_received_can_be_an_object(bucket: Bucket, tmp_path: Path, older: bool) -> None:
     socket, stream = tmp_path / "socket", noisy_stream()
     words = [*STATEPIPE, "recv", f"unix://{socket}", "-o", bucket.address("key")]
+    if older:
+        bucket.put("key", b"older")
+        refused = run(*words[len(STATEPIPE) :])
+        assert (refused.returncode, bucket.get("key")) == (2, b"older")
+        assert b"put, save, recv and convert replace it with --overwrite" in refused.stderr
+        words += ["--overwrite"]
     with warm.Popen(words, stderr=subprocess.PIPE) as receiver:
         sent = run("send", "--retry", "30", f"unix://{socket}", data=stream)
         said = receiver.communicate(timeout=60)[1]
     assert (sent.returncode, receiver.returncode) == (0, 0), said + sent.stderr
     assert bucket.get("key") == stream
+
+
+def test_overwrite_of_recv_is_for_an_object(tmp_path: Path) -> None:
+    done = run("recv", "tls://:1", "-o", str(tmp_path / "file"), "--overwrite")
+    assert done.returncode == 2
+    assert b"--overwrite is for an object" in done.stderr
 
 
 def test_after_a_kill_no_object_is_there_and_resume_goes_on(bucket: Bucket, tmp_path: Path) -> None:
