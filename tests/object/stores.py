@@ -24,6 +24,9 @@ HERE = Path(__file__).parent
 
 DATA = Random(18).randbytes(17_000_000)
 
+AWS = HERE.parents[1] / "build" / "awscli" / "bin" / "aws"
+"""The aws command, where tools/setup puts it."""
+
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testkey", "AWS_SECRET_ACCESS_KEY": "testsecret"}
 
 
