@@ -10,12 +10,11 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 
 from statepipe.errors import StatepipeError
+from statepipe.objectstore.pace import Pace
 from statepipe.objectstore.parts import MOST_PARTS
 from statepipe.objectstore.store import Part
-from statepipe.objectstore.workers import HEED, heed
 from statepipe.threads import NoThread, cores, join, start
 from statepipe.units import format_size
 
@@ -39,7 +38,7 @@ class Sending:
         self._error: BaseException | None = None
         self._buffers = 0
         self._tasks: queue.SimpleQueue[tuple[int, bytearray, int] | None] = queue.SimpleQueue()
-        self._free: queue.SimpleQueue[bytearray] = queue.SimpleQueue()
+        self._free = Pace()
         self._threads: list[threading.Thread] = []
 
     def buffer(self, size: int) -> bytearray:
@@ -48,9 +47,13 @@ class Sending:
             self._buffers += 1
             buffer = bytearray(size)
         else:
-            buffer = self._freed()
+            buffer = self._free.take()
         self._refuse_failed()
         return buffer
+
+    def keep_pace(self, share: float) -> None:
+        """Wait until the memory that was taken last may be filled to this share."""
+        self._free.keep(share)
 
     def submit(self, buffer: bytearray, size: int) -> None:
         """Have the first bytes of memory sent as the next part. Raises StatepipeError if there are too many parts."""
@@ -74,7 +77,7 @@ class Sending:
     def wait(self) -> None:
         """Wait until all parts were sent. Raises StatepipeError, a signal's exception."""
         for _ in range(self._buffers):
-            self._freed()
+            self._free.take()
             self._refuse_failed()
         self._buffers = 0
         self._refuse_failed()
@@ -90,13 +93,6 @@ class Sending:
     def _refuse_failed(self) -> None:
         if self._error is not None:
             raise self._error
-
-    def _freed(self) -> bytearray:
-        """Wait for the end of a part, and return its memory."""
-        while True:
-            with suppress(queue.Empty):
-                return self._free.get(timeout=HEED)
-            heed()
 
     def _start_thread(self) -> None:
         """Start one more thread that sends; without one more, those that run suffice. Raises NoThread for the first."""

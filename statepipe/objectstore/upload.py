@@ -183,6 +183,7 @@ class ObjectSink:
             self._filling[self._filled : self._filled + len(taken)] = taken
             self._filled += len(taken)
             view = view[len(taken) :]
+            self._sending.keep_pace(self._filled / self._size)
             if self._filled == self._size:
                 self._sending.submit(self._filling, self._filled)
                 self._filling = None
