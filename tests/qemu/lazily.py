@@ -68,10 +68,11 @@ class Lazy:
         args: Sequence[str] = (),
         program: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
+        memory: int = MEMORY,
     ) -> None:
         self.folder, self._env = folder, None if env is None else os.environ | env
         self._stderr = folder / "lazy-stderr"
-        words = ["load", "--lazy", *options, str(saved.file), "--", *qemu_command(folder, saved, *args)]
+        words = ["load", "--lazy", *options, str(saved.file), "--", *qemu_command(folder, saved, *args, memory=memory)]
         self.restart([*(program or statepipe_command()), *words])
 
     def restart(self, command: Sequence[str]) -> None:
