@@ -90,6 +90,12 @@ def unreadable(error: Exception, doing: str) -> Transient:
     return Transient(said, hint="check the endpoint, and what stands between, such as a proxy")
 
 
+def unfit(what: str, doing: str) -> Transient:
+    """Return the error for an answer that no store may send; `what` says what the store did."""
+    said = f"cannot {doing}: the store {what}"
+    return Transient(said, hint="check the endpoint: the store, or what stands between, is broken or not to be trusted")
+
+
 def not_as_sent(doing: str, what: str) -> NotAsSent:
     """Return the error for a part that the store has in another form than was sent."""
     return NotAsSent(f"cannot {doing}: {what}", hint=WAY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from statepipe.errors import StatepipeError, UsageError
@@ -16,10 +17,12 @@ from statepipe.objectstore.failures import (
     Transient,
     UploadGone,
 )
+from statepipe.shapes import told
 from statepipe.typed import Any
 
 _CREDENTIALS = "check the credentials, as with: aws sts get-caller-identity"
-_RENEW = "get new ones (aws sso login, or a new token), and start again; with put --resume what was sent is kept"
+_RENEW = "get new ones (aws sso login, or a new token), and start again"
+_KEPT = "; with put --resume what was sent is kept"
 _CLOCK = "set the clock of this host: signatures are good for 15 minutes"
 _RIGHTS = "the credentials lack a right for it: {rights}"
 
@@ -64,7 +67,7 @@ def refused(response: Mapping[str, Any], doing: str, rights: str) -> StatepipeEr
     a policy must allow."""
     answer: Mapping[str, Any] = response.get("Error", {})
     status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    code, words = str(answer.get("Code") or ""), str(answer.get("Message") or "")
+    code, words = told(answer.get("Code") or "", 64), clean(answer.get("Message") or "")
     said = f"cannot {doing}: the store answered {status or 'without a status'}"
     said += f" {code}" if code and code != str(status) else ""
     said += f": {words}" if words and words != code else ""
@@ -79,7 +82,8 @@ def refused(response: Mapping[str, Any], doing: str, rights: str) -> StatepipeEr
     if code in _AGAIN or (status in (408, 429, 500, 502, 503, 504) and code not in _ANSWERS):
         return Transient(said, hint=LATER)
     if code in _ANSWERS:
-        return StatepipeError(said, hint=_ANSWERS[code])
+        is_writing = _ANSWERS[code] == _RENEW and rights == "s3:PutObject"
+        return StatepipeError(said, hint=_ANSWERS[code] + (_KEPT if is_writing else ""))
     if status == 507:
         return StatepipeError(said, hint=_ANSWERS["InsufficientStorage"])
     if status in (401, 403):
@@ -114,4 +118,16 @@ def broken(error: Exception, doing: str, exceptions: Any) -> StatepipeError:
 def _one_line(error: Exception) -> str:
     """Return botocore's words without what follows in further lines."""
     first = str(error).strip().partition("\n")[0]
-    return first or type(error).__name__
+    return clean(first) or type(error).__name__
+
+
+def clean(words: object) -> str:
+    """Return foreign words made fit for a message: short, and without a header's value or the user of a URL, which may
+    be secret."""
+    plain = _USER.sub("//", str(words)[: 4 * _LONGEST])
+    return told(_HEADER.sub("a header cannot be sent: check the credentials for stray characters", plain), _LONGEST)
+
+
+_LONGEST = 500
+_USER = re.compile(r"//[^/\s@]*@")
+_HEADER = re.compile(r"Invalid header value.*", re.DOTALL)

@@ -26,10 +26,13 @@ from statepipe.objectstore.failures import (
     not_as_sent,
     occupied,
     replaced,
+    unfit,
     unreadable,
 )
 from statepipe.objectstore.parts import is_same
 from statepipe.objectstore.s3.answers import broken, refused
+from statepipe.objectstore.s3.bounds import COMPLETING, SILENCES, SMALL, bounded, keep_bounds
+from statepipe.objectstore.s3.fields import Unfit, etag_in, id_in, part_in, seen_in, upload_in, version_in
 from statepipe.objectstore.settings import CONNECT, Settings, endpoint_for_s3
 from statepipe.objectstore.store import Content, Part, Seen, Upload
 from statepipe.typed import TYPE_CHECKING, Any
@@ -37,8 +40,8 @@ from statepipe.typed import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from typing import IO
 
-Told = Callable[[str, str], AbstractContextManager[None]]
-"""Turns botocore's errors into ours, given what was being done and the right that it needs."""
+Told = Callable[..., AbstractContextManager[None]]
+"""Turns botocore's errors into ours, given what was being done, the right for it, and the bytes that may come."""
 
 CONNECTIONS = 20
 """Connections that are kept open at most: more than there are parts in flight."""
@@ -46,8 +49,11 @@ CONNECTIONS = 20
 IN_FLIGHT = 16
 """Parts on their way at most: of a host with many cores, more fill no faster network."""
 
-_LISTED = 1000
-"""Entries of a list at most, and by default."""
+_LISTED, _UPLOADS = 1000, 200
+"""Entries of a list of parts, and of one of uploads, which is no longer than an answer may be (s3/bounds.py)."""
+
+_MOST_UPLOADS, _MOST_PAGES = 1_000_000, 20_000
+"""Uploads in a list, and its pages: some stores send pages that have none."""
 
 
 class S3Store:
@@ -61,8 +67,13 @@ class S3Store:
             import botocore.exceptions
             import botocore.parsers
             import botocore.session
+            import urllib3.exceptions
         self._errors: Any = botocore.exceptions
-        self._unreadable = botocore.parsers.ResponseParserError, KeyError
+        # What the parser raises for nonsense: numbers that are none, dates of no year, elements nested for ever.
+        nonsense = ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError
+        # And urllib3's errors: botocore reads what a refused read says outside of where it turns them into its own.
+        self._unreadable = botocore.parsers.ResponseParserError, urllib3.exceptions.HTTPError, *nonsense
+        self._silence = settings.silence
         endpoint = endpoint_for_s3(settings)
         config = botocore.config.Config(
             connect_timeout=min(CONNECT, settings.silence),
@@ -82,6 +93,8 @@ class S3Store:
             region = session.get_config_variable("region") or "us-east-1"
             self._client: Any = session.create_client("s3", region, endpoint_url=endpoint, config=config)
             self._client.meta.events.register("before-sign.s3.UploadPart", _tell_checksum)
+        keep_bounds(self._client)
+        self._client.meta.events.register("before-parse.s3", _demand_plain)
 
     @property
     def place(self) -> str:
@@ -93,13 +106,7 @@ class S3Store:
         try:
             with self._told(f"look for {address}", "s3:GetObject and s3:ListBucket"):
                 found = self._client.head_object(Bucket=address.bucket, Key=address.key)
-                version = found.get("VersionId")
-                return Seen(
-                    found["ContentLength"],
-                    found["ETag"],
-                    None if version in (None, "null") else version,
-                    found.get("Metadata", {}),
-                )
+                return seen_in(found, found["ContentLength"])
         except _Absent:
             return None
 
@@ -113,7 +120,7 @@ class S3Store:
             made = self._client.create_multipart_upload(
                 Bucket=address.bucket, Key=address.key, ChecksumAlgorithm="SHA256", Metadata=dict(notes)
             )
-            return Upload(address, made["UploadId"], None)
+            return Upload(address, id_in(made), None)
 
     def put(self, upload: Upload, number: int, content: Content) -> Part:
         """Send a part. Raises NotAsSent if the store has other bytes than were sent, StatepipeError."""
@@ -129,7 +136,7 @@ class S3Store:
                 ContentLength=content.size,
                 ChecksumSHA256=content.sha256,
             )
-            part = Part(number, content.size, made["ETag"], made.get("ChecksumSHA256"))
+            part = Part(number, content.size, etag_in(made), made.get("ChecksumSHA256"))
         verdict = is_same(part, content)
         if verdict is None:
             what = f"cannot {doing}: the store tells neither its SHA-256 nor its MD5, so nothing shows what it has"
@@ -141,6 +148,7 @@ class S3Store:
     def parts(self, upload: Upload) -> Iterator[Part]:
         """Yield the parts that the store has, by their numbers. Raises UploadGone, StatepipeError."""
         after = 0
+        known, count = set[int](), 0
         while True:
             with self._told(f"list the parts of {upload.address}", "s3:ListMultipartUploadParts"):
                 listed = self._client.list_parts(
@@ -150,15 +158,16 @@ class S3Store:
                     PartNumberMarker=after,
                     MaxParts=_LISTED,
                 )
-                found = [
-                    Part(each["PartNumber"], each["Size"], each["ETag"], each.get("ChecksumSHA256"))
-                    for each in listed.get("Parts", ())
-                ]
+                found = [part_in(each) for each in listed.get("Parts", ())]
+                known.update(numbers := {part.number for part in found})
+                if len(numbers) < len(found) or len(known) < count + len(found):
+                    raise Unfit("lists a part twice, or a list that does not go on")
+                count += len(found)
                 is_last = not listed["IsTruncated"] or not found
             yield from found
             if is_last:
                 return
-            after = found[-1].number
+            after = max(part.number for part in found)
 
     def complete(
         self, upload: Upload, parts: Sequence[Part], notes: Mapping[str, str], *, overwrite: bool
@@ -173,7 +182,7 @@ class S3Store:
                 row["ChecksumSHA256"] = part.sha256
         condition = {} if overwrite else {"IfNoneMatch": "*"}
         try:
-            with self._told(f"complete {upload.address}", "s3:PutObject"):
+            with self._told(f"complete {upload.address}", "s3:PutObject", seconds=COMPLETING):
                 made = self._client.complete_multipart_upload(
                     Bucket=upload.address.bucket,
                     Key=upload.address.key,
@@ -181,11 +190,10 @@ class S3Store:
                     MultipartUpload={"Parts": named},
                     **condition,
                 )
-                made["ETag"]
+                etag_in(made)
+                return version_in(made)
         except _Unmet as error:
             raise occupied(upload.address) from error
-        version = made.get("VersionId")
-        return None if version == "null" else version
 
     def abort(self, upload: Upload) -> str | None:
         """End an upload and drop its parts; it may be gone already. Nothing is left. Raises StatepipeError."""
@@ -205,20 +213,25 @@ class S3Store:
     def uploads(self, prefix: ObjectAddress) -> Iterator[Upload]:
         """Yield the uploads that were begun for keys with this prefix. Raises StatepipeError."""
         marks: dict[str, str] = {}
+        count = pages = 0
         while True:
             with self._told(f"list the uploads below {prefix}", "s3:ListBucketMultipartUploads"):
                 listed = self._client.list_multipart_uploads(
-                    Bucket=prefix.bucket, Prefix=prefix.key, MaxUploads=_LISTED, **marks
+                    Bucket=prefix.bucket, Prefix=prefix.key, MaxUploads=_UPLOADS, **marks
                 )
-                found = [
-                    Upload(prefix._replace(key=each["Key"]), each["UploadId"], each.get("Initiated"))
-                    for each in listed.get("Uploads", ())
-                ]
-                is_last = not listed["IsTruncated"] or not listed.get("NextKeyMarker")
+                found = [upload_in(each, prefix) for each in listed.get("Uploads", ())]
+                count, pages = count + len(found), pages + 1
+                if count > _MOST_UPLOADS or pages > _MOST_PAGES:
+                    raise Unfit(f"lists more than {count} uploads, on {pages} pages")
+                names = "NextKeyMarker", "NextUploadIdMarker"
+                after = {name.removeprefix("Next"): listed[name] for name in names if listed.get(name)}
+                is_last = not listed["IsTruncated"] or "KeyMarker" not in after
+                if not is_last and after == marks:
+                    raise Unfit("lists the same uploads again and again")
             yield from found
             if is_last:
                 return
-            marks = {"KeyMarker": listed["NextKeyMarker"], "UploadIdMarker": listed.get("NextUploadIdMarker", "")}
+            marks = after
 
     def remove(self, address: ObjectAddress, seen: Seen) -> None:
         """Remove the object that was seen, and no other: by its version, or if it still has its ETag.
@@ -246,6 +259,11 @@ class S3Store:
         try:
             with self._told(doing, "s3:GetObject"):
                 answer = self._client.get_object(Bucket=address.bucket, Key=address.key, Range=span, **which)
+                try:
+                    body = S3Range.of(answer, 0 if start else size, doing, self._told)
+                except BaseException:
+                    answer["Body"].close()
+                    raise
         except _Absent as error:
             raise (missing(address) if seen is None else replaced(address, start)) from error
         except _Unmet as error:
@@ -256,7 +274,6 @@ class S3Store:
             if seen is not None and now.etag != seen.etag:
                 raise replaced(address, start) from error
             return S3Range(now, now.size, 0, None, doing, self._told)
-        body = S3Range.of(answer, 0 if start else size, doing, self._told)
         if seen is not None and body.seen.etag != seen.etag:  # a store, or what stands before it, without conditions
             body.close()
             raise replaced(address, start)
@@ -267,24 +284,35 @@ class S3Store:
         return body
 
     @contextmanager
-    def _told(self, doing: str, rights: str) -> Iterator[None]:
-        """Turn botocore's errors into ours. Raises StatepipeError, _Absent, _Unmet, _Beyond."""
+    def _told(self, doing: str, rights: str, size: int = SMALL, seconds: float = 0) -> Iterator[None]:
+        """Turn botocore's errors into ours, and bound what comes: bytes, and seconds in which nothing more does.
+
+        Raises StatepipeError, _Absent, _Unmet, _Beyond.
+        """
         try:
-            yield
+            with bounded(size, max(seconds, SILENCES * self._silence)) as bound:
+                yield
+        except Unfit as error:
+            raise unfit(str(error), doing) from error
         except self._errors.ClientError as error:
             answer = error.response
             status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
             code = answer.get("Error", {}).get("Code")
+            ours = refused(answer, doing, rights)
             if code in ("NoSuchKey", "NoSuchVersion") or (status == 404 and code in ("404", "NotFound", "", None)):
-                raise _Absent from error
+                raise _Absent(str(ours), hint=ours.hint) from error
             if code == "PreconditionFailed" or status == 412:
-                raise _Unmet from error
+                raise _Unmet(str(ours), hint=ours.hint) from error
             if code == "InvalidRange" or status == 416:
-                raise _Beyond from error
-            raise refused(answer, doing, rights) from error
+                raise _Beyond(str(ours), hint=ours.hint) from error
+            raise ours from error
         except self._errors.BotoCoreError as error:
+            if bound.broken is not None:
+                raise unfit(bound.broken, doing) from error
             raise broken(error, doing, self._errors) from error
         except self._unreadable as error:
+            if bound.broken is not None:
+                raise unfit(bound.broken, doing) from error
             raise unreadable(error, doing) from error
 
 
@@ -296,25 +324,26 @@ def _tell_checksum(request: Any, **_: object) -> None:
     request.context.setdefault("checksum", {})["request_algorithm"] = {"in": "header", "name": "x-amz-checksum-sha256"}
 
 
-def seen_in(answer: Mapping[str, Any], size: int) -> Seen:
-    """Return what an answer says of an object of `size` bytes."""
-    version = answer.get("VersionId")
-    return Seen(size, answer["ETag"], None if version in (None, "null") else version, answer.get("Metadata", {}))
+def _demand_plain(response_dict: Mapping[str, Any], **more: object) -> None:
+    """Raise Unfit for XML that may define entities, with which some bytes become many: no store's does."""
+    body = response_dict.get("body")
+    if isinstance(body, bytes) and (b"<!DOCTYPE" in body or b"\0" in body):  # a page, a bomb, or one in UTF-16
+        raise Unfit("sent what is no answer of a store's")
 
 
-class _Absent(Exception):
+class _Absent(StatepipeError):
     """There is no such object."""
 
 
-class _Unmet(Exception):
+class _Unmet(StatepipeError):
     """The condition of a request was not met."""
 
 
-class _Beyond(Exception):
+class _Beyond(StatepipeError):
     """The object has no byte of the range that was asked for."""
 
 
-_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
 
 
 class S3Range:
@@ -336,10 +365,10 @@ class S3Range:
         found = _RANGE.fullmatch(answer.get("ContentRange") or "")
         if found is None:
             length = answer.get("ContentLength")
-            if "ETag" in answer and length is not None and length <= most:  # of an empty object, some send no range
+            is_whole = answer["ResponseMetadata"]["HTTPStatusCode"] == 200 and "ETag" in answer
+            if is_whole and length is not None and length <= most:  # of an empty object, some send no range
                 return cls(seen_in(answer, length), 0, length, answer["Body"], doing, told)
-            answer["Body"].close()
-            if "ETag" not in answer:  # a portal's page, perhaps
+            if not is_whole:  # a portal's page, perhaps
                 raise unreadable(ValueError(), doing)
             what = f"cannot {doing}: the store sent the whole object"
             raise StatepipeError(what, hint="use a store, and a proxy before it, that can read ranges of an object")
@@ -351,7 +380,7 @@ class S3Range:
         """Return the next `size` bytes. Raises Transient if they do not come."""
         if self._body is None or not size:
             return b""
-        with self._told(self._doing, "s3:GetObject"):
+        with self._told(self._doing, "s3:GetObject", size + SMALL):
             data = self._body.read(size)
         if len(data) != size:
             raise cut_short(self._doing)
