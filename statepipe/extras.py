@@ -22,8 +22,15 @@ EXTRAS: Mapping[str, tuple[str, str]] = {
 }
 """For each extra of pyproject.toml: its purpose, and Debian's packages if Debian 12 and 13 have all of them."""
 
-_PROJECTS = {"gnupg": "python-gnupg"}
-"""Packages whose module has another name."""
+_PROJECTS = {
+    "gnupg": "python-gnupg",
+    "azure": "azure-storage-blob",
+    "azure.storage": "azure-storage-blob",
+    "azure.storage.blob": "azure-storage-blob",
+    "azure.core": "azure-core",
+    "azure.identity": "azure-identity",
+}
+"""Packages whose module has another name: `azure` is a folder of several."""
 
 
 @contextmanager
@@ -33,9 +40,10 @@ def extra(name: str) -> Iterator[None]:
         yield
     except ImportError as error:
         what, debian = EXTRAS[name]
-        top = (error.name or "").partition(".")[0]
-        package = _PROJECTS.get(top, top)
-        if isinstance(error, ModuleNotFoundError) and error.name == top:
+        module = error.name or ""
+        top = module.partition(".")[0]
+        package = _PROJECTS.get(module) or _PROJECTS.get(top, top)
+        if isinstance(error, ModuleNotFoundError) and (module == top or module in _PROJECTS):
             needs = f"the Python package {package}, which is not installed"
         else:
             needs = f"a newer release of the Python package {package}"

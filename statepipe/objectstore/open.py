@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statepipe.errors import UsageError
 from statepipe.objectstore.address import ObjectAddress
-from statepipe.objectstore.scheme import S3
+from statepipe.objectstore.scheme import AZ, S3
 from statepipe.objectstore.settings import Settings
 from statepipe.objectstore.store import Store
 
@@ -14,6 +14,10 @@ def open_store(address: ObjectAddress, settings: Settings) -> Store:
 
     Raises StatepipeError; UsageError for a kind of store that is not served.
     """
+    if address.scheme == AZ:
+        from statepipe.objectstore.azure.client import AzureStore
+
+        return AzureStore(settings)
     if address.scheme != S3:
         what = f"{address}: objects at {address.scheme}:// cannot be written or read yet"
         raise UsageError(what, hint="use s3://, which many stores speak")

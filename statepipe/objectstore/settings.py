@@ -4,7 +4,7 @@ Credentials, region, profile, proxy and certificates are found by the library as
 botocore in the environment (AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_REGION, AWS_CA_BUNDLE, HTTPS_PROXY …), in
 ~/.aws/config and ~/.aws/credentials (also SSO, roles, programs), and from the instance. So what `aws s3 ls` reaches,
 statepipe reaches. AWS_ENDPOINT_URL_S3 and AWS_ENDPOINT_URL work as for the aws command; the setting `endpoint` of our
-configuration comes after them.
+configuration comes after them. For Azure: azure/service.py.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SILENCE = 60.0
 
 LEAST_SILENCE = 1.0
 
-_ENDPOINT = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[^\s/?#@:\[\]]+)(:[0-9]{1,5})?/?")
+_ENDPOINT = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[^\s/?#@:\[\]]+)(:[0-9]{1,5})?(/[^\s?#@]*)?")
 
 
 class Settings(NamedTuple):
@@ -62,6 +62,11 @@ def demand_endpoint(text: str) -> str:
     if not _ENDPOINT.fullmatch(text):
         raise UsageError(f"'{text}' is not the URL of a store", hint='write "https://HOST" or "https://HOST:PORT"')
     return text
+
+
+def endpoint_for_azure(settings: Settings) -> str | None:
+    """Return the endpoint of Azure's blobs, as the az command finds it; None: that of the account."""
+    return os.environ.get("AZURE_STORAGE_SERVICE_ENDPOINT") or settings.endpoint
 
 
 def endpoint_for_s3(settings: Settings) -> str | None:

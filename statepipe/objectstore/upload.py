@@ -7,7 +7,8 @@
     __exit__   without a commit, the upload is aborted
 
 So a process that is killed leaves no object, but parts that cost money: a lifecycle rule of the bucket ends them, or
-`put --abort-stale`, or `put --resume` goes on with them.
+`put --abort-stale`, or `put --resume` goes on with them. (The names are S3's. Azure says Put Block List, and ends parts
+by itself after a week.)
 
 An answer to the commit may be lost. Then the object tells whether it is ours: its notes have a number that only this
 upload has.

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
+from tests.object.azurite import Azure, Container, azurite
+from tests.object.azurite import environment as azure_environment
 from tests.object.stores import DATA, Bucket, Store, environment, moto, seaweed
 from tests.qemu.conftest import qemu72 as qemu72
 
@@ -33,10 +36,27 @@ def sea(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
         yield running
 
 
+@pytest.fixture(scope="session")
+def azure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azure]:
+    """A real server of Azure's blobs for this session."""
+    with azurite(tmp_path_factory.mktemp("azurite")) as running:
+        yield running
+
+
 @pytest.fixture
-def bucket(store: Store, monkeypatch: pytest.MonkeyPatch) -> Bucket:
-    """A bucket that ours and other clients reach by the environment."""
-    return reached(store, monkeypatch)
+def container(azure: Azure, monkeypatch: pytest.MonkeyPatch) -> Container:
+    """A container of Azure's that ours and other clients reach by the environment."""
+    for name, value in azure_environment(azure.endpoint).items():
+        monkeypatch.setenv(name, value)
+    return azure.bucket()
+
+
+@pytest.fixture
+def bucket(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Bucket | Container:
+    """A bucket that ours and other clients reach by the environment: of S3, or of a store that EACH names."""
+    if getattr(request, "param", "s3") == "az":
+        return cast(Container, request.getfixturevalue("container"))
+    return reached(request.getfixturevalue("store"), monkeypatch)
 
 
 @pytest.fixture

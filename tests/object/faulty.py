@@ -9,9 +9,11 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
+from statepipe.objectstore.azure.blockids import parse_block_id
+from tests.object.azurite import Azure
 from tests.object.stores import Store
 
 BEGIN, PART, LIST, COMPLETE, ABORT, LOOK, READ, UPLOADS, REMOVE, OTHER = KINDS = (
@@ -29,7 +31,22 @@ REFUSALS = {
     "conflict": (409, "ConditionalRequestConflict"),
     "no-conditions": (501, "NotImplemented"),
 }
-"""What the store would answer."""
+"""What S3 would answer."""
+
+AZURE_REFUSALS = {
+    "500": (500, "InternalError"),
+    "503": (503, "ServerBusy"),
+    "expired": (403, "AuthenticationFailed"),
+    "denied": (403, "AuthorizationPermissionMismatch"),
+    "no-bucket": (404, "ContainerNotFound"),
+    "leased": (412, "LeaseIdMissing"),
+    "other-ids": (400, "InvalidBlobOrBlock"),
+}
+"""What Azure would."""
+
+EXPIRED = (
+    "<AuthenticationErrorDetail>Signature not valid in the specified time frame: 1 - 2</AuthenticationErrorDetail>"
+)
 
 RESET, LOST, CUT, CHANGED, STALL, GARBAGE = BREAKS = "reset", "lost", "cut", "changed", "stall", "garbage"
 """What happens on the way: the connection is reset in the midst of the request; the request is carried out, and no
@@ -48,7 +65,18 @@ Plan = Callable[[str], str | None]
 """The fault that a request of that kind meets, None for none."""
 
 
-def kind_of(method: str, path: str) -> str:
+def kind_at_azure(method: str, path: str) -> str:
+    """What a request of Azure asks for."""
+    asked = parse_qs(urlsplit(path).query)
+    if asked.get("comp") == ["block"]:
+        id = parse_block_id(asked["blockid"][0])
+        return BEGIN if id is not None and id.number == 0 else PART
+    if asked.get("comp") == ["blocklist"]:
+        return {"PUT": COMPLETE, "GET": LIST}[method]
+    return {"HEAD": LOOK, "DELETE": REMOVE, "GET": READ}.get(method, OTHER)
+
+
+def kind_at_s3(method: str, path: str) -> str:
     """What a request of S3 asks for."""
     asked = parse_qs(urlsplit(path).query, keep_blank_values=True)
     if "uploads" in asked:
@@ -57,6 +85,16 @@ def kind_of(method: str, path: str) -> str:
         return {"PUT": PART, "GET": LIST, "POST": COMPLETE, "DELETE": ABORT}[method]
     is_object = urlsplit(path).path.strip("/").count("/") > 0
     return {"HEAD": LOOK, "DELETE": REMOVE, "GET": READ if is_object else OTHER}.get(method, OTHER)
+
+
+class Dialect(NamedTuple):
+    """How a kind of store speaks: what a request asks for, and what it answers if it refuses."""
+
+    kind_of: Callable[[str, str], str]
+    refusals: dict[str, tuple[int, str]]
+
+
+S3, AZURE = Dialect(kind_at_s3, REFUSALS), Dialect(kind_at_azure, AZURE_REFUSALS)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -73,17 +111,19 @@ class _Handler(BaseHTTPRequestHandler):
             super().handle()
 
     def _serve(self) -> None:
-        size, kind = int(self.headers.get("Content-Length") or 0), kind_of(self.command, self.path)
+        speaks = self.server.dialect
+        size, kind = int(self.headers.get("Content-Length") or 0), speaks.kind_of(self.command, self.path)
         fault = self.server.fault(kind)
         if fault == RESET:
             self.rfile.read(size // 2)
             self._reset()
             return
         body = self.rfile.read(size)
-        if fault in REFUSALS:
-            status, code = REFUSALS[fault]
-            said = f"<Error><Code>{code}</Code><Message>said by the test</Message></Error>".encode()
-            self._answer(status, {"Content-Type": "application/xml"}, said)
+        if fault in speaks.refusals:
+            status, code = speaks.refusals[fault]
+            more = EXPIRED if fault == "expired" else ""
+            said = f"<Error><Code>{code}</Code><Message>said by the test</Message>{more}</Error>".encode()
+            self._answer(status, {"Content-Type": "application/xml", "x-ms-error-code": code}, said)
             return
         if fault == GARBAGE:
             self._answer(200, {"Content-Type": "text/html"}, b"<html>welcome to the hotel<br>")
@@ -141,8 +181,9 @@ class _Handler(BaseHTTPRequestHandler):
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, store: Store, plan: Plan, stall: float) -> None:
+    def __init__(self, store: Store | Azure, plan: Plan, stall: float) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
+        self.dialect = AZURE if isinstance(store, Azure) else S3
         self.port = urlsplit(store.endpoint).port
         self.ended, self.stall = threading.Event(), stall
         self._plan, self._lock = plan, threading.Lock()
@@ -153,13 +194,13 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def faulty(store: Store, plan: Plan, stall: float = 60) -> Iterator[str]:
+def faulty(store: Store | Azure, plan: Plan, stall: float = 60) -> Iterator[str]:
     """The endpoint of a proxy before the store. A stalled request ends after `stall` seconds, or with the context."""
     server = _Server(store, plan, stall)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
+        yield f"http://127.0.0.1:{server.server_address[1]}{urlsplit(store.endpoint).path}"
     finally:
         server.ended.set()
         server.shutdown()

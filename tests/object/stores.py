@@ -17,8 +17,15 @@ from typing import Any
 from uuid import uuid4
 
 import boto3
+import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
+
+EACH = pytest.mark.parametrize("bucket", ["s3", "az"], indirect=True)
+"""Marks a test of what all kinds of stores do alike."""
+
+EACH_AT_LEISURE = pytest.mark.parametrize("bucket", ["s3", pytest.param("az", marks=pytest.mark.faults)], indirect=True)
+"""Marks one that takes long."""
 
 HERE = Path(__file__).parent
 
@@ -72,6 +79,10 @@ class Bucket:
 
     def address(self, key: str) -> str:
         return f"s3://{self.name}/{key}"
+
+    def through(self, endpoint: str) -> dict[str, str]:
+        """What leads ours to a proxy."""
+        return {"AWS_ENDPOINT_URL_S3": endpoint}
 
     def get(self, key: str) -> bytes | None:
         """The object's bytes; None if there is none."""

@@ -170,7 +170,7 @@ def test_a_signal_ends_a_read_from_a_silent_store(bucket: Bucket, tmp_path: Path
         return STALL
 
     with faulty(bucket.store, plan) as endpoint:
-        environment = {**os.environ, "AWS_ENDPOINT_URL_S3": endpoint}
+        environment = {**os.environ, **bucket.through(endpoint)}
         words = [*STATEPIPE, "get", bucket.address("key"), "-o", str(tmp_path / "file")]
         with warm.Popen(words, stderr=subprocess.PIPE, env=environment) as process:
             assert stalled.wait(60)

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from tests.object.faulty import COMPLETE, PART, always, faulty
-from tests.object.stores import Bucket
+from tests.object.stores import EACH, Bucket
 from tests.qemu.harness import Guest, assert_continues, assert_runs_on, run_statepipe
 
 MEMORY = 32
 
 
+@EACH
 @pytest.mark.parametrize("encrypted", [False, True], ids=["plain", "encrypted"])
 def test_a_guest_runs_on_from_the_state_that_is_in_the_store(
     tmp_path: Path,
@@ -51,7 +52,8 @@ def test_a_guest_whose_save_the_store_refuses_runs_on(
 ) -> None:
     running = Guest(tmp_path, qemu=qemu72, memory=MEMORY, fill=8, dirty=0)
     with running as guest, faulty(bucket.store, always(kind, fault)) as endpoint:
-        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
+        for name, value in bucket.through(endpoint).items():
+            monkeypatch.setenv(name, value)
         guest.wait_ticks(2)
         done = run_statepipe("save", "--qmp", guest.socket, bucket.address("vm.state"))
         assert done.returncode == 1, done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,7 +22,7 @@ from statepipe.state.loading import prepare
 from statepipe.state.pagestore import pages_of
 from tests import agefiles
 from tests.object.faulty import LOOK, READ, WRONG, Plan, faulty
-from tests.object.stores import Bucket
+from tests.object.stores import EACH, EACH_AT_LEISURE, Bucket
 from tests.qemu.harness import assert_continues, statepipe_command
 from tests.qemu.lazily import SLOW, Lazy, assert_went_on, noise
 from tests.qemu.loading import Saved, loaded, qemu_command, save_guest
@@ -59,15 +60,19 @@ def stored(bucket: Bucket, saved: Saved, plan: Plan, *, sealed: bool = False) ->
     bucket.put("key", agefiles.sealed(whole) if sealed else whole)
     with faulty(bucket.store, plan) as endpoint:
         there = replace(saved, file=cast(Path, bucket.address("key")))  # it is only written into command lines
-        yield there, {"AWS_ENDPOINT_URL_S3": endpoint}
+        yield there, bucket.through(endpoint)
 
 
+@EACH
 @pytest.mark.parametrize("sealed", [False, True], ids=["plain", "encrypted"])
 @pytest.mark.parametrize("way", ["usual", "large", "cache"])
 def test_trailer_index_and_devices_take_four_round_trips_at_most(
     bucket: Bucket, saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sealed: bool, way: str
 ) -> None:
-    """Requests for both ends are made at once. Of a large guest, the ends that are read at once hold nothing of use."""
+    """Requests for both ends are made at once. Of a large guest, the ends that are read at once hold nothing of use.
+
+    Azure knows no range from the end: there, a look comes before it.
+    """
     gate = Gate()
     if way == "large":
         monkeypatch.setattr(reader, "ENDS", 1)
@@ -80,9 +85,12 @@ def test_trailer_index_and_devices_take_four_round_trips_at_most(
             pages = pages_of(prepare(source))
             demand_servable(pages)
             assert pages.devices() and pages.head().startswith(b"QEVM")
-    assert len(gate.kinds) <= (4 if way == "usual" else 5)
+    looks = gate.kinds.count(LOOK) if way == "large" else 0
+    assert looks <= 1
+    assert len(gate.kinds) <= (4 if way == "usual" else 5) + looks
 
 
+@EACH
 @pytest.mark.parametrize("sealed", [False, True], ids=["plain", "encrypted"])
 def test_a_guest_starts_lazily_from_an_object(tmp_path: Path, bucket: Bucket, saved: Saved, sealed: bool) -> None:
     keys = KEY if sealed else ()
@@ -97,6 +105,7 @@ def test_a_guest_starts_lazily_from_an_object(tmp_path: Path, bucket: Bucket, sa
         assert_went_on(saved, lazy)
 
 
+@EACH
 def test_an_ordinary_load_of_an_object(
     tmp_path: Path, bucket: Bucket, saved: Saved, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,6 +133,7 @@ def test_a_store_that_goes_away_pauses_faults_and_comes_back(
         assert_went_on(saved, lazy)
 
 
+@EACH_AT_LEISURE
 def test_a_store_that_stays_away_leaves_the_guest_for_a_load_that_continues(
     tmp_path: Path, bucket: Bucket, saved: Saved
 ) -> None:
@@ -136,7 +146,7 @@ def test_a_store_that_stays_away_leaves_the_guest_for_a_load_that_continues(
         gate.fault = "503"
         assert lazy.status() == 5
         said = lazy.stderr()
-        assert f"of s3://{bucket.name}/key: the store answered 503 SlowDown" in said
+        assert re.search(rf"of {bucket.address('key')}: the store answered 503 (SlowDown|ServerBusy)", said), said
         assert "do not end its QEMU" in said and f"continue with: statepipe load --resume --qmp {words[3]}" in said
         gate.fault = None
         lazy.restart([*statepipe_command(), *words[words.index("load") :]])
@@ -145,6 +155,7 @@ def test_a_store_that_stays_away_leaves_the_guest_for_a_load_that_continues(
         assert_went_on(saved, lazy)
 
 
+@EACH
 def test_an_object_that_is_replaced_under_a_guest_is_an_error_that_names_it(
     tmp_path: Path, bucket: Bucket, saved: Saved
 ) -> None:
@@ -156,7 +167,7 @@ def test_an_object_that_is_replaced_under_a_guest_is_an_error_that_names_it(
         bucket.put("key", saved.file.read_bytes()[::-1])
         assert lazy.status() == 1
         said = lazy.stderr()
-        assert f"s3://{bucket.name}/key was replaced or removed while it was read, before byte" in said
+        assert f"{bucket.address('key')} was replaced or removed while it was read, before byte" in said
         assert "continue with: statepipe load --resume" in said
 
 
@@ -173,6 +184,7 @@ def test_a_frame_that_changed_on_its_way_is_read_again(tmp_path: Path, bucket: B
         assert left[0] <= 0
 
 
+@EACH
 def test_what_one_start_has_read_serves_the_next(tmp_path: Path, bucket: Bucket, saved: Saved) -> None:
     """And what a guest touched first is learned beside it."""
     gate = Gate()
@@ -197,6 +209,7 @@ def clone(folder: Path, there: Saved, *options: str) -> Sequence[str]:
     return [*statepipe_command(), *words, *qemu_command(folder, there)]
 
 
+@EACH_AT_LEISURE
 @pytest.mark.parametrize("guests", [3, pytest.param(10, marks=pytest.mark.faults)])
 def test_several_clones_at_once_from_one_object(tmp_path: Path, bucket: Bucket, saved: Saved, guests: int) -> None:
     before = saved.image.read_bytes()

@@ -156,14 +156,14 @@ def test_after_a_kill_no_object_is_there_and_resume_goes_on(bucket: Bucket, tmp_
         return None
 
     with faulty(bucket.store, plan) as endpoint:
-        environment = {**os.environ, "AWS_ENDPOINT_URL_S3": endpoint}
+        environment = {**os.environ, **bucket.through(endpoint)}
         with warm.Popen([*STATEPIPE, *words], stderr=subprocess.DEVNULL, env=environment) as process:
             assert committing.wait(60)
             process.kill()
     assert bucket.keys() == []
     assert bucket.uploads() == ["key"]
     with faulty(bucket.store, always(PART, "quota")) as endpoint:  # none is to be sent again
-        done = run(*words, "--resume", env={**os.environ, "AWS_ENDPOINT_URL_S3": endpoint})
+        done = run(*words, "--resume", env={**os.environ, **bucket.through(endpoint)})
     assert done.returncode == 0, done.stderr
     assert bucket.get("key") == DATA
     assert bucket.uploads() == []
@@ -174,7 +174,7 @@ def test_resume_keeps_what_was_sent_when_it_fails(bucket: Bucket, tmp_path: Path
     path.write_bytes(DATA)
     words = ["put", bucket.address("key"), str(path), "--size", "1M", "--resume"]
     with faulty(bucket.store, always(COMPLETE, "expired")) as endpoint:
-        done = run(*words, env={**os.environ, "AWS_ENDPOINT_URL_S3": endpoint})
+        done = run(*words, env={**os.environ, **bucket.through(endpoint)})
     assert done.returncode == 1
     assert b"put --resume goes on with it" in done.stderr
     assert b"begins anew" in done.stderr
@@ -213,7 +213,7 @@ def test_a_signal_to_a_slow_producer_s_put_leaves_nothing(bucket: Bucket) -> Non
             begun.set()
 
     with faulty(bucket.store, plan) as endpoint:
-        environment = {**os.environ, "AWS_ENDPOINT_URL_S3": endpoint}
+        environment = {**os.environ, **bucket.through(endpoint)}
         words = [*STATEPIPE, "put", bucket.address("key")]
         with warm.Popen(words, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env=environment) as process:
             assert process.stdin is not None

