@@ -6,7 +6,6 @@ import io
 import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -19,11 +18,10 @@ from statepipe.objectstore.failures import Missing, Occupied, Replaced, UploadGo
 from statepipe.objectstore.parts import is_same
 from statepipe.objectstore.settings import Settings
 from statepipe.objectstore.store import Content, Part, Seen, Upload
-from tests import warm
 from tests.object.azurite import ACCOUNT, KEY, Container
-from tests.object.faulty import COMPLETE, PART, READ, STALL, WRONG, always, faulty, once
+from tests.object.faulty import COMPLETE, PART, READ, WRONG, always, faulty, once
 from tests.object.stores import DATA
-from tests.object.test_put import STATEPIPE, run
+from tests.object.test_put import kill_at_the_commit, run
 from tests.statefiles import noisy_stream
 
 ODD = "some/k e?y%20ü#+'.state"
@@ -220,32 +218,10 @@ def test_verbs_write_and_read_blobs(container: Container, tmp_path: Path) -> Non
     assert sorted(container.keys()) == ["copy", "vm.state"]
 
 
-def test_what_is_received_can_be_a_blob(container: Container, tmp_path: Path) -> None:
-    socket, stream = tmp_path / "socket", noisy_stream()
-    words = [*STATEPIPE, "recv", f"unix://{socket}", "-o", container.address("key")]
-    with warm.Popen(words, stderr=subprocess.PIPE) as receiver:
-        sent = run("send", "--retry", "30", f"unix://{socket}", data=stream)
-        said = receiver.communicate(timeout=60)[1]
-    assert (sent.returncode, receiver.returncode) == (0, 0), said + sent.stderr
-    assert container.get("key") == stream
-
-
 def test_after_a_kill_no_blob_is_there_and_resume_goes_on(container: Container, file: Path, tmp_path: Path) -> None:
     """With the blocks that are there, which are compared: of a file that changed, the changed one is sent anew."""
     words = ["put", container.address("key"), str(file), "--size", "1M"]
-    committing = threading.Event()
-
-    def plan(kind: str) -> str | None:
-        if kind == COMPLETE:
-            committing.set()
-            return STALL
-        return None
-
-    with faulty(container.store, plan) as endpoint:
-        environment = {**os.environ, **container.through(endpoint)}
-        with warm.Popen([*STATEPIPE, *words], stderr=subprocess.DEVNULL, env=environment) as process:
-            assert committing.wait(60)
-            process.kill()
+    kill_at_the_commit(container, words)
     assert container.keys() == []
     assert len(container.uncommitted("key")) == 4
     changed = tmp_path / "changed"

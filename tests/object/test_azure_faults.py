@@ -9,8 +9,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -34,11 +32,11 @@ from tests.object.faulty import (
     RESET,
     STALL,
     always,
-    faulty,
     once,
 )
 from tests.object.stores import DATA
-from tests.object.test_faults import PARTS, PUT, demand_truth, one_run, put
+from tests.object.test_faults import PUT, demand_truth, one_run, put
+from tests.object.test_signals import SOON, end
 
 POSSIBLE = (*AZURE_REFUSALS, *BREAKS)
 
@@ -99,25 +97,6 @@ def test_a_commit_that_may_yet_be_carried_out_is_said(container: Container, file
     assert container.keys() == []
 
 
-def test_a_commit_whose_every_answer_is_lost_is_known_by_the_object(container: Container, file: Path) -> None:
-    done = put(container, always(COMPLETE, LOST), file, retry=1)
-    demand_truth(container, done)
-    assert done.returncode == 0, done.stderr
-
-
-def test_without_the_right_to_look_or_list_the_commit_s_condition_decides(container: Container, file: Path) -> None:
-    def plan(kind: str) -> str | None:
-        return "denied" if kind in (LOOK, LIST) else None
-
-    done = put(container, plan, file)
-    assert done.returncode == 0, done.stderr
-    demand_truth(container, done)
-    again = put(container, plan, file)
-    assert again.returncode == 1
-    assert "Storage Blob Data Reader" in again.stderr
-    assert container.get("key") == DATA
-
-
 class Rival:
     """A plan: another writer is faster, just before a request of that kind."""
 
@@ -141,31 +120,21 @@ def test_of_two_writers_one_wins_and_the_other_says_so(
 ) -> None:
     """The faster one's commit drops the blocks of the other, whose list they were on too."""
     rival = Rival(container, at)
-    done = put(container, rival, file, *options)
+    done = put(container, rival, file, *options, retry=30)
     assert (rival.code, done.returncode) == (0, code), done.stderr
     assert words in done.stderr
     assert container.get("key") == Rival.DATA
 
 
-def test_a_signal_leaves_nothing_to_be_seen(container: Container, file: Path) -> None:
-    stalled = threading.Event()
-
-    def plan(kind: str) -> str | None:
-        if kind == PART:
-            stalled.set()
-            return STALL
-        return None
-
-    with faulty(container.store, plan) as endpoint:
-        environment = {**os.environ, **container.through(endpoint)}
-        words = [*PUT, container.address("key"), str(file), *PARTS]
-        with warm.Popen(words, stderr=subprocess.PIPE, env=environment) as process:
-            assert stalled.wait(60)
-            process.send_signal(signal.SIGTERM)
-            said = process.communicate(timeout=60)[1].decode()
-    assert process.returncode == 128 + signal.SIGTERM, said
-    assert "goes a week after" in said
+@pytest.mark.parametrize("kind", [LOOK, PART, COMPLETE])
+def test_a_signal_leaves_nothing_to_be_seen(container: Container, file: Path, kind: str) -> None:
+    words = ["put", container.address("key"), str(file), "--size", "1M"]
+    status, said, took = end(container, words, kind, STALL, signal.SIGTERM)
+    assert status == 128 + signal.SIGTERM, said
+    assert took < SOON, said
     assert container.keys() == []
+    assert ("goes a week after" in said) == (kind != LOOK)
+    assert ("may still carry out the request" in said) == (kind == COMPLETE)
 
 
 def signature(container: Container, lasts: timedelta) -> str:

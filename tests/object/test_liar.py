@@ -13,7 +13,6 @@ import pytest
 
 from statepipe.errors import StatepipeError
 from statepipe.objectstore.address import parse_object, parse_prefix
-from statepipe.objectstore.parts import sha256_of
 from statepipe.objectstore.s3.client import S3Store
 from statepipe.objectstore.settings import Settings
 from statepipe.objectstore.store import Content, Seen, Upload
@@ -23,7 +22,7 @@ from tests.object.stores import environment
 KEY = parse_object("s3://bucket/key")
 UPLOAD = Upload(KEY, "id", None)
 DATA = b"some bytes"
-CONTENT = Content(io.BytesIO(DATA), len(DATA), sha256_of(DATA))
+CONTENT = Content(io.BytesIO(DATA), len(DATA))
 SEEN = Seen(len(DATA), '"it"', None, {})
 
 MEMORY = 128 << 20
@@ -34,7 +33,7 @@ SOON = 60.0
 
 ASK: dict[str, Callable[[S3Store], Any]] = {
     "look": lambda s3: s3.look(KEY),
-    "begin": lambda s3: s3.begin(KEY, {}),
+    "begin": lambda s3: s3.begin(KEY, {}, overwrite=False),
     "part": lambda s3: s3.put(UPLOAD, 1, CONTENT),
     "list": lambda s3: list(s3.parts(UPLOAD)),
     "complete": lambda s3: s3.complete(UPLOAD, [], {}, overwrite=False),

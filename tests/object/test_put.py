@@ -14,8 +14,9 @@ import pytest
 import zstandard
 
 from tests import warm
+from tests.object.azurite import Container
 from tests.object.faulty import BEGIN, COMPLETE, PART, STALL, always, faulty
-from tests.object.stores import Bucket
+from tests.object.stores import EACH, Bucket
 from tests.statefiles import noisy_stream
 
 STATEPIPE = [sys.executable, "-m", "statepipe"]
@@ -120,6 +121,7 @@ def test_a_copy_can_be_an_object(bucket: Bucket) -> None:
     assert run("decompress", data=bucket.get("packed")).stdout == DATA
 
 
+@EACH
 @pytest.mark.parametrize("older", [False, True], ids=["new", "overwritten"])
 def test_what_is_received_can_be_an_object(bucket: Bucket, tmp_path: Path, older: bool) -> None:
     socket, stream = tmp_path / "socket", noisy_stream()
@@ -143,10 +145,8 @@ def test_overwrite_of_recv_is_for_an_object(tmp_path: Path) -> None:
     assert b"--overwrite is for an object" in done.stderr
 
 
-def test_after_a_kill_no_object_is_there_and_resume_goes_on(bucket: Bucket, tmp_path: Path) -> None:
-    path, address = tmp_path / "file", bucket.address("key")
-    path.write_bytes(DATA)
-    words = ["put", address, str(path), "--size", "1M"]
+def kill_at_the_commit(bucket: Bucket | Container, words: list[str]) -> None:
+    """End ours without a word when all is sent."""
     committing = threading.Event()
 
     def plan(kind: str) -> str | None:
@@ -160,6 +160,13 @@ def test_after_a_kill_no_object_is_there_and_resume_goes_on(bucket: Bucket, tmp_
         with warm.Popen([*STATEPIPE, *words], stderr=subprocess.DEVNULL, env=environment) as process:
             assert committing.wait(60)
             process.kill()
+
+
+def test_after_a_kill_no_object_is_there_and_resume_goes_on(bucket: Bucket, tmp_path: Path) -> None:
+    path, address = tmp_path / "file", bucket.address("key")
+    path.write_bytes(DATA)
+    words = ["put", address, str(path), "--size", "1M"]
+    kill_at_the_commit(bucket, words)
     assert bucket.keys() == []
     assert bucket.uploads() == ["key"]
     with faulty(bucket.store, always(PART, "quota")) as endpoint:  # none is to be sent again

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests import warm
+from tests.object.azurite import Container
 from tests.object.faulty import (
     ABORT,
     BEGIN,
@@ -37,7 +38,7 @@ SOON = 20.0
 
 
 def end(
-    bucket: Bucket,
+    bucket: Bucket | Container,
     words: list[str],
     kind: str,
     fault: str,
@@ -58,7 +59,7 @@ def end(
         return STALL if asked in silent else None
 
     with faulty(bucket.store, plan) as endpoint, open(data or os.devnull, "rb") as stdin:
-        environment = {**os.environ, "AWS_ENDPOINT_URL_S3": endpoint}
+        environment = {**os.environ, **bucket.through(endpoint)}
         with warm.Popen(
             [*STATEPIPE, *words],
             stdin=stdin,
