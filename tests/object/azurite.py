@@ -90,10 +90,10 @@ class Container:
 
 
 @contextmanager
-def azurite(folder: Path) -> Iterator[Azure]:
+def azurite(folder: Path, *more: str) -> Iterator[Azure]:
     """An Azurite of one's own, in memory. It ends with the process that started it, however that ends."""
     command = ["setpriv", "--pdeathsig", "KILL", "node", str(PROGRAM), "--blobHost", "127.0.0.1", "--blobPort", "0"]
-    command += ["--inMemoryPersistence", "--silent", "--disableProductStyleUrl"]
+    command += ["--inMemoryPersistence", "--silent", "--disableProductStyleUrl", *more]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, cwd=folder, env=os.environ, text=True
     ) as server:

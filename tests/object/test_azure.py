@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import json
 import os
 import subprocess
 import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -18,7 +23,7 @@ from statepipe.objectstore.failures import Missing, Occupied, Replaced, UploadGo
 from statepipe.objectstore.parts import is_same
 from statepipe.objectstore.settings import Settings
 from statepipe.objectstore.store import Content, Part, Seen, Upload
-from tests.object.azurite import ACCOUNT, KEY, Container
+from tests.object.azurite import ACCOUNT, KEY, Container, azurite
 from tests.object.faulty import COMPLETE, PART, READ, WRONG, always, faulty, once
 from tests.object.stores import DATA
 from tests.object.test_put import kill_at_the_commit, run
@@ -168,7 +173,7 @@ def test_what_leads_nowhere_is_said(environment: dict[str, str], said: str, monk
 
 def test_a_key_that_is_none_is_said(container: Container, monkeypatch: pytest.MonkeyPatch) -> None:
     for key, said in (
-        ("SECRET", "no credentials"),
+        ("SECRET", "the account's key is none"),
         (KEY.replace("E", "F"), "AuthorizationFailure|AuthenticationFailed"),
     ):
         monkeypatch.setenv("AZURE_STORAGE_KEY", key)
@@ -264,3 +269,65 @@ print(before, "azure.storage.blob" in sys.modules, "azure.identity" in sys.modul
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "True", "False"]
+
+
+def alone(**environment: str) -> dict[str, str]:
+    """The environment of this host, and of Azure's variables these alone."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("AZURE_")} | environment
+
+
+def test_without_a_login_that_is_all_that_is_said() -> None:
+    """The library would print a page. Only variables are looked for here, and no other host is asked."""
+    environment = alone(AZURE_STORAGE_ACCOUNT="account", AZURE_TOKEN_CREDENTIALS="EnvironmentCredential")
+    done = run("get", "az://container/key", env=environment)
+    assert done.returncode == 1
+    assert len(said := done.stderr.decode().splitlines()) == 2, said
+    assert "az://container/key: there are no credentials for it" in said[0] and "az login" in said[1]
+
+
+class Identity(BaseHTTPRequestHandler):
+    """What an instance of Azure's asks who it is: it answers with a token, whose signature Azurite does not check."""
+
+    def do_GET(self) -> None:
+        assert self.headers["X-IDENTITY-HEADER"] == "mine"
+        now = int(time.time())
+        claims = {"iat": now - 60, "nbf": now - 60, "exp": now + 3600, "iss": "https://sts.windows.net/tenant/"}
+        claims |= {"aud": "https://storage.azure.com", "ver": "1.0"}
+        token = ".".join(
+            base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=")
+            for part in ({"alg": "RS256", "typ": "JWT"}, claims, {})
+        )
+        body = {"access_token": token, "expires_on": str(now + 3600), "resource": "it", "token_type": "Bearer"}
+        self.send_response_only(200)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(json.dumps(body).encode())
+
+
+def test_an_instance_s_identity_serves_over_tls(tmp_path: Path) -> None:
+    authority, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    words = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    words += ["-keyout", str(key), "-out", str(authority), "-subj", "/CN=127.0.0.1", "-addext"]
+    subprocess.run([*words, "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True)
+    more = ["--oauth", "basic", "--cert", str(authority), "--key", str(key)]
+    with HTTPServer(("127.0.0.1", 0), Identity) as server, azurite(tmp_path, *more) as store:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        environment = alone(
+            AZURE_STORAGE_ACCOUNT=ACCOUNT,
+            AZURE_STORAGE_SERVICE_ENDPOINT=store.endpoint,
+            AZURE_TOKEN_CREDENTIALS="ManagedIdentityCredential",
+            IDENTITY_ENDPOINT=f"http://127.0.0.1:{server.server_address[1]}/token",
+            IDENTITY_HEADER="mine",
+            NO_PROXY="127.0.0.1",
+        )
+        try:
+            strange = run("put", "az://container/key", "--retry", "0", data=b"data", env=environment)
+            environment["REQUESTS_CA_BUNDLE"] = str(authority)
+            done = run("put", "az://container/key", data=b"data", env=environment)
+        finally:
+            server.shutdown()
+            thread.join()
+    assert strange.returncode == 1 and b"CERTIFICATE_VERIFY_FAILED" in strange.stderr, strange.stderr
+    assert b"REQUESTS_CA_BUNDLE" in strange.stderr
+    assert done.returncode == 1 and b"404 ContainerNotFound" in done.stderr, done.stderr  # so we were let in

@@ -107,9 +107,11 @@ def broken(error: Exception, doing: str) -> StatepipeError:
     from urllib3.exceptions import ConnectTimeoutError, NewConnectionError, SSLError
 
     causes = list(_causes(error))
-    if isinstance(error, ClientAuthenticationError):
-        what = f"cannot {doing}: there are no credentials for it: {type(error).__name__}"
-        return StatepipeError(what, hint=CREDENTIALS)
+    if type(error).__name__ == "AzureSigningError":
+        return StatepipeError(f"cannot {doing}: the account's key is none", hint=_CHECK)
+    if isinstance(error, ClientAuthenticationError):  # of azure-identity: its words are about logins, and no address
+        words = str(error).strip().partition("\n")[0]
+        return StatepipeError(f"cannot {doing}: there are no credentials for it: {words}", hint=CREDENTIALS)
     reasons = [each.strerror for each in causes if isinstance(each, OSError) and each.strerror]
     said = f"cannot {doing}: {(reasons or [type(causes[-1]).__name__])[-1]}"
     if any(isinstance(each, SSLError) for each in causes) and "CERTIFICATE" in said:

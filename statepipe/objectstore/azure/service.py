@@ -10,6 +10,7 @@ Of the library, the pipeline is used: it signs and brings tokens. Import: 0.21 s
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Mapping
@@ -100,6 +101,9 @@ class Service:
                 options["socket_options"] = [*HTTPConnection.default_socket_options, alive]
                 super().init_poolmanager(*words, **options)
 
+        # Without a handler of their own, their warnings would go to standard error: a page of them without a login.
+        for name in ("azure", "msal"):
+            logging.getLogger(name).addHandler(logging.NullHandler())
         session = requests.Session()
         for scheme in ("http://", "https://"):
             session.mount(scheme, Adapter(pool_connections=4, pool_maxsize=CONNECTIONS))
