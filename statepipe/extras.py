@@ -29,6 +29,9 @@ _PROJECTS = {
     "azure.storage.blob": "azure-storage-blob",
     "azure.core": "azure-core",
     "azure.identity": "azure-identity",
+    "google": "google-auth",
+    "google.auth": "google-auth",  # other packages have their modules in `google`, too
+    "google_crc32c": "google-crc32c",
 }
 """Packages whose module has another name: `azure` is a folder of several."""
 
@@ -40,10 +43,12 @@ def extra(name: str) -> Iterator[None]:
         yield
     except ImportError as error:
         what, debian = EXTRAS[name]
-        module = error.name or ""
+        within = error.__cause__  # a package that imports another one may have words of its own
+        missing = within if error.name is None and isinstance(within, ImportError) else error
+        module = missing.name or ""
         top = module.partition(".")[0]
         package = _PROJECTS.get(module) or _PROJECTS.get(top, top)
-        if isinstance(error, ModuleNotFoundError) and (module == top or module in _PROJECTS):
+        if isinstance(missing, ModuleNotFoundError) and (module == top or module in _PROJECTS):
             needs = f"the Python package {package}, which is not installed"
         else:
             needs = f"a newer release of the Python package {package}"

@@ -228,7 +228,7 @@ FILTERS = (
         "put",
         "write an object, such as s3://bucket/key, that exists only once it is complete",
         (
-            Param("address", "s3://BUCKET/KEY, az://CONTAINER/KEY, or file:///PATH", "ADDRESS", many="optional"),
+            Param("address", "s3:// or gs://BUCKET/KEY, az://CONTAINER/KEY, file:///PATH", "ADDRESS", many="optional"),
             Param("--overwrite", "replace an object that is there"),
             Param("--resume", "continue an upload that was left, and keep this one if it fails"),
             Param("--size", "about how many bytes will come, as in 4G (default: as the stream tells, or 1T)", "SIZE"),
@@ -247,7 +247,7 @@ FILTERS = (
         "get",
         "read an object, such as s3://bucket/key, by several requests at once",
         (
-            Param("address", "s3://BUCKET/KEY, az://CONTAINER/KEY, or file:///PATH", "ADDRESS", many="optional"),
+            Param("address", "s3:// or gs://BUCKET/KEY, az://CONTAINER/KEY, file:///PATH", "ADDRESS", many="optional"),
             STORE_RETRY,
         ),
         _get,

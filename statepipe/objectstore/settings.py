@@ -4,7 +4,8 @@ Credentials, region, profile, proxy and certificates are found by the library as
 botocore in the environment (AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_REGION, AWS_CA_BUNDLE, HTTPS_PROXY …), in
 ~/.aws/config and ~/.aws/credentials (also SSO, roles, programs), and from the instance. So what `aws s3 ls` reaches,
 statepipe reaches. AWS_ENDPOINT_URL_S3 and AWS_ENDPOINT_URL work as for the aws command; the setting `endpoint` of our
-configuration comes after them. For Azure: azure/service.py.
+configuration comes after them. For Azure: azure/service.py; for Google:
+google/transport.py.
 """
 
 from __future__ import annotations

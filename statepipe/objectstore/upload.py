@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 
 from statepipe.errors import InterruptedBySignal, PeerError, StatepipeError
 from statepipe.objectstore.address import ObjectAddress
@@ -194,9 +195,9 @@ class ObjectSink:
         """Choose the size of all parts: that of an upload that is continued, or by what is known of the stream."""
         expected = self._how.size if self._how.size is not None else self.measure()
         older = max((part.size for parts in self._older.values() for part in parts), default=0)
-        self._size = older if older >= LEAST else part_size(expected)
+        self._size = older if older >= LEAST else part_size(expected, self._store.in_flight)
         if expected is not None and expected > most_bytes(self._size):
-            self._size, self._older = part_size(expected), {}
+            self._size, self._older = part_size(expected, self._store.in_flight), {}
 
     def _send(self, number: int, view: memoryview) -> Part:
         content = Content(PartFile(view, self._stop), len(view))
@@ -268,8 +269,10 @@ class ObjectSink:
 
     def _complete(self) -> str | None:
         """Make one attempt to complete the upload; return the object's version."""
-        if self._unclear and self._is_ours():
-            return None
+        if self._unclear:
+            with suppress(NoRight):  # the next attempt may tell
+                if self._is_ours():
+                    return None
         parts = [self._sending.parts[number] for number in sorted(self._sending.parts)]
         try:
             return self._store.complete(self._upload, parts, {NOTE: self._note}, overwrite=self._overwrite)

@@ -20,7 +20,14 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PARTS = {name: needs for name, needs in PROJECT["optional-dependencies"].items() if name not in ("all", "dev")}
 
-MODULES = {"python-gnupg": "gnupg", "qemu.qmp": "qemu"}
+MODULES = {
+    "azure-identity": "azure",
+    "azure-storage-blob": "azure",
+    "google-auth": "google",
+    "google-crc32c": "google_crc32c",
+    "python-gnupg": "gnupg",
+    "qemu.qmp": "qemu",
+}
 """The name to import, where it is not the project's."""
 
 WITHOUT = """
@@ -101,6 +108,22 @@ def test_what_is_missing_is_named_with_what_to_type(tmp_path: Path, name: str) -
     assert (done.returncode, done.stdout) == (1, b""), said
     assert re.search(rf"^statepipe: {words[0]}: error: .* needs .*Python package \S+", said), said
     assert f"statepipe: hint: type pip install 'statepipe[{name}]'" in said
+
+
+@pytest.mark.parametrize(
+    ("module", "package"),
+    [
+        ("google", "google-auth"),
+        ("google.auth", "google-auth"),
+        ("google_crc32c", "google-crc32c"),
+        ("requests", "requests"),
+    ],
+)
+def test_what_google_s_store_needs_is_named(tmp_path: Path, module: str, package: str) -> None:
+    done = without(module, "put", "gs://bucket/key", folder=tmp_path)
+    said = done.stderr.decode()
+    assert f"an object store needs the Python package {package}, which is not installed" in said
+    assert "type pip install 'statepipe[object]'" in said
 
 
 def test_without_any_of_them_the_defaults_work(tmp_path: Path) -> None:

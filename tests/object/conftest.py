@@ -10,6 +10,7 @@ import pytest
 
 from tests.object.azurite import Azure, Container, azurite
 from tests.object.azurite import environment as azure_environment
+from tests.object.googleserver import GoogleBucket, Server, google
 from tests.object.stores import DATA, Bucket, Store, environment, moto, seaweed
 from tests.qemu.conftest import qemu72 as qemu72
 
@@ -43,6 +44,24 @@ def azure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azure]:
         yield running
 
 
+@pytest.fixture(scope="session")
+def google_server() -> Iterator[Server]:
+    """A server of Google's JSON API for this session."""
+    with google() as running:
+        yield running
+
+
+@pytest.fixture
+def gs(google_server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[GoogleBucket]:
+    """A bucket of Google's that ours reaches by the environment."""
+    bucket = google_server.bucket()
+    for name, value in bucket.through(google_server.endpoint).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    yield bucket
+    google_server.forget(bucket.name)
+
+
 @pytest.fixture
 def container(azure: Azure, monkeypatch: pytest.MonkeyPatch) -> Container:
     """A container of Azure's that ours and other clients reach by the environment."""
@@ -52,10 +71,13 @@ def container(azure: Azure, monkeypatch: pytest.MonkeyPatch) -> Container:
 
 
 @pytest.fixture
-def bucket(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Bucket | Container:
+def bucket(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Bucket | Container | GoogleBucket:
     """A bucket that ours and other clients reach by the environment: of S3, or of a store that EACH names."""
-    if getattr(request, "param", "s3") == "az":
+    kind = getattr(request, "param", "s3")
+    if kind == "az":
         return cast(Container, request.getfixturevalue("container"))
+    if kind == "gs":
+        return cast(GoogleBucket, request.getfixturevalue("gs"))
     return reached(request.getfixturevalue("store"), monkeypatch)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import http.client
+import json
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
@@ -14,10 +15,11 @@ from urllib.parse import parse_qs, urlsplit
 
 from statepipe.objectstore.azure.blockids import parse_block_id
 from tests.object.azurite import Azure
+from tests.object.googleserver import Server
 from tests.object.stores import Store
 
-BEGIN, PART, LIST, COMPLETE, ABORT, LOOK, READ, UPLOADS, REMOVE, OTHER = KINDS = (
-    *("begin", "part", "list", "complete", "abort", "look", "read", "uploads", "remove", "other"),
+BEGIN, PART, LIST, COMPLETE, ABORT, LOOK, READ, UPLOADS, REMOVE, ASK, OTHER = KINDS = (
+    *("begin", "part", "list", "complete", "abort", "look", "read", "uploads", "remove", "ask", "other"),
 )
 
 REFUSALS = {
@@ -48,6 +50,21 @@ EXPIRED = (
     "<AuthenticationErrorDetail>Signature not valid in the specified time frame: 1 - 2</AuthenticationErrorDetail>"
 )
 
+GOOGLE_REFUSALS = {
+    "500": (500, "backendError"),
+    "503": (503, "backendError"),
+    "429": (429, "rateLimitExceeded"),
+    "expired": (401, "authError"),
+    "denied": (403, "forbidden"),
+    "no-bucket": (404, "notFound"),
+    "quota": (403, "quotaExceeded"),
+    "conflict": (409, "conflict"),
+}
+"""What Google would."""
+
+BACKWARDS, BEYOND = LIES = "backwards", "beyond"
+"""A store of Google's kind says that it has less than it had, or more than was sent."""
+
 RESET, LOST, CUT, CHANGED, STALL, GARBAGE = BREAKS = "reset", "lost", "cut", "changed", "stall", "garbage"
 """What happens on the way: the connection is reset in the midst of the request; the request is carried out, and no
 answer or half of one comes; a bit of what is sent changes; no answer comes for long; somebody else answers."""
@@ -65,7 +82,7 @@ Plan = Callable[[str], str | None]
 """The fault that a request of that kind meets, None for none."""
 
 
-def kind_at_azure(method: str, path: str) -> str:
+def kind_at_azure(method: str, path: str, headers: Mapping[str, str]) -> str:
     """What a request of Azure asks for."""
     asked = parse_qs(urlsplit(path).query)
     if asked.get("comp") == ["block"]:
@@ -76,7 +93,17 @@ def kind_at_azure(method: str, path: str) -> str:
     return {"HEAD": LOOK, "DELETE": REMOVE, "GET": READ}.get(method, OTHER)
 
 
-def kind_at_s3(method: str, path: str) -> str:
+def kind_at_google(method: str, path: str, headers: Mapping[str, str]) -> str:
+    """What a request of Google's JSON API asks for."""
+    asked = parse_qs(urlsplit(path).query)
+    if "upload_id" in asked:
+        span = headers.get("Content-Range", "")
+        return ABORT if method == "DELETE" else ASK if span == "bytes */*" else PART if span[-1] == "*" else COMPLETE
+    reads = READ if asked.get("alt") == ["media"] else LOOK
+    return {"POST": BEGIN, "DELETE": REMOVE, "GET": reads}[method]
+
+
+def kind_at_s3(method: str, path: str, headers: Mapping[str, str]) -> str:
     """What a request of S3 asks for."""
     asked = parse_qs(urlsplit(path).query, keep_blank_values=True)
     if "uploads" in asked:
@@ -87,14 +114,34 @@ def kind_at_s3(method: str, path: str) -> str:
     return {"HEAD": LOOK, "DELETE": REMOVE, "GET": READ if is_object else OTHER}.get(method, OTHER)
 
 
+def xml(code: str) -> tuple[str, str]:
+    """How S3 refuses."""
+    return "application/xml", f"<Error><Code>{code}</Code><Message>said by the test</Message></Error>"
+
+
+def as_azure(code: str) -> tuple[str, str]:
+    """How Azure refuses: with more words for who is not let in."""
+    more = EXPIRED if code == AZURE_REFUSALS["expired"][1] else ""
+    return "application/xml", f"<Error><Code>{code}</Code><Message>said by the test</Message>{more}</Error>"
+
+
+def as_json(code: str) -> tuple[str, str]:
+    """How Google refuses."""
+    words = "The specified bucket does not exist." if code == "notFound" else "said by the test\x1b[31m"
+    return "application/json", json.dumps({"error": {"message": words, "errors": [{"reason": code}]}})
+
+
 class Dialect(NamedTuple):
-    """How a kind of store speaks: what a request asks for, and what it answers if it refuses."""
+    """How a kind of store speaks: what a request asks for, and how it refuses."""
 
-    kind_of: Callable[[str, str], str]
-    refusals: dict[str, tuple[int, str]]
+    kind_of: Callable[[str, str, Mapping[str, str]], str]
+    refusals: Mapping[str, tuple[int, str]]
+    say: Callable[[str], tuple[str, str]]
 
 
-S3, AZURE = Dialect(kind_at_s3, REFUSALS), Dialect(kind_at_azure, AZURE_REFUSALS)
+S3 = Dialect(kind_at_s3, REFUSALS, xml)
+AZURE = Dialect(kind_at_azure, AZURE_REFUSALS, as_azure)
+GOOGLE = Dialect(kind_at_google, GOOGLE_REFUSALS, as_json)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -111,8 +158,8 @@ class _Handler(BaseHTTPRequestHandler):
             super().handle()
 
     def _serve(self) -> None:
-        speaks = self.server.dialect
-        size, kind = int(self.headers.get("Content-Length") or 0), speaks.kind_of(self.command, self.path)
+        speaks, size = self.server.dialect, int(self.headers.get("Content-Length") or 0)
+        kind = speaks.kind_of(self.command, self.path, self.headers)
         fault = self.server.fault(kind)
         if fault == RESET:
             self.rfile.read(size // 2)
@@ -121,9 +168,8 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(size)
         if fault in speaks.refusals:
             status, code = speaks.refusals[fault]
-            more = EXPIRED if fault == "expired" else ""
-            said = f"<Error><Code>{code}</Code><Message>said by the test</Message>{more}</Error>".encode()
-            self._answer(status, {"Content-Type": "application/xml", "x-ms-error-code": code}, said)
+            form, said = speaks.say(code)
+            self._answer(status, {"Content-Type": form, "x-ms-error-code": code}, said.encode())
             return
         if fault == GARBAGE:
             self._answer(200, {"Content-Type": "text/html"}, b"<html>welcome to the hotel<br>")
@@ -150,6 +196,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if fault == WRONG and answer:
             answer = answer[: len(answer) // 2] + bytes([answer[len(answer) // 2] ^ 1]) + answer[len(answer) // 2 + 1 :]
+        if fault in LIES and status == 308:
+            headers["Range"] = "bytes=0-99" if fault == BACKWARDS else f"bytes=0-{10**12}"
         self._answer(status, headers, answer)
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _serve
@@ -181,9 +229,9 @@ class _Handler(BaseHTTPRequestHandler):
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, store: Store | Azure, plan: Plan, stall: float) -> None:
+    def __init__(self, store: Store | Azure | Server, plan: Plan, stall: float) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.dialect = AZURE if isinstance(store, Azure) else S3
+        self.dialect = AZURE if isinstance(store, Azure) else GOOGLE if isinstance(store, Server) else S3
         self.port = urlsplit(store.endpoint).port
         self.ended, self.stall = threading.Event(), stall
         self._plan, self._lock = plan, threading.Lock()
@@ -194,7 +242,7 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def faulty(store: Store | Azure, plan: Plan, stall: float = 60) -> Iterator[str]:
+def faulty(store: Store | Azure | Server, plan: Plan, stall: float = 60) -> Iterator[str]:
     """The endpoint of a proxy before the store. A stalled request ends after `stall` seconds, or with the context."""
     server = _Server(store, plan, stall)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})

@@ -21,10 +21,12 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-EACH = pytest.mark.parametrize("bucket", ["s3", "az"], indirect=True)
+EACH = pytest.mark.parametrize("bucket", ["s3", "az", "gs"], indirect=True)
 """Marks a test of what all kinds of stores do alike."""
 
-EACH_AT_LEISURE = pytest.mark.parametrize("bucket", ["s3", pytest.param("az", marks=pytest.mark.faults)], indirect=True)
+EACH_AT_LEISURE = pytest.mark.parametrize(
+    "bucket", ["s3", *(pytest.param(kind, marks=pytest.mark.faults) for kind in ("az", "gs"))], indirect=True
+)
 """Marks one that takes long."""
 
 HERE = Path(__file__).parent

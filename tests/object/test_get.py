@@ -245,7 +245,6 @@ def test_verify_state_finds_what_changed_on_the_way_and_keeps_nothing_of_it(buck
         (["get"], "get needs the ADDRESS"),
         (["get", "key"], "is not the address of an object"),
         (["load", "--lazy", "--learn", "s3://b/k", "--", "true"], "--learn has no place"),
-        (["inspect", "gs://b/k"], "gs://"),
     ],
 )
 def test_what_is_wrong_on_the_command_line(bucket: Bucket, words: list[str], said: str) -> None:

@@ -146,7 +146,9 @@ def test_a_store_that_stays_away_leaves_the_guest_for_a_load_that_continues(
         gate.fault = "503"
         assert lazy.status() == 5
         said = lazy.stderr()
-        assert re.search(rf"of {bucket.address('key')}: the store answered 503 (SlowDown|ServerBusy)", said), said
+        assert re.search(
+            rf"of {bucket.address('key')}: the store answered 503 (SlowDown|ServerBusy|backendError)", said
+        ), said
         assert "do not end its QEMU" in said and f"continue with: statepipe load --resume --qmp {words[3]}" in said
         gate.fault = None
         lazy.restart([*statepipe_command(), *words[words.index("load") :]])

@@ -77,7 +77,6 @@ def test_a_file_has_an_address(tmp_path: Path) -> None:
         (["put"], "put needs the ADDRESS"),
         (["put", "key"], "is not the address of an object"),
         (["put", "s3://bucket"], "names a bucket and no key"),
-        (["put", "gs://bucket/key"], "cannot be written or read yet"),
         (["put", "s3://bucket/key", "--resume"], "not a regular file"),
         (["put", "s3://bucket/key", "--abort-stale", "s3://bucket/"], "takes a PREFIX alone"),
         (["pipe", "put:s3://bucket/key", "compress"], "nothing comes out of put"),
