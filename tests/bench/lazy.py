@@ -111,11 +111,11 @@ def _turn(states: States, runs: Taken, *, whole: bool) -> None:
 
 def _of_size(size: int, runs: Taken) -> Iterator[Row]:
     allowed = 2 * median(runs.alone) + ROOM
-    shown = f"QEMU alone {_shown(runs.alone)}, twice that + {ROOM:.0f} ms: {allowed:.0f} ms"
+    beside = f"QEMU alone {shown(runs.alone)}, twice that + {ROOM:.0f} ms: {allowed:.0f} ms"
     for way, times in runs.lazy.items():
         ratio = median(times) / allowed
         what = f"lazy start, {size} MiB, {way.sealed}, {way.cache}"
-        yield Row(what, _shown(times), shown, ratio, "<= 1", ratio <= 1, {"ours": times, "alone": runs.alone})
+        yield Row(what, shown(times), beside, ratio, "<= 1", ratio <= 1, {"ours": times, "alone": runs.alone})
     ours, peer = [run.seconds for run in runs.whole], runs.ordinary
     ratio = median(ours) / median(peer)
     texts = [f"{median(each):.2f} s ±{spread(each):.0%}" for each in (ours, peer)]
@@ -136,10 +136,11 @@ def _of_size(size: int, runs: Taken) -> Iterator[Row]:
 def _growth(way: Way, small: list[float], large: list[float], size: int) -> Row:
     ratio = median(large) / median(small)
     what = f"lazy start, {way.sealed}, {way.cache}: {size} MiB to {SMALL} MiB"
-    return Row(what, _shown(large), f"ours: {_shown(small)}", ratio, "<= 1.2", ratio <= 1.2)
+    return Row(what, shown(large), f"ours: {shown(small)}", ratio, "<= 1.2", ratio <= 1.2)
 
 
-def _shown(times: list[float]) -> str:
+def shown(times: list[float]) -> str:
+    """Milliseconds in words."""
     return f"{median(times):.0f} ms ±{spread(times):.0%}"
 
 
@@ -172,14 +173,22 @@ class States:
 
     def start(self, way: Way) -> float:
         """Milliseconds from the start of `load --lazy` to RESUME."""
-        with (self._folder / way.sealed).open("rb") as file:
+        with self.file(way.sealed).open("rb") as file:
             if way.cache == "cold":
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             else:
                 while file.read(_COPIED):
                     pass
-        with started(self._load("--lazy", sealed=way.sealed), self._folder) as load:
+        return self.start_from(str(self.file(way.sealed)), way.sealed)
+
+    def start_from(self, state: str, sealed: str) -> float:
+        """Do as `start` from a copy of the state elsewhere."""
+        with started(self._load("--lazy", sealed=sealed, state=state), self._folder) as load:
             return load.event("RESUME") * 1000
+
+    def file(self, sealed: str) -> Path:
+        """The state file with this encryption."""
+        return self._folder / sealed
 
     def ordinary(self) -> float:
         """Seconds until the guest runs, with all its memory."""
@@ -196,9 +205,9 @@ class States:
                 rss = load.ended()
         return Whole(seconds, json.loads(status.read_text().splitlines()[-1]), rss)
 
-    def _load(self, *words: str, sealed: str = "plain") -> list[str]:
+    def _load(self, *words: str, sealed: str = "plain", state: str | None = None) -> list[str]:
         key = ["--identity", str(KEY_FILE)] if sealed == "age" else []
-        return [*statepipe("load", *words, *key, str(self._folder / sealed)), "--", *self._command()]
+        return [*statepipe("load", *words, *key, state or str(self.file(sealed))), "--", *self._command()]
 
     def _command(self) -> list[str]:
         fixed = f"-accel tcg -m {self._size} -display none -nodefaults -serial file:{self._folder}/serial"

@@ -10,7 +10,7 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +77,8 @@ class Job:
     """What to run: a command, its input (None: nothing), its output (None: /dev/null), and the plain bytes it handles.
 
     With `piped` the input comes from a pipe that a cat fills, and the output goes to one that a cat empties. The
-    output, and `makes`, a file that the command makes by itself, are removed after each run, off the clock.
+    output, and `makes`, a file that the command makes by itself, are removed after each run, off the clock; `undo`
+    removes what else it has made.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Job:
     target: Path | None = None
     makes: Path | None = None
     piped: bool = False
+    undo: Callable[[], object] = lambda: None
 
     def run(self) -> Run:
         """Once. Raises Broken unless it ends with status 0."""
@@ -100,6 +102,7 @@ class Job:
         for path in (self.target, self.makes):
             if path is not None:
                 path.unlink(missing_ok=True)
+        self.undo()
 
 
 def _measure(command: Sequence[str], source: IO[bytes], target: IO[bytes], errors: IO[bytes]) -> Run:

@@ -20,6 +20,7 @@ from tests.bench.lazy import lazy, lazy_huge
 from tests.bench.libvirt import virsh_save
 from tests.bench.measure import Broken, Job, Series, interleave, spread
 from tests.bench.migration import migration
+from tests.bench.objects import lazy_objects, objects
 from tests.bench.pairs import ZSTD, Bench, pair, statepipe
 from tests.bench.secure import tls_network
 from tests.bench.stream import chunks
@@ -318,6 +319,8 @@ ROWS: dict[str, Callable[[Bench], list[Row]]] = {
     "migrate": migration,
     "lazy": lazy,
     "lazy4g": lazy_huge,
+    "object": objects,
+    "lazyobject": lazy_objects,
 }
 
 BY_NAME = ("lazy4g",)
