@@ -323,5 +323,5 @@ ROWS: dict[str, Callable[[Bench], list[Row]]] = {
     "lazyobject": lazy_objects,
 }
 
-BY_NAME = ("lazy4g",)
+BY_NAME = ("lazy4g", "object")
 """Rows that are run only if they are named."""
