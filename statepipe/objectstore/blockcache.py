@@ -13,6 +13,7 @@ written is not kept, which is told once: a read never fails because of its cache
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -51,10 +52,18 @@ UNUSED = 24 * 3600.0
 _ETAG = re.compile(r"[^0-9A-Za-z-]")
 
 
+class NoRoom(StatepipeError):
+    """The file system of a cache is full, or can only be read: the read goes on without a cache."""
+
+
+_NO_ROOM = errno.ENOSPC, errno.EDQUOT, errno.EROFS
+
+
 class BlockCache:
     """The blocks of the object `name` in a cache at the path `folder`. Any thread may call it.
 
-    `limit` is how many bytes the blocks of all objects have, about. Raises StatepipeError if the folder cannot be used.
+    `limit` is how many bytes the blocks of all objects have, about. Raises StatepipeError if the folder cannot be used,
+    NoRoom if it could with more room.
     """
 
     def __init__(self, folder: str, name: str, limit: int, tell: Tell) -> None:
@@ -75,7 +84,8 @@ class BlockCache:
                 raise
         except OSError as error:
             hint = "name a folder on a local disk where you may write, or leave --cache out"
-            raise StatepipeError(f"cannot keep a cache in {folder}: {error.strerror}", hint=hint) from error
+            kind = NoRoom if error.errno in _NO_ROOM else StatepipeError
+            raise kind(f"cannot keep a cache in {folder}: {error.strerror}", hint=hint) from error
 
     @staticmethod
     def name_of(place: str, address: ObjectAddress, seen: Seen) -> str:
@@ -95,11 +105,11 @@ class BlockCache:
 
     def _get(self, number: int, size: int) -> bytes | None:
         try:
-            fd = os.open(str(number), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self._fd)
+            fd = os.open(str(number), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=self._fd)
         except OSError:
             return None
         try:
-            data = _read(fd, size + DIGEST + 1)
+            data = _read(fd, size + DIGEST + 1) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
             if len(data) == size + DIGEST and data[size:] == self._digest(number, data[:size]):
                 with suppress(OSError):  # then it is taken for older than it is
                     os.utime(fd)
@@ -211,10 +221,12 @@ class BlockCache:
                 for name in names:
                     with suppress(FileNotFoundError):  # another process has removed it
                         its = os.stat(name, dir_fd=at, follow_symlinks=False)
+                        if stat.S_ISDIR(its.st_mode):  # none of ours
+                            continue
                         if name.endswith(".part") and now - its.st_mtime > LEFT:
                             os.unlink(name, dir_fd=at)
                         else:
-                            found.append((its.st_mtime, its.st_size, folder, name))
+                            found.append((min(its.st_mtime, now), its.st_blocks * 512, folder, name))
                 if not names and now - os.fstat(at).st_mtime > UNUSED:
                     with suppress(OSError):  # another process has put something there
                         os.rmdir(folder, dir_fd=self._root)

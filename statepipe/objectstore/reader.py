@@ -20,7 +20,7 @@ from contextlib import closing
 from queue import SimpleQueue
 
 from statepipe.objectstore.address import ObjectAddress
-from statepipe.objectstore.blockcache import BLOCK, BlockCache
+from statepipe.objectstore.blockcache import BLOCK, BlockCache, NoRoom
 from statepipe.objectstore.blocks import Blocks
 from statepipe.objectstore.failures import Transient, missing, replaced
 from statepipe.objectstore.retry import Tries
@@ -113,8 +113,11 @@ class ObjectReader:
                 raise missing(self._address)
             self._know(seen)
             name = BlockCache.name_of(self._store.place, self._address, seen)
-            self._cache = BlockCache(self._how.cache, name, self._how.cache_size, self._how.tell)
-            self._workers.run(self._cache.trim)
+            try:
+                self._cache = BlockCache(self._how.cache, name, self._how.cache_size, self._how.tell)
+                self._workers.run(self._cache.trim)
+            except NoRoom as error:
+                self._how.tell(f"{error}: what is read is not kept")
             each = ENDS // BLOCK
             for first in {0, max(self._count - each, 0)}:
                 for row in self._blocks.claim(first, min(first + each, self._count))[1]:

@@ -296,3 +296,16 @@ def test_a_few_reads_with_a_fault_at_random(bucket: Bucket, tmp_path: Path, seed
 def test_many_reads_with_a_fault_at_random(bucket: Bucket, tmp_path: Path, tens: int) -> None:
     for seed in range(12 + 10 * tens, 22 + 10 * tens):
         one_run(bucket, tmp_path, seed)
+
+
+@pytest.mark.parametrize("options", ["nr_inodes=2", "ro"])
+def test_a_cache_without_room_fails_no_read(bucket: Bucket, tmp_path: Path, options: str) -> None:
+    """Its file system is full, or can only be read; a folder that is wrong is refused."""
+    if subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode:
+        pytest.skip("needs a mount namespace")
+    bucket.put("key", STATE)
+    mounted = f'mount -t tmpfs -o {options} none {tmp_path} && exec "$@"'
+    words = [*STATEPIPE, "verify-state", "--cache", str(tmp_path), bucket.address("key")]
+    done = subprocess.run(["unshare", "-m", "sh", "-c", mounted, "sh", *words], capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert b"what is read is not kept" in done.stderr
