@@ -8,16 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Protocol
 
-from tests.object.faulty import kind_at_s3
-
 
 class Request:
-    """A request: its kind (faulty.py), its head, and where the answer goes."""
+    """A request: its head, and where the answer goes."""
 
     def __init__(self, head: bytes, connection: socket.socket, ended: threading.Event) -> None:
         self.head, self._connection, self.ended = head, connection, ended
-        method, self.path, _ = head.split(b"\r\n", 1)[0].decode().split(" ")
-        self.kind = kind_at_s3(method, self.path)
 
     def send(self, data: bytes) -> None:
         self._connection.sendall(data)
