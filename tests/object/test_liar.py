@@ -7,6 +7,7 @@ import io
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -346,3 +347,17 @@ def test_expired_credentials_are_no_reason_to_put(liar: Liar) -> None:
     expired = says(400, xml("Error", "<Code>ExpiredToken</Code>"))
     assert "put --resume" not in liar.refused(expired, "read")
     assert "put --resume" in liar.refused(expired, "part")
+
+
+def test_a_program_for_credentials_that_prints_rubbish_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name, value in environment("http://127.0.0.1:1").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    (tmp_path / "config").write_text("[profile p]\ncredential_process = echo rubbish\n")
+    monkeypatch.setenv("AWS_PROFILE", "p")
+    with pytest.raises(StatepipeError, match="what finds the credentials gives nothing readable") as caught:
+        S3Store(Settings())
+    assert "check the credentials" in str(caught.value.hint)

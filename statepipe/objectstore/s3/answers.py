@@ -115,6 +115,12 @@ def broken(error: Exception, doing: str, exceptions: Any) -> StatepipeError:
     return StatepipeError(said, hint="this is what botocore says; the aws command would say the same")
 
 
+def senseless(error: Exception, doing: str) -> StatepipeError:
+    """Return the error for what finds the credentials, such as a program of ~/.aws/config, and gives no sense."""
+    said = f"cannot {doing}: what finds the credentials gives nothing readable: {type(error).__name__}"
+    return StatepipeError(said, hint=_CREDENTIALS)
+
+
 def _one_line(error: Exception) -> str:
     """Return botocore's words without what follows in further lines."""
     first = str(error).strip().partition("\n")[0]

@@ -30,7 +30,7 @@ from statepipe.objectstore.failures import (
     unreadable,
 )
 from statepipe.objectstore.parts import is_same
-from statepipe.objectstore.s3.answers import broken, refused
+from statepipe.objectstore.s3.answers import broken, refused, senseless
 from statepipe.objectstore.s3.bounds import COMPLETING, SILENCES, SMALL, bounded, keep_bounds
 from statepipe.objectstore.s3.fields import Unfit, etag_in, id_in, part_in, seen_in, upload_in, version_in
 from statepipe.objectstore.settings import CONNECT, Settings, endpoint_for_s3
@@ -313,6 +313,8 @@ class S3Store:
         except self._unreadable as error:
             if bound.broken is not None:
                 raise unfit(bound.broken, doing) from error
+            if not rights:  # nothing was asked yet
+                raise senseless(error, doing) from error
             raise unreadable(error, doing) from error
 
 
