@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -25,6 +26,7 @@ from statepipe.objectstore.settings import Settings
 from statepipe.objectstore.store import Content, Part, Seen, Upload
 from tests.object.azurite import ACCOUNT, KEY, Container, azurite
 from tests.object.faulty import COMPLETE, PART, READ, WRONG, always, faulty, once
+from tests.object.lying import Answer, lying, says
 from tests.object.stores import DATA
 from tests.object.test_put import kill_at_the_commit, run
 from tests.statefiles import noisy_stream
@@ -331,3 +333,45 @@ def test_an_instance_s_identity_serves_over_tls(tmp_path: Path) -> None:
     assert strange.returncode == 1 and b"CERTIFICATE_VERIFY_FAILED" in strange.stderr, strange.stderr
     assert b"REQUESTS_CA_BUNDLE" in strange.stderr
     assert done.returncode == 1 and b"404 ContainerNotFound" in done.stderr, done.stderr  # so we were let in
+
+
+WHAT = b"<BlockList>" + b" " * (33 << 20)
+
+
+@pytest.mark.parametrize(
+    ("method", "answer", "said"),
+    [
+        ("look", says(200, b"", 'ETag: "1"', length=10**30), "none: ValueError"),
+        ("look", says(200, b"", f'ETag: "{"1" * 3000}"'), "none: ValueError"),
+        ("fetch", says(206, b"x", 'ETag: "1"', f"Content-Range: bytes 0-0/{10**30}"), "none: ValueError"),
+        ("fetch", says(206, b"x", 'ETag: "1"', "Content-Range: bytes 0-5/9"), "none: ValueError"),
+        ("fetch", says(403, b"x" * (65 << 10), "x-ms-error-code: \x1b[31m"), "sent more than the 65536 bytes"),
+        (
+            "fetch",
+            says(400, b"<Error><Message>\x7f\xc2\x9b31m</Message></Error>", "x-ms-error-code: A"),
+            "400 A: \ufffd",
+        ),
+        ("begun", says(200, WHAT), "sent more than the 33554432 bytes"),
+        ("begun", says(200, b"<BlockList><UncommittedBlocks>"), "none: ParseError"),
+        (
+            "begun",
+            lambda request: request.answer(200, b"", length=9) or request.for_ever(b"x", 0.1),
+            "none: ParseError",
+        ),
+        ("begun", lambda request: request.answer(200, b"", length=999) or request.for_ever(b"x", 0.1), "and no end"),
+    ],
+)
+def test_what_a_store_sends_is_bounded_and_checked(
+    method: str, answer: Answer, said: str, container: Container, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = parse_object(container.address("key"))
+    with lying(answer) as endpoint:
+        monkeypatch.setenv("AZURE_STORAGE_SERVICE_ENDPOINT", f"{endpoint}/account")
+        store = AzureStore(Settings(retry=1))
+        ask = {
+            "look": lambda: store.look(address),
+            "fetch": lambda: store.fetch(address, None, 0, 5),
+            "begun": lambda: list(store.begun(address)),
+        }
+        with pytest.raises(StatepipeError, match=re.escape(said)):
+            ask[method]()

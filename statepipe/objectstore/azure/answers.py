@@ -17,6 +17,7 @@ from statepipe.objectstore.failures import (
     Transient,
     UploadGone,
 )
+from statepipe.shapes import told
 
 CREDENTIALS = (
     "set AZURE_STORAGE_ACCOUNT with AZURE_STORAGE_KEY or AZURE_STORAGE_SAS_TOKEN, or AZURE_STORAGE_CONNECTION_STRING, "
@@ -68,7 +69,7 @@ def refused(status: int, code: str, body: bytes, doing: str, rights: str) -> Sta
     """Return the error for what the store answered. `doing` names the object; `rights` is what is needed for it."""
     words, details = _words(body)
     said = f"cannot {doing}: the store answered {status}"
-    said += f" {code}" if code else ""
+    said += f" {told(code, 64)}" if code else ""
     said += f": {words}" if words else ""
     if "md5" in f"{code} {words}".lower() or code.startswith("InvalidXml"):  # what we write is not so
         return NotAsSent(said, hint=WAY)
@@ -94,7 +95,7 @@ def _words(body: bytes) -> tuple[str, str]:
         root = ET.fromstring(body)
     except ET.ParseError:
         return "", ""
-    words = (root.findtext("Message") or "").strip().partition("\n")[0]
+    words = told((root.findtext("Message") or "").strip().partition("\n")[0], 500)
     return words, root.findtext("AuthenticationErrorDetail") or ""
 
 

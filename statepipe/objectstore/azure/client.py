@@ -48,6 +48,11 @@ READ, WRITE, DELETE = (
 IN_FLIGHT = 16
 """Blocks on their way at most."""
 
+LONGEST_LIST = 32 << 20
+"""Bytes of a list of blocks at most: 100,000 with ids of the longest, and their sizes, have 20 MB."""
+
+LONGEST_ETAG = 2048
+
 PIECE = 64 << 10
 """Bytes of a block that are sent at once: each must go within settings.CONNECT."""
 
@@ -77,7 +82,7 @@ class AzureStore:
         doing = f"look for {address}"
         try:
             with self._ask(Request("HEAD", address, doing, READ), 200) as answer:
-                return _seen(answer, int(answer.headers["Content-Length"]))
+                return _seen(answer, _whole(answer.headers["Content-Length"]))
         except _Absent:
             return None
         except (KeyError, ValueError) as error:
@@ -121,13 +126,13 @@ class AzureStore:
         query = {"comp": "blocklist", "blocklisttype": "uncommitted"}
         try:
             with self._ask(Request("GET", address, doing, READ, query), 200) as answer:
-                listed = ET.fromstring(answer.read())
+                listed = ET.fromstring(answer.whole(LONGEST_LIST))
                 if listed.tag != "BlockList":
                     raise unreadable(ValueError(), doing)
                 for block in listed.iterfind("UncommittedBlocks/Block"):
                     name = block.findtext("Name") or ""
                     if (id := parse_block_id(name)) is not None:
-                        yield id, Part(id.number, int(block.findtext("Size") or ""), name, id.sha256)
+                        yield id, Part(id.number, _whole(block.findtext("Size") or ""), name, id.sha256)
         except _Absent:
             return
         except (ET.ParseError, ValueError) as error:
@@ -240,7 +245,7 @@ class AzureStore:
         md5 = body.md5() if isinstance(body, _Body) else _md5(cast(bytes, body))
         headers = {"Content-MD5": md5, "Content-Length": str(len(body)), **request.headers}
         with self._ask(request._replace(headers=headers), 201) as answer:
-            answer.read()
+            answer.whole()
             # The service verified it, or would have answered 400; what it computed itself, it should tell besides.
             if answer.headers.get("Content-MD5", md5) != md5:
                 raise not_as_sent(request.doing, "the store has other bytes than were sent")
@@ -272,7 +277,7 @@ class AzureStore:
                 raise _Unmet
             if status == 416:
                 raise _Beyond
-            raise refused(status, code, answer.read(), request.doing, request.right)
+            raise refused(status, code, answer.whole(), request.doing, request.right)
         finally:
             answer.close()
 
@@ -330,7 +335,21 @@ def _seen(answer: Answer, size: int) -> Seen:
         for name, value in answer.headers.items()
         if name.lower().startswith(_NOTE)
     }
-    return Seen(size, answer.headers["ETag"], None, notes)
+    return Seen(size, _etag(answer.headers["ETag"]), None, notes)
+
+
+def _etag(text: str) -> str:
+    """Return an ETag, which is kept and sent back. Raises ValueError for what is none."""
+    if not 0 < len(text) <= LONGEST_ETAG or not text.isprintable():
+        raise ValueError
+    return text
+
+
+def _whole(text: str) -> int:
+    """Return a number of bytes. Raises ValueError for what is none, or is more than a store has."""
+    if not (text.isascii() and text.isdigit() and len(text) <= 18):
+        raise ValueError
+    return int(text)
 
 
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
@@ -350,10 +369,13 @@ class AzureRange:
     def of(cls, answer: Answer, doing: str) -> AzureRange:
         """Return the range of an answer. Raises Transient for what is none."""
         found = _RANGE.fullmatch(answer.headers.get("Content-Range", ""))
-        if found is None or "ETag" not in answer.headers:
-            raise unreadable(ValueError(), doing)
-        first, last, total = map(int, found.groups())
-        return cls(_seen(answer, total), first, last - first + 1, answer)
+        try:
+            if found is None:
+                raise ValueError
+            first, last, total = map(_whole, found.groups())
+            return cls(_seen(answer, total), first, last - first + 1, answer)
+        except (KeyError, ValueError) as error:
+            raise unreadable(error, doing) from error
 
     def read(self, size: int) -> bytes:
         """Return the next `size` bytes. Raises Transient if they do not come."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 from collections.abc import Mapping
 from urllib.parse import quote, urlencode
 
@@ -20,7 +21,7 @@ from statepipe.errors import UsageError
 from statepipe.extras import extra
 from statepipe.objectstore.address import ObjectAddress
 from statepipe.objectstore.azure.answers import CREDENTIALS, broken
-from statepipe.objectstore.failures import cut_short
+from statepipe.objectstore.failures import cut_short, unfit
 from statepipe.objectstore.settings import CONNECT, Settings, endpoint_for_azure
 from statepipe.typed import Any, NamedTuple, Protocol
 
@@ -29,6 +30,12 @@ VERSION = "2020-10-02"
 
 CONNECTIONS = 40
 """Connections that are kept open at most: more than there are requests at once."""
+
+SMALL = 64 << 10
+"""Bytes of an answer's body, if it is neither a blob nor a list."""
+
+SILENCES, SLOWEST = 3, 2048
+"""Times the seconds of silence, and bytes a second besides, for one piece of an answer: less is none of a store's."""
 
 DOMAIN = "blob.core.windows.net"
 
@@ -55,7 +62,8 @@ class Answer:
     """What the store answered: its status, its headers, and its body on the way. Closed before its end, it gives up its
     connection."""
 
-    def __init__(self, response: Any, doing: str, errors: tuple[type[Exception], ...]) -> None:
+    def __init__(self, response: Any, doing: str, silence: float, errors: tuple[type[Exception], ...]) -> None:
+        self._silence = silence
         self.status: int = response.status_code
         self.headers: Mapping[str, str] = response.headers
         self._response, self._doing, self._errors = response.internal_response, doing, errors
@@ -65,15 +73,33 @@ class Answer:
         """The store's word for an error, empty if it has none."""
         return self.headers.get("x-ms-error-code", "")
 
-    def read(self, size: int | None = None) -> bytes:
-        """Return the next `size` bytes; None: all that are left. Raises Transient if they do not come."""
-        try:
-            data: bytes = self._response.raw.read(size)
-        except self._errors as error:
-            raise broken(error, self._doing) from error
-        if size is not None and len(data) != size:
+    def read(self, size: int) -> bytes:
+        """Return the next `size` bytes. Raises Transient if they do not come."""
+        data = self._up_to(size)
+        if len(data) != size:
             raise cut_short(self._doing)
         return data
+
+    def whole(self, most: int = SMALL) -> bytes:
+        """Return all that is left. Raises Transient if that is more than `most` bytes, or its end does not come."""
+        data = self._up_to(most + 1)
+        if len(data) > most:
+            raise unfit(f"sent more than the {most} bytes that are expected at most", self._doing)
+        return data
+
+    def _up_to(self, size: int) -> bytes:
+        """Return the next `size` bytes, fewer at the end. Raises Transient, also if they come one by one."""
+        pieces: list[bytes] = []
+        count, began = 0, time.monotonic()
+        try:
+            while count < size and (piece := self._response.raw.read1(size - count)):
+                pieces.append(piece)
+                count += len(piece)
+                if time.monotonic() - began > SILENCES * self._silence + count / SLOWEST:
+                    raise unfit(f"sent {count} bytes in {time.monotonic() - began:.0f} s, and no end", self._doing)
+        except self._errors as error:
+            raise broken(error, self._doing) from error
+        return b"".join(pieces)
 
     def close(self) -> None:
         """End it."""
@@ -114,6 +140,7 @@ class Service:
             read_timeout=settings.silence,
         )
         how = {"transport": transport, "retry_total": 0, "permit_redirects": False, "user_agent": "statepipe"}
+        self._silence = settings.silence
         self._errors = AzureError, HTTPError, requests.RequestException, OSError
         client = _client(BlobServiceClient, settings, how)
         self._request: Any = HttpRequest
@@ -131,7 +158,9 @@ class Service:
         headers = {"x-ms-version": VERSION, "Accept-Encoding": "identity", **request.headers}
         asked = self._request(request.method, f"{url}?{query}" if query else url, headers, data=request.body or None)
         try:
-            return Answer(self._pipeline.run(asked, stream=True).http_response, request.doing, self._errors)
+            return Answer(
+                self._pipeline.run(asked, stream=True).http_response, request.doing, self._silence, self._errors
+            )
         except self._errors as error:
             raise broken(error, request.doing) from error
 
