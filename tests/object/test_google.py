@@ -391,34 +391,12 @@ def test_a_store_that_compares_no_sum_is_found_out_and_the_object_removed(gs: Go
         assert "the object is still there" in done.stderr and "remove it by hand" in done.stderr
 
 
-@pytest.mark.parametrize("fault", [LOST, CUT])
-def test_a_commit_whose_every_answer_is_lost_is_known_by_the_object(gs: GoogleBucket, file: Path, fault: str) -> None:
-    done = put(gs, always(COMPLETE, fault), file, retry=1)
-    demand_truth(gs, done)
-    assert done.returncode == 0
-
-
 def test_a_commit_without_an_answer_is_known_without_the_right_to_look(gs: GoogleBucket, file: Path) -> None:
     """By the session, whose URI is a right by itself."""
     lost = once(COMPLETE, LOST)
     done = put(gs, lambda kind: "denied" if kind == LOOK else lost(kind), file)
     demand_truth(gs, done)
     assert done.returncode == 0, done.stderr
-
-
-def test_what_nobody_can_know_is_said(gs: GoogleBucket, file: Path) -> None:
-    """The commit was carried out, and then the store is gone for good."""
-    broken = False
-
-    def plan(kind: str) -> str | None:
-        nonlocal broken
-        broken = broken or kind == COMPLETE
-        return LOST if broken else None
-
-    done = put(gs, plan, file, retry=1)
-    assert done.returncode == 5
-    assert "it is not known whether" in done.stderr
-    assert gs.get("key") == DATA
 
 
 def test_an_upload_that_cannot_be_ended_is_told(gs: GoogleBucket, file: Path) -> None:
