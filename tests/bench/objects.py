@@ -102,22 +102,22 @@ def _put(bench: Bench, store: Store, what: str, data: Path) -> Row:
         "rclone copyto": ("rclone", "copyto", str(data), f":s3:{BUCKET}/key"),
         "aws s3 cp": (str(AWS), "s3", "cp", "--quiet", str(data), f"s3://{BUCKET}/key"),
     }
-    size = data.stat().st_size
-    emptied = partial(_emptied, store)
-    jobs = [Job(name, command, size, undo=emptied) for name, command in commands.items()]
+    undo, size = partial(_emptied, store), data.stat().st_size
+    jobs = [Job(name, command, size, undo=undo) for name, command in commands.items()]
     with _bucket(store):
         return _beside_the_best(bench, f"put, a file: {what}", jobs, 1.0)
 
 
 def _put_pipe(bench: Bench, store: Store, what: str, data: Path) -> Row:
-    commands = {
-        "statepipe": statepipe("put", f"s3://{BUCKET}/key"),
-        "rclone rcat": ("rclone", "rcat", f":s3:{BUCKET}/key"),
-        "aws s3 cp -": (str(AWS), "s3", "cp", "--quiet", "-", f"s3://{BUCKET}/key"),
-    }
-    size = data.stat().st_size
-    emptied = partial(_emptied, store)
-    jobs = [Job(name, command, size, data, piped=True, undo=emptied) for name, command in commands.items()]
+    undo, key = partial(_emptied, store), f"{BUCKET}/key"
+    jobs = [
+        Job(name, command, data.stat().st_size, data, piped=True, undo=undo)
+        for name, command in (
+            ("statepipe", statepipe("put", f"s3://{key}")),
+            ("rclone rcat", ("rclone", "rcat", f":s3:{key}")),
+            ("aws s3 cp -", (str(AWS), "s3", "cp", "--quiet", "-", f"s3://{key}")),
+        )
+    ]
     with _bucket(store):
         return _beside_the_best(bench, f"put, from a pipe: {what}", jobs, 1.5)
 
