@@ -7,6 +7,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping
 
 from statepipe.errors import StatepipeError
+from statepipe.extras import extra
 from statepipe.objectstore.failures import (
     LATER,
     NETWORK,
@@ -104,8 +105,9 @@ def broken(error: Exception, doing: str) -> StatepipeError:
 
     Only the reason is said: the library's words have the address, which may have a signature in it.
     """
-    from azure.core.exceptions import ClientAuthenticationError
-    from urllib3.exceptions import ConnectTimeoutError, NewConnectionError, SSLError
+    with extra("object"):
+        from azure.core.exceptions import ClientAuthenticationError
+        from urllib3.exceptions import ConnectTimeoutError, NewConnectionError, SSLError
 
     causes = list(_causes(error))
     if type(error).__name__ == "AzureSigningError":
