@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from statepipe.errors import StatepipeError
+from statepipe.extras import extra
 from statepipe.typed import Any
 
 SMALL = 2 << 20
@@ -87,7 +88,8 @@ class _TLSSocket(ssl.SSLSocket):
 def keep_bounds(client: Any) -> None:
     """Have all connections of a client of botocore's keep to the bounds. Raises StatepipeError if it has no place for
     that."""
-    import botocore.awsrequest
+    with extra("object"):
+        import botocore.awsrequest
 
     def bounding(kind: Any) -> Any:
         class Bounding(kind):  # type: ignore[misc]
