@@ -1,6 +1,6 @@
 """save --domain: save a guest of libvirt's with virsh save, and let libvirt end the guest only when the file is safe.
 
-1. The new file is begun. The guardian is started, and hears of each step before it is taken.
+1. The guardian is started, and hears of each step before it is taken. The new file is begun.
 2. virsh save gets a FIFO for the image (intake.py). The domain's XML is read, then QEMU's stream, as in any save.
 3. When the stream is proved and all bytes are on the disk, we wait until libvirt asks to commit. Then the file gets its
    name, and libvirt its answer.
@@ -27,7 +27,7 @@ from statepipe.libvirt.intake import SIGNED, Intake, answer, is_asked, knocking
 from statepipe.libvirt.leftover import sweep
 from statepipe.libvirt.process import qemu_of
 from statepipe.libvirt.virsh import ASLEEP, PAUSED, RUNNING, SHUT_OFF, Found, LibvirtError, LibvirtSilent, Virsh
-from statepipe.libvirt.witness import ANSWERING, BACK, RESUMED, SAVING, Job, judge
+from statepipe.libvirt.witness import ANSWERING, BACK, RESUMED, SAVING, UNDOING, Job, judge
 from statepipe.libvirt.work import LATEST, AtWork
 from statepipe.objectstore.scheme import is_address, local_path
 from statepipe.pipeline.job import works_for
@@ -84,13 +84,16 @@ def save_domain(request: DomainRequest, guard: GuardCommand) -> DomainSaved:
     sweep()  # first: a libvirt that waits for a killed save does not answer
     found = _demand_no_other(Virsh(request.uri).find(request.name))
     _demand_guest(found)
-    with new_output(request.path, replaceable=request.replaceable, tell=request.tell) as sink:
+    # The guardian is left last: to undo what a store has takes some seconds, and we may be killed meanwhile.
+    with (
+        Guardian(guard) as guardian,
+        new_output(request.path, replaceable=request.replaceable, tell=request.tell) as sink,
+    ):
         if not isinstance(sink, Claimable):
             what = "libvirt ends the domain with its save, and what is written to a descriptor cannot be taken back"
             raise UsageError(what, hint="name a FILE")
         refuse_other_guest(sink, found.name, found.uuid)
-        with Guardian(guard) as guardian:
-            return _Save(request, found, sink, guardian).run()
+        return _Save(request, found, sink, guardian).run()
 
 
 def _demand_no_other(found: Found) -> Found:
@@ -147,6 +150,8 @@ class _Save:
                 self._guardian.note({"state": "ASKED"}, {"question": intake.question, "lock": intake.lock})
                 return self._ask(intake)
             except BaseException:
+                if not self._is_kept:
+                    self._guardian.note({"state": UNDOING})
                 if not self._is_over:
                     intake.leave()  # the guardian needs it
                 raise

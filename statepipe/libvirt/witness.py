@@ -35,6 +35,9 @@ from statepipe.telling import Tell
 ANSWERING = "ANSWERING"
 """What the guardian is told just before libvirt is answered."""
 
+UNDOING = "UNDOING"
+"""What the guardian is told before what was made is removed by who made it: then no libvirt is answered any more."""
+
 SAVING = "saving"
 """virsh's reason of a paused domain whose save is under way (and "starting up" of one that is restored)."""
 
@@ -125,9 +128,12 @@ def recover_domain(known: Notes, tell: Tell) -> str:
 
 
 def _is_there(made: Outcome, known: Notes) -> bool:
-    """Return whether the save has made it, as far as that is known."""
-    if ANSWERING in known["states"] and isinstance(made, ObjectOutcome):  # it was, and a store may be silent
-        return True
+    """Return whether the save has made it, and leaves it there, as far as that is known."""
+    if ANSWERING in known["states"]:
+        if isinstance(made, ObjectOutcome):  # it was, and a store may be silent
+            return True
+    elif UNDOING in known["states"]:  # a request to remove it may be on its way
+        return False
     with suppress(Lost):
         return made.is_there()
     return False

@@ -13,7 +13,7 @@ import pytest
 
 from tests.libvirt.harness import Domain, Libvirt
 from tests.qemu.harness import PATIENCE, statepipe_command, wait_for
-from tests.qemu.striking import striking
+from tests.qemu.striking import steps_of, striking
 
 
 def few(steps: Sequence[str], *kept: str) -> list[object]:
@@ -55,9 +55,13 @@ class Save:
 
         def has_reached() -> bool:
             assert self.process.poll() is None, f"it ended before {self._step}: {self.process.communicate()}"
-            return self._record.exists() and self._step in self._record.read_text().splitlines()
+            return self._step in self.steps()
 
         wait_for(f"step {self._step}", has_reached)
+
+    def steps(self) -> list[str]:
+        """The steps that it has reached."""
+        return steps_of(self._record)
 
     def go(self) -> None:
         """Let it go on after SIGSTOP."""

@@ -3,7 +3,9 @@ whoever is killed and whatever the store answers."""
 
 from __future__ import annotations
 
+import resource
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -11,8 +13,9 @@ import pytest
 from tests.libvirt.harness import Domain, Libvirt
 from tests.libvirt.saving import Save, assert_nothing_left, assert_saved, few
 from tests.object.conftest import store as store
-from tests.object.faulty import ABORT, COMPLETE, LOOK, LOST, PART, REMOVE, Plan, always, faulty, once
+from tests.object.faulty import ABORT, COMPLETE, LATE, LOOK, LOST, PART, REMOVE, Plan, always, faulty, once
 from tests.object.stores import Bucket, Store, environment
+from tests.qemu.harness import PATIENCE
 
 BEFORE = ("after Intake.read_beginning", "after ObjectSink.sync", "after Guardian.note NAMING")
 """Steps before the object is there."""
@@ -136,3 +139,52 @@ def test_killed_with_a_store_that_is_silent_then_the_domain_runs_on_and_it_is_to
     assert f"the domain {domain.name} runs on" in save.stderr
     domain.assert_runs_on()
     assert bucket.keys() == ["vm1.state"]
+
+
+def late_commit(is_made: threading.Event) -> Plan:
+    """The object is made, and nobody is told."""
+
+    def plan(kind: str) -> str | None:
+        if kind != COMPLETE:
+            return None
+        is_made.set()
+        return LATE
+
+    return plan
+
+
+def test_killed_before_it_has_removed_what_an_unanswered_commit_made_the_guardian_does(
+    shared: Libvirt, domain: Domain, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """libvirt was refused by then, and the guardian is still there for the object."""
+    is_made = threading.Event()
+    with faulty(bucket.store, late_commit(is_made)) as endpoint:
+        monkeypatch.setitem(shared.environment, "AWS_ENDPOINT_URL_S3", endpoint)
+        save = saving(bucket, shared, domain, strike=(signal.SIGKILL, "before ObjectSink.__exit__"))
+        assert is_made.wait(PATIENCE), save.process.poll()
+        save.process.terminate()  # it waits for the answer, which does not come
+        assert save.end() == -signal.SIGKILL, save.stderr
+    assert f"ended unexpectedly: there is no object, and the domain {domain.name} runs on" in save.stderr
+    assert_runs_on(save, bucket)
+
+
+@pytest.mark.faults
+def test_the_guardian_ends_no_guest_whose_object_is_being_removed(
+    shared: Libvirt, domain: Domain, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The save has no descriptor left to refuse libvirt with, so the guardian answers; the object is removed."""
+    is_made = threading.Event()
+    with faulty(bucket.store, late_commit(is_made)) as endpoint:
+        monkeypatch.setitem(shared.environment, "AWS_ENDPOINT_URL_S3", endpoint)
+        save = saving(bucket, shared, domain, strike=(signal.SIGSTOP, "before ObjectSink.__exit__"))
+        assert is_made.wait(PATIENCE), save.process.poll()
+        before = resource.prlimit(save.process.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(save.process.pid, resource.RLIMIT_NOFILE, (3, before[1]))
+        save.process.terminate()
+        save.wait_at_step()
+        resource.prlimit(save.process.pid, resource.RLIMIT_NOFILE, before)
+        assert "after Guardian.note over" not in save.steps()  # the guardian waits
+        save.go()
+        assert save.end() == 128 + signal.SIGTERM, save.stderr
+    assert f"the domain {domain.name} runs on" in save.stderr
+    assert_runs_on(save, bucket)

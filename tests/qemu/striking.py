@@ -56,7 +56,7 @@ CALLS: dict[str, dict[str, tuple[str, ...]]] = {
             "Intake.refuse",
         ),
         "libvirt.save": ("answer", "save_stream"),
-        "objectstore.upload": ("ObjectSink.sync", "ObjectSink.commit", "ObjectSink.withdraw"),
+        "objectstore.upload": ("ObjectSink.sync", "ObjectSink.commit", "ObjectSink.withdraw", "ObjectSink.__exit__"),
         "libvirt.witness": ("Job.ask",),
         "libvirt.work": ("AtWork.__init__", "AtWork.has_ended"),
         "recovery.guardian": ("Guardian.__enter__", "Guardian.note"),
