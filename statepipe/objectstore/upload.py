@@ -102,8 +102,8 @@ class ObjectSink:
         self._version: str | None = None
         if not how.overwrite and self._ask(self._look) is not None:
             raise occupied(address)
-        self._upload = (self._continued() if how.resume else None) or self._begun()
         self._sending = Sending(self._send, self._store.in_flight)
+        self._upload = (self._continued() if how.resume else None) or self._begun()
         self._head = bytearray()
         self._size = 0  # of each part, once it is known
         self._filling: bytearray | None = None
@@ -253,13 +253,22 @@ class ObjectSink:
                 self._version = asked.take()
                 self._done = True
         except Transient as error:
-            if not self._unclear or isinstance(error, Conflict) or not aside(self._settled):
+            if not self._unclear or isinstance(error, Conflict) or not self._found_out():
                 raise
             self._done = True
         except InterruptedBySignal:
             self._stop.tell()
             if not asked.wait(ANSWER) or asked.error is None:
                 self._done, self._unclear = False, True  # what it has made, or makes yet, is undone at the exit
+            raise
+
+    def _found_out(self) -> bool:
+        """Return whether a commit without an answer has made the object. Raises PeerError if nobody knows, and a
+        signal's exception: then it is undone at the exit."""
+        try:
+            return aside(self._settled)
+        except PeerError:
+            self._is_lost = True
             raise
 
     def _refuse_occupied(self) -> None:
@@ -298,8 +307,10 @@ class ObjectSink:
     def _is_ours(self) -> bool:
         """Return whether the object that has the key is this upload's. Raises StatepipeError."""
         seen = self._store.look(self._address)
-        if seen is None:
-            return False
+        return seen is not None and self._is_of_us(seen)
+
+    def _is_of_us(self, seen: Seen) -> bool:
+        """Return whether it is this upload that has made the object."""
         if seen.notes.get(NOTE) == self._note:
             return True
         if not self._how.resume or seen.size != self.bytes:
@@ -318,7 +329,6 @@ class ObjectSink:
                         raise may_come(self.name)
                     return False
         except StatepipeError as error:
-            self._is_lost = True
             what = f"it is not known whether {self.name} is there: {error}"
             raise PeerError(what, hint="look for it once the store answers: if it is there, it is whole") from error
         finally:
@@ -340,32 +350,38 @@ class ObjectSink:
             self._done = False
 
     def _remove(self) -> None:
+        """Remove the object, if it is still ours. Raises StatepipeError."""
         seen = self._tries(lambda: self._store.look(self._address))
-        if seen is not None and self._version is not None:
-            seen = seen._replace(version=self._version)
-        if seen is not None:
-            self._tries(lambda: self._store.remove(self._address, seen))
+        if seen is None or (self._version is None and not self._is_of_us(seen)):
+            return
+        ours = seen if self._version is None else seen._replace(version=self._version)
+        with suppress(Occupied):  # another one has taken its place
+            self._tries(lambda: self._store.remove(self._address, ours))
 
     def __exit__(self, *raised: object) -> None:
         """End the threads; without a commit, abort the upload. If that fails, the error that led here says so."""
         error = raised[1] if len(raised) > 1 else None
+        if self._done or self._is_lost:
+            self._end_threads()
+        elif self._how.resume and not self._unclear:
+            if isinstance(error, StatepipeError):
+                error.advise("what the store has of it is kept: put --resume goes on with it")
+            self._end_threads()
+        else:
+            self._abort(error)
+
+    def _end_threads(self) -> None:
         for _ in range(self._sending.submitted + 1):
             self._stop.tell()
         self._sending.end(LEAVING)
-        if self._done or self._is_lost:
-            return
-        if self._how.resume and not self._unclear:
-            if isinstance(error, StatepipeError):
-                error.advise("what the store has of it is kept: put --resume goes on with it")
-            return
-        self._abort(error)
 
     def _abort(self, error: object) -> None:
-        """Undo the upload because of `error`, which says so if that fails. Raises StatepipeError if it is none of ours;
-        a signal's exception, for one that comes meanwhile, once it is done."""
+        """End the threads and undo the upload because of `error`, which says so if that fails. Raises StatepipeError if
+        it is none of ours; a signal's exception, for one that comes meanwhile, once it is done."""
         left: str | None = None
         try:
             with held():
+                self._end_threads()
                 try:
                     left = self._undo()
                 except PeerError as another:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from random import Random
 
 import pytest
 
-from statepipe.errors import InterruptedBySignal, UsageError
+from statepipe.errors import InterruptedBySignal, StatepipeError, UsageError
+from statepipe.objectstore import sending
 from statepipe.objectstore.address import parse_object
 from statepipe.objectstore.failures import Occupied
 from statepipe.objectstore.settings import Settings
 from statepipe.objectstore.upload import SAFE, How, ObjectSink
+from statepipe.pipeline.signals import as_exceptions
+from statepipe.threads import join
+from tests.object import stores
+from tests.object.faulty import COMPLETE, LOOK, LOST, PART, STALL, faulty
 from tests.object.stores import Bucket
 
 DATA = Random(18).randbytes(20_000_000)
@@ -77,11 +83,73 @@ def test_an_object_that_appears_meanwhile_is_not_replaced(bucket: Bucket) -> Non
     assert bucket.uploads() == []
 
 
+@stores.EACH
 def test_a_committed_object_can_be_withdrawn_and_another_one_not(bucket: Bucket) -> None:
-    with sink(bucket) as to:
-        to.write(b"data")
-        to.commit()
-        to.withdraw()
+    for key, rival in (("mine", None), ("theirs", b"rival")):
+        with sink(bucket, key=key) as to:
+            to.write(b"data")
+            to.commit()
+            if rival is not None:
+                bucket.put(key, rival)
+            to.withdraw()
+        assert bucket.get(key) == rival
+
+
+def test_a_signal_while_threads_end_leaves_no_upload(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of them waits for an answer that does not come."""
+    is_stuck = threading.Event()
+
+    def plan(kind: str) -> str | None:
+        if kind != PART:
+            return None
+        is_stuck.set()
+        return STALL
+
+    def stop(thread: threading.Thread, within: float) -> bool:
+        if is_stuck.is_set():
+            signal.raise_signal(signal.SIGTERM)
+        return join(thread, min(within, 0.1))
+
+    monkeypatch.setattr(sending, "join", stop)
+    with faulty(bucket.store, plan) as endpoint, as_exceptions():
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
+        with pytest.raises(InterruptedBySignal), sink(bucket, How(size=1), retry=60) as to:
+            write(to, DATA)
+            assert is_stuck.wait(30)
+            raise StatepipeError("the source has failed")
+    assert bucket.uploads() == []
+
+
+def test_a_signal_while_a_lost_commit_is_looked_for_does_not_leave_its_object_unsaid(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody hears what the thread finds that looks for it; what is there is undone at the exit all the same."""
+    is_silent, is_looking, has_ended = threading.Event(), threading.Event(), threading.Event()
+    main, settled = threading.get_ident(), ObjectSink._settled
+
+    def plan(kind: str) -> str | None:
+        return LOST if kind == COMPLETE else "503" if kind == LOOK and is_silent.is_set() else None
+
+    def stop(self: ObjectSink) -> bool:
+        is_looking.set()
+        signal.pthread_kill(main, signal.SIGTERM)
+        try:
+            return settled(self)
+        finally:
+            has_ended.set()
+
+    monkeypatch.setattr(ObjectSink, "_settled", stop)
+    with faulty(bucket.store, plan) as endpoint, as_exceptions():
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
+        with pytest.raises(InterruptedBySignal), sink(bucket, retry=1) as to:
+            to.write(b"data")
+            to.sync()
+            is_silent.set()
+            try:
+                to.commit()
+            finally:
+                assert is_looking.is_set() and has_ended.wait(30)
+                is_silent.clear()
     assert bucket.keys() == []
 
 
