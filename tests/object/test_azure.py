@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -160,6 +161,14 @@ def test_ids_of_blocks() -> None:
         ({"AZURE_STORAGE_KEY": KEY, "AZURE_STORAGE_SERVICE_ENDPOINT": "https://h"}, "AZURE_STORAGE_ACCOUNT is not"),
         ({"AZURE_STORAGE_CONNECTION_STRING": "sig=SECRET"}, "AZURE_STORAGE_CONNECTION_STRING is none"),
         ({"AZURE_STORAGE_SERVICE_ENDPOINT": "http://127.0.0.1:1/account"}, "a login needs https"),
+        (
+            {"AZURE_STORAGE_SERVICE_ENDPOINT": "https://h/?sv=1&sig=SECRET", "AZURE_STORAGE_SAS_TOKEN": "sig=SECRET"},
+            "can be reached at https://h/:",
+        ),
+        (
+            {"AZURE_STORAGE_SERVICE_ENDPOINT": "?sv=1&sig=SECRET", "AZURE_STORAGE_SAS_TOKEN": "sig=SECRET"},
+            "Invalid URL: https:// ",
+        ),
     ],
 )
 def test_what_leads_nowhere_is_said(environment: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -375,3 +384,53 @@ def test_what_a_store_sends_is_bounded_and_checked(
         }
         with pytest.raises(StatepipeError, match=re.escape(said)):
             ask[method]()
+
+
+CONDITIONS = [
+    (404, "BlobNotFound"),
+    (412, "ConditionNotMet"),
+    (409, "BlobAlreadyExists"),
+    (403, "UnauthorizedBlobOverwrite"),
+    (416, "InvalidRange"),
+]
+
+
+@pytest.mark.parametrize(("status", "code"), CONDITIONS)
+def test_an_answer_about_a_condition_ends_no_request_with_a_traceback(
+    status: int, code: str, container: Container, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one with a signature that lets it create a blob and replace none is answered, once another has made it."""
+    address = parse_object(container.address("key"))
+    upload, seen = Upload(address, new_upload(1.0), None), Seen(5, '"1"', None, {})
+    with lying(says(status, b"", f"x-ms-error-code: {code}")) as endpoint:
+        monkeypatch.setenv("AZURE_STORAGE_SERVICE_ENDPOINT", f"{endpoint}/account")
+        store = AzureStore(Settings(retry=1))
+        for ask in (
+            lambda: store.look(address),
+            lambda: store.begin(address, {}, overwrite=True),
+            lambda: store.begin(address, {}, overwrite=False),
+            lambda: store.put(upload, 1, content(b"data")),
+            lambda: list(store.parts(upload)),
+            lambda: list(store.begun(address)),
+            lambda: store.complete(upload, [], {}, overwrite=True),
+            lambda: store.complete(upload, [], {}, overwrite=False),
+            lambda: store.remove(address, seen),
+            lambda: store.fetch(address, None, 0, 5),
+            lambda: store.fetch(address, seen, None, 5),
+        ):
+            with suppress(StatepipeError):
+                ask()
+
+
+def test_one_who_may_only_create_is_told_that_the_object_is_there(
+    container: Container, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = parse_object(container.address("key"))
+    with lying(says(403, b"", "x-ms-error-code: UnauthorizedBlobOverwrite")) as endpoint:
+        monkeypatch.setenv("AZURE_STORAGE_SERVICE_ENDPOINT", f"{endpoint}/account")
+        store = AzureStore(Settings(retry=1))
+        with pytest.raises(Occupied):
+            store.begin(address, {}, overwrite=False)
+        with pytest.raises(StatepipeError, match=f"begin to upload {address}: the store answered 403") as raised:
+            store.begin(address, {}, overwrite=True)
+        assert raised.value.hint is not None and "replace none" in raised.value.hint

@@ -48,6 +48,7 @@ _ANSWERS: Mapping[str, str] = {
     "SnapshotsPresent": "the blob has snapshots, which would go with it: remove it yourself",
     "LeaseIdMissing": _LEASED,
     "LeaseAlreadyPresent": _LEASED,
+    "UnauthorizedBlobOverwrite": "the signature lets one create a blob, and replace none: name another key",
     "RequestBodyTooLarge": "name a smaller --size, so that the blocks are smaller",
     "BlockCountExceedsLimit": "too many blocks of uploads were left: name another key, or wait a week",
     "InvalidBlobOrBlock": "another program has left blocks with other ids: name another key, or wait a week",

@@ -93,10 +93,16 @@ class AzureStore:
         return LEFT
 
     def begin(self, address: ObjectAddress, notes: Mapping[str, str], *, overwrite: bool) -> Upload:
-        """Begin an upload. `complete` takes the notes and the condition. Raises StatepipeError."""
+        """Begin an upload. `complete` takes the notes and the condition. Raises Occupied if the credentials are told so
+        now, StatepipeError."""
         number = new_upload(time.time())
         mark = BlockId(number, 0, b64encode(hashlib.sha256(_MARK).digest()).decode())
-        self._send_block(address, f"begin to upload {address}", mark, _MARK)
+        try:
+            self._send_block(address, f"begin to upload {address}", mark, _MARK)
+        except _Unmet as error:
+            if overwrite:
+                raise
+            raise occupied(address) from error
         return Upload(address, number, started(number))
 
     def put(self, upload: Upload, number: int, content: Content) -> Part:
@@ -155,6 +161,8 @@ class AzureStore:
         try:
             self._send(Request("PUT", address, doing, WRITE, {"comp": "blocklist"}, headers, body))
         except _Unmet as error:
+            if overwrite:
+                raise
             raise occupied(address) from error
         except UploadGone as error:
             there = {part.etag for part in self.parts(upload)}
@@ -271,13 +279,14 @@ class AzureStore:
         try:
             if status < 400:  # a portal's page, perhaps
                 raise unreadable(ValueError(), request.doing)
+            ours = refused(status, code, answer.whole(), request.doing, request.right)
             if code == "BlobNotFound" and request.method != "PUT":
-                raise _Absent
+                raise _Absent(str(ours), hint=ours.hint)
             if code in _UNMET:
-                raise _Unmet
+                raise _Unmet(str(ours), hint=ours.hint)
             if status == 416:
-                raise _Beyond
-            raise refused(status, code, answer.whole(), request.doing, request.right)
+                raise _Beyond(str(ours), hint=ours.hint)
+            raise ours
         finally:
             answer.close()
 
@@ -287,15 +296,15 @@ _UNMET = {"ConditionNotMet", "TargetConditionNotMet", "BlobAlreadyExists", "Unau
 signature that lets one create a blob and not replace one."""
 
 
-class _Absent(Exception):
+class _Absent(StatepipeError):
     """There is no such object."""
 
 
-class _Unmet(Exception):
+class _Unmet(StatepipeError):
     """The condition of a request was not met."""
 
 
-class _Beyond(Exception):
+class _Beyond(StatepipeError):
     """The object has no byte of the range that was asked for."""
 
 

@@ -195,8 +195,10 @@ def _client(kind: Any, settings: Settings, how: Mapping[str, Any]) -> Any:
     try:
         return kind(endpoint or f"https://{account}.{DOMAIN}", credential, **how)
     except ValueError as error:
-        what = f"no store of Azure's can be reached at {endpoint or account}: {error}"
-        raise UsageError(what, hint="check AZURE_STORAGE_ACCOUNT and the endpoint; a login needs https") from error
+        named = endpoint or f"{account}"
+        place = named.partition("?")[0]  # what follows may be a signature
+        what = f"no store of Azure's can be reached at {place}: {error}".replace(named, place)
+        raise UsageError(what, hint="check AZURE_STORAGE_ACCOUNT and the endpoint; a login needs https") from None
 
 
 def _identity() -> Any:
