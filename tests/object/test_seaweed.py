@@ -12,6 +12,7 @@ from random import Random
 import pytest
 
 from tests import warm
+from tests.object.faulty import COMPLETE, PART, always
 from tests.object.stores import DATA, Bucket
 from tests.object.test_faults import at_random, demand_truth, put
 
@@ -28,6 +29,18 @@ def test_a_round_trip_and_no_overwriting(drop: Bucket, file: Path, tmp_path: Pat
     assert "exists already" in again.stderr
     assert put(drop, lambda kind: None, file, "--overwrite").returncode == 0
     assert drop.uploads() == []
+
+
+def test_resume_goes_on_with_what_was_left(drop: Bucket, file: Path) -> None:
+    """This store lists no SHA-256, and refuses a commit in which one is missing."""
+
+    done = put(drop, always(COMPLETE, "expired"), file, "--resume")
+    assert done.returncode == 1
+    assert "put --resume goes on with it" in done.stderr
+    done = put(drop, always(PART, "quota"), file, "--resume")  # none is to be sent again
+    assert done.returncode == 0, done.stderr
+    assert "begins anew" not in done.stderr
+    assert drop.get("key") == DATA
 
 
 @pytest.mark.faults
