@@ -24,14 +24,17 @@ def run_put(name: str, values: Values) -> int:
     if values["abort_stale"] is not None:
         return _abort_stale(values)
     from statepipe.ends.fd import Nowhere
-    from statepipe.objectstore.scheme import local_path
+    from statepipe.objectstore.scheme import is_address, local_path
 
     row = find(name)
     require_pipes({"file": values["file"]}, binary=False)
+    address, file = values["address"], values["file"]
+    if address and file and is_address(file) and not is_address(address):
+        raise UsageError("the ADDRESS comes first, then FILE", hint=f"write: statepipe put {file} {address}")
     stage = build(row, values)
     with ExitStack() as stack:
         source = open_source(values["file"], stack)
-        refuse_input_as_output(source.fd, "put", local_path(values["address"]))
+        refuse_input_as_output(source.fd, "ADDRESS", local_path(values["address"]))
         if values["resume"] and not stat.S_ISREG(os.fstat(source.fd).st_mode):
             what = "--resume reads from the beginning what was sent before, and this is not a regular file"
             raise UsageError(what, hint="name a FILE, or use < FILE")
@@ -56,5 +59,5 @@ def _abort_stale(values: Values) -> int:
         aside(lambda: store.abort(upload))
         show(f"{clean(str(upload.address))}\t{upload.started:%Y-%m-%d %H:%M}")
     if younger:
-        say(f"statepipe: put: {younger} younger than a day were left: they may be under way")
+        say(f"statepipe: put: uploads younger than a day stay, since they may be under way: {younger}")
     return 0

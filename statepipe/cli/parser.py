@@ -45,6 +45,8 @@ class Parser(argparse.ArgumentParser):
             return f"write: {self.prog} FILE -- qemu-system-x86_64 …; "
         if takes_file and re.match("unrecognized arguments: (?!-)", message):
             return "give one FILE at a time; "
+        if "--output" in known and re.match("unrecognized arguments: (?!-)", message):
+            return "-o FILE names the output; "
         return ""
 
     def print_help(self, file: object = None) -> None:

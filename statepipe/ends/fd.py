@@ -26,6 +26,10 @@ REFUSED = (errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP)
 def failure(action: str, error: OSError) -> StatepipeError:
     """Return the StatepipeError for an OSError; `action` says what was tried, on what."""
     hint = _HINTS.get(error.errno or 0)
+    if error.errno == errno.ENOENT:
+        from statepipe.objectstore.scheme import advice
+
+        hint = advice(action) or hint
     return StatepipeError(f"cannot {action}: {os.strerror(error.errno or 0)}", hint=hint)
 
 

@@ -22,6 +22,9 @@ _BUCKET = re.compile(r"[A-Za-z0-9$][A-Za-z0-9._-]{1,254}")
 """The widest of the rules: old buckets of S3 have capitals and underscores, those of GCS up to 222 bytes, and `$root`
 and `$web` are containers of Azure. The store itself refuses a name that is none of its own."""
 
+_AZURE = ("azure", "azblob", "abfs", "abfss", "wasb", "wasbs")
+"""What other tools write for `az`."""
+
 _HINT = "write s3://BUCKET/KEY, gs://BUCKET/KEY, az://CONTAINER/KEY or file:///PATH"
 
 
@@ -54,7 +57,7 @@ def parse_prefix(text: str) -> ObjectAddress:
     found = _SCHEME.match(text)
     scheme = found[1].lower() if found else ""
     if found is None or scheme not in STORES:
-        hint = f"{did_you_mean(scheme, STORES)}{_HINT}" if scheme else _HINT
+        hint = f"{_guess(scheme)}{_HINT}" if scheme else _HINT
         raise UsageError(f"'{text}' is not the address of an object", hint=hint)
     bucket, _, key = text[found.end() :].partition("/")
     if not bucket:
@@ -66,6 +69,13 @@ def parse_prefix(text: str) -> ObjectAddress:
         raise UsageError(f"'{text}': '{bucket}' is not the name of a bucket", hint=hint)
     _demand_key(text, key)
     return ObjectAddress(scheme, bucket, key)
+
+
+def _guess(scheme: str) -> str:
+    """Return the beginning of a hint for a scheme that is none of ours."""
+    if scheme in ("http", "https"):
+        return "the URL of a store is set beside its objects, as in AWS_ENDPOINT_URL_S3: "
+    return "did you mean az? " if scheme in _AZURE else did_you_mean(scheme, STORES)
 
 
 def _demand_key(text: str, key: str) -> None:

@@ -14,6 +14,16 @@ def is_address(text: str) -> bool:
     return bool(separator) and scheme.lower() in (*STORES, LOCAL)
 
 
+def advice(words: str) -> str | None:
+    """Return the hint for a file that is not there, if the words that name it have what looks like an address."""
+    for word in words.split():
+        if is_address(word):
+            return "only files of this host can be named here: statepipe get reads an object, and put writes one"
+        if ":/" in word:
+            return "check the path; an object is named by s3://BUCKET/KEY, gs://BUCKET/KEY or az://CONTAINER/KEY"
+    return None
+
+
 def local_path(text: str) -> str | None:
     """Return the path that file:///PATH names, None for other addresses. Raises UsageError."""
     scheme, separator, path = text.partition("://")

@@ -71,6 +71,12 @@ def endpoint_for_azure(settings: Settings) -> str | None:
 
 
 def endpoint_for_s3(settings: Settings) -> str | None:
-    """Return the endpoint to give to botocore; None: it finds its own, as in ~/.aws/config."""
-    named = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
-    return None if any(os.environ.get(name) for name in named) else settings.endpoint
+    """Return the endpoint to give to botocore; None: it finds its own, as in ~/.aws/config. Raises UsageError."""
+    for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+        if given := os.environ.get(name):
+            if not given.lower().startswith(("http://", "https://")):
+                raise UsageError(
+                    f"{name} is not the URL of a store", hint="write it as https://HOST or http://HOST:PORT"
+                )
+            return None
+    return settings.endpoint

@@ -366,7 +366,7 @@ class ObjectSink:
             self._end_threads()
         elif self._how.resume and not self._unclear:
             if isinstance(error, StatepipeError):
-                error.advise("what the store has of it is kept: put --resume goes on with it")
+                error.advise("what the store has of it is kept: put --resume goes on with it, put alone begins anew")
             self._end_threads()
         else:
             self._abort(error)

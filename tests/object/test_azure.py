@@ -159,7 +159,7 @@ def test_ids_of_blocks() -> None:
         ({}, "it is not known in which account"),
         ({"AZURE_STORAGE_KEY": KEY}, "it is not known in which account"),
         ({"AZURE_STORAGE_KEY": KEY, "AZURE_STORAGE_SERVICE_ENDPOINT": "https://h"}, "AZURE_STORAGE_ACCOUNT is not"),
-        ({"AZURE_STORAGE_CONNECTION_STRING": "sig=SECRET"}, "AZURE_STORAGE_CONNECTION_STRING is none"),
+        ({"AZURE_STORAGE_CONNECTION_STRING": "sig=SECRET"}, "_CONNECTION_STRING holds no connection string"),
         ({"AZURE_STORAGE_SERVICE_ENDPOINT": "http://127.0.0.1:1/account"}, "a login needs https"),
         (
             {"AZURE_STORAGE_SERVICE_ENDPOINT": "https://h/?sv=1&sig=SECRET", "AZURE_STORAGE_SAS_TOKEN": "sig=SECRET"},

@@ -243,6 +243,7 @@ def test_verify_state_finds_what_changed_on_the_way_and_keeps_nothing_of_it(buck
         (["verify-state", "--cache-size", "1G", "s3://b/k"], "--cache"),
         (["inspect", "s3://bucket"], "names a bucket and no key"),
         (["get"], "get needs the ADDRESS"),
+        (["get", "s3://bucket/key", "file"], "-o FILE names the output"),
         (["get", "key"], "is not the address of an object"),
         (["load", "--lazy", "--learn", "s3://b/k", "--", "true"], "--learn has no place"),
     ],

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from statepipe.errors import StatepipeError
+from statepipe.errors import StatepipeError, UsageError
 from statepipe.objectstore.address import parse_object
 from statepipe.objectstore.failures import Missing, Occupied, Replaced, Transient, UploadGone
 from statepipe.objectstore.open import open_store
@@ -51,6 +51,18 @@ def test_an_object_is_there_once_its_upload_is_completed(s3: S3Store, bucket: Bu
     assert fetched(s3, address, seen, LEAST - 2, 4) == b"aaen"
     assert fetched(s3, address, seen, LEAST - 2, 100) == b"aaend"
     assert fetched(s3, address, seen, None, 3) == b"end"
+
+
+def test_an_endpoint_that_leads_nowhere_is_named(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = parse_object(bucket.address("key"))
+    plain = bucket.store.endpoint.removeprefix("http://")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"https://{plain}")
+    with pytest.raises(StatepipeError) as caught:
+        open_store(address, Settings()).look(address)
+    assert "write http://" in str(caught.value.hint)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", plain)
+    with pytest.raises(UsageError, match="AWS_ENDPOINT_URL_S3 is not the URL of a store"):
+        open_store(address, Settings())
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])

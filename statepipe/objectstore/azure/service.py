@@ -175,7 +175,7 @@ def _client(kind: Any, settings: Settings, how: Mapping[str, Any]) -> Any:
         try:
             return kind.from_connection_string(given, **how)
         except ValueError:
-            what = "AZURE_STORAGE_CONNECTION_STRING is none"
+            what = "AZURE_STORAGE_CONNECTION_STRING holds no connection string"
             raise UsageError(what, hint="copy it anew: az storage account show-connection-string") from None
     account, endpoint = environment("AZURE_STORAGE_ACCOUNT"), endpoint_for_azure(settings)
     if not (account or endpoint):

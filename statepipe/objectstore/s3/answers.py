@@ -98,6 +98,8 @@ def broken(error: Exception, doing: str, exceptions: Any) -> StatepipeError:
     botocore's module."""
     said = f"cannot {doing}: {_one_line(error)}"
     if isinstance(error, exceptions.SSLError):
+        if "WRONG_VERSION_NUMBER" in said:
+            return StatepipeError(said, hint="no TLS is spoken there: write http:// in the endpoint, or another port")
         return StatepipeError(said, hint="name the authority of its certificate with AWS_CA_BUNDLE")
     cut = exceptions.IncompleteReadError, exceptions.ResponseStreamingError
     if isinstance(error, (exceptions.HTTPClientError, exceptions.ConnectionError, *cut)):
