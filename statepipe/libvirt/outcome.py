@@ -7,15 +7,19 @@ or takes it back.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from statepipe.ends.naming import is_named, keep, take_back
 from statepipe.errors import StatepipeError
 from statepipe.objectstore.address import ObjectAddress
 from statepipe.recovery.guardian import Notes
-from statepipe.typed import TYPE_CHECKING, NamedTuple, Protocol
+from statepipe.typed import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from statepipe.objectstore.claim import Claim
+
+
+T = TypeVar("T")
 
 
 class Lost(StatepipeError):
@@ -69,6 +73,11 @@ class FileOutcome(NamedTuple):
             raise Lost(os.strerror(error.errno or 0)) from error
 
 
+LONGEST = 40.0
+"""Seconds for all questions to a store, while a guest waits for their end: twice what they take if it answers late.
+What finds the credentials, a program perhaps, has no limit of its own."""
+
+
 class ObjectOutcome(NamedTuple):
     """An object, as `ObjectSink.naming` tells of it."""
 
@@ -76,17 +85,28 @@ class ObjectOutcome(NamedTuple):
 
     def is_there(self) -> bool:
         """Return whether the upload has made the object; if not, it is ended. Raises Lost if nobody knows."""
-        try:
-            return self.claim.has_made()
-        except StatepipeError as error:
-            raise Lost(str(error)) from error
+        return _asked(self.claim.has_made)
 
     def keep(self) -> None:
         """Does nothing: the store did it all."""
 
     def take_back(self) -> None:
         """Remove the object that the upload has made. Raises Lost."""
-        try:
-            self.claim.take_back()
-        except StatepipeError as error:
-            raise Lost(str(error)) from error
+        _asked(self.claim.take_back)
+
+
+def _asked(question: Callable[[], T]) -> T:
+    """Return what the store answers. Raises Lost, whatever fails: the guest waits for what is done then."""
+    from statepipe.objectstore.workers import Aside
+
+    try:
+        asked = Aside(question)
+        if not asked.wait(LONGEST):
+            raise Lost(f"the store has not answered for {LONGEST:g} s")
+        return asked.result()
+    except Lost:
+        raise
+    except StatepipeError as error:
+        raise Lost(str(error)) from error
+    except Exception as error:
+        raise Lost(f"{type(error).__name__}: {error}") from error
