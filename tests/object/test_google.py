@@ -23,7 +23,10 @@ import pytest
 import requests
 
 from statepipe.errors import StatepipeError
-from statepipe.objectstore.address import parse_object
+from statepipe.libvirt import outcome
+from statepipe.libvirt.outcome import Lost, ObjectOutcome
+from statepipe.objectstore.address import ObjectAddress, parse_object
+from statepipe.objectstore.claim import Claim
 from statepipe.objectstore.failures import Missing, Occupied, Replaced, Transient, UploadGone
 from statepipe.objectstore.google.client import GRAIN, GoogleStore
 from statepipe.objectstore.open import open_store
@@ -59,6 +62,7 @@ from tests.object.faulty import (
     once,
 )
 from tests.object.googleserver import GoogleBucket, google
+from tests.object.lying import Answer, Request, lying, says
 from tests.object.stores import DATA
 from tests.object.test_faults import PARTS, PUT, demand_truth, put
 from tests.statefiles import noisy_stream
@@ -318,6 +322,47 @@ def test_a_strangers_port_is_no_store(gs: GoogleBucket, monkeypatch: pytest.Monk
 
 
 # --- put and a store that fails
+
+
+def test_a_guardian_waits_for_no_store_and_no_unforeseen_failure(
+    gs: GoogleBucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guest waits for it, and runs on if nobody knows whether its object is there."""
+    monkeypatch.setattr(outcome, "LONGEST", 2)
+
+    def silent(request: Request) -> None:
+        request.answer(200, length=99)
+        request.for_ever(b" ", 0.1)
+
+    rows: list[tuple[str, Answer, str]] = [
+        ("key", silent, "has not answered for 2 s"),
+        ("\ud800", says(204), "UnicodeEncodeError"),
+    ]
+    for key, answer, said in rows:
+        with lying(answer) as endpoint:
+            monkeypatch.setenv("STORAGE_EMULATOR_HOST", endpoint)
+            claim = Claim(ObjectAddress("gs", gs.name, key), f"{endpoint}/x", "note", None)
+            with pytest.raises(Lost, match=said):
+                ObjectOutcome(claim).is_there()
+
+
+@pytest.mark.parametrize(("method", "status"), [("look", 200), ("fetch", 206)])
+def test_an_answer_that_trickles_is_ended(
+    gs: GoogleBucket, monkeypatch: pytest.MonkeyPatch, method: str, status: int
+) -> None:
+    def trickle(request: Request) -> None:
+        request.answer(status, b"", "X-Goog-Generation: 1", "Content-Range: bytes 0-98/99", length=99)
+        request.for_ever(b" ", 0.1)
+
+    address = parse_object(gs.address("key"))
+    with lying(trickle) as endpoint:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", endpoint)
+        store = opened(gs, retry=1)
+        with pytest.raises(Transient, match=f"{address}: the store sent .* and no end"):
+            if method == "look":
+                store.look(address)
+            with closing(store.fetch(address, None, 0, 99)) as found:
+                found.read(99)
 
 
 @pytest.mark.parametrize("fault", ["500", "503", "429", RESET, LOST, CUT, STALL, GARBAGE])

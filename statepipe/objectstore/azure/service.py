@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import time
 from collections.abc import Mapping
 from urllib.parse import quote, urlencode
 
@@ -23,6 +22,7 @@ from statepipe.objectstore.address import ObjectAddress
 from statepipe.objectstore.azure.answers import CREDENTIALS, broken
 from statepipe.objectstore.failures import cut_short, unfit
 from statepipe.objectstore.settings import CONNECT, Settings, endpoint_for_azure
+from statepipe.objectstore.trickle import read_up_to
 from statepipe.typed import Any, NamedTuple, Protocol
 
 VERSION = "2020-10-02"
@@ -33,9 +33,6 @@ CONNECTIONS = 40
 
 SMALL = 64 << 10
 """Bytes of an answer's body, if it is neither a blob nor a list."""
-
-SILENCES, SLOWEST = 3, 2048
-"""Times the seconds of silence, and bytes a second besides, for one piece of an answer: less is none of a store's."""
 
 DOMAIN = "blob.core.windows.net"
 
@@ -89,17 +86,10 @@ class Answer:
 
     def _up_to(self, size: int) -> bytes:
         """Return the next `size` bytes, fewer at the end. Raises Transient, also if they come one by one."""
-        pieces: list[bytes] = []
-        count, began = 0, time.monotonic()
         try:
-            while count < size and (piece := self._response.raw.read1(size - count)):
-                pieces.append(piece)
-                count += len(piece)
-                if time.monotonic() - began > SILENCES * self._silence + count / SLOWEST:
-                    raise unfit(f"sent {count} bytes in {time.monotonic() - began:.0f} s, and no end", self._doing)
+            return read_up_to(self._response.raw.read1, size, self._silence, self._doing)
         except self._errors as error:
             raise broken(error, self._doing) from error
-        return b"".join(pieces)
 
     def close(self) -> None:
         """End it."""

@@ -272,14 +272,18 @@ class GoogleStore:
         # Without gzip here, the store would unpack an object with `Content-Encoding: gzip`, and send all of it.
         headers = {"Range": span, "Accept-Encoding": "gzip"}
         answer = self._transport.answer(doing, "GET", self._transport.url(address), query, headers)
+
+        def read(size: int) -> bytes:
+            return self._transport.read(answer, size, doing, unpacked=False)
+
         try:
             if answer.status_code == 416:
                 if (now := self.look(address)) is None:
                     raise missing(address)
-                found = GoogleRange(now, now.size, 0, answer, doing, self._transport.told)
+                found = GoogleRange(now, now.size, 0, answer, doing, read)
             else:
                 self._demand_object(answer, address, seen, start, doing)
-                found = range_in(answer, start, size, doing, self._transport.told)
+                found = range_in(answer, start, size, doing, read)
             if seen is not None and (found.seen.etag, found.seen.size) != (seen.etag, seen.size):
                 raise replaced(address, start)
         except BaseException:

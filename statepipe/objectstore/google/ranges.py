@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 
 from statepipe.errors import StatepipeError
 from statepipe.objectstore.failures import cut_short, unreadable
 from statepipe.objectstore.store import Seen
 from statepipe.typed import Any
 
-Told = Callable[[str], AbstractContextManager[None]]
-"""Turns the libraries' errors into ours, given what was being done."""
+Read = Callable[[int], bytes]
+"""Returns as many bytes of an answer, fewer at its end. Raises StatepipeError."""
 
 _NUMBER = re.compile(r"[0-9]{1,19}")
 _RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
@@ -29,7 +28,7 @@ def seen_in(resource: Mapping[str, Any], doing: str) -> Seen:
     return Seen(size, f'"{generation}"', generation, notes)
 
 
-def range_in(answer: Any, start: int | None, size: int, doing: str, told: Told) -> GoogleRange:
+def range_in(answer: Any, start: int | None, size: int, doing: str, read: Read) -> GoogleRange:
     """Return the range that an answer (200, 206) brings, for `size` bytes at `start`, or the last ones if it is None.
 
     Raises StatepipeError for other bytes than those, or than are stored; Transient for what is no object.
@@ -50,7 +49,7 @@ def range_in(answer: Any, start: int | None, size: int, doing: str, told: Told) 
         raise StatepipeError(what, hint="use a store, and a proxy before it, that can read ranges of an object")
     if (first, comes) != (at, min(size, total - at)):
         raise unreadable(ValueError(), doing)
-    return GoogleRange(Seen(total, f'"{generation}"', generation, {}), first, comes, answer, doing, told)
+    return GoogleRange(Seen(total, f'"{generation}"', generation, {}), first, comes, answer, doing, read)
 
 
 def _demand_as_stored(headers: Mapping[str, str], total: int, doing: str) -> None:
@@ -68,16 +67,15 @@ class GoogleRange:
     Closed before its end, it gives up its connection.
     """
 
-    def __init__(self, seen: Seen, start: int, size: int, answer: Any, doing: str, told: Told) -> None:
+    def __init__(self, seen: Seen, start: int, size: int, answer: Any, doing: str, read: Read) -> None:
         self.seen, self.start, self.size = seen, start, size
-        self._answer, self._doing, self._told = answer, doing, told
+        self._answer, self._doing, self._read = answer, doing, read
 
     def read(self, size: int) -> bytes:
         """Return the next `size` bytes. Raises Transient if they do not come."""
         if not size or not self.size:
             return b""
-        with self._told(self._doing):
-            data: bytes = self._answer.raw.read(size, decode_content=False)
+        data = self._read(size)
         if len(data) != size:
             raise cut_short(self._doing)
         return data

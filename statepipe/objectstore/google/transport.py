@@ -14,6 +14,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from types import SimpleNamespace
 from urllib.parse import quote
 
@@ -24,6 +25,7 @@ from statepipe.objectstore.failures import Transient, unreadable
 from statepipe.objectstore.google.answers import Answer, broken, read_refusal, refused, without_secrets
 from statepipe.objectstore.settings import CONNECT, Settings, demand_endpoint
 from statepipe.objectstore.store import Rereadable
+from statepipe.objectstore.trickle import read_up_to
 from statepipe.typed import Any
 
 PIECE = 128 << 10
@@ -93,6 +95,7 @@ class Transport:
             what = "the Python package google-crc32c has no compiled part here, and would be a hundred times slower"
             raise StatepipeError(what, hint="install its wheel for this Python and machine, or use s3://")
         self.crc: Callable[[int, bytes], int] = google_crc32c.extend
+        self._silence = settings.silence
         self._timeout = (min(CONNECT, settings.silence), settings.silence)
         logging.getLogger("urllib3.connectionpool").addFilter(without_secrets)
         self._http = requests.Session()
@@ -213,9 +216,13 @@ class Transport:
         return read_refusal(answer.status_code, self._body(answer, doing))
 
     def _body(self, answer: Any, doing: str) -> bytes:
+        return self.read(answer, ANSWER_LIMIT, doing, unpacked=True)
+
+    def read(self, answer: Any, size: int, doing: str, *, unpacked: bool) -> bytes:
+        """Return the next `size` bytes of an answer's body, fewer at its end. Raises Transient if they do not come."""
+        read1 = partial(answer.raw.read1, decode_content=unpacked)
         with self.told(doing):
-            data: bytes = answer.raw.read(ANSWER_LIMIT, decode_content=True)
-            return data
+            return read_up_to(read1, size, self._silence, doing)
 
     def resource(self, answer: Any, doing: str) -> dict[str, Any]:
         """Return the JSON of an answer. Raises Transient for what is none."""
