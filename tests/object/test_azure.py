@@ -184,7 +184,7 @@ def test_what_leads_nowhere_is_said(environment: dict[str, str], said: str, monk
 
 def test_a_key_that_is_none_is_said(container: Container, monkeypatch: pytest.MonkeyPatch) -> None:
     for key, said in (
-        ("SECRET", "the account's key is none"),
+        ("SECRET", "the account's key is not in base64"),
         (KEY.replace("E", "F"), "AuthorizationFailure|AuthenticationFailed"),
     ):
         monkeypatch.setenv("AZURE_STORAGE_KEY", key)

@@ -112,7 +112,7 @@ def broken(error: Exception, doing: str) -> StatepipeError:
 
     causes = list(_causes(error))
     if type(error).__name__ == "AzureSigningError":
-        return StatepipeError(f"cannot {doing}: the account's key is none", hint=_CHECK)
+        return StatepipeError(f"cannot {doing}: the account's key is not in base64", hint=_CHECK)
     if isinstance(error, ClientAuthenticationError):  # of azure-identity: its words are about logins, and no address
         words = str(error).strip().partition("\n")[0]
         return StatepipeError(f"cannot {doing}: there are no credentials for it: {words}", hint=CREDENTIALS)
