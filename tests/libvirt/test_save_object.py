@@ -7,6 +7,7 @@ import resource
 import signal
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import pytest
 
@@ -141,8 +142,12 @@ def test_killed_with_a_store_that_is_silent_then_the_domain_runs_on_and_it_is_to
     assert bucket.keys() == ["vm1.state"]
 
 
-def late_commit(is_made: threading.Event) -> Plan:
-    """The object is made, and nobody is told."""
+@contextmanager
+def unanswered(
+    shared: Libvirt, domain: Domain, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> Iterator[Save]:
+    """A save whose object is made, and which is not told so: when it begins to remove it, it is struck."""
+    is_made = threading.Event()
 
     def plan(kind: str) -> str | None:
         if kind != COMPLETE:
@@ -150,22 +155,23 @@ def late_commit(is_made: threading.Event) -> Plan:
         is_made.set()
         return LATE
 
-    return plan
+    with faulty(bucket.store, plan) as endpoint:
+        monkeypatch.setitem(shared.environment, "AWS_ENDPOINT_URL_S3", endpoint)
+        save = saving(bucket, shared, domain, strike=(number, "before ObjectSink.__exit__"))
+        assert is_made.wait(PATIENCE), save.process.poll()
+        yield save
+    assert f"the domain {domain.name} runs on" in save.stderr
+    assert_runs_on(save, bucket)
 
 
 def test_killed_before_it_has_removed_what_an_unanswered_commit_made_the_guardian_does(
     shared: Libvirt, domain: Domain, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """libvirt was refused by then, and the guardian is still there for the object."""
-    is_made = threading.Event()
-    with faulty(bucket.store, late_commit(is_made)) as endpoint:
-        monkeypatch.setitem(shared.environment, "AWS_ENDPOINT_URL_S3", endpoint)
-        save = saving(bucket, shared, domain, strike=(signal.SIGKILL, "before ObjectSink.__exit__"))
-        assert is_made.wait(PATIENCE), save.process.poll()
-        save.process.terminate()  # it waits for the answer, which does not come
+    with unanswered(shared, domain, bucket, monkeypatch, signal.SIGKILL) as save:
+        save.process.terminate()
         assert save.end() == -signal.SIGKILL, save.stderr
-    assert f"ended unexpectedly: there is no object, and the domain {domain.name} runs on" in save.stderr
-    assert_runs_on(save, bucket)
+    assert "ended unexpectedly: there is no object" in save.stderr
 
 
 @pytest.mark.faults
@@ -173,11 +179,7 @@ def test_the_guardian_ends_no_guest_whose_object_is_being_removed(
     shared: Libvirt, domain: Domain, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The save has no descriptor left to refuse libvirt with, so the guardian answers; the object is removed."""
-    is_made = threading.Event()
-    with faulty(bucket.store, late_commit(is_made)) as endpoint:
-        monkeypatch.setitem(shared.environment, "AWS_ENDPOINT_URL_S3", endpoint)
-        save = saving(bucket, shared, domain, strike=(signal.SIGSTOP, "before ObjectSink.__exit__"))
-        assert is_made.wait(PATIENCE), save.process.poll()
+    with unanswered(shared, domain, bucket, monkeypatch, signal.SIGSTOP) as save:
         before = resource.prlimit(save.process.pid, resource.RLIMIT_NOFILE)
         resource.prlimit(save.process.pid, resource.RLIMIT_NOFILE, (3, before[1]))
         save.process.terminate()
@@ -186,5 +188,3 @@ def test_the_guardian_ends_no_guest_whose_object_is_being_removed(
         assert "after Guardian.note over" not in save.steps()  # the guardian waits
         save.go()
         assert save.end() == 128 + signal.SIGTERM, save.stderr
-    assert f"the domain {domain.name} runs on" in save.stderr
-    assert_runs_on(save, bucket)
