@@ -12,7 +12,7 @@ from random import Random
 import pytest
 
 from tests import warm
-from tests.object.faulty import COMPLETE, PART, always
+from tests.object.faulty import COMPLETE, LOST, PART, always, once
 from tests.object.stores import DATA, Bucket
 from tests.object.test_faults import at_random, demand_truth, put
 
@@ -40,6 +40,13 @@ def test_resume_goes_on_with_what_was_left(drop: Bucket, file: Path) -> None:
     done = put(drop, always(PART, "quota"), file, "--resume")  # none is to be sent again
     assert done.returncode == 0, done.stderr
     assert "begins anew" not in done.stderr
+    assert drop.get("key") == DATA
+
+
+def test_a_part_that_was_sent_twice_does_no_harm(drop: Bucket, file: Path) -> None:
+    """This store keeps both, and lists both."""
+    done = put(drop, once(PART, LOST), file)
+    assert done.returncode == 0, done.stderr
     assert drop.get("key") == DATA
 
 

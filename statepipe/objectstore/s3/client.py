@@ -146,9 +146,11 @@ class S3Store:
         return part
 
     def parts(self, upload: Upload) -> Iterator[Part]:
-        """Yield the parts that the store has, by their numbers. Raises UploadGone, StatepipeError."""
+        """Yield the parts that the store has, by their numbers. Raises UploadGone, StatepipeError.
+
+        SeaweedFS keeps and lists a part as often as it was sent: again, if an answer was lost.
+        """
         after = 0
-        known, count = set[int](), 0
         while True:
             with self._told(f"list the parts of {upload.address}", "s3:ListMultipartUploadParts"):
                 listed = self._client.list_parts(
@@ -159,15 +161,14 @@ class S3Store:
                     MaxParts=_LISTED,
                 )
                 found = [part_in(each) for each in listed.get("Parts", ())]
-                known.update(numbers := {part.number for part in found})
-                if len(numbers) < len(found) or len(known) < count + len(found):
-                    raise Unfit("lists a part twice, or a list that does not go on")
-                count += len(found)
                 is_last = not listed["IsTruncated"] or not found
+                numbers = [part.number for part in found] or [after]
+                if min(numbers) < after or (max(numbers) == after and not is_last):
+                    raise Unfit("lists its parts again, in a list that does not go on")
             yield from found
             if is_last:
                 return
-            after = max(part.number for part in found)
+            after = max(numbers)
 
     def complete(
         self, upload: Upload, parts: Sequence[Part], notes: Mapping[str, str], *, overwrite: bool
