@@ -331,7 +331,8 @@ class ObjectSink:
                     return False
         except StatepipeError as error:
             what = f"it is not known whether {self.name} is there: {error}"
-            raise PeerError(what, hint="look for it once the store answers: if it is there, it is whole") from error
+            hint = "look for it once the store answers: it is whole if it is there, but if its guest runs on, remove it"
+            raise PeerError(what, hint=hint) from error
         finally:
             self._store = store
         return True

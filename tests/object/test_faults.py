@@ -144,6 +144,7 @@ def test_what_nobody_can_know_is_said(bucket: Bucket, file: Path) -> None:
     done = put(bucket, plan, file, retry=1)
     assert done.returncode == 5
     assert "it is not known whether" in done.stderr
+    assert "but if its guest runs on, remove it" in done.stderr
     assert bucket.get("key") == DATA
 
 
