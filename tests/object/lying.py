@@ -19,8 +19,9 @@ class Request:
         self._connection.sendall(data)
 
     def answer(self, status: int, body: bytes = b"", *lines: str, length: int | None = None) -> None:
-        """Send an answer, with these lines in its head."""
-        head = [f"HTTP/1.1 {status} X", f"Content-Length: {len(body) if length is None else length}", *lines, "", ""]
+        """Send an answer, with these lines in its head. No other request comes on this connection."""
+        size = len(body) if length is None else length
+        head = [f"HTTP/1.1 {status} X", f"Content-Length: {size}", "Connection: close", *lines, "", ""]
         self.send("\r\n".join(head).encode("latin-1") + (b"" if self.head.startswith(b"HEAD") else body))
 
     def for_ever(self, piece: bytes, pause: float = 0) -> None:
