@@ -302,6 +302,7 @@ def test_a_session_needs_no_token(guarded: GoogleStore, gs: GoogleBucket) -> Non
     ("name", "value", "words"),
     [
         ("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere/key.json", "GOOGLE_APPLICATION_CREDENTIALS"),
+        ("GOOGLE_APPLICATION_CREDENTIALS", __file__, f"File {__file__} is not a valid json file"),
         ("STORAGE_EMULATOR_HOST", "http://user@host", "is not the URL of a store"),
     ],
 )

@@ -124,8 +124,9 @@ def broken(error: Exception, doing: str, libraries: Any) -> StatepipeError:
     requests, urllib3, auth = libraries.requests, libraries.urllib3, libraries.auth
     if isinstance(error, (requests.SSLError, urllib3.SSLError)):
         return StatepipeError(said, hint="name the authority of its certificate with REQUESTS_CA_BUNDLE")
-    if isinstance(error, auth.DefaultCredentialsError):
-        return StatepipeError(said, hint=_CREDENTIALS)
+    if isinstance(error, auth.DefaultCredentialsError):  # its own words name the file, and the cause a wrong byte
+        words = shown(str(error.args[0])) if error.args else type(error).__name__
+        return StatepipeError(f"cannot {doing}: {words}", hint=_CREDENTIALS)
     if isinstance(error, auth.TransportError) or getattr(error, "retryable", False):
         return Transient(said, hint=NETWORK)
     if isinstance(error, auth.GoogleAuthError):
