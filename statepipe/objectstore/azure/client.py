@@ -56,7 +56,7 @@ LONGEST_ETAG = 2048
 PIECE = 64 << 10
 """Bytes of a block that are sent at once: each must go within settings.CONNECT."""
 
-LEFT = "what was sent of it is kept by the store, unseen, and goes after a week, or when the object is made"
+LEFT = "what was sent of it is kept by the store, unseen, and goes a week after the last of it came"
 
 _NOTE = "x-ms-meta-"
 
